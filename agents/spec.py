@@ -1,0 +1,115 @@
+"""What an agent is: a kind, instructions, and tools. The four built-in specialists and a user's own are made the same way.
+
+    from pydantic import BaseModel
+    from crewlog.agents import AgentSpec, ToolContext, ToolOutput, ToolSpec
+
+    class Shout(BaseModel):
+        text: str
+
+    async def shout(context: ToolContext, args: Shout) -> ToolOutput:
+        return ToolOutput(args.text.upper())
+
+    AGENT = AgentSpec(kind="shouter", description="Writes text in capitals.", instructions="Use shout on the text you are given.",
+                      tools=(ToolSpec("shout", "Return the text in capitals.", Shout, shout, effect="read"),))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from crewlog.events.artifacts import ArtifactStore
+from crewlog.schemas.blocks import ToolDef
+from crewlog.schemas.task import AgentTask
+from crewlog.schemas.task_events import Effect
+from crewlog.schemas.values import ArtifactRef, Outcome, Trust
+
+
+@dataclass(frozen=True, slots=True)
+class ToolContext:
+    """What a tool may use besides its arguments."""
+
+    task: AgentTask
+    call_id: str
+    idempotency_key: str
+    """The same for every try of this call: pass it on to whatever can refuse a second time."""
+    artifacts: ArtifactStore
+    workspace: Path
+    """A folder of this task on this machine. It may be empty again after a crash: rebuild from artifacts."""
+    earlier_artifacts: tuple[ArtifactRef, ...] = ()
+    """Artifacts that earlier tool calls of this task made, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolOutput:
+    """What a tool returns. `content` goes to the model; `artifacts` are files it made; `outcome` ends the task."""
+
+    content: str
+    artifacts: tuple[ArtifactRef, ...] = ()
+    outcome: Outcome | None = None
+
+
+class ToolFailed(Exception):
+    """Raise inside a tool to tell the model what went wrong in words it can act on. Not a crash: it is recorded as an error result."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """One tool: what the model sees, what runs, and what it does to the world.
+
+    Defaults are the cautious ones: an effect nobody described cannot be repeated, and what came from outside is not trusted.
+    """
+
+    name: str
+    description: str
+    args: type[BaseModel]
+    run: Callable[[ToolContext, Any], Awaitable[ToolOutput]]
+    effect: Effect = "irreversible"
+    trust: Trust = "untrusted"
+    """Trust label of its results."""
+    needs_approval: bool = False
+    """A person must agree to each call, unless the run was submitted with `auto_approve`."""
+    timeout_s: float = 60.0
+    version: str = "1"
+    ends_task: bool = False
+    """Its output carries the outcome and the task is over."""
+    calls_max: int | None = None
+    """Most calls in one task."""
+
+    def definition(self) -> ToolDef:
+        """Return the tool as the model sees it."""
+        schema = self.args.model_json_schema()
+        schema.pop("title", None)
+        schema.pop("description", None)
+        return ToolDef(self.name, self.description, schema)
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """A module that must be importable, and the extra that brings it."""
+
+    module: str
+    extra: str
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSpec:
+    """A kind of agent."""
+
+    kind: str
+    description: str
+    """One sentence for the planner: what this kind is good for."""
+    instructions: str
+    """System text for the model."""
+    tools: tuple[ToolSpec, ...] | Callable[[AgentTask], tuple[ToolSpec, ...]] = ()
+    """The tools, or a function that picks those a task needs."""
+    requires: tuple[Requirement, ...] = field(default=())
+    version: str = "1"
+
+    def tools_for(self, task: AgentTask) -> tuple[ToolSpec, ...]:
+        """Return the tools this task gets."""
+        return self.tools(task) if callable(self.tools) else self.tools

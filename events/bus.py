@@ -1,0 +1,98 @@
+"""The bus's port: transport, backlog and wake-up. Never the truth: whatever is pending can be published again from the log."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple, Protocol
+
+
+class Message(NamedTuple):
+    """A core message. `reply` is the subject an answer goes to, empty when none is wanted."""
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str]
+    reply: str = ""
+
+
+class Delivery(Protocol):
+    """One delivery of a queued message. Exactly one of `ack`, `nak`, `term` ends it; until then `in_progress` keeps it."""
+
+    @property
+    def subject(self) -> str: ...
+    @property
+    def data(self) -> bytes: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    @property
+    def deliveries(self) -> int:
+        """How often this message has been handed out, this time included."""
+
+    @property
+    def sequence(self) -> int:
+        """Number of the message in its JetStream stream."""
+
+    async def ack(self) -> None: ...
+    async def nak(self, delay_s: float = 0.0) -> None: ...
+    async def term(self, reason: str) -> None: ...
+    async def in_progress(self) -> None: ...
+
+
+Handler = Callable[[Message], Awaitable[None]]
+DeliveryHandler = Callable[[Delivery], Awaitable[None]]
+
+
+class Subscription(Protocol):
+    """A running core subscription."""
+
+    async def stop(self) -> None: ...
+
+
+class Consuming(Protocol):
+    """A running pull loop: it hands out at most `slots` deliveries at a time and keeps each alive until its handler returns."""
+
+    async def stop(self, *, grace_s: float) -> None:
+        """Stop fetching, let running handlers finish within `grace_s`, hand the rest back, and return."""
+
+
+class Bus(Protocol):
+    """Core messages, queues and requests. Reconnects by itself; `publish` while disconnected is buffered or lost, never an error."""
+
+    async def publish(self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None) -> None:
+        """Send a hint or a telemetry message; nobody confirms it."""
+
+    async def flush(self) -> None:
+        """Wait until what was published has left this process."""
+
+    async def enqueue(self, subject: str, data: bytes, *, message_id: str, headers: Mapping[str, str] | None = None) -> int:
+        """Publish into a JetStream stream and wait for its confirmation; returns the sequence.
+
+        Raises:
+            Unavailable: no confirmation in time. It may be stored all the same; send it again with the same id.
+            LimitExceeded: the stream is full or the message is too large.
+        """
+
+    async def request(self, subject: str, data: bytes, *, timeout_s: float, headers: Mapping[str, str] | None = None) -> Message:
+        """Ask and wait for one answer.
+
+        Raises:
+            Unavailable: nobody listens on the subject, or no answer in time.
+        """
+
+    async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
+        """Hand every message on a core subject to `handler`, each in a task of its own."""
+
+    async def consume(self, stream: str, consumers: Mapping[str, int], handler: DeliveryHandler, *, slots: int) -> Consuming:
+        """Pull from durable consumers of one JetStream stream and hand deliveries to `handler`, at most `slots` at a time.
+
+        Args:
+            consumers: consumer name -> priority (smaller is served first).
+        """
+
+    async def backlog(self, stream: str, consumer: str) -> int:
+        """Return how many messages wait or are being worked on: the lag an autoscaler reads."""
+
+    async def ensure_kind(self, kind: str) -> None:
+        """Create the work consumers of an agent kind, one per lane. Idempotent; the orchestrator's duty."""
+
+    async def close(self) -> None: ...

@@ -1,0 +1,142 @@
+"""The log's port: one small protocol that the memory, Postgres and any other implementation obey, held to by one contract suite.
+
+Versions count the events of a stream: the first event is version 1, a stream nobody wrote to is at version 0.
+Positions order all events of all streams; they rise, with gaps. A reader of the whole log never passes a late commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple, Protocol
+from uuid import UUID
+
+import msgspec
+
+from crewlog.schemas.codec import Event, Unknown, decode
+from crewlog.schemas.ids import Hash, RunId, Stream, TaskId
+
+NO_STREAM: Final = 0
+"""Expected version of a stream that must not exist yet."""
+ANY: Final = -1
+"""No expected version: append behind whatever is there."""
+
+EVENTS_PER_APPEND_MAX: Final = 1_000
+STREAMS_PER_APPEND_MAX: Final = 128
+EVENT_BYTES_MAX: Final = 256 * 1024
+
+
+class Write(NamedTuple):
+    """Events for one stream. `kind` is the agent kind a task stream is opened for; it stays with the stream."""
+
+    stream: Stream
+    events: Sequence[Event]
+    expected: int = ANY
+    kind: str | None = None
+
+
+class AppendRequest(NamedTuple):
+    """One atomic append to one or more streams: all of it is written, or none.
+
+    `event_ids` has one id per event, in the order of the writes. They are made once, before the first try: the same request
+    sent again is answered with the original versions and positions instead of being written twice.
+    """
+
+    writes: Sequence[Write]
+    event_ids: Sequence[UUID]
+    occurred_us: int
+    run_id: RunId | None = None
+    task_id: TaskId | None = None
+    causation_id: UUID | None = None
+    trace_id: UUID | None = None
+
+
+class Appended(NamedTuple):
+    """Where the events are, one entry per event. `duplicate`: they had been there before.
+
+    Go on with these versions, never with `expected + n`: a duplicate answers with the original ones.
+    """
+
+    versions: Sequence[int]
+    positions: Sequence[int]
+    duplicate: bool = False
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """One event as the log holds it."""
+
+    position: int
+    stream: Stream
+    version: int
+    event_id: UUID
+    type: str
+    schema_version: int
+    data: bytes
+    """The JSON as written, byte for byte."""
+    occurred_us: int
+    run_id: RunId | None = None
+    task_id: TaskId | None = None
+    causation_id: UUID | None = None
+    trace_id: UUID | None = None
+    actor: str = ""
+    """Which process says it wrote this, as `<role>@<worker>`."""
+    writer: str = ""
+    """Which database login wrote this; the database itself fills it in."""
+
+    def event(self) -> Event | Unknown:
+        """Decode the data."""
+        return decode(self.type, self.schema_version, self.data)
+
+
+class Page(NamedTuple):
+    """A stretch of the whole log in position order, and the position up to which nothing can appear any more."""
+
+    events: Sequence[Recorded]
+    high_water: int
+
+
+class EventStore(Protocol):
+    """The log. All methods raise `Unavailable` when the server stays away longer than the call may wait."""
+
+    async def append(self, request: AppendRequest) -> Appended:
+        """Append atomically and durably.
+
+        Raises:
+            ConflictError: a stream is not at its expected version, or is closed (it has its terminal event).
+            NotAuthorised: this login may not write such an event to such a stream.
+            ContractError: the request is malformed, or some but not all of its event ids are known already.
+        """
+
+    async def read_streams(self, after: Mapping[Stream, int], *, types: frozenset[str] | None = None) -> Sequence[Recorded]:
+        """Read several streams at once, each from behind the given version, in position order.
+
+        Args:
+            after: stream -> last version the caller knows (0 for all).
+            types: only events of these types; None for all.
+        """
+
+    async def read_run(self, run_id: RunId) -> Sequence[Recorded]:
+        """Read all streams of a run in position order."""
+
+    async def read_all(self, after: int, limit: int) -> Page:
+        """Read the whole log behind position `after`: at most `limit` events, never past a gap that may still fill."""
+
+    async def open_runs(self, *, after: RunId | None, limit: int) -> Sequence[RunId]:
+        """List runs without a terminal event in id order, behind `after`."""
+
+    async def put_blobs(self, blobs: Sequence[bytes]) -> Sequence[Hash]:
+        """Store blobs under the sha-256 of their bytes; what is there already is left alone. Write them before the event."""
+
+    async def get_blobs(self, hashes: Sequence[Hash]) -> Mapping[Hash, bytes]:
+        """Fetch blobs; what does not exist is missing from the answer."""
+
+    async def set_timers(self, due: Mapping[RunId, int | None]) -> None:
+        """Set when the orchestrator must look at a run again, in microseconds since 1970; None removes the timer.
+
+        Timers are derived from the log: losing one only delays until the sweep finds the run.
+        """
+
+    async def take_due(self, now_us: int, limit: int) -> Sequence[RunId]:
+        """Take runs whose timer is due, each by one caller only, and remove their timers."""
+
+    async def close(self) -> None:
+        """Write what is queued, then let go of the connections. Safe to call twice."""

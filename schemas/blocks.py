@@ -1,0 +1,88 @@
+"""The neutral conversation: what every provider adapter translates from and to.
+
+A request is a value; its canonical bytes are hashed into the log, and a replay must rebuild them byte for byte.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from crewlog.schemas.ids import Hash
+from crewlog.schemas.payload import content_hash
+from crewlog.schemas.usage import Usage
+
+
+class Text(msgspec.Struct, frozen=True, tag="text"):
+    """Plain text by the user or the model."""
+
+    text: str
+
+
+class ToolUse(msgspec.Struct, frozen=True, tag="tool_use"):
+    """The model asks for one tool call. `arguments` is the JSON text as the model wrote it: it may be invalid."""
+
+    call_id: str
+    name: str
+    arguments: str
+
+
+class ToolResult(msgspec.Struct, frozen=True, tag="tool_result"):
+    """What came back from one tool call, or why there is nothing."""
+
+    call_id: str
+    name: str
+    content: str
+    is_error: bool = False
+
+
+Block = Text | ToolUse | ToolResult
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One turn of the conversation. Tool results travel in user messages."""
+
+    role: Literal["user", "assistant"]
+    content: tuple[Block, ...]
+
+
+class ToolDef(msgspec.Struct, frozen=True):
+    """A tool as the model sees it. `parameters` is a JSON Schema of an object."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+
+
+class ModelRequest(msgspec.Struct, frozen=True):
+    """Everything a model sees in one call."""
+
+    model: str
+    system: str
+    tools: tuple[ToolDef, ...]
+    messages: tuple[Message, ...]
+    max_tokens: int
+
+    def canonical(self) -> bytes:
+        """Return the bytes whose hash names this request: JSON with sorted keys."""
+        return msgspec.json.encode(self, order="deterministic")
+
+    def request_hash(self) -> Hash:
+        """Return the hash that `ModelCallStarted` records and a replay compares."""
+        return content_hash(self.canonical())
+
+
+StopReason = Literal["end_turn", "tool_use", "max_tokens", "refusal"]
+
+
+class ModelReply(msgspec.Struct, frozen=True):
+    """A model's answer: text and tool calls in order, why it stopped, and what was used."""
+
+    content: tuple[Text | ToolUse, ...]
+    stop: StopReason
+    usage: Usage
+    model: str
+    """The model that really answered, as the provider names it."""
+    raw: bytes = b""
+    """The provider's own response body, for audits; empty for the offline provider."""

@@ -1,0 +1,79 @@
+"""Encode and decode stored events.
+
+A stored event is `(type, schema_version, json)`. The type column picks the class; an older schema version passes through its
+upcasters first, each a function from one version's fields to the next one's. A type nobody knows is kept as `Unknown`, never guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import msgspec
+
+from crewlog.schemas.errors import ContractError
+from crewlog.schemas.run_events import RUN_EVENTS, RunEvent
+from crewlog.schemas.system_events import SYSTEM_EVENTS, SystemEvent
+from crewlog.schemas.task_events import TASK_EVENTS, TaskEvent
+
+Event = RunEvent | TaskEvent | SystemEvent
+Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
+
+EVENT_TYPES: Final[Mapping[str, type[Event]]] = {cls.__name__: cls for cls in (*RUN_EVENTS, *TASK_EVENTS, *SYSTEM_EVENTS)}
+
+UPCASTERS: Final[dict[tuple[str, int], Upcaster]] = {}
+"""`(type, from_version)` -> function. Chains must be complete: `check_upcasters` is run by a test."""
+
+
+class Unknown(msgspec.Struct, frozen=True):
+    """An event of a type or version this program does not know: shown, counted, never folded."""
+
+    type: str
+    schema_version: int
+    data: bytes
+
+
+_encoder: Final = msgspec.json.Encoder()
+_decoders: Final[dict[str, msgspec.json.Decoder[Any]]] = {name: msgspec.json.Decoder(cls) for name, cls in EVENT_TYPES.items()}
+
+
+def encode(event: Event) -> bytes:
+    """Return the JSON stored in the log's `data` column."""
+    return _encoder.encode(event)
+
+
+def type_name(event: Event) -> str:
+    """Return what the log's `type` column holds for this event."""
+    return type(event).__name__
+
+
+def decode(type_: str, schema_version: int, data: bytes, *, upcasters: Mapping[tuple[str, int], Upcaster] = UPCASTERS) -> Event | Unknown:
+    """Decode one stored event.
+
+    Raises:
+        ContractError: the JSON does not fit the type it is stored under.
+    """
+    cls = EVENT_TYPES.get(type_)
+    if cls is None or schema_version > cls.schema_version:
+        return Unknown(type_, schema_version, data)
+    try:
+        if schema_version == cls.schema_version:
+            event: Event = _decoders[type_].decode(data)
+            return event
+        fields = msgspec.json.decode(data)
+        for version in range(schema_version, cls.schema_version):
+            fields = upcasters[type_, version](fields)
+        return msgspec.convert(fields, cls)
+    except (msgspec.MsgspecError, KeyError) as error:
+        raise ContractError(f"stored event {type_} v{schema_version} does not decode: {error}") from error
+
+
+def check_upcasters(upcasters: Mapping[tuple[str, int], Upcaster] = UPCASTERS) -> None:
+    """Check that every older version of every type can be lifted to the current one.
+
+    Raises:
+        ContractError: naming the missing or surplus step.
+    """
+    wanted = {(name, version) for name, cls in EVENT_TYPES.items() for version in range(1, cls.schema_version)}
+    if wanted != set(upcasters):
+        raise ContractError(f"upcasters do not fit the event types: missing {sorted(wanted - set(upcasters))}, surplus {sorted(set(upcasters) - wanted)}")

@@ -1,0 +1,65 @@
+"""Identifiers and stream names.
+
+Every identifier is a `NewType` over `uuid.UUID`, so a task id cannot be passed where a run id is meant. Stream names are
+`<category>/<id>`; the category decides who may write to the stream (see the grants in the log's migrations).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NewType
+from uuid import UUID, uuid5
+
+RunId = NewType("RunId", UUID)
+TaskId = NewType("TaskId", UUID)
+EventId = NewType("EventId", UUID)
+ApprovalId = NewType("ApprovalId", UUID)
+
+Stream = NewType("Stream", str)
+Hash = NewType("Hash", str)
+"""sha-256 of the uncompressed bytes, 64 lower-case hex digits."""
+
+TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+"""What a tenant, kind, user or worker name may be: it becomes part of a NATS subject, so no dots, blanks or wildcards."""
+
+_NAMESPACE: Final = UUID("6f0f6d0e-6a52-5d0c-9d5f-6d1f2a1c7b11")
+
+
+def run_stream(run_id: RunId) -> Stream:
+    """Name the stream that the orchestrator writes for one run."""
+    return Stream(f"run/{run_id}")
+
+
+def task_stream(task_id: TaskId) -> Stream:
+    """Name the stream that the agent holding one task writes."""
+    return Stream(f"task/{task_id}")
+
+
+def document_stream(content: Hash) -> Stream:
+    """Name the stream of one ingested document; the same bytes are the same document."""
+    return Stream(f"doc/{content}")
+
+
+def agent_stream(kind: str) -> Stream:
+    """Name the stream of registrations of one agent kind."""
+    return Stream(f"agent/{kind}")
+
+
+def category(stream: str) -> str:
+    """Return what stands before the first slash of a stream name."""
+    return stream.split("/", 1)[0]
+
+
+def derived_task_id(run_id: RunId, *, key: str, revision: int) -> TaskId:
+    """Derive the task id of one plan step, so that deciding twice about the same run names the same task."""
+    return TaskId(uuid5(_NAMESPACE, f"{run_id}/{key}/{revision}"))
+
+
+def derived_approval_id(task_id: TaskId, *, call_id: str) -> ApprovalId:
+    """Derive the approval id of one tool call: asking again after a crash asks for the same approval."""
+    return ApprovalId(uuid5(_NAMESPACE, f"{task_id}/approval/{call_id}"))
+
+
+def idempotency_key(run_id: RunId, task_id: TaskId, call_id: str) -> str:
+    """Derive the key under which an effect may happen once. It never contains the attempt or the worker."""
+    return uuid5(_NAMESPACE, f"{run_id}/{task_id}/effect/{call_id}").hex

@@ -1,0 +1,41 @@
+"""A piece of text inside an event: inline while it is small, a reference to a content-addressed blob when it is not.
+
+Events stay small enough to be read with SQL, history grows linearly, and a replay gets the exact bytes back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Final
+
+import msgspec
+
+from crewlog.schemas.ids import Hash
+from crewlog.schemas.text import clean
+
+INLINE_BYTES_MAX: Final = 4096
+
+
+class Payload(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Text of `size` UTF-8 bytes: exactly one of `inline` and `ref` is set."""
+
+    size: int
+    inline: str | None = None
+    ref: Hash | None = None
+
+
+EMPTY: Final = Payload(0, inline="")
+
+
+def content_hash(data: bytes) -> Hash:
+    """Return the sha-256 of `data` as lower-case hex."""
+    return Hash(hashlib.sha256(data).hexdigest())
+
+
+def pack(text: str) -> tuple[Payload, bytes | None]:
+    """Turn text into a payload, and the blob that must be stored before the event when it is too large to be inline."""
+    text = clean(text)
+    data = text.encode()
+    if len(data) <= INLINE_BYTES_MAX:
+        return Payload(len(data), inline=text), None
+    return Payload(len(data), ref=content_hash(data)), data

@@ -1,0 +1,151 @@
+"""Facts of a run, in its stream `run/<run_id>`. The orchestrator alone writes them.
+
+The run stream is self-contained: whatever the orchestrator learns from a task stream it records here (`TaskReviewed`,
+`TaskRetryScheduled`, `TaskSuspended`) together with what it decided, so folding this one stream rebuilds the run.
+Times are microseconds since 1970 (`…_us`).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import msgspec
+
+from crewlog.schemas.ids import ApprovalId, RunId, TaskId
+from crewlog.schemas.payload import Payload
+from crewlog.schemas.usage import Usage
+from crewlog.schemas.values import ArtifactRef, Citation, Failure, Issue, Outcome
+
+
+class RunEvent(msgspec.Struct, frozen=True):
+    """Base of all run events; carries the schema version of its subclass."""
+
+    schema_version: ClassVar[int] = 1
+
+
+class RunSubmitted(RunEvent):
+    """A task was accepted: `task` is the validated AgentTask as JSON."""
+
+    run_id: RunId
+    tenant: str
+    user: str
+    goal: str
+    task: msgspec.Raw
+    source: Literal["subject", "api"]
+
+
+class Step(msgspec.Struct, frozen=True):
+    """A plan step as recorded. `constraints` is the JSON of `Constraints`."""
+
+    key: str
+    type: str
+    objective: str
+    depends_on: tuple[str, ...]
+    constraints: msgspec.Raw
+    attachments: tuple[str, ...] | None = None
+    timeout_seconds: int | None = None
+
+
+class RunPlanned(RunEvent):
+    """The plan is fixed. A later one (`revision` > 0) replaces the steps that are not finished."""
+
+    steps: tuple[Step, ...]
+    origin: Literal["given", "planner", "single"]
+    revision: int = 0
+    note: str = ""
+
+
+class TaskDispatched(RunEvent):
+    """A task may be worked on from now on: it is on its way to `work.<kind>.<lane>`."""
+
+    task_id: TaskId
+    key: str
+    kind: str
+    attempt: int
+    revision: int
+    deadline_us: int
+
+
+class TaskRetryScheduled(RunEvent):
+    """An attempt failed in a way worth retrying; attempt `attempt` is due at `due_us`."""
+
+    task_id: TaskId
+    key: str
+    attempt: int
+    due_us: int
+    error: Failure
+
+
+class TaskSuspended(RunEvent):
+    """A task waits for a person and holds no process meanwhile."""
+
+    task_id: TaskId
+    key: str
+    approval_id: ApprovalId
+    tool: str
+    expires_us: int
+
+
+class TaskResumed(RunEvent):
+    """The approval was decided; the task is dispatched again."""
+
+    task_id: TaskId
+    key: str
+    approval_id: ApprovalId
+    decision: Literal["approved", "denied", "expired"]
+    actor: str
+
+
+class TaskReviewed(RunEvent):
+    """A task ended and was judged. `revise` sends the work back with the issues, `flagged` accepts it although issues remain."""
+
+    task_id: TaskId
+    key: str
+    verdict: Literal["accepted", "revise", "flagged", "failed"]
+    issues: tuple[Issue, ...] = ()
+    outcome: Outcome | None = None
+    error: Failure | None = None
+    usage: Usage = Usage()
+    cost_micro_usd: int = 0
+
+
+class RunCompleted(RunEvent):
+    """The run has its answer. `flags` names open points: steps that failed or were accepted with issues, simulated models."""
+
+    answer: Payload
+    artifacts: tuple[ArtifactRef, ...] = ()
+    citations: tuple[Citation, ...] = ()
+    flags: tuple[str, ...] = ()
+    usage: Usage = Usage()
+    cost_micro_usd: int = 0
+
+
+class RunFailed(RunEvent):
+    """The run ended without an answer; `partial` holds what was finished."""
+
+    error: Failure
+    partial: Payload
+    artifacts: tuple[ArtifactRef, ...] = ()
+    usage: Usage = Usage()
+    cost_micro_usd: int = 0
+
+
+class RunCancelled(RunEvent):
+    """Somebody stopped the run."""
+
+    reason: str
+    actor: str
+
+
+RUN_EVENTS: tuple[type[RunEvent], ...] = (
+    RunSubmitted,
+    RunPlanned,
+    TaskDispatched,
+    TaskRetryScheduled,
+    TaskSuspended,
+    TaskResumed,
+    TaskReviewed,
+    RunCompleted,
+    RunFailed,
+    RunCancelled,
+)

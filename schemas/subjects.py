@@ -1,0 +1,95 @@
+"""NATS subjects: the one place that spells them.
+
+    tasks.<tenant>.<type>            anybody publishes an AgentTask                         JetStream TASKS
+    api.<tenant>.<noun>.<verb>       request-reply with the orchestrator                    core
+    work.<kind>.<lane>               orchestrator -> agents                                 JetStream WORK
+    events.<tenant>.<run>.<type>     every fact, after its commit, relayed from the log     JetStream EVENTS
+    rejected.<tenant>.<type>         bad messages, kept                                     JetStream REJECTED
+    dlq.<kind>                       messages nobody could handle                           JetStream DLQ
+    wake.<run>                       "look at this run", by whoever appended                core, a hint
+    poke.log                         "the log has grown", to projector and relay            core, a hint
+    telemetry.<kind>.<worker>        heartbeats                                             core
+    control.worker.<worker>          questions to one worker                                core
+    control.<kind>                   commands to all workers of a kind                      core
+    supervisor.<verb>                commands to `crewlog up` (scale, down, status)         core
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from crewlog.schemas.errors import ContractError
+from crewlog.schemas.ids import TOKEN, RunId
+
+LANES: Final = ("high", "normal", "low")
+POKE: Final = "poke.log"
+
+
+def _token(what: str, value: str) -> str:
+    if not TOKEN.fullmatch(value):
+        raise ContractError(f"{what} {value!r} cannot be part of a subject; it must match [A-Za-z0-9_-]{{1,64}}")
+    return value
+
+
+def tasks(tenant: str, type_: str) -> str:
+    """Where to publish a task."""
+    return f"tasks.{_token('tenant', tenant)}.{_token('type', type_)}"
+
+
+def api(tenant: str, noun: str, verb: str) -> str:
+    """Where to send a request to the orchestrator."""
+    return f"api.{_token('tenant', tenant)}.{noun}.{verb}"
+
+
+def work(kind: str, lane: str) -> str:
+    """Where the orchestrator puts a dispatched task."""
+    return f"work.{_token('kind', kind)}.{_token('lane', lane)}"
+
+
+def events(tenant: str, run_id: RunId | str, type_: str) -> str:
+    """Where the relay publishes a fact."""
+    return f"events.{_token('tenant', tenant)}.{run_id}.{type_}"
+
+
+def rejected(tenant: str, type_: str) -> str:
+    """Where a bad message is kept; tokens that could not be part of a subject become `invalid`."""
+    return ".".join(["rejected", *(t if TOKEN.fullmatch(t) else "invalid" for t in (tenant, type_))])
+
+
+def dead_letter(kind: str) -> str:
+    """Where a message ends that no worker could handle."""
+    return f"dlq.{_token('kind', kind)}"
+
+
+def wake(run_id: RunId) -> str:
+    """How to wake the orchestrator for one run."""
+    return f"wake.{run_id}"
+
+
+def telemetry(kind: str, worker: str) -> str:
+    """Where a worker sends its heartbeats."""
+    return f"telemetry.{kind}.{worker}"
+
+
+def control_worker(worker: str) -> str:
+    """Where one worker can be asked what it holds."""
+    return f"control.worker.{worker}"
+
+
+class TaskSubject(NamedTuple):
+    """A parsed `tasks.<tenant>.<type>`."""
+
+    tenant: str
+    type: str
+
+
+def parse_tasks(subject: str) -> TaskSubject:
+    """Parse the subject a task was published to.
+
+    Raises:
+        ContractError: when it has not exactly three valid tokens.
+    """
+    parts = subject.split(".")
+    if len(parts) != 3 or parts[0] != "tasks" or not all(TOKEN.fullmatch(p) for p in parts[1:]):
+        raise ContractError(f"subject {subject!r} is not tasks.<tenant>.<type>")
+    return TaskSubject(parts[1], parts[2])

@@ -1,0 +1,62 @@
+"""Facts outside runs: agents that register (`agent/<kind>`) and documents that are ingested (`doc/<sha-256>`)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+from crewlog.schemas.ids import Hash
+from crewlog.schemas.task_events import Effect
+
+
+class SystemEvent(msgspec.Struct, frozen=True):
+    """Base of all system events; carries the schema version of its subclass."""
+
+    schema_version: ClassVar[int] = 1
+
+
+class ToolInfo(msgspec.Struct, frozen=True):
+    """One tool of a kind, for people and planners."""
+
+    name: str
+    description: str
+    effect: Effect
+    needs_approval: bool
+    version: str
+
+
+class AgentRegistered(SystemEvent):
+    """A worker of `kind` is up. `unavailable` is empty, or says what is missing and how to install it."""
+
+    kind: str
+    worker: str
+    description: str
+    version: str
+    slots: int
+    model: str
+    simulated: bool
+    tools: tuple[ToolInfo, ...]
+    unavailable: str = ""
+
+
+class AgentStopped(SystemEvent):
+    """A worker left in good order."""
+
+    kind: str
+    worker: str
+
+
+class DocumentIngested(SystemEvent):
+    """A document's text was extracted. `text` is the blob of its UTF-8 text, lines separated by LF; the index is a projection of it."""
+
+    content: Hash
+    name: str
+    media_type: str
+    size: int
+    text: Hash
+    lines: int
+    title: str
+
+
+SYSTEM_EVENTS: tuple[type[SystemEvent], ...] = (AgentRegistered, AgentStopped, DocumentIngested)

@@ -1,0 +1,198 @@
+"""Facts of one task, in its stream `task/<task_id>`.
+
+The agent that holds the task writes them; the orchestrator opens the stream, decides approvals and writes the failing ends.
+The stream's version is the fence: whoever lost the task gets a conflict at the next append.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import msgspec
+
+from crewlog.schemas.blocks import StopReason
+from crewlog.schemas.ids import ApprovalId, Hash
+from crewlog.schemas.payload import Payload
+from crewlog.schemas.usage import Price, Usage
+from crewlog.schemas.values import ArtifactRef, Failure, Outcome, Trust
+
+Effect = Literal["read", "idempotent", "compensable", "irreversible"]
+
+
+class TaskEvent(msgspec.Struct, frozen=True):
+    """Base of all task events; carries the schema version of its subclass."""
+
+    schema_version: ClassVar[int] = 1
+
+
+class TaskOpened(TaskEvent):
+    """By the orchestrator: the task exists. `task` is the AgentTask as sent to the agent, as JSON."""
+
+    kind: str
+    key: str
+    revision: int
+    task: msgspec.Raw
+
+
+class TaskStarted(TaskEvent):
+    """A worker took the task. `prompt` is the JSON of what the model will see first: system text, tools, opening message."""
+
+    worker: str
+    attempt: int
+    agent_version: str
+    model: str
+    provider: str
+    simulated: bool
+    prompt: Payload
+    taken_over_from: str = ""
+
+
+class ModelCallStarted(TaskEvent):
+    """A model is about to be asked. `request_hash` names the exact request; a replay rebuilds it and compares."""
+
+    call_id: str
+    turn: int
+    provider: str
+    model: str
+    request_hash: Hash
+    messages: int
+
+
+class ToolCall(msgspec.Struct, frozen=True):
+    """One tool call as the model asked for it; `arguments` is its JSON text, unchecked."""
+
+    call_id: str
+    tool: str
+    arguments: Payload
+
+
+class ModelCallFinished(TaskEvent):
+    """The model answered."""
+
+    call_id: str
+    turn: int
+    stop: StopReason
+    text: Payload
+    tool_calls: tuple[ToolCall, ...]
+    usage: Usage
+    price: Price
+    provider: str
+    model: str
+    simulated: bool
+    latency_ms: int
+    raw: Hash | None = None
+
+
+class ModelCallFailed(TaskEvent):
+    """One call to one provider failed; the price covers what was billed all the same."""
+
+    call_id: str
+    turn: int
+    provider: str
+    model: str
+    error: Failure
+    latency_ms: int
+    price: Price = Price(0, "offline")
+
+
+class ToolStarted(TaskEvent):
+    """Intent: this tool call was validated and authorised and is about to run. Durable before the effect."""
+
+    call_id: str
+    tool: str
+    tool_version: str
+    effect: Effect
+    idempotency_key: str
+    approval_id: ApprovalId | None = None
+
+
+class ToolFinished(TaskEvent):
+    """Outcome of a tool call. `refused` ran nothing (bad arguments, unknown tool, limit, denied approval);
+    `unknown` means a crash left an irreversible call without an outcome and nobody may blindly repeat it."""
+
+    call_id: str
+    tool: str
+    status: Literal["ok", "error", "refused", "unknown"]
+    result: Payload
+    latency_ms: int
+    trust: Trust = "trusted"
+    artifacts: tuple[ArtifactRef, ...] = ()
+    outcome: Outcome | None = None
+    """Set by a tool that ends the task: its result is the task's outcome."""
+
+
+class ApprovalRequested(TaskEvent):
+    """A person must decide before this call runs. `digest` binds the permit to tool, arguments, agent kind and run."""
+
+    approval_id: ApprovalId
+    call_id: str
+    tool: str
+    arguments: Payload
+    digest: Hash
+    reason: str
+    expires_us: int
+
+
+class ApprovalDecided(TaskEvent):
+    """By the orchestrator: a person (or the clock) decided. A permit is used up by the next `ToolStarted` of its call."""
+
+    approval_id: ApprovalId
+    call_id: str
+    digest: Hash
+    decision: Literal["approved", "denied", "expired"]
+    actor: str
+    note: str = ""
+
+
+class AttemptFailed(TaskEvent):
+    """This attempt is over; the orchestrator decides between another one and `TaskFailed`."""
+
+    attempt: int
+    error: Failure
+
+
+class TaskCompleted(TaskEvent):
+    """The one good end of a task."""
+
+    outcome: Outcome
+    usage: Usage
+    cost_micro_usd: int
+    turns: int
+    tool_calls: int
+    unpriced_calls: int = 0
+
+
+class TaskFailed(TaskEvent):
+    """By the orchestrator: no attempt is left, or the failure cannot be retried."""
+
+    error: Failure
+
+
+class TaskCancelled(TaskEvent):
+    """By the orchestrator: the run was stopped."""
+
+    reason: str
+    actor: str
+
+
+TASK_EVENTS: tuple[type[TaskEvent], ...] = (
+    TaskOpened,
+    TaskStarted,
+    ModelCallStarted,
+    ModelCallFinished,
+    ModelCallFailed,
+    ToolStarted,
+    ToolFinished,
+    ApprovalRequested,
+    ApprovalDecided,
+    AttemptFailed,
+    TaskCompleted,
+    TaskFailed,
+    TaskCancelled,
+)
+
+TERMINAL_TYPES: frozenset[str] = frozenset({"TaskCompleted", "TaskFailed", "TaskCancelled", "RunCompleted", "RunFailed", "RunCancelled"})
+"""The event that closes its stream: exactly one per run and per task, enforced by the log."""
+
+NOTICED_TYPES: frozenset[str] = frozenset({"TaskCompleted", "AttemptFailed", "ApprovalRequested"})
+"""What the orchestrator must react to in a task stream; whoever appends one of these wakes it."""

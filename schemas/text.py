@@ -1,0 +1,24 @@
+"""Text that Postgres, NATS and people can hold: no NUL, no lone surrogates, bounded."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_BAD: Final = re.compile("[\x00\ud800-\udfff]")
+
+
+def find_bad(text: str) -> int | None:
+    """Return the index of the first NUL or lone surrogate, or None."""
+    found = _BAD.search(text)
+    return found.start() if found else None
+
+
+def clean(text: str) -> str:
+    """Replace NUL and lone surrogates by U+FFFD, so that what a tool or model returned can be stored and read everywhere."""
+    return _BAD.sub("\ufffd", text) if _BAD.search(text) else text
+
+
+def shorten(text: str, limit: int) -> str:
+    """Cut to `limit` characters, ending in an ellipsis when something was cut."""
+    return text if len(text) <= limit else text[: max(limit - 1, 0)] + "…"
