@@ -35,9 +35,9 @@ def task_stream(task_id: TaskId) -> Stream:
     return Stream(f"task/{task_id}")
 
 
-def document_stream(content: Hash) -> Stream:
-    """Name the stream of one ingested document; the same bytes are the same document."""
-    return Stream(f"doc/{content}")
+def document_stream(tenant: str, content: Hash) -> Stream:
+    """Name the stream of one document ingested for a tenant; the same bytes are the same document."""
+    return Stream(f"doc/{tenant}/{content}")
 
 
 def agent_stream(kind: str) -> Stream:

@@ -1,4 +1,4 @@
-"""Facts outside runs: agents that register (`agent/<kind>`) and documents that are ingested (`doc/<sha-256>`)."""
+"""Facts outside runs: agents that register (`agent/<kind>`) and documents that are ingested (`doc/<tenant>/<sha-256>`)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,10 @@ class AgentStopped(SystemEvent):
 class DocumentIngested(SystemEvent):
     """A document's text was extracted. `text` is the blob of its UTF-8 text, lines separated by LF; the index is a projection of it."""
 
+    tenant: str
     content: Hash
+    library: bool
+    """True: every task of the tenant may search it. False: only tasks it is attached to."""
     name: str
     media_type: str
     size: int

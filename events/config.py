@@ -1,0 +1,91 @@
+"""Configuration: one frozen value, read once at the start of a process and passed down.
+
+Sources, strongest first: what the command line passes in, `CREWLOG_*` in the environment, `./crewlog.toml`, the user's
+`crewlog.toml`, the defaults below. Importing pydantic-settings takes a while, so only processes import this module, never `--help`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import platformdirs
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from crewlog.schemas.errors import ConfigError
+
+
+def default_home() -> Path:
+    """Return where embedded servers, artifacts and logs live when nothing else is said.
+
+    Root gets a folder that other users may traverse, because Postgres must not run as root.
+    """
+    return Path("/var/lib/crewlog") if os.geteuid() == 0 else Path(platformdirs.user_data_dir("crewlog"))
+
+
+class Config(BaseSettings):
+    """All settings. Names in the environment are `CREWLOG_<FIELD>` in capitals."""
+
+    model_config = SettingsConfigDict(env_prefix="CREWLOG_", frozen=True, extra="forbid")
+
+    home: Path = Field(default_factory=default_home)
+    """Folder for embedded servers, artifacts, workspaces, logs and local credentials."""
+    database_url: SecretStr | None = None
+    """Postgres to use instead of the embedded one; its login decides what this process may write."""
+    nats_url: SecretStr | None = None
+    """NATS to use instead of the embedded one."""
+    artifacts_url: str | None = None
+    """Where artifacts live: None for `<home>/artifacts`, or `s3://bucket/prefix`."""
+    tenant: str = "default"
+    user: str = "anonymous"
+    models: str = "offline"
+    """Which model each kind uses: `offline`, `anthropic:<model>`, or per kind `planner=anthropic:<model>,research=offline`;
+    a name without a kind is the default for all others."""
+    slots: Annotated[int, Field(ge=1, le=1000)] = 4
+    """Tasks one worker works on at once: models are slow, waiting is cheap."""
+    shutdown_grace_s: Annotated[float, Field(ge=0)] = 10.0
+    """How long a stopping process lets running work finish, in seconds."""
+    sweep_interval_s: Annotated[float, Field(gt=0)] = 10.0
+    """How often the orchestrator looks for runs that stand still, in seconds."""
+    dispatch_lease_s: Annotated[float, Field(gt=0)] = 60.0
+    """A dispatched task without any sign of life for this long is published again, in seconds."""
+    approval_ttl_s: Annotated[float, Field(gt=0)] = 86_400.0
+    """How long an approval may wait for a person, in seconds."""
+    smtp_host: str = "127.0.0.1"
+    smtp_port: Annotated[int, Field(ge=0, le=65_535)] = 0
+    """Port of the mail server; 0 means none is configured and sending fails with a hint."""
+    smtp_user: str | None = None
+    smtp_password: SecretStr | None = None
+    smtp_starttls: bool = False
+    mail_from: str = "crewlog@localhost"
+    webhook_hosts: tuple[str, ...] = ()
+    """Hosts that `post_webhook` may reach; empty means none."""
+    anthropic_api_key: SecretStr | None = Field(default=None, validation_alias="ANTHROPIC_API_KEY")
+    otlp_endpoint: str | None = None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        user_file = Path(platformdirs.user_config_dir("crewlog")) / "crewlog.toml"
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path("crewlog.toml")), TomlConfigSettingsSource(settings_cls, user_file)
+
+
+def load(**given: Any) -> Config:
+    """Read the configuration.
+
+    Raises:
+        ConfigError: naming every wrong setting.
+    """
+    try:
+        return Config(**given)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False, include_input=False))
+        raise ConfigError(f"configuration: {faults}", hint="settings are CREWLOG_<NAME> in the environment or <name> in crewlog.toml") from None
