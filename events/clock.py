@@ -34,7 +34,7 @@ class SystemClock:
     def __init__(self) -> None:
         self._last = 0
         self._lock = threading.Lock()
-        self._random = random.Random()
+        self._random = random.Random()  # noqa: S311  (jitter and uniqueness, nothing secret)
 
     def now_us(self) -> int:
         return time.time_ns() // 1000

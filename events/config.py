@@ -71,8 +71,8 @@ class Config(BaseSettings):
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
         env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  (pydantic passes it by name)
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  (pydantic passes it by name)
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         user_file = Path(platformdirs.user_config_dir("crewlog")) / "crewlog.toml"
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path("crewlog.toml")), TomlConfigSettingsSource(settings_cls, user_file)

@@ -19,7 +19,8 @@ from crewlog.schemas.task_events import TASK_EVENTS, TaskEvent
 Event = RunEvent | TaskEvent | SystemEvent
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 
-EVENT_TYPES: Final[Mapping[str, type[Event]]] = {cls.__name__: cls for cls in (*RUN_EVENTS, *TASK_EVENTS, *SYSTEM_EVENTS)}
+_ALL: Final[tuple[type[Event], ...]] = (*RUN_EVENTS, *TASK_EVENTS, *SYSTEM_EVENTS)
+EVENT_TYPES: Final[Mapping[str, type[Event]]] = {cls.__name__: cls for cls in _ALL}
 
 UPCASTERS: Final[dict[tuple[str, int], Upcaster]] = {}
 """`(type, from_version)` -> function. Chains must be complete: `check_upcasters` is run by a test."""

@@ -23,7 +23,7 @@ class RunEvent(msgspec.Struct, frozen=True):
     schema_version: ClassVar[int] = 1
 
 
-class RunSubmitted(RunEvent):
+class RunSubmitted(RunEvent, frozen=True):
     """A task was accepted: `task` is the validated AgentTask as JSON."""
 
     run_id: RunId
@@ -46,7 +46,7 @@ class Step(msgspec.Struct, frozen=True):
     timeout_seconds: int | None = None
 
 
-class RunPlanned(RunEvent):
+class RunPlanned(RunEvent, frozen=True):
     """The plan is fixed. A later one (`revision` > 0) replaces the steps that are not finished."""
 
     steps: tuple[Step, ...]
@@ -55,7 +55,7 @@ class RunPlanned(RunEvent):
     note: str = ""
 
 
-class TaskDispatched(RunEvent):
+class TaskDispatched(RunEvent, frozen=True):
     """A task may be worked on from now on: it is on its way to `work.<kind>.<lane>`."""
 
     task_id: TaskId
@@ -66,7 +66,7 @@ class TaskDispatched(RunEvent):
     deadline_us: int
 
 
-class TaskRetryScheduled(RunEvent):
+class TaskRetryScheduled(RunEvent, frozen=True):
     """An attempt failed in a way worth retrying; attempt `attempt` is due at `due_us`."""
 
     task_id: TaskId
@@ -76,7 +76,7 @@ class TaskRetryScheduled(RunEvent):
     error: Failure
 
 
-class TaskSuspended(RunEvent):
+class TaskSuspended(RunEvent, frozen=True):
     """A task waits for a person and holds no process meanwhile."""
 
     task_id: TaskId
@@ -86,7 +86,7 @@ class TaskSuspended(RunEvent):
     expires_us: int
 
 
-class TaskResumed(RunEvent):
+class TaskResumed(RunEvent, frozen=True):
     """The approval was decided; the task is dispatched again."""
 
     task_id: TaskId
@@ -96,7 +96,7 @@ class TaskResumed(RunEvent):
     actor: str
 
 
-class TaskReviewed(RunEvent):
+class TaskReviewed(RunEvent, frozen=True):
     """A task ended and was judged. `revise` sends the work back with the issues, `flagged` accepts it although issues remain."""
 
     task_id: TaskId
@@ -109,7 +109,7 @@ class TaskReviewed(RunEvent):
     cost_micro_usd: int = 0
 
 
-class RunCompleted(RunEvent):
+class RunCompleted(RunEvent, frozen=True):
     """The run has its answer. `flags` names open points: steps that failed or were accepted with issues, simulated models."""
 
     answer: Payload
@@ -120,7 +120,7 @@ class RunCompleted(RunEvent):
     cost_micro_usd: int = 0
 
 
-class RunFailed(RunEvent):
+class RunFailed(RunEvent, frozen=True):
     """The run ended without an answer; `partial` holds what was finished."""
 
     error: Failure
@@ -130,7 +130,7 @@ class RunFailed(RunEvent):
     cost_micro_usd: int = 0
 
 
-class RunCancelled(RunEvent):
+class RunCancelled(RunEvent, frozen=True):
     """Somebody stopped the run."""
 
     reason: str

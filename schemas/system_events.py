@@ -26,7 +26,7 @@ class ToolInfo(msgspec.Struct, frozen=True):
     version: str
 
 
-class AgentRegistered(SystemEvent):
+class AgentRegistered(SystemEvent, frozen=True):
     """A worker of `kind` is up. `unavailable` is empty, or says what is missing and how to install it."""
 
     kind: str
@@ -40,14 +40,14 @@ class AgentRegistered(SystemEvent):
     unavailable: str = ""
 
 
-class AgentStopped(SystemEvent):
+class AgentStopped(SystemEvent, frozen=True):
     """A worker left in good order."""
 
     kind: str
     worker: str
 
 
-class DocumentIngested(SystemEvent):
+class DocumentIngested(SystemEvent, frozen=True):
     """A document's text was extracted. `text` is the blob of its UTF-8 text, lines separated by LF; the index is a projection of it."""
 
     tenant: str

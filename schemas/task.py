@@ -123,7 +123,5 @@ def parse_task(data: bytes | str | dict[str, Any]) -> AgentTask:
 
 def contract_error(message: str, error: ValidationError) -> ContractError:
     """Turn pydantic's report into ours: a JSON pointer and one sentence for each problem."""
-    return ContractError(
-        message,
-        problems=tuple(("".join(f"/{part}" for part in e["loc"]), e["msg"].removeprefix("Value error, ")) for e in error.errors(include_url=False, include_input=False)),
-    )
+    details = error.errors(include_url=False, include_input=False)
+    return ContractError(message, problems=tuple(("".join(f"/{part}" for part in e["loc"]), e["msg"].removeprefix("Value error, ")) for e in details))

@@ -25,7 +25,7 @@ class TaskEvent(msgspec.Struct, frozen=True):
     schema_version: ClassVar[int] = 1
 
 
-class TaskOpened(TaskEvent):
+class TaskOpened(TaskEvent, frozen=True):
     """By the orchestrator: the task exists. `task` is the AgentTask as sent to the agent, as JSON."""
 
     kind: str
@@ -34,7 +34,7 @@ class TaskOpened(TaskEvent):
     task: msgspec.Raw
 
 
-class TaskStarted(TaskEvent):
+class TaskStarted(TaskEvent, frozen=True):
     """A worker took the task. `prompt` is the JSON of what the model will see first: system text, tools, opening message."""
 
     worker: str
@@ -47,7 +47,7 @@ class TaskStarted(TaskEvent):
     taken_over_from: str = ""
 
 
-class ModelCallStarted(TaskEvent):
+class ModelCallStarted(TaskEvent, frozen=True):
     """A model is about to be asked. `request_hash` names the exact request; a replay rebuilds it and compares."""
 
     call_id: str
@@ -66,7 +66,7 @@ class ToolCall(msgspec.Struct, frozen=True):
     arguments: Payload
 
 
-class ModelCallFinished(TaskEvent):
+class ModelCallFinished(TaskEvent, frozen=True):
     """The model answered."""
 
     call_id: str
@@ -83,7 +83,7 @@ class ModelCallFinished(TaskEvent):
     raw: Hash | None = None
 
 
-class ModelCallFailed(TaskEvent):
+class ModelCallFailed(TaskEvent, frozen=True):
     """One call to one provider failed; the price covers what was billed all the same."""
 
     call_id: str
@@ -95,7 +95,7 @@ class ModelCallFailed(TaskEvent):
     price: Price = Price(0, "offline")
 
 
-class ToolStarted(TaskEvent):
+class ToolStarted(TaskEvent, frozen=True):
     """Intent: this tool call was validated and authorised and is about to run. Durable before the effect."""
 
     call_id: str
@@ -106,7 +106,7 @@ class ToolStarted(TaskEvent):
     approval_id: ApprovalId | None = None
 
 
-class ToolFinished(TaskEvent):
+class ToolFinished(TaskEvent, frozen=True):
     """Outcome of a tool call. `refused` ran nothing (bad arguments, unknown tool, limit, denied approval);
     `unknown` means a crash left an irreversible call without an outcome and nobody may blindly repeat it."""
 
@@ -121,7 +121,7 @@ class ToolFinished(TaskEvent):
     """Set by a tool that ends the task: its result is the task's outcome."""
 
 
-class ApprovalRequested(TaskEvent):
+class ApprovalRequested(TaskEvent, frozen=True):
     """A person must decide before this call runs. `digest` binds the permit to tool, arguments, agent kind and run."""
 
     approval_id: ApprovalId
@@ -133,7 +133,7 @@ class ApprovalRequested(TaskEvent):
     expires_us: int
 
 
-class ApprovalDecided(TaskEvent):
+class ApprovalDecided(TaskEvent, frozen=True):
     """By the orchestrator: a person (or the clock) decided. A permit is used up by the next `ToolStarted` of its call."""
 
     approval_id: ApprovalId
@@ -144,14 +144,14 @@ class ApprovalDecided(TaskEvent):
     note: str = ""
 
 
-class AttemptFailed(TaskEvent):
+class AttemptFailed(TaskEvent, frozen=True):
     """This attempt is over; the orchestrator decides between another one and `TaskFailed`."""
 
     attempt: int
     error: Failure
 
 
-class TaskCompleted(TaskEvent):
+class TaskCompleted(TaskEvent, frozen=True):
     """The one good end of a task."""
 
     outcome: Outcome
@@ -162,13 +162,13 @@ class TaskCompleted(TaskEvent):
     unpriced_calls: int = 0
 
 
-class TaskFailed(TaskEvent):
+class TaskFailed(TaskEvent, frozen=True):
     """By the orchestrator: no attempt is left, or the failure cannot be retried."""
 
     error: Failure
 
 
-class TaskCancelled(TaskEvent):
+class TaskCancelled(TaskEvent, frozen=True):
     """By the orchestrator: the run was stopped."""
 
     reason: str
