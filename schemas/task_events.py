@@ -35,7 +35,11 @@ class TaskOpened(TaskEvent, frozen=True):
 
 
 class TaskStarted(TaskEvent, frozen=True):
-    """A worker took the task. `prompt` is the JSON of what the model will see first: system text, tools, opening message."""
+    """A worker took the task, for the first time or again.
+
+    `setup` is the JSON of what is the same for all tasks of this agent version (system text, tools with their rules), `opening`
+    is the first user message. A worker that takes over keeps both: a task finishes under the version it began with.
+    """
 
     worker: str
     attempt: int
@@ -43,7 +47,8 @@ class TaskStarted(TaskEvent, frozen=True):
     model: str
     provider: str
     simulated: bool
-    prompt: Payload
+    setup: Payload
+    opening: Payload
     taken_over_from: str = ""
 
 
