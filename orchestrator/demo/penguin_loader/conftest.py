@@ -1,0 +1,1 @@
+"""Its place makes this folder importable for the tests."""
