@@ -13,13 +13,14 @@ clock or knows a provider.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Literal, assert_never
 
 import msgspec
 from msgspec.structs import replace
 
 from crewlog.agents.setup import Setup
-from crewlog.schemas.ids import ApprovalId, Hash, derived_approval_id
+from crewlog.schemas.ids import ApprovalId, Hash, TaskId, derived_approval_id
 from crewlog.schemas.payload import Payload, content_hash
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import (
@@ -58,7 +59,6 @@ class Call(msgspec.Struct, frozen=True):
     """Who denied the call and why."""
     asks: int = 0
     """How often a person was asked about it."""
-    starts: int = 0
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -173,18 +173,15 @@ def evolve(state: TaskState, event: TaskEvent) -> TaskState:
         case ModelCallFailed():
             return _charged(replace(state, failure=event.error), event.price.cost_micro_usd)
         case ToolStarted():
-            started = _update(state, event.call_id, status="running")
-            return replace(started, calls=tuple(replace(c, starts=c.starts + 1) if c.call.call_id == event.call_id else c for c in started.calls))
+            return _update(state, event.call_id, lambda c: replace(c, status="running"))
         case ToolFinished():
             return _tool_finished(state, event)
         case ApprovalRequested():
-            asked = _update(state, event.call_id, status="asked", approval_id=event.approval_id, digest=event.digest)
-            return replace(asked, calls=tuple(replace(c, asks=c.asks + 1) if c.call.call_id == event.call_id else c for c in asked.calls))
+            return _update(state, event.call_id, lambda c: replace(c, status="asked", approval_id=event.approval_id, digest=event.digest, asks=c.asks + 1))
         case ApprovalDecided():
-            if event.decision == "approved":
-                return _update(state, event.call_id, status="approved")
-            note = event.note or ("nobody decided in time" if event.decision == "expired" else "")
-            return _update(state, event.call_id, status="denied", note=f"{event.decision} by {event.actor}" + (f": {note}" if note else ""))
+            status: CallStatus = "approved" if event.decision == "approved" else "denied"
+            note = f"{event.decision} by {event.actor}" + (f": {event.note}" if event.note else "")
+            return _update(state, event.call_id, lambda c: replace(c, status=status, note=note))
         case AttemptFailed():
             return replace(state, phase="between_attempts", failure=event.error, attempt=event.attempt)
         case TaskCompleted():
@@ -221,6 +218,8 @@ def _next_while_working(state: TaskState, setup: Setup) -> Step:
     if state.stop == "max_tokens":
         return Fail(Failure("model_truncated", f"the answer was cut at {setup.max_tokens} tokens; ask for less in one task"))
     open_calls = tuple(c for c in state.calls if c.status not in ("done", "asked"))
+    if open_calls and state.tool_calls > task.limits.tool_calls_max:
+        return Fail(Failure("limit", f"limit tool_calls_max reached: the model asked for {state.tool_calls} calls, {task.limits.tool_calls_max} are allowed"))
     if open_calls:
         return RunCalls(open_calls)
     if waiting := tuple(c.approval_id for c in state.calls if c.status == "asked" and c.approval_id):
@@ -236,8 +235,6 @@ def _next_while_working(state: TaskState, setup: Setup) -> Step:
 def _limit_reached(state: TaskState, task: AgentTask) -> Failure | None:
     if state.turn >= task.limits.turns_max:
         return Failure("limit", f"limit turns_max reached: {state.turn} of {task.limits.turns_max} model turns without a result")
-    if state.tool_calls > task.limits.tool_calls_max:
-        return Failure("limit", f"limit tool_calls_max reached: {state.tool_calls} of {task.limits.tool_calls_max} tool calls without a result")
     hard = task.budget.hard_micro_usd
     if hard is not None and state.cost_micro_usd > 0 and state.cost_micro_usd >= hard:
         return Failure("budget", f"budget reached: {state.cost_micro_usd} of {hard} micro-USD spent on this task")
@@ -247,8 +244,6 @@ def _limit_reached(state: TaskState, task: AgentTask) -> Failure | None:
 def approval_of(state: TaskState, call: Call) -> ApprovalId:
     """Name the approval that `call` would ask for next: asking again after a decision is a new question."""
     assert state.task is not None
-    from crewlog.schemas.ids import TaskId
-
     return derived_approval_id(TaskId(state.task.task_id), call_id=f"{call.call.call_id}/{call.asks}")
 
 
@@ -299,7 +294,7 @@ def _charged(state: TaskState, cost_micro_usd: int | None) -> TaskState:
 
 
 def _tool_finished(state: TaskState, event: ToolFinished) -> TaskState:
-    state = _update(state, event.call_id, status="done")
+    state = _update(state, event.call_id, lambda c: replace(c, status="done"))
     *before, last = state.exchanges
     results = {r.call_id: r for r in last.results} | {event.call_id: Result(event.call_id, event.tool, event.result, event.status != "ok")}
     in_order = tuple(results[c.call_id] for c in last.calls if c.call_id in results)
@@ -316,8 +311,8 @@ def _tool_finished(state: TaskState, event: ToolFinished) -> TaskState:
     )
 
 
-def _update(state: TaskState, call_id: str, **changes: object) -> TaskState:
-    return replace(state, calls=tuple(replace(c, **changes) if c.call.call_id == call_id else c for c in state.calls))
+def _update(state: TaskState, call_id: str, change: Callable[[Call], Call]) -> TaskState:
+    return replace(state, calls=tuple(change(c) if c.call.call_id == call_id else c for c in state.calls))
 
 
 def _finished(state: TaskState, outcome: Outcome) -> Outcome:
@@ -332,5 +327,5 @@ def _finished(state: TaskState, outcome: Outcome) -> Outcome:
     )
 
 
-def _joined(labels: object) -> Trust:
-    return "untrusted" if "untrusted" in set(labels) else "trusted"  # type: ignore[call-overload]
+def _joined(labels: Iterable[Trust]) -> Trust:
+    return "untrusted" if "untrusted" in labels else "trusted"

@@ -32,10 +32,14 @@ def content_hash(data: bytes) -> Hash:
     return Hash(hashlib.sha256(data).hexdigest())
 
 
-def pack(text: str) -> tuple[Payload, bytes | None]:
-    """Turn text into a payload, and the blob that must be stored before the event when it is too large to be inline."""
+def pack(text: str, *, inline_max: int = INLINE_BYTES_MAX) -> tuple[Payload, bytes | None]:
+    """Turn text into a payload, and the blob that must be stored before the event when it is too large to be inline.
+
+    Args:
+        inline_max: most UTF-8 bytes to keep inline.
+    """
     text = clean(text)
     data = text.encode()
-    if len(data) <= INLINE_BYTES_MAX:
+    if len(data) <= inline_max:
         return Payload(len(data), inline=text), None
     return Payload(len(data), ref=content_hash(data)), data

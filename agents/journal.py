@@ -1,0 +1,118 @@
+"""The worker's pen: fold what happened, and append it in order behind the version this worker owns.
+
+`record` applies an event to the state at once; `send` puts what was recorded on its way; `commit` waits until all of it is
+durable. What has no effect on the world (a read, a simulated model) may run between `send` and `commit`: should the append
+fail, nothing happened that anybody could see.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from crewlog.agents.turn import TaskState, evolve
+from crewlog.events import faults
+from crewlog.events.clock import Clock
+from crewlog.events.store import Appended, AppendRequest, EventStore, Write
+from crewlog.schemas.errors import ConflictError, ContractError
+from crewlog.schemas.ids import RunId, Stream, TaskId, task_stream
+from crewlog.schemas.payload import INLINE_BYTES_MAX, Payload, pack
+from crewlog.schemas.task_events import TaskEvent
+
+
+class Journal:
+    """State and unwritten events of one task held by one worker."""
+
+    def __init__(self, store: EventStore, clock: Clock, state: TaskState) -> None:
+        assert state.task is not None
+        self.state = state
+        self._store, self._clock = store, clock
+        self._run_id, self._task_id = RunId(state.task.run_id), TaskId(state.task.task_id)
+        self._stream: Stream = task_stream(self._task_id)
+        self._sent = state.version
+        self._pending: list[TaskEvent] = []
+        self._blobs: list[bytes] = []
+        self._appends: list[asyncio.Task[Appended]] = []
+        self._texts: dict[str, str] = {}
+
+    def pack(self, text: str, *, inline_max: int = INLINE_BYTES_MAX) -> Payload:
+        """Turn text into a payload; a large one is stored before the next append."""
+        payload, blob = pack(text, inline_max=inline_max)
+        if blob is not None and payload.ref is not None:
+            self._blobs.append(blob)
+            self._texts[payload.ref] = blob.decode()
+        return payload
+
+    def read(self, payload: Payload) -> str:
+        """Return the text of a payload that `load` has fetched or this journal has packed."""
+        return payload.inline if payload.inline is not None else self._texts[str(payload.ref)]
+
+    async def load(self, payloads: Iterable[Payload]) -> None:
+        """Fetch the texts of large payloads that are not known yet.
+
+        Raises:
+            ContractError: a blob the log refers to does not exist.
+        """
+        missing = list(dict.fromkeys(p.ref for p in payloads if p.ref is not None and p.ref not in self._texts))
+        if not missing:
+            return
+        found = await self._store.get_blobs(missing)
+        for ref in missing:
+            if ref not in found:
+                raise ContractError(f"{self._stream} refers to blob {ref}, which does not exist")
+            self._texts[ref] = found[ref].decode()
+
+    def record(self, event: TaskEvent) -> None:
+        """Apply an event to the state and queue it for the next append."""
+        self.state = evolve(self.state, event)
+        self._pending.append(event)
+
+    def send(self) -> None:
+        """Start appending what was recorded. Appends of one task reach the log in the order they were sent."""
+        if not self._pending:
+            return
+        events, self._pending = self._pending, []
+        request = AppendRequest(
+            writes=(Write(self._stream, events, self._sent),),
+            event_ids=[self._clock.new_id() for _ in events],
+            occurred_us=self._clock.now_us(),
+            run_id=self._run_id,
+            task_id=self._task_id,
+        )
+        self._sent += len(events)
+        blobs, self._blobs = self._blobs, []
+        self._appends.append(asyncio.create_task(self._append(request, blobs, self._appends[-1] if self._appends else None)))
+
+    async def commit(self) -> None:
+        """Append what was recorded and wait until everything sent is durable.
+
+        Raises:
+            ConflictError: somebody else wrote to the task: this worker has lost it and must stop.
+        """
+        self.send()
+        appends, self._appends = self._appends, []
+        if not appends:
+            return
+        results = await asyncio.gather(*appends, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        if faults.hook is not None:
+            faults.hook("after_task_append")
+
+    async def abandon(self) -> None:
+        """Forget what was not sent, and let what was sent come to its end."""
+        self._pending.clear()
+        appends, self._appends = self._appends, []
+        await asyncio.gather(*appends, return_exceptions=True)
+
+    async def _append(self, request: AppendRequest, blobs: list[bytes], before: asyncio.Task[Appended] | None) -> Appended:
+        if blobs:
+            await self._store.put_blobs(blobs)
+            if before is not None:  # storing blobs gave up this append's place in the queue
+                await before
+        write = request.writes[0]
+        appended = await self._store.append(request)
+        if appended.versions[0] != write.expected + 1:
+            raise ConflictError(write.stream, expected=write.expected, actual=appended.versions[0] - 1)
+        return appended
