@@ -41,9 +41,7 @@ class TaskFiles:
         """
         ref = self._files.get(name) or self._files.get(name.strip().removeprefix("./"))
         if ref is None:
-            known = self.names()
-            listed = ", ".join(known[:_NAMES_SHOWN_MAX]) + (f" and {len(known) - _NAMES_SHOWN_MAX} more" if len(known) > _NAMES_SHOWN_MAX else "")
-            raise ToolFailed(f"there is no file {shorten(clean(name), 200)!r} in this task; " + (f"the files are: {listed}" if known else "it has no files at all"))
+            raise ToolFailed(f"there is no file {shorten(clean(name), 200)!r} in this task; {self._listing()}")
         return ref
 
     async def read(self, name: str, *, bytes_max: int = FILE_BYTES_MAX) -> bytes:
@@ -75,6 +73,11 @@ class TaskFiles:
         except UnicodeDecodeError as error:
             raise ToolFailed(f"file {name!r} is not UTF-8 text (byte {error.start}: {error.reason})") from error
         return clean(text.replace("\r\n", "\n").replace("\r", "\n"))
+
+    def _listing(self) -> str:
+        known = self.names()
+        more = f" and {len(known) - _NAMES_SHOWN_MAX} more" if len(known) > _NAMES_SHOWN_MAX else ""
+        return f"the files are: {', '.join(known[:_NAMES_SHOWN_MAX])}{more}" if known else "it has no files at all"
 
 
 def _in_order(context: ToolContext) -> Iterator[tuple[ArtifactRef, str]]:
