@@ -1,0 +1,216 @@
+"""Turn files people read into plain text with stable line numbers: .md .txt .html .pdf .docx.
+
+Line `n` of a text or Markdown file is line `n` of its text here, so a citation can be checked in any editor. Parsers are loaded on first use
+and run in a thread. They bound what a hostile file can expand to; they cannot be interrupted, so callers bound the size first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import io
+import logging
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import PurePosixPath
+from typing import Any, Final, NamedTuple
+
+from crewlog.schemas.errors import ConfigError, ContractError
+from crewlog.schemas.text import clean, shorten
+
+DOCUMENT_BYTES_MAX: Final = 32 * 1024 * 1024
+TEXT_CHARS_MAX: Final = 8_000_000
+PAGES_MAX: Final = 5_000
+UNPACKED_BYTES_MAX: Final = 256 * 1024 * 1024
+TITLE_CHARS_MAX: Final = 160
+
+MARKDOWN: Final = "text/markdown"
+PLAIN: Final = "text/plain"
+HTML: Final = "text/html"
+PDF: Final = "application/pdf"
+DOCX: Final = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
+
+_SUFFIXES: Final = {
+    ".md": MARKDOWN,
+    ".markdown": MARKDOWN,
+    ".txt": PLAIN,
+    ".text": PLAIN,
+    ".rst": PLAIN,
+    ".html": HTML,
+    ".htm": HTML,
+    ".xhtml": HTML,
+    ".pdf": PDF,
+    ".docx": DOCX,
+}
+# every character but LF that some program takes for a line end: it must not shift line numbers between programs
+_OTHER_LINE_ENDS: Final = re.compile("[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+_HEADING: Final = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
+
+
+class Document(NamedTuple):
+    """The text of a file: LF line ends, no NUL, `lines` lines of which the last is not empty."""
+
+    text: str
+    title: str
+    lines: int
+    media_type: str
+
+
+def document_type(name: str, media_type: str = "") -> str | None:
+    """Return which of the five kinds of document a file is, or None. Its name decides before its declared media type does."""
+    by_name = _SUFFIXES.get(PurePosixPath(name).suffix.lower())
+    declared = media_type.partition(";")[0].strip().lower()
+    return by_name or (declared if declared in {MARKDOWN, HTML, PDF, DOCX} or (declared == PLAIN and not PurePosixPath(name).suffix) else None)
+
+
+async def extract(name: str, data: bytes, media_type: str = "") -> Document:
+    """Read a document's text in a thread.
+
+    Args:
+        name: file name; its suffix decides the kind.
+        data: the file, at most 32 MiB.
+        media_type: the declared type, for names without a telling suffix.
+
+    Raises:
+        ContractError: not a document, too large, encrypted, broken, or without any text.
+        ConfigError: the library that reads this kind is not installed.
+    """
+    kind = document_type(name, media_type)
+    if kind is None:
+        raise ContractError(f"{name!r} ({media_type or 'no media type'}) is not a document that can be read; known are {' '.join(sorted(_SUFFIXES))}")
+    if len(data) > DOCUMENT_BYTES_MAX:
+        raise ContractError(f"document {name!r} has {len(data)} bytes; at most {DOCUMENT_BYTES_MAX} are read; split it")
+    return await asyncio.to_thread(_extract, name, data, kind)
+
+
+def _extract(name: str, data: bytes, kind: str) -> Document:
+    text, title = _READERS[kind](name, data)
+    text = _tidy(text)
+    if len(text) > TEXT_CHARS_MAX:
+        raise ContractError(f"document {name!r} holds {len(text)} characters of text; at most {TEXT_CHARS_MAX} are indexed; split it")
+    if not text.strip():
+        raise ContractError(f"document {name!r} holds no text" + ("; a scanned PDF needs text recognition first" if kind == PDF else ""))
+    title = " ".join(clean(title).split()) or _first_heading(text)
+    return Document(text, shorten(title, TITLE_CHARS_MAX), text.count("\n") + 1, kind)
+
+
+def _tidy(text: str) -> str:
+    text = clean(text).replace("\r\n", "\n").replace("\r", "\n")
+    return "\n".join(line.rstrip() for line in _OTHER_LINE_ENDS.sub(" ", text).split("\n")).rstrip("\n")
+
+
+def _first_heading(text: str) -> str:
+    heading = _HEADING.search(text)
+    return heading.group(1) if heading else next(line.strip() for line in text.split("\n") if line.strip())
+
+
+def _decode(name: str, data: bytes) -> str:
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return data.decode("utf-16", errors="replace")
+    if b"\0" in data[:8192]:
+        raise ContractError(f"document {name!r} holds binary data, not text")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", errors="replace")
+
+
+def _library(module: str) -> Any:
+    try:
+        library = importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigError(f"reading documents needs the module {module}: {error}", hint="pip install 'crewlog[docs]'") from error
+    # what the readers log about damaged files is told by the error, or made good by a fallback
+    logging.getLogger(module).setLevel(logging.CRITICAL)
+    return library
+
+
+@contextmanager
+def _reporting(name: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except ContractError:
+        raise
+    except Exception as error:
+        # parsers of broken files raise whatever they stumble over
+        raise ContractError(f"{what} {name!r} cannot be read, it seems to be damaged: {type(error).__name__}: {shorten(clean(str(error)), 200)}") from error
+
+
+def _read_text(name: str, data: bytes) -> tuple[str, str]:
+    return _decode(name, data), ""
+
+
+def _read_html(name: str, data: bytes) -> tuple[str, str]:
+    trafilatura, lxml_html = _library("trafilatura"), _library("lxml.html")
+    source = _decode(name, data)
+    with _reporting(name, "HTML page"):
+        # a str that names its encoding is refused by lxml, and pages do: the bytes are ours by now, in UTF-8
+        tree = lxml_html.document_fromstring(source.encode(), parser=lxml_html.HTMLParser(encoding="utf-8", no_network=True))
+        title = tree.findtext(".//title") or ""
+        # the readers below remove elements from the tree they are given
+        text = trafilatura.extract(source, output_format="markdown", include_comments=False, include_tables=True, favor_recall=True)
+        if not text:
+            for element in tree.xpath("//script | //style | //noscript | //template | //title"):
+                element.drop_tree()
+            text = "\n".join(line.strip() for line in tree.text_content().split("\n") if line.strip())
+    return text, title
+
+
+def _read_pdf(name: str, data: bytes) -> tuple[str, str]:
+    pypdf = _library("pypdf")
+    with _reporting(name, "PDF"):
+        reader = pypdf.PdfReader(io.BytesIO(data))
+        if reader.is_encrypted and not reader.decrypt(""):
+            raise ContractError(f"PDF {name!r} is encrypted; remove the password and add it again")
+        if len(reader.pages) > PAGES_MAX:
+            raise ContractError(f"PDF {name!r} has {len(reader.pages)} pages; at most {PAGES_MAX} are read; split it")
+        pages: list[str] = []
+        chars = 0
+        for page in reader.pages:
+            pages.append(page.extract_text())
+            chars += len(pages[-1])
+            if chars > TEXT_CHARS_MAX:
+                break
+        title = (reader.metadata.title if reader.metadata else None) or ""
+    return "\n\n".join(pages), str(title)
+
+
+def _read_docx(name: str, data: bytes) -> tuple[str, str]:
+    docx = _library("docx")
+    if data.startswith(b"\xd0\xcf\x11\xe0"):
+        raise ContractError(f"document {name!r} is encrypted or in the old .doc format; save it as .docx without a password")
+    with _reporting(name, ".docx file"):
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > UNPACKED_BYTES_MAX:
+            raise ContractError(f"document {name!r} unpacks to {unpacked} bytes; at most {UNPACKED_BYTES_MAX} are read")
+        document = docx.Document(io.BytesIO(data))
+        text = "\n\n".join(_docx_blocks(document))
+        title = document.core_properties.title or ""
+    # python-docx puts this into every file it makes
+    return text, "" if title == "Word Document" else title
+
+
+def _docx_blocks(document: Any) -> Iterator[str]:
+    for block in document.iter_inner_content():
+        if hasattr(block, "rows"):
+            yield "\n".join("| " + " | ".join(" ".join(cell.text.split()) for cell in row.cells) + " |" for row in block.rows)
+        elif block.text.strip():
+            style = (block.style.name or "") if block.style is not None else ""
+            yield _docx_mark(style) + block.text
+
+
+def _docx_mark(style: str) -> str:
+    level = style.removeprefix("Heading ") if style != "Title" else "1"
+    return "#" * int(level) + " " if level.isdigit() else "- " if style.startswith("List") else ""
+
+
+_READERS: Final[dict[str, Callable[[str, bytes], tuple[str, str]]]] = {
+    MARKDOWN: _read_text,
+    PLAIN: _read_text,
+    HTML: _read_html,
+    PDF: _read_pdf,
+    DOCX: _read_docx,
+}
