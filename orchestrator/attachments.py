@@ -1,0 +1,91 @@
+"""Files and folders that a person hands over with a goal: found, named, limited and stored content-addressed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from crewlog.events.artifacts import ArtifactStore
+from crewlog.schemas.errors import ContractError, LimitExceeded, NotFound
+from crewlog.schemas.task import Attachment
+
+FILES_MAX: Final = 500
+FILE_BYTES_MAX: Final = 64 * 1024 * 1024
+TOTAL_BYTES_MAX: Final = 256 * 1024 * 1024
+SKIPPED_FOLDERS: Final = frozenset(
+    {".git", ".hg", ".svn", "__pycache__", ".venv", "venv", "node_modules", ".tox", ".nox", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
+)
+_UPLOADS_AT_ONCE: Final = 8
+
+
+class Found(NamedTuple):
+    """A file to attach, and the relative name under which tasks see it."""
+
+    name: str
+    path: Path
+
+
+def collect(paths: Iterable[Path]) -> list[Found]:
+    """Find the files of a submission.
+
+    A file is called by its name, a file in a folder by its path from the folder on, the folder's own name included. Version control,
+    caches and virtual environments are left out; symbolic links inside folders are not followed, since they could lead anywhere.
+
+    Raises:
+        NotFound: a path does not exist.
+        ContractError: two files would have the same name, or a folder is empty.
+        LimitExceeded: too many or too large files.
+    """
+    found: list[Found] = []
+    for given in paths:
+        path = given.expanduser()
+        if not path.exists():
+            raise NotFound("attachment", str(given))
+        inside = [Found(path.name, path)] if path.is_file() else list(_walk(path.resolve()))
+        if not inside:
+            raise ContractError(f"the folder {given} holds no files to attach; version control, caches and virtual environments are left out")
+        found += inside
+    _check(found)
+    return found
+
+
+async def upload(found: Iterable[Found], artifacts: ArtifactStore) -> tuple[Attachment, ...]:
+    """Store the files and return how a task names them; what is stored already is not stored twice."""
+    gate = asyncio.Semaphore(_UPLOADS_AT_ONCE)
+
+    async def store(file: Found) -> Attachment:
+        async with gate:
+            data = await asyncio.to_thread(file.path.read_bytes)
+            ref = await artifacts.put(file.name, data)
+        return Attachment(name=file.name, hash=ref.hash, size=ref.size, media_type=ref.media_type)
+
+    return tuple(await asyncio.gather(*map(store, found)))
+
+
+def _walk(folder: Path) -> Iterator[Found]:
+    for at, folders, files in os.walk(folder):
+        here = Path(at)
+        folders[:] = sorted(
+            name for name in folders if name not in SKIPPED_FOLDERS and not (here / name / "pyvenv.cfg").exists() and not (here / name).is_symlink()
+        )
+        for name in sorted(files):
+            path = here / name
+            if path.is_file() and not path.is_symlink():
+                yield Found((Path(folder.name) / path.relative_to(folder)).as_posix(), path)
+
+
+def _check(found: list[Found]) -> None:
+    names = [file.name for file in found]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ContractError(f"two attachments would be called {twice[0]!r}; attach their folders instead, or rename one")
+    if len(found) > FILES_MAX:
+        raise LimitExceeded("attached files", used=len(found), limit_max=FILES_MAX)
+    sizes = [file.path.stat().st_size for file in found]
+    for file, size in zip(found, sizes, strict=True):
+        if size > FILE_BYTES_MAX:
+            raise LimitExceeded(f"bytes of attachment {file.name}", used=size, limit_max=FILE_BYTES_MAX)
+    if sum(sizes) > TOTAL_BYTES_MAX:
+        raise LimitExceeded("bytes of all attachments", used=sum(sizes), limit_max=TOTAL_BYTES_MAX)

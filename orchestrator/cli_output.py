@@ -1,0 +1,172 @@
+"""How the command line talks: data to stdout, everything else to stderr, one exit code per kind of ending.
+
+Shapes printed with `-o json` are a contract held by a test: fields may be added, never renamed or removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from enum import IntEnum, StrEnum
+from functools import wraps
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Exit(IntEnum):
+    """What a command's exit code means."""
+
+    OK = 0
+    RUN_FAILED = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    UNREACHABLE = 4
+    CONFLICT = 5
+    WAITING_FOR_APPROVAL = 6
+    TIMEOUT = 124
+    INTERRUPTED = 130
+
+
+class Output(StrEnum):
+    """How data is printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="How to print the data.")]
+"""The `-o` option that every command with data has."""
+
+
+class Detached(Exception):
+    """Ctrl-C while something goes on without this command; `come_back` is the command that shows it again."""
+
+    def __init__(self, come_back: str) -> None:
+        super().__init__(come_back)
+        self.come_back = come_back
+
+
+def run_async(command: Callable[P, Coroutine[Any, Any, int | None]]) -> Callable[P, None]:
+    """Make a coroutine function a command: Typer would call it and never run what it returns.
+
+    The returned number is the exit code. SIGTERM and Ctrl-C cancel the command, so that its `finally` blocks run.
+    """
+
+    @wraps(command)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        code = asyncio.run(_until_signal(command(*args, **kwargs)))
+        if code:
+            raise typer.Exit(code)
+
+    return run
+
+
+async def _until_signal(body: Coroutine[Any, Any, T]) -> T:
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await body
+
+
+def exit_code_of(error: BaseException) -> Exit:
+    """Map an error to the exit code of the command that met it."""
+    from crewlog.schemas.errors import ConfigError, ConflictError, NotFound, Unavailable
+
+    match error:
+        case NotFound():
+            return Exit.NOT_FOUND
+        case Unavailable():
+            return Exit.UNREACHABLE
+        case ConflictError():
+            return Exit.CONFLICT
+        case ConfigError():
+            return Exit.CONFLICT if error.code == "already_running" else Exit.USAGE
+        case TimeoutError():
+            return Exit.TIMEOUT
+        case _:
+            return Exit.USAGE
+
+
+def say(text: str) -> None:
+    """Tell the person something that is not data."""
+    typer.echo(text, err=True)
+
+
+def complain(what: str, why: str = "", next_step: str = "") -> None:
+    """Report an error in at most three parts: what failed, why, and what to do next."""
+    console = stderr_console()
+    console.print("error: ", style="bold red", end="")
+    console.print(what, markup=False, highlight=False)
+    for label, text in (("why", why), ("next", next_step)):
+        if text:
+            console.print(f"  {label}: {text}", markup=False, highlight=False)
+
+
+def stderr_console() -> Console:
+    """Return a console on stderr; it follows NO_COLOR and shows no colour when stderr is not a terminal."""
+    from rich.console import Console
+
+    return Console(stderr=True, soft_wrap=True)
+
+
+def print_json(data: Any) -> None:
+    """Print one JSON document to stdout."""
+    typer.echo(json.dumps(data, ensure_ascii=False, indent=2, default=str))
+
+
+def print_json_line(data: Any) -> None:
+    """Print one JSON document as one line to stdout, for streams of them."""
+    typer.echo(json.dumps(data, ensure_ascii=False, default=str))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: frozenset[str] = frozenset()) -> None:
+    """Print rows under headings to stdout: aligned, without lines, so that `awk` and people can read them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 10_000)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", no_wrap=not sys.stdout.isatty())
+    for row in rows:
+        table.add_row(*(_plain(cell) for cell in row))
+    console.print(table)
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], output: Output, *, empty: str, right: frozenset[str] = frozenset()) -> None:
+    """Print a list as JSON or as a table.
+
+    Args:
+        columns: heading -> key of the row.
+        empty: said on stderr when there is nothing and a table was wanted.
+    """
+    if output is Output.JSON:
+        print_json(list(rows))
+    elif rows:
+        print_table(list(columns), [[row[key] for key in columns.values()] for row in rows], right=right)
+    else:
+        say(empty)
+
+
+def _plain(cell: object) -> str:
+    from rich.markup import escape
+
+    if isinstance(cell, (list, tuple)):
+        cell = ", ".join(map(str, cell))
+    return escape("" if cell is None else str(cell)).replace("\n", " ")
+
+
+def forget_stdout() -> None:
+    """Let the interpreter end quietly after the reader of a pipe went away."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
