@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import asyncpg
 
@@ -28,33 +28,35 @@ _POLL_MAX_S: Final = 0.5
 class PostgresKnowledge:
     """The `Knowledge` port over the read model in Postgres."""
 
-    def __init__(self, pool: asyncpg.Pool[Any]) -> None:
-        self._pool = pool
-
-    @classmethod
-    async def connect(cls, url: str, *, connections_max: int = 4) -> Self:
-        """Open connections of its own.
-
-        Raises:
-            Unavailable: the server cannot be reached.
-        """
-        async with _mapped("connect to the knowledge index"):
-            return cls(await asyncpg.create_pool(url, min_size=0, max_size=connections_max, command_timeout=_COMMAND_TIMEOUT_S))
+    def __init__(self, url: str, *, connections_max: int = 4) -> None:
+        self._url, self._connections_max = url, connections_max
+        self._pool: asyncpg.Pool[Any] | None = None
+        self._opening = asyncio.Lock()
 
     async def close(self) -> None:
-        """Close the connections."""
-        await self._pool.close()
+        """Close the connections. Safe to call twice, and without ever having connected."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.close()
+
+    async def _open(self) -> asyncpg.Pool[Any]:
+        # most workers never search: the first call connects
+        async with self._opening:
+            if self._pool is None:
+                self._pool = await asyncpg.create_pool(self._url, min_size=0, max_size=self._connections_max, command_timeout=_COMMAND_TIMEOUT_S)
+            return self._pool
 
     async def search(self, tenant: str, query: str, documents: Sequence[Hash] | None, limit: int) -> list[Passage]:
         if "\0" in query or len(query) > QUERY_CHARS_MAX:
             raise ContractError(f"a query has at most {QUERY_CHARS_MAX} characters and no NUL; got {len(query)} characters")
         async with _mapped("search documents"):
-            rows = await self._pool.fetch(_SEARCH, tenant, query, None if documents is None else list(documents), limit)
+            rows = await (await self._open()).fetch(_SEARCH, tenant, query, None if documents is None else list(documents), limit)
         return [Passage(Hash(row["document"]), row["name"], row["line"], row["passage"], row["rank"]) for row in rows]
 
     async def documents(self, tenant: str, hashes: Sequence[Hash] | None) -> list[DocumentInfo]:
         async with _mapped("list documents"):
-            rows = await (self._pool.fetch(_LIBRARY, tenant) if hashes is None else self._pool.fetch(_CHOSEN, tenant, list(hashes)))
+            pool = await self._open()
+            rows = await (pool.fetch(_LIBRARY, tenant) if hashes is None else pool.fetch(_CHOSEN, tenant, list(hashes)))
         return [DocumentInfo(Hash(r["content"]), r["name"], r["title"], r["media_type"], r["lines"], r["library"], Hash(r["text_hash"])) for r in rows]
 
     async def wait_indexed(self, position: int, timeout_s: float) -> None:
@@ -64,7 +66,7 @@ class PostgresKnowledge:
             async with asyncio.timeout(timeout_s):
                 while True:
                     async with _mapped("read the knowledge index's checkpoint"):
-                        reached = await self._pool.fetchval(_CHECKPOINT) or 0
+                        reached = await (await self._open()).fetchval(_CHECKPOINT) or 0
                     if reached >= position:
                         return
                     await asyncio.sleep(pause_s)
