@@ -33,6 +33,7 @@ class Journal:
         self._pending: list[TaskEvent] = []
         self._blobs: list[bytes] = []
         self._appends: list[asyncio.Task[Appended]] = []
+        self._in_line = False
         self._texts: dict[str, str] = {}
 
     def pack(self, text: str, *, inline_max: int = INLINE_BYTES_MAX) -> Payload:
@@ -81,7 +82,11 @@ class Journal:
         )
         self._sent += len(events)
         blobs, self._blobs = self._blobs, []
-        self._appends.append(asyncio.create_task(self._append(request, blobs, self._appends[-1] if self._appends else None)))
+        # storing blobs first gives up this append's place in the queue, so it and those behind it line up one by one
+        self._in_line = bool(self._appends) and (self._in_line or bool(blobs))
+        before = self._appends[-1] if self._in_line else None
+        self._in_line = self._in_line or bool(blobs)
+        self._appends.append(asyncio.create_task(self._append(request, blobs, before)))
 
     async def commit(self) -> None:
         """Append what was recorded and wait until everything sent is durable.
@@ -109,8 +114,8 @@ class Journal:
     async def _append(self, request: AppendRequest, blobs: list[bytes], before: asyncio.Task[Appended] | None) -> Appended:
         if blobs:
             await self._store.put_blobs(blobs)
-            if before is not None:  # storing blobs gave up this append's place in the queue
-                await before
+        if before is not None:
+            await before
         write = request.writes[0]
         appended = await self._store.append(request)
         if appended.versions[0] != write.expected + 1:

@@ -5,6 +5,7 @@ Recorded with `TaskStarted`, so a replay rebuilds every model request although p
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -53,10 +54,11 @@ class Setup(msgspec.Struct, frozen=True):
         return next((t for t in self.tools if t.definition.name == name), None)
 
 
-def make_setup(spec: AgentSpec, tools: tuple[ToolSpec, ...]) -> Setup:
-    """Fix an agent's prompt and tool rules for one task."""
+@lru_cache(maxsize=256)
+def make_setup(spec: AgentSpec, tools: tuple[ToolSpec, ...]) -> tuple[Setup, str]:
+    """Fix an agent's prompt and tool rules; returns them and their JSON. Most tasks of a kind share one, so it is made once."""
     ends = [t.name for t in tools if t.ends_task]
-    return Setup(
+    setup = Setup(
         kind=spec.kind,
         version=spec.version,
         system=spec.instructions.strip() + "\n" + CONDUCT,
@@ -64,6 +66,7 @@ def make_setup(spec: AgentSpec, tools: tuple[ToolSpec, ...]) -> Setup:
         max_tokens=MAX_TOKENS,
         nudge=f"Plain text does not finish this task. Finish it by calling {' or '.join(ends)}." if ends else "",
     )
+    return setup, msgspec.json.encode(setup).decode()
 
 
 def opening_message(task: AgentTask) -> str:

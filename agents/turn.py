@@ -59,6 +59,8 @@ class Call(msgspec.Struct, frozen=True):
     """Who denied the call and why."""
     asks: int = 0
     """How often a person was asked about it."""
+    may_have_happened: bool = False
+    """A worker died while it ran."""
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -157,13 +159,17 @@ def initial_state() -> TaskState:
     return TaskState()
 
 
+def opened_state(task: AgentTask) -> TaskState:
+    """Return the state behind `TaskOpened`, the first event of every task stream."""
+    return TaskState(version=1, task=task, phase="opened", trust=_joined(item.outcome.trust for item in task.context))
+
+
 def evolve(state: TaskState, event: TaskEvent) -> TaskState:
     """Apply one fact."""
     state = replace(state, version=state.version + 1)
     match event:
         case TaskOpened():
-            task = AgentTask.model_validate_json(bytes(event.task))
-            return replace(state, task=task, phase="opened", trust=_joined(item.outcome.trust for item in task.context))
+            return opened_state(AgentTask.model_validate_json(bytes(event.task)))
         case TaskStarted():
             return _started(state, event)
         case ModelCallStarted():
@@ -257,7 +263,7 @@ def digest_of(state: TaskState, setup: Setup, call: Call) -> Hash:
 
 def _started(state: TaskState, event: TaskStarted) -> TaskState:
     # what ran when the former worker died has an intent and no outcome
-    calls = tuple(replace(c, status="interrupted") if c.status == "running" else c for c in state.calls)
+    calls = tuple(replace(c, status="interrupted", may_have_happened=True) if c.status == "running" else c for c in state.calls)
     return replace(
         state,
         phase="working",

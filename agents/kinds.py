@@ -1,0 +1,97 @@
+"""The built-in kinds, and how a user's own is loaded. Registration is a mapping of functions: nothing happens by importing."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from crewlog.agents.knowledge import Knowledge
+from crewlog.agents.spec import AgentSpec
+from crewlog.events.config import Config
+from crewlog.events.store import EventStore
+from crewlog.schemas.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What a built-in kind may be built with."""
+
+    config: Config
+    store: EventStore
+    knowledge: Knowledge
+
+
+def _planner(_: Services) -> AgentSpec:
+    from crewlog.agents.specialist_planner import planner_agent
+
+    return planner_agent()
+
+
+def _research(services: Services) -> AgentSpec:
+    from crewlog.agents.specialist_research import research_agent
+
+    return research_agent(services.store, services.knowledge)
+
+
+def _code(_: Services) -> AgentSpec:
+    from crewlog.agents.specialist_code import code_agent
+
+    return code_agent()
+
+
+def _data(_: Services) -> AgentSpec:
+    from crewlog.agents.specialist_data import data_agent
+
+    return data_agent()
+
+
+def _communicate(services: Services) -> AgentSpec:
+    from crewlog.agents.specialist_communicate import MailSettings, communicate_agent
+
+    return communicate_agent(MailSettings.from_config(services.config), services.config.webhook_hosts)
+
+
+BUILT_IN: Final[Mapping[str, Callable[[Services], AgentSpec]]] = {
+    "planner": _planner,
+    "research": _research,
+    "code": _code,
+    "data": _data,
+    "communicate": _communicate,
+}
+
+
+def load_agent(target: str) -> AgentSpec:
+    """Load a user's agent from `module:ATTRIBUTE`, looking in the current folder first.
+
+    Raises:
+        ConfigError: no such module or attribute, or it is not an AgentSpec.
+    """
+    module_name, _, attribute = target.partition(":")
+    if not attribute:
+        raise ConfigError(f"{target!r} is neither a built-in kind nor module:ATTRIBUTE", hint=f"built-in kinds: {', '.join(BUILT_IN)}")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(f"cannot import {module_name!r}: {error}", hint=f"run it where {module_name.split('.')[0]}.py is, or install its package") from error
+    spec = getattr(module, attribute, None)
+    if not isinstance(spec, AgentSpec):
+        found = "is not there" if spec is None else f"is a {type(spec).__name__}"
+        raise ConfigError(f"{target}: {attribute} {found}", hint="it must be an AgentSpec; see examples/shouter.py")
+    if spec.kind in BUILT_IN or spec.kind == "run":
+        raise ConfigError(f"{target}: kind {spec.kind!r} is built in", hint="give your agent another kind")
+    return spec
+
+
+def missing_extras(spec: AgentSpec) -> str:
+    """Return what a kind lacks and how to install it, or the empty string. Looks without importing."""
+    missing = sorted({r.extra for r in spec.requires if importlib.util.find_spec(r.module) is None})
+    modules = ", ".join(r.module for r in spec.requires if r.extra in missing)
+    return f"missing {modules}; install with: pip install 'crewlog[{','.join(missing)}]'" if missing else ""

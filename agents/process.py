@@ -1,0 +1,78 @@
+"""The process of one worker: wire the ports, run until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+
+from crewlog.agents.kinds import BUILT_IN, Services, load_agent, missing_extras
+from crewlog.agents.knowledge_postgres import PostgresKnowledge
+from crewlog.agents.models import build_model
+from crewlog.agents.work import Workshop
+from crewlog.agents.worker import Worker
+from crewlog.events import faults
+from crewlog.events.artifact_store import open_artifacts
+from crewlog.events.clock import SystemClock
+from crewlog.events.config import Config
+from crewlog.events.nats_bus import NatsBus
+from crewlog.events.poke import Poke
+from crewlog.events.postgres_store import PostgresStore
+from crewlog.schemas.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+
+async def run_agent(config: Config, target: str) -> None:
+    """Run a worker of a built-in kind or of a user's `module:ATTRIBUTE` until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigError: the agent cannot be loaded, or the servers' addresses are missing.
+    """
+    if config.database_url is None or config.nats_url is None:
+        raise ConfigError("an agent needs CREWLOG_DATABASE_URL and CREWLOG_NATS_URL", hint="`crewlog up` passes them")
+    faults.install_from_environment()
+    clock = SystemClock()
+    spec = None if target in BUILT_IN else load_agent(target)
+    kind = spec.kind if spec else target
+    worker_id = f"{kind}-{clock.random_id().hex[:8]}"
+    database_url = config.database_url.get_secret_value()
+    bus = await NatsBus.connect(config.nats_url.get_secret_value(), name=worker_id)
+    poke = Poke(bus)
+    store = await PostgresStore.open(database_url, actor=f"agent@{worker_id}", clock=clock, on_commit=poke.notify)
+    knowledge = PostgresKnowledge(database_url)
+    try:
+        spec = spec or BUILT_IN[target](Services(config, store, knowledge))
+        shop = Workshop(
+            worker=worker_id,
+            spec=spec,
+            model=build_model(kind, config),
+            artifacts=await open_artifacts(config.artifacts_url or config.home / "artifacts"),
+            clock=clock,
+            workspaces=config.home / "workspaces",
+            approval_ttl_s=config.approval_ttl_s,
+        )
+        worker = Worker(shop, store, bus, slots=config.slots, unavailable=missing_extras(spec))
+        await _run(worker, config.shutdown_grace_s)
+    finally:
+        await store.close()
+        await knowledge.close()
+        await poke.close()
+        await bus.close()
+
+
+async def _run(worker: Worker, grace_s: float) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    starting = asyncio.create_task(worker.start())
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if starting.done():
+        starting.result()
+        log.info("ready")
+        await stopping
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    await worker.stop(grace_s=grace_s)

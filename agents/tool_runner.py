@@ -1,0 +1,147 @@
+"""Run tool calls: validate → authorise → limit → run → record, always in that order and always outside the tool."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any, Final
+
+import msgspec
+from pydantic import BaseModel, ValidationError
+
+from crewlog.agents.setup import Setup, SetupTool
+from crewlog.agents.spec import ToolContext, ToolFailed, ToolOutput, ToolSpec
+from crewlog.agents.turn import Call, TaskState, approval_of, digest_of
+from crewlog.events import faults
+from crewlog.events.clock import Clock
+from crewlog.schemas.errors import ConflictError, OrchestrationError, Unavailable
+from crewlog.schemas.ids import ApprovalId
+from crewlog.schemas.task import contract_error
+from crewlog.schemas.text import clean
+
+RESULT_CHARS_MAX: Final = 24_000
+"""What of one result a model is shown; the rest is cut with a note that says so."""
+
+REPEATABLE: Final = frozenset({"read", "idempotent"})
+
+
+class Refuse(msgspec.Struct, frozen=True):
+    """The call does not run; `message` goes to the model."""
+
+    message: str
+    unknown: bool = False
+    """The call may have had its effect before a crash."""
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """A person must agree first."""
+
+    approval_id: ApprovalId
+    digest: str
+    reason: str
+
+
+class Run(msgspec.Struct, frozen=True):
+    """The call may run now, under the permit `approval_id` if it needed one."""
+
+    approval_id: ApprovalId | None = None
+
+
+Verdict = Refuse | Ask | Run
+
+
+def judge(call: Call, state: TaskState, setup: Setup, spec: ToolSpec | None, arguments: str) -> Verdict:
+    """Decide about one open call. Pure.
+
+    Args:
+        spec: the tool as it exists in this process; None when this version no longer has it.
+        arguments: the JSON text the model wrote.
+    """
+    tool = setup.tool(call.call.tool)
+    if call.status == "denied":
+        return Refuse(f"{call.call.tool} was not run: {call.note}", unknown=call.may_have_happened)
+    if tool is None or spec is None:
+        return Refuse(f"there is no tool {call.call.tool!r}; the tools are {', '.join(t.definition.name for t in setup.tools) or 'none'}")
+    problem = arguments_problem(spec, arguments)
+    if problem is not None:
+        return Refuse(problem)
+    if tool.calls_max is not None and dict(state.calls_by_tool).get(call.call.tool, 0) >= tool.calls_max:
+        return Refuse(f"{call.call.tool} may be called {tool.calls_max} times in one task, and was")
+    if call.status == "approved":
+        permit_holds = call.digest == digest_of(state, setup, call)
+        return Run(call.approval_id) if permit_holds else Refuse(f"the approval of {call.call.tool} was given for other arguments")
+    return _judge_unasked(call, state, setup, tool)
+
+
+def _judge_unasked(call: Call, state: TaskState, setup: Setup, tool: SetupTool) -> Verdict:
+    assert state.task is not None
+    if call.status == "interrupted" and tool.effect not in REPEATABLE:
+        reason = f"a worker died while {call.call.tool} was running: it may or may not have happened. Approve to run it again, deny to leave it"
+        return Ask(approval_of(state, call), digest_of(state, setup, call), reason)
+    if tool.needs_approval and not state.task.auto_approve and call.status == "new":
+        return Ask(approval_of(state, call), digest_of(state, setup, call), f"{call.call.tool} needs a person's approval")
+    return Run(call.approval_id)
+
+
+def arguments_problem(spec: ToolSpec, arguments: str) -> str | None:
+    """Return what is wrong with a call's arguments in words a model can act on, or None."""
+    try:
+        spec.args.model_validate_json(arguments or "{}")
+    except ValidationError as error:
+        return str(contract_error(f"the arguments of {spec.name} are not valid", error))
+    return None
+
+
+class Ran(msgspec.Struct, frozen=True):
+    """What came of one call."""
+
+    is_ok: bool
+    output: ToolOutput
+    latency_ms: int
+
+
+async def run_tool(spec: ToolSpec, context: ToolContext, arguments: str, clock: Clock) -> Ran:
+    """Run one authorised call within its time; whatever goes wrong inside comes back as data.
+
+    Raises:
+        Unavailable, ConflictError: the log itself failed: the call has no outcome that could be recorded.
+    """
+    began = clock.monotonic()
+    if faults.hook is not None:
+        faults.hook("before_tool_effect")
+    try:
+        args: BaseModel = spec.args.model_validate_json(arguments or "{}")
+        async with asyncio.timeout(spec.timeout_s):
+            output: Any = await spec.run(context, args)
+        if not isinstance(output, ToolOutput):
+            raise TypeError(f"tool {spec.name} returned {type(output).__name__}, not ToolOutput")
+        is_ok, output = True, ToolOutput(shown(output.content), output.artifacts, output.outcome)
+    except ToolFailed as error:
+        is_ok, output = False, ToolOutput(shown(str(error)))
+    except TimeoutError:
+        is_ok, output = False, ToolOutput(f"{spec.name} did not finish within {spec.timeout_s:g} s")
+    except (Unavailable, ConflictError):
+        raise
+    except OrchestrationError as error:
+        is_ok, output = False, ToolOutput(shown(str(error)))
+    except Exception as error:  # noqa: BLE001  (one of two such places: a tool's bug is a result the model is told about, and is recorded)
+        is_ok, output = False, ToolOutput(shown(f"{spec.name} failed: {type(error).__name__}: {error}"))
+    if faults.hook is not None:
+        faults.hook("after_tool_effect")
+    return Ran(is_ok, output, round((clock.monotonic() - began) * 1000))
+
+
+def shown(text: str) -> str:
+    """Return what a model is shown of a result: clean, and cut with a note when it is too long."""
+    text = clean(text)
+    if len(text) <= RESULT_CHARS_MAX:
+        return text
+    return f"{text[:RESULT_CHARS_MAX]}\n[cut: {len(text) - RESULT_CHARS_MAX} of {len(text)} characters left out; ask for a smaller part]"
+
+
+def readable_arguments(arguments: str) -> str:
+    """Return arguments for people: indented JSON, or the text itself when it is none."""
+    try:
+        return json.dumps(json.loads(arguments), indent=2, ensure_ascii=False)
+    except ValueError:
+        return arguments

@@ -1,0 +1,270 @@
+"""One task from where it is to where it can go: ask `next_step`, perform it, record what happened. The shell of the turn machine."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, assert_never
+
+import msgspec
+
+from crewlog.agents.conversation import build_request, payloads_of
+from crewlog.agents.journal import Journal
+from crewlog.agents.model import Model, ModelError
+from crewlog.agents.prices import price
+from crewlog.agents.setup import Setup, make_setup, opening_message
+from crewlog.agents.spec import AgentSpec, ToolContext, ToolOutput, ToolSpec
+from crewlog.agents.tool_runner import Ask, Ran, Refuse, Run, judge, run_tool
+from crewlog.agents.turn import AskModel, Call, Done, Fail, Finish, RunCalls, Start, Step, Wait, next_step
+from crewlog.events.artifacts import ArtifactStore
+from crewlog.events.clock import Clock
+from crewlog.schemas.blocks import ModelReply, ToolUse
+from crewlog.schemas.ids import Hash, RunId, TaskId, idempotency_key
+from crewlog.schemas.task_events import (
+    ApprovalRequested,
+    AttemptFailed,
+    ModelCallFailed,
+    ModelCallFinished,
+    ModelCallStarted,
+    TaskCompleted,
+    TaskStarted,
+    ToolCall,
+    ToolFinished,
+    ToolStarted,
+)
+from crewlog.schemas.values import Failure, Outcome
+
+REPLY_INLINE_MAX: Final = 64 * 1024
+"""A model's text stays in the event: it is the outcome when no tool ends the task."""
+
+Ended = Literal["completed", "failed", "suspended", "nothing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What a worker has for all its tasks."""
+
+    worker: str
+    spec: AgentSpec
+    model: Model
+    artifacts: ArtifactStore
+    clock: Clock
+    workspaces: Path
+    model_timeout_s: float = 300.0
+    approval_ttl_s: float = 86_400.0
+
+
+async def work(shop: Workshop, journal: Journal, *, attempt: int) -> Ended:
+    """Carry one task as far as it goes without anybody else, and return how this stretch ended.
+
+    Raises:
+        ConflictError: the task belongs to somebody else now; whatever was not durable never happened.
+        Unavailable: the log cannot be reached.
+    """
+    return await _Stretch(shop, journal, attempt).run()
+
+
+class _Stretch:
+    """One worker's hold on one task."""
+
+    def __init__(self, shop: Workshop, journal: Journal, attempt: int) -> None:
+        assert journal.state.task is not None
+        self._shop, self._journal, self._attempt = shop, journal, attempt
+        self._task = journal.state.task
+        self._tools: dict[str, ToolSpec] = {t.name: t for t in shop.spec.tools_for(self._task)}
+        self._setup: Setup | None = None
+        self._holds_task = False
+
+    async def run(self) -> Ended:
+        try:
+            async with asyncio.timeout(self._task.timeout_seconds):
+                return await self._run()
+        except TimeoutError:
+            await self._journal.abandon()
+            return await self._fail(Failure("timeout", f"the task did not finish within timeout_seconds={self._task.timeout_seconds}"))
+
+    async def _run(self) -> Ended:
+        journal = self._journal
+        while True:
+            step = self._next()
+            match step:
+                case Start():
+                    await self._start()
+                case AskModel():
+                    await self._ask(step)
+                case RunCalls():
+                    await self._run_calls(step.calls)
+                case Wait():
+                    await journal.commit()
+                    return "suspended"
+                case Finish():
+                    journal.record(self._completed(step.outcome))
+                    await journal.commit()
+                    return "completed"
+                case Fail():
+                    return await self._fail(step.failure)
+                case Done():
+                    await journal.commit()
+                    return "nothing"
+                case _:
+                    assert_never(step)
+
+    def _next(self) -> Step:
+        state = self._journal.state
+        begins = state.phase == "between_attempts" and state.attempt < self._attempt
+        if not self._holds_task and (begins or state.phase == "working"):
+            if any(c.status == "asked" for c in state.calls) and not any(c.status in ("new", "running", "approved", "denied") for c in state.calls):
+                return Done()  # delivered again while a person still decides
+            return Start()
+        return next_step(state, self._setup)
+
+    async def _start(self) -> None:
+        journal, state, shop = self._journal, self._journal.state, self._shop
+        if state.setup is None or state.opening is None:
+            self._setup, setup_json = make_setup(shop.spec, tuple(self._tools.values()))
+            setup = journal.pack(setup_json)
+            opening = journal.pack(opening_message(self._task))
+        else:
+            setup, opening = state.setup, state.opening
+            await journal.load([setup, *payloads_of(state)])
+            self._setup = msgspec.json.decode(journal.read(setup), type=Setup)
+        journal.record(
+            TaskStarted(
+                worker=shop.worker,
+                attempt=max(self._attempt, 1),
+                agent_version=self._setup.version,
+                model=shop.model.name,
+                provider=shop.model.provider,
+                simulated=shop.model.simulated,
+                setup=setup,
+                opening=opening,
+                taken_over_from=state.worker,
+            )
+        )
+        self._holds_task = True
+
+    async def _ask(self, step: AskModel) -> None:
+        journal, model = self._journal, self._shop.model
+        assert self._setup is not None
+        request = build_request(journal.state, self._setup, journal.read)
+        journal.record(ModelCallStarted(step.call_id, step.turn, model.provider, model.name, request.request_hash(), len(request.messages)))
+        if model.simulated:
+            journal.send()
+        else:
+            await journal.commit()
+        began = self._shop.clock.monotonic()
+        try:
+            reply = await model.complete(request, timeout_s=self._shop.model_timeout_s)
+        except ModelError as error:
+            journal.record(ModelCallFailed(step.call_id, step.turn, model.provider, model.name, error.failure(), self._since(began)))
+            return
+        journal.record(self._answered(step, reply, self._since(began)))
+
+    def _answered(self, step: AskModel, reply: ModelReply, latency_ms: int) -> ModelCallFinished:
+        journal, model = self._journal, self._shop.model
+        text = "\n\n".join(b.text for b in reply.content if not isinstance(b, ToolUse))
+        uses = [b for b in reply.content if isinstance(b, ToolUse)]
+        return ModelCallFinished(
+            call_id=step.call_id,
+            turn=step.turn,
+            stop=reply.stop,
+            text=journal.pack(text, inline_max=REPLY_INLINE_MAX),
+            # our own call ids: unique within the task, whatever the provider numbers its calls
+            tool_calls=tuple(ToolCall(f"t{step.turn}-{n}", u.name, journal.pack(u.arguments)) for n, u in enumerate(uses, 1)),
+            usage=reply.usage,
+            price=price(model.provider, reply.model, reply.usage),
+            provider=model.provider,
+            model=reply.model,
+            simulated=model.simulated,
+            latency_ms=latency_ms,
+        )
+
+    async def _run_calls(self, calls: tuple[Call, ...]) -> None:
+        journal, setup, state = self._journal, self._setup, self._journal.state
+        assert setup is not None
+        running: list[Call] = []
+        for call in calls:
+            arguments = journal.read(call.call.arguments)
+            verdict = judge(call, state, setup, self._tools.get(call.call.tool), arguments)
+            match verdict:
+                case Refuse():
+                    status: Literal["unknown", "refused"] = "unknown" if verdict.unknown else "refused"
+                    journal.record(ToolFinished(call.call.call_id, call.call.tool, status, journal.pack(verdict.message), 0))
+                case Ask():
+                    expires_us = self._shop.clock.now_us() + round(self._shop.approval_ttl_s * 1e6)
+                    journal.record(
+                        ApprovalRequested(
+                            verdict.approval_id, call.call.call_id, call.call.tool, call.call.arguments, Hash(verdict.digest), verdict.reason, expires_us
+                        )
+                    )
+                case Run():
+                    tool = setup.tool(call.call.tool)
+                    assert tool is not None
+                    journal.record(ToolStarted(call.call.call_id, call.call.tool, tool.version, tool.effect, self._key(call), verdict.approval_id))
+                    running.append(call)
+        if running:
+            await self._perform(running)
+
+    async def _perform(self, running: list[Call]) -> None:
+        """Run calls side by side and record each outcome as soon as no other one is about to come with it."""
+        journal = self._journal
+        if all(self._tools[c.call.tool].effect == "read" for c in running):
+            journal.send()
+        else:
+            await journal.commit()
+        left = {asyncio.create_task(self._perform_one(call)) for call in running}
+        try:
+            while left:
+                done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+                for event in sorted((task.result() for task in done), key=lambda e: e.call_id):
+                    journal.record(event)
+                if left:
+                    journal.send()
+        finally:
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+
+    async def _perform_one(self, call: Call) -> ToolFinished:
+        tool = self._tools[call.call.tool]
+        context = ToolContext(
+            task=self._task,
+            call_id=call.call.call_id,
+            idempotency_key=self._key(call),
+            artifacts=self._shop.artifacts,
+            workspace=self._shop.workspaces / str(self._task.task_id),
+            earlier_artifacts=self._journal.state.artifacts,
+        )
+        ran = await run_tool(tool, context, self._journal.read(call.call.arguments), self._shop.clock)
+        return self._finished(call, tool, ran)
+
+    def _finished(self, call: Call, tool: ToolSpec, ran: Ran) -> ToolFinished:
+        output: ToolOutput = ran.output
+        return ToolFinished(
+            call_id=call.call.call_id,
+            tool=call.call.tool,
+            status="ok" if ran.is_ok else "error",
+            result=self._journal.pack(output.content),
+            latency_ms=ran.latency_ms,
+            trust=tool.trust,
+            artifacts=output.artifacts,
+            outcome=output.outcome if tool.ends_task else None,
+        )
+
+    def _completed(self, outcome: Outcome) -> TaskCompleted:
+        state = self._journal.state
+        return TaskCompleted(outcome, state.usage, state.cost_micro_usd, state.turn, state.tool_calls, state.unpriced_calls)
+
+    async def _fail(self, failure: Failure) -> Ended:
+        self._journal.record(AttemptFailed(self._journal.state.attempt or self._attempt, failure))
+        await self._journal.commit()
+        return "failed"
+
+    def _key(self, call: Call) -> str:
+        return idempotency_key(RunId(self._task.run_id), TaskId(self._task.task_id), call.call.call_id)
+
+    def _since(self, began: float) -> int:
+        return round((self._shop.clock.monotonic() - began) * 1000)
+
+

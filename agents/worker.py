@@ -1,0 +1,208 @@
+"""A worker: one process of one kind that fetches dispatched tasks, works on several at once, and acks what reached a resting point.
+
+A task is taken over from another worker only when that worker does not answer for it any more; the stream version fences whoever
+comes back later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from crewlog.agents.journal import Journal
+from crewlog.agents.spec import ToolSpec
+from crewlog.agents.turn import TaskState, evolve, initial_state, opened_state
+from crewlog.agents.work import Workshop, work
+from crewlog.events import faults
+from crewlog.events.bus import Bus, Consuming, Delivery, Message, Subscription
+from crewlog.events.store import EventStore
+from crewlog.schemas.errors import ConflictError, ContractError, OrchestrationError, Unavailable
+from crewlog.schemas.ids import RunId, TaskId, task_stream
+from crewlog.schemas.subjects import LANES, control_worker, telemetry, wake
+from crewlog.schemas.system_events import AgentRegistered, ToolInfo
+from crewlog.schemas.task import AgentTask, parse_task
+from crewlog.schemas.task_events import TASK_EVENTS, AttemptFailed
+from crewlog.schemas.values import Failure
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S: Final = 10.0
+HELD_ELSEWHERE_NAK_S: Final = 15.0
+UNAVAILABLE_NAK_S: Final = 5.0
+ASK_HOLDER_TIMEOUT_S: Final = 1.0
+REGISTER_RETRY_S: Final = 1.0
+RESTARTS_MAX: Final = 3
+"""Times one delivery may lose a race for its task before it is handed back."""
+
+
+class Worker:
+    """Fetch, fold, step, append, ack."""
+
+    def __init__(self, shop: Workshop, store: EventStore, bus: Bus, *, slots: int, unavailable: str = "") -> None:
+        self._shop, self._store, self._bus, self._slots, self._unavailable = shop, store, bus, slots, unavailable
+        self._held: set[str] = set()
+        self._consuming: Consuming | None = None
+        self._control: Subscription | None = None
+        self._beating: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Register with the orchestrator, then begin to fetch. A worker that lacks an extra registers and fetches nothing."""
+        shop = self._shop
+        self._control = await self._bus.subscribe(control_worker(shop.worker), self._answer)
+        await self._register()
+        self._beating = asyncio.create_task(self._beat())
+        if self._unavailable:
+            log.warning("%s is unavailable: %s", shop.spec.kind, self._unavailable)
+            return
+        consumers = {f"{shop.spec.kind}-{lane}": priority for priority, lane in enumerate(LANES)}
+        self._consuming = await self._bus.consume("WORK", consumers, self.handle, slots=self._slots)
+
+    async def stop(self, *, grace_s: float) -> None:
+        """Stop fetching, let running tasks reach their end within `grace_s`, hand the rest back, and sign off. Safe to call twice."""
+        if self._consuming is not None:
+            consuming, self._consuming = self._consuming, None
+            await consuming.stop(grace_s=grace_s)
+        if self._beating is not None:
+            self._beating.cancel()
+            await asyncio.gather(self._beating, return_exceptions=True)
+            self._beating = None
+        if self._control is not None:
+            control, self._control = self._control, None
+            await control.stop()
+            body = json.dumps({"kind": self._shop.spec.kind, "worker": self._shop.worker}).encode()
+            try:
+                await self._bus.request("api.system.agents.stop", body, timeout_s=2.0)
+            except Unavailable:
+                log.info("no orchestrator heard that %s stops", self._shop.worker)
+
+    async def handle(self, delivery: Delivery) -> None:
+        """Work on one delivered task; ends with exactly one ack, nak or term."""
+        try:
+            task = parse_task(delivery.data)
+        except ContractError as error:
+            await delivery.term(str(error))
+            return
+        attempt = int(delivery.headers.get("Attempt", "1"))
+        fresh = delivery.deliveries == 1 and delivery.headers.get("Task-Version") == "1"
+        try:
+            for _ in range(RESTARTS_MAX):
+                # a fresh task's message says all there is in its stream; should somebody have written since, the first append conflicts
+                state = opened_state(task) if fresh else await self._fold(task)
+                fresh = False
+                if state.phase in {"ended", "absent"}:
+                    break
+                if await self._held_elsewhere(state):
+                    await delivery.nak(HELD_ELSEWHERE_NAK_S)
+                    return
+                if await self._work(task, state, attempt):
+                    break
+            else:
+                await delivery.nak(UNAVAILABLE_NAK_S)
+                return
+        except Unavailable as error:
+            log.warning("task %s is handed back: %s", task.task_id, error)
+            await delivery.nak(UNAVAILABLE_NAK_S)
+            return
+        if faults.hook is not None:
+            faults.hook("before_work_ack")
+        await delivery.ack()
+
+    async def _work(self, task: AgentTask, state: TaskState, attempt: int) -> bool:
+        """Carry the task on; False when somebody else wrote to it meanwhile and it must be read again."""
+        journal = Journal(self._store, self._shop.clock, state)
+        self._held.add(str(task.task_id))
+        try:
+            ended = await work(self._shop, journal, attempt=attempt)
+        except ConflictError as error:
+            await journal.abandon()
+            log.info("task %s: %s", task.task_id, error)
+            return False
+        except Unavailable:
+            raise
+        except Exception as error:  # the other of two such places: a bug must end the attempt visibly, with its cause in the log
+            log.exception("task %s: attempt %s failed", task.task_id, attempt)
+            await journal.abandon()
+            await self._record_crash(task, attempt, error)
+            ended = "failed"
+        finally:
+            self._held.discard(str(task.task_id))
+        if ended != "nothing":
+            await self._bus.publish(wake(RunId(task.run_id)), str(task.task_id).encode())
+        return True
+
+    async def _record_crash(self, task: AgentTask, attempt: int, error: Exception) -> None:
+        state = await self._fold(task)
+        if state.phase == "ended":
+            return
+        journal = Journal(self._store, self._shop.clock, state)
+        retryable = not isinstance(error, OrchestrationError)
+        journal.record(AttemptFailed(max(state.attempt, attempt), Failure("internal", f"{type(error).__name__}: {error}", retryable)))
+        await journal.commit()
+
+    async def _fold(self, task: AgentTask) -> TaskState:
+        state = initial_state()
+        for recorded in await self._store.read_streams({task_stream(TaskId(task.task_id)): 0}):
+            event = recorded.event()
+            if not isinstance(event, TASK_EVENTS):
+                raise ContractError(f"{recorded.stream} version {recorded.version} is a {recorded.type} v{recorded.schema_version}, unknown to this worker")
+            state = evolve(state, event)
+        return state
+
+    async def _held_elsewhere(self, state: TaskState) -> bool:
+        """Ask the worker that took the task last whether it still works on it."""
+        assert state.task is not None
+        task_id = str(state.task.task_id)
+        if task_id in self._held:
+            return True
+        if state.phase != "working" or state.worker == self._shop.worker:
+            return False
+        try:
+            body = json.dumps({"task_id": task_id}).encode()
+            answer = await self._bus.request(control_worker(state.worker), body, timeout_s=ASK_HOLDER_TIMEOUT_S)
+        except Unavailable:
+            return False
+        return bool(json.loads(answer.data).get("holds"))
+
+    async def _answer(self, message: Message) -> None:
+        asked = json.loads(message.data)
+        if message.reply:
+            await self._bus.publish(message.reply, json.dumps({"holds": asked.get("task_id") in self._held}).encode())
+
+    async def _register(self) -> None:
+        body = msgspec.json.encode(self._registration())
+        while True:
+            try:
+                answer = json.loads((await self._bus.request("api.system.agents.register", body, timeout_s=5.0)).data)
+            except Unavailable:
+                await asyncio.sleep(REGISTER_RETRY_S)  # the orchestrator may start after us
+                continue
+            if not answer.get("ok"):
+                raise ContractError(f"the orchestrator refused to register kind {self._shop.spec.kind!r}: {answer.get('error', {}).get('message')}")
+            return
+
+    def _registration(self) -> AgentRegistered:
+        shop = self._shop
+        tools: Sequence[ToolSpec] = () if callable(shop.spec.tools) else shop.spec.tools
+        return AgentRegistered(
+            kind=shop.spec.kind,
+            worker=shop.worker,
+            description=shop.spec.description,
+            version=shop.spec.version,
+            slots=self._slots,
+            model=f"{shop.model.provider}/{shop.model.name}",
+            simulated=shop.model.simulated,
+            tools=tuple(ToolInfo(t.name, t.description, t.effect, t.needs_approval, t.version) for t in tools),
+            unavailable=self._unavailable,
+        )
+
+    async def _beat(self) -> None:
+        shop = self._shop
+        while True:
+            beat = {"kind": shop.spec.kind, "worker": shop.worker, "slots": self._slots, "busy": sorted(self._held), "at_us": shop.clock.now_us()}
+            await self._bus.publish(telemetry(shop.spec.kind, shop.worker), json.dumps(beat).encode())
+            await asyncio.sleep(HEARTBEAT_S)
