@@ -35,3 +35,5 @@ Token = Annotated[str, AfterValidator(_token)]
 RelativePath = Annotated[str, Field(max_length=512), AfterValidator(_safe), AfterValidator(_relative_path)]
 Kind = Annotated[str, AfterValidator(_token)]
 StepKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+TaskKey = Annotated[str, StringConstraints(pattern=r"^@?[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+"""Key of a task: of the plan step it carries out, or one of the orchestrator's own, which begin with `@`."""

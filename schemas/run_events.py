@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 import msgspec
 
-from crewlog.schemas.ids import ApprovalId, RunId, TaskId
+from crewlog.schemas.ids import ApprovalId, Hash, RunId, TaskId
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.usage import Usage
 from crewlog.schemas.values import ArtifactRef, Citation, Failure, Issue, Outcome
@@ -32,6 +32,8 @@ class RunSubmitted(RunEvent, frozen=True):
     goal: str
     task: msgspec.Raw
     source: Literal["subject", "api"]
+    deadline_us: int = 0
+    """When the run fails if it has no answer by then; 0 means never. It moves while the run waits for a person."""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -64,6 +66,8 @@ class TaskDispatched(RunEvent, frozen=True):
     attempt: int
     revision: int
     deadline_us: int
+    offered: tuple[str, ...] = ()
+    """For a task that makes a plan: the agent kinds it was told about. Its plan is held to these."""
 
 
 class TaskRetryScheduled(RunEvent, frozen=True):
@@ -84,6 +88,10 @@ class TaskSuspended(RunEvent, frozen=True):
     approval_id: ApprovalId
     tool: str
     expires_us: int
+    call_id: str = ""
+    digest: Hash = Hash("")
+    since_us: int = 0
+    """Since when the person is asked: the run's deadline stands still from here."""
 
 
 class TaskResumed(RunEvent, frozen=True):
@@ -94,6 +102,8 @@ class TaskResumed(RunEvent, frozen=True):
     approval_id: ApprovalId
     decision: Literal["approved", "denied", "expired"]
     actor: str
+    run_deadline_us: int = 0
+    """The run's deadline from now on, moved by the time nobody but a person could act; 0 when it stays."""
 
 
 class TaskReviewed(RunEvent, frozen=True):

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from crewlog.schemas.checks import Kind, RelativePath, SafeText, StepKey, Token
+from crewlog.schemas.checks import Kind, RelativePath, SafeText, TaskKey, Token
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.plan import Constraints, Plan
 from crewlog.schemas.values import ContextItem
@@ -64,7 +64,7 @@ class AgentTask(BaseModel):
     task_id: UUID
     run_id: UUID
     parent_task_id: UUID | None = None
-    key: StepKey | None = None
+    key: TaskKey | None = None
     """Key of the plan step this task carries out; set by the orchestrator."""
     tenant: Token = "default"
     user: Token = "anonymous"
