@@ -266,5 +266,3 @@ class _Stretch:
 
     def _since(self, began: float) -> int:
         return round((self._shop.clock.monotonic() - began) * 1000)
-
-

@@ -34,6 +34,7 @@ SafeText = Annotated[str, AfterValidator(_safe)]
 Token = Annotated[str, AfterValidator(_token)]
 RelativePath = Annotated[str, Field(max_length=512), AfterValidator(_safe), AfterValidator(_relative_path)]
 Kind = Annotated[str, AfterValidator(_token)]
+Objective = Annotated[str, StringConstraints(min_length=1, max_length=20_000), AfterValidator(_safe)]
 StepKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 TaskKey = Annotated[str, StringConstraints(pattern=r"^@?[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 """Key of a task: of the plan step it carries out, or one of the orchestrator's own, which begin with `@`."""

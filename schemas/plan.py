@@ -6,7 +6,7 @@ from typing import Annotated, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from crewlog.schemas.checks import Kind, SafeText, StepKey
+from crewlog.schemas.checks import Kind, Objective, SafeText, StepKey
 
 STEPS_MAX: Final = 100
 
@@ -33,7 +33,7 @@ class PlanStep(BaseModel):
 
     key: StepKey
     type: Kind
-    objective: Annotated[SafeText, Field(min_length=1, max_length=20_000)]
+    objective: Objective
     depends_on: tuple[StepKey, ...] = ()
     attachments: tuple[SafeText, ...] | None = None
     """Names of the run's attachments this step gets; None means all of them."""

@@ -1,17 +1,17 @@
 """NATS subjects: the one place that spells them.
 
-    tasks.<tenant>.<type>            anybody publishes an AgentTask                         JetStream TASKS
-    api.<tenant>.<noun>.<verb>       request-reply with the orchestrator                    core
-    work.<kind>.<lane>               orchestrator -> agents                                 JetStream WORK
-    events.<tenant>.<run>.<type>     every fact, after its commit, relayed from the log     JetStream EVENTS
-    rejected.<tenant>.<type>         bad messages, kept                                     JetStream REJECTED
-    dlq.<kind>                       messages nobody could handle                           JetStream DLQ
-    wake.<run>                       "look at this run", by whoever appended                core, a hint
-    poke.log                         "the log has grown", to projector and relay            core, a hint
-    telemetry.<kind>.<worker>        heartbeats                                             core
-    control.worker.<worker>          questions to one worker                                core
-    control.<kind>                   commands to all workers of a kind                      core
-    supervisor.<verb>                commands to `crewlog up` (scale, down, status)         core
+tasks.<tenant>.<type>            anybody publishes an AgentTask                         JetStream TASKS
+api.<tenant>.<noun>.<verb>       request-reply with the orchestrator                    core
+work.<kind>.<lane>               orchestrator -> agents                                 JetStream WORK
+events.<tenant>.<run>.<type>     every fact, after its commit, relayed from the log     JetStream EVENTS
+rejected.<tenant>.<type>         bad messages, kept                                     JetStream REJECTED
+dlq.<kind>                       messages nobody could handle                           JetStream DLQ
+wake.<run>                       "look at this run", by whoever appended                core, a hint
+poke.log                         "the log has grown", to projector and relay            core, a hint
+telemetry.<kind>.<worker>        heartbeats                                             core
+control.worker.<worker>          questions to one worker                                core
+control.<kind>                   commands to all workers of a kind                      core
+supervisor.<verb>                commands to `crewlog up` (scale, down, status)         core
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from crewlog.schemas.checks import Kind, RelativePath, SafeText, TaskKey, Token
+from crewlog.schemas.checks import Kind, Objective, RelativePath, SafeText, TaskKey, Token
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.plan import Constraints, Plan
 from crewlog.schemas.values import ContextItem
@@ -69,7 +69,7 @@ class AgentTask(BaseModel):
     tenant: Token = "default"
     user: Token = "anonymous"
     type: Kind
-    objective: Annotated[SafeText, Field(min_length=1, max_length=20_000)]
+    objective: Objective
     context: tuple[ContextItem, ...] = ()
     attachments: tuple[Attachment, ...] = ()
     constraints: Constraints = Constraints()

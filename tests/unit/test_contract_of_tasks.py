@@ -1,0 +1,82 @@
+"""Bad tasks get one clear sentence per fault, with a pointer to it."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crewlog.schemas.errors import ContractError
+from crewlog.schemas.plan import Plan
+from crewlog.schemas.task import parse_task
+
+
+def task(**changes: Any) -> dict[str, Any]:
+    return {"task_id": str(uuid4()), "type": "data", "objective": "count rows", **changes}
+
+
+def steps(*rows: tuple[str, list[str]]) -> dict[str, Any]:
+    return {"steps": [{"key": key, "type": "data", "objective": key, "depends_on": waits} for key, waits in rows]}
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer", "text"),
+    [
+        ({"objective": ""}, "/objective", "at least 1 character"),
+        ({"objective": "a\x00b"}, "/objective", "character 1 is NUL"),
+        ({"objective": "a\ud800"}, "/objective", "lone surrogate"),
+        ({"tenant": "a.b"}, "/tenant", "no dots, blanks or wildcards"),
+        ({"tenant": "*"}, "/tenant", "wildcards"),
+        ({"type": "da ta"}, "/type", "wildcards"),
+        ({"timeout_seconds": 0}, "/timeout_seconds", "greater than or equal to 1"),
+        ({"surprise": 1}, "/surprise", "Extra inputs are not permitted"),
+        ({"task_id": "42"}, "/task_id", "valid UUID"),
+        ({"budget": {"hard_micro_usd": -1}}, "/budget/hard_micro_usd", "greater than or equal to 0"),
+        ({"type": "run", "plan": steps(("a", ["b"]), ("b", ["a"]))}, "/plan", "the plan has a cycle through a -> b -> a"),
+        ({"type": "run", "plan": steps(("a", ["c"]))}, "/plan", "step 'a' depends on unknown c; known steps: a"),
+        ({"type": "run", "plan": steps(("a", []), ("a", []))}, "/plan", "used more than once: a"),
+        ({"plan": steps(("a", []))}, "/", "a plan needs type 'run'"),
+        ({"attachments": [{"name": "../x", "hash": "0" * 64, "size": 1}]}, "/attachments/0/name", "relative path"),
+    ],
+)
+def test_fault_is_named(change: dict[str, Any], pointer: str, text: str) -> None:
+    with pytest.raises(ContractError) as caught:
+        parse_task(task(**change))
+    assert any((p or "/") == pointer and text in t for p, t in caught.value.problems), caught.value.problems
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"task_id"'])
+def test_what_is_not_a_json_object_is_a_contract_error(data: bytes) -> None:
+    with pytest.raises(ContractError):
+        parse_task(data)
+
+
+def test_the_run_is_named_after_the_task_unless_it_has_a_name() -> None:
+    given_id, run_id = str(uuid4()), str(uuid4())
+    assert str(parse_task(task(task_id=given_id)).run_id) == given_id
+    assert str(parse_task(task(task_id=given_id, run_id=run_id)).run_id) == run_id
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_whatsoever_raise_anything_else(data: bytes) -> None:
+    try:
+        parse_task(data)
+    except ContractError:
+        return
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.lists(st.sampled_from("abcdef"), max_size=3)), min_size=1, max_size=6, unique_by=lambda row: row[0]))
+def test_a_plan_is_accepted_exactly_when_its_steps_can_be_put_in_order(rows: list[tuple[str, list[str]]]) -> None:
+    waits = dict(rows)
+    placed: set[str] = set()
+    while more := {k for k in waits if k not in placed and set(waits[k]) <= placed}:
+        placed |= more
+    try:
+        Plan.model_validate(steps(*rows))
+    except ValueError:
+        assert placed != set(waits)
+    else:
+        assert placed == set(waits)
