@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, StringConstraints
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
 
 from crewlog.schemas.ids import TOKEN
 from crewlog.schemas.text import find_bad
@@ -34,7 +34,7 @@ SafeText = Annotated[str, AfterValidator(_safe)]
 Token = Annotated[str, AfterValidator(_token)]
 RelativePath = Annotated[str, Field(max_length=512), AfterValidator(_safe), AfterValidator(_relative_path)]
 Kind = Annotated[str, AfterValidator(_token)]
-Objective = Annotated[str, StringConstraints(min_length=1, max_length=20_000), AfterValidator(_safe)]
+Objective = Annotated[str, StringConstraints(min_length=1, max_length=20_000), BeforeValidator(lambda value: _safe(value) if isinstance(value, str) else value)]
 StepKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 TaskKey = Annotated[str, StringConstraints(pattern=r"^@?[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 """Key of a task: of the plan step it carries out, or one of the orchestrator's own, which begin with `@`."""
