@@ -1,0 +1,83 @@
+"""What the orchestrator is asked to do to a run. Commands are values: made from a message, a task event or the clock, decided by `decide`."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+from crewlog.schemas.errors import ContractError
+from crewlog.schemas.ids import ApprovalId, TaskId
+from crewlog.schemas.task import AgentTask
+from crewlog.schemas.task_events import ApprovalRequested, AttemptFailed, TaskCompleted
+from crewlog.schemas.values import Failure
+
+CLOCK: Final = "clock"
+"""The actor of what no person decided: a deadline, an expiry."""
+
+
+class SubmitRun(msgspec.Struct, frozen=True):
+    """Start a run for a validated task."""
+
+    task: AgentTask
+    source: Literal["subject", "api"]
+
+
+class TaskEnded(msgspec.Struct, frozen=True):
+    """An agent finished a task."""
+
+    task_id: TaskId
+    event: TaskCompleted
+
+
+class AttemptEnded(msgspec.Struct, frozen=True):
+    """An agent's attempt at a task failed."""
+
+    task_id: TaskId
+    event: AttemptFailed
+
+
+class ApprovalAsked(msgspec.Struct, frozen=True):
+    """An agent needs a person's permission."""
+
+    task_id: TaskId
+    event: ApprovalRequested
+
+
+class DecideApproval(msgspec.Struct, frozen=True):
+    """A person answers."""
+
+    approval_id: ApprovalId
+    decision: Literal["approved", "denied"]
+    actor: str
+    note: str = ""
+
+
+class CancelRun(msgspec.Struct, frozen=True):
+    """Somebody stops the run."""
+
+    reason: str
+    actor: str
+
+
+class AbortRun(msgspec.Struct, frozen=True):
+    """The run cannot go on because of a defect the log itself refused; it fails visibly instead of standing still."""
+
+    error: Failure
+
+
+class Tick(msgspec.Struct, frozen=True):
+    """Time has passed: do what is due."""
+
+
+Command = SubmitRun | TaskEnded | AttemptEnded | ApprovalAsked | DecideApproval | CancelRun | AbortRun | Tick
+
+
+class AlreadyDecided(ContractError):
+    """Somebody else's answer to the same question came first."""
+
+    code = "conflict"
+
+    def __init__(self, what: str, *, decision: str, actor: str) -> None:
+        super().__init__(f"{what} was already {decision} by {actor}; the first decision stands")
+        self.decision, self.actor = decision, actor

@@ -1,0 +1,348 @@
+"""The run machine's state: a pure fold of the run stream, and the questions asked about it.
+
+    state = initial_state();  for event in run_stream: state = evolve(state, event)
+
+    a step:   (waits for dependencies) ──TaskDispatched──▶ dispatched ──TaskReviewed──▶ accepted | flagged | failed | revise
+                                                           │   ▲  │ ▲                                          │
+                                        TaskRetryScheduled ▼   │  ▼ │ TaskResumed                              ▼
+                                                         retrying  suspended                      dispatched as a new task
+
+Folding this one stream rebuilds the run; nothing here waits, reads a clock or knows a store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, Literal, NamedTuple, assert_never
+from uuid import UUID
+
+import msgspec
+from msgspec.structs import replace
+
+from crewlog.schemas.ids import ApprovalId, Hash, RunId, TaskId
+from crewlog.schemas.retry import RetryPolicy
+from crewlog.schemas.run_events import (
+    RunCancelled,
+    RunCompleted,
+    RunEvent,
+    RunFailed,
+    RunPlanned,
+    RunSubmitted,
+    Step,
+    TaskDispatched,
+    TaskResumed,
+    TaskRetryScheduled,
+    TaskReviewed,
+    TaskSuspended,
+)
+from crewlog.schemas.usage import Usage
+from crewlog.schemas.values import Failure, Issue, Outcome
+
+PLAN: Final = "@plan"
+SYNTHESIS: Final = "@synthesis"
+REPLAN_PREFIX: Final = "@replan-"
+
+Phase = Literal["dispatched", "retrying", "suspended", "accepted", "flagged", "revise", "failed"]
+Status = Literal["new", "open", "completed", "failed", "cancelled"]
+Origin = Literal["given", "planner", "single"]
+
+ACTIVE: Final = frozenset({"dispatched", "retrying", "suspended"})
+FINISHED: Final = frozenset({"accepted", "flagged"})
+
+
+class BudgetBrief(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`Budget` as recorded."""
+
+    hard_micro_usd: int | None = None
+
+
+class Brief(msgspec.Struct, frozen=True):
+    """The submitted `AgentTask`, as far as the run machine needs it.
+
+    Decoded from the recorded JSON without validating it a second time; defaults are those of `AgentTask` (a test compares them).
+    """
+
+    task_id: UUID
+    run_id: UUID
+    type: str
+    objective: str
+    parent_task_id: UUID | None = None
+    key: str | None = None
+    tenant: str = "default"
+    user: str = "anonymous"
+    context: tuple[msgspec.Raw, ...] = ()
+    attachments: tuple[dict[str, Any], ...] = ()
+    constraints: msgspec.Raw = msgspec.Raw(b"{}")
+    limits: dict[str, int] = {}
+    timeout_seconds: int = 900
+    budget: BudgetBrief = BudgetBrief()
+    output_schema: dict[str, Any] | None = None
+    priority: Literal["high", "normal", "low"] = "normal"
+    auto_approve: bool = False
+    synthesis: Literal["planner", "collect"] | None = None
+
+    @property
+    def attempts_max(self) -> int:
+        """Attempts at one task whose failures are worth retrying."""
+        return self.limits.get("attempts_max", RetryPolicy().attempts_max)
+
+
+_NIL: Final = UUID(int=0)
+_NO_BRIEF: Final = Brief(_NIL, _NIL, "", "")
+_decode_brief: Final = msgspec.json.Decoder(Brief).decode
+
+
+class PendingApproval(msgspec.Struct, frozen=True):
+    """A question to a person that nobody has answered yet."""
+
+    call_id: str
+    digest: Hash
+    tool: str
+    expires_us: int
+
+
+class DecidedApproval(msgspec.Struct, frozen=True):
+    """An answer. The first one wins."""
+
+    decision: Literal["approved", "denied", "expired"]
+    actor: str
+
+
+class TaskState(msgspec.Struct, frozen=True):
+    """The current task of one step. A revision is a new task under the same key."""
+
+    task_id: TaskId
+    key: str
+    kind: str
+    revision: int
+    attempt: int
+    phase: Phase
+    due_us: int
+    """Deadline while dispatched, time of the next attempt while retrying, first expiry while suspended."""
+    dispatches: int = 1
+    """How often it was put on its queue."""
+    revised: int = 0
+    """How often the critic has sent this step's work back since it was planned."""
+    offered: tuple[str, ...] = ()
+    pending: Mapping[ApprovalId, PendingApproval] = {}
+    outcome: Outcome | None = None
+    issues: tuple[Issue, ...] = ()
+    error: Failure | None = None
+
+    @property
+    def is_active(self) -> bool:
+        """True until it was reviewed: an agent, a queue, the clock or a person has it."""
+        return self.phase in ACTIVE
+
+    @property
+    def is_finished(self) -> bool:
+        """True when its outcome counts."""
+        return self.phase in FINISHED
+
+
+class RunState(msgspec.Struct, frozen=True):
+    """Everything known about one run."""
+
+    run_id: RunId = RunId(_NIL)
+    brief: Brief = _NO_BRIEF
+    status: Status = "new"
+    deadline_us: int = 0
+    paused_since_us: int = 0
+    """Since when at least one question to a person is open; 0 when none is. The run's deadline stands still meanwhile."""
+    origin: Origin | None = None
+    steps: tuple[Step, ...] = ()
+    plans: int = 0
+    """How many plans there were: the next one gets this revision."""
+    tasks: Mapping[str, TaskState] = {}
+    """Step key -> its current task; the orchestrator's own planner tasks have keys beginning with `@`."""
+    keys: Mapping[TaskId, str] = {}
+    """Every task ever dispatched -> its key."""
+    revisions: Mapping[str, int] = {}
+    """Step key -> revision of the next task that is opened for it."""
+    approvals: Mapping[ApprovalId, DecidedApproval] = {}
+    usage: Usage = Usage()
+    cost_micro_usd: int = 0
+    end: RunCompleted | RunFailed | RunCancelled | None = None
+
+
+def initial_state() -> RunState:
+    """Return the state of a run nobody submitted."""
+    return RunState()
+
+
+def evolve(state: RunState, event: RunEvent) -> RunState:
+    """Apply one fact."""
+    match event:
+        case RunSubmitted():
+            return replace(state, run_id=event.run_id, brief=_decode_brief(event.task), status="open", deadline_us=event.deadline_us)
+        case RunPlanned():
+            return _planned(state, event)
+        case TaskDispatched():
+            return _dispatched(state, event)
+        case TaskRetryScheduled():
+            return _with_task(state, replace(state.tasks[event.key], phase="retrying", attempt=event.attempt, due_us=event.due_us, error=event.error))
+        case TaskSuspended():
+            return _suspended(state, event)
+        case TaskResumed():
+            return _resumed(state, event)
+        case TaskReviewed():
+            return _reviewed(state, event)
+        case RunCompleted():
+            return replace(state, status="completed", end=event)
+        case RunFailed():
+            return replace(state, status="failed", end=event)
+        case RunCancelled():
+            return replace(state, status="cancelled", end=event)
+        case _:
+            raise TypeError(f"{type(event).__name__} is not an event of a run stream")
+
+
+def _planned(state: RunState, event: RunPlanned) -> RunState:
+    # a later plan forgets the steps that did not succeed: under the same key they may be dispatched again
+    tasks = {key: task for key, task in state.tasks.items() if key.startswith("@") or task.phase != "failed"}
+    return replace(state, steps=event.steps, origin=event.origin, plans=state.plans + 1, tasks=tasks)
+
+
+def _dispatched(state: RunState, event: TaskDispatched) -> RunState:
+    before = state.tasks.get(event.key)
+    if before is not None and before.task_id == event.task_id:
+        again = replace(before, phase="dispatched", attempt=event.attempt, due_us=event.deadline_us, dispatches=before.dispatches + 1)
+        return _with_task(state, again)
+    task = TaskState(
+        task_id=event.task_id,
+        key=event.key,
+        kind=event.kind,
+        revision=event.revision,
+        attempt=event.attempt,
+        phase="dispatched",
+        due_us=event.deadline_us,
+        revised=before.revised + 1 if before is not None and before.phase == "revise" else 0,
+        offered=event.offered,
+    )
+    return replace(
+        state,
+        tasks={**state.tasks, event.key: task},
+        keys={**state.keys, event.task_id: event.key},
+        revisions={**state.revisions, event.key: event.revision + 1},
+    )
+
+
+def _suspended(state: RunState, event: TaskSuspended) -> RunState:
+    task = state.tasks[event.key]
+    pending = {**task.pending, event.approval_id: PendingApproval(event.call_id, event.digest, event.tool, event.expires_us)}
+    task = replace(task, phase="suspended", pending=pending, due_us=min(p.expires_us for p in pending.values()))
+    return replace(_with_task(state, task), paused_since_us=state.paused_since_us or event.since_us)
+
+
+def _resumed(state: RunState, event: TaskResumed) -> RunState:
+    task = state.tasks[event.key]
+    pending = {key: value for key, value in task.pending.items() if key != event.approval_id}
+    due_us = min((p.expires_us for p in pending.values()), default=task.due_us)
+    state = replace(
+        _with_task(state, replace(task, pending=pending, due_us=due_us)),
+        approvals={**state.approvals, event.approval_id: DecidedApproval(event.decision, event.actor)},
+        deadline_us=event.run_deadline_us or state.deadline_us,
+    )
+    return state if any(t.pending for t in state.tasks.values()) else replace(state, paused_since_us=0)
+
+
+def _reviewed(state: RunState, event: TaskReviewed) -> RunState:
+    task = replace(state.tasks[event.key], phase=event.verdict, outcome=event.outcome, issues=event.issues, error=event.error, due_us=0, pending={})
+    state = replace(state, tasks={**state.tasks, event.key: task}, usage=state.usage + event.usage, cost_micro_usd=state.cost_micro_usd + event.cost_micro_usd)
+    return state if any(t.pending for t in state.tasks.values()) else replace(state, paused_since_us=0)
+
+
+def _with_task(state: RunState, task: TaskState) -> RunState:
+    return replace(state, tasks={**state.tasks, task.key: task})
+
+
+def current_task(state: RunState, task_id: TaskId) -> TaskState | None:
+    """Return the task if it is the current one of its step and not reviewed yet, otherwise None."""
+    task = state.tasks.get(state.keys.get(task_id, ""))
+    return task if task is not None and task.task_id == task_id and task.is_active and state.status == "open" else None
+
+
+def active_tasks(state: RunState) -> Iterator[TaskState]:
+    """Yield the tasks that an agent, a queue, the clock or a person has."""
+    return (task for task in state.tasks.values() if task.is_active)
+
+
+def is_finished(state: RunState, key: str) -> bool:
+    """Say whether the step's outcome counts."""
+    task = state.tasks.get(key)
+    return task is not None and task.is_finished
+
+
+def ready_steps(state: RunState) -> list[Step]:
+    """Return the steps whose dependencies are finished and that nobody was given yet, in the plan's order."""
+    return [s for s in state.steps if s.key not in state.tasks and all(is_finished(state, key) for key in s.depends_on)]
+
+
+def blocked_steps(state: RunState) -> dict[str, str]:
+    """Return the steps that cannot run under this plan -> the failed step that is in their way."""
+    blocked: dict[str, str] = {}
+    cause = {key: key for key, task in state.tasks.items() if task.phase == "failed"}
+    found = bool(cause)
+    while found:
+        found = False
+        for step in state.steps:
+            by = next((cause[key] for key in step.depends_on if key in cause), None)
+            if by is not None and step.key not in cause:
+                cause[step.key] = blocked[step.key] = by
+                found = True
+    return blocked
+
+
+def is_over_budget(state: RunState) -> bool:
+    """Say whether what was spent has reached the hard limit; a limit of 0 is reached by the first cost."""
+    hard = state.brief.budget.hard_micro_usd
+    return hard is not None and state.cost_micro_usd > 0 and state.cost_micro_usd >= hard
+
+
+def next_due_us(state: RunState) -> int | None:
+    """Return when the clock must be asked about this run again, in microseconds since 1970; None when never."""
+    if state.status != "open":
+        return None
+    dues = [task.due_us for task in active_tasks(state)]
+    if state.deadline_us and not state.paused_since_us:
+        dues.append(state.deadline_us)
+    return min(dues, default=None)
+
+
+class Waiting(NamedTuple):
+    """The one reason why a step is not finished."""
+
+    reason: Literal["worker", "retry", "approval", "dependency", "budget"]
+    detail: str
+    until_us: int | None = None
+
+
+def waiting_reason(state: RunState, key: str) -> Waiting | None:
+    """Say what a step, or one of the orchestrator's own tasks, waits for; None when nothing will happen to it any more."""
+    if state.status != "open":
+        return None
+    task = state.tasks.get(key)
+    if task is not None:
+        return _task_waits(task)
+    step = next((s for s in state.steps if s.key == key), None)
+    if step is None or key in blocked_steps(state):
+        return None
+    missing = [name for name in step.depends_on if not is_finished(state, name)]
+    if missing:
+        return Waiting("dependency", f"waits for {', '.join(missing)}")
+    # every other ready step was dispatched in the append that made it ready
+    return Waiting("budget", f"{state.cost_micro_usd} micro-USD spent; the run ends when the tasks under way are done")
+
+
+def _task_waits(task: TaskState) -> Waiting | None:
+    match task.phase:
+        case "dispatched":
+            return Waiting("worker", f"attempt {task.attempt} is with the {task.kind} agents", task.due_us)
+        case "retrying":
+            return Waiting("retry", f"attempt {task.attempt} follows after {task.error.message if task.error else 'a failure'}", task.due_us)
+        case "suspended":
+            return Waiting("approval", f"a person must decide about {', '.join(sorted(p.tool for p in task.pending.values()))}", task.due_us)
+        case "accepted" | "flagged" | "failed" | "revise":
+            return None  # a revision is dispatched in the append that asks for it
+        case _:
+            assert_never(task.phase)
