@@ -1,0 +1,220 @@
+"""Run one untrusted command as a limited child process.
+
+Every child gets: a wall clock, an output cap, limits on memory, CPU, files and processes, a clean environment, its own session, a
+watchdog over the memory of its whole tree, and an end that reaches every descendant. A child of root runs as a user of its own.
+How much it sees of the machine is decided by its `Isolation` (see `sandbox`). The work is done by `child_launcher`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from crewlog.schemas.errors import OrchestrationError
+
+Killed = Literal["timeout", "memory", "output"]
+
+MIB: Final = 1024 * 1024
+LAUNCHER: Final = Path(__file__).with_name("child_launcher.py")
+SUPERVISOR_GRACE_S: Final = 10.0
+"""How long after its own deadline a launcher that says nothing is given before it is killed."""
+
+
+class SandboxError(OrchestrationError):
+    """The child could not be started as it was asked for; nothing ran."""
+
+    code = "sandbox"
+
+
+@dataclass(frozen=True, slots=True)
+class ChildLimits:
+    """What one child may use. Sizes are in bytes, times in seconds."""
+
+    wall_s: float = 60.0
+    cpu_s: int = 60
+    """Of each process."""
+    address_bytes_max: int = 2048 * MIB
+    """Address space of each process."""
+    resident_bytes_max: int = 1024 * MIB
+    """Memory of all processes of the child together; looked at some twenty times a second."""
+    file_bytes_max: int = 64 * MIB
+    """Of each file."""
+    scratch_bytes_max: int = 64 * MIB
+    """Of the private /tmp, where there is one."""
+    processes_max: int = 64
+    files_open_max: int = 256
+    output_bytes_max: int = MIB
+    """Of stdout and of stderr; a child that writes more is stopped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """How far a child is kept away from the machine."""
+
+    namespaces: bool
+    """Own file system, network and processes, made by the launcher."""
+    wrapper: tuple[str, ...] = ()
+    """A program to run the command under instead, with its arguments; `{cwd}` in them stands for the working folder."""
+
+
+LIMITS_ONLY: Final = Isolation(namespaces=False)
+NAMESPACES: Final = Isolation(namespaces=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ChildResult:
+    """How the child ended. `returncode` is negative for the signal that ended it."""
+
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+    timed_out: bool
+    truncated: bool
+    killed_reason: Killed | None
+
+    @property
+    def ok(self) -> bool:
+        """True when the command ended by itself with status 0."""
+        return self.returncode == 0 and self.killed_reason is None
+
+
+async def run_child(
+    argv: Sequence[str],
+    *,
+    cwd: Path,
+    stdin: bytes = b"",
+    limits: ChildLimits,
+    env: Mapping[str, str],
+    isolation: Isolation = LIMITS_ONLY,
+    readable: Sequence[Path] = (),
+) -> ChildResult:
+    """Run a command to its end, or to that of its limits. Nothing of it is alive when this returns, also when it is cancelled.
+
+    Args:
+        argv: the program and its arguments; no shell.
+        cwd: the one folder the command may write to; it becomes its owner when we are root.
+        stdin: given to the command, then end of file.
+        limits: what it may use.
+        env: its whole environment.
+        isolation: what it sees of the machine.
+        readable: further paths it may read when it has a file system of its own.
+
+    Raises:
+        SandboxError: the command could not be started within its limits.
+    """
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    spec = _spec(argv, cwd=cwd, limits=limits, env=env, isolation=isolation, readable=readable) | {"status": write_end}
+    try:
+        try:
+            launcher = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-I", "-S", str(LAUNCHER), json.dumps(spec)),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                cwd="/",
+                env={},
+                pass_fds=(write_end,),
+                start_new_session=True,
+            )
+        finally:
+            os.close(write_end)
+        return await _attend(launcher, read_end, stdin, limits)
+    finally:
+        os.close(read_end)
+
+
+def _spec(argv: Sequence[str], *, cwd: Path, limits: ChildLimits, env: Mapping[str, str], isolation: Isolation, readable: Sequence[Path]) -> dict[str, Any]:
+    return {
+        "argv": [*(part.replace("{cwd}", str(cwd)) for part in isolation.wrapper), *argv],
+        "cwd": str(cwd),
+        "env": dict(env),
+        "namespaces": isolation.namespaces,
+        "readable": [str(path) for path in readable],
+        "writable": [str(cwd)],
+        "wall_s": limits.wall_s,
+        "resident_bytes_max": limits.resident_bytes_max,
+        "scratch_bytes_max": limits.scratch_bytes_max,
+        "limits": {
+            "AS": limits.address_bytes_max,
+            "CPU": limits.cpu_s,
+            "FSIZE": limits.file_bytes_max,
+            "NPROC": limits.processes_max,
+            "NOFILE": limits.files_open_max,
+            "CORE": 0,
+        },
+        "parent": os.getpid(),
+    }
+
+
+class _Output:
+    """One stream of the child, up to its cap."""
+
+    def __init__(self, bytes_max: int, full: asyncio.Event) -> None:
+        self.data, self.bytes_max, self.full, self.truncated = bytearray(), bytes_max, full, False
+
+    async def collect(self, stream: asyncio.StreamReader) -> None:
+        while chunk := await stream.read(65_536):
+            room = self.bytes_max - len(self.data)
+            self.data += chunk[:room]
+            if len(chunk) > room:
+                self.truncated = True
+                self.full.set()
+
+
+async def _attend(launcher: asyncio.subprocess.Process, read_end: int, stdin: bytes, limits: ChildLimits) -> ChildResult:
+    assert launcher.stdin is not None and launcher.stdout is not None and launcher.stderr is not None
+    full = asyncio.Event()
+    out, err = _Output(limits.output_bytes_max, full), _Output(limits.output_bytes_max, full)
+    work = asyncio.gather(_feed(launcher.stdin, stdin), out.collect(launcher.stdout), err.collect(launcher.stderr), launcher.wait())
+    flood = asyncio.ensure_future(full.wait())
+    try:
+        async with asyncio.timeout(limits.wall_s + SUPERVISOR_GRACE_S):
+            await asyncio.wait({work, flood}, return_when=asyncio.FIRST_COMPLETED)
+            if full.is_set():
+                _signal(launcher, signal.SIGTERM)
+            await asyncio.shield(work)
+    except TimeoutError:
+        _signal(launcher, signal.SIGKILL)
+        await work
+    except asyncio.CancelledError:
+        _signal(launcher, signal.SIGTERM)
+        await asyncio.shield(work)
+        raise
+    finally:
+        flood.cancel()
+    truncated = out.truncated or err.truncated
+    return _result(os.read(read_end, 65_536), bytes(out.data), bytes(err.data), truncated=truncated)
+
+
+async def _feed(stream: asyncio.StreamWriter, data: bytes) -> None:
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # a command need not read what it is given
+        stream.write(data)
+        await stream.drain()
+        stream.close()
+        await stream.wait_closed()
+
+
+def _signal(launcher: asyncio.subprocess.Process, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        launcher.send_signal(number)
+
+
+def _result(status: bytes, stdout: bytes, stderr: bytes, *, truncated: bool) -> ChildResult:
+    reports = [json.loads(line) for line in status.splitlines()]
+    for report in reports:
+        if "error" in report:
+            raise SandboxError(f"the sandbox could not start the command: {report['error']}")
+    if not reports:
+        raise SandboxError(f"the sandbox ended without a report: {stderr.decode(errors='replace')[-500:].strip() or 'it was killed'}")
+    killed = "output" if truncated else reports[-1]["killed"]
+    return ChildResult(
+        reports[-1]["returncode"], stdout, stderr, timed_out=killed == "timeout", truncated=truncated, killed_reason=None if killed == "cancelled" else killed
+    )

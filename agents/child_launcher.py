@@ -1,0 +1,314 @@
+"""The small process between a worker and an untrusted command: it confines the command, watches it, and leaves nothing of it behind.
+
+Run as `python -I -S child_launcher.py '<json>'`, alone and single-threaded, so that limits, namespaces and the user are changed by plain
+calls and never between fork and exec of a threaded worker. Standard library only: it may run where no package can be imported.
+
+    worker ── launcher ── [init: pid 1 of the namespaces] ── command (own limits, own user, nothing else)
+
+The innermost of launcher and init supervises: as subreaper it inherits every process the command lets go of, so killing its
+descendants until there are none left reaches daemons too. With namespaces the command sees a file system that holds what it was
+given and nothing else, no network but its own loopback, no other process; when its init dies the kernel kills all of it.
+
+The report goes to the descriptor `status` as one JSON object: `returncode`, `killed` (`timeout`, `memory`, `cancelled` or null), or `error`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import resource
+import signal
+import socket
+import struct
+import sys
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 2, 4, 8, 4096, 16384, 1 << 18, 2
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
+SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID = 442, -100, 0x8000, 1, 2  # the same on every architecture
+SIOCSIFFLAGS, IFF_UP_RUNNING = 0x8914, 0x41
+DEVICES = ("null", "zero", "full", "random", "urandom")
+NOBODY = 65_534
+SPARE_UIDS = 0x6000_0000
+"""One user id per command, far from those of people and services: process limits count per user, and users may signal their own."""
+WATCH_INTERVAL_S = 0.05
+SIGNALS = {signal.SIGCHLD, signal.SIGTERM}
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def check(result: int, what: str) -> None:
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{what}: {os.strerror(code)}")
+
+
+def prctl(option: int, value: int) -> None:
+    check(libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0), f"prctl {option}")
+
+
+def mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+    check(
+        libc.mount(source.encode(), target.encode(), kind.encode() if kind else None, ctypes.c_ulong(flags), data.encode() if data else None), f"mount {target}"
+    )
+
+
+def set_read_only(path: str, *, flags: int) -> None:
+    attributes = struct.pack("=QQQQ", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID, 0, 0, 0)
+    check(libc.syscall(SYS_MOUNT_SETATTR, AT_FDCWD, path.encode(), flags, attributes, ctypes.c_size_t(len(attributes))), f"make {path} read-only")
+
+
+def enter_namespaces() -> None:
+    """Leave the machine's network, processes and mounts; an ordinary user needs a user namespace for that."""
+    spaces = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
+    uid, gid = os.geteuid(), os.getegid()
+    if uid == 0:
+        check(libc.unshare(spaces), "unshare")
+    else:
+        check(libc.unshare(spaces | CLONE_NEWUSER), "unshare")
+        for name, text in (("setgroups", "deny"), ("gid_map", f"{gid} {gid} 1"), ("uid_map", f"{uid} {uid} 1")):
+            Path(f"/proc/self/{name}").write_text(text)
+    with socket.socket() as any_socket:
+        fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", IFF_UP_RUNNING))
+
+
+def build_root(spec: dict[str, Any]) -> None:
+    """Build a file system from an allow-list and make it the root.
+
+    The folders above what is bound are new and can be entered by anybody: an interpreter below a closed folder such as /root works,
+    and its neighbours are not there.
+    """
+    root = spec["cwd"]  # a folder to mount on; what is in it was opened before
+    wanted = sorted({*spec["readable"], *spec["writable"]}, key=len)
+    sources = [(path, os.open(path, os.O_PATH)) for path in wanted if os.path.exists(path)]
+    devices = [(name, os.open(f"/dev/{name}", os.O_PATH)) for name in DEVICES]
+    mount("none", "/", None, MS_REC | MS_PRIVATE)
+    mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=1m")
+    for folder in ("proc", "dev", "tmp"):
+        os.mkdir(f"{root}/{folder}")
+    mount("proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    mount("tmpfs", f"{root}/tmp", "tmpfs", MS_NOSUID | MS_NODEV, f"mode=1777,size={spec['scratch_bytes_max']}")
+    for name, fd in devices:
+        bind(fd, f"{root}/dev/{name}", MS_BIND)
+    for name, target in (("fd", "fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
+        os.symlink(f"/proc/self/{target}", f"{root}/dev/{name}")
+    os.mkdir(f"{root}/dev/shm")
+    mount("tmpfs", f"{root}/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, f"mode=1777,size={spec['scratch_bytes_max']}")
+    for path, fd in sources:
+        if path in spec["writable"]:
+            bind(fd, root + path, MS_BIND)  # not what is mounted on it: that would be our new root
+        else:
+            bind(fd, root + path, MS_BIND | MS_REC)
+            set_read_only(root + path, flags=AT_RECURSIVE)
+    set_read_only(root, flags=0)
+    os.chdir(root)
+    check(libc.pivot_root(b".", b"."), "pivot_root")
+    check(libc.umount2(b".", MNT_DETACH), "unmount the old root")
+    os.chdir("/")
+
+
+def bind(fd: int, target: str, flags: int) -> None:
+    source = f"/proc/self/fd/{fd}"
+    if os.path.isdir(source):
+        os.makedirs(target, exist_ok=True)
+    elif not os.path.exists(target):
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        Path(target).touch()
+    mount(source, target, None, flags)
+    os.close(fd)
+
+
+def spare_uid() -> int:
+    """Return a user id for this command alone, or nobody's where the machine does not hand out that many."""
+    uid = SPARE_UIDS + os.getpid()
+    ranges = [tuple(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    return uid if any(first <= uid < first + count for first, _, count in ranges) else NOBODY
+
+
+def give_to(uid: int, folders: list[str]) -> None:
+    """Make the command's user the owner of its folders. Links are not followed, and a file with a second name is left alone."""
+    for folder in folders:
+        os.chown(folder, uid, uid)
+        for _, names, files, at in os.fwalk(folder):
+            for name in (*names, *files):
+                if name in names or os.stat(name, dir_fd=at, follow_symlinks=False).st_nlink == 1:
+                    os.chown(name, uid, uid, dir_fd=at, follow_symlinks=False)
+
+
+def processes_of(uid: int) -> int:
+    """Count the threads a user has already: the process limit counts them too."""
+    count = 0
+    for entry in os.scandir("/proc"):
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and entry.stat().st_uid == uid:
+                count += len(os.listdir(f"/proc/{entry.name}/task"))
+    return count
+
+
+def execute(spec: dict[str, Any], uid: int | None, status: int) -> NoReturn:
+    """Become the command: limits, user, signals as a fresh process has them, then exec."""
+    try:
+        limits = dict(spec["limits"])
+        if uid is None:
+            limits["NPROC"] += spec["processes_before"]
+        for name, value in limits.items():
+            number = getattr(resource, f"RLIMIT_{name}")
+            hard = resource.getrlimit(number)[1]
+            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(number, (value, value))
+        if uid is not None:
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+        prctl(PR_SET_NO_NEW_PRIVS, 1)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of user, which clears it
+        os.umask(0o022)
+        os.chdir(spec["cwd"])
+        for number in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, set())
+        os.execvpe(spec["argv"][0], spec["argv"], spec["env"])
+    except BaseException as error:
+        report(status, error=f"start {spec['argv'][0]}: {error}")
+        os._exit(127)
+
+
+def descendants() -> dict[int, int]:
+    """Return every living process below this one, with its resident bytes."""
+    parents: dict[int, tuple[int, int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            with contextlib.suppress(OSError):
+                fields = Path(f"/proc/{name}/stat").read_bytes().rpartition(b")")[2].split()
+                parents[int(name)] = int(fields[1]), 0 if fields[0] == b"Z" else int(fields[21]) * resource.getpagesize()
+    found: dict[int, int] = {}
+    level = {os.getpid()}
+    while level:
+        level = {pid for pid, (parent, _) in parents.items() if parent in level}
+        found.update((pid, parents[pid][1]) for pid in level)
+    return found
+
+
+def proportional_bytes(pid: int, resident: int) -> int:
+    """Return what a process really adds to memory: pages it shares with its forks count once."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_bytes().splitlines():
+            if line.startswith(b"Pss:"):
+                return int(line.split()[1]) * 1024
+    return resident
+
+
+def kill_all(timeout_s: float = 5.0) -> None:
+    """Kill descendants until the kernel says there is none. A stopped process cannot fork away from the next round."""
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        alive = descendants()
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in alive:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return
+        signal.sigtimedwait(SIGNALS, 0.01)
+
+
+def supervise(command: int, spec: dict[str, Any], status: int) -> None:
+    """Wait for the command within its time and memory, kill what it leaves behind, and report."""
+    end = time.monotonic() + spec["wall_s"]
+    killed: str | None = None
+    pause = WATCH_INTERVAL_S
+    code: int | None = None
+    while code is None and killed is None:
+        came = signal.sigtimedwait(SIGNALS, pause)
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                if ended[0] == command:
+                    code = os.waitstatus_to_exitcode(ended[1])
+        began = time.monotonic()
+        if came is not None and came.si_signo == signal.SIGTERM:
+            killed = "cancelled"
+        elif code is None and began >= end:
+            killed = "timeout"
+        elif code is None and sum((resident := descendants()).values()) > spec["resident_bytes_max"]:
+            if sum(proportional_bytes(pid, size) for pid, size in resident.items()) > spec["resident_bytes_max"]:
+                killed = "memory"
+        pause = max(WATCH_INTERVAL_S, 10 * (time.monotonic() - began))  # watching takes a tenth of a core at most
+    kill_all()
+    report(status, returncode=-signal.SIGKILL if code is None else code, killed=killed)
+
+
+def report(status: int, **fields: Any) -> None:
+    os.write(status, json.dumps(fields).encode() + b"\n")
+
+
+def spawn(run: Any) -> int:
+    pid = os.fork()
+    if pid == 0:
+        try:
+            run()
+        finally:
+            os._exit(1)
+    return pid
+
+
+def inside(spec: dict[str, Any], uid: int | None, status: int) -> None:
+    """Be the supervisor: the launcher itself, or the first process of the namespaces."""
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    command = spawn(lambda: execute(spec, uid, status))
+    for fd in (0, 1, 2):  # end of file must come when the command is gone, not when we are
+        os.close(fd)
+    supervise(command, spec, status)
+
+
+def first_process(spec: dict[str, Any], uid: int | None, status: int) -> None:
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    try:
+        build_root(spec)
+    except OSError as error:
+        report(status, error=f"private file system: {error}")
+        return
+    inside(spec, uid, status)
+
+
+def main(spec: dict[str, Any]) -> None:
+    status: int = spec["status"]
+    os.set_inheritable(status, False)
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != spec["parent"]:
+        return  # the worker died before we could ask to be told
+    try:
+        uid = spare_uid() if os.geteuid() == 0 else None
+        spec["processes_before"] = processes_of(os.getuid()) if uid is None else 0
+        if uid is not None:
+            give_to(uid, spec["writable"])
+        if spec["namespaces"]:
+            enter_namespaces()
+    except OSError as error:
+        report(status, error=f"namespaces: {error}")
+        return
+    if not spec["namespaces"]:
+        inside(spec, uid, status)
+        return
+    first = spawn(lambda: first_process(spec, uid, status))
+    for fd in (0, 1, 2):
+        os.close(fd)
+    while True:
+        came = signal.sigwaitinfo(SIGNALS)
+        if came.si_signo == signal.SIGTERM:
+            os.kill(first, signal.SIGTERM)
+        if os.waitpid(first, os.WNOHANG)[0]:
+            return
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
