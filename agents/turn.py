@@ -148,7 +148,7 @@ class Fail(msgspec.Struct, frozen=True):
 
 
 class Done(msgspec.Struct, frozen=True):
-    """The stream has its end; or this attempt has, and the orchestrator moves next."""
+    """Nothing to do here: the stream or this attempt has its end, or a call is running."""
 
 
 Step = Start | AskModel | RunCalls | Wait | Finish | Fail | Done
@@ -179,6 +179,9 @@ def evolve(state: TaskState, event: TaskEvent) -> TaskState:
         case ModelCallFailed():
             return _charged(replace(state, failure=event.error), event.price.cost_micro_usd)
         case ToolStarted():
+            counts = dict(state.calls_by_tool)
+            counts[event.tool] = counts.get(event.tool, 0) + 1
+            state = replace(state, calls_by_tool=tuple(sorted(counts.items())))
             return _update(state, event.call_id, lambda c: replace(c, status="running"))
         case ToolFinished():
             return _tool_finished(state, event)
@@ -223,11 +226,13 @@ def _next_while_working(state: TaskState, setup: Setup) -> Step:
         return Fail(Failure("model_content_filter", "the model refused to answer; rephrase the objective"))
     if state.stop == "max_tokens":
         return Fail(Failure("model_truncated", f"the answer was cut at {setup.max_tokens} tokens; ask for less in one task"))
-    open_calls = tuple(c for c in state.calls if c.status not in ("done", "asked"))
+    open_calls = tuple(c for c in state.calls if c.status in ("new", "interrupted", "approved", "denied"))
     if open_calls and state.tool_calls > task.limits.tool_calls_max:
         return Fail(Failure("limit", f"limit tool_calls_max reached: the model asked for {state.tool_calls} calls, {task.limits.tool_calls_max} are allowed"))
     if open_calls:
         return RunCalls(open_calls)
+    if any(c.status == "running" for c in state.calls):
+        return Done()
     if waiting := tuple(c.approval_id for c in state.calls if c.status == "asked" and c.approval_id):
         return Wait(waiting)
     last = state.exchanges[-1] if state.exchanges else None
@@ -304,13 +309,9 @@ def _tool_finished(state: TaskState, event: ToolFinished) -> TaskState:
     *before, last = state.exchanges
     results = {r.call_id: r for r in last.results} | {event.call_id: Result(event.call_id, event.tool, event.result, event.status != "ok")}
     in_order = tuple(results[c.call_id] for c in last.calls if c.call_id in results)
-    counts = dict(state.calls_by_tool)
-    if event.status in ("ok", "error"):
-        counts[event.tool] = counts.get(event.tool, 0) + 1
     return replace(
         state,
         exchanges=(*before, replace(last, results=in_order)),
-        calls_by_tool=tuple(sorted(counts.items())),
         artifacts=(*state.artifacts, *event.artifacts),
         outcome=event.outcome if event.status == "ok" and event.outcome is not None else state.outcome,
         trust="untrusted" if event.trust == "untrusted" else state.trust,

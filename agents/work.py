@@ -181,12 +181,12 @@ class _Stretch:
         )
 
     async def _run_calls(self, calls: tuple[Call, ...]) -> None:
-        journal, setup, state = self._journal, self._setup, self._journal.state
+        journal, setup = self._journal, self._setup
         assert setup is not None
         running: list[Call] = []
         for call in calls:
             arguments = journal.read(call.call.arguments)
-            verdict = judge(call, state, setup, self._tools.get(call.call.tool), arguments)
+            verdict = judge(call, journal.state, setup, self._tools.get(call.call.tool), arguments)
             match verdict:
                 case Refuse():
                     status: Literal["unknown", "refused"] = "unknown" if verdict.unknown else "refused"

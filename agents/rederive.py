@@ -1,0 +1,152 @@
+"""Check a recorded task against the turn machine: every event an agent wrote must be what `next_step` asked for.
+
+Answers of models and tools are observations and are taken as they are; every decision made from them is derived again, and
+every model request is rebuilt and its hash compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from crewlog.agents.conversation import build_request
+from crewlog.agents.setup import Setup
+from crewlog.agents.tool_runner import REPEATABLE
+from crewlog.agents.turn import AskModel, Call, Fail, Finish, RunCalls, TaskState, approval_of, digest_of, evolve, initial_state, next_step
+from crewlog.events.store import Recorded
+from crewlog.schemas.divergence import Divergence
+from crewlog.schemas.ids import RunId, TaskId, idempotency_key
+from crewlog.schemas.payload import Payload
+from crewlog.schemas.task_events import (
+    TASK_EVENTS,
+    ApprovalDecided,
+    ApprovalRequested,
+    AttemptFailed,
+    ModelCallFailed,
+    ModelCallFinished,
+    ModelCallStarted,
+    TaskCompleted,
+    TaskEvent,
+    TaskStarted,
+    ToolFinished,
+    ToolStarted,
+)
+
+ReadText = Callable[[Payload], str]
+Difference = tuple[str, Any, Any]
+"""Field, expected, got."""
+
+OBSERVED_FAILURES: Final = frozenset({"timeout", "internal"})
+"""Ends of an attempt that no decision leads to: the clock, or a defect."""
+
+
+class TaskReplay(msgspec.Struct, frozen=True):
+    """A task folded from its events."""
+
+    state: TaskState
+    model_calls: int
+    divergence: Divergence | None
+
+
+def replay_task(events: Sequence[Recorded], read: ReadText, *, verify: bool = True) -> TaskReplay:
+    """Fold one task stream and, with `verify`, derive every decision in it again; stops at the first difference.
+
+    Args:
+        events: the whole stream in version order.
+        read: returns the text of a payload; blobs are fetched before.
+    """
+    state, setup, model_calls = initial_state(), None, 0
+    for recorded in events:
+        event = recorded.event()
+        if not isinstance(event, TASK_EVENTS):
+            return TaskReplay(state, model_calls, Divergence(recorded.stream, recorded.version, "type", "a known task event", recorded.type))
+        if verify and (difference := _difference(state, setup, event, read)):
+            return TaskReplay(state, model_calls, Divergence(recorded.stream, recorded.version, *difference))
+        state = evolve(state, event)
+        if isinstance(event, TaskStarted) and setup is None:
+            setup = msgspec.json.decode(read(event.setup), type=Setup)
+        model_calls += isinstance(event, ModelCallFinished)
+    return TaskReplay(state, model_calls, None)
+
+
+def _difference(state: TaskState, setup: Setup | None, event: TaskEvent, read: ReadText) -> Difference | None:
+    match event:
+        case TaskStarted() if state.setup is not None:
+            return _first(("setup", state.setup, event.setup), ("opening", state.opening, event.opening))
+        case ModelCallStarted():
+            return _model_call(state, setup, event, read)
+        case ModelCallFinished() | ModelCallFailed():
+            return _first(("call_id", f"m{state.turn + 1}-{state.tries}", event.call_id))
+        case ToolStarted():
+            return _tool_started(state, setup, event)
+        case ToolFinished():
+            status = next((c.status for c in state.calls if c.call.call_id == event.call_id), "absent")
+            ran = event.status in ("ok", "error")
+            return _first(("status of the call", True, status == "running" if ran else status in ("new", "denied", "approved", "interrupted")))
+        case ApprovalRequested():
+            call = _open_call(state, setup, event.call_id)
+            if call is None or setup is None:
+                return "call_id", "a call that is open", event.call_id
+            return _first(("approval_id", approval_of(state, call), event.approval_id), ("digest", digest_of(state, setup, call), event.digest))
+        case ApprovalDecided():
+            asked = next((c for c in state.calls if c.call.call_id == event.call_id and c.status == "asked"), None)
+            return _first(("approval_id", asked.approval_id if asked else None, event.approval_id), ("digest", asked.digest if asked else None, event.digest))
+        case AttemptFailed() if event.error.code not in OBSERVED_FAILURES:
+            step = next_step(state, setup)
+            return _first(("error", step.failure if isinstance(step, Fail) else type(step).__name__, event.error))
+        case TaskCompleted():
+            return _completed(state, setup, event)
+        case _:
+            return None
+
+
+def _model_call(state: TaskState, setup: Setup | None, event: ModelCallStarted, read: ReadText) -> Difference | None:
+    step = next_step(state, setup)
+    if not isinstance(step, AskModel) or setup is None:
+        return "step", type(step).__name__, "ModelCallStarted"
+    request = build_request(state, setup, read)
+    return _first(
+        ("call_id", step.call_id, event.call_id),
+        ("turn", step.turn, event.turn),
+        ("messages", len(request.messages), event.messages),
+        ("request_hash", request.request_hash(), event.request_hash),
+    )
+
+
+def _tool_started(state: TaskState, setup: Setup | None, event: ToolStarted) -> Difference | None:
+    call, tool = _open_call(state, setup, event.call_id), setup.tool(event.tool) if setup else None
+    if call is None or tool is None or state.task is None:
+        return "call_id", "a call of a known tool that is open", event.call_id
+    needs_permit = (tool.needs_approval and not state.task.auto_approve) or (call.may_have_happened and tool.effect not in REPEATABLE)
+    if needs_permit and call.status != "approved" and not (call.approval_id and tool.effect in REPEATABLE):
+        return "approval_id", "an approved call", event.approval_id
+    key = idempotency_key(RunId(state.task.run_id), TaskId(state.task.task_id), event.call_id)
+    return _first(
+        ("tool", call.call.tool, event.tool),
+        ("tool_version", tool.version, event.tool_version),
+        ("effect", tool.effect, event.effect),
+        ("idempotency_key", key, event.idempotency_key),
+        ("approval_id", call.approval_id, event.approval_id),
+    )
+
+
+def _completed(state: TaskState, setup: Setup | None, event: TaskCompleted) -> Difference | None:
+    step = next_step(state, setup)
+    return _first(
+        ("outcome", step.outcome if isinstance(step, Finish) else type(step).__name__, event.outcome),
+        ("usage", state.usage, event.usage),
+        ("cost_micro_usd", state.cost_micro_usd, event.cost_micro_usd),
+        ("turns", state.turn, event.turns),
+        ("tool_calls", state.tool_calls, event.tool_calls),
+    )
+
+
+def _open_call(state: TaskState, setup: Setup | None, call_id: str) -> Call | None:
+    step = next_step(state, setup)
+    return next((c for c in step.calls if c.call.call_id == call_id), None) if isinstance(step, RunCalls) else None
+
+
+def _first(*fields: Difference) -> Difference | None:
+    return next((f for f in fields if f[1] != f[2]), None)

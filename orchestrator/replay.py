@@ -1,0 +1,119 @@
+"""Replay a run: fold its recorded events through the same machines that ran it, and check that they follow from each other.
+
+No model and no tool is called and nothing is written; it costs nothing. `replay` answers with hashes of the final states, so two
+replays (another machine, another day, another program version) can be compared at a glance.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from crewlog.agents.rederive import replay_task
+from crewlog.events.store import EventStore, Recorded
+from crewlog.orchestrator.rederive import verify_run
+from crewlog.orchestrator.run import RunState, evolve, initial_state
+from crewlog.schemas.divergence import Divergence
+from crewlog.schemas.errors import ContractError, NotFound
+from crewlog.schemas.ids import Hash, RunId, Stream, category, run_stream
+from crewlog.schemas.payload import Payload, content_hash
+from crewlog.schemas.run_events import RUN_EVENTS
+from crewlog.schemas.task import AgentTask
+from crewlog.schemas.task_events import TASK_EVENTS
+
+
+class ReplayReport(msgspec.Struct, frozen=True):
+    """What a replay did and found. `state_hash` covers the folded state of the run and of every task."""
+
+    run_id: RunId
+    events: int
+    streams: int
+    model_calls: int
+    state_hash: Hash
+    divergence: Divergence | None
+
+
+async def replay(store: EventStore, run_id: RunId, *, verify: bool = True) -> ReplayReport:
+    """Fold a run from the log and, with `verify`, derive every decision and every model request in it again.
+
+    Raises:
+        NotFound: the log has no such run.
+        ContractError: a blob that an event refers to is missing.
+    """
+    events = await store.read_run(run_id)
+    if not events:
+        raise NotFound("run", str(run_id))
+    streams: dict[Stream, list[Recorded]] = defaultdict(list)
+    for recorded in sorted(events, key=lambda r: (r.stream, r.version)):
+        streams[recorded.stream].append(recorded)
+    texts = await _texts(store, events)
+    return fold_streams(run_id, streams, texts, verify=verify)
+
+
+def fold_streams(run_id: RunId, streams: Mapping[Stream, Sequence[Recorded]], texts: Mapping[Hash, str], *, verify: bool) -> ReplayReport:
+    """Fold all streams of a run. Pure: the same events give the same report."""
+
+    def read(payload: Payload) -> str:
+        return payload.inline if payload.inline is not None else texts[Hash(str(payload.ref))]
+
+    run_events = streams.get(run_stream(run_id), ())
+    task_events = [r for stream, recorded in streams.items() if category(stream) == "task" for r in recorded]
+    divergence = _gap(streams) or (verify_run(run_events, task_events) if verify else None)
+    states: dict[str, Any] = {str(run_stream(run_id)): _fold_run(run_events)}
+    model_calls = 0
+    for stream in sorted(streams):
+        if category(stream) == "task":
+            task = replay_task(streams[stream], read, verify=verify)
+            states[str(stream)] = task.state
+            model_calls += task.model_calls
+            divergence = divergence or task.divergence
+    state_hash = content_hash(msgspec.json.encode(states, enc_hook=_builtin, order="deterministic"))
+    return ReplayReport(run_id, sum(map(len, streams.values())), len(streams), model_calls, state_hash, divergence)
+
+
+def _fold_run(events: Sequence[Recorded]) -> RunState:
+    state = initial_state()
+    for recorded in events:
+        event = recorded.event()
+        if isinstance(event, RUN_EVENTS):
+            state = evolve(state, event)
+    return state
+
+
+def _gap(streams: Mapping[Stream, Sequence[Recorded]]) -> Divergence | None:
+    for stream in sorted(streams):
+        for expected, recorded in enumerate(streams[stream], 1):
+            if recorded.version != expected:
+                return Divergence(stream, recorded.version, "version", expected, recorded.version)
+    return None
+
+
+async def _texts(store: EventStore, events: Sequence[Recorded]) -> Mapping[Hash, str]:
+    refs = sorted({p.ref for r in events if isinstance(event := r.event(), TASK_EVENTS) for p in _payloads(event) if p.ref is not None})
+    blobs = await store.get_blobs(refs)
+    for ref in refs:
+        if ref not in blobs:
+            raise ContractError(f"the run refers to blob {ref}, which is not in the log")
+    return {ref: data.decode() for ref, data in blobs.items()}
+
+
+def _payloads(value: Any) -> list[Payload]:
+    """List the payloads anywhere inside an event."""
+    if isinstance(value, Payload):
+        return [value]
+    if isinstance(value, msgspec.Struct):
+        return [p for name in value.__struct_fields__ for p in _payloads(getattr(value, name))]
+    if isinstance(value, tuple):
+        return [p for item in value for p in _payloads(item)]
+    return []
+
+
+def _builtin(value: Any) -> Any:
+    if isinstance(value, AgentTask):
+        return value.model_dump(mode="json")
+    if isinstance(value, frozenset | set):
+        return sorted(value)
+    raise TypeError(f"{type(value).__name__} cannot be hashed")
