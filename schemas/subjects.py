@@ -51,6 +51,11 @@ def events(tenant: str, run_id: RunId | str, type_: str) -> str:
     return f"events.{_token('tenant', tenant)}.{run_id}.{type_}"
 
 
+def outcome(tenant: str, run_id: RunId | str) -> str:
+    """Where the orchestrator says that a run has ended, for those who wait; the same fact follows on `events.>`."""
+    return f"outcomes.{_token('tenant', tenant)}.{run_id}"
+
+
 def rejected(tenant: str, type_: str) -> str:
     """Where a bad message is kept; tokens that could not be part of a subject become `invalid`."""
     return ".".join(["rejected", *(t if TOKEN.fullmatch(t) else "invalid" for t in (tenant, type_))])
