@@ -57,13 +57,14 @@ class NotFound(ContractError):
 
 
 class ConflictError(OrchestrationError):
-    """The stream is at another version than the writer expected."""
+    """The stream is at another version than the writer expected, or `closed`: it has its terminal event."""
 
     code = "conflict"
 
-    def __init__(self, stream: str, *, expected: int, actual: int) -> None:
-        super().__init__(f"append to {stream}: expected version {expected}, the stream is at {actual}; read it and decide again")
-        self.stream, self.expected, self.actual = stream, expected, actual
+    def __init__(self, stream: str, *, expected: int, actual: int, closed: bool = False) -> None:
+        found = f"the stream was closed at {actual}" if closed else f"expected version {expected}, the stream is at {actual}"
+        super().__init__(f"append to {stream}: {found}; read it and decide again")
+        self.stream, self.expected, self.actual, self.closed = stream, expected, actual, closed
 
 
 class TransientError(OrchestrationError):

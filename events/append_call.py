@@ -1,0 +1,115 @@
+"""One call of `es.append`: a batch of requests as arrays, and the answer taken apart again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple, TypeVar
+
+import msgspec
+
+from crewlog.events.store import Appended, AppendRequest
+from crewlog.schemas.codec import Event
+from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, OrchestrationError
+
+SQL: Final = "SELECT * FROM es.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"
+
+T = TypeVar("T")
+
+
+class Encoded(NamedTuple):
+    """A request and the JSON of its events."""
+
+    request: AppendRequest
+    documents: Sequence[bytes]
+
+
+class _Special(msgspec.Struct):
+    """What `es.append` says about a request that was not simply written."""
+
+    request: int
+    status: str
+    stream: str = ""
+    version: int = 0
+    closed: bool = False
+    reason: str = ""
+    versions: tuple[int, ...] = ()
+    positions: tuple[int, ...] = ()
+
+
+_specials: Final = msgspec.json.Decoder(list[_Special])
+
+
+def arguments(batch: Sequence[Encoded], actor: str) -> list[Any]:
+    """Lay out a batch as the parameters of `es.append`, see there."""
+    names = sorted({write.stream for request, _ in batch for write in request.writes})  # code points sort like the server's "C"
+    number = {name: index for index, name in enumerate(names, 1)}
+    w_request: list[int] = []
+    w_stream: list[int] = []
+    w_expected: list[int] = []
+    w_events: list[int] = []
+    w_kind: list[str | None] = []
+    types: dict[type[Event], int] = {}
+    e_type: list[int] = []
+    e_id: list[Any] = []
+    e_data: list[str] = []
+    for index, (request, documents) in enumerate(batch, 1):
+        for stream, events, expected, kind in request.writes:
+            w_request.append(index)
+            w_stream.append(number[stream])
+            w_expected.append(expected)
+            w_events.append(len(events))
+            w_kind.append(kind)
+            for event in events:
+                cls = event.__class__
+                e_type.append(types.get(cls) or types.setdefault(cls, len(types) + 1))
+        e_id += request.event_ids
+        e_data += [document.decode() for document in documents]
+    requests = [request for request, _ in batch]
+    return [
+        *(names, w_request, w_stream, w_expected, w_events, _sparse(w_kind)),
+        *([r.occurred_us for r in requests], _sparse([r.run_id for r in requests]), _sparse([r.task_id for r in requests])),
+        *(_sparse([r.causation_id for r in requests]), _sparse([r.trace_id for r in requests])),
+        *([cls.__name__ for cls in types], [cls.schema_version for cls in types]),
+        *(e_type, e_id, e_data, actor),
+    ]
+
+
+def answers(batch: Sequence[Encoded], row: Any, actor: str) -> list[Appended | OrchestrationError]:
+    """Take the answer apart: one result or error for each request."""
+    versions, positions, special = row
+    found: list[Appended | OrchestrationError] = []
+    at = 0
+    for _, documents in batch:
+        end = at + len(documents)
+        found.append(Appended(versions[at:end], positions[at:end]))
+        at = end
+    if special is not None:
+        for item in _specials.decode(special):
+            found[item.request - 1] = _special_answer(item, batch[item.request - 1].request, actor)
+    return found
+
+
+def _special_answer(item: _Special, request: AppendRequest, actor: str) -> Appended | OrchestrationError:
+    match item.status:
+        case "duplicate":
+            return Appended(item.versions, item.positions, duplicate=True)
+        case "conflict":
+            expected = next(write.expected for write in request.writes if write.stream == item.stream)
+            return ConflictError(item.stream, expected=expected, actual=item.version, closed=item.closed)
+        case "partial":
+            return partly_known(request)
+        case "denied":
+            return NotAuthorised(actor, "append", reason=item.reason)
+        case _:
+            return ContractError(f"append: {item.reason}")
+
+
+def partly_known(request: AppendRequest) -> ContractError:
+    """Say that some event ids of a request are taken, but not all of them by the same request."""
+    return ContractError(
+        f"append to {', '.join(write.stream for write in request.writes)}: some of its event ids are in the log already; make fresh ids for a new request"
+    )
+
+
+def _sparse(values: list[T]) -> list[T]:
+    return values if any(value is not None for value in values) else []  # all NULL: an empty array costs nothing

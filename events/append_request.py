@@ -1,0 +1,70 @@
+"""Check an append request where it is made, and turn its events into JSON.
+
+What passes here cannot make Postgres refuse the whole batch that a request travels in; what does not, fails in its caller alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Final
+from uuid import UUID
+
+from crewlog.events.store import ANY, EVENT_BYTES_MAX, EVENTS_PER_APPEND_MAX, STREAMS_PER_APPEND_MAX, AppendRequest
+from crewlog.schemas.codec import Event, encode, type_name
+from crewlog.schemas.errors import ContractError
+from crewlog.schemas.task_events import TERMINAL_TYPES
+
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def encode_request(request: AppendRequest) -> list[bytes]:
+    """Return the JSON of every event, in the order of the writes.
+
+    Raises:
+        ContractError: the request is malformed: the text says how.
+    """
+    writes, event_ids = request.writes, request.event_ids
+    if not 1 <= len(writes) <= STREAMS_PER_APPEND_MAX:
+        raise ContractError(f"an append writes to 1 to {STREAMS_PER_APPEND_MAX} streams, not {len(writes)}")
+    documents: list[bytes] = []
+    for stream, events, expected, _ in writes:
+        if not events or expected < ANY or not stream or "\0" in stream:
+            raise ContractError(f"append to {stream!r} of {len(events)} events at version {expected}: it needs a name, an event, and a version from {ANY} up")
+        documents += [_encode(event, stream) for event in events]
+        if len(events) > 1 and any(type_name(event) in TERMINAL_TYPES for event in events[:-1]):
+            raise ContractError(f"append to {stream}: the event that closes it must be the last one")
+    if len(writes) > 1 and len({write.stream for write in writes}) < len(writes):
+        raise ContractError(f"an append names each stream once, got {', '.join(write.stream for write in writes)}")
+    if not len(event_ids) == len(documents) <= EVENTS_PER_APPEND_MAX:
+        raise ContractError(f"append to {writes[0].stream}: {len(documents)} events with {len(event_ids)} ids; one each, at most {EVENTS_PER_APPEND_MAX}")
+    if len(event_ids) > 1 and len(set(event_ids)) < len(event_ids):
+        raise ContractError(f"append to {writes[0].stream}: one event id stands for two events")
+    for event_id in event_ids:
+        if not isinstance(event_id, UUID):
+            raise ContractError(f"append to {writes[0].stream}: event id {event_id!r} is not a UUID")
+    return documents
+
+
+def _encode(event: Event, stream: str) -> bytes:
+    try:
+        document = encode(event)
+    except (TypeError, ValueError) as error:
+        raise ContractError(f"append to {stream}: {type_name(event)} cannot be stored: {error}") from error
+    if len(document) > EVENT_BYTES_MAX:
+        raise ContractError(f"append to {stream}: {type_name(event)} has {len(document)} bytes of at most {EVENT_BYTES_MAX}; put large text into a blob")
+    if b"\\u" in document:
+        _check_escapes(document, stream)
+    return document
+
+
+def _check_escapes(document: bytes, stream: str) -> None:
+    # the json type takes escaped NUL and lone surrogates, and then fails every reader that asks for the text
+    escapes = document.replace(b"\\\\", b"")
+    if b"\\u0000" in escapes:
+        raise ContractError(f"append to {stream}: text with NUL cannot be stored; clean it first")
+    if _SURROGATE.search(escapes):
+        try:
+            json.dumps(json.loads(document), ensure_ascii=False).encode()
+        except ValueError:
+            raise ContractError(f"append to {stream}: text with a lone surrogate cannot be stored; clean it first") from None

@@ -1,0 +1,44 @@
+"""Start a server so that it cannot outlive us: a command line that first arranges that, then becomes the server.
+
+Linux sends a process the chosen signal when the thread that started it ends (prctl PR_SET_PDEATHSIG). Changing the user clears that
+wish, so both are done in one place, by a Python that then replaces itself. This is not `preexec_fn`, which runs between fork and exec
+in a process that may have threads.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from pwd import struct_passwd
+from typing import Final
+
+_LAUNCH: Final = """
+import ctypes, os, sys
+uid, gid, number, parent = map(int, sys.argv[1:5])
+if uid >= 0:
+    os.setgroups([]); os.setgid(gid); os.setuid(uid)
+ctypes.CDLL(None).prctl(1, number, 0, 0, 0)
+if os.getppid() != parent:
+    sys.exit(1)
+try:
+    os.execv(sys.argv[5], sys.argv[5:])
+except OSError as error:
+    sys.exit(f"{sys.argv[5]}: {error.strerror}")
+"""
+
+
+def launch_command(command: Sequence[str | Path], *, user: struct_passwd | None = None, signal_number: signal.Signals = signal.SIGTERM) -> list[str]:
+    """Wrap a command.
+
+    Args:
+        user: whom to run as, when we are root; None keeps the user.
+        signal_number: what the child gets when its parent ends.
+
+    Returns:
+        The command line to start from the main thread, with this very process as the parent.
+    """
+    ids = (user.pw_uid, user.pw_gid) if user else (-1, -1)
+    return [sys.executable, "-I", "-S", "-c", _LAUNCH, *map(str, (*ids, int(signal_number), os.getpid(), *command))]

@@ -1,0 +1,81 @@
+"""Passwords of the embedded servers: made once, kept in `<home>/credentials.json`, readable by the owner only."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+import msgspec
+
+from crewlog.events.grants import BUILT_IN_KINDS, ROLES
+from crewlog.schemas.errors import ConfigError
+
+ADMIN: Final = "crewlog_admin"
+"""Superuser of the embedded Postgres; only the supervisor logs in with it."""
+DATABASE: Final = "crewlog"
+POSTGRES_ROLES: Final = (ADMIN, *ROLES)
+NATS_USERS: Final = ("orchestrator", "projector", *BUILT_IN_KINDS, "specialist", "operator", "supervisor")
+
+
+class Credentials(msgspec.Struct, frozen=True):
+    """One password for every Postgres login and every NATS user."""
+
+    postgres: dict[str, str]
+    nats: dict[str, str]
+
+    def postgres_url(self, role: str, port: int, database: str = DATABASE) -> str:
+        """Return the URL with which `role` reaches the embedded Postgres."""
+        return f"postgresql://{role}:{quote(self.postgres[role], safe='')}@127.0.0.1:{port}/{database}"
+
+    def nats_url(self, user: str, port: int) -> str:
+        """Return the URL with which `user` reaches the embedded NATS server."""
+        return f"nats://{user}:{quote(self.nats[user], safe='')}@127.0.0.1:{port}"
+
+
+def load_credentials(home: Path) -> Credentials:
+    """Read `<home>/credentials.json`; make it, or add what a newer program needs, when something is missing.
+
+    Raises:
+        ConfigError: the file is readable by others, damaged, or cannot be written.
+    """
+    path = home / "credentials.json"
+    try:
+        known = _read(path)
+        complete = Credentials(
+            postgres={role: known.postgres.get(role) or secrets.token_urlsafe(24) for role in POSTGRES_ROLES},
+            nats={user: known.nats.get(user) or secrets.token_urlsafe(24) for user in NATS_USERS},
+        )
+        if complete != known:
+            _write(path, complete)
+    except OSError as error:
+        raise ConfigError(f"credentials file {path}: {error.strerror}", hint="CREWLOG_HOME must be a folder that you may read and write") from error
+    return complete
+
+
+def _read(path: Path) -> Credentials:
+    if not path.exists():
+        return Credentials({}, {})
+    if path.stat().st_mode & 0o077:
+        raise ConfigError(f"credentials file {path} may be read by others", hint=f"run: chmod 600 {path}")
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Credentials)
+    except msgspec.MsgspecError as error:
+        raise ConfigError(f"credentials file {path} is damaged: {error}", hint="restore it; the embedded servers only know the passwords in it") from error
+
+
+def _write(path: Path, credentials: Credentials) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".credentials-")  # mkstemp makes the file 0600
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(msgspec.json.format(msgspec.json.encode(credentials), indent=2))
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,96 @@
+"""Who may write what: the one table of rights, from which the rows of `es.grants` are made and which the memory log obeys.
+
+A login may write the listed event types to streams of a category; agents only to task streams of their own kind, and never open
+one. Whatever is not listed is refused by the log itself, so a process that was taken over can do no more than its role.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from crewlog.schemas.run_events import RUN_EVENTS
+from crewlog.schemas.system_events import AgentRegistered, AgentStopped, DocumentIngested
+from crewlog.schemas.task_events import (
+    TASK_EVENTS,
+    TERMINAL_TYPES,
+    ApprovalDecided,
+    ApprovalRequested,
+    AttemptFailed,
+    ModelCallFailed,
+    ModelCallFinished,
+    ModelCallStarted,
+    TaskCancelled,
+    TaskCompleted,
+    TaskFailed,
+    TaskOpened,
+    TaskStarted,
+    ToolFinished,
+    ToolStarted,
+)
+
+BUILT_IN_KINDS: Final = ("planner", "research", "code", "data", "communicate")
+
+ORCHESTRATOR: Final = "crewlog_orchestrator"
+PROJECTOR: Final = "crewlog_projector"
+SPECIALIST: Final = "crewlog_specialist"
+OPERATOR: Final = "crewlog_operator"
+
+
+def kind_role(kind: str) -> str:
+    """Name the login that workers of a kind use: built-in kinds have their own, all others share one."""
+    return f"crewlog_{kind}" if kind in BUILT_IN_KINDS else SPECIALIST
+
+
+ROLES: Final = (ORCHESTRATOR, PROJECTOR, *map(kind_role, BUILT_IN_KINDS), SPECIALIST, OPERATOR)
+"""All logins of the database besides its owner."""
+
+
+class Grant(NamedTuple):
+    """One row of rights: `role` may write `types` to streams `<category>/…`."""
+
+    role: str
+    category: str
+    types: frozenset[str]
+    kind: str | None = None
+    """Only streams of this agent kind."""
+    except_kinds: frozenset[str] = frozenset()
+    """Only streams of an agent kind that is not listed."""
+    opens: bool = False
+    """May write the first event of a stream."""
+
+    @property
+    def closing(self) -> frozenset[str]:
+        """Those of its types that close the stream."""
+        return self.types & TERMINAL_TYPES
+
+    def covers(self, kind: str | None) -> bool:
+        """Say whether a stream of this kind is within the grant."""
+        return (self.kind is None or kind == self.kind) and (not self.except_kinds or (kind is not None and kind not in self.except_kinds))
+
+
+def _names(*types: type) -> frozenset[str]:
+    return frozenset(cls.__name__ for cls in types)
+
+
+_RUN = _names(*RUN_EVENTS)
+_AGENTS = _names(AgentRegistered, AgentStopped)
+_DOCUMENTS = _names(DocumentIngested)
+_WORK = _names(
+    TaskStarted, ModelCallStarted, ModelCallFinished, ModelCallFailed, ToolStarted, ToolFinished, ApprovalRequested, AttemptFailed, TaskCompleted
+)  # fmt: skip
+
+GRANTS: Final = (
+    Grant(ORCHESTRATOR, "run", _RUN, opens=True),
+    Grant(ORCHESTRATOR, "task", _names(TaskOpened, ApprovalDecided, TaskFailed, TaskCancelled), opens=True),
+    Grant(ORCHESTRATOR, "agent", _AGENTS, opens=True),
+    *(Grant(kind_role(kind), "task", _WORK, kind=kind) for kind in BUILT_IN_KINDS),
+    Grant(SPECIALIST, "task", _WORK, except_kinds=frozenset(BUILT_IN_KINDS)),
+    Grant(kind_role("research"), "doc", _DOCUMENTS, opens=True),
+    Grant(OPERATOR, "doc", _DOCUMENTS, opens=True),
+)
+
+
+def owner_grants(role: str) -> tuple[Grant, ...]:
+    """Return the rights of the login that owns the database: everything, so that one URL is enough for a small installation."""
+    everything = (("run", _RUN), ("task", _names(*TASK_EVENTS)), ("agent", _AGENTS), ("doc", _DOCUMENTS))
+    return tuple(Grant(role, category, types, opens=True) for category, types in everything)

@@ -1,0 +1,178 @@
+"""The log in memory: the same behaviour as Postgres, for tests and simulations.
+
+Several stores may share one `MemoryLog`, as processes share a database, each with a role of its own.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from crewlog.events.append_call import partly_known
+from crewlog.events.append_request import encode_request
+from crewlog.events.appender import OnCommit
+from crewlog.events.grants import GRANTS, Grant, owner_grants
+from crewlog.events.store import Appended, AppendRequest, Page, Recorded, Write
+from crewlog.schemas.codec import type_name
+from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, Unavailable
+from crewlog.schemas.ids import Hash, RunId, Stream, category
+from crewlog.schemas.payload import content_hash
+from crewlog.schemas.task_events import TERMINAL_TYPES
+
+OWNER = "owner"
+"""The role that may write everything, like the login that owns a database."""
+
+
+@dataclass(slots=True)
+class _Stream:
+    run_id: RunId | None
+    kind: str | None
+    events: list[Recorded] = field(default_factory=list)
+    closed: bool = False
+
+
+@dataclass(slots=True)
+class MemoryLog:
+    """What a database would hold."""
+
+    events: list[Recorded] = field(default_factory=list)
+    by_id: dict[UUID, Recorded] = field(default_factory=dict)
+    streams: dict[Stream, _Stream] = field(default_factory=dict)
+    blobs: dict[Hash, bytes] = field(default_factory=dict)
+    timers: dict[RunId, int] = field(default_factory=dict)
+
+
+class MemoryStore:
+    """`EventStore` over a `MemoryLog`. Each method is one step: nothing else runs in between."""
+
+    def __init__(self, log: MemoryLog | None = None, *, role: str = OWNER, actor: str = "", on_commit: OnCommit | None = None) -> None:
+        """Open the log.
+
+        Args:
+            log: share it between stores; None makes a new one.
+            role: a login of `crewlog.events.grants`, whose rights are enforced as the database does.
+            actor: who this process says it is.
+            on_commit: called after each append with the highest new position.
+        """
+        self.log = log if log is not None else MemoryLog()
+        self._role, self._actor, self._on_commit = role, actor or role, on_commit
+        self._grants = {grant.category: grant for grant in (*GRANTS, *owner_grants(OWNER)) if grant.role == role}
+        self._closed = False
+
+    async def append(self, request: AppendRequest) -> Appended:
+        documents = encode_request(request)
+        if self._closed:
+            raise Unavailable(f"append to {request.writes[0].stream}: this process is closing its log")
+        for write in request.writes:
+            self._authorise(write)
+        if known := self._known(request):
+            return known
+        for write in request.writes:
+            self._check(write, request.run_id)
+        written = self._write(request, documents)
+        if self._on_commit is not None:
+            self._on_commit(written.positions[-1])
+        return written
+
+    async def read_streams(self, after: Mapping[Stream, int], *, types: frozenset[str] | None = None) -> Sequence[Recorded]:
+        found = [
+            event
+            for name, version in after.items()
+            if (stream := self.log.streams.get(name))
+            for event in stream.events[version:]
+            if types is None or event.type in types
+        ]
+        return sorted(found, key=_position)
+
+    async def read_run(self, run_id: RunId) -> Sequence[Recorded]:
+        return sorted((event for stream in self.log.streams.values() if stream.run_id == run_id for event in stream.events), key=_position)
+
+    async def read_all(self, after: int, limit: int) -> Page:
+        start = bisect_right(self.log.events, after, key=_position)
+        return Page(self.log.events[start : start + limit], self.log.events[-1].position if self.log.events else 0)
+
+    async def open_runs(self, *, after: RunId | None, limit: int) -> Sequence[RunId]:
+        found = sorted(
+            stream.run_id
+            for name, stream in self.log.streams.items()
+            if not stream.closed and stream.run_id is not None and category(name) == "run" and (after is None or stream.run_id > after)
+        )
+        return found[:limit]
+
+    async def put_blobs(self, blobs: Sequence[bytes]) -> Sequence[Hash]:
+        hashes = [content_hash(blob) for blob in blobs]
+        self.log.blobs.update(zip(hashes, blobs, strict=True))
+        return hashes
+
+    async def get_blobs(self, hashes: Sequence[Hash]) -> Mapping[Hash, bytes]:
+        return {hash_: self.log.blobs[hash_] for hash_ in hashes if hash_ in self.log.blobs}
+
+    async def set_timers(self, due: Mapping[RunId, int | None]) -> None:
+        for run_id, due_us in due.items():
+            if due_us is None:
+                self.log.timers.pop(run_id, None)
+            else:
+                self.log.timers[run_id] = due_us
+
+    async def take_due(self, now_us: int, limit: int) -> Sequence[RunId]:
+        due = sorted((due_us, run_id) for run_id, due_us in self.log.timers.items() if due_us <= now_us)[:limit]
+        for _, run_id in due:
+            del self.log.timers[run_id]
+        return [run_id for _, run_id in due]
+
+    async def close(self) -> None:
+        self._closed = True
+
+    def _authorise(self, write: Write) -> None:
+        grant: Grant | None = self._grants.get(category(write.stream)) if "/" in write.stream else None
+        stream = self.log.streams.get(write.stream)
+        if grant is None or not (grant.opens if stream is None else grant.covers(stream.kind)):
+            raise NotAuthorised(self._actor, "append", reason=f"{write.stream} is unknown or not for {self._role}")
+        for event in write.events:
+            if type_name(event) not in grant.types:
+                raise NotAuthorised(self._actor, "append", reason=f"{type_name(event)} on {write.stream}")
+
+    def _known(self, request: AppendRequest) -> Appended | None:
+        """Answer a request some of whose event ids are in the log: duplicates come before versions."""
+        streams = [write.stream for write in request.writes for _ in write.events]
+        known = [self.log.by_id.get(event_id) for event_id in request.event_ids]
+        if not any(known):
+            return None
+        if not all(event is not None and event.stream == stream for event, stream in zip(known, streams, strict=True)):
+            raise partly_known(request)
+        return Appended([event.version for event in known if event], [event.position for event in known if event], duplicate=True)
+
+    def _check(self, write: Write, run_id: RunId | None) -> None:
+        stream = self.log.streams.get(write.stream)
+        actual = len(stream.events) if stream else 0
+        closed = stream is not None and stream.closed
+        if closed or write.expected not in (-1, actual):
+            raise ConflictError(write.stream, expected=write.expected, actual=actual, closed=closed)
+        if stream is None and run_id is None and category(write.stream) == "run":
+            raise ContractError(f"append to {write.stream}: opening a run needs the run's id")
+
+    def _write(self, request: AppendRequest, documents: Sequence[bytes]) -> Appended:
+        versions: list[int] = []
+        positions: list[int] = []
+        for write in request.writes:
+            stream = self.log.streams.setdefault(write.stream, _Stream(request.run_id, write.kind))
+            for event in write.events:
+                at = len(versions)
+                recorded = Recorded(
+                    *(len(self.log.events) + 1, write.stream, len(stream.events) + 1, request.event_ids[at], type_name(event), event.schema_version),
+                    *(documents[at], request.occurred_us, request.run_id, request.task_id, request.causation_id, request.trace_id),
+                    *(self._actor, self._role),
+                )
+                stream.events.append(recorded)
+                self.log.events.append(recorded)
+                self.log.by_id[recorded.event_id] = recorded
+                versions.append(recorded.version)
+                positions.append(recorded.position)
+            stream.closed = stream.closed or type_name(write.events[-1]) in TERMINAL_TYPES
+        return Appended(versions, positions)
+
+
+def _position(event: Recorded) -> int:
+    return event.position

@@ -1,0 +1,212 @@
+"""Bring a database to the shape this program needs: numbered SQL files, applied once each, forward only.
+
+Files are named `0001_what_it_does.sql`; numbers are unique over all folders. Each file is one transaction together with its row in
+`crewlog_migrations`. A file that was changed after it was applied, and a database that knows more files than this program, are refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import asyncpg
+
+from crewlog.events import grants
+from crewlog.schemas.errors import ConfigError, Unavailable
+
+LOG_FOLDER: Final = Path(__file__).with_name("sql")
+
+_NAME: Final = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
+_LOCK: Final = 0x637265776C6F67
+_TABLE: Final = """
+CREATE TABLE IF NOT EXISTS public.crewlog_migrations (
+  version integer PRIMARY KEY, name text NOT NULL, sha256 text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())
+"""
+
+
+class Migration(NamedTuple):
+    """One SQL file."""
+
+    version: int
+    name: str
+    sql: str
+
+    @property
+    def sha256(self) -> str:
+        """Fingerprint of the text, kept in the database to notice changed files."""
+        return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+def read_migrations(folders: Sequence[Path]) -> list[Migration]:
+    """Read the SQL files of several folders in order of their numbers.
+
+    Raises:
+        ConfigError: a badly named file, or one number twice.
+    """
+    found: dict[int, Migration] = {}
+    for path in sorted(path for folder in folders for path in folder.glob("*.sql")):
+        match = _NAME.fullmatch(path.name)
+        if match is None:
+            raise ConfigError(f"migration {path} is not named like 0001_what_it_does.sql")
+        version = int(match[1])
+        if version in found:
+            raise ConfigError(f"migration number {version} is used by {found[version].name} and by {path.name}")
+        found[version] = Migration(version, path.name, path.read_text(encoding="utf-8"))
+    return [found[version] for version in sorted(found)]
+
+
+async def migrate(admin_url: str, folders: Sequence[Path] = (LOG_FOLDER,), *, wait_s: float = 60.0) -> list[str]:
+    """Apply what is missing and write the table of rights. Several callers at once take turns.
+
+    Args:
+        admin_url: login that owns the database, or will.
+        wait_s: how long to wait for another process that is migrating, in seconds.
+
+    Returns:
+        Names of the files that were applied.
+
+    Raises:
+        ConfigError: a changed file, a database newer than this program, or SQL that fails.
+        Unavailable: the server cannot be reached, or somebody else keeps migrating.
+    """
+    wanted = read_migrations(folders)
+    connection = await connect(admin_url)
+    try:
+        await _lock(connection, wait_s)
+        await connection.execute(_TABLE)
+        missing = _missing(wanted, await connection.fetch("SELECT version, name, sha256 FROM public.crewlog_migrations ORDER BY version"))
+        for migration in missing:
+            await _apply(connection, migration)
+        await _write_grants(connection)
+        return [migration.name for migration in missing]
+    finally:
+        await connection.close()
+
+
+async def ensure_database(admin_url: str) -> None:
+    """Create the database that `admin_url` names if the server does not have it yet."""
+    server, _, name = admin_url.rpartition("/")
+    connection = await connect(f"{server}/postgres")
+    try:
+        if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", name):
+            await connection.execute(f"CREATE DATABASE {await _quoted(connection, name)}")
+    finally:
+        await connection.close()
+
+
+async def ensure_roles(admin_url: str, passwords: Mapping[str, str]) -> None:
+    """Create or alter the logins and give them what they need besides `es.append`'s own table of rights.
+
+    Run it after `migrate`, at every start: it repeats harmlessly.
+
+    Args:
+        passwords: login -> password; which rights a login gets follows from its name (`crewlog.events.grants`).
+    """
+    connection = await connect(admin_url)
+    try:
+        async with connection.transaction():
+            for role, password in sorted(passwords.items()):
+                await _ensure_login(connection, role, password)
+            for role in sorted(passwords.keys() & set(grants.ROLES)):
+                await _grant_rights(connection, role)
+    finally:
+        await connection.close()
+
+
+async def connect(url: str, *, timeout_s: float = 10.0) -> Any:
+    """Open one connection for administration.
+
+    Raises:
+        ConfigError: the server refuses this login or does not have the database.
+        Unavailable: the server cannot be reached.
+    """
+    try:
+        return await asyncpg.connect(url, timeout=timeout_s, server_settings={"application_name": "crewlog migrate"})
+    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
+        raise ConfigError(f"Postgres refused the connection: {error}", hint="check CREWLOG_DATABASE_URL") from error
+    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+        raise Unavailable(f"Postgres cannot be reached: {error or type(error).__name__}") from error
+
+
+async def _lock(connection: Any, wait_s: float) -> None:
+    # polled: waiters inside pg_advisory_lock() hold a snapshot, for which CREATE INDEX CONCURRENTLY would wait for ever
+    for _ in range(int(wait_s / 0.1) + 1):
+        if await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
+            return
+        await asyncio.sleep(0.1)
+    raise Unavailable(f"another process has been migrating this database for {wait_s:g} s")
+
+
+def _missing(wanted: Sequence[Migration], applied: Sequence[Mapping[str, Any]]) -> list[Migration]:
+    by_version = {migration.version: migration for migration in wanted}
+    for row in applied:
+        migration = by_version.pop(row["version"], None)
+        if migration is None:
+            raise ConfigError(f"the database has migration {row['name']}, which this program does not know", hint="use the newer program that made it")
+        if migration.sha256 != row["sha256"]:
+            raise ConfigError(f"migration {migration.name} was changed after it was applied", hint="restore the file and write a new one behind it")
+    return list(by_version.values())
+
+
+async def _apply(connection: Any, migration: Migration) -> None:
+    try:
+        async with connection.transaction():
+            await connection.execute(migration.sql)
+            await connection.execute(
+                "INSERT INTO public.crewlog_migrations (version, name, sha256) VALUES ($1, $2, $3)", migration.version, migration.name, migration.sha256
+            )
+    except asyncpg.PostgresError as error:
+        raise ConfigError(f"migration {migration.name} failed and was rolled back: {error}") from error
+
+
+async def _write_grants(connection: Any) -> None:
+    owner = await connection.fetchval("SELECT session_user::text")
+    rows = [
+        (grant.role, grant.category, sorted(grant.types), sorted(grant.closing), grant.kind, sorted(grant.except_kinds), grant.opens)
+        for grant in (*grants.GRANTS, *grants.owner_grants(owner))
+    ]
+    async with connection.transaction():
+        await connection.execute("DELETE FROM es.grants")
+        columns = "role, category, types, closing, kind, except_kinds, opens"
+        await connection.copy_records_to_table("grants", schema_name="es", columns=columns.split(", "), records=rows)
+
+
+async def _ensure_login(connection: Any, role: str, password: str) -> None:
+    name = await _quoted(connection, role)
+    exists = await connection.fetchval("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)", role)
+    secret = await connection.fetchval("SELECT quote_literal($1::text)", password)
+    await connection.execute(f"{'ALTER' if exists else 'CREATE'} ROLE {name} LOGIN PASSWORD {secret}")
+    # an append that idles inside its transaction would hold back every reader of the whole log
+    await connection.execute(f"ALTER ROLE {name} SET idle_in_transaction_session_timeout = '10s'")
+
+
+async def _grant_rights(connection: Any, role: str) -> None:
+    writes = any(grant.role == role for grant in grants.GRANTS)
+    rights = [
+        "USAGE ON SCHEMA es",
+        "SELECT ON es.streams, es.events, es.blobs, es.checkpoints",
+        "SELECT ON SEQUENCE es.event_position",
+        "EXECUTE ON FUNCTION es.high_water, es.read_all",
+    ]
+    if writes:
+        rights += ["EXECUTE ON FUNCTION es.append", "INSERT ON es.blobs"]
+    if role == grants.ORCHESTRATOR:
+        rights.append("SELECT, INSERT, UPDATE, DELETE ON es.timers")
+    if role == grants.PROJECTOR:
+        rights.append("INSERT, UPDATE, DELETE ON es.checkpoints")
+    for schema, on_tables in (("rm", "ALL" if role == grants.PROJECTOR else "SELECT"), ("crewlog", "SELECT")):
+        if await connection.fetchval("SELECT to_regnamespace($1) IS NOT NULL", schema):
+            on_schema = "ALL" if role == grants.PROJECTOR else "USAGE"
+            rights += [f"{on_schema} ON SCHEMA {schema}", f"{on_tables} ON ALL TABLES IN SCHEMA {schema}", f"EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema}"]
+    name = await _quoted(connection, role)
+    for right in rights:
+        await connection.execute(f"GRANT {right} TO {name}")
+
+
+async def _quoted(connection: Any, name: str) -> str:
+    quoted: str = await connection.fetchval("SELECT quote_ident($1)", name)
+    return quoted

@@ -1,0 +1,139 @@
+"""The log in Postgres. Appends go through the gate `es.append` in group commits; everything else is one statement each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Self
+from uuid import UUID
+
+from crewlog.events.appender import Appender, OnCommit
+from crewlog.events.blobs import BlobCache, pack_blob, unpack_blob
+from crewlog.events.clock import Clock
+from crewlog.events.connections import Connections, connector
+from crewlog.events.store import Appended, AppendRequest, Page, Recorded
+from crewlog.schemas.ids import Hash, RunId, Stream
+from crewlog.schemas.payload import content_hash
+
+_COLUMNS: Final = (
+    "e.position, e.stream_id, e.version, e.event_id, e.type, e.schema_version, e.data, e.occurred_us, "
+    "e.run_id, e.task_id, e.causation_id, e.trace_id, e.actor, e.writer"
+)
+_SELECT: Final = f"SELECT {_COLUMNS} FROM"
+_READ_STREAMS: Final = f"""
+{_SELECT} unnest($1::text[], $2::bigint[]) AS w (stream_id, after) JOIN es.events e ON e.stream_id = w.stream_id AND e.version > w.after
+ WHERE $3::text[] IS NULL OR e.type = ANY ($3) ORDER BY e.position
+"""
+_READ_RUN: Final = f"{_SELECT} es.streams s JOIN es.events e ON e.stream_id = s.stream_id WHERE s.run_id = $1 ORDER BY e.position"
+_READ_ALL: Final = "SELECT * FROM es.read_all($1, $2)"
+_OPEN_RUNS: Final = """
+SELECT run_id FROM es.streams WHERE closed_at IS NULL AND starts_with(stream_id, 'run/') AND run_id > $1 ORDER BY run_id LIMIT $2
+"""
+_PUT_BLOBS: Final = """
+INSERT INTO es.blobs (hash, codec, size, data) SELECT * FROM unnest($1::bytea[], $2::smallint[], $3::integer[], $4::bytea[]) b (hash, codec, size, data)
+ ORDER BY b.hash ON CONFLICT (hash) DO NOTHING
+"""
+_GET_BLOBS: Final = "SELECT hash, codec, size, data FROM es.blobs WHERE hash = ANY ($1::bytea[])"
+_SET_TIMERS: Final = """
+INSERT INTO es.timers (run_id, due_us) SELECT * FROM unnest($1::uuid[], $2::bigint[]) t (run_id, due_us) ORDER BY t.run_id
+ON CONFLICT (run_id) DO UPDATE SET due_us = excluded.due_us
+"""
+_REMOVE_TIMERS: Final = "DELETE FROM es.timers WHERE run_id = ANY ($1::uuid[])"
+_TAKE_DUE: Final = """
+DELETE FROM es.timers WHERE run_id IN (SELECT run_id FROM es.timers WHERE due_us <= $1 ORDER BY due_us LIMIT $2 FOR UPDATE SKIP LOCKED)
+RETURNING run_id
+"""
+_CHECK: Final = "SELECT FROM es.streams WHERE stream_id = ''"
+_NIL: Final = RunId(UUID(int=0))
+
+
+class PostgresStore:
+    """`EventStore` over one database. The login in the URL decides what may be written."""
+
+    def __init__(self, appender: Appender, connections: Connections) -> None:
+        self._appender, self._connections = appender, connections
+        self._blobs = BlobCache()
+
+    @classmethod
+    async def open(cls, url: str, *, actor: str, clock: Clock, lanes: int = 2, readers: int = 4, on_commit: OnCommit | None = None) -> Self:
+        """Open the log and check that the database fits. Further connections are opened when they are needed.
+
+        Args:
+            actor: who this process says it is, as `<role>@<worker>`; recorded with every event.
+            lanes: connections for appends; one is enough for a process that does little at once.
+            readers: most connections for everything else.
+            on_commit: called after each commit with the highest new position.
+
+        Raises:
+            ConfigError: a wrong password, or a database that is not migrated.
+            Unavailable: the server cannot be reached.
+        """
+        connect = connector(url, application=f"crewlog {actor}")
+        connections = Connections(connect, clock, size=readers)
+        await connections.fetch("open the log", _CHECK)
+        return cls(Appender(connect, actor=actor, clock=clock, lanes=lanes, on_commit=on_commit), connections)
+
+    async def append(self, request: AppendRequest) -> Appended:
+        return await self._appender.submit(request)
+
+    async def read_streams(self, after: Mapping[Stream, int], *, types: frozenset[str] | None = None) -> Sequence[Recorded]:
+        if not after:
+            return []
+        names = None if types is None else sorted(types)
+        return [_recorded(row) for row in await self._connections.fetch("read streams", _READ_STREAMS, list(after), list(after.values()), names)]
+
+    async def read_run(self, run_id: RunId) -> Sequence[Recorded]:
+        return [_recorded(row) for row in await self._connections.fetch(f"read run {run_id}", _READ_RUN, run_id)]
+
+    async def read_all(self, after: int, limit: int) -> Page:
+        rows = await self._connections.fetch("read the log", _READ_ALL, after, limit)
+        high_water = rows[0][14]
+        return Page([], high_water) if rows[0][0] is None else Page([_recorded(row) for row in rows], high_water)
+
+    async def open_runs(self, *, after: RunId | None, limit: int) -> Sequence[RunId]:
+        rows = await self._connections.fetch("list open runs", _OPEN_RUNS, after or _NIL, limit)
+        return [RunId(row[0]) for row in rows]
+
+    async def put_blobs(self, blobs: Sequence[bytes]) -> Sequence[Hash]:
+        hashes = [content_hash(blob) for blob in blobs]
+        fresh = {hash_: blob for hash_, blob in zip(hashes, blobs, strict=True) if not self._blobs.is_stored(hash_)}
+        if fresh:
+            packed = [pack_blob(blob) for blob in fresh.values()]
+            sizes = [len(blob) for blob in fresh.values()]
+            await self._connections.fetch(
+                "store blobs", _PUT_BLOBS, [bytes.fromhex(hash_) for hash_ in fresh], [codec for codec, _ in packed], sizes, [data for _, data in packed]
+            )
+            self._blobs.note_stored(fresh)
+        return hashes
+
+    async def get_blobs(self, hashes: Sequence[Hash]) -> Mapping[Hash, bytes]:
+        found = self._blobs.get_many(hashes)
+        missing = [bytes.fromhex(hash_) for hash_ in dict.fromkeys(hashes) if hash_ not in found]
+        if missing:
+            for row in await self._connections.fetch("fetch blobs", _GET_BLOBS, missing):
+                hash_ = Hash(row[0].hex())
+                found[hash_] = unpack_blob(hash_, codec=row[1], size=row[2], data=row[3])
+                self._blobs.keep(hash_, found[hash_])
+        return found
+
+    async def set_timers(self, due: Mapping[RunId, int | None]) -> None:
+        later = {run_id: due_us for run_id, due_us in due.items() if due_us is not None}
+        gone = [run_id for run_id, due_us in due.items() if due_us is None]
+        if later:
+            await self._connections.fetch("set timers", _SET_TIMERS, list(later), list(later.values()))
+        if gone:
+            await self._connections.fetch("remove timers", _REMOVE_TIMERS, gone)
+
+    async def take_due(self, now_us: int, limit: int) -> Sequence[RunId]:
+        return [RunId(row[0]) for row in await self._connections.fetch("take due timers", _TAKE_DUE, now_us, limit)]
+
+    async def close(self) -> None:
+        await self._appender.close()
+        await self._connections.close()
+
+
+def _recorded(row: Any) -> Recorded:
+    (position, stream, version, event_id, type_, schema_version, data, occurred_us, run_id, task_id, causation_id, trace_id, actor, writer, *_) = row
+    return Recorded(
+        *(position, stream, version, event_id, type_, schema_version, data.encode(), occurred_us),
+        *(run_id, task_id, causation_id, trace_id, actor, writer),
+    )

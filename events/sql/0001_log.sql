@@ -1,0 +1,79 @@
+-- The log: streams, events, blobs, timers, checkpoints, and who may write what.
+-- Nobody but es.append (0002) writes streams and events: logins get no INSERT, and triggers stop even the owner from changing a fact.
+
+CREATE SCHEMA es;
+
+CREATE SEQUENCE es.event_position AS bigint CACHE 1;            -- CACHE 1: readers rely on numbers being drawn in order
+
+CREATE TABLE es.streams (
+  stream_id  text COLLATE "C" PRIMARY KEY,
+  version    bigint NOT NULL,                                    -- number of events; rows always have at least one
+  run_id     uuid,
+  kind       text COLLATE "C",                                   -- agent kind of a task stream, fixed when it is opened
+  opened_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+  closed_at  timestamptz,                                        -- set together with the terminal event
+  CONSTRAINT run_streams_name_their_run CHECK (run_id IS NOT NULL OR NOT starts_with(stream_id, 'run/'))
+) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02); -- every append updates a row here: keep those updates HOT
+CREATE INDEX streams_run ON es.streams (run_id) WHERE run_id IS NOT NULL;
+CREATE INDEX streams_open_run ON es.streams (run_id) WHERE closed_at IS NULL AND starts_with(stream_id, 'run/');
+
+CREATE TABLE es.events (
+  position       bigint PRIMARY KEY,
+  version        bigint NOT NULL,
+  occurred_us    bigint NOT NULL,                                -- microseconds since 1970, by the writer's clock
+  recorded_at    timestamptz NOT NULL DEFAULT clock_timestamp(), -- by the server's clock
+  event_id       uuid NOT NULL CONSTRAINT events_event_id UNIQUE,
+  run_id         uuid,
+  task_id        uuid,
+  causation_id   uuid,
+  trace_id       uuid,
+  schema_version smallint NOT NULL,
+  stream_id      text COLLATE "C" NOT NULL,
+  type           text COLLATE "C" NOT NULL,
+  actor          text COLLATE "C" NOT NULL,                      -- what the client says it is
+  writer         text COLLATE "C" NOT NULL,                      -- the login: filled in by the database, cannot be forged
+  data           json NOT NULL,                                  -- json, not jsonb: bytes and key order stay as written
+  CONSTRAINT events_stream_version UNIQUE (stream_id, version)
+) WITH (autovacuum_vacuum_insert_scale_factor = 0.05);
+
+CREATE FUNCTION es.refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  RAISE EXCEPTION '% on %.% is refused: the log is append-only', TG_OP, TG_TABLE_SCHEMA, TG_TABLE_NAME USING ERRCODE = 'ES003';
+END $$;
+CREATE TRIGGER append_only BEFORE UPDATE OR DELETE ON es.events FOR EACH ROW EXECUTE FUNCTION es.refuse_change();
+CREATE TRIGGER no_truncate BEFORE TRUNCATE ON es.events FOR EACH STATEMENT EXECUTE FUNCTION es.refuse_change();
+
+CREATE TABLE es.blobs (
+  hash       bytea PRIMARY KEY CHECK (octet_length(hash) = 32),  -- sha-256 of the uncompressed bytes
+  codec      smallint NOT NULL CHECK (codec IN (0, 1)),          -- 0 as is, 1 zlib
+  size       integer NOT NULL,                                   -- uncompressed
+  created_at timestamptz NOT NULL DEFAULT now(),
+  data       bytea NOT NULL,
+  CONSTRAINT plain_blobs_match_their_hash CHECK (codec <> 0 OR hash = sha256(data))
+);
+ALTER TABLE es.blobs ALTER COLUMN data SET STORAGE EXTERNAL;     -- clients compress; the server need not try again
+
+CREATE TABLE es.timers (
+  run_id uuid PRIMARY KEY,
+  due_us bigint NOT NULL
+) WITH (fillfactor = 70);
+CREATE INDEX timers_due ON es.timers (due_us);
+
+CREATE TABLE es.checkpoints (                                    -- how far a projection has folded the log; moved in the view's transaction
+  name       text COLLATE "C" PRIMARY KEY,
+  position   bigint NOT NULL DEFAULT 0,
+  updated_at timestamptz NOT NULL DEFAULT now()
+) WITH (fillfactor = 50);
+
+CREATE TABLE es.grants (                                         -- rows are written by the migration runner, from events/grants.py
+  role         text COLLATE "C" NOT NULL,                        -- login
+  category     text COLLATE "C" NOT NULL,                        -- what stands before the first '/' of a stream
+  types        text[] COLLATE "C" NOT NULL,                      -- event types it may write there
+  closing      text[] COLLATE "C" NOT NULL,                      -- those of them that close the stream
+  kind         text COLLATE "C",                                 -- only streams of this kind
+  except_kinds text[] COLLATE "C" NOT NULL DEFAULT '{}',         -- only streams of a kind that is not listed
+  opens        boolean NOT NULL,                                 -- may write the first event of a stream
+  PRIMARY KEY (role, category),
+  CHECK (closing <@ types),
+  CHECK (NOT opens OR (kind IS NULL AND except_kinds = '{}'))    -- a stream that does not exist yet has no kind to check
+);

@@ -1,0 +1,5 @@
+"""Fixtures of real servers, for every test that wants them."""
+
+from __future__ import annotations
+
+pytest_plugins = ["support.postgres", "support.nats"]
