@@ -7,7 +7,8 @@ RUN python -m venv /opt/crewlog && /opt/crewlog/bin/pip install --no-cache-dir "
 
 FROM python:3.13-slim
 RUN apt-get update && apt-get install -y --no-install-recommends git && rm -rf /var/lib/apt/lists/* \
-    && useradd --system --uid 10001 --create-home --home-dir /var/lib/crewlog crewlog
+    && useradd --system --uid 10001 --create-home --home-dir /var/lib/crewlog crewlog \
+    && install -d -o crewlog -g crewlog /var/lib/crewlog/artifacts
 COPY --from=build /opt/crewlog /opt/crewlog
 ENV PATH=/opt/crewlog/bin:$PATH CREWLOG_HOME=/var/lib/crewlog PYTHONUNBUFFERED=1
 USER crewlog

@@ -13,12 +13,15 @@ import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from enum import IntEnum, StrEnum
 from functools import wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from crewlog.events.config import Config
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -48,6 +51,16 @@ class Output(StrEnum):
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="How to print the data.")]
 """The `-o` option that every command with data has."""
 
+HomeOption = Annotated[Path | None, typer.Option("--home", help="Home folder of the crew; else CREWLOG_HOME or the user's data folder.")]
+"""Which crew a command is about."""
+
+
+def load_config(home: Path | None) -> Config:
+    """Read the configuration, with the home folder of the command line when one was given."""
+    from crewlog.events.config import load
+
+    return load() if home is None else load(home=home)
+
 
 class Detached(Exception):
     """Ctrl-C while something goes on without this command; `come_back` is the command that shows it again."""
@@ -60,12 +73,28 @@ class Detached(Exception):
 def run_async(command: Callable[P, Coroutine[Any, Any, int | None]]) -> Callable[P, None]:
     """Make a coroutine function a command: Typer would call it and never run what it returns.
 
-    The returned number is the exit code. SIGTERM and Ctrl-C cancel the command, so that its `finally` blocks run.
+    The returned number is the exit code. SIGTERM and Ctrl-C cancel the command, so that its `finally` blocks run. Errors crewlog raises
+    on purpose end in a report and their exit code, everything else in a traceback.
     """
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        code = asyncio.run(_until_signal(command(*args, **kwargs)))
+        from crewlog.schemas.errors import OrchestrationError
+
+        try:
+            code = asyncio.run(_until_signal(command(*args, **kwargs))) or Exit.OK
+            sys.stdout.flush()
+        except Detached as detached:
+            say(f"detached; it goes on. Come back with: {detached.come_back}")
+            code = Exit.INTERRUPTED
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            code = Exit.INTERRUPTED
+        except BrokenPipeError:
+            _forget_stdout()
+            code = Exit.OK
+        except (OrchestrationError, TimeoutError) as error:
+            _report(error)
+            code = exit_code_of(error)
         if code:
             raise typer.Exit(code)
 
@@ -77,6 +106,14 @@ async def _until_signal(body: Coroutine[Any, Any, T]) -> T:
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     return await body
+
+
+def _report(error: BaseException) -> None:
+    what, _, rest = str(error).partition("\n")
+    hint = getattr(error, "hint", "")
+    if exit_code_of(error) is Exit.UNREACHABLE and not hint:
+        hint = "is it running? see `crewlog status`; start it with `crewlog up`"
+    complain(what or type(error).__name__, why="" if rest == hint else rest.strip(), next_step=hint)
 
 
 def exit_code_of(error: BaseException) -> Exit:
@@ -167,6 +204,6 @@ def _plain(cell: object) -> str:
     return escape("" if cell is None else str(cell)).replace("\n", " ")
 
 
-def forget_stdout() -> None:
-    """Let the interpreter end quietly after the reader of a pipe went away."""
+def _forget_stdout() -> None:
+    # what is still buffered has no reader any more: without this the interpreter would complain about it when it ends
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Final, Literal, NamedTuple
 
+from crewlog.events.child_launch import launch_command
 from crewlog.events.clock import Clock
 from crewlog.events.readiness import READY_FD
 
@@ -24,7 +24,6 @@ RESTART_FIRST_S: Final = 0.2
 RESTART_LONGEST_S: Final = 5.0
 HEALTHY_AFTER_S: Final = 30.0
 """A child that lived this long starts over with the shortest wait."""
-_PR_SET_PDEATHSIG: Final = 1
 _CHUNK_BYTES: Final = 65_536
 
 State = Literal["starting", "ready", "restarting", "stopping", "stopped", "failed"]
@@ -59,7 +58,6 @@ class Supervised:
         self._stop = asyncio.Event()
         self._settled = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
-        self._libc = ctypes.CDLL(None, use_errno=True)
 
     def start(self) -> None:
         """Begin to keep the program running."""
@@ -124,14 +122,13 @@ class Supervised:
         ready_end, child_ready = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(
-                *self.program.argv,
+                *launch_command(self.program.argv, signal_number=signal.SIGKILL),
                 env={**self.program.env, READY_FD: str(child_ready)},
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=child_output,
                 stderr=child_output,
                 pass_fds=(child_ready,),
                 process_group=0,
-                preexec_fn=self._die_with_parent,
             )
         except BaseException:
             os.close(output_end)
@@ -155,17 +152,14 @@ class Supervised:
                 task.cancel()
             await asyncio.gather(pump, ready, return_exceptions=True)
 
-    def _die_with_parent(self) -> None:
-        self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
     async def _await_ready(self, fd: int) -> None:
-        async with _reading(fd) as reader:
+        async with reading_pipe(fd) as reader:
             if await reader.read(1) and not self._stop.is_set():
                 self.state = "ready"
                 self._settled.set()
 
     async def _pump(self, fd: int) -> None:
-        async with _reading(fd) as reader:
+        async with reading_pipe(fd) as reader:
             rest = b""
             while chunk := await reader.read(_CHUNK_BYTES):
                 *lines, rest = (rest + chunk).split(b"\n")
@@ -176,7 +170,8 @@ class Supervised:
 
 
 @contextlib.asynccontextmanager
-async def _reading(fd: int) -> AsyncIterator[asyncio.StreamReader]:
+async def reading_pipe(fd: int) -> AsyncIterator[asyncio.StreamReader]:
+    """Read from a pipe without blocking; closes it at the end."""
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", buffering=0))
     try:

@@ -1,0 +1,49 @@
+"""The command line: `crewlog`. Commands are thin over the public client; heavy imports happen inside them, so that help is quick."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from crewlog.orchestrator import cli_crew, cli_people, cli_process, cli_runs
+
+app = typer.Typer(
+    name="crewlog",
+    help="A crew of agents, one log. Start with: crewlog demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (cli_crew, cli_runs, cli_people, cli_process):
+    module.register(app)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("crewlog"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")] = False,
+) -> None:
+    pass
+
+
+@app.command("version")
+def show_version() -> None:
+    """Show the version."""
+    _show_version(wanted=True)
+
+
+def main() -> None:
+    """Run the command line."""
+    app(prog_name="crewlog")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""Commands about the crew as a whole: demo, up, down, status, scale, doctor."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from crewlog.orchestrator.cli_output import Exit, HomeOption, Output, OutputOption, complain, load_config, print_json, print_table, run_async, say
+
+DETACH_WITHIN_S = 90.0
+STOP_WITHIN_S = 60.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    app.command()(run_async(demo))
+    app.command()(run_async(up))
+    app.command()(run_async(down))
+    app.command()(run_async(status))
+    app.command()(run_async(scale))
+    app.command()(run_async(doctor))
+
+
+async def demo(
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the crew running afterwards.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Approve the mail without asking.")] = False,
+    home: HomeOption = None,
+) -> int:
+    """Show a real crew at work on a small goal, from start to replay. No key and no other program needed."""
+    from crewlog.orchestrator.demo import run_demo
+
+    return await run_demo(home, keep=keep, yes=yes)
+
+
+async def up(
+    agents: Annotated[list[str] | None, typer.Option("--agents", help="Copies per kind, for example research=2,code=1.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", "-d", help="Return as soon as everything is ready.")] = False,
+    home: HomeOption = None,
+) -> int:
+    """Start the servers, the orchestrator, the projector and the agents, and keep them running."""
+    from crewlog.orchestrator.supervisor import parse_counts
+
+    config, counts = load_config(home), parse_counts(agents or [])
+    if detach:
+        return await _detach(config.home, agents or [])
+
+    import signal
+
+    from crewlog.events.clock import SystemClock
+    from crewlog.events.readiness import announce_ready
+    from crewlog.orchestrator.supervisor import Supervisor
+
+    def ready() -> None:
+        say(f"ready: home {config.home}. Try: crewlog submit 'GOAL' --attach FILE --wait. Stop with Ctrl-C or crewlog down.")
+        announce_ready()
+
+    supervisor = Supervisor(config, counts, clock=SystemClock(), console=sys.stderr, on_phase=say)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, supervisor.request_stop)
+    await supervisor.run(ready)
+    return Exit.OK
+
+
+async def _detach(home: Path, agents: list[str]) -> int:
+    from crewlog.events.readiness import READY_FD
+    from crewlog.orchestrator.home import Home
+    from crewlog.orchestrator.supervised import reading_pipe
+
+    place = Home(home)
+    place.prepare()
+    log = place.open_log("supervisor")
+    command = [sys.executable, "-P", "-m", "crewlog.orchestrator.cli", "up", "--home", str(home), *(f"--agents={counts}" for counts in agents)]
+    ready_end, child_end = os.pipe()
+    with log.open("ab") as file:
+        start = file.tell()
+        # not asyncio's subprocess: that one kills its child when this process ends
+        process = subprocess.Popen(  # noqa: ASYNC220
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            pass_fds=(child_end,),
+            env={**os.environ, READY_FD: str(child_end)},
+            start_new_session=True,
+        )
+    os.close(child_end)
+    try:
+        # the pipe ends without a byte when the supervisor ends: no need to watch the process as well
+        async with reading_pipe(ready_end) as reader, asyncio.timeout(DETACH_WITHIN_S):
+            is_ready = await reader.read(1)
+    except (asyncio.CancelledError, TimeoutError):
+        process.terminate()
+        raise
+    if not is_ready:
+        sys.stderr.write(log.read_bytes()[start:].decode(errors="replace"))
+        return process.wait(timeout=STOP_WITHIN_S) or Exit.USAGE
+    say(f"crewlog runs in the background (pid {process.pid}), log: {log}. Stop it with: crewlog down")
+    return Exit.OK
+
+
+async def down(home: HomeOption = None) -> int:
+    """Stop a running crew: agents finish or hand back their work, then the servers stop."""
+    from crewlog.orchestrator.control import stop_crew
+    from crewlog.orchestrator.home import Home
+
+    place = Home(load_config(home).home)
+    pid = await stop_crew(place, within_s=STOP_WITHIN_S)
+    say(f"stopped (pid {pid})" if pid else f"nothing runs in {place.path}")
+    return Exit.OK
+
+
+async def status(home: HomeOption = None, output: OutputOption = Output.TABLE) -> int:
+    """Show the processes of the crew and the workers that report."""
+    from crewlog.orchestrator.client import Client
+    from crewlog.orchestrator.control import ask_supervisor
+
+    config = load_config(home)
+    async with Client.connect(config) as client:
+        crew = await ask_supervisor(client, "status")
+        workers: list[dict[str, Any]] = await client.workers()
+    if output is Output.JSON:
+        print_json({"home": str(config.home), "phase": crew.get("phase", "external"), "processes": crew.get("processes", []), "workers": workers})
+        return Exit.OK
+    if "processes" in crew:
+        print_table(["PROCESS", "STATE", "PID", "RESTARTS"], [[p["name"], p["state"], p["pid"], p["restarts"]] for p in crew["processes"]])
+    return Exit.OK
+
+
+async def scale(
+    counts: Annotated[list[str], typer.Argument(metavar="KIND=NUMBER", help="For example research=4 code=1.")],
+    home: HomeOption = None,
+    output: OutputOption = Output.TABLE,
+) -> int:
+    """Change how many copies of an agent run. Copies that go finish or hand back their work first."""
+    from crewlog.orchestrator.client import Client
+    from crewlog.orchestrator.control import ask_supervisor
+    from crewlog.orchestrator.supervisor import parse_counts
+
+    wanted = parse_counts(counts)
+    async with Client.connect(load_config(home)) as client:
+        agents: dict[str, int] = (await ask_supervisor(client, "scale", wanted))["agents"]
+    if output is Output.JSON:
+        print_json({"agents": agents})
+    else:
+        print_table(["KIND", "COPIES"], agents.items())
+    return Exit.OK
+
+
+async def doctor(home: HomeOption = None, output: OutputOption = Output.TABLE) -> int:
+    """Check what this machine has and what is missing, with the step that helps."""
+    from crewlog.orchestrator.doctor import examine
+
+    findings = await examine(load_config(home))
+    if output is Output.JSON:
+        print_json([finding._asdict() for finding in findings])
+    else:
+        print_table(["", "CHECK", "FOUND", "WHAT HELPS"], [["ok" if f.ok else "!!", f.check, f.found, f.hint] for f in findings])
+    if all(finding.ok or not finding.needed for finding in findings):
+        return Exit.OK
+    complain("something that crewlog needs is missing", next_step="see the lines marked !!")
+    return Exit.RUN_FAILED

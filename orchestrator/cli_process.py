@@ -1,0 +1,103 @@
+"""Commands that are one process of the crew (agent, orchestrator, projector), and those for the database."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from crewlog.orchestrator.cli_output import HomeOption, Output, OutputOption, load_config, print_json, run_async, say
+
+if TYPE_CHECKING:
+    from crewlog.events.config import Config
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    app.command()(run_async(agent))
+    app.command()(run_async(orchestrator))
+    app.command()(run_async(projector))
+    db = typer.Typer(help="The database: its schema, its views, its address.", no_args_is_help=True)
+    db.command()(run_async(migrate))
+    db.command()(run_async(rebuild))
+    db.command()(run_async(url))
+    app.add_typer(db, name="db")
+
+
+async def agent(
+    kind: Annotated[str, typer.Argument(metavar="KIND|MODULE:ATTR", help="A built-in kind, or your own AgentSpec in a module here.")],
+    home: HomeOption = None,
+) -> None:
+    """Run one agent process: planner, research, code, data, communicate, or your own kind."""
+    from crewlog.agents.process import run_agent
+
+    await run_agent(_process_config(home, kind), kind)
+
+
+async def orchestrator(home: HomeOption = None) -> None:
+    """Run one orchestrator process. Any number may run at once."""
+    from crewlog.orchestrator.service import run_orchestrator
+
+    await run_orchestrator(_process_config(home, "orchestrator"))
+
+
+async def projector(home: HomeOption = None) -> None:
+    """Run one projector process: it keeps the views and relays the log to events.>."""
+    from crewlog.projections.process import run_projector
+
+    await run_projector(_process_config(home, "projector"))
+
+
+async def migrate(home: HomeOption = None, output: OutputOption = Output.TABLE) -> None:
+    """Bring the database to the shape this program needs, and set the logins of all roles.
+
+    The address in CREWLOG_DATABASE_URL must be that of the owner; passwords of the roles come from CREWLOG_<ROLE>_PASSWORD. Without an
+    address the database of a running `crewlog up` is meant.
+    """
+    from crewlog.events.grants import ROLES
+    from crewlog.orchestrator.endpoints import owner_url
+    from crewlog.orchestrator.servers import migrate_all
+
+    config = load_config(home)
+    given = {role: os.environ[f"{role.upper()}_PASSWORD"] for role in ROLES if os.environ.get(f"{role.upper()}_PASSWORD")}
+    applied = await migrate_all(owner_url(config), given)
+    if output is Output.JSON:
+        print_json({"applied": applied, "logins": sorted(given)})
+    else:
+        say("\n".join(f"applied {name}" for name in applied) or "nothing to apply")
+        say(f"logins set: {', '.join(sorted(given)) or 'none'}")
+
+
+async def rebuild(home: HomeOption = None, output: OutputOption = Output.TABLE) -> None:
+    """Fold the whole log again into fresh views and put them in place of the old ones."""
+    from crewlog.projections.process import rebuild_views
+
+    config = _process_config(home, "projector")
+    report = await rebuild_views(config)
+    if output is Output.JSON:
+        print_json(report)
+    else:
+        say(str(report))
+
+
+async def url(home: HomeOption = None, output: OutputOption = Output.TABLE) -> None:
+    """Print the address for psql: a login that reads every view. Use it as: psql "$(crewlog db url)"."""
+    from crewlog.orchestrator.endpoints import with_login
+
+    address = with_login(load_config(home), "operator").database_url
+    assert address is not None
+    if output is Output.JSON:
+        print_json({"url": address.get_secret_value()})
+    else:
+        typer.echo(address.get_secret_value())
+        say('this login reads everything; views are in schema crewlog: psql "$(crewlog db url)" -c "select * from crewlog.runs"')
+
+
+def _process_config(home: Path | None, process: str) -> Config:
+    from crewlog.orchestrator.endpoints import with_login
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    return with_login(load_config(home), process)

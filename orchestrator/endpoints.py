@@ -1,0 +1,57 @@
+"""Where the servers are and who logs in: from the configuration when it names them, else from the home folder of a running `crewlog up`."""
+
+from __future__ import annotations
+
+from pydantic import SecretStr
+
+from crewlog.events.config import Config
+from crewlog.events.credentials import ADMIN, load_credentials
+from crewlog.events.grants import BUILT_IN_KINDS
+from crewlog.orchestrator.home import Home, State
+from crewlog.schemas.errors import Unavailable
+
+
+def role_of(process: str) -> str:
+    """Return the role of a process: built-in kinds have their own, a user's kind is a `specialist`."""
+    return process if process in (*BUILT_IN_KINDS, "orchestrator", "projector", "operator") else "specialist"
+
+
+def with_login(config: Config, process: str) -> Config:
+    """Fill in the addresses that the configuration leaves out, with the credentials of this kind of process.
+
+    Raises:
+        Unavailable: the home has no running servers.
+    """
+    if config.database_url is not None and config.nats_url is not None:
+        return config
+    state = _running(config)
+    credentials, role = load_credentials(config.home), role_of(process)
+    found: dict[str, SecretStr] = {}
+    if config.database_url is None and state.database_port is not None:
+        found["database_url"] = SecretStr(credentials.postgres_url(f"crewlog_{role}", state.database_port))
+    if config.nats_url is None and state.nats_port is not None:
+        found["nats_url"] = SecretStr(credentials.nats_url(role, state.nats_port))
+    return config.model_copy(update=found)
+
+
+def owner_url(config: Config) -> str:
+    """Return the address that may change the database's schema.
+
+    Raises:
+        Unavailable: none is configured and the home has no running server.
+    """
+    if config.database_url is not None:
+        return config.database_url.get_secret_value()
+    state = _running(config)
+    assert state.database_port is not None
+    return load_credentials(config.home).postgres_url(ADMIN, state.database_port)
+
+
+def _running(config: Config) -> State:
+    home = Home(config.home)
+    state = home.state()
+    if state is None or state.phase == "stopped" or home.holder() is None:
+        raise Unavailable(
+            f"no crew runs in {home.path}\nstart one with `crewlog up`, name its folder with --home, or set CREWLOG_DATABASE_URL and CREWLOG_NATS_URL"
+        )
+    return state

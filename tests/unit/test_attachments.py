@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from crewlog.orchestrator import attachments
+from crewlog.orchestrator.attachments import collect
+from crewlog.schemas.errors import ContractError, LimitExceeded, NotFound
+
+
+def _tree(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    return root
+
+
+def test_a_file_is_called_by_its_name_and_a_folder_keeps_its_own(tmp_path: Path) -> None:
+    _tree(tmp_path, "a.csv", "project/src/main.py", "project/tests/test_main.py")
+    assert [f.name for f in collect([tmp_path / "a.csv", tmp_path / "project"])] == ["a.csv", "project/src/main.py", "project/tests/test_main.py"]
+
+
+def test_history_caches_environments_and_links_are_left_out(tmp_path: Path) -> None:
+    left_out = (".git/config", "__pycache__/main.pyc", ".venv/pyvenv.cfg", "env/pyvenv.cfg", "env/lib/x.py", "node_modules/x/y.js")
+    project = _tree(tmp_path / "p", "main.py", *left_out)
+    (project / "secret").symlink_to("/etc/passwd")
+    (project / "elsewhere").symlink_to("/etc")
+    assert [f.name for f in collect([project])] == ["p/main.py"]
+
+
+def test_a_folder_may_be_given_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(_tree(tmp_path / "work", "main.py"))
+    assert [f.name for f in collect([Path()])] == ["work/main.py"]
+
+
+def test_what_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match=r"nothing\.csv"):
+        collect([tmp_path / "nothing.csv"])
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match="holds no files"):
+        collect([_tree(tmp_path / "p", ".git/config")])
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    _tree(tmp_path, "one/a.csv", "two/a.csv")
+    with pytest.raises(ContractError, match=r"'a\.csv'"):
+        collect([tmp_path / "one/a.csv", tmp_path / "two/a.csv"])
+
+
+@pytest.mark.parametrize(("limit", "value"), [("FILES_MAX", 1), ("FILE_BYTES_MAX", 3), ("TOTAL_BYTES_MAX", 6)])
+def test_limits_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int) -> None:
+    monkeypatch.setattr(attachments, limit, value)
+    with pytest.raises(LimitExceeded):
+        collect([_tree(tmp_path / "p", "aaaa", "bbbb")])

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from crewlog.orchestrator.home import AlreadyRunning, Home, ProcessState, State, wait_gone
+from crewlog.schemas.errors import ConfigError
+
+
+def test_only_one_holds_the_lock_and_the_other_is_told_who(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    home.prepare()
+    assert home.holder() is None
+    with home.locked():
+        assert home.holder() == os.getpid()
+        with pytest.raises(AlreadyRunning, match=f"pid {os.getpid()}"), Home(home.path).locked():
+            pass
+    assert home.holder() is None
+
+
+def test_a_home_that_cannot_be_made_is_a_configuration_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="cannot be written"):
+        Home(tmp_path / "file" / "home").prepare()
+
+
+def test_state_survives_and_a_damaged_file_is_none(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    assert home.state() is None
+    state = State(1, "running", 2, 5432, 4222, (ProcessState("research", "research", "ready", 3, 0),))
+    home.write_state(state)
+    assert home.state() == state
+    (tmp_path / "state.json").write_text("{")
+    assert home.state() is None
+
+
+def test_a_large_log_is_moved_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("crewlog.orchestrator.home.LOG_BYTES_MAX", 3)
+    home = Home(tmp_path)
+    home.prepare()
+    home.open_log("a").write_text("long")
+    assert not home.open_log("a").exists()
+    assert (tmp_path / "logs" / "a.log.1").read_text() == "long"
+
+
+async def test_waiting_for_the_end_of_another_process() -> None:
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as process:  # noqa: ASYNC220
+        assert process.stdin is not None
+        assert not await wait_gone(process.pid, timeout_s=0.01)
+        process.stdin.close()
+        assert await wait_gone(process.pid, timeout_s=10)
+    assert await wait_gone(process.pid, timeout_s=0)
