@@ -1,0 +1,214 @@
+"""The one table of JetStream streams and consumers, and the raw JSON API that creates them.
+
+    stream     subjects      kept until                           when full
+    TASKS      tasks.>       the orchestrator acks (7 days)       publishers are refused
+    WORK       work.>        an agent acks (24 hours)             publishers are refused
+    EVENTS     events.>      7 days or 8 GiB                      the oldest go: the log has them all
+    REJECTED   rejected.>    14 days or 1 GiB                     the oldest go
+    DLQ        dlq.>         30 days or 1 GiB                     the oldest go
+
+Raw JSON rather than the client library's dataclasses: those drop fields they do not know, and a round trip through them resets what
+an operator has set. Durations are seconds here and nanoseconds on the wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final, Literal, NamedTuple, Protocol
+
+import msgspec
+
+from crewlog.events.bus import Message
+from crewlog.schemas import subjects
+from crewlog.schemas.errors import TransientError
+from crewlog.schemas.task import TASK_BYTES_MAX
+
+_MIB: Final = 1024 * 1024
+_GIB: Final = 1024 * _MIB
+_HOUR_S: Final = 3600
+_DAY_S: Final = 24 * _HOUR_S
+
+API_TIMEOUT_S: Final = 5.0
+ACK_WAIT_S: Final = 30.0
+"""A delivery without any sign of life for this long is handed out again."""
+
+STREAM_NOT_FOUND: Final = 10059
+STREAM_NAME_IN_USE: Final = 10058
+MESSAGE_NOT_FOUND: Final = 10037
+WRONG_LAST_SEQUENCE: Final = 10071
+_CONSUMER_NOT_FOUND: Final = 10014
+
+
+class StreamSpec(NamedTuple):
+    """One stream. `deliver_max`: after so many hand-outs without an end a message is moved to the DLQ; None means never."""
+
+    name: str
+    subjects: str
+    retention: Literal["workqueue", "limits"]
+    discard: Literal["new", "old"]
+    bytes_max: int
+    age_max_s: int
+    duplicate_window_s: int
+    messages_max: int = -1
+    message_bytes_max: int = -1
+    deliver_max: int | None = None
+
+    def config(self) -> dict[str, Any]:
+        """Return the stream as the server's API wants it."""
+        return {
+            "name": self.name,
+            "subjects": [self.subjects],
+            "retention": self.retention,
+            "discard": self.discard,
+            "max_bytes": self.bytes_max,
+            "max_age": _ns(self.age_max_s),
+            "max_msgs": self.messages_max,
+            "max_msg_size": self.message_bytes_max,
+            "duplicate_window": _ns(self.duplicate_window_s),
+            "compression": "s2",
+            "allow_direct": True,
+            "storage": "file",
+        }
+
+
+class ConsumerSpec(NamedTuple):
+    """One durable pull consumer. `in_flight_max` counts deliveries handed out to all workers together."""
+
+    name: str
+    stream: str
+    filter: str
+    in_flight_max: int
+
+    def config(self) -> dict[str, Any]:
+        """Return the consumer as the server's API wants it.
+
+        No `backoff`: it replaces the ack wait and skews the delay of a nak. No `max_deliver`: on a work queue an exhausted message
+        would stay stored and invisible; the puller moves it to the DLQ instead.
+        """
+        return {
+            "name": self.name,
+            "durable_name": self.name,
+            "filter_subject": self.filter,
+            "deliver_policy": "all",
+            "ack_policy": "explicit",
+            "ack_wait": _ns(ACK_WAIT_S),
+            "max_deliver": -1,
+            "max_ack_pending": self.in_flight_max,
+            "replay_policy": "instant",
+        }
+
+
+TASKS: Final = StreamSpec(
+    "TASKS", "tasks.>", "workqueue", "new", 4 * _GIB, 7 * _DAY_S, _HOUR_S, messages_max=1_000_000, message_bytes_max=TASK_BYTES_MAX + 8 * 1024
+)
+WORK: Final = StreamSpec(
+    # larger messages than TASKS: the orchestrator adds the outcomes a task depends on
+    "WORK", "work.>", "workqueue", "new", _GIB, _DAY_S, 600, messages_max=100_000, message_bytes_max=_MIB - 64 * 1024, deliver_max=5
+)  # fmt: skip
+EVENTS: Final = StreamSpec("EVENTS", "events.>", "limits", "old", 8 * _GIB, 7 * _DAY_S, 600)
+REJECTED: Final = StreamSpec("REJECTED", "rejected.>", "limits", "old", _GIB, 14 * _DAY_S, 600)
+DLQ: Final = StreamSpec("DLQ", "dlq.>", "limits", "old", _GIB, 30 * _DAY_S, _HOUR_S)
+
+STREAMS: Final = {spec.name: spec for spec in (TASKS, WORK, EVENTS, REJECTED, DLQ)}
+BYTES_MAX: Final = sum(spec.bytes_max for spec in STREAMS.values())
+"""What a server must be allowed to store: the sum of all streams' limits is reserved."""
+
+INTAKE: Final = ConsumerSpec("intake", "TASKS", "tasks.>", 256)
+
+
+def work_consumer(kind: str, lane: str) -> ConsumerSpec:
+    """Return the consumer that all workers of a kind share for one lane."""
+    return ConsumerSpec(f"{kind}-{lane}", "WORK", subjects.work(kind, lane), 1024)
+
+
+class ApiError(TransientError):
+    """The JetStream API refused; `err_code` is the server's own number."""
+
+    code = "jetstream"
+
+    def __init__(self, subject: str, err_code: int, description: str) -> None:
+        super().__init__(f"{subject}: {description} ({err_code})")
+        self.err_code = err_code
+        self.description = description
+
+
+class Requester(Protocol):
+    """The part of the bus the API needs."""
+
+    async def request(self, subject: str, data: bytes, *, timeout_s: float) -> Message: ...
+
+
+async def api(bus: Requester, verb: str, body: Any = None) -> dict[str, Any]:
+    """Ask the JetStream API.
+
+    Args:
+        verb: what stands behind `$JS.API.`.
+
+    Raises:
+        ApiError: the server refused.
+        Unavailable: nobody answered: JetStream is off or the server is away.
+    """
+    subject = f"$JS.API.{verb}"
+    reply = await bus.request(subject, b"" if body is None else msgspec.json.encode(body), timeout_s=API_TIMEOUT_S)
+    return decode_reply(subject, reply.data)
+
+
+def decode_reply(subject: str, data: bytes) -> dict[str, Any]:
+    """Decode an answer of the API or a publish confirmation.
+
+    Raises:
+        ApiError: it holds an error.
+    """
+    answer: dict[str, Any] = msgspec.json.decode(data)
+    error = answer.get("error")
+    if error:
+        raise ApiError(subject, int(error.get("err_code", 0)), str(error.get("description", "no description")))
+    return answer
+
+
+async def ensure_topology(bus: Requester, kinds: Iterable[str] = ()) -> None:
+    """Create or update all streams, the intake consumer, and the work consumers of the given kinds. Idempotent."""
+    for spec in STREAMS.values():
+        await ensure_stream(bus, spec)
+    await ensure_consumer(bus, INTAKE)
+    for kind in kinds:
+        await ensure_work_consumers(bus, kind)
+
+
+async def ensure_work_consumers(bus: Requester, kind: str) -> None:
+    """Create or update the consumers of one kind, one per lane. The stream must exist."""
+    for lane in subjects.LANES:
+        await ensure_consumer(bus, work_consumer(kind, lane))
+
+
+async def ensure_stream(bus: Requester, spec: StreamSpec) -> None:
+    """Create or update one stream. What an operator set beyond this table (replicas, placement) is kept."""
+    wanted = spec.config()
+    try:
+        await api(bus, f"STREAM.CREATE.{spec.name}", wanted)
+    except ApiError as error:
+        if error.err_code != STREAM_NAME_IN_USE:
+            raise
+        current = (await api(bus, f"STREAM.INFO.{spec.name}"))["config"]
+        if any(current.get(key) != value for key, value in wanted.items()):
+            await api(bus, f"STREAM.UPDATE.{spec.name}", {**current, **wanted})
+
+
+async def ensure_consumer(bus: Requester, spec: ConsumerSpec) -> None:
+    """Create or update one consumer."""
+    await api(bus, f"CONSUMER.CREATE.{spec.stream}.{spec.name}.{spec.filter}", {"stream_name": spec.stream, "config": spec.config()})
+
+
+async def backlog(bus: Requester, stream: str, consumer: str) -> int:
+    """Return how many messages of a consumer wait or are being worked on; 0 when it does not exist yet."""
+    try:
+        info = await api(bus, f"CONSUMER.INFO.{stream}.{consumer}")
+    except ApiError as error:
+        if error.err_code in {STREAM_NOT_FOUND, _CONSUMER_NOT_FOUND}:
+            return 0
+        raise
+    return int(info["num_pending"]) + int(info["num_ack_pending"])
+
+
+def _ns(seconds: float) -> int:
+    return int(seconds * 1_000_000_000)

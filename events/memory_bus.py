@@ -1,0 +1,338 @@
+"""The bus inside one process, for tests and experiments: same contract, same streams and consumers, no server.
+
+Every `MemoryBus` made from the same broker sees the others' messages, as connections to one server do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import msgspec
+
+from crewlog.events import jetstream
+from crewlog.events.bus import DeliveryHandler, Handler, Message
+from crewlog.events.jetstream import ConsumerSpec, StreamSpec
+from crewlog.events.slots import Slots, dead_letters
+from crewlog.schemas import subjects
+from crewlog.schemas.errors import LimitExceeded, Unavailable
+
+MESSAGE_BYTES_MAX: Final = 1024 * 1024
+
+_log = logging.getLogger(__name__)
+
+
+def matches(pattern: str, subject: str) -> bool:
+    """Tell whether a subject fits a NATS pattern: `*` is one token, a last `>` is one or more.
+
+    >>> matches("events.*.>", "events.default.r1.RunCompleted"), matches("wake.>", "wake")
+    (True, False)
+    """
+    wanted, got = pattern.split("."), subject.split(".")
+    if wanted[-1] == ">":
+        return len(got) >= len(wanted) and _fits(wanted[:-1], got)
+    return len(got) == len(wanted) and _fits(wanted, got)
+
+
+def _fits(wanted: list[str], got: list[str]) -> bool:
+    return all(token in {"*", part} for token, part in zip(wanted, got, strict=False))
+
+
+class _Stored:
+    """A message in a stream."""
+
+    def __init__(self, message: Message, sequence: int) -> None:
+        self.subject, self.data, self.headers, self.sequence = message.subject, message.data, message.headers, sequence
+        self.deliveries = 0
+        self.in_flight = False
+
+
+class _Stream:
+    def __init__(self, spec: StreamSpec) -> None:
+        self.spec = spec
+        self.messages: dict[int, _Stored] = {}
+        self.last_sequence = 0
+        self.known_ids: dict[str, int] = {}
+
+
+class MemoryBroker:
+    """What a NATS server would hold: subscriptions, streams, consumers."""
+
+    def __init__(self) -> None:
+        self._streams = {spec.name: _Stream(spec) for spec in jetstream.STREAMS.values()}
+        self._consumers: dict[tuple[str, str], ConsumerSpec] = {("TASKS", jetstream.INTAKE.name): jetstream.INTAKE}
+        self._pulling: list[MemoryConsuming] = []
+        self._subscriptions: list[MemorySubscription] = []
+        self._turn = itertools.count()
+        self._inboxes = itertools.count(1)
+
+    def inbox(self) -> str:
+        """Return a fresh subject for answers."""
+        return f"_INBOX.{next(self._inboxes)}"
+
+    def messages(self, stream: str) -> list[Message]:
+        """Return what a stream holds, in order: what a test looks at."""
+        return [Message(m.subject, m.data, m.headers) for m in self._streams[stream].messages.values()]
+
+    def publish(self, message: Message) -> int:
+        """Hand a message to its subscribers and its stream; returns how many took it."""
+        taken = self._notify(message)
+        if self._stream_of(message.subject) is not None:
+            sequence, stream = self.store(message, message.headers.get("Nats-Msg-Id"))
+            if message.reply:
+                self._notify(Message(message.reply, msgspec.json.encode({"stream": stream, "seq": sequence}), {}))
+            taken += 1
+        return taken
+
+    def enqueue(self, message: Message, message_id: str) -> int:
+        """Put a message into its stream, and hand it to core subscribers as well; returns its sequence."""
+        sequence, _ = self.store(message, message_id)
+        self._notify(message)
+        return sequence
+
+    def store(self, message: Message, message_id: str | None) -> tuple[int, str]:
+        """Put a message into the stream that takes its subject; returns its sequence and the stream's name."""
+        stream = self._stream_of(message.subject)
+        if stream is None:
+            raise Unavailable(f"enqueue to {message.subject}: no stream takes this subject")
+        spec, size = stream.spec, len(message.data)
+        if spec.message_bytes_max >= 0 and size > spec.message_bytes_max:
+            raise LimitExceeded(f"{spec.name}.message_bytes_max", used=size, limit_max=spec.message_bytes_max)
+        if message_id is not None and message_id in stream.known_ids:
+            return stream.known_ids[message_id], spec.name
+        stream.last_sequence += 1
+        stream.messages[stream.last_sequence] = _Stored(message, stream.last_sequence)
+        if message_id is not None:
+            stream.known_ids[message_id] = stream.last_sequence
+        self.hand_out()
+        return stream.last_sequence, spec.name
+
+    def add_consumers(self, kind: str) -> None:
+        """Create the work consumers of a kind."""
+        for lane in subjects.LANES:
+            spec = jetstream.work_consumer(kind, lane)
+            self._consumers[spec.stream, spec.name] = spec
+        self.hand_out()
+
+    def backlog(self, stream: str, consumer: str) -> int:
+        """Count what a consumer has not finished."""
+        spec = self._consumers.get((stream, consumer))
+        return 0 if spec is None else sum(matches(spec.filter, m.subject) for m in self._streams[stream].messages.values())
+
+    def subscribe(self, subscription: MemorySubscription) -> None:
+        """Add a core subscription."""
+        self._subscriptions.append(subscription)
+
+    def unsubscribe(self, subscription: MemorySubscription) -> None:
+        """Remove a core subscription; a second time does nothing."""
+        if subscription in self._subscriptions:
+            self._subscriptions.remove(subscription)
+
+    def pull(self, consuming: MemoryConsuming) -> None:
+        """Add a pull loop."""
+        self._pulling.append(consuming)
+        self.hand_out()
+
+    def stop_pull(self, consuming: MemoryConsuming) -> None:
+        """Remove a pull loop; a second time does nothing."""
+        if consuming in self._pulling:
+            self._pulling.remove(consuming)
+
+    def hand_out(self) -> None:
+        """Give waiting messages to free slots: round robin over pull loops, the most urgent lane first in each."""
+        progress = True
+        while progress:
+            progress = False
+            for consuming in list(self._pulling):
+                stored = self._next_for(consuming) if consuming.slots.free > 0 else None
+                if stored is not None:
+                    stored.in_flight = True
+                    stored.deliveries += 1
+                    consuming.slots.take(MemoryDelivery(self, consuming.stream, stored))
+                    progress = True
+            if progress and len(self._pulling) > 1:
+                self._pulling.append(self._pulling.pop(0))
+
+    def finish(self, stream: str, stored: _Stored) -> None:
+        """Remove a message that was acked or terminated."""
+        self._streams[stream].messages.pop(stored.sequence, None)
+        self.hand_out()
+
+    def give_back(self, stored: _Stored) -> None:
+        """Let a message be handed out again."""
+        stored.in_flight = False
+        self.hand_out()
+
+    def _notify(self, message: Message) -> int:
+        taken = 0
+        groups: dict[tuple[str, str], list[MemorySubscription]] = {}
+        for subscription in [s for s in self._subscriptions if matches(s.subject, message.subject)]:
+            if subscription.queue:
+                groups.setdefault((subscription.subject, subscription.queue), []).append(subscription)
+            else:
+                subscription.receive(message)
+                taken += 1
+        for members in groups.values():
+            members[next(self._turn) % len(members)].receive(message)
+        return taken + len(groups)
+
+    def _next_for(self, consuming: MemoryConsuming) -> _Stored | None:
+        messages = self._streams[consuming.stream].messages
+        for name in consuming.lanes:
+            spec = self._consumers.get((consuming.stream, name))
+            if spec is None:
+                continue
+            mine = [m for m in messages.values() if matches(spec.filter, m.subject)]
+            waiting = next((m for m in mine if not m.in_flight), None)
+            if waiting is not None and sum(m.in_flight for m in mine) < spec.in_flight_max:
+                return waiting
+        return None
+
+    def _stream_of(self, subject: str) -> _Stream | None:
+        return next((s for s in self._streams.values() if matches(s.spec.subjects, subject)), None)
+
+
+class MemoryDelivery:
+    """One delivery of a message in a memory stream."""
+
+    def __init__(self, broker: MemoryBroker, stream: str, stored: _Stored) -> None:
+        self._broker, self._stream, self._stored = broker, stream, stored
+        self.subject, self.data, self.headers, self.sequence = stored.subject, stored.data, stored.headers, stored.sequence
+        self.deliveries = stored.deliveries
+        self.ended = False
+
+    async def ack(self) -> None:
+        self._end(lambda: self._broker.finish(self._stream, self._stored))
+
+    async def nak(self, delay_s: float = 0.0) -> None:
+        def again() -> None:
+            self._broker.give_back(self._stored)
+
+        self._end(again if delay_s <= 0 else lambda: asyncio.get_running_loop().call_later(delay_s, again))
+
+    async def term(self, reason: str) -> None:
+        _log.info("%s #%d terminated: %s", self.subject, self.sequence, reason)
+        self._end(lambda: self._broker.finish(self._stream, self._stored))
+
+    async def in_progress(self) -> None:
+        """Nothing to do: a memory delivery never times out."""
+
+    def _end(self, verdict: Callable[[], object]) -> None:
+        if not self.ended:
+            self.ended = True
+            verdict()
+
+
+class MemoryConsuming:
+    """A running pull loop of the memory bus."""
+
+    def __init__(self, broker: MemoryBroker, stream: str, consumers: Mapping[str, int], slots: Callable[[Callable[[], None]], Slots]) -> None:
+        self._broker = broker
+        self.stream = stream
+        self.lanes = sorted(consumers, key=lambda name: consumers[name])
+        self.slots = slots(broker.hand_out)
+
+    async def stop(self, *, grace_s: float) -> None:
+        self._broker.stop_pull(self)
+        await self.slots.stop(grace_s=grace_s)
+
+
+class MemorySubscription:
+    """A core subscription of the memory bus."""
+
+    def __init__(self, broker: MemoryBroker, subject: str, handler: Handler, queue: str) -> None:
+        self._broker, self._handler = broker, handler
+        self.subject, self.queue = subject, queue
+        self._running: set[asyncio.Task[None]] = set()
+
+    def receive(self, message: Message) -> None:
+        """Handle one message in a task of its own."""
+        task = asyncio.get_running_loop().create_task(self._handle(message))
+        self._running.add(task)
+        task.add_done_callback(self._handled)
+
+    async def stop(self) -> None:
+        self._broker.unsubscribe(self)
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def _handle(self, message: Message) -> None:
+        await self._handler(message)
+
+    def _handled(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a message on %s could not be handled: %s", self.subject, type(error).__name__, exc_info=error)
+
+
+class MemoryBus:
+    """The `Bus` inside one process."""
+
+    def __init__(self, broker: MemoryBroker | None = None) -> None:
+        """Connect to a broker; without one, to a new broker of its own."""
+        self.broker = broker or MemoryBroker()
+        self._running: list[MemoryConsuming] = []
+        self._subscriptions: list[MemorySubscription] = []
+
+    async def publish(self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None) -> None:
+        _check_size(data)
+        self.broker.publish(Message(subject, data, headers or {}))
+
+    async def flush(self) -> None:
+        """Nothing is buffered."""
+
+    async def enqueue(self, subject: str, data: bytes, *, message_id: str, headers: Mapping[str, str] | None = None) -> int:
+        _check_size(data)
+        return self.broker.enqueue(Message(subject, data, {**(headers or {}), "Nats-Msg-Id": message_id}), message_id)
+
+    async def request(self, subject: str, data: bytes, *, timeout_s: float, headers: Mapping[str, str] | None = None) -> Message:
+        _check_size(data)
+        answer: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+
+        async def answered(message: Message) -> None:
+            if not answer.done():
+                answer.set_result(message)
+
+        inbox = await self.subscribe(self.broker.inbox(), answered)
+        try:
+            if not self.broker.publish(Message(subject, data, headers or {}, inbox.subject)):
+                raise Unavailable(f"nobody listens on {subject}")
+            async with asyncio.timeout(timeout_s):
+                return await answer
+        except TimeoutError:
+            raise Unavailable(f"no answer on {subject} within {timeout_s:g} s") from None
+        finally:
+            self.broker.unsubscribe(inbox)
+
+    async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> MemorySubscription:
+        subscription = MemorySubscription(self.broker, subject, handler, queue)
+        self.broker.subscribe(subscription)
+        self._subscriptions.append(subscription)
+        return subscription
+
+    async def consume(self, stream: str, consumers: Mapping[str, int], handler: DeliveryHandler, *, slots: int) -> MemoryConsuming:
+        deliver_max = jetstream.STREAMS[stream].deliver_max
+        keep = dead_letters(self, stream)
+        consuming = MemoryConsuming(self.broker, stream, consumers, lambda freed: Slots(handler, slots, deliver_max=deliver_max, dead_letter=keep, freed=freed))
+        self._running.append(consuming)
+        self.broker.pull(consuming)
+        return consuming
+
+    async def backlog(self, stream: str, consumer: str) -> int:
+        return self.broker.backlog(stream, consumer)
+
+    async def ensure_kind(self, kind: str) -> None:
+        self.broker.add_consumers(kind)
+
+    async def close(self) -> None:
+        for consuming in self._running:
+            await consuming.stop(grace_s=0)
+        for subscription in self._subscriptions:
+            await subscription.stop()
+
+
+def _check_size(data: bytes) -> None:
+    if len(data) > MESSAGE_BYTES_MAX:
+        raise LimitExceeded("message_bytes", used=len(data), limit_max=MESSAGE_BYTES_MAX)

@@ -1,0 +1,342 @@
+"""Pull deliveries from several durable consumers, more urgent ones first, never more than there are free slots.
+
+Own pull loop over `CONSUMER.MSG.NEXT`, because the client library's `fetch` loses its request when the server restarts. How it works:
+
+- While slots are free and nothing waits, a *long pull* stands on every lane: credit for some messages, kept alive by idle heartbeats.
+  A message that arrives runs at once; the credit is topped up when half of it is used. An idle process sends a handful of messages a minute.
+- When something waits, a *sweep* asks lane after lane, by priority, for what the free slots can hold, without waiting.
+- With no slot free all credit is withdrawn, so that other workers get the messages. One that was on its way is handed back.
+- After a reconnect, or when heartbeats stop, everything begins again with new inboxes: the server has forgotten the old pulls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final
+
+import nats.errors
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from crewlog.events.slots import OpenDelivery, Slots
+
+PULL_EXPIRES_S: Final = 60.0
+IDLE_HEARTBEAT_S: Final = 15.0
+SILENCE_MAX_S: Final = 2.5 * IDLE_HEARTBEAT_S
+"""A long pull without any word from the server for this long is taken for lost."""
+IN_PROGRESS_INTERVAL_S: Final = 10.0
+SWEEP_TIMEOUT_S: Final = 5.0
+MISSING_RETRY_S: Final = 2.0
+"""Wait before asking again for a consumer that does not exist yet, in seconds."""
+
+_LONG_PULL: Final = b'{"batch":%d,"expires":%d,"idle_heartbeat":%d}'
+_SWEEP_PULL: Final = b'{"batch":%d,"no_wait":true}'
+_HEARTBEAT, _MISSING = "100", "503"
+
+_log = logging.getLogger(__name__)
+
+
+class NatsDelivery:
+    """One delivery of a JetStream message. Its counters stand in the subject that acknowledgements go to."""
+
+    __slots__ = ("_nc", "_reply", "consumer", "data", "deliveries", "ended", "headers", "sequence", "subject", "waiting")
+
+    def __init__(self, nc: Client, msg: Msg) -> None:
+        # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>; newer servers may put
+        # <domain>.<account> before the stream and a token behind the end
+        tokens = msg.reply.split(".")
+        first = 2 if len(tokens) == 9 else 4
+        self._nc = nc
+        self._reply: str = msg.reply
+        self.subject: str = msg.subject
+        self.data: bytes = msg.data
+        self.headers: Mapping[str, str] = msg.headers or {}
+        self.consumer = tokens[first + 1]
+        self.deliveries = int(tokens[first + 2])
+        self.sequence = int(tokens[first + 3])
+        self.waiting = int(tokens[first + 6])
+        """Messages of this consumer that were still waiting when this one was handed out."""
+        self.ended = False
+
+    async def ack(self) -> None:
+        await self._end(b"+ACK")
+
+    async def nak(self, delay_s: float = 0.0) -> None:
+        await self._end(b'-NAK {"delay":%d}' % int(delay_s * 1e9) if delay_s > 0 else b"-NAK")
+
+    async def term(self, reason: str) -> None:
+        await self._end(b"+TERM " + " ".join(reason.split())[:512].encode())
+
+    async def in_progress(self) -> None:
+        await self._say(b"+WPI")
+
+    async def _end(self, verdict: bytes) -> None:
+        if not self.ended:  # a second verdict would be ignored by the server, or hit a later delivery
+            self.ended = True
+            await self._say(verdict)
+
+    async def _say(self, word: bytes) -> None:
+        try:
+            await self._nc.publish(self._reply, word)
+        except nats.errors.Error as error:
+            # not told is not lost: the message is handed out again after the ack wait
+            _log.debug("%r for %s #%d was not sent: %s", word, self.subject, self.sequence, error)
+
+
+class _Lane:
+    """One consumer: the credit that stands with the server, and the sweep under way."""
+
+    def __init__(self, consumer: str) -> None:
+        self.consumer = consumer
+        self.credit = 0
+        self.heard = 0.0
+        self.sweep: asyncio.Future[bool] | None = None
+        self.sweep_left = 0
+
+    def swept(self, *, drained: bool) -> None:
+        if self.sweep is not None and not self.sweep.done():
+            self.sweep.set_result(drained)
+
+
+class Puller:
+    """A running pull loop; the `Consuming` of the NATS bus."""
+
+    def __init__(self, nc: Client, stream: str, consumers: Mapping[str, int], slots: Callable[[Callable[[], None]], Slots]) -> None:
+        """Prepare; `start` begins to pull.
+
+        Args:
+            consumers: consumer -> priority, smaller first.
+            slots: makes the slots, given what to call when one becomes free.
+        """
+        self._nc = nc
+        self._stream = stream
+        self._lanes: Sequence[_Lane] = [_Lane(name) for name in sorted(consumers, key=lambda name: consumers[name])]
+        self._by_name = {lane.consumer: lane for lane in self._lanes}
+        self._slots = slots(self._nudge)
+        self._loop = asyncio.get_running_loop()
+        self._changed = asyncio.Event()
+        self._backlog = True
+        """Something may be waiting that no long pull stands for."""
+        self._stale = True
+        """The server does not know our inboxes (any more)."""
+        self._missing_until = 0.0
+        self._long: Subscription | None = None
+        self._short: Subscription | None = None
+        self._loops: list[asyncio.Task[None]] = []
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    def start(self) -> None:
+        """Begin to pull."""
+        for work in (self._pull(), self._keep_alive()):
+            task = self._loop.create_task(work)
+            task.add_done_callback(self._ended)
+            self._loops.append(task)
+
+    def reconnected(self, nc: Client) -> None:
+        """Begin anew: the server has forgotten all pulls."""
+        if nc is not self._nc:
+            self._nc, self._long, self._short = nc, None, None
+        self._stale = True
+        for lane in self._lanes:
+            lane.swept(drained=False)
+        self._wake()
+
+    async def stop(self, *, grace_s: float) -> None:
+        """Stop fetching, let running handlers finish within `grace_s`, hand the rest back, and return."""
+        if self._stopping:
+            return
+        self._stopping = True
+        pull, keep_alive = self._loops
+        pull.cancel()
+        await self._retire(self._long, self._short)
+        await self._slots.stop(grace_s=grace_s)
+        keep_alive.cancel()
+        await asyncio.gather(pull, keep_alive, *self._retiring, return_exceptions=True)
+        if self._nc.is_connected:
+            await self._nc.flush()
+
+    # ── the loop ──
+
+    async def _pull(self) -> None:
+        while True:
+            self._changed.clear()
+            if not self._nc.is_connected:
+                await self._changed.wait()  # `reconnected` wakes us
+            elif self._stale:
+                await self._renew()
+            elif self._slots.free <= 0:
+                await self._withdraw()
+                await self._changed.wait()
+            elif (wait_s := self._missing_until - self._loop.time()) > 0:
+                self._loop.call_later(wait_s, self._wake)
+                await self._changed.wait()
+            elif self._backlog:
+                await self._sweep()
+            else:
+                await self._top_up()
+                await self._changed.wait()
+
+    async def _renew(self) -> None:
+        self._stale = False
+        old, self._long, self._short = (self._long, self._short), None, None
+        await self._retire(*old)
+        for lane in self._lanes:
+            lane.credit = 0
+        self._short = await self._listen(self._short_message)
+        self._backlog = True
+
+    async def _withdraw(self) -> None:
+        """Take all credit back by no longer listening; what is on its way still arrives while the subscription drains."""
+        self._backlog = True  # from here on nobody tells us what waits
+        if self._long is not None:
+            old, self._long = self._long, None
+            for lane in self._lanes:
+                lane.credit = 0
+            retiring = self._loop.create_task(self._retire(old))
+            self._retiring.add(retiring)
+            retiring.add_done_callback(self._retiring.discard)
+
+    async def _sweep(self) -> None:
+        for lane in self._lanes:
+            free = self._slots.free
+            if free <= 0 or self._stale:
+                return
+            if not await self._take(lane, free):
+                return  # there may be more, and a more urgent lane may have filled meanwhile: begin again from the top
+        self._backlog = False
+
+    async def _take(self, lane: _Lane, batch: int) -> bool:
+        """Ask a lane for what waits now; returns whether that was all."""
+        assert self._short is not None
+        lane.sweep, lane.sweep_left = self._loop.create_future(), batch
+        timer = self._loop.call_later(SWEEP_TIMEOUT_S, self._sweep_lost, lane)
+        try:
+            await self._ask(lane, self._short, _SWEEP_PULL % batch)
+            return await lane.sweep
+        finally:
+            timer.cancel()
+            lane.sweep = None
+
+    def _sweep_lost(self, lane: _Lane) -> None:
+        self._stale = True
+        lane.swept(drained=False)
+
+    async def _top_up(self) -> None:
+        if self._long is None:
+            self._long = await self._listen(self._long_message)
+        share = self._share()
+        for lane in self._lanes:
+            if lane.credit * 2 <= share:
+                if lane.credit == 0:
+                    lane.heard = self._loop.time()
+                batch = share - lane.credit
+                lane.credit = share
+                await self._ask(lane, self._long, _LONG_PULL % (batch, int(PULL_EXPIRES_S * 1e9), int(IDLE_HEARTBEAT_S * 1e9)))
+
+    def _share(self) -> int:
+        return max(1, self._slots.free // len(self._lanes))
+
+    # ── what the server sends ──
+
+    async def _long_message(self, msg: Msg) -> None:
+        if msg.reply:
+            delivery = NatsDelivery(self._nc, msg)
+            lane = self._by_name[delivery.consumer]
+            lane.heard = self._loop.time()
+            lane.credit = max(0, lane.credit - 1)
+            await self._deliver(delivery)
+            if delivery.waiting and lane.credit == 0:
+                self._backlog = True
+            self._nudge()
+            return
+        lane, status, unused = self._status(msg)
+        lane.heard = self._loop.time()
+        if status != _HEARTBEAT:
+            lane.credit = max(0, lane.credit - unused)
+            if status == _MISSING:
+                self._consumer_missing(lane)
+            self._wake()
+
+    async def _short_message(self, msg: Msg) -> None:
+        if msg.reply:
+            delivery = NatsDelivery(self._nc, msg)
+            lane = self._by_name[delivery.consumer]
+            await self._deliver(delivery)
+            lane.sweep_left -= 1
+            if lane.sweep_left == 0:
+                lane.swept(drained=False)
+            return
+        lane, status, _ = self._status(msg)
+        if status == _MISSING:
+            self._consumer_missing(lane)
+        if status != _HEARTBEAT:
+            lane.swept(drained=True)
+
+    def _status(self, msg: Msg) -> tuple[_Lane, str, int]:
+        """Read a status message: its lane, its code, and how much credit of its pull was left unused."""
+        headers = msg.headers or {}
+        lane = self._lanes[int(msg.subject.rpartition(".")[2])]
+        status = headers.get("Status", "")
+        if status not in {_HEARTBEAT, "404", "408"}:
+            _log.debug("pull of %s: %s %s", lane.consumer, status, headers.get("Description", ""))
+        # without the header the pull itself was refused: nothing of it is left
+        return lane, status, int(headers.get("Nats-Pending-Messages", lane.credit))
+
+    def _consumer_missing(self, lane: _Lane) -> None:
+        if self._missing_until <= self._loop.time():
+            _log.info("consumer %s of %s does not exist yet; asking again every %g s", lane.consumer, self._stream, MISSING_RETRY_S)
+        self._missing_until = self._loop.time() + MISSING_RETRY_S
+        self._backlog = True
+
+    async def _deliver(self, delivery: OpenDelivery) -> None:
+        if self._stopping or self._slots.free <= 0:
+            await delivery.nak()
+        else:
+            self._slots.take(delivery)
+
+    # ── plumbing ──
+
+    def _nudge(self) -> None:
+        """Wake the loop if it has something to do; most messages need nothing but their slot."""
+        if self._backlog or self._slots.free <= 0 or any(lane.credit * 2 <= self._share() for lane in self._lanes):
+            self._wake()
+
+    def _wake(self) -> None:
+        self._changed.set()
+
+    async def _keep_alive(self) -> None:
+        """Tell the server every 10 s what is still being worked on, and notice pulls that have died in silence."""
+        while True:
+            await asyncio.sleep(IN_PROGRESS_INTERVAL_S)
+            for delivery in self._slots.running():
+                await delivery.in_progress()
+            if any(lane.credit and self._loop.time() - lane.heard > SILENCE_MAX_S for lane in self._lanes):
+                _log.warning("no word from %s for %g s: pulling anew", self._stream, SILENCE_MAX_S)
+                self.reconnected(self._nc)
+
+    async def _listen(self, callback: Callable[[Msg], Coroutine[Any, Any, None]]) -> Subscription:
+        return await self._nc.subscribe(f"{self._nc.new_inbox()}.*", cb=callback)
+
+    async def _ask(self, lane: _Lane, inbox: Subscription, pull: bytes) -> None:
+        reply = inbox.subject[:-1] + str(self._lanes.index(lane))
+        try:
+            await self._nc.publish(f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{lane.consumer}", pull, reply=reply)
+        except nats.errors.OutboundBufferLimitError:
+            self._stale = True  # disconnected: everything begins anew after the reconnect
+
+    async def _retire(self, *inboxes: Subscription | None) -> None:
+        for inbox in inboxes:
+            if inbox is None or not self._nc.is_connected:
+                continue
+            try:
+                await inbox.drain()  # type: ignore[no-untyped-call]
+            except (nats.errors.Error, OSError) as error:
+                _log.debug("closing an inbox: %s", error)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("pulling from %s ended: %s: %s", self._stream, type(error).__name__, error, exc_info=error)
