@@ -8,7 +8,9 @@ import signal
 
 from crewlog.agents.kinds import BUILT_IN, Services, load_agent, missing_extras
 from crewlog.agents.knowledge_postgres import PostgresKnowledge
+from crewlog.agents.model import Model
 from crewlog.agents.models import build_model
+from crewlog.agents.spec import AgentSpec
 from crewlog.agents.work import Workshop
 from crewlog.agents.worker import Worker
 from crewlog.events import faults
@@ -29,12 +31,20 @@ async def run_agent(config: Config, target: str) -> None:
     Raises:
         ConfigError: the agent cannot be loaded, or the servers' addresses are missing.
     """
+    await run_worker(config, target if target in BUILT_IN else load_agent(target))
+
+
+async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | None = None) -> None:
+    """Run a worker of a built-in kind or of the given agent until SIGTERM or SIGINT.
+
+    Args:
+        model: the model to use; by default the one that `config.models` names for the kind.
+    """
     if config.database_url is None or config.nats_url is None:
         raise ConfigError("an agent needs CREWLOG_DATABASE_URL and CREWLOG_NATS_URL", hint="`crewlog up` passes them")
     faults.install_from_environment()
     clock = SystemClock()
-    spec = None if target in BUILT_IN else load_agent(target)
-    kind = spec.kind if spec else target
+    kind = agent if isinstance(agent, str) else agent.kind
     worker_id = f"{kind}-{clock.random_id().hex[:8]}"
     database_url = config.database_url.get_secret_value()
     bus = await NatsBus.connect(config.nats_url.get_secret_value(), name=worker_id)
@@ -42,11 +52,11 @@ async def run_agent(config: Config, target: str) -> None:
     store = await PostgresStore.open(database_url, actor=f"agent@{worker_id}", clock=clock, on_commit=poke.notify)
     knowledge = PostgresKnowledge(database_url)
     try:
-        spec = spec or BUILT_IN[target](Services(config, store, knowledge))
+        spec = BUILT_IN[agent](Services(config, store, knowledge)) if isinstance(agent, str) else agent
         shop = Workshop(
             worker=worker_id,
             spec=spec,
-            model=build_model(kind, config),
+            model=model or build_model(kind, config),
             artifacts=await open_artifacts(config.artifacts_url or config.home / "artifacts"),
             clock=clock,
             workspaces=config.home / "workspaces",

@@ -1,0 +1,49 @@
+"""A crewlog agent for the fan-out benchmark: one model turn that costs nothing, one tool call that ends the task.
+
+    python fanout_agent.py KIND      (CREWLOG_DATABASE_URL and CREWLOG_NATS_URL say where)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from pydantic import BaseModel
+
+from crewlog.agents import AgentSpec, ToolContext, ToolOutput, ToolSpec
+from crewlog.agents.process import run_worker
+from crewlog.events.config import load
+from crewlog.schemas.blocks import ModelReply, ModelRequest, ToolUse
+from crewlog.schemas.usage import Usage
+from crewlog.schemas.values import Outcome
+
+
+class Note(BaseModel):
+    """Arguments of the one tool."""
+
+    text: str
+
+
+async def note(_: ToolContext, args: Note) -> ToolOutput:
+    """Hand the text back as the task's outcome."""
+    return ToolOutput(args.text, outcome=Outcome(args.text))
+
+
+class InstantModel:
+    """Answers at once and always the same: what is measured is crewlog."""
+
+    provider, name, simulated = "offline", "instant-1", True
+
+    async def complete(self, request: ModelRequest, *, timeout_s: float) -> ModelReply:  # noqa: ARG002
+        arguments = '{"text":"' + "x" * 300 + '"}'
+        return ModelReply((ToolUse("call", "note", arguments),), "tool_use", Usage(100, 20), self.name)
+
+
+def agent(kind: str) -> AgentSpec:
+    """Make the agent of one kind."""
+    tool = ToolSpec("note", "Write a note.", Note, note, effect="idempotent", trust="trusted", ends_task=True)
+    return AgentSpec(kind, "Benchmark agent.", "Write one note.", (tool,))
+
+
+if __name__ == "__main__":
+    asyncio.run(run_worker(load(slots=200), agent(sys.argv[1]), model=InstantModel()))
