@@ -161,5 +161,8 @@ def _reference_faults(schema: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     except ContractError as error:
         yield "/output_schema/$defs", error.message
         return
+    except RecursionError:
+        yield "/output_schema/$defs", "the references form too long a chain"
+        return
     if total > REFERENCES_MAX:
         yield "/output_schema/$defs", f"references unfold to {total} definitions, at most {REFERENCES_MAX} are allowed"

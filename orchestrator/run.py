@@ -36,7 +36,7 @@ from crewlog.schemas.run_events import (
     TaskSuspended,
 )
 from crewlog.schemas.usage import Usage
-from crewlog.schemas.values import Failure, Issue, Outcome
+from crewlog.schemas.values import Failure, Issue, Outcome, Trust
 
 PLAN: Final = "@plan"
 SYNTHESIS: Final = "@synthesis"
@@ -86,10 +86,24 @@ class Brief(msgspec.Struct, frozen=True):
         """Attempts at one task whose failures are worth retrying."""
         return self.limits.get("attempts_max", RetryPolicy().attempts_max)
 
+    @property
+    def is_tainted(self) -> bool:
+        """True when the sender passed on something untrusted."""
+        return any(_decode_label(item).outcome.trust == "untrusted" for item in self.context)
+
+
+class _LabelledOutcome(msgspec.Struct):
+    trust: Trust = "trusted"
+
+
+class _LabelledItem(msgspec.Struct):
+    outcome: _LabelledOutcome
+
 
 _NIL: Final = UUID(int=0)
 _NO_BRIEF: Final = Brief(_NIL, _NIL, "", "")
 _decode_brief: Final = msgspec.json.Decoder(Brief).decode
+_decode_label: Final = msgspec.json.Decoder(_LabelledItem).decode
 
 
 class PendingApproval(msgspec.Struct, frozen=True):

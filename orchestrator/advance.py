@@ -1,0 +1,130 @@
+"""What a run does next once something has changed: dispatch what is ready, plan again, have the answer written, end.
+
+How a run ends when steps failed: everything that does not depend on a failed step is finished first. Then, if the planner made the
+plan, it may plan again from there, at most `REPLANS_MAX` times. After that the run completes with flags (`failed:<step>`,
+`skipped:<step>`) when at least one end result is there, a step that no other step depends on; otherwise it fails, and its `partial`
+holds every outcome that was finished. A run over its budget starts nothing more: tasks under way finish, then it fails in the same
+way, unless all steps are done and only the wording of the answer is missing.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from crewlog.orchestrator import answer, critic
+from crewlog.orchestrator.dispatch import kinds_item, open_points_item, outcomes_of, planner_step
+from crewlog.orchestrator.draft import ORCHESTRATOR, Draft
+from crewlog.orchestrator.planning import offers
+from crewlog.orchestrator.run import PLAN, REPLAN_PREFIX, SYNTHESIS, RunState, active_tasks, is_finished, is_over_budget, ready_steps
+from crewlog.schemas.errors import LimitExceeded
+from crewlog.schemas.plan import Constraints
+from crewlog.schemas.run_events import RunCompleted, RunFailed
+from crewlog.schemas.values import ContextItem, Failure, Outcome
+
+REPLANS_MAX: Final = 2
+
+
+def advance(draft: Draft) -> None:
+    """Decide everything that the state allows, until the run waits for something or is over."""
+    if draft.state.status != "open":
+        return
+    over_budget = is_over_budget(draft.state)
+    if not over_budget:
+        for step in ready_steps(draft.state):
+            draft.open_task(step, outcomes_of(draft.state, step.depends_on))
+    state = draft.state
+    if next(active_tasks(state), None) is not None:
+        return
+    if not state.steps:
+        _make_plan(draft)
+        return
+    missing = [step.key for step in state.steps if not is_finished(state, step.key)]
+    if missing and over_budget:
+        fail(draft, _budget_failure(state))
+    elif missing and _may_replan(state):
+        ask_planner(draft, f"{REPLAN_PREFIX}{_replans(state) + 1}")
+    elif missing and not _has_end_result(state):
+        fail(draft, _steps_failure(state, missing))
+    elif _wants_synthesis(state) and not over_budget:
+        items = [*answer.finished_items(state), *open_points_item(state)]
+        draft.open_task(planner_step(state, SYNTHESIS), items)
+    else:
+        _complete(draft)
+
+
+def ask_planner(draft: Draft, key: str, extra: tuple[ContextItem, ...] = ()) -> None:
+    """Open a task that makes a plan: it sees the kinds there are, what is finished, and what failed."""
+    offered = offers(draft.kinds)
+    items = [*answer.finished_items(draft.state), *open_points_item(draft.state), *extra, kinds_item(offered)]
+    draft.open_task(planner_step(draft.state, key), items, offered=tuple(offered))
+
+
+def fail(draft: Draft, error: Failure) -> None:
+    """End the run without an answer; what was finished goes into `partial`, tasks under way are closed."""
+    draft.close_tasks(f"the run failed: {error.message}", ORCHESTRATOR)
+    state = draft.state
+    partial = draft.pack(answer.collected(state))
+    draft.emit(RunFailed(error, partial, answer.artifacts(state), state.usage, state.cost_micro_usd))
+
+
+def _make_plan(draft: Draft) -> None:
+    state = draft.state
+    task = state.tasks.get(PLAN)
+    if task is None:
+        ask_planner(draft, PLAN)
+    else:
+        fail(draft, task.error or Failure("internal", f"task {task.task_id} made no plan"))
+
+
+def _complete(draft: Draft) -> None:
+    state = draft.state
+    final = answer.final_outcome(state)
+    text = answer.collected(state) if final is None else final.summary
+    artifacts, citations = answer.artifacts(state), answer.citations(state)
+    extra: list[str] = []
+    if final is None and state.origin != "single":
+        if _is_synthesised(state):
+            extra.append("synthesis_failed")
+        if bytes(state.brief.constraints) != b"{}":
+            rules = Constraints.model_validate_json(bytes(state.brief.constraints))
+            if critic.review(Outcome(text, artifacts=artifacts, citations=citations), rules):
+                extra.append("review_failed")
+    draft.emit(RunCompleted(draft.pack(text), artifacts, citations, answer.flags(state, extra), state.usage, state.cost_micro_usd))
+
+
+def _replans(state: RunState) -> int:
+    return sum(key.startswith(REPLAN_PREFIX) for key in state.tasks)
+
+
+def _may_replan(state: RunState) -> bool:
+    if state.origin != "planner" or _replans(state) >= REPLANS_MAX:
+        return False
+    return all(task.phase != "failed" for key, task in state.tasks.items() if key.startswith(REPLAN_PREFIX))
+
+
+def _has_end_result(state: RunState) -> bool:
+    needed = {key for step in state.steps for key in step.depends_on}
+    return any(step.key not in needed and is_finished(state, step.key) for step in state.steps)
+
+
+def _is_synthesised(state: RunState) -> bool:
+    return (state.brief.synthesis or ("planner" if state.origin == "planner" else "collect")) == "planner"
+
+
+def _wants_synthesis(state: RunState) -> bool:
+    return _is_synthesised(state) and SYNTHESIS not in state.tasks
+
+
+def _budget_failure(state: RunState) -> Failure:
+    reached = LimitExceeded("budget_micro_usd", used=state.cost_micro_usd, limit_max=state.brief.budget.hard_micro_usd or 0)
+    return Failure(reached.code, f"{reached}; raise budget.hard_micro_usd to go on")
+
+
+def _steps_failure(state: RunState, missing: list[str]) -> Failure:
+    failed = [(key, error) for key in missing if (task := state.tasks.get(key)) is not None and (error := task.error) is not None]
+    done = f"{len(state.steps) - len(missing)} of {len(state.steps)} steps are finished"
+    if not failed:
+        return Failure("internal", f"steps {', '.join(missing)} cannot run; {done}")
+    key, error = failed[0]
+    more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+    return Failure(error.code, error.message if state.origin == "single" else f"step {key!r} failed{more}: {error.message}; {done}")

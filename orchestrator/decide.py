@@ -1,0 +1,322 @@
+"""Decide what follows from a command: plain functions from (command, state, time, known kinds) to events.
+
+The same arguments give the same decision, byte for byte: ids and jitter are derived, never drawn. A command that is no news (the
+event was dealt with before, the run is over) gives an empty decision, so reading an event twice does no harm.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, Final, assert_never
+
+import msgspec
+
+from crewlog.orchestrator import critic
+from crewlog.orchestrator.advance import advance, ask_planner, fail
+from crewlog.orchestrator.commands import (
+    CLOCK,
+    AbortRun,
+    AlreadyDecided,
+    ApprovalAsked,
+    AttemptEnded,
+    CancelRun,
+    Command,
+    DecideApproval,
+    SubmitRun,
+    TaskEnded,
+    Tick,
+)
+from crewlog.orchestrator.dispatch import earlier_item, fit_outcome, outcomes_of, planner_step, review_item
+from crewlog.orchestrator.draft import Decision, Draft
+from crewlog.orchestrator.planning import Kinds, check_kinds, given_steps, planned_steps, single_step
+from crewlog.orchestrator.run import PLAN, REPLAN_PREFIX, SYNTHESIS, RunState, TaskState, current_task, is_over_budget, next_due_us
+from crewlog.schemas.errors import ContractError, NotFound
+from crewlog.schemas.ids import ApprovalId, RunId
+from crewlog.schemas.plan import Constraints
+from crewlog.schemas.retry import RetryPolicy
+from crewlog.schemas.run_events import (
+    RunCancelled,
+    RunPlanned,
+    RunSubmitted,
+    Step,
+    TaskResumed,
+    TaskRetryScheduled,
+    TaskReviewed,
+    TaskSuspended,
+)
+from crewlog.schemas.task import RUN, AgentTask
+from crewlog.schemas.task_events import ApprovalDecided, TaskFailed
+from crewlog.schemas.text import shorten
+from crewlog.schemas.usage import Usage
+from crewlog.schemas.values import Failure, Issue, Outcome
+
+REVISIONS_MAX: Final = 2
+"""Times the critic may send one step's work back; after that it is accepted with a flag."""
+PLAN_CORRECTIONS_MAX: Final = 1
+"""Times a planner may correct a plan that breaks the rules."""
+SUBMITTED_BYTES_MAX: Final = 96 * 1024
+"""A submitted task as JSON. Larger texts belong into attachments: the log keeps the task with every run."""
+GOAL_CHARS_MAX: Final = 500
+DEADLINE: Final = "deadline"
+
+NO_KINDS: Final[Kinds] = MappingProxyType({})
+
+
+def decide(command: Command, state: RunState, now_us: int, kinds: Kinds = NO_KINDS) -> Decision:
+    """Decide what follows from a command.
+
+    Args:
+        now_us: the time of the decision; it becomes `occurred_us` of what is appended.
+        kinds: the agent kinds there are; read when a run is submitted and when a planner is asked.
+
+    Raises:
+        ContractError: a submitted task cannot be carried out (unknown kind, too large, unusable schema).
+        NotFound: no such approval.
+        AlreadyDecided: somebody else has answered first.
+    """
+    draft = Draft(state, now_us, kinds)
+    match command:
+        case SubmitRun():
+            _submit(draft, command)
+        case TaskEnded():
+            _task_ended(draft, command)
+        case AttemptEnded():
+            _attempt_ended(draft, command)
+        case ApprovalAsked():
+            _approval_asked(draft, command)
+        case DecideApproval():
+            _decide_approval(draft, command)
+        case CancelRun():
+            if state.status == "open":
+                draft.close_tasks(command.reason, command.actor)
+                draft.emit(RunCancelled(command.reason, command.actor))
+        case AbortRun():
+            if state.status == "open":
+                fail(draft, command.error)
+        case Tick():
+            _tick(draft)
+        case _:
+            assert_never(command)
+    return draft.decision()
+
+
+def _submit(draft: Draft, command: SubmitRun) -> None:
+    if draft.state.status != "new":
+        return
+    task = command.task
+    recorded = _checked_json(task, draft.kinds)
+    draft.emit(
+        RunSubmitted(
+            run_id=RunId(task.run_id),
+            tenant=task.tenant,
+            user=task.user,
+            goal=shorten(task.objective, GOAL_CHARS_MAX),
+            task=msgspec.Raw(recorded),
+            source=command.source,
+            deadline_us=draft.now_us + task.timeout_seconds * 1_000_000,
+        )
+    )
+    if task.type != RUN:
+        draft.emit(RunPlanned((single_step(task),), "single"))
+    elif task.plan is not None:
+        draft.emit(RunPlanned(given_steps(task.plan), "given"))
+    advance(draft)
+
+
+def _checked_json(task: AgentTask, kinds: Kinds) -> bytes:
+    if task.key is not None and task.key.startswith("@"):
+        raise ContractError(f"key {task.key!r} is reserved for the orchestrator", problems=(("/key", "must not begin with '@'"),))
+    check_kinds(task, kinds)
+    if task.output_schema is not None:
+        if task.plan is not None and task.synthesis != "planner":
+            raise ContractError(
+                "output_schema needs one task that writes the output",
+                problems=(("/output_schema", "set synthesis to 'planner', or leave the schema out: a run that collects its steps' outcomes has no output"),),
+            )
+        critic.check_schema(task.output_schema)
+    # version 1 of the contract fixes its defaults, so they need not be stored
+    recorded = task.model_dump_json(exclude_defaults=True).encode()
+    if len(recorded) > SUBMITTED_BYTES_MAX:
+        raise ContractError(f"the task is {len(recorded)} bytes of JSON, at most {SUBMITTED_BYTES_MAX} are kept in the log; attach larger texts as files")
+    return recorded
+
+
+def _task_ended(draft: Draft, command: TaskEnded) -> None:
+    task = current_task(draft.state, command.task_id)
+    if task is None:
+        return
+    done = command.event
+    outcome = _labelled(draft.state, task, done.outcome, unpriced=done.unpriced_calls > 0)
+    if task.key == PLAN or task.key.startswith(REPLAN_PREFIX):
+        _plan_arrived(draft, command, task, outcome)
+    else:
+        _work_arrived(draft, command, task, outcome)
+    advance(draft)
+
+
+def _labelled(state: RunState, task: TaskState, outcome: Outcome, *, unpriced: bool) -> Outcome:
+    """Bound an outcome, and label it with what its agent need not be believed about: taint of its sources, calls without a price."""
+    flags = (*outcome.flags, "unpriced") if unpriced else outcome.flags
+    step = _step_of(state, task)
+    sources = outcomes_of(state, [s.key for s in state.steps] if task.key.startswith("@") else step.depends_on)
+    tainted = state.brief.is_tainted or any(item.outcome.trust == "untrusted" for item in sources)
+    return fit_outcome(replace(outcome, flags=tuple(dict.fromkeys(flags)), trust="untrusted" if tainted else outcome.trust))
+
+
+def _step_of(state: RunState, task: TaskState) -> Step:
+    return next((s for s in state.steps if s.key == task.key), None) or planner_step(state, task.key)
+
+
+def _review_event(task: TaskState, command: TaskEnded, outcome: Outcome, verdict: Any, issues: tuple[Issue, ...], error: Failure | None = None) -> TaskReviewed:
+    done = command.event
+    return TaskReviewed(task.task_id, task.key, verdict, issues, outcome, error, done.usage, done.cost_micro_usd)
+
+
+def _work_arrived(draft: Draft, command: TaskEnded, task: TaskState, outcome: Outcome) -> None:
+    state = draft.state
+    step = _step_of(state, task)
+    issues = _judge(state, task, step, command.event.outcome)
+    if not issues:
+        draft.emit(_review_event(task, command, outcome, "accepted", ()))
+    elif task.revised < REVISIONS_MAX and not is_over_budget(_charged(state, command)):
+        draft.emit(_review_event(task, command, outcome, "revise", issues))
+        keys = [s.key for s in state.steps] if task.key == SYNTHESIS else step.depends_on
+        context = [*outcomes_of(draft.state, keys), *earlier_item(draft.state.tasks[task.key], step), review_item(issues)]
+        draft.open_task(step, context)
+    else:
+        flagged = replace(outcome, flags=tuple(dict.fromkeys((*outcome.flags, "review_failed"))))
+        draft.emit(_review_event(task, command, flagged, "flagged", issues))
+
+
+def _judge(state: RunState, task: TaskState, step: Step, outcome: Outcome) -> tuple[Issue, ...]:
+    schema: Mapping[str, Any] | None = state.brief.output_schema if state.origin == "single" or task.key == SYNTHESIS else None
+    if schema is None and bytes(step.constraints) == b"{}":
+        return ()
+    return critic.review(outcome, Constraints.model_validate_json(bytes(step.constraints)), schema)
+
+
+def _charged(state: RunState, command: TaskEnded) -> RunState:
+    return msgspec.structs.replace(state, cost_micro_usd=state.cost_micro_usd + command.event.cost_micro_usd)
+
+
+def _plan_arrived(draft: Draft, command: TaskEnded, task: TaskState, outcome: Outcome) -> None:
+    try:
+        steps, note = planned_steps(draft.state, command.event.outcome, task.offered)
+    except ContractError as error:
+        issues = tuple(Issue("plan", f"{pointer}: {text}" if pointer else text) for pointer, text in error.problems) or (Issue("plan", error.message),)
+        if task.revised < PLAN_CORRECTIONS_MAX and not is_over_budget(_charged(draft.state, command)):
+            draft.emit(_review_event(task, command, outcome, "revise", issues))
+            ask_planner(draft, task.key, (*earlier_item(draft.state.tasks[task.key], _step_of(draft.state, task)), review_item(issues)))
+        else:
+            draft.emit(_review_event(task, command, outcome, "failed", issues, Failure("contract", f"the planner made no usable plan: {error}")))
+        return
+    draft.emit(_review_event(task, command, outcome, "accepted", ()))
+    draft.emit(RunPlanned(steps, "planner", draft.state.plans, note))
+
+
+def _attempt_ended(draft: Draft, command: AttemptEnded) -> None:
+    state, failed = draft.state, command.event
+    task = current_task(state, command.task_id)
+    if task is None or task.phase == "retrying" or failed.attempt != task.attempt:
+        return
+    policy = RetryPolicy(attempts_max=state.brief.attempts_max)
+    if failed.error.retryable and failed.attempt < policy.attempts_max and not is_over_budget(state):
+        wait_s = max(policy.delay_s(failed.attempt, _jitter(task)), failed.error.retry_after_s or 0.0)
+        due_us = draft.now_us + round(wait_s * 1e6)
+        if due_us < state.deadline_us:
+            draft.emit(TaskRetryScheduled(task.task_id, task.key, failed.attempt + 1, due_us, failed.error))
+            return
+    _give_up(draft, task, failed.error)
+    advance(draft)
+
+
+def _jitter(task: TaskState) -> float:
+    """Derive a fraction in [0, 1) that differs between tasks and attempts and is the same whenever it is decided."""
+    return zlib.crc32(task.task_id.bytes + task.attempt.to_bytes(4, "big")) / 2**32
+
+
+def _give_up(draft: Draft, task: TaskState, error: Failure) -> None:
+    draft.write(task.task_id, TaskFailed(error))
+    draft.emit(TaskReviewed(task.task_id, task.key, "failed", error=error, usage=Usage()))
+
+
+def _approval_asked(draft: Draft, command: ApprovalAsked) -> None:
+    state, asked = draft.state, command.event
+    task = current_task(state, command.task_id)
+    if task is None or asked.approval_id in task.pending or asked.approval_id in state.approvals:
+        return
+    draft.emit(
+        TaskSuspended(
+            task_id=task.task_id,
+            key=task.key,
+            approval_id=asked.approval_id,
+            tool=asked.tool,
+            expires_us=asked.expires_us,
+            call_id=asked.call_id,
+            digest=asked.digest,
+            since_us=draft.now_us,
+        )
+    )
+
+
+def _decide_approval(draft: Draft, command: DecideApproval) -> None:
+    decided = draft.state.approvals.get(command.approval_id)
+    if decided is not None:
+        if (decided.decision, decided.actor) != (command.decision, command.actor):
+            raise AlreadyDecided(f"approval {command.approval_id}", decision=decided.decision, actor=decided.actor)
+        return
+    task = next((t for t in draft.state.tasks.values() if command.approval_id in t.pending), None)
+    if task is None:
+        raise NotFound("approval", str(command.approval_id))
+    if draft.state.status != "open":
+        raise AlreadyDecided(f"run {draft.state.run_id}", decision=draft.state.status, actor="an earlier decision")
+    if task.pending[command.approval_id].expires_us <= draft.now_us:
+        raise AlreadyDecided(f"approval {command.approval_id}", decision="expired", actor=CLOCK)
+    _answer(draft, task, command.approval_id, command.decision, command.actor, command.note)
+
+
+def _answer(draft: Draft, task: TaskState, approval_id: ApprovalId, decision: Any, actor: str, note: str = "") -> None:
+    asked, state = task.pending[approval_id], draft.state
+    draft.write(task.task_id, ApprovalDecided(approval_id, asked.call_id, asked.digest, decision, actor, note))
+    is_last = sum(len(t.pending) for t in state.tasks.values()) == 1
+    run_deadline_us = state.deadline_us + draft.now_us - state.paused_since_us if is_last else 0
+    draft.emit(TaskResumed(task.task_id, task.key, approval_id, decision, actor, run_deadline_us))
+    left = draft.state.tasks[task.key]
+    if not left.pending:
+        draft.dispatch_again(left, left.attempt)
+
+
+def _tick(draft: Draft) -> None:
+    due_us = next_due_us(draft.state)
+    if due_us is None or due_us > draft.now_us:
+        return
+    if 0 < draft.state.deadline_us <= draft.now_us and not draft.state.paused_since_us:
+        brief = draft.state.brief
+        fail(draft, Failure(DEADLINE, f"run {draft.state.run_id} did not finish within timeout_seconds={brief.timeout_seconds}"))
+        return
+    for key in list(draft.state.tasks):
+        task = draft.state.tasks[key]
+        if task.is_active and task.due_us <= draft.now_us:
+            _task_due(draft, task)
+    advance(draft)
+
+
+def _task_due(draft: Draft, task: TaskState) -> None:
+    match task.phase:
+        case "dispatched":
+            _give_up(draft, task, Failure(DEADLINE, f"task {task.task_id} ({task.key}) did not end in time, its wait in the queue included"))
+        case "retrying" if is_over_budget(draft.state) and task.error is not None:
+            _give_up(draft, task, task.error)
+        case "retrying":
+            draft.dispatch_again(task, task.attempt)
+        case "suspended":
+            for approval_id, asked in task.pending.items():
+                if asked.expires_us <= draft.now_us:
+                    _answer(draft, draft.state.tasks[task.key], approval_id, "expired", CLOCK)
+        case "accepted" | "flagged" | "revise" | "failed":
+            pass
+        case _:
+            assert_never(task.phase)

@@ -1,0 +1,175 @@
+"""The `AgentTask` that goes to an agent: written straight as JSON, because all of its parts were validated when they came in.
+
+Whatever grows with the work of others is cut to a bound here, so that no dispatch can exceed what the log and the queue take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Final, Literal, NamedTuple
+from uuid import UUID
+
+import msgspec
+
+from crewlog.orchestrator.run import PLAN, BudgetBrief, RunState, TaskState, blocked_steps, is_finished
+from crewlog.schemas.ids import TaskId
+from crewlog.schemas.run_events import Step
+from crewlog.schemas.text import shorten
+from crewlog.schemas.values import ContextItem, Issue, Outcome
+
+CONTEXT_BYTES_MAX: Final = 64 * 1024
+"""Outcomes passed on to one task, as JSON."""
+OUTCOME_BYTES_MAX: Final = 96 * 1024
+"""One outcome in the run stream; the task stream keeps all of it."""
+SYSTEM: Final = "system"
+TRUNCATED: Final = "truncated"
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+class Dispatch(NamedTuple):
+    """A task to be put on its queue after the commit. `message` is None when it has to be read from its `TaskOpened`."""
+
+    task_id: TaskId
+    kind: str
+    lane: str
+    attempt: int
+    serial: int
+    message: bytes | None
+
+
+class TaskMessage(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`AgentTask` on its way out. What equals the contract's default is left out (a test parses it back)."""
+
+    schema_version: int
+    task_id: UUID
+    run_id: UUID
+    type: str
+    objective: str
+    key: str
+    timeout_seconds: int
+    parent_task_id: UUID | None = None
+    tenant: str = "default"
+    user: str = "anonymous"
+    context: tuple[msgspec.Raw, ...] = ()
+    attachments: tuple[dict[str, Any], ...] = ()
+    constraints: msgspec.Raw | None = None
+    limits: dict[str, int] = {}
+    budget: BudgetBrief = BudgetBrief()
+    output_schema: dict[str, Any] | None = None
+    priority: Literal["high", "normal", "low"] = "normal"
+    auto_approve: bool = False
+
+
+def task_message(state: RunState, step: Step, *, task_id: TaskId, context: Sequence[ContextItem], output_schema: dict[str, Any] | None) -> bytes:
+    """Write the AgentTask for one step of a run: what the step says, and for the rest what the run was submitted with."""
+    brief = state.brief
+    hard = brief.budget.hard_micro_usd
+    attachments = brief.attachments
+    if step.attachments is not None:
+        attachments = tuple(a for a in attachments if a["name"] in step.attachments)
+    return _encode(
+        TaskMessage(
+            schema_version=1,
+            task_id=task_id,
+            run_id=state.run_id,
+            type=step.type,
+            objective=step.objective,
+            key=step.key,
+            timeout_seconds=step.timeout_seconds or brief.timeout_seconds,
+            parent_task_id=brief.parent_task_id if task_id == brief.task_id else brief.task_id,
+            tenant=brief.tenant,
+            user=brief.user,
+            context=(*brief.context, *fit_context(context)),
+            attachments=attachments,
+            constraints=None if bytes(step.constraints) == b"{}" else step.constraints,
+            limits=brief.limits,
+            budget=brief.budget if hard is None else BudgetBrief(max(hard - state.cost_micro_usd, 0)),
+            output_schema=output_schema,
+            priority=brief.priority,
+            auto_approve=brief.auto_approve,
+        )
+    )
+
+
+def fit_context(items: Sequence[ContextItem], bytes_max: int = CONTEXT_BYTES_MAX) -> tuple[msgspec.Raw, ...]:
+    """Encode context items; when all together are too large, each is cut to its equal share."""
+    encoded = [_encode(item) for item in items]
+    if sum(map(len, encoded)) > bytes_max:
+        share = bytes_max // len(items)
+        for index, item in enumerate(items):
+            if len(encoded[index]) > share:
+                rest = share - (len(encoded[index]) - len(_encode(item.outcome)))
+                encoded[index] = _encode(replace(item, outcome=fit_outcome(item.outcome, rest)))
+    return tuple(map(msgspec.Raw, encoded))
+
+
+def fit_outcome(outcome: Outcome, bytes_max: int = OUTCOME_BYTES_MAX) -> Outcome:
+    """Cut an outcome until its JSON fits, least needed first: output, citations, artifacts, then the end of the summary."""
+    if len(_encode(outcome)) <= bytes_max:
+        return outcome
+    outcome = replace(outcome, output=None, flags=tuple(dict.fromkeys((*outcome.flags, TRUNCATED))))
+    while len(_encode(outcome)) > bytes_max and outcome.citations:
+        outcome = replace(outcome, citations=outcome.citations[: len(outcome.citations) // 2])
+    while len(_encode(outcome)) > bytes_max and outcome.artifacts:
+        outcome = replace(outcome, artifacts=outcome.artifacts[: len(outcome.artifacts) // 2])
+    while len(_encode(outcome)) > bytes_max and outcome.summary:
+        outcome = replace(outcome, summary=shorten(outcome.summary, len(outcome.summary) // 2))
+    return outcome
+
+
+def outcomes_of(state: RunState, keys: Iterable[str]) -> list[ContextItem]:
+    """Return the outcomes of finished steps among `keys`, in the plan's order."""
+    wanted = frozenset(keys)
+    items: list[ContextItem] = []
+    for step in state.steps:
+        task = state.tasks.get(step.key)
+        if step.key in wanted and task is not None and task.is_finished and task.outcome is not None:
+            items.append(ContextItem(step.key, step.type, step.objective, task.outcome))
+    return items
+
+
+def kinds_item(offered: dict[str, str]) -> ContextItem:
+    """Tell a planner which kinds of agents there are."""
+    output = [{"kind": kind, "description": description} for kind, description in offered.items()]
+    return ContextItem("@kinds", SYSTEM, "the agent kinds a plan may use", Outcome("\n".join(f"{k}: {d}" for k, d in offered.items()), output=output))
+
+
+def review_item(issues: Iterable[Issue]) -> ContextItem:
+    """Tell an agent what was wrong with its earlier work."""
+    output = [{"rule": issue.rule, "message": issue.message} for issue in issues]
+    text = "The earlier outcome was not accepted. Repair this:\n" + "\n".join(f"- {issue['message']}" for issue in output)
+    return ContextItem("@review", SYSTEM, "what the earlier outcome lacks", Outcome(text, output=output))
+
+
+def earlier_item(task: TaskState, step: Step) -> list[ContextItem]:
+    """Hand an agent its earlier work."""
+    return [] if task.outcome is None else [ContextItem(step.key, step.type, step.objective, task.outcome)]
+
+
+def open_points_item(state: RunState) -> list[ContextItem]:
+    """Tell a planner which steps failed, and which could not start because of them."""
+    blocked = blocked_steps(state)
+    output = [
+        {"key": step.key, "type": step.type, "objective": step.objective, "problem": _problem(state, step.key, blocked)}
+        for step in state.steps
+        if not is_finished(state, step.key)
+    ]
+    if not output:
+        return []
+    text = "These steps have no result:\n" + "\n".join(f"- {point['key']}: {point['problem']}" for point in output)
+    return [ContextItem("@open", SYSTEM, "steps without a result", Outcome(text, output=output))]
+
+
+def _problem(state: RunState, key: str, blocked: dict[str, str]) -> str:
+    if key in blocked:
+        return f"could not start because {blocked[key]!r} failed"
+    task = state.tasks.get(key)
+    return "did not start" if task is None or task.error is None else f"failed: {task.error.message}"
+
+
+def planner_step(state: RunState, key: str) -> Step:
+    """Describe one of the orchestrator's own tasks: the planner is given the goal as it was submitted."""
+    constraints = state.brief.constraints if not key.startswith(("@replan", PLAN)) else msgspec.Raw(b"{}")
+    return Step(key, "planner", state.brief.objective, (), constraints)
