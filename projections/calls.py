@@ -1,0 +1,92 @@
+"""Fold of model calls and tool calls into rows and into the totals of their task."""
+
+from __future__ import annotations
+
+from crewlog.events.store import Recorded
+from crewlog.projections.rows import ModelCallRow, ToolCallRow
+from crewlog.projections.run_state import Changed, TaskState, add_artifacts, close_model_call
+from crewlog.schemas.task_events import ModelCallFailed, ModelCallFinished, ModelCallStarted, ToolFinished, ToolStarted
+
+
+def model_call_started(task: TaskState, recorded: Recorded, event: ModelCallStarted, changed: Changed) -> None:
+    """Open a row; a call still open then belongs to a worker that died."""
+    close_model_call(task, changed)
+    task.model_call = _new_model_call(task, recorded, event)
+    changed.model_calls[task.model_call] = None
+    changed.tasks[task.row] = None
+
+
+def model_call_finished(task: TaskState, recorded: Recorded, event: ModelCallFinished, changed: Changed) -> None:
+    """Close the row with what the answer used and cost, and note the tool calls it asks for."""
+    call = _close(task, recorded, event, changed)
+    usage, total = event.usage, task.row
+    call.status, call.stop, call.simulated = "ok", event.stop, event.simulated
+    call.input_tokens, call.output_tokens, call.reasoning_tokens = usage.input_tokens, usage.output_tokens, usage.reasoning_tokens
+    call.cache_read_tokens, call.cache_write_tokens = usage.cache_read_tokens, usage.cache_write_tokens
+    total.turns += 1
+    total.tool_calls += len(event.tool_calls)
+    total.input_tokens += usage.input_tokens
+    total.output_tokens += usage.output_tokens
+    total.cached_tokens += usage.cache_read_tokens
+    for asked in event.tool_calls:
+        row = ToolCallRow(task.row.task_id, asked.call_id, task.row.run_id, event.turn, asked.tool, "requested", recorded.occurred_us)
+        row.requested_position = recorded.position
+        task.tool_calls[asked.call_id] = row
+        changed.tool_calls[row] = None
+
+
+def model_call_failed(task: TaskState, recorded: Recorded, event: ModelCallFailed, changed: Changed) -> None:
+    """Close the row with the error and with what was billed all the same."""
+    call = _close(task, recorded, event, changed)
+    call.status, call.error_code, call.error = "failed", event.error.code, event.error.message
+
+
+def tool_started(task: TaskState, recorded: Recorded, event: ToolStarted, changed: Changed) -> None:
+    """Note that a call runs now, under which key and by whose permit."""
+    call = task.tool_calls.get(event.call_id) or _new_tool_call(task, recorded, event)
+    task.tool_calls[event.call_id] = call
+    call.status, call.tool_version, call.effect = "running", event.tool_version, event.effect
+    call.idempotency_key, call.approval_id = event.idempotency_key, event.approval_id
+    call.started_us = recorded.occurred_us
+    call.starts += 1
+    changed.tool_calls[call] = None
+
+
+def tool_finished(task: TaskState, recorded: Recorded, event: ToolFinished, changed: Changed) -> None:
+    """Close the row; what the call made belongs to the task."""
+    call = task.tool_calls.pop(event.call_id, None) or _new_tool_call(task, recorded, event)
+    call.status, call.trust, call.latency_ms = event.status, event.trust, event.latency_ms
+    call.finished_us, call.outcome_position = recorded.occurred_us, recorded.position
+    changed.tool_calls[call] = None
+    if event.artifacts:
+        add_artifacts(task, event.artifacts, changed)
+
+
+def _close(task: TaskState, recorded: Recorded, event: ModelCallFinished | ModelCallFailed, changed: Changed) -> ModelCallRow:
+    call = task.model_call
+    if call is None or call.call_id != event.call_id:
+        # an outcome without an intent, or of an earlier call: still a call that happened and may have cost money
+        call = _new_model_call(task, recorded, event)
+    else:
+        task.model_call = None
+    cost = event.price.cost_micro_usd
+    call.provider, call.model = event.provider, event.model
+    call.cost_micro_usd, call.price_source = cost, event.price.source
+    call.finished_us, call.latency_ms, call.outcome_position = recorded.occurred_us, event.latency_ms, recorded.position
+    if cost is None:
+        task.row.unpriced_calls += 1
+    else:
+        task.row.cost_micro_usd += cost
+    changed.model_calls[call] = None
+    changed.tasks[task.row] = None
+    return call
+
+
+def _new_model_call(task: TaskState, recorded: Recorded, event: ModelCallStarted | ModelCallFinished | ModelCallFailed) -> ModelCallRow:
+    row = task.row
+    row.model_calls += 1
+    return ModelCallRow(row.task_id, row.model_calls, row.run_id, event.call_id, event.turn, event.provider, event.model, "running", recorded.occurred_us)
+
+
+def _new_tool_call(task: TaskState, recorded: Recorded, event: ToolStarted | ToolFinished) -> ToolCallRow:
+    return ToolCallRow(task.row.task_id, event.call_id, task.row.run_id, task.row.turns, event.tool, "requested", recorded.occurred_us)

@@ -1,0 +1,160 @@
+"""What a projection is: a fold of the log into tables, checkpointed in the transaction that writes them.
+
+A page of the log goes through a projection in four steps: `load` what the fold needs and does not remember, `fold` every fact in
+order, `take` what changed, and `apply` that to the database. Only `fold` knows what events mean, and it waits for nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from typing import NamedTuple, Protocol
+
+import asyncpg
+
+from crewlog.events.store import Recorded
+from crewlog.schemas.codec import Event, Unknown
+from crewlog.schemas.errors import ConflictError, ContractError
+
+log = logging.getLogger(__name__)
+
+
+class Fact(NamedTuple):
+    """One event of the log and what it says. An event that does not decode carries the error instead."""
+
+    recorded: Recorded
+    event: Event | Unknown | ContractError
+
+
+class Changes(Protocol):
+    """What a page of the log does to the tables of one projection."""
+
+    async def apply(self, connection: asyncpg.Connection) -> None:
+        """Write everything, set by set. Writing it twice is writing it once."""
+
+
+class Projection(Protocol):
+    """A fold of the log into some tables."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def version(self) -> int:
+        """Raised when the same events give other rows; the projector then rebuilds."""
+
+    @property
+    def tables(self) -> tuple[str, ...]: ...
+
+    @property
+    def types(self) -> frozenset[type]:
+        """Classes of the facts it folds."""
+
+    @property
+    def facts_max(self) -> int | None:
+        """Most facts of these types in one transaction; None when they are cheap."""
+
+    async def load(self, facts: Sequence[Fact], *, after: int, skipped: Collection[int]) -> None:
+        """Read what folding these facts needs.
+
+        Args:
+            after: the position folded last.
+            skipped: positions up to there that could not be folded and had to be left out.
+        """
+
+    def fold(self, fact: Fact) -> None:
+        """Apply one fact.
+
+        Raises:
+            Exception: the fact makes no sense; it is recorded as a problem and skipped.
+        """
+
+    def take(self) -> Changes:
+        """Return what has changed since the last call."""
+
+    def forget(self) -> None:
+        """Drop everything remembered: the last changes may not have been written."""
+
+
+class Checkpoint(NamedTuple):
+    """How far a projection has come."""
+
+    name: str
+    version: int
+    position: int
+
+
+class Problem(NamedTuple):
+    """A fact that one projection could not take in. It went on without it."""
+
+    projection: str
+    position: int
+    stream: str
+    type: str
+    error: str
+
+
+def decode(recorded: Recorded) -> Fact:
+    """Decode one event; never raises."""
+    try:
+        return Fact(recorded, recorded.event())
+    except ContractError as error:
+        return Fact(recorded, error)
+
+
+def fold_all(projection: Projection, facts: Sequence[Fact]) -> list[Problem]:
+    """Fold facts in order and return those that could not be."""
+    problems = []
+    fold = projection.fold
+    for fact in facts:
+        try:
+            fold(fact)
+        except Exception as error:  # a fold is code of ours: its bug must not stop the others, and must be seen
+            log.exception("projection %s skips position %s", projection.name, fact.recorded.position)
+            problems.append(problem(projection.name, fact.recorded, error))
+    return problems
+
+
+def problem(projection: str, recorded: Recorded, error: Exception) -> Problem:
+    """Describe a fact that could not be taken in."""
+    return Problem(projection, recorded.position, recorded.stream, recorded.type, f"{type(error).__name__}: {error}")
+
+
+async def read_checkpoints(connection: asyncpg.Connection, projections: Collection[Projection]) -> dict[str, Checkpoint]:
+    """Return where each projection stands, and create the checkpoints of new ones at the beginning of the log."""
+    names, versions = [p.name for p in projections], [p.version for p in projections]
+    await connection.execute("INSERT INTO checkpoints (name, version) SELECT * FROM unnest($1::text[], $2::int[]) ON CONFLICT DO NOTHING", names, versions)
+    rows = await connection.fetch("SELECT name, version, position FROM checkpoints WHERE name = ANY ($1)", names)
+    return {row["name"]: Checkpoint(*row) for row in rows}
+
+
+async def move_checkpoints(connection: asyncpg.Connection, checkpoints: Collection[Checkpoint], to: int) -> None:
+    """Compare and set: move checkpoints in the transaction that writes what lies between.
+
+    Raises:
+        ConflictError: somebody else has moved one; this process is no longer the one that may write.
+    """
+    names, versions, positions = zip(*checkpoints, strict=True)
+    moved = await connection.fetch(
+        """UPDATE checkpoints c SET position = $4 FROM unnest($1::text[], $2::int[], $3::bigint[]) e (name, version, position)
+           WHERE c.name = e.name AND c.version = e.version AND c.position = e.position RETURNING c.name""",
+        names,
+        versions,
+        positions,
+        to,
+    )
+    if len(moved) < len(names):
+        lost = sorted(set(names) - {row["name"] for row in moved})
+        now = await connection.fetchval("SELECT position FROM checkpoints WHERE name = $1", lost[0])
+        expected = next(c.position for c in checkpoints if c.name == lost[0])
+        raise ConflictError(f"checkpoint {', '.join(lost)}", expected=expected, actual=now if now is not None else -1)
+
+
+async def write_problems(connection: asyncpg.Connection, problems: Collection[Problem]) -> None:
+    """Record facts that were skipped."""
+    if problems:
+        await connection.execute(
+            """INSERT INTO problems (projection, position, stream, type, error) SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[])
+               ON CONFLICT (projection, position) DO UPDATE SET error = excluded.error""",
+            *zip(*problems, strict=True),
+        )

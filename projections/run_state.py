@@ -1,0 +1,120 @@
+"""What the fold of one run remembers between events: its rows, and what is open in each task.
+
+A state is never stored. A run that is not in memory is folded again from its own events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from uuid import UUID
+
+import msgspec
+
+from crewlog.projections.json_text import to_json
+from crewlog.projections.rows import FINISHED, ApprovalRow, ModelCallRow, RunRow, TaskRow, TaskStatus, ToolCallRow
+from crewlog.schemas.values import ArtifactRef
+
+
+class TaskState(msgspec.Struct, eq=False):
+    """One task while it is worked on. The dictionaries hold only what has no outcome yet."""
+
+    row: TaskRow
+    depends_on: tuple[str, ...] = ()
+    model_call: ModelCallRow | None = None
+    tool_calls: dict[str, ToolCallRow] = msgspec.field(default_factory=dict)
+    approvals: dict[UUID, ApprovalRow] = msgspec.field(default_factory=dict)
+    artifacts: dict[tuple[str, str], ArtifactRef] = msgspec.field(default_factory=dict)
+    retry_due_us: int = 0
+    ended_us: int | None = None
+    """When the agent said that the work is done, before anybody judged it."""
+    decision: str = ""
+    """The last decision of a person, as text, until the task is taken up again."""
+
+    @property
+    def is_finished(self) -> bool:
+        return self.row.status in FINISHED
+
+
+class RunState(msgspec.Struct, eq=False):
+    """One run: its tasks by step and revision, by id, and the newest revision of each step."""
+
+    row: RunRow
+    submitted_task_id: UUID | None = None
+    tasks: dict[tuple[str, int], TaskState] = msgspec.field(default_factory=dict)
+    by_id: dict[UUID, TaskState] = msgspec.field(default_factory=dict)
+    latest: dict[str, TaskState] = msgspec.field(default_factory=dict)
+
+    @property
+    def is_over(self) -> bool:
+        """Say whether no further event is expected, so that the state may be forgotten."""
+        return self.row.finished_us is not None
+
+    def add(self, row: TaskRow) -> TaskState:
+        """Take in a task. A further revision of a step becomes its newest one."""
+        task = TaskState(row)
+        self.tasks[row.key, row.revision] = self.by_id[row.task_id] = task
+        newest = self.latest.get(row.key)
+        if newest is None or newest.row.revision < row.revision:
+            self.latest[row.key] = task
+        return task
+
+
+class Changed(msgspec.Struct):
+    """Rows that a page of the log changed, in the order they were first touched. A set that keeps order."""
+
+    runs: dict[RunRow, None] = msgspec.field(default_factory=dict)
+    tasks: dict[TaskRow, None] = msgspec.field(default_factory=dict)
+    model_calls: dict[ModelCallRow, None] = msgspec.field(default_factory=dict)
+    tool_calls: dict[ToolCallRow, None] = msgspec.field(default_factory=dict)
+    approvals: dict[ApprovalRow, None] = msgspec.field(default_factory=dict)
+
+
+def open_task(run: RunState, *, key: str, revision: int, task_id: UUID, kind: str, at_us: int, changed: Changed) -> TaskState:
+    """Find the task of a step's revision, or take in one that no plan has announced under this revision."""
+    task = run.tasks.get((key, revision))
+    if task is None:
+        row = TaskRow(run.row.run_id, key, revision, task_id, kind, planned_us=at_us)
+        announced = run.latest.get(key)
+        if announced is not None:
+            row.objective, row.depends_on = announced.row.objective, announced.row.depends_on
+            if announced.row.status == "planned":
+                finish(announced, "skipped", at_us, changed)
+        task = run.add(row)
+    run.by_id[task_id] = task
+    task.row.task_id, task.row.kind = task_id, kind
+    changed.tasks[task.row] = None
+    return task
+
+
+def add_artifacts(task: TaskState, artifacts: Iterable[ArtifactRef], changed: Changed) -> None:
+    """Note files a task made, each name and content once."""
+    for artifact in artifacts:
+        task.artifacts[artifact.name, artifact.hash] = artifact
+    task.row.artifacts = to_json(list(task.artifacts.values()))
+    changed.tasks[task.row] = None
+
+
+def finish(task: TaskState, status: TaskStatus, at_us: int, changed: Changed) -> None:
+    """Give a task its last status and close whatever is still open in it. Does nothing to a finished task."""
+    if task.is_finished:
+        return
+    row = task.row
+    row.status, row.finished_us = status, task.ended_us if task.ended_us is not None else at_us
+    changed.tasks[row] = None
+    close_model_call(task, changed)
+    for call in task.tool_calls.values():
+        call.status = "not_run" if call.status == "requested" else "abandoned"
+        changed.tool_calls[call] = None
+    for approval in task.approvals.values():
+        approval.status, approval.decided_us = "withdrawn", at_us
+        changed.approvals[approval] = None
+    task.tool_calls.clear()
+    task.approvals.clear()
+
+
+def close_model_call(task: TaskState, changed: Changed) -> None:
+    """Mark a model call that nobody will hear the end of: its worker is gone."""
+    if task.model_call is not None:
+        task.model_call.status = "abandoned"
+        changed.model_calls[task.model_call] = None
+        task.model_call = None

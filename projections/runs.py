@@ -1,0 +1,156 @@
+"""Fold of run streams: the run itself, its plan, and what the orchestrator decides about each task."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import msgspec
+
+from crewlog.events.store import Recorded
+from crewlog.projections.json_text import to_json
+from crewlog.projections.rows import RunStatus, TaskRow
+from crewlog.projections.run_state import Changed, RunState, TaskState, finish, open_task
+from crewlog.schemas.errors import ContractError
+from crewlog.schemas.ids import RunId, TaskId, derived_task_id
+from crewlog.schemas.run_events import (
+    RunCancelled,
+    RunCompleted,
+    RunEvent,
+    RunFailed,
+    RunPlanned,
+    RunSubmitted,
+    Step,
+    TaskDispatched,
+    TaskResumed,
+    TaskRetryScheduled,
+    TaskReviewed,
+    TaskSuspended,
+)
+
+
+class _SubmittedTask(msgspec.Struct):
+    task_id: UUID
+    type: str
+
+
+_decode_submitted = msgspec.json.Decoder(_SubmittedTask).decode
+
+
+def fold_run_event(run: RunState, recorded: Recorded, event: RunEvent, changed: Changed) -> None:
+    """Apply one event of a run stream."""
+    match event:
+        case RunSubmitted():
+            task = _decode_submitted(event.task)
+            run.submitted_task_id = task.task_id
+            row = run.row
+            row.tenant, row.user_name, row.type, row.goal = event.tenant, event.user, task.type, event.goal
+            row.source, row.submitted_us = event.source, recorded.occurred_us
+            changed.runs[row] = None
+        case RunPlanned():
+            _planned(run, recorded, event, changed)
+        case TaskDispatched():
+            _dispatched(run, recorded, event, changed)
+        case TaskRetryScheduled() | TaskSuspended() | TaskResumed() | TaskReviewed():
+            _fold_decision(_task(run, event.task_id, recorded), recorded, event, changed)
+        case RunCompleted():
+            run.row.flags, run.row.artifacts = to_json(event.flags), to_json(event.artifacts)
+            _end(run, recorded, "completed", changed)
+        case RunFailed():
+            run.row.error_code, run.row.error, run.row.artifacts = event.error.code, event.error.message, to_json(event.artifacts)
+            _end(run, recorded, "failed", changed)
+        case RunCancelled():
+            run.row.error_code, run.row.error = "cancelled", f"cancelled by {event.actor}: {event.reason}"
+            _end(run, recorded, "cancelled", changed)
+        case _:
+            raise ContractError(f"{recorded.stream} version {recorded.version}: no fold for {recorded.type}")
+
+
+def _planned(run: RunState, recorded: Recorded, event: RunPlanned, changed: Changed) -> None:
+    run.row.status, run.row.plan_origin, run.row.plan_revision = "running", event.origin, event.revision
+    changed.runs[run.row] = None
+    steps = {step.key: step for step in event.steps}
+    for key, task in run.latest.items():
+        if task.row.status == "planned" and key not in steps:
+            finish(task, "skipped", recorded.occurred_us, changed)
+    for step in event.steps:
+        latest = run.latest.get(step.key)
+        if latest is not None and latest.row.status == "completed":
+            continue  # a new plan may name what is done already
+        if latest is None or latest.is_finished:
+            _plan_step(run, recorded, step, 0 if latest is None else latest.row.revision + 1, origin=event.origin, changed=changed)
+        elif latest.row.status == "planned":
+            _describe(latest, step)
+            changed.tasks[latest.row] = None
+
+
+def _plan_step(run: RunState, recorded: Recorded, step: Step, revision: int, *, origin: str, changed: Changed) -> None:
+    if origin == "single" and run.submitted_task_id is not None:
+        task_id = TaskId(run.submitted_task_id)
+    else:
+        task_id = derived_task_id(RunId(run.row.run_id), key=step.key, revision=revision)
+    row = TaskRow(run.row.run_id, step.key, revision, task_id, step.type, planned_us=recorded.occurred_us)
+    _describe(run.add(row), step)
+    changed.tasks[row] = None
+
+
+def _describe(task: TaskState, step: Step) -> None:
+    task.row.objective, task.row.kind = step.objective, step.type
+    task.depends_on, task.row.depends_on = step.depends_on, to_json(step.depends_on)
+
+
+def _dispatched(run: RunState, recorded: Recorded, event: TaskDispatched, changed: Changed) -> None:
+    task = open_task(run, key=event.key, revision=event.revision, task_id=event.task_id, kind=event.kind, at_us=recorded.occurred_us, changed=changed)
+    row = task.row
+    row.attempt, row.deadline_us = event.attempt, event.deadline_us
+    if not task.is_finished:
+        row.status, row.dispatched_us = "queued", recorded.occurred_us
+
+
+def _fold_decision(task: TaskState, recorded: Recorded, event: TaskRetryScheduled | TaskSuspended | TaskResumed | TaskReviewed, changed: Changed) -> None:
+    row = task.row
+    match event:
+        case TaskReviewed():
+            _reviewed(task, recorded, event, changed)
+        case _ if task.is_finished:
+            return
+        case TaskRetryScheduled():
+            row.status, row.attempt, task.retry_due_us = "retrying", event.attempt, event.due_us
+            row.error_code, row.error = event.error.code, event.error.message
+        case TaskSuspended():
+            row.status = "suspended"
+        case TaskResumed():
+            row.status = "queued"
+    changed.tasks[row] = None
+
+
+def _reviewed(task: TaskState, recorded: Recorded, event: TaskReviewed, changed: Changed) -> None:
+    row = task.row
+    row.verdict, row.issues = event.verdict, to_json(event.issues)
+    if event.error is not None:
+        row.error_code, row.error = event.error.code, event.error.message
+    match event.verdict:
+        case "accepted" | "flagged":
+            finish(task, "completed", recorded.occurred_us, changed)
+        case "revise":
+            finish(task, "revised", recorded.occurred_us, changed)
+        case "failed":
+            finish(task, "failed", recorded.occurred_us, changed)
+
+
+def _end(run: RunState, recorded: Recorded, status: RunStatus, changed: Changed) -> None:
+    run.row.status, run.row.finished_us, run.row.end_position = status, recorded.occurred_us, recorded.position
+    changed.runs[run.row] = None
+    for task in run.tasks.values():
+        if task.row.status == "reviewing":
+            finish(task, "completed", recorded.occurred_us, changed)
+        elif task.row.status == "planned" or status == "completed":
+            finish(task, "skipped", recorded.occurred_us, changed)
+        else:
+            finish(task, "cancelled", recorded.occurred_us, changed)
+
+
+def _task(run: RunState, task_id: TaskId, recorded: Recorded) -> TaskState:
+    task = run.by_id.get(task_id)
+    if task is None:
+        raise ContractError(f"{recorded.stream} version {recorded.version} is a {recorded.type} of task {task_id}, which was never dispatched")
+    return task

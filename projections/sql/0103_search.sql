@@ -1,0 +1,48 @@
+-- Full-text search over the passages of one tenant.
+
+SET ROLE crewlog_projector;
+
+-- First all words are asked for, with the search engine syntax people know ("a phrase", or, -not). When no passage has them all, any of
+-- them will do; then a passage counts by which of the words it has, rare ones more. Ranks above 1 mean that everything asked for is there.
+-- p_documents: contents (sha-256) of the documents to look through; NULL for the library of the tenant.
+CREATE FUNCTION crewlog.search_documents(p_tenant text, p_query text, p_documents text[], p_limit int)
+RETURNS TABLE (document text, name text, line int, passage text, rank real)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+  every tsquery := websearch_to_tsquery('english', p_query);
+  some tsquery;
+  asked text[];
+  weights constant real[] := '{0.2, 0.2, 0.4, 1.0}';               -- D, C, B, A: a heading counts five times
+BEGIN
+  IF numnode(every) = 0 THEN RETURN; END IF;                       -- nothing but stop words
+  RETURN QUERY
+    SELECT d.content, d.name, p.line::int, p.passage, (1 + ts_rank_cd(weights, p.words, every, 1 | 32))::real AS score
+      FROM rm.passages p JOIN rm.documents d ON d.tenant = p.tenant AND d.content = p.content
+     WHERE p.tenant = p_tenant AND p.words @@ every AND (CASE WHEN p_documents IS NULL THEN d.library ELSE d.content = ANY (p_documents) END)
+     ORDER BY score DESC, d.name, d.content, p.line, p.number LIMIT p_limit;
+  IF FOUND OR querytree(every) IN ('', 'T') THEN RETURN; END IF;   -- T: there are only words that must not occur
+
+  some := regexp_replace(querytree(every), ' (&|<(-|\d+)>) ', ' | ', 'g')::tsquery;
+  asked := tsvector_to_array(to_tsvector('english', p_query));
+  RETURN QUERY
+    WITH scope AS MATERIALIZED (
+      SELECT d.content, d.name FROM rm.documents d
+       WHERE d.tenant = p_tenant AND (CASE WHEN p_documents IS NULL THEN d.library ELSE d.content = ANY (p_documents) END)
+    ), hits AS MATERIALIZED (
+      SELECT s.content, s.name, p.number, p.line, p.passage, ts_rank_cd(weights, p.words, some, 1 | 32) AS closeness,
+             ARRAY(SELECT unnest(tsvector_to_array(p.words)) INTERSECT SELECT unnest(asked)) AS found
+        FROM rm.passages p JOIN scope s ON s.content = p.content WHERE p.tenant = p_tenant AND p.words @@ some
+    ), words AS (
+      SELECT w.word, ln(1 + (SELECT count(*) FROM hits) / count(*)::float8) AS worth FROM hits, unnest(hits.found) w (word) GROUP BY w.word
+    ), total AS (
+      SELECT sum(worth) AS worth FROM words
+    )
+    SELECT h.content, h.name, h.line::int, h.passage,
+           (0.8 * (SELECT sum(words.worth) FROM words WHERE words.word = ANY (h.found)) / total.worth + 0.2 * h.closeness)::real AS score
+      FROM hits h, total
+     ORDER BY score DESC, h.name, h.content, h.line, h.number LIMIT p_limit;
+END $$;
+REVOKE ALL ON FUNCTION crewlog.search_documents FROM public;
+
+RESET ROLE;

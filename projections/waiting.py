@@ -1,0 +1,79 @@
+"""Why a task is not finished: exactly one reason for every unfinished task, made from its events alone.
+
+A reason names what is waited for. It holds no "since" and no "now", so a rebuild gives the same text.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Final, assert_never
+
+from crewlog.projections.run_state import RunState, TaskState
+
+_TIME_US_MAX: Final = 253_402_300_800_000_000  # the year 10000, where calendars of most programs end
+
+
+def waiting_reason(run: RunState, task: TaskState) -> str | None:
+    """Say in one phrase what an unfinished task waits for; None when it is finished. Total: every state has an answer."""
+    row = task.row
+    match row.status:
+        case "planned":
+            return _planned(run, task)
+        case "queued":
+            return f"queued for {row.kind} (attempt {row.attempt})" + (f" after {task.decision}" if task.decision else "")
+        case "running":
+            return f"working: {_activity(task)}"
+        case "suspended":
+            return _approval(task)
+        case "retrying":
+            return f"retry: attempt {row.attempt} due at {format_time(task.retry_due_us)}" + _cause(task)
+        case "deciding":
+            return f"attempt {row.attempt} failed{_cause(task)}: the orchestrator decides what follows"
+        case "reviewing":
+            return "the outcome waits for review by the orchestrator"
+        case "completed" | "revised" | "failed" | "cancelled" | "skipped":
+            return None
+        case _:
+            assert_never(row.status)
+
+
+def format_time(at_us: int) -> str:
+    """Show a time in UTC, to the second."""
+    if not 0 <= at_us < _TIME_US_MAX:
+        return f"{at_us} microseconds"
+    return datetime.fromtimestamp(at_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _planned(run: RunState, task: TaskState) -> str:
+    before = [(key, run.latest[key].row.status if key in run.latest else "unknown") for key in task.depends_on]
+    if failed := [key for key, status in before if status in ("failed", "cancelled", "skipped")]:
+        return f"{_named('step', failed)} did not succeed: the orchestrator decides what follows"
+    if unfinished := [key for key, status in before if status != "completed"]:
+        return f"waiting for {_named('step', unfinished)}"
+    return "ready: the orchestrator has yet to dispatch it"
+
+
+def _activity(task: TaskState) -> str:
+    if (call := task.model_call) is not None:
+        return f"turn {call.turn}, model call to {call.provider}/{call.model}"
+    if running := sorted(call.tool for call in task.tool_calls.values() if call.status == "running"):
+        return _named("tool", running)
+    if requested := sorted(call.tool for call in task.tool_calls.values()):
+        return f"turn {task.row.turns}, about to run {', '.join(requested)}"
+    return f"turn {task.row.turns + 1}, preparing"
+
+
+def _approval(task: TaskState) -> str:
+    if not task.approvals:
+        return "approval was decided: the orchestrator resumes it"
+    first = min(task.approvals.values(), key=lambda approval: (approval.expires_us, approval.approval_id))
+    tools = ", ".join(sorted({approval.tool for approval in task.approvals.values()}))
+    return f"approval of {tools} by a person until {format_time(first.expires_us)}"
+
+
+def _cause(task: TaskState) -> str:
+    return f" after {task.row.error_code}" if task.row.error_code else ""
+
+
+def _named(noun: str, names: list[str]) -> str:
+    return f"{noun}{'' if len(names) == 1 else 's'} {', '.join(names)}"
