@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import formatdate
-from functools import cache
 from pathlib import PurePosixPath
-from typing import Any, Final, Self
+from typing import Final, Self
+
+from markdown_it import MarkdownIt
+from markdown_it.common.utils import escapeHtml
 
 from crewlog.events.config import Config
 from crewlog.schemas.errors import ConfigError
@@ -122,19 +124,21 @@ def message_id(settings: MailSettings, key: str) -> str:
 
 def to_html(markdown: str) -> str:
     """Render Markdown: raw HTML is shown as text, pictures become their alternative text, links lead to web and mail addresses only."""
-    return str(_renderer().render(markdown))
+    return str(_RENDERER.render(markdown))
 
 
-@cache
-def _renderer() -> Any:
-    from markdown_it import MarkdownIt
-    from markdown_it.common.utils import escapeHtml
+class _Renderer(MarkdownIt):
+    def __init__(self) -> None:
+        super().__init__("commonmark", {"html": False})
+        self.enable("table")
+        # a picture from elsewhere would tell its server who reads the mail, and could carry data out in its address
+        self.add_render_rule("image", lambda _self, tokens, index, _options, _env: escapeHtml(tokens[index].content))
 
-    renderer = MarkdownIt("commonmark", {"html": False}).enable("table")
-    renderer.validateLink = lambda url: url.lower().startswith(("https://", "http://", "mailto:"))  # type: ignore[method-assign]  # its documented way
-    # a picture from elsewhere would tell its server who reads the mail, and could carry data out in its address
-    renderer.add_render_rule("image", lambda _self, tokens, index, _options, _env: escapeHtml(tokens[index].content))
-    return renderer
+    def validateLink(self, url: str) -> bool:  # noqa: N802  (the library's name)
+        return url.lower().startswith(("https://", "http://", "mailto:"))
+
+
+_RENDERER: Final = _Renderer()
 
 
 async def send(settings: MailSettings, message: bytes, to: Sequence[str]) -> str:
