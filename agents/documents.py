@@ -169,7 +169,7 @@ def _read_pdf(name: str, data: bytes) -> tuple[str, str]:
         pages: list[str] = []
         chars = 0
         for page in reader.pages:
-            pages.append(page.extract_text())
+            pages.append(page.extract_text().strip("\n"))
             chars += len(pages[-1])
             if chars > TEXT_CHARS_MAX:
                 break

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import io
+import sys
+import zipfile
+
+import pytest
+from support.papers import make_docx, make_html, make_pdf
+
+from crewlog.agents import documents
+from crewlog.agents.documents import document_type, extract
+from crewlog.schemas.errors import ConfigError, ContractError
+
+SENTENCES = ["The basic plan costs twelve euros per month and includes five seats.", "Larger teams ask for an offer, which is answered within two days."] * 4
+
+
+async def test_markdown_keeps_its_line_numbers() -> None:
+    data = "\ufeff---\r\nowner: ops\r\n---\r\n\r\n## Refunds ##\r\nform\x0cfeed\u2028kept\r\n\r\n\r\n".encode()
+    document = await extract("rules.md", data)
+    assert document.text.split("\n") == ["---", "owner: ops", "---", "", "## Refunds ##", "form feed kept"]
+    assert (document.title, document.lines, document.media_type) == ("Refunds", 6, "text/markdown")
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [("Grüße".encode("utf-16"), "Grüße"), ("Grüße".encode("cp1252"), "Grüße"), (b"a\rb\r\nc", "a\nb\nc"), (b"x" * 9_000 + b"\0", "x" * 9_000 + "\ufffd")],
+)
+async def test_other_encodings_and_line_ends(data: bytes, text: str) -> None:
+    assert (await extract("note.txt", data)).text == text
+
+
+async def test_pdf_text_comes_page_by_page() -> None:
+    document = await extract("terms.pdf", make_pdf([["Terms of use", "Refunds within 14 days."], ["Second page."]], title="Terms"))
+    assert document.text.split("\n") == ["Terms of use", "Refunds within 14 days.", "", "Second page."]
+    assert (document.title, document.media_type) == ("Terms", "application/pdf")
+
+
+async def test_docx_keeps_headings_lists_and_tables_in_order() -> None:
+    document = await extract(
+        "plan.docx", make_docx(heading="Plan", paragraphs=["First we measure."], items=["tape", "scale"], rows=[["what", "n"], ["bills", "3"]])
+    )
+    assert document.text == "# Plan\n\nFirst we measure.\n\n- tape\n\n- scale\n\n| what | n |\n| bills | 3 |"
+    assert document.title == "Plan"
+
+
+async def test_html_keeps_the_main_text_and_drops_the_rest() -> None:
+    document = await extract("prices.html", make_html(title="Prices &amp; seats", paragraphs=SENTENCES))
+    assert "basic plan costs twelve euros" in document.text
+    assert "tracking" not in document.text
+    assert "Imprint" not in document.text
+    assert document.title == "Prices & seats"
+
+
+async def test_html_without_a_main_part_keeps_all_its_text() -> None:
+    document = await extract("bare.html", b"<script>x()</script><p>Closed on Sundays.</p>")
+    assert document.text == "Closed on Sundays."
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "problem"),
+    [
+        ("a.pdf", make_pdf([["secret"]], password="x"), "is encrypted"),
+        ("a.pdf", b"%PDF-1.7 nothing follows", "seems to be damaged"),
+        ("a.pdf", make_pdf([[]]), "holds no text; a scanned PDF needs text recognition"),
+        ("a.docx", b"PK\x03\x04 nothing follows", "seems to be damaged"),
+        ("a.docx", b"\xd0\xcf\x11\xe0 old", "encrypted or in the old .doc format"),
+        ("a.html", b"", "seems to be damaged"),
+        ("a.html", b"\x00\x01\x02", "holds binary data"),
+        ("a.md", b"\n \n", "holds no text"),
+        ("a.txt", b"\x7fELF\0\0", "holds binary data"),
+        ("a.xlsx", b"x", "is not a document that can be read"),
+    ],
+)
+async def test_what_cannot_be_read_says_why(name: str, data: bytes, problem: str) -> None:
+    with pytest.raises(ContractError, match=problem):
+        await extract(name, data)
+
+
+async def test_sizes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "TEXT_CHARS_MAX", 100)
+    monkeypatch.setattr(documents, "UNPACKED_BYTES_MAX", 100)
+    monkeypatch.setattr(documents, "PAGES_MAX", 1)
+    with pytest.raises(ContractError, match="101 characters"):
+        await extract("a.txt", b"x" * 101)
+    with pytest.raises(ContractError, match="unpacks to"):
+        await extract("a.docx", make_docx(heading="x", paragraphs=[]))
+    with pytest.raises(ContractError, match="has 2 pages"):
+        await extract("a.pdf", make_pdf([["a"], ["b"]]))
+    monkeypatch.setattr(documents, "DOCUMENT_BYTES_MAX", 100)
+    with pytest.raises(ContractError, match="has 101 bytes"):
+        await extract("a.txt", b"x" * 101)
+
+
+async def test_a_zip_bomb_is_refused_before_it_is_unpacked() -> None:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("word/document.xml", "w") as entry:
+        for _ in range(300):
+            entry.write(b"\0" * (1024 * 1024))
+    with pytest.raises(ContractError, match="unpacks to 314572800 bytes"):
+        await extract("bomb.docx", data.getvalue())
+
+
+async def test_a_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pypdf", None)
+    with pytest.raises(ConfigError, match=r"pip install 'crewlog\[docs\]'"):
+        await extract("a.pdf", make_pdf([["text"]]))
+
+
+def test_kinds_of_documents() -> None:
+    assert document_type("a.MD") == "text/markdown"
+    assert document_type("dir.d/README", "text/plain; charset=utf-8") == "text/plain"
+    assert document_type("report", "application/pdf") == "application/pdf"
+    assert document_type("data.csv", "text/csv") is None
+    assert document_type("main.py", "text/plain") is None
