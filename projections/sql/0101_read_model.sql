@@ -2,6 +2,13 @@
 -- The projector owns them; everybody else reads the views in schema crewlog (0102). Indexes and constraints have the names Postgres gives
 -- them, so that the tables of a rebuild, made with LIKE, end up the same. Times ending in _us are microseconds since 1970.
 
+-- Owners and grants name logins that may not exist yet; who starts the servers gives them their passwords afterwards.
+DO $$ DECLARE r text; BEGIN
+  FOREACH r IN ARRAY ARRAY['crewlog_projector', 'crewlog_orchestrator', 'crewlog_operator', 'crewlog_research'] LOOP
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = r) THEN EXECUTE format('CREATE ROLE %I NOLOGIN', r); END IF;
+  END LOOP;
+END $$;
+
 CREATE SCHEMA rm AUTHORIZATION crewlog_projector;
 CREATE SCHEMA rm_build AUTHORIZATION crewlog_projector;             -- where a rebuild makes its tables before it swaps them in
 CREATE SCHEMA IF NOT EXISTS crewlog;

@@ -10,29 +10,29 @@ RETURNS TABLE (document text, name text, line int, passage text, rank real)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
-  every tsquery := websearch_to_tsquery('english', p_query);
-  some tsquery;
+  all_words tsquery := websearch_to_tsquery('english', p_query);
+  any_word tsquery;
   asked text[];
   weights constant real[] := '{0.2, 0.2, 0.4, 1.0}';               -- D, C, B, A: a heading counts five times
 BEGIN
-  IF numnode(every) = 0 THEN RETURN; END IF;                       -- nothing but stop words
+  IF numnode(all_words) = 0 THEN RETURN; END IF;                       -- nothing but stop words
   RETURN QUERY
-    SELECT d.content, d.name, p.line::int, p.passage, (1 + ts_rank_cd(weights, p.words, every, 1 | 32))::real AS score
+    SELECT d.content, d.name, p.line::int, p.passage, (1 + ts_rank_cd(weights, p.words, all_words, 1 | 32))::real AS score
       FROM rm.passages p JOIN rm.documents d ON d.tenant = p.tenant AND d.content = p.content
-     WHERE p.tenant = p_tenant AND p.words @@ every AND (CASE WHEN p_documents IS NULL THEN d.library ELSE d.content = ANY (p_documents) END)
-     ORDER BY score DESC, d.name, d.content, p.line, p.number LIMIT p_limit;
-  IF FOUND OR querytree(every) IN ('', 'T') THEN RETURN; END IF;   -- T: there are only words that must not occur
+     WHERE p.tenant = p_tenant AND p.words @@ all_words AND (CASE WHEN p_documents IS NULL THEN d.library ELSE d.content = ANY (p_documents) END)
+     ORDER BY score DESC, d.content, p.line, p.number LIMIT p_limit;
+  IF FOUND OR querytree(all_words) IN ('', 'T') THEN RETURN; END IF;   -- T: there are only words that must not occur
 
-  some := regexp_replace(querytree(every), ' (&|<(-|\d+)>) ', ' | ', 'g')::tsquery;
+  any_word := regexp_replace(querytree(all_words), ' (&|<(-|\d+)>) ', ' | ', 'g')::tsquery;
   asked := tsvector_to_array(to_tsvector('english', p_query));
   RETURN QUERY
     WITH scope AS MATERIALIZED (
       SELECT d.content, d.name FROM rm.documents d
        WHERE d.tenant = p_tenant AND (CASE WHEN p_documents IS NULL THEN d.library ELSE d.content = ANY (p_documents) END)
     ), hits AS MATERIALIZED (
-      SELECT s.content, s.name, p.number, p.line, p.passage, ts_rank_cd(weights, p.words, some, 1 | 32) AS closeness,
+      SELECT s.content, s.name, p.number, p.line, p.passage, ts_rank_cd(weights, p.words, any_word, 1 | 32) AS closeness,
              ARRAY(SELECT unnest(tsvector_to_array(p.words)) INTERSECT SELECT unnest(asked)) AS found
-        FROM rm.passages p JOIN scope s ON s.content = p.content WHERE p.tenant = p_tenant AND p.words @@ some
+        FROM rm.passages p JOIN scope s ON s.content = p.content WHERE p.tenant = p_tenant AND p.words @@ any_word
     ), words AS (
       SELECT w.word, ln(1 + (SELECT count(*) FROM hits) / count(*)::float8) AS worth FROM hits, unnest(hits.found) w (word) GROUP BY w.word
     ), total AS (
@@ -41,7 +41,7 @@ BEGIN
     SELECT h.content, h.name, h.line::int, h.passage,
            (0.8 * (SELECT sum(words.worth) FROM words WHERE words.word = ANY (h.found)) / total.worth + 0.2 * h.closeness)::real AS score
       FROM hits h, total
-     ORDER BY score DESC, h.name, h.content, h.line, h.number LIMIT p_limit;
+     ORDER BY score DESC, h.content, h.line, h.number LIMIT p_limit;
 END $$;
 REVOKE ALL ON FUNCTION crewlog.search_documents FROM public;
 
