@@ -198,10 +198,6 @@ async def _grant_rights(connection: Any, role: str) -> None:
         rights.append("SELECT, INSERT, UPDATE, DELETE ON es.timers")
     if role == grants.PROJECTOR:
         rights.append("INSERT, UPDATE, DELETE ON es.checkpoints")
-    for schema, on_tables in (("rm", "ALL" if role == grants.PROJECTOR else "SELECT"), ("crewlog", "SELECT")):
-        if await connection.fetchval("SELECT to_regnamespace($1) IS NOT NULL", schema):
-            on_schema = "ALL" if role == grants.PROJECTOR else "USAGE"
-            rights += [f"{on_schema} ON SCHEMA {schema}", f"{on_tables} ON ALL TABLES IN SCHEMA {schema}", f"EXECUTE ON ALL FUNCTIONS IN SCHEMA {schema}"]
     name = await _quoted(connection, role)
     for right in rights:
         await connection.execute(f"GRANT {right} TO {name}")
