@@ -62,7 +62,7 @@ class Isolation:
     namespaces: bool
     """Own file system, network and processes, made by the launcher."""
     wrapper: tuple[str, ...] = ()
-    """A program to run the command under instead, with its arguments; `{cwd}` in them stands for the working folder."""
+    """A program to run the command under instead, with its arguments; `{folder}` in them stands for what it may write to."""
 
 
 LIMITS_ONLY: Final = Isolation(namespaces=False)
@@ -95,23 +95,25 @@ async def run_child(
     env: Mapping[str, str],
     isolation: Isolation = LIMITS_ONLY,
     readable: Sequence[Path] = (),
+    writable: Path | None = None,
 ) -> ChildResult:
     """Run a command to its end, or to that of its limits. Nothing of it is alive when this returns, also when it is cancelled.
 
     Args:
         argv: the program and its arguments; no shell.
-        cwd: the one folder the command may write to; it becomes its owner when we are root.
+        cwd: where the command starts.
         stdin: given to the command, then end of file.
         limits: what it may use.
         env: its whole environment.
         isolation: what it sees of the machine.
         readable: further paths it may read when it has a file system of its own.
+        writable: the one folder it may write to, `cwd` or above; None for `cwd`. Its user becomes the owner when we are root.
 
     Raises:
         SandboxError: the command could not be started within its limits.
     """
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
-    spec = _spec(argv, cwd=cwd, limits=limits, env=env, isolation=isolation, readable=readable) | {"status": write_end}
+    spec = _spec(argv, cwd=cwd, limits=limits, env=env, isolation=isolation, readable=readable, writable=writable or cwd) | {"status": write_end}
     try:
         try:
             launcher = await asyncio.create_subprocess_exec(
@@ -131,14 +133,16 @@ async def run_child(
         os.close(read_end)
 
 
-def _spec(argv: Sequence[str], *, cwd: Path, limits: ChildLimits, env: Mapping[str, str], isolation: Isolation, readable: Sequence[Path]) -> dict[str, Any]:
+def _spec(
+    argv: Sequence[str], *, cwd: Path, limits: ChildLimits, env: Mapping[str, str], isolation: Isolation, readable: Sequence[Path], writable: Path
+) -> dict[str, Any]:
     return {
-        "argv": [*(part.replace("{cwd}", str(cwd)) for part in isolation.wrapper), *argv],
+        "argv": [*(part.replace("{folder}", str(writable)) for part in isolation.wrapper), *argv],
         "cwd": str(cwd),
         "env": dict(env),
         "namespaces": isolation.namespaces,
         "readable": [str(path) for path in readable],
-        "writable": [str(cwd)],
+        "writable": str(writable),
         "wall_s": limits.wall_s,
         "resident_bytes_max": limits.resident_bytes_max,
         "scratch_bytes_max": limits.scratch_bytes_max,
@@ -170,14 +174,17 @@ class _Output:
 
 
 async def _attend(launcher: asyncio.subprocess.Process, read_end: int, stdin: bytes, limits: ChildLimits) -> ChildResult:
-    assert launcher.stdin is not None and launcher.stdout is not None and launcher.stderr is not None
+    assert launcher.stdin is not None
+    assert launcher.stdout is not None
+    assert launcher.stderr is not None
     full = asyncio.Event()
     out, err = _Output(limits.output_bytes_max, full), _Output(limits.output_bytes_max, full)
     work = asyncio.gather(_feed(launcher.stdin, stdin), out.collect(launcher.stdout), err.collect(launcher.stderr), launcher.wait())
     flood = asyncio.ensure_future(full.wait())
+    either: set[asyncio.Future[Any]] = {work, flood}
     try:
         async with asyncio.timeout(limits.wall_s + SUPERVISOR_GRACE_S):
-            await asyncio.wait({work, flood}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if full.is_set():
                 _signal(launcher, signal.SIGTERM)
             await asyncio.shield(work)
@@ -214,7 +221,5 @@ def _result(status: bytes, stdout: bytes, stderr: bytes, *, truncated: bool) -> 
             raise SandboxError(f"the sandbox could not start the command: {report['error']}")
     if not reports:
         raise SandboxError(f"the sandbox ended without a report: {stderr.decode(errors='replace')[-500:].strip() or 'it was killed'}")
-    killed = "output" if truncated else reports[-1]["killed"]
-    return ChildResult(
-        reports[-1]["returncode"], stdout, stderr, timed_out=killed == "timeout", truncated=truncated, killed_reason=None if killed == "cancelled" else killed
-    )
+    killed: Killed | None = "output" if truncated else reports[-1]["killed"]
+    return ChildResult(reports[-1]["returncode"], stdout, stderr, timed_out=killed == "timeout", truncated=truncated, killed_reason=killed)

@@ -1,3 +1,5 @@
+# ruff: noqa: PTH102, PTH103, PTH110, PTH112, PTH120, PTH208, PTH211, S108, S606
+# (paths here are arguments of system calls; /tmp and /dev/shm are those of a file system made for one command; exec is the point)
 """The small process between a worker and an untrusted command: it confines the command, watches it, and leaves nothing of it behind.
 
 Run as `python -I -S child_launcher.py '<json>'`, alone and single-threaded, so that limits, namespaces and the user are changed by plain
@@ -84,8 +86,8 @@ def build_root(spec: dict[str, Any]) -> None:
     The folders above what is bound are new and can be entered by anybody: an interpreter below a closed folder such as /root works,
     and its neighbours are not there.
     """
-    root = spec["cwd"]  # a folder to mount on; what is in it was opened before
-    wanted = sorted({*spec["readable"], *spec["writable"]}, key=len)
+    root = spec["writable"]  # a folder to mount on; what is in it was opened before
+    wanted = sorted({*spec["readable"], root}, key=len)
     sources = [(path, os.open(path, os.O_PATH)) for path in wanted if os.path.exists(path)]
     devices = [(name, os.open(f"/dev/{name}", os.O_PATH)) for name in DEVICES]
     mount("none", "/", None, MS_REC | MS_PRIVATE)
@@ -101,7 +103,7 @@ def build_root(spec: dict[str, Any]) -> None:
     os.mkdir(f"{root}/dev/shm")
     mount("tmpfs", f"{root}/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, f"mode=1777,size={spec['scratch_bytes_max']}")
     for path, fd in sources:
-        if path in spec["writable"]:
+        if path == spec["writable"]:
             bind(fd, root + path, MS_BIND)  # not what is mounted on it: that would be our new root
         else:
             bind(fd, root + path, MS_BIND | MS_REC)
@@ -131,14 +133,13 @@ def spare_uid() -> int:
     return uid if any(first <= uid < first + count for first, _, count in ranges) else NOBODY
 
 
-def give_to(uid: int, folders: list[str]) -> None:
-    """Make the command's user the owner of its folders. Links are not followed, and a file with a second name is left alone."""
-    for folder in folders:
-        os.chown(folder, uid, uid)
-        for _, names, files, at in os.fwalk(folder):
-            for name in (*names, *files):
-                if name in names or os.stat(name, dir_fd=at, follow_symlinks=False).st_nlink == 1:
-                    os.chown(name, uid, uid, dir_fd=at, follow_symlinks=False)
+def give_to(uid: int, folder: str) -> None:
+    """Make the command's user the owner of its folder. Links are not followed, and a file with a second name is left alone."""
+    os.chown(folder, uid, uid)
+    for _, names, files, at in os.fwalk(folder):
+        for name in (*names, *files):
+            if name in names or os.stat(name, dir_fd=at, follow_symlinks=False).st_nlink == 1:
+                os.chown(name, uid, uid, dir_fd=at, follow_symlinks=False)
 
 
 def processes_of(uid: int) -> int:
@@ -160,8 +161,8 @@ def execute(spec: dict[str, Any], uid: int | None, status: int) -> NoReturn:
         for name, value in limits.items():
             number = getattr(resource, f"RLIMIT_{name}")
             hard = resource.getrlimit(number)[1]
-            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.setrlimit(number, (value, value))
+            allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(number, (allowed, allowed))
         if uid is not None:
             os.setgroups([])
             os.setresgid(uid, uid, uid)
@@ -174,7 +175,7 @@ def execute(spec: dict[str, Any], uid: int | None, status: int) -> NoReturn:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, set())
         os.execvpe(spec["argv"][0], spec["argv"], spec["env"])
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  (there is nobody above a forked process: whatever it was is reported)
         report(status, error=f"start {spec['argv'][0]}: {error}")
         os._exit(127)
 
@@ -202,6 +203,11 @@ def proportional_bytes(pid: int, resident: int) -> int:
             if line.startswith(b"Pss:"):
                 return int(line.split()[1]) * 1024
     return resident
+
+
+def uses_more_than(bytes_max: int) -> bool:
+    resident = descendants()
+    return sum(resident.values()) > bytes_max and sum(proportional_bytes(pid, size) for pid, size in resident.items()) > bytes_max
 
 
 def kill_all(timeout_s: float = 5.0) -> None:
@@ -238,9 +244,8 @@ def supervise(command: int, spec: dict[str, Any], status: int) -> None:
             killed = "cancelled"
         elif code is None and began >= end:
             killed = "timeout"
-        elif code is None and sum((resident := descendants()).values()) > spec["resident_bytes_max"]:
-            if sum(proportional_bytes(pid, size) for pid, size in resident.items()) > spec["resident_bytes_max"]:
-                killed = "memory"
+        elif code is None and uses_more_than(spec["resident_bytes_max"]):
+            killed = "memory"
         pause = max(WATCH_INTERVAL_S, 10 * (time.monotonic() - began))  # watching takes a tenth of a core at most
     kill_all()
     report(status, returncode=-signal.SIGKILL if code is None else code, killed=killed)

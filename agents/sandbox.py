@@ -1,9 +1,9 @@
 """How well this machine can keep untrusted Python away from everything else: found out once, by trying.
 
-| level         | the child sees                                                        | needs                                              |
-|---------------|-----------------------------------------------------------------------|----------------------------------------------------|
-| `namespaces`  | its folder, the interpreter, /usr; no network, no other process        | root with CAP_SYS_ADMIN, user namespaces, or bubblewrap |
-| `limits-only` | what any user of the machine may see, network included                 | nothing                                            |
+| level         | the child sees                                                  | needs                                                   |
+|---------------|-----------------------------------------------------------------|---------------------------------------------------------|
+| `namespaces`  | its folder, the interpreter, /usr; no network, no other process | root with CAP_SYS_ADMIN, user namespaces, or bubblewrap |
+| `limits-only` | what any user of the machine may see, network included          | nothing                                                 |
 
 Every level has the limits, the clean environment and the supervision of `child`, and never runs the child as root. The level stands
 in each result, and a `minimum` makes the tools refuse instead of running below it.
@@ -36,6 +36,7 @@ SYSTEM_PATHS: Final = tuple(
         *("/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/hosts", "/etc/fonts", "/etc/mime.types", "/etc/ssl/certs"),
     )
 )
+RUNTIMES: Final = Path("/var/tmp")  # noqa: S108  (its entries are checked for their owner before use)
 PROBE: Final = "import os, socket, msgspec; print(os.getuid(), *(name for _, name in socket.if_nameindex()))"
 """Imports a compiled package, prints who the child is and which networks it has."""
 PROBE_LIMITS: Final = ChildLimits(wall_s=20, cpu_s=10)
@@ -57,7 +58,7 @@ class Sandbox:
     """Runs Python in the best isolation this machine has."""
 
     def __init__(
-        self, *, minimum: Level = "limits-only", mechanisms: Sequence[str] = ("namespaces", "bubblewrap", "limits-only"), runtimes: Path = Path("/var/tmp")
+        self, *, minimum: Level = "limits-only", mechanisms: Sequence[str] = ("namespaces", "bubblewrap", "limits-only"), runtimes: Path = RUNTIMES
     ) -> None:
         """Make a sandbox; nothing is tried before it is first used.
 
@@ -81,22 +82,30 @@ class Sandbox:
                 self._ready = await self._find()
             return self._ready
 
-    async def run_python(
-        self, arguments: Sequence[str], *, cwd: Path, limits: ChildLimits, stdin: bytes = b"", env: Mapping[str, str] | None = None
-    ) -> ChildResult:
-        """Run the interpreter with these arguments; `cwd` is the one folder it may write to, see `scratch`.
+    async def run_python(self, arguments: Sequence[str], *, folder: Path, limits: ChildLimits, start_in: str = "", stdin: bytes = b"") -> ChildResult:
+        """Run the interpreter with these arguments.
+
+        Args:
+            folder: from `scratch`; the child may write there and nowhere else.
+            start_in: where in it the child starts.
 
         Raises:
             SandboxError: see `ready`, or the child could not be started.
         """
         ready = await self.ready()
-        environment = {**clean_environment(cwd), **ready.environment, **(env or {})}
         return await run_child(
-            [ready.python, *arguments], cwd=cwd, stdin=stdin, limits=limits, env=environment, isolation=ready.isolation, readable=ready.readable
+            [ready.python, *arguments],
+            cwd=folder / start_in,
+            stdin=stdin,
+            limits=limits,
+            env={**clean_environment(folder), **ready.environment},
+            isolation=ready.isolation,
+            readable=ready.readable,
+            writable=folder,
         )
 
     async def _find(self) -> Ready:
-        faults = []
+        faults: list[str] = []
         for mechanism in self._mechanisms:
             if self._minimum == "namespaces" and mechanism == "limits-only":
                 continue
@@ -155,11 +164,11 @@ def scratch(parent: Path) -> Iterator[Path]:
 def clean_environment(folder: Path) -> dict[str, str]:
     """Return the whole environment of a child: nothing of ours, the same on every machine, one thread per library."""
     tmp = str(folder / "tmp")
-    return {
-        **{"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": tmp, "TMPDIR": tmp, "MPLCONFIGDIR": tmp, "USER": "sandbox", "LOGNAME": "sandbox"},
-        **{"LANG": "C.UTF-8", "TZ": "UTC", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1", "PYTHONNOUSERSITE": "1"},
-        **{"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"},
-    }
+    places = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": tmp, "TMPDIR": tmp, "MPLCONFIGDIR": tmp}
+    person = {"USER": "sandbox", "LOGNAME": "sandbox", "LANG": "C.UTF-8", "TZ": "UTC"}
+    python = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1", "PYTHONNOUSERSITE": "1"}
+    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
+    return {**places, **person, **python, **threads}
 
 
 def _extra_sites() -> list[str]:
@@ -172,7 +181,7 @@ def _python_paths() -> tuple[Path, ...]:
     executable = Path(sys.executable)
     named = [sys.prefix, sys.base_prefix, sys.base_exec_prefix, *_extra_sites()]
     if executable.is_symlink():  # the folder named by a virtual environment may itself be a link
-        named.append(str((executable.parent / os.readlink(executable)).parent.parent))
+        named.append(str((executable.parent / executable.readlink()).parent.parent))
     paths = {Path(os.path.normpath(path)) for path in named} | {Path(path).resolve() for path in named}
     return tuple(sorted(paths - {Path("/"), Path("/usr")}))
 
@@ -183,24 +192,8 @@ def _bubblewrap(readable: Sequence[Path]) -> tuple[str, ...]:
     if program is None:
         raise SandboxError("bubblewrap is not installed")
     binds = [part for path in sorted(readable, key=lambda path: len(str(path))) for part in ("--ro-bind-try", str(path), str(path))]
-    return (
-        program,
-        "--unshare-all",
-        "--die-with-parent",
-        "--tmpfs",
-        "/tmp",
-        "--proc",
-        "/proc",
-        "--dev",
-        "/dev",
-        *binds,
-        "--bind",
-        "{cwd}",
-        "{cwd}",
-        "--chdir",
-        "{cwd}",
-        "--",
-    )
+    view = ("--unshare-all", "--die-with-parent", "--tmpfs", "/tmp", "--proc", "/proc", "--dev", "/dev")  # noqa: S108  (the child's own)
+    return (program, *view, *binds, "--bind", "{folder}", "{folder}", "--")
 
 
 def _reachable(executable: Path) -> bool:
