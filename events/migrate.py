@@ -188,7 +188,7 @@ async def _grant_rights(connection: Any, role: str) -> None:
     writes = any(grant.role == role for grant in grants.GRANTS)
     rights = [
         "USAGE ON SCHEMA es",
-        "SELECT ON es.streams, es.events, es.blobs, es.checkpoints",
+        "SELECT ON es.streams, es.events, es.blobs",
         "SELECT ON SEQUENCE es.event_position",
         "EXECUTE ON FUNCTION es.high_water, es.read_all",
     ]
@@ -196,8 +196,6 @@ async def _grant_rights(connection: Any, role: str) -> None:
         rights += ["EXECUTE ON FUNCTION es.append", "INSERT ON es.blobs"]
     if role == grants.ORCHESTRATOR:
         rights.append("SELECT, INSERT, UPDATE, DELETE ON es.timers")
-    if role == grants.PROJECTOR:
-        rights.append("INSERT, UPDATE, DELETE ON es.checkpoints")
     name = await _quoted(connection, role)
     for right in rights:
         await connection.execute(f"GRANT {right} TO {name}")

@@ -1,4 +1,4 @@
--- The log: streams, events, blobs, timers, checkpoints, and who may write what.
+-- The log: streams, events, blobs, timers, and who may write what.
 -- Nobody but es.append (0002) writes streams and events: logins get no INSERT, and triggers stop even the owner from changing a fact.
 
 CREATE SCHEMA es;
@@ -58,12 +58,6 @@ CREATE TABLE es.timers (
   due_us bigint NOT NULL
 ) WITH (fillfactor = 70);
 CREATE INDEX timers_due ON es.timers (due_us);
-
-CREATE TABLE es.checkpoints (                                    -- how far a projection has folded the log; moved in the view's transaction
-  name       text COLLATE "C" PRIMARY KEY,
-  position   bigint NOT NULL DEFAULT 0,
-  updated_at timestamptz NOT NULL DEFAULT now()
-) WITH (fillfactor = 50);
 
 CREATE TABLE es.grants (                                         -- rows are written by the migration runner, from events/grants.py
   role         text COLLATE "C" NOT NULL,                        -- login
