@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -15,21 +13,13 @@ import nats
 import pytest
 import pytest_asyncio
 
+from crewlog.events.child_launch import launch_command
+from crewlog.events.credentials import NATS_USERS
 from crewlog.events.nats_bus import NatsBus
+from crewlog.events.server_nats import NatsServer
 
 ACCOUNTS = 32
 PASSWORD = "test"  # loopback only
-
-_LIBC = ctypes.CDLL(None)
-
-
-def _die_with_parent() -> None:
-    _LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed test run leaves no server behind
-
-
-def find_nats_server() -> str:
-    """Return the server that came with the environment."""
-    return str(Path(sys.executable).parent / "nats-server")
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +35,8 @@ def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "accounts": {f"A{n}": {"jetstream": "enabled", "users": [{"user": f"a{n}", "password": PASSWORD}]} for n in range(ACCOUNTS)},
     }
     (home / "nats.conf").write_text(json.dumps(config))
-    process = subprocess.Popen([find_nats_server(), "-c", str(home / "nats.conf")], preexec_fn=_die_with_parent)  # noqa: PLW1509
+    binary = Path(sys.executable).with_name("nats-server")
+    process = subprocess.Popen(launch_command([binary, "-c", home / "nats.conf"]))
     try:
         yield _ready(process, home / f"nats-server_{process.pid}.ports").removeprefix("nats://")
     finally:
@@ -93,3 +84,12 @@ async def nats_bus(nats_url: str) -> AsyncIterator[NatsBus]:
     await bus.ensure_kind("research")
     yield bus
     await bus.close()
+
+
+@pytest_asyncio.fixture
+async def real_server(tmp_path: Path) -> AsyncIterator[NatsServer]:
+    """Yield the product's own server with its users and permissions; every user's password is its name reversed."""
+    server = NatsServer(tmp_path / "nats", {user: user[::-1] for user in NATS_USERS})
+    await server.start()
+    yield server
+    await server.stop()

@@ -1,0 +1,99 @@
+"""Who may do what on the bus: the permissions of every user of the embedded NATS server, least privilege.
+
+The streams are shared by all, so what keeps a research agent from taking code work or answering for the orchestrator stands here.
+Everything not allowed is refused by the server. Wildcards of NATS match whole tokens only, hence one line per consumer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from crewlog.events.grants import BUILT_IN_KINDS
+from crewlog.events.jetstream import work_consumer
+from crewlog.schemas.subjects import LANES
+
+_REPLIES: Final = {"max": 16, "expires": "2m"}
+"""Answers to requests that were received: how many each, and for how long."""
+_JETSTREAM: Final = "$JS.API"
+
+
+def permissions(user: str) -> dict[str, Any]:
+    """Return the permissions of one user as the server's configuration wants them.
+
+    Users without rules of their own get those of an agent of that kind.
+    """
+    rules = {"orchestrator": _orchestrator, "projector": _projector, "operator": _operator, "supervisor": _supervisor, "specialist": _specialist}
+    made = rules[user]() if user in rules else _agent(user)
+    made["subscribe"]["allow"].append(f"_INBOX_{user}.>")
+    return {**made, "allow_responses": _REPLIES}
+
+
+def _agent(kind: str) -> dict[str, Any]:
+    return {
+        "publish": {"allow": [*_agent_publish(), f"telemetry.{kind}.*", f"dlq.{kind}", *_work_of([kind])]},
+        "subscribe": {"allow": ["control.worker.*", f"control.{kind}"]},
+    }
+
+
+def _specialist() -> dict[str, Any]:
+    """Any kind but the built-in ones: NATS cannot tell the kinds that users make apart, as all log in as this one."""
+    built_in = [*_work_of(BUILT_IN_KINDS), *(f"{prefix}.{kind}{rest}" for kind in BUILT_IN_KINDS for prefix, rest in (("telemetry", ".*"), ("dlq", "")))]
+    return {
+        "publish": {"allow": [*_agent_publish(), "telemetry.*.*", "dlq.*", *_work("*")], "deny": built_in},
+        "subscribe": {"allow": ["control.worker.*", "control.*"], "deny": [f"control.{kind}" for kind in BUILT_IN_KINDS]},
+    }
+
+
+def _agent_publish() -> list[str]:
+    return ["wake.*", "poke.log", "api.system.agents.*"]
+
+
+def _work_of(kinds: Iterable[str]) -> list[str]:
+    return [subject for kind in kinds for lane in LANES for subject in _work(work_consumer(kind, lane).name)]
+
+
+def _work(consumer: str) -> list[str]:
+    """Pull from one consumer of WORK, and end deliveries of it (in both forms of the acknowledgement's subject)."""
+    return [f"{_JETSTREAM}.CONSUMER.MSG.NEXT.WORK.{consumer}", f"$JS.ACK.WORK.{consumer}.>", f"$JS.ACK.*.*.WORK.{consumer}.>"]
+
+
+def _orchestrator() -> dict[str, Any]:
+    """Dispatches, answers, makes streams and consumers. It does not publish facts: those come from the log."""
+    return {
+        "publish": {"allow": [">"], "deny": ["events.>", "supervisor.>"]},
+        "subscribe": {"allow": ["api.>", "wake.*", "poke.log", "telemetry.>", "control.>", "dlq.>", "$SRV.>"]},
+    }
+
+
+def _projector() -> dict[str, Any]:
+    """Relays the log to `events.>`, and keeps that stream."""
+    stream = [f"{_JETSTREAM}.STREAM.{verb}.EVENTS" for verb in ("CREATE", "UPDATE", "INFO", "PURGE", "MSG.GET")]
+    return {
+        "publish": {"allow": ["events.>", "telemetry.projector.*", *stream, f"{_JETSTREAM}.DIRECT.GET.EVENTS"]},
+        "subscribe": {"allow": ["poke.log", "telemetry.>", "control.worker.*", "control.projector"]},
+    }
+
+
+def _operator() -> dict[str, Any]:
+    """People and clients: submit, ask, watch. Consumers of their own on EVENTS, REJECTED and DLQ; the lag of all others."""
+    own = [
+        f"{_JETSTREAM}.CONSUMER.{verb}.{stream}{rest}"
+        for stream in ("EVENTS", "REJECTED", "DLQ")
+        for verb, rest in (("CREATE", ""), ("CREATE", ".>"), ("MSG.NEXT", ".*"), ("INFO", ".*"), ("DELETE", ".*"))
+    ]
+    look = [f"{_JETSTREAM}.{verb}" for verb in ("INFO", "STREAM.NAMES", "STREAM.LIST", "STREAM.INFO.*", "CONSUMER.INFO.WORK.*", "CONSUMER.INFO.TASKS.*")]
+    acks = [f"$JS.ACK.{prefix}{stream}.>" for stream in ("EVENTS", "REJECTED", "DLQ") for prefix in ("", "*.*.")]
+    return {
+        "publish": {"allow": ["tasks.>", "api.>", "supervisor.>", "$SRV.>", "$JS.FC.>", *own, *look, *acks]},
+        # `_INBOX.>` because a client that knows nothing of us uses that prefix; nobody else gets answers there
+        "subscribe": {"allow": ["_INBOX.>", "events.>", "rejected.>", "dlq.>", "telemetry.>"]},
+    }
+
+
+def _supervisor() -> dict[str, Any]:
+    """Runs the processes: prepares streams and consumers, is told to scale, tells workers to stop."""
+    return {
+        "publish": {"allow": [f"{_JETSTREAM}.>", "control.>", "api.system.agents.*", "wake.*", "poke.log"]},
+        "subscribe": {"allow": ["supervisor.>", "telemetry.>"]},
+    }

