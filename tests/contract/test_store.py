@@ -9,15 +9,6 @@ from uuid import UUID
 import msgspec
 import pytest
 import pytest_asyncio
-
-from crewlog.events.grants import OPERATOR
-from crewlog.events.store import EVENT_BYTES_MAX, NO_STREAM, STREAMS_PER_APPEND_MAX, EventStore, Write
-from crewlog.schemas.errors import ConflictError, ContractError, Unavailable
-from crewlog.schemas.ids import Hash, RunId, document_stream, run_stream, task_stream
-from crewlog.schemas.payload import content_hash
-from crewlog.schemas.run_events import RunSubmitted
-from crewlog.schemas.system_events import DocumentIngested
-from crewlog.schemas.task_events import TaskCancelled, TaskOpened
 from support.logs import (
     CLOCK,
     InMemory,
@@ -36,6 +27,15 @@ from support.logs import (
     to_run,
     to_task,
 )
+
+from crewlog.events.grants import OPERATOR
+from crewlog.events.store import EVENT_BYTES_MAX, NO_STREAM, STREAMS_PER_APPEND_MAX, EventStore, Write
+from crewlog.schemas.errors import ConflictError, ContractError, Unavailable
+from crewlog.schemas.ids import Hash, RunId, document_stream, run_stream, task_stream
+from crewlog.schemas.payload import content_hash
+from crewlog.schemas.run_events import RunSubmitted
+from crewlog.schemas.system_events import DocumentIngested
+from crewlog.schemas.task_events import TaskCancelled, TaskOpened
 
 
 @pytest.fixture(params=["memory", "postgres"])

@@ -7,6 +7,7 @@ from typing import Protocol
 from uuid import UUID
 
 import msgspec
+from support.postgres import Database
 
 from crewlog.events.clock import SystemClock
 from crewlog.events.grants import ORCHESTRATOR
@@ -20,7 +21,6 @@ from crewlog.schemas.run_events import RunCancelled, RunSubmitted, TaskDispatche
 from crewlog.schemas.task_events import ModelCallStarted, TaskCompleted, TaskOpened, TaskStarted
 from crewlog.schemas.usage import Usage
 from crewlog.schemas.values import Outcome
-from support.postgres import Database
 
 CLOCK = SystemClock()
 
