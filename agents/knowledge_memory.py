@@ -20,6 +20,7 @@ from crewlog.schemas.errors import Unavailable
 from crewlog.schemas.ids import Hash
 from crewlog.schemas.system_events import DocumentIngested
 
+PASSAGE_CHARS_MIN: Final = 300
 PASSAGE_LINES_MAX: Final = 12
 _PAGE_EVENTS: Final = 1_000
 _K1: Final = 1.2
@@ -111,16 +112,22 @@ def _score(chunk: _Chunk, idf: dict[str, float], mean: float) -> float:
 
 
 def _chunks(text: str) -> Iterator[_Chunk]:
-    """Cut at blank lines, and within longer stretches after `PASSAGE_LINES_MAX` lines."""
-    lines: list[str] = []
-    for number, line in enumerate([*text.split("\n"), ""], start=1):
-        if line.strip():
-            lines.append(line)
-        if lines and (not line.strip() or len(lines) == PASSAGE_LINES_MAX):
-            passage = "\n".join(lines)
-            first = number - len(lines) + (1 if line.strip() else 0)
-            yield _Chunk(first, passage, Counter(_terms(passage)), " ".join(_words(passage)))
-            lines = []
+    """Cut before headings, at the blank line that ends a stretch of some length, and after `PASSAGE_LINES_MAX` lines."""
+    lines = text.split("\n")
+    first = 0
+    for at, line in enumerate(lines):
+        is_long = sum(map(len, lines[first:at])) >= PASSAGE_CHARS_MIN and not line.strip()
+        if line.startswith("#") or is_long or at - first == PASSAGE_LINES_MAX:
+            yield from _chunk(lines, first, at)
+            first = at
+    yield from _chunk(lines, first, len(lines))
+
+
+def _chunk(lines: list[str], first: int, end: int) -> Iterator[_Chunk]:
+    filled = [at for at in range(first, end) if lines[at].strip()]
+    if filled:
+        passage = "\n".join(lines[filled[0] : filled[-1] + 1])
+        yield _Chunk(filled[0] + 1, passage, Counter(_terms(passage)), " ".join(_words(passage)))
 
 
 def _words(text: str) -> list[str]:

@@ -10,7 +10,8 @@ from typing import Any, Final
 import asyncpg
 
 from crewlog.agents.knowledge import DOCUMENTS_MAX, DocumentInfo, Passage
-from crewlog.schemas.errors import ConfigError, ContractError, NotAuthorised, Unavailable
+from crewlog.events.connections import explain, is_retryable
+from crewlog.schemas.errors import ContractError, Unavailable
 from crewlog.schemas.ids import Hash
 
 _SEARCH: Final = "select document, name, line, passage, rank from crewlog.search_documents($1, $2, $3, $4) order by rank desc, document, line"
@@ -65,7 +66,7 @@ class PostgresKnowledge:
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
-                    async with _mapped("read the knowledge index's checkpoint"):
+                    async with _mapped("read how far the knowledge index is"):
                         reached = await (await self._open()).fetchval(_CHECKPOINT) or 0
                     if reached >= position:
                         return
@@ -82,9 +83,5 @@ class PostgresKnowledge:
 async def _mapped(action: str) -> AsyncIterator[None]:
     try:
         yield
-    except (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError, asyncpg.InvalidSchemaNameError) as error:
-        raise ConfigError(f"cannot {action}: {error}", hint="create the views with `crewlog db migrate`") from error
-    except asyncpg.InsufficientPrivilegeError as error:
-        raise NotAuthorised("this database login", action, reason=str(error)) from error
-    except (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, asyncpg.InterfaceError, asyncpg.QueryCanceledError, OSError) as error:
-        raise Unavailable(f"cannot {action}: {type(error).__name__}: {error}") from error
+    except Exception as error:
+        raise Unavailable(f"cannot {action}: {error or type(error).__name__}") if is_retryable(error, None) else explain(error, f"cannot {action}") from error

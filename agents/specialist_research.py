@@ -114,7 +114,7 @@ class ResearchTools:
         passages = await self._knowledge.search(tenant, args.query, shelf.attached, args.limit) if shelf.attached else []
         if shelf.has_library:
             passages += await self._knowledge.search(tenant, args.query, None, args.limit)
-        best = {(p.document, p.line): p for p in sorted(passages, key=lambda p: -p.rank)}
+        best = {(p.document, p.line, p.text): p for p in sorted(passages, key=lambda p: -p.rank)}
         found = list(best.values())[: args.limit]
         if not found:
             return ToolOutput(f"Nothing found for {args.query!r} in {len(shelf)} documents. Try other words, or list_documents and read_document.")
