@@ -1,0 +1,343 @@
+"""The worker on a real log and bus in memory: every way a task can go, and what a crash between two appends leaves behind."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID
+
+import msgspec
+import pytest
+from support.scripted import Line, Recorder, ScriptedModel, calls, says
+
+from crewlog.agents.model import ModelError
+from crewlog.agents.rederive import replay_task
+from crewlog.agents.work import Workshop
+from crewlog.agents.worker import Worker
+from crewlog.events.artifact_store import open_artifacts
+from crewlog.events.bus import Message
+from crewlog.events.clock import SystemClock
+from crewlog.events.memory_bus import MemoryBus
+from crewlog.events.memory_store import MemoryStore
+from crewlog.events.store import NO_STREAM, AppendRequest, Recorded, Write
+from crewlog.schemas.ids import ApprovalId, RunId, TaskId, task_stream
+from crewlog.schemas.payload import Payload
+from crewlog.schemas.subjects import control_worker, work
+from crewlog.schemas.task import AgentTask, parse_task
+from crewlog.schemas.task_events import (
+    ApprovalDecided,
+    ApprovalRequested,
+    AttemptFailed,
+    ModelCallFinished,
+    TaskCancelled,
+    TaskCompleted,
+    TaskEvent,
+    TaskOpened,
+    ToolFinished,
+    ToolStarted,
+)
+
+RUN_ID = RunId(UUID("00000000-0000-4000-8000-00000000000a"))
+
+
+@dataclass
+class Bench:
+    """One worker, its log, its bus, and an orchestrator that only accepts registrations."""
+
+    store: MemoryStore
+    bus: MemoryBus
+    tmp: Path
+    clock: SystemClock
+    workers: list[Worker]
+    woken: asyncio.Queue[str]
+
+    async def worker(self, recorder: Recorder, *lines: Line, name: str = "w1") -> ScriptedModel:
+        model = ScriptedModel(list(lines))
+        artifacts = await open_artifacts(self.tmp / "artifacts")
+        shop = Workshop(name, recorder.agent(), model, artifacts, self.clock, self.tmp / "work")
+        worker = Worker(shop, self.store, self.bus, slots=4)
+        await worker.start()
+        self.workers.append(worker)
+        return model
+
+    async def open(self, *, number: int = 1, **changes: object) -> AgentTask:
+        task = parse_task({"task_id": str(UUID(int=number)), "run_id": str(RUN_ID), "type": "data", "key": "a", "objective": "count", **changes})
+        body = task.model_dump_json().encode()
+        await self.append(task, TaskOpened("data", "a", 0, msgspec.Raw(body)), expected=NO_STREAM)
+        return task
+
+    async def dispatch(self, task: AgentTask, *, attempt: int = 1, version: int = 1) -> None:
+        headers = {"Attempt": str(attempt), "Task-Version": str(version)}
+        message_id = f"{task.task_id}:{attempt}:{version}"
+        await self.bus.enqueue(work("data", "normal"), task.model_dump_json().encode(), message_id=message_id, headers=headers)
+
+    async def append(self, task: AgentTask, *events: TaskEvent, expected: int) -> None:
+        write = Write(task_stream(TaskId(task.task_id)), events, expected, "data")
+        ids = [self.clock.new_id() for _ in events]
+        await self.store.append(AppendRequest((write,), ids, self.clock.now_us(), RUN_ID, TaskId(task.task_id)))
+
+    async def recorded(self, task: AgentTask) -> list[Recorded]:
+        return list(await self.store.read_streams({task_stream(TaskId(task.task_id)): 0}))
+
+    async def events(self, task: AgentTask) -> list[TaskEvent]:
+        return [r.event() for r in await self.recorded(task)]  # type: ignore[misc]
+
+    async def rest(self, task: AgentTask) -> list[TaskEvent]:
+        """Wait until the worker wakes the orchestrator for this task, then return its events, replayed and found consistent."""
+        async with asyncio.timeout(5):
+            while await self.woken.get() != str(task.task_id):
+                pass
+        events = await self.recorded(task)
+
+        async def fetch(payload: Payload) -> str:
+            return (await self.store.get_blobs([payload.ref]))[payload.ref].decode() if payload.ref else payload.inline or ""
+
+        refs = {p.ref: await fetch(p) for r in events for p in payloads(r.event()) if p.ref}
+        replayed = replay_task(events, lambda p: p.inline if p.inline is not None else refs[p.ref])
+        assert replayed.divergence is None, str(replayed.divergence)
+        return [r.event() for r in events]  # type: ignore[misc]
+
+
+def payloads(value: object) -> list[Payload]:
+    if isinstance(value, Payload):
+        return [value]
+    if isinstance(value, msgspec.Struct):
+        return [p for name in value.__struct_fields__ for p in payloads(getattr(value, name))]
+    return [p for item in value for p in payloads(item)] if isinstance(value, tuple) else []
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    store, bus, woken = MemoryStore(), MemoryBus(), asyncio.Queue[str]()
+    await bus.ensure_kind("data")
+
+    async def registered(message: Message) -> None:
+        await bus.publish(message.reply, b'{"ok":true}')
+
+    async def wake(message: Message) -> None:
+        woken.put_nowait(message.data.decode())
+
+    await bus.subscribe("api.system.agents.*", registered)
+    await bus.subscribe("wake.*", wake)
+    bench = Bench(store, bus, tmp_path, SystemClock(), [], woken)
+    yield bench
+    for worker in bench.workers:
+        await worker.stop(grace_s=0)
+    await bus.close()
+
+
+def names(events: list[TaskEvent]) -> list[str]:
+    return [type(e).__name__ for e in events]
+
+
+SUBMIT = calls(("submit", '{"text":"done"}'))
+
+
+async def test_a_task_runs_to_its_outcome_with_intent_before_effect(bench: Bench) -> None:
+    recorder = Recorder()
+    await bench.worker(recorder, calls(("look", '{"text":"a"}'), ("put", '{"text":"b"}')), SUBMIT)
+    task = await bench.open()
+    await bench.dispatch(task)
+    events = await bench.rest(task)
+    assert names(events) == [
+        *("TaskOpened", "TaskStarted", "ModelCallStarted", "ModelCallFinished", "ToolStarted", "ToolStarted", "ToolFinished", "ToolFinished"),
+        *("ModelCallStarted", "ModelCallFinished", "ToolStarted", "ToolFinished", "TaskCompleted"),
+    ]
+    assert [c[:2] for c in recorder.calls] == [("look", "a"), ("put", "b"), ("submit", "done")]
+    last = events[-1]
+    assert isinstance(last, TaskCompleted)
+    assert last.outcome.summary == "done"
+    assert last.outcome.flags == ("simulated",)
+
+
+async def test_bad_arguments_and_unknown_tools_go_back_to_the_model_and_run_nothing(bench: Bench) -> None:
+    recorder = Recorder()
+    model = await bench.worker(recorder, calls(("look", '{"txt":1}'), ("fly", "{}"), ("look", "not json")), SUBMIT)
+    task = await bench.open()
+    await bench.dispatch(task)
+    events = await bench.rest(task)
+    refused = [e for e in events if isinstance(e, ToolFinished) and e.status == "refused"]
+    assert len(refused) == 3
+    assert [c[0] for c in recorder.calls] == ["submit"]
+    shown = str(model.requests[1].messages[-1])
+    assert "Field required" in shown
+    assert "there is no tool 'fly'; the tools are look, put" in shown
+
+
+async def test_failing_and_crashing_tools_are_results(bench: Bench) -> None:
+    await bench.worker(Recorder(), calls(("look", '{"text":"fail"}'), ("look", '{"text":"crash"}')), SUBMIT)
+    task = await bench.open()
+    await bench.dispatch(task)
+    results = [e.result.inline for e in await bench.rest(task) if isinstance(e, ToolFinished) and e.status == "error"]
+    assert results == ["it does not work", "look failed: ZeroDivisionError: a bug"]
+
+
+async def test_a_tool_with_a_limit_is_refused_beyond_it(bench: Bench) -> None:
+    recorder = Recorder()
+    await bench.worker(recorder, calls(("once", '{"text":"a"}'), ("once", '{"text":"b"}')), SUBMIT)
+    task = await bench.open()
+    await bench.dispatch(task)
+    await bench.rest(task)
+    assert [c[1] for c in recorder.calls] == ["a", "done"]
+
+
+async def test_an_approval_suspends_the_task_and_the_permit_is_used_once(bench: Bench) -> None:
+    recorder = Recorder()
+    await bench.worker(recorder, calls(("mail", '{"text":"hello"}')), SUBMIT)
+    task = await bench.open()
+    await bench.dispatch(task)
+    events = await bench.rest(task)
+    asked = events[-1]
+    assert isinstance(asked, ApprovalRequested)
+    assert not recorder.calls
+    await bench.append(task, ApprovalDecided(asked.approval_id, asked.call_id, asked.digest, "approved", "maria"), expected=len(events))
+    await bench.dispatch(task, version=len(events) + 1)
+    events = await bench.rest(task)
+    assert isinstance(events[-1], TaskCompleted)
+    assert [c[0] for c in recorder.calls] == ["mail", "submit"]
+    assert [e.approval_id for e in events if isinstance(e, ToolStarted)] == [asked.approval_id, None]
+
+
+async def test_a_denied_call_does_not_run_and_the_model_is_told_by_whom(bench: Bench) -> None:
+    recorder = Recorder()
+    model = await bench.worker(recorder, calls(("mail", '{"text":"hello"}')), SUBMIT)
+    task = await bench.open()
+    await bench.dispatch(task)
+    events = await bench.rest(task)
+    asked = events[-1]
+    assert isinstance(asked, ApprovalRequested)
+    await bench.append(task, ApprovalDecided(asked.approval_id, asked.call_id, asked.digest, "denied", "maria", "too early"), expected=len(events))
+    await bench.dispatch(task, version=len(events) + 1)
+    await bench.rest(task)
+    assert [c[0] for c in recorder.calls] == ["submit"]
+    assert "mail was not run: denied by maria: too early" in str(model.requests[1].messages[-1])
+
+
+async def test_auto_approve_asks_nobody(bench: Bench) -> None:
+    recorder = Recorder()
+    await bench.worker(recorder, calls(("mail", '{"text":"hello"}')), SUBMIT)
+    task = await bench.open(auto_approve=True)
+    await bench.dispatch(task)
+    assert isinstance((await bench.rest(task))[-1], TaskCompleted)
+
+
+async def crashed_inside(bench: Bench, tool: str) -> tuple[AgentTask, Recorder]:
+    """A worker dies while `tool` runs: the intent is durable and no outcome is."""
+    recorder = Recorder(gate=asyncio.Event())
+    await bench.worker(recorder, calls((tool, '{"text":"x"}')), name="dead")
+    task = await bench.open()
+    await bench.dispatch(task)
+    await asyncio.wait_for(recorder.entered.wait(), 5)
+    while names(await bench.events(task))[-1] != "ToolStarted":  # a read's intent may still be on its way
+        await asyncio.sleep(0)
+    await bench.workers.pop().stop(grace_s=0)
+    return task, recorder
+
+
+@pytest.mark.parametrize("tool", ["look", "put"])
+async def test_after_a_crash_a_repeatable_call_runs_again_under_the_same_key(bench: Bench, tool: str) -> None:
+    task, first = await crashed_inside(bench, tool)
+    second = Recorder()
+    await bench.worker(second, SUBMIT, name="w2")
+    events = await bench.rest(task)
+    assert isinstance(events[-1], TaskCompleted)
+    assert second.calls[0] == first.calls[0], "same tool, same arguments, same idempotency key"
+
+
+async def test_after_a_crash_an_irreversible_call_is_never_repeated_blindly(bench: Bench) -> None:
+    task, _ = await crashed_inside(bench, "send")
+    second = Recorder()
+    await bench.worker(second, SUBMIT, name="w2")
+    events = await bench.rest(task)
+    asked = events[-1]
+    assert isinstance(asked, ApprovalRequested)
+    assert "may or may not have happened" in asked.reason
+    assert not second.calls
+    await bench.append(task, ApprovalDecided(asked.approval_id, asked.call_id, asked.digest, "denied", "maria"), expected=len(events))
+    await bench.dispatch(task, version=len(events) + 1)
+    events = await bench.rest(task)
+    assert isinstance(events[-1], TaskCompleted)
+    assert [e.status for e in events if isinstance(e, ToolFinished)] == ["unknown", "ok"]
+    assert [c[0] for c in second.calls] == ["submit"]
+
+
+async def test_a_worker_that_lost_its_task_stops_and_its_outcome_never_happened(bench: Bench) -> None:
+    recorder = Recorder(gate=asyncio.Event())
+    await bench.worker(recorder, calls(("put", '{"text":"x"}')))
+    task = await bench.open()
+    await bench.dispatch(task)
+    await asyncio.wait_for(recorder.entered.wait(), 5)
+    version = len(await bench.events(task))
+    await bench.append(task, TaskCancelled("not needed", "maria"), expected=version)
+    assert recorder.gate is not None
+    recorder.gate.set()
+    async with asyncio.timeout(5):
+        while await bench.bus.backlog("WORK", "data-normal"):
+            await asyncio.sleep(0)
+    assert names(await bench.events(task))[-1] == "TaskCancelled"
+
+
+async def test_a_task_that_another_worker_holds_is_handed_back(bench: Bench) -> None:
+    recorder = Recorder(gate=asyncio.Event())
+    await bench.worker(recorder, calls(("put", '{"text":"x"}')), SUBMIT)
+    task = await bench.open()
+    await bench.dispatch(task)
+    await asyncio.wait_for(recorder.entered.wait(), 5)
+    answer = await bench.bus.request(control_worker("w1"), json.dumps({"task_id": str(task.task_id)}).encode(), timeout_s=1)
+    assert json.loads(answer.data) == {"holds": True}
+    before = names(await bench.events(task))
+    other = Recorder()
+    await bench.worker(other, name="w2")
+    await bench.dispatch(task, version=len(before))  # delivered a second time although the first worker lives
+    async with asyncio.timeout(5):
+        while await bench.bus.backlog("WORK", "data-normal") < 2:
+            await asyncio.sleep(0)
+    assert recorder.gate is not None
+    recorder.gate.set()
+    events = await bench.rest(task)
+    assert names(events)[: len(before)] == before
+    assert names(events).count("TaskStarted") == 1
+    assert not other.calls
+
+
+async def test_a_failed_model_call_ends_the_attempt_and_the_next_one_goes_on(bench: Bench) -> None:
+    recorder = Recorder()
+    overloaded = ModelError("overloaded", "try later", retry_after_s=3)
+    model = await bench.worker(recorder, calls(("look", '{"text":"a"}')), overloaded, SUBMIT)
+    task = await bench.open()
+    await bench.dispatch(task)
+    failed = (await bench.rest(task))[-1]
+    assert isinstance(failed, AttemptFailed)
+    assert failed.error.retryable
+    assert failed.error.retry_after_s == 3
+    await bench.dispatch(task, attempt=2, version=99)
+    events = await bench.rest(task)
+    assert isinstance(events[-1], TaskCompleted)
+    assert len(model.requests) == 3
+    assert [c[0] for c in recorder.calls] == ["look", "submit"], "what was done stays done"
+
+
+async def test_large_texts_are_blobs_and_come_back_byte_for_byte(bench: Bench) -> None:
+    large = "é" * 50_000
+    recorder = Recorder()
+    model = await bench.worker(recorder, calls(("look", json.dumps({"text": large})), ("put", json.dumps({"text": large + "!"}))), says("thinking"), SUBMIT)
+    task = await bench.open()
+    await bench.dispatch(task)
+    events = await bench.rest(task)
+    asked = next(e for e in events if isinstance(e, ModelCallFinished))
+    assert asked.tool_calls[0].arguments.ref is not None
+    assert recorder.calls[0][1] == large
+    assert "characters left out" in str(model.requests[1].messages[-1])
+
+
+async def test_a_message_that_is_no_task_is_ended_with_its_reason(bench: Bench) -> None:
+    await bench.worker(Recorder())
+    await bench.bus.enqueue(work("data", "normal"), b"{}", message_id="bad")
+    async with asyncio.timeout(5):
+        while await bench.bus.backlog("WORK", "data-normal"):
+            await asyncio.sleep(0)
+
+
