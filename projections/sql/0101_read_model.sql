@@ -11,6 +11,7 @@ END $$;
 
 CREATE SCHEMA rm AUTHORIZATION crewlog_projector;
 CREATE SCHEMA rm_build AUTHORIZATION crewlog_projector;             -- where a rebuild makes its tables before it swaps them in
+CREATE SCHEMA rm_old AUTHORIZATION crewlog_projector;               -- where the tables it replaces go, within that transaction
 CREATE SCHEMA IF NOT EXISTS crewlog;
 ALTER SCHEMA crewlog OWNER TO crewlog_projector;
 GRANT USAGE ON SCHEMA es TO crewlog_projector;

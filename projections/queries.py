@@ -1,0 +1,211 @@
+"""Typed reads of the public views, for the client and the command line. Values travel as parameters, names come from fixed lists."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final, Literal, Self, TypeVar, get_args
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from crewlog.events.clock import Clock
+from crewlog.events.connections import CONNECT_TIMEOUT_S, Connections
+from crewlog.projections.query_rows import (
+    AgentView,
+    ApprovalView,
+    CostView,
+    DocumentView,
+    EventView,
+    Lag,
+    ProblemView,
+    RunView,
+    TaskView,
+    ToolCallView,
+)
+from crewlog.schemas.errors import ContractError, NotFound
+
+CostColumn = Literal["run_id", "task_id", "key", "kind", "provider", "model", "user_name", "tenant", "day"]
+"""What costs may be grouped by."""
+
+LAST: Final = "@last"
+"""Stands for the run that was submitted last."""
+
+_CANDIDATES_MAX: Final = 10
+_EVENTS_MAX: Final = 100_000
+_HEX: Final = re.compile(r"[0-9a-f]{1,32}")
+_COST_COLUMNS: Final[tuple[str, ...]] = get_args(CostColumn)
+_JSON_COLUMNS: Final = ("json", "jsonb")
+
+V = TypeVar("V", bound=msgspec.Struct)
+
+
+def _columns(view: type[msgspec.Struct]) -> str:
+    return ", ".join(view.__struct_fields__)
+
+
+_RUNS: Final = f"SELECT {_columns(RunView)} FROM crewlog.runs"
+_TASKS: Final = f"SELECT {_columns(TaskView)} FROM crewlog.tasks"
+_APPROVALS: Final = f"SELECT {_columns(ApprovalView)} FROM crewlog.approvals"
+_TOOL_CALLS: Final = f"SELECT {_columns(ToolCallView)} FROM crewlog.tool_calls"
+_EVENTS: Final = f"SELECT {_columns(EventView)} FROM crewlog.events"
+_AGENTS: Final = f"SELECT {_columns(AgentView)} FROM crewlog.agents"
+_DOCUMENTS: Final = f"SELECT {_columns(DocumentView)} FROM crewlog.documents"
+_PROBLEMS: Final = f"SELECT {_columns(ProblemView)} FROM crewlog.problems"
+_LAG: Final = """
+SELECT c.name, c.position, coalesce((SELECT e.position FROM crewlog.events e ORDER BY e.position DESC LIMIT 1), 0) AS head,
+       (SELECT e.occurred_at FROM crewlog.events e WHERE e.position > c.position ORDER BY e.position LIMIT 1) AS waiting_since
+  FROM crewlog.checkpoints c ORDER BY c.name
+"""
+
+
+class Queries:
+    """Reads the views over a few connections. A server that is away is waited for; every read may be repeated."""
+
+    def __init__(self, url: str, clock: Clock, *, size: int = 2) -> None:
+        """Make a reader; connections are opened when they are needed.
+
+        Args:
+            url: login that may read the views: the operator's or the orchestrator's.
+            size: most connections at once.
+        """
+
+        async def connect() -> asyncpg.Connection:
+            connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S, server_settings={"application_name": "crewlog queries", "jit": "off"})
+            for name in _JSON_COLUMNS:
+                await connection.set_type_codec(name, schema="pg_catalog", encoder=str, decoder=msgspec.json.decode)
+            return connection
+
+        self._connections = Connections(connect, clock, size=size)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Let go of the connections. Safe to call twice."""
+        await self._connections.close()
+
+    async def runs(
+        self, *, tenant: str | None = None, user: str | None = None, status: str | None = None, before: datetime | None = None, limit: int = 50
+    ) -> list[RunView]:
+        """List runs, the newest first.
+
+        Args:
+            before: only runs submitted before this time; pass the last one's to get the next page.
+            limit: most runs to return.
+        """
+        where = """WHERE ($1::text IS NULL OR tenant = $1) AND ($2::text IS NULL OR user_name = $2) AND ($3::text IS NULL OR status = $3)
+                     AND ($4::timestamptz IS NULL OR submitted_at < $4) ORDER BY submitted_at DESC, run_id LIMIT $5"""
+        return await self._read(RunView, "list runs", f"{_RUNS} {where}", tenant, user, status, before, limit)
+
+    async def run(self, prefix: str) -> RunView:
+        """Return the run whose id begins with `prefix`, or the newest one for `@last`.
+
+        Raises:
+            NotFound: no run, or several; then the error lists them.
+        """
+        if prefix == LAST:
+            found = await self.runs(limit=1)
+            if not found:
+                raise NotFound("run", prefix)
+            return found[0]
+        low, high = _range("run", prefix)
+        found = await self._read(RunView, "find a run", f"{_RUNS} WHERE run_id BETWEEN $1 AND $2 ORDER BY run_id LIMIT $3", low, high, _CANDIDATES_MAX)
+        return _only("run", prefix, found, [str(run.run_id) for run in found])
+
+    async def tasks(self, run_id: UUID) -> list[TaskView]:
+        """List the tasks of a run in the order they were planned."""
+        return await self._read(TaskView, "list tasks", f"{_TASKS} WHERE run_id = $1 ORDER BY planned_at, dispatched_at, key, revision", run_id)
+
+    async def waiting(self, *, limit: int = 100) -> list[TaskView]:
+        """List unfinished tasks of all runs: what waits, and why. The longest waiting come first."""
+        return await self._read(TaskView, "list waiting tasks", f"{_TASKS} WHERE finished_at IS NULL ORDER BY planned_at, run_id, key LIMIT $1", limit)
+
+    async def tool_calls(self, run_id: UUID) -> list[ToolCallView]:
+        """List the tool calls of a run in the order they were asked for."""
+        return await self._read(ToolCallView, "list tool calls", f"{_TOOL_CALLS} WHERE run_id = $1 ORDER BY requested_at, task_id, call_id", run_id)
+
+    async def approvals(self, *, pending_only: bool = True, run_id: UUID | None = None, limit: int = 100) -> list[ApprovalView]:
+        """List questions to people, the oldest first."""
+        where = "WHERE (NOT $1 OR status = 'pending') AND ($2::uuid IS NULL OR run_id = $2) ORDER BY requested_at, approval_id LIMIT $3"
+        return await self._read(ApprovalView, "list approvals", f"{_APPROVALS} {where}", pending_only, run_id, limit)
+
+    async def approval(self, prefix: str) -> ApprovalView:
+        """Return the approval whose id begins with `prefix`.
+
+        Raises:
+            NotFound: none, or several; then the error lists them.
+        """
+        low, high = _range("approval", prefix)
+        where = "WHERE approval_id BETWEEN $1 AND $2 ORDER BY approval_id LIMIT $3"
+        found = await self._read(ApprovalView, "find an approval", f"{_APPROVALS} {where}", low, high, _CANDIDATES_MAX)
+        return _only("approval", prefix, found, [str(approval.approval_id) for approval in found])
+
+    async def costs(
+        self, by: Sequence[CostColumn], *, run_id: UUID | None = None, tenant: str | None = None, since: datetime | None = None
+    ) -> list[CostView]:
+        """Sum up model usage, the most expensive group first.
+
+        Args:
+            by: columns to group by.
+            since: only calls from this day (UTC) on.
+
+        Raises:
+            ContractError: a column that costs cannot be grouped by.
+        """
+        unknown = [column for column in by if column not in _COST_COLUMNS]
+        if unknown or not by:
+            raise ContractError(f"costs cannot be grouped by {', '.join(unknown) or 'nothing'}; possible: {', '.join(_COST_COLUMNS)}")
+        names = ", ".join(dict.fromkeys(by))  # each of them was found in the list above
+        sql = f"""SELECT {names}, sum(calls)::bigint AS calls, sum(input_tokens)::bigint AS input_tokens, sum(output_tokens)::bigint AS output_tokens,
+                         sum(cached_tokens)::bigint AS cached_tokens, sum(cost_micro_usd)::bigint AS cost_micro_usd,
+                         sum(unpriced_calls)::bigint AS unpriced_calls, bool_or(simulated) AS simulated
+                    FROM crewlog.costs
+                   WHERE ($1::uuid IS NULL OR run_id = $1) AND ($2::text IS NULL OR tenant = $2) AND ($3::date IS NULL OR day >= $3)
+                   GROUP BY {names} ORDER BY cost_micro_usd DESC, input_tokens DESC, {names}"""  # noqa: S608
+        rows = await self._connections.fetch("sum up costs", sql, run_id, tenant, since.date() if since else None)
+        return [CostView(group=dict(list(row.items())[: len(set(by))]), **dict(list(row.items())[len(set(by)) :])) for row in rows]
+
+    async def events(self, run_id: UUID, *, after: int = 0, limit: int = _EVENTS_MAX) -> list[EventView]:
+        """Read the events of a run in the order of the log, from behind a position."""
+        return await self._read(EventView, "read events", f"{_EVENTS} WHERE run_id = $1 AND position > $2 ORDER BY position LIMIT $3", run_id, after, limit)
+
+    async def agents(self, *, running_only: bool = False) -> list[AgentView]:
+        """List workers as they registered last, by kind."""
+        return await self._read(AgentView, "list agents", f"{_AGENTS} WHERE NOT $1 OR stopped_at IS NULL ORDER BY kind, started_at, worker", running_only)
+
+    async def documents(self, tenant: str, *, library_only: bool = True) -> list[DocumentView]:
+        """List the indexed documents of a tenant by name."""
+        return await self._read(
+            DocumentView, "list documents", f"{_DOCUMENTS} WHERE tenant = $1 AND (library OR NOT $2) ORDER BY name, content", tenant, library_only
+        )
+
+    async def lag(self) -> list[Lag]:
+        """Say for each projection how far it is behind the log."""
+        return await self._read(Lag, "read the lag of the views", _LAG)
+
+    async def problems(self) -> list[ProblemView]:
+        """List events that projections had to leave out."""
+        return await self._read(ProblemView, "list problems", f"{_PROBLEMS} ORDER BY projection, position")
+
+    async def _read(self, view: type[V], what: str, sql: str, *arguments: Any) -> list[V]:
+        rows = await self._connections.fetch(what, sql, *arguments)
+        return [msgspec.convert(dict(row), view) for row in rows]
+
+
+def _range(what: str, prefix: str) -> tuple[UUID, UUID]:
+    digits = prefix.strip().lower().replace("-", "")
+    if not _HEX.fullmatch(digits):
+        raise NotFound(what, prefix)
+    return UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))
+
+
+def _only(what: str, prefix: str, found: list[V], ids: list[str]) -> V:
+    if len(found) != 1:
+        raise NotFound(what, prefix, candidates=tuple(ids))
+    return found[0]

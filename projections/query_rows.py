@@ -1,0 +1,200 @@
+"""What the read functions return: one frozen struct per documented view, its fields named like the view's columns."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from crewlog.schemas.payload import Payload
+from crewlog.schemas.values import ArtifactRef, Citation, Issue, Outcome
+
+
+class RunView(msgspec.Struct, frozen=True):
+    """A run, with the totals of its tasks."""
+
+    run_id: UUID
+    tenant: str
+    user_name: str
+    type: str
+    goal: str
+    status: str
+    submitted_at: datetime
+    finished_at: datetime | None
+    tasks_done: int
+    tasks_total: int
+    agents: int
+    turns: int
+    tool_calls: int
+    input_tokens: int
+    output_tokens: int
+    cost_micro_usd: int
+    unpriced_calls: int
+    simulated: bool
+    approvals_pending: int
+    flags: tuple[str, ...]
+    artifacts: tuple[ArtifactRef, ...]
+    answer: str | None
+    answer_ref: str | None
+    """Hash of the blob that holds the answer when it is too long to stand in its event."""
+    citations: tuple[Citation, ...] | None
+    error_code: str | None
+    error: str | None
+
+
+class TaskView(msgspec.Struct, frozen=True):
+    """A task; `waiting_reason` is None exactly when it is finished."""
+
+    task_id: UUID
+    run_id: UUID
+    key: str
+    kind: str
+    revision: int
+    objective: str
+    depends_on: tuple[str, ...]
+    status: str
+    waiting_reason: str | None
+    worker: str | None
+    provider: str | None
+    model: str | None
+    simulated: bool
+    attempt: int
+    turns: int
+    model_calls: int
+    tool_calls: int
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    cost_micro_usd: int
+    unpriced_calls: int
+    planned_at: datetime
+    dispatched_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    verdict: str | None
+    issues: tuple[Issue, ...]
+    artifacts: tuple[ArtifactRef, ...]
+    outcome: Outcome | None
+    error_code: str | None
+    error: str | None
+
+
+class ApprovalView(msgspec.Struct, frozen=True):
+    """A question to a person, and what became of it."""
+
+    approval_id: UUID
+    run_id: UUID
+    task_id: UUID
+    key: str | None
+    kind: str | None
+    call_id: str
+    tool: str
+    arguments: Payload
+    reason: str
+    status: str
+    requested_at: datetime
+    expires_at: datetime
+    decided_at: datetime | None
+    actor: str | None
+    note: str | None
+
+
+class ToolCallView(msgspec.Struct, frozen=True):
+    """A tool call. More than one start means that a worker died in the middle of it."""
+
+    run_id: UUID
+    task_id: UUID
+    call_id: str
+    turn: int
+    tool: str
+    effect: str | None
+    status: str
+    starts: int
+    latency_ms: int | None
+    requested_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    arguments: Payload | None
+    result: Payload | None
+
+
+class CostView(msgspec.Struct, frozen=True):
+    """Model usage of one group; `group` holds the values of the columns it is grouped by."""
+
+    group: dict[str, str | UUID | date]
+    calls: int
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    cost_micro_usd: int
+    unpriced_calls: int
+    simulated: bool
+
+
+class EventView(msgspec.Struct, frozen=True):
+    """A fact of the log."""
+
+    position: int
+    occurred_at: datetime
+    stream: str
+    version: int
+    type: str
+    schema_version: int
+    run_id: UUID | None
+    task_id: UUID | None
+    actor: str
+    event_id: UUID
+    causation_id: UUID | None
+    data: Any
+
+
+class AgentView(msgspec.Struct, frozen=True):
+    """A worker as it registered last."""
+
+    kind: str
+    worker: str
+    description: str
+    version: str
+    slots: int
+    model: str
+    simulated: bool
+    tools: list[dict[str, Any]]
+    unavailable: str
+    started_at: datetime
+    stopped_at: datetime | None
+
+
+class DocumentView(msgspec.Struct, frozen=True):
+    """An indexed document."""
+
+    tenant: str
+    content: str
+    name: str
+    title: str
+    media_type: str
+    size: int
+    lines: int
+    library: bool
+    position: int
+
+
+class Lag(msgspec.Struct, frozen=True):
+    """How far one projection is behind the log. `waiting_since` is None when it is not."""
+
+    name: str
+    position: int
+    head: int
+    waiting_since: datetime | None
+
+
+class ProblemView(msgspec.Struct, frozen=True):
+    """Events that a projection had to leave out."""
+
+    projection: str
+    position: int
+    events: int
+    stream: str | None
+    type: str
+    error: str
