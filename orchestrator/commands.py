@@ -73,10 +73,14 @@ class Tick(msgspec.Struct, frozen=True):
 Command = SubmitRun | TaskEnded | AttemptEnded | ApprovalAsked | DecideApproval | CancelRun | AbortRun | Tick
 
 
-class AlreadyDecided(ContractError):
-    """Somebody else's answer to the same question came first."""
+class TooLate(ContractError):
+    """The run has moved on: what was asked for cannot happen any more."""
 
     code = "conflict"
+
+
+class AlreadyDecided(TooLate):
+    """Somebody else's answer to the same question came first."""
 
     def __init__(self, what: str, *, decision: str, actor: str) -> None:
         super().__init__(f"{what} was already {decision} by {actor}; the first decision stands")

@@ -28,6 +28,7 @@ from crewlog.orchestrator.commands import (
     SubmitRun,
     TaskEnded,
     Tick,
+    TooLate,
 )
 from crewlog.orchestrator.dispatch import earlier_item, fit_outcome, outcomes_of, planner_step, review_item
 from crewlog.orchestrator.draft import Decision, Draft
@@ -76,6 +77,7 @@ def decide(command: Command, state: RunState, now_us: int, kinds: Kinds = NO_KIN
         ContractError: a submitted task cannot be carried out (unknown kind, too large, unusable schema).
         NotFound: no such approval.
         AlreadyDecided: somebody else has answered first.
+        TooLate: the run is over.
     """
     draft = Draft(state, now_us, kinds)
     match command:
@@ -272,7 +274,7 @@ def _decide_approval(draft: Draft, command: DecideApproval) -> None:
     if task is None:
         raise NotFound("approval", str(command.approval_id))
     if draft.state.status != "open":
-        raise AlreadyDecided(f"run {draft.state.run_id}", decision=draft.state.status, actor="an earlier decision")
+        raise TooLate(f"approval {command.approval_id}: run {draft.state.run_id} is over ({draft.state.status})")
     if task.pending[command.approval_id].expires_us <= draft.now_us:
         raise AlreadyDecided(f"approval {command.approval_id}", decision="expired", actor=CLOCK)
     _answer(draft, task, command.approval_id, command.decision, command.actor, command.note)

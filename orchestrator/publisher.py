@@ -1,0 +1,62 @@
+"""Put dispatched tasks on their queues, after the commit. A message that gets lost is published again by the sweep."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from crewlog.events.bus import Bus
+from crewlog.events.store import EventStore
+from crewlog.orchestrator.dispatch import Dispatch
+from crewlog.schemas.errors import OrchestrationError
+from crewlog.schemas.ids import RunId, TaskId, task_stream
+from crewlog.schemas.subjects import work
+from crewlog.schemas.task_events import TaskOpened
+
+log = logging.getLogger(__name__)
+
+
+class Publisher:
+    """Sends `AgentTask`s to `work.<kind>.<lane>`."""
+
+    def __init__(self, store: EventStore, bus: Bus) -> None:
+        self._store, self._bus = store, bus
+
+    async def publish(self, run_id: RunId, dispatches: Sequence[Dispatch]) -> None:
+        """Publish tasks without waiting for a confirmation: nothing depends on it, since the log holds them."""
+        for dispatch in dispatches:
+            try:
+                await self._send(run_id, dispatch, str(dispatch.serial))
+            except OrchestrationError as error:
+                log.warning("task %s was not published, the sweep will: %s", dispatch.task_id, error)
+
+    async def publish_again(self, run_id: RunId, dispatch: Dispatch, *, nonce: str) -> None:
+        """Publish a task whose message was lost, under a message id that no stream has seen.
+
+        Raises:
+            Unavailable: the log cannot be reached.
+        """
+        await self._send(run_id, dispatch, f"{dispatch.serial}-{nonce}")
+
+    async def _send(self, run_id: RunId, dispatch: Dispatch, serial: str) -> None:
+        message = dispatch.message or await self._recorded(dispatch.task_id)
+        if message is None:
+            return
+        headers = {
+            "Run-Id": str(run_id),
+            "Task-Id": str(dispatch.task_id),
+            "Attempt": str(dispatch.attempt),
+            # a fresh task can be folded from this message alone; 0: read the stream
+            "Task-Version": "1" if dispatch.message is not None else "0",
+            "Nats-Msg-Id": f"{dispatch.task_id}:{dispatch.attempt}:{serial}",
+        }
+        await self._bus.publish(work(dispatch.kind, dispatch.lane), message, headers=headers)
+
+    async def _recorded(self, task_id: TaskId) -> bytes | None:
+        """Return the task as it was opened: every attempt gets the same message."""
+        for recorded in await self._store.read_streams({task_stream(task_id): 0}, types=frozenset({"TaskOpened"})):
+            event = recorded.event()
+            if isinstance(event, TaskOpened):
+                return bytes(event.task)
+        log.error("task %s has no TaskOpened, nothing can be published", task_id)
+        return None
