@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from email.message import EmailMessage
 from email.policy import SMTP
@@ -20,6 +21,7 @@ from crewlog.schemas.errors import ConfigError
 
 SEND_TIMEOUT_S: Final = 40.0
 """Longest time for everything before the message itself is handed over, and again for handing it over."""
+QUIT_TIMEOUT_S: Final = 3.0
 SUBMISSIONS_PORT: Final = 465
 """RFC 8314: TLS from the first byte."""
 _LABEL: Final = "[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
@@ -168,6 +170,8 @@ async def send(settings: MailSettings, message: bytes, to: Sequence[str]) -> str
             raise NotSent(f"mail server {settings.host}:{settings.port} refused the message: {_words(error)}") from error
         except (aiosmtplib.SMTPException, OSError) as error:
             raise OutcomeUnknown(f"mail server {settings.host}:{settings.port} did not confirm the message: {_words(error)}") from error
+        with suppress(aiosmtplib.SMTPException, OSError):  # the message is theirs: a goodbye that fails changes nothing
+            await client.quit(timeout=QUIT_TIMEOUT_S)
         return f"{answer.code} {answer.message}"
     finally:
         client.close()

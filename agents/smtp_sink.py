@@ -8,6 +8,7 @@ from email import message_from_bytes
 from email.policy import default
 from pathlib import Path
 from typing import Any, Final
+from weakref import WeakSet
 
 from crewlog.schemas.errors import ConfigError
 
@@ -30,6 +31,7 @@ class SmtpSink:
         self.received: list[Path] = []
         self.message_ids: Counter[str] = Counter()
         self._server: asyncio.Server | None = None
+        self._sessions: WeakSet[Any] = WeakSet()
         self._arrived = asyncio.Condition()
 
     async def start(self) -> int:
@@ -54,10 +56,13 @@ class SmtpSink:
         return self.port
 
     async def stop(self) -> None:
-        """Stop listening. Safe to call twice."""
+        """Stop listening and hang up. Safe to call twice."""
         server, self._server = self._server, None
         if server is not None:
             server.close()
+            for session in self._sessions:
+                if session.transport is not None:
+                    session.transport.close()
             await server.wait_closed()
 
     async def wait(self, count: int, timeout_s: float) -> None:

@@ -25,13 +25,9 @@ URL_CHARS_MAX: Final = 2_000
 _PORTS: Final = {"http": 80, "https": 443}
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 _GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
-# global by the registries, yet not a host of the public internet: cloud control plane; 6to4 and Teredo carry IPv4 addresses inside
-_DENIED: Final = (
-    ipaddress.IPv4Network("168.63.129.16/32"),
-    ipaddress.IPv4Network("192.88.99.0/24"),
-    ipaddress.IPv6Network("2002::/16"),
-    ipaddress.IPv6Network("2001::/32"),
-)
+# global by the registries (or by ipaddress), yet no host of the public internet: protocol assignments and cloud control planes; and 6to4 and
+# Teredo, which carry IPv4 addresses inside
+_DENIED: Final = tuple(ipaddress.ip_network(n) for n in ("168.63.129.16/32", "192.0.0.0/24", "192.88.99.0/24", "2002::/16", "2001::/32"))
 
 
 class Refused(Exception):
@@ -43,10 +39,10 @@ class OutcomeUnknown(Exception):
 
 
 class Target(NamedTuple):
-    """Where a request goes: the URL as asked for, and the address to connect to."""
+    """Where a request goes: the URL as asked for, and the checked addresses to connect to."""
 
     url: httpx2.URL
-    address: str
+    addresses: tuple[str, ...]
 
 
 class Answer(NamedTuple):
@@ -72,7 +68,7 @@ def is_public(address: str) -> bool:
             return is_public(str(embedded))
         if ip not in _GLOBAL_UNICAST:
             return False
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved and not any(ip in network for network in _DENIED if network.version == ip.version)
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved and not any(ip in network for network in _DENIED)
 
 
 async def resolve(url: str, hosts: Sequence[str]) -> Target:
@@ -105,13 +101,13 @@ async def resolve(url: str, hosts: Sequence[str]) -> Target:
     private = [address for address in addresses if not is_public(address)]
     if private and not vouched:
         raise Refused(f"{host} resolves to {', '.join(private)}, which is not a public address")
-    return Target(parsed.copy_with(fragment=None), addresses[0])
+    return Target(parsed.copy_with(fragment=None), tuple(addresses))
 
 
 async def _addresses(host: str, port: int) -> list[str]:
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise Refused(f"{host} cannot be resolved: {error}") from error
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
@@ -128,22 +124,25 @@ async def post(target: Target, body: bytes, *, key: str) -> Answer:
     """
     host = target.url.netloc.decode()
     headers = {"Host": host, "Content-Type": "application/json", "Idempotency-Key": key, "Accept-Encoding": "identity", "User-Agent": "crewlog"}
-    # the name stays in Host and in the TLS handshake, where the certificate is checked against it
-    extensions = {"sni_hostname": target.url.host} if target.url.scheme == "https" else {}
-    url = target.url.copy_with(host=target.address)
     try:
-        async with (
-            asyncio.timeout(POST_TIMEOUT_S),
-            httpx2.AsyncClient(trust_env=False, follow_redirects=False, timeout=POST_TIMEOUT_S) as client,
-            client.stream("POST", url, content=body, headers=headers, extensions=extensions) as response,
-        ):
-            received = b""
-            async for part in response.aiter_raw():
-                received += part
-                if len(received) >= RESPONSE_BYTES_MAX:
-                    break
-            return Answer(response.status_code, clean(received[:RESPONSE_BYTES_MAX].decode(errors="replace")))
-    except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-        raise Refused(f"{host} cannot be reached: {error or type(error).__name__}") from error
+        async with asyncio.timeout(POST_TIMEOUT_S), httpx2.AsyncClient(trust_env=False, follow_redirects=False, timeout=POST_TIMEOUT_S) as client:
+            for address in target.addresses:
+                try:
+                    return await _post_to(client, target.url, address, headers, body)
+                except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+                    problem = f"{host} cannot be reached at {address}: {error or type(error).__name__}"
     except (httpx2.HTTPError, TimeoutError) as error:
         raise OutcomeUnknown(f"{host} gave no complete answer: {type(error).__name__}: {error}") from error
+    raise Refused(problem)
+
+
+async def _post_to(client: httpx2.AsyncClient, url: httpx2.URL, address: str, headers: dict[str, str], body: bytes) -> Answer:
+    # the name stays in the Host header and in the TLS handshake, where the certificate is checked against it
+    extensions = {"sni_hostname": url.host} if url.scheme == "https" else {}
+    async with client.stream("POST", url.copy_with(host=address), content=body, headers=headers, extensions=extensions) as response:
+        received = b""
+        async for part in response.aiter_raw():
+            received += part
+            if len(received) >= RESPONSE_BYTES_MAX:
+                break
+        return Answer(response.status_code, clean(received[:RESPONSE_BYTES_MAX].decode(errors="replace")))
