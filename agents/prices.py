@@ -27,7 +27,7 @@ def price(provider: str, model: str, usage: Usage) -> Price:
     )
     try:
         calculated = genai_prices.calc_price(tokens, model_ref=model, provider_id=provider)
-    except LookupError:
+    except (LookupError, ValueError):  # ValueError: counts that contradict each other
         return Price(None, "unpriced")
     micro_usd = int((calculated.total_price * 1_000_000).to_integral_value(ROUND_CEILING))
     return Price(micro_usd, f"genai-prices {genai_prices.__version__}")

@@ -1,0 +1,35 @@
+"""Rules of the synthesis: the answer of a run, put together from the outcomes of its tasks."""
+
+from __future__ import annotations
+
+from crewlog.agents.offline_conversation import Conversation, Turn, Want
+from crewlog.agents.offline_report import SIMULATED_NOTICE, open_points, section, title_of, trim
+from crewlog.agents.offline_text import cut_words
+
+
+def synthesise(talk: Conversation) -> Turn:
+    """Answer a synthesis task with one `submit_answer` call; shorter when the one before was refused."""
+    refused = talk.failed("submit_answer")
+    if len(refused) > 2:
+        return Turn(f"I could not hand in the answer. The last reply was: {refused[-1].result}")
+    goal = talk.goal or talk.objective
+    markdown = write_answer(talk, words_max=450 if not refused else 120)
+    return Turn("", (Want("submit_answer", {"title": title_of(goal), "markdown": markdown}),))
+
+
+def write_answer(talk: Conversation, *, words_max: int) -> str:
+    """Write the answer: the notice, the goal, a section for each task, and the open points.
+
+    Args:
+        words_max: most words of one task's summary.
+    """
+    items = talk.outcomes
+    goal = talk.goal or talk.objective
+    lines = [f"*{SIMULATED_NOTICE}*", "", f"# {title_of(goal)}", "", f"Goal: {' '.join(goal.split())}", ""]
+    lines += [section(item, words_max=words_max) for item in items]
+    if not items:
+        lines += ["No task of this run has an outcome, so there is nothing to report.", ""]
+    if points := open_points(items):
+        lines += ["## Open points", "", *points, ""]
+    text = trim("\n".join(lines), talk.constraints.banned_phrases).strip() + "\n"
+    return cut_words(text, talk.constraints.words_max) if talk.constraints.words_max else text

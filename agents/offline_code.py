@@ -1,0 +1,162 @@
+"""Rules of the code specialist: run the tests, try small repairs until they pass, and hand over a patch, or say which lines are suspicious."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from crewlog.agents.offline_code_repair import Candidate, candidates, suspicious_lines
+from crewlog.agents.offline_code_report import TestRun, best_improvement, is_test, listed_files, read_files, read_run, same_file
+from crewlog.agents.offline_conversation import Conversation, Turn, Want
+from crewlog.schemas.text import shorten
+
+BATCH: Final = 60
+BATCHES_MAX: Final = 3
+"""Batches of candidates for one defect."""
+REPAIRS_MAX: Final = 4
+"""Defects that are repaired one after the other."""
+FILES_MAX: Final = 14
+SECONDS_MAX: Final = 120
+
+
+def repair(talk: Conversation) -> Turn:
+    """Go one step on: look and run, read, try, check, submit."""
+    if not talk.tried("list_files") or not talk.tried("run_tests"):
+        return Turn("I look at the project and run its tests first.", _first_look(talk))
+    run = _latest_run(talk)
+    if run is None:
+        return _without_run(talk)
+    if _kept(talk):
+        return _finish(talk, run)
+    if not run.failed:
+        return _finish(talk, run)
+    if unread := _unread(talk, run):
+        return Turn("", tuple(Want("read_file", {"path": path, "lines": 2000}) for path in unread))
+    return _try(talk, run)
+
+
+def _first_look(talk: Conversation) -> tuple[Want, ...]:
+    return (Want("list_files", {}), Want("run_tests", _trace(talk)))
+
+
+def _trace(talk: Conversation) -> dict[str, object]:
+    knows_trace = "trace" in (talk.tools["run_tests"].parameters.get("properties") or {}) if "run_tests" in talk.tools else False
+    return {"trace": True} if knows_trace else {}
+
+
+def _latest_run(talk: Conversation) -> TestRun | None:
+    runs = talk.made("run_tests")
+    return read_run(runs[-1].result or "") if runs else None
+
+
+def _kept(talk: Conversation) -> bool:
+    return any((call.result or "").startswith("Kept candidate") for call in talk.made("try_edits"))
+
+
+def _unread(talk: Conversation, run: TestRun) -> list[str]:
+    """Return the files to read: those the failing tests went through first, then the tests themselves, then the rest."""
+    if talk.tried("read_file"):
+        return []
+    paths = [path for path in listed_files(talk) if path.endswith(".py")]
+    named = [path for path, _ in sorted(run.suspicious, key=lambda place: -run.suspicious[place])] + [failing.path for failing in run.failing if failing.path]
+    tests = [failing.test.split("::", 1)[0] for failing in run.failing]
+
+    def rank(path: str) -> tuple[int, str]:
+        first = (
+            next((at for at, name in enumerate(named) if same_file(path, name)), len(named))
+            if not is_test(path)
+            else len(named) + (0 if any(same_file(path, t) for t in tests) else 2)
+        )
+        return first, path
+
+    return sorted(paths, key=rank)[:FILES_MAX]
+
+
+def _try(talk: Conversation, run: TestRun) -> Turn:
+    """Try the next batch for the defect at hand; keep an edit that repairs a part, and go on from there."""
+    edits_made = len(talk.made("replace_in_file"))
+    since = max((at for at, call in enumerate(talk.calls) if call.tool == "replace_in_file"), default=-1)
+    tried = [call for call in talk.calls[since + 1 :] if call.tool == "try_edits"]
+    if since >= 0 and not any(call.tool == "run_tests" for call in talk.calls[since + 1 :]):
+        return Turn("", (Want("run_tests", _trace(talk)),))
+    if tried and (gain := best_improvement(tried[-1].result or "")) and edits_made < REPAIRS_MAX and not talk.failed("replace_in_file"):
+        chosen = tried[-1].arguments["candidates"][gain[0]]
+        return Turn(f"This repairs {gain[1]} of {run.failed} failing tests and breaks none; I keep it and go on.", (Want("replace_in_file", dict(chosen)),))
+    pool = candidates(read_files(talk), run)
+    batch = pool[BATCH * len(tried) : BATCH * (len(tried) + 1)]
+    if not batch or len(tried) >= BATCHES_MAX or (tried and tried[-1].is_error) or not talk.offers("try_edits"):
+        return _finish(talk, run)
+    return Turn("", (Want("try_edits", {"candidates": [_as_argument(c) for c in batch], "seconds_max": SECONDS_MAX}),))
+
+
+def _as_argument(candidate: Candidate) -> dict[str, str]:
+    return {"path": candidate.path, "old": candidate.old, "new": candidate.new}
+
+
+def _without_run(talk: Conversation) -> Turn:
+    failed = talk.failed("run_tests")
+    if len(failed) == 1:
+        return Turn("I run the tests again without tracing.", (Want("run_tests", {}),))
+    reason = shorten(" ".join((failed[-1].result or "").split()), 600) if failed else "no result"
+    return _submit(talk, f"The tests could not be run: {reason} Nothing was changed.")
+
+
+def _finish(talk: Conversation, run: TestRun) -> Turn:
+    has_changes = _kept(talk) or bool(talk.made("replace_in_file"))
+    if has_changes and talk.offers("show_diff") and not talk.tried("show_diff"):
+        return Turn("", (Want("show_diff", {}),))
+    return _submit(talk, _summary(talk, run))
+
+
+def _submit(talk: Conversation, summary: str) -> Turn:
+    refused = talk.failed("submit_patch")
+    if len(refused) > 1:
+        return Turn(f"{summary}\n\nThe patch was not accepted: {shorten(refused[-1].result or '', 500)}")
+    if refused and talk.calls[-1].tool == "submit_patch" and talk.offers("run_tests"):
+        return Turn("I run all tests once more, so that the result belongs to the files as they are.", (Want("run_tests", {}),))
+    for phrase in talk.constraints.must_mention:
+        summary += f"\nAbout “{phrase}” the tests say nothing." if phrase.lower() not in summary.lower() else ""
+    return Turn("", (Want("submit_patch", {"summary": summary}),))
+
+
+def _summary(talk: Conversation, run: TestRun) -> str:
+    first = read_run(talk.made("run_tests")[0].result or "")
+    if not first.failed and not first.passed:
+        return f"There are no tests to go by, so nothing was changed. {shorten(' '.join(first.text.split()), 400)}"
+    if not first.failed:
+        return f"All {first.passed} tests pass; nothing was changed."
+    names = ", ".join(f"`{failing.test.rsplit('::', 1)[-1]}`" for failing in first.failing[:6])
+    lines = [f"{first.failed} of {first.failed + first.passed} tests failed: {names}."]
+    lines += [f"- {failing.test}: {shorten(failing.message, 200)}" for failing in first.failing[:6] if failing.message]
+    files = read_files(talk)
+    pool_size = sum(len(call.arguments.get("candidates") or ()) for call in talk.calls if call.tool == "try_edits")
+    changes = [dict(call.arguments) for call in talk.made("replace_in_file")]
+    if kept := _kept_arguments(talk):
+        changes.append(kept)
+    if changes:
+        lines += ["", "Changed:", "", *(_shown(change) for change in changes)]
+    if _kept(talk):
+        lines += [
+            "",
+            f"All {first.failed + first.passed} tests pass now. That the tests pass is all that is known: the edit was found by trying small changes, so read it before you merge it.",
+        ]
+        return "\n".join(lines)
+    lines += ["", f"{run.failed} tests still fail after trying {pool_size} small edits" + (", so the files are as they were." if not changes else ".")]
+    if suspects := suspicious_lines(files, run):
+        lines += ["", "The most suspicious lines:", "", *(f"- `{line}`" for line in suspects)]
+    return "\n".join(lines)
+
+
+def _kept_arguments(talk: Conversation) -> dict[str, str] | None:
+    for call in talk.made("try_edits"):
+        head = (call.result or "").split(":", 1)[0]
+        if head.startswith("Kept candidate ") and head.removeprefix("Kept candidate ").strip().isdigit():
+            return dict(call.arguments["candidates"][int(head.removeprefix("Kept candidate ")) - 1])
+    return None
+
+
+def _shown(change: dict[str, str]) -> str:
+    return f"In `{change['path']}`:\n\n```diff\n{_marked('-', change['old'])}\n{_marked('+', change['new'])}\n```\n"
+
+
+def _marked(sign: str, text: str) -> str:
+    return "\n".join(f"{sign}{line}" for line in text.split("\n"))

@@ -1,0 +1,80 @@
+"""Reads what the tools of the code specialist tell: files with their numbered lines, test runs, tried edits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from crewlog.agents.offline_conversation import Conversation
+
+_COUNTS: Final = re.compile(r"\b(\d+) (passed|failed|errors?)\b")
+_BAD: Final = re.compile(r"^(?:FAILED|ERROR) (\S+?)(?: - (?:(\S+?\.py):(\d+): )?(.*))?$", re.MULTILINE)
+_SUSPICIOUS: Final = re.compile(r"^\s+(\d\.\d+)\s+(\S+?):(\d+):", re.MULTILINE)
+_NUMBERED: Final = re.compile(r"^\s*(\d+)(?:  |\t|: ?| \| )(.*)$|^\s*(\d+)$")
+_LISTED: Final = re.compile(r"^[-*\s]*`?([^\s`(]+)`?(?:\s+\((\d+) bytes|\s|$)", re.MULTILINE)
+_TRIED: Final = re.compile(r"^(\d+)\. .*: fixes (\d+) of (\d+) failing tests, breaks (\d+)\s*$", re.MULTILINE)
+
+
+class Failing(NamedTuple):
+    """One test that does not pass, and where it stopped."""
+
+    test: str
+    path: str
+    line: int
+    message: str
+
+
+class TestRun(NamedTuple):
+    """One run of the tests."""
+
+    passed: int
+    failed: int
+    failing: tuple[Failing, ...]
+    suspicious: Mapping[tuple[str, int], float]
+    """(path, line) -> how suspicious."""
+    text: str
+
+
+def read_run(text: str) -> TestRun:
+    """Read a rendered test run."""
+    counts = {word.removesuffix("s"): int(number) for number, word in reversed(_COUNTS.findall(text.split("\n", 1)[0] or text))}
+    failing = tuple(Failing(test, path, int(line or 0), message.strip()) for test, path, line, message in _BAD.findall(text))
+    suspicious = {(path, int(line)): float(score) for score, path, line in _SUSPICIOUS.findall(text)}
+    return TestRun(counts.get("passed", 0), max(counts.get("failed", 0) + counts.get("error", 0), len(failing)), failing, suspicious, text)
+
+
+def listed_files(talk: Conversation) -> list[str]:
+    """Return the paths in the workspace."""
+    return [path for call in talk.made("list_files")[-1:] for path, _ in _LISTED.findall(call.result or "") if "." in path or "/" in path]
+
+
+def read_files(talk: Conversation) -> dict[str, str]:
+    """Return the text of each file that was read, with the edits made since: what the workspace holds now."""
+    files: dict[str, str] = {}
+    for call in talk.calls:
+        if call.is_error or call.result is None:
+            continue
+        path = str(call.arguments.get("path", ""))
+        if call.tool == "read_file":
+            rows = [found.group(2) if found.group(2) is not None else "" for row in call.result.split("\n") if (found := _NUMBERED.match(row))]
+            files[path] = "\n".join(rows)
+        elif call.tool == "replace_in_file" and path in files:
+            files[path] = files[path].replace(str(call.arguments.get("old")), str(call.arguments.get("new")), 1)
+    return files
+
+
+def best_improvement(text: str) -> tuple[int, int] | None:
+    """Return (index of the candidate, tests it fixes) of the tried edit that fixes most and breaks nothing."""
+    found = [(int(fixed), -int(number)) for number, fixed, _, broken in _TRIED.findall(text) if broken == "0"]
+    return (-max(found)[1] - 1, max(found)[0]) if found else None
+
+
+def same_file(path: str, other: str) -> bool:
+    """Say whether two paths may mean one file: reports name files from the project's root, tools from the workspace's."""
+    return path == other or path.endswith("/" + other) or other.endswith("/" + path)
+
+
+def is_test(path: str) -> bool:
+    """Say whether a path holds tests, or what only tests use."""
+    return bool(re.search(r"(?:^|/)(?:tests?/|test_[^/]*\.py$|[^/]*_test\.py$|conftest\.py$)", path))

@@ -1,0 +1,148 @@
+"""Rules of the communicate specialist: a message from the outcomes of earlier tasks, to the addresses the objective names and no others."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Final
+
+from crewlog.agents.offline_conversation import Call, Conversation, Turn, Want
+from crewlog.agents.offline_report import open_points, section, title_of, trim
+from crewlog.agents.offline_text import EMAIL, URL, capital, cut_words, join_words, quoted
+from crewlog.schemas.text import shorten
+
+_DRAFT_ONLY: Final = re.compile(r"\b(?:draft|do not send|don't send|without sending)\b", re.IGNORECASE)
+_SEND: Final = re.compile(r"\b(?:send|e-?mail|mail|notify|forward|inform|announce|share|tell|report)\b", re.IGNORECASE)
+_NAMED: Final = re.compile(r"\b(?:to|mail|e-?mail|notify|inform|tell)\s+([A-Z][a-z]+)\b(?=\s*(?:\(|<|at\b|\b[\w.+-]+@))")
+_SAYING: Final = re.compile(
+    r"\b(?:saying|that says|to say|with the (?:text|message|words)|telling (?:them|him|her|everyone)|that)\s+(?:that\s+)?(.{3,2000})$",
+    re.IGNORECASE | re.DOTALL,
+)
+_SUBJECT: Final = re.compile(r"\bsubject\s*(?:line\s*)?(?:is|:|=)?\s*[\"“'`]([^\"”'`\n]{1,200})[\"”'`]", re.IGNORECASE)
+SECTION_WORDS_MAX: Final = 140
+
+
+def communicate(talk: Conversation) -> Turn:
+    """Draft, then send or post where the objective names an address, then report what really happened."""
+    if talk.failed("submit_report"):
+        return Turn(_report(talk)) if len(talk.failed("submit_report")) > 1 else Turn("", (_submit(talk),))
+    recipients = list(dict.fromkeys(EMAIL.findall(URL.sub(" ", talk.question))))
+    if not talk.tried("draft_message") and talk.offers("draft_message") and not (URL.search(talk.question) and not recipients):
+        return Turn("I draft the message first.", (Want("draft_message", {**_message(talk), "to": recipients}),))
+    if (failed := talk.failed("draft_message")) and not talk.made("draft_message") and len(failed) == 1:
+        plain = {**_message(talk), "attachments": [], "to": recipients}
+        return Turn("I draft it again without attachments.", (Want("draft_message", plain),))
+    if wants := _deliveries(talk, recipients):
+        return Turn("", wants)
+    return Turn("", (_submit(talk),))
+
+
+def _deliveries(talk: Conversation, recipients: list[str]) -> tuple[Want, ...]:
+    wants: list[Want] = []
+    drafted = not talk.offers("draft_message") or bool(talk.made("draft_message"))
+    if recipients and drafted and talk.offers("send_email") and _SEND.search(talk.question) and not _DRAFT_ONLY.search(talk.question):
+        message = dict(talk.made("draft_message")[-1].arguments) if talk.made("draft_message") else {**_message(talk), "to": recipients}
+        if not talk.tried("send_email"):
+            wants.append(Want("send_email", message))
+        elif _may_try_again(talk) and message.get("attachments"):
+            wants.append(Want("send_email", {**message, "attachments": []}))
+    for url in dict.fromkeys(URL.findall(talk.question)):
+        if talk.offers("post_webhook") and not any(call.arguments.get("url") == url for call in talk.calls if call.tool == "post_webhook"):
+            wants.append(Want("post_webhook", {"url": url, "body": _webhook_body(talk)}))
+    return tuple(wants)
+
+
+def _may_try_again(talk: Conversation) -> bool:
+    """Only an attachment that does not exist is safe to correct: nothing left the house. Whatever else went wrong is for a person."""
+    failed = talk.failed("send_email")
+    return (
+        len(failed) == 1
+        and not talk.made("send_email")
+        and bool(re.search(r"\bno (?:file|artifact|attachment)\b|attachment.{0,80}(?:unknown|not)", failed[0].result or "", re.IGNORECASE))
+    )
+
+
+def _webhook_body(talk: Conversation) -> Any:
+    message = _message(talk)
+    wanted = talk.tools["post_webhook"].parameters.get("properties", {}).get("body", {})
+    body = {"subject": message["subject"], "text": message["body_markdown"]}
+    return json.dumps(body, ensure_ascii=False, sort_keys=True) if wanted.get("type") == "string" else body
+
+
+def _message(talk: Conversation) -> dict[str, Any]:
+    given = _SUBJECT.search(talk.question)
+    topic = talk.goal or next((item.outcome.summary for item in talk.outcomes if item.key == "@goal"), "")
+    own_text = _own_text(talk)
+    subject = given.group(1) if given else title_of(topic) if topic else _subject_without_goal(talk, own_text)
+    files = list(dict.fromkeys(artifact.name for artifact in talk.artifacts))
+    named = [attachment.name for attachment in talk.attachments if attachment.name in talk.question]
+    body = [_greeting(talk.question), ""]
+    if own_text:
+        body += [own_text, ""]
+    if talk.outcomes:
+        body += [f"here is what was asked for{': ' + title_of(topic) if topic else ''}.", ""]
+        body += [section(item, heading="##", words_max=SECTION_WORDS_MAX) for item in talk.outcomes]
+        if points := open_points(talk.outcomes):
+            body += ["## Open points", "", *points, ""]
+    if files or named:
+        body += [f"Attached: {join_words([*named, *files])}.", ""]
+    body += ["Kind regards,", "crewlog (wording by the offline rules, not by a person)"]
+    text = trim("\n".join(body), talk.constraints.banned_phrases)
+    text = cut_words(text, talk.constraints.words_max) if talk.constraints.words_max else text
+    return {"subject": shorten(" ".join(subject.split()), 150), "body_markdown": text, "attachments": [*named, *files]}
+
+
+def _own_text(talk: Conversation) -> str:
+    """Return what the objective itself wants to be said, word for word."""
+    without_subject = _SUBJECT.sub(" ", talk.question)
+    if texts := quoted(EMAIL.sub(" ", without_subject)):
+        return capital(" ".join(texts))
+    if found := _SAYING.search(EMAIL.sub(" ", without_subject)):
+        return capital(" ".join(found.group(1).split()).rstrip(" .")) + "."
+    if not talk.outcomes and (found := re.match(r"(?:please\s+)?(?:e-?mail|mail|send|post|write)\s+(.+?)\s+to\b", talk.question, re.IGNORECASE)):
+        return capital(found.group(1))
+    return ""
+
+
+def _subject_without_goal(talk: Conversation, own_text: str) -> str:
+    if own_text:
+        return shorten(own_text.split(". ", maxsplit=1)[0].rstrip("."), 80)
+    about = re.search(r"\babout\s+([^.;,\n]{3,80})", talk.question, re.IGNORECASE)
+    if about:
+        return capital(about.group(1))
+    return title_of(talk.outcomes[0].objective) if talk.outcomes else title_of(talk.question)
+
+
+def _greeting(question: str) -> str:
+    if found := _NAMED.search(question):
+        return f"Hello {found.group(1)},"
+    return "Hello team," if re.search(r"\bteam\b", question, re.IGNORECASE) else "Hello,"
+
+
+def _submit(talk: Conversation) -> Want:
+    return Want("submit_report", {"summary": _report(talk)})
+
+
+def _report(talk: Conversation) -> str:
+    """Say what was done, call by call, and what was not done and why."""
+    lines = []
+    for call in talk.calls:
+        if call.tool == "send_email":
+            lines.append(_line(call, f"Mail to {join_words(call.arguments.get('to') or ['nobody'])}, subject “{call.arguments.get('subject', '')}”"))
+        elif call.tool == "post_webhook":
+            lines.append(_line(call, f"Post to {call.arguments.get('url')}"))
+    if not lines and (drafts := talk.made("draft_message")):
+        lines.append(f"A draft is ready: subject “{drafts[-1].arguments.get('subject', '')}”. Nothing was sent.")
+        if not drafts[-1].arguments.get("to"):
+            lines.append("The task names no address, and none is made up: add one to the goal, such as `name@example.org`, to have it sent.")
+    elif not lines:
+        errors = [call.result for call in talk.calls if call.is_error]
+        lines.append(
+            "No message was made." + (f" The draft was refused: {errors[-1]}" if errors else " The task names neither an address nor something to say.")
+        )
+    return "\n".join(lines)
+
+
+def _line(call: Call, what: str) -> str:
+    answer = " ".join((call.result or "no answer").split())
+    return f"{what}: not delivered. {shorten(answer, 400)}" if call.is_error else f"{what}: delivered. {shorten(answer, 400)}"

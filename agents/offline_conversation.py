@@ -1,0 +1,201 @@
+"""What the offline provider reads out of a request: the task from the opening message, and the tool calls made so far.
+
+Progress is never remembered, only inferred: the same request gives the same conversation, and so the same next turn.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import msgspec
+from pydantic import ValidationError
+
+from crewlog.schemas.blocks import ModelRequest, Text, ToolDef, ToolResult, ToolUse
+from crewlog.schemas.plan import Constraints
+from crewlog.schemas.values import ArtifactRef, ContextItem
+
+FENCE: Final = "```json"
+KINDS_KEY: Final = "@kinds"
+PART_OF: Final = "\n\nPart of: "
+"""Separates what a step has to do from the goal it belongs to; the planner writes it, the specialists read it."""
+
+
+class Attached(NamedTuple):
+    """A file of the task, as the opening message lists it."""
+
+    name: str
+    media_type: str = ""
+    size: int = 0
+
+
+class Want(NamedTuple):
+    """A tool call the model is going to ask for."""
+
+    tool: str
+    arguments: Mapping[str, Any]
+
+
+class Turn(NamedTuple):
+    """What the model says next; without calls the text is the final answer."""
+
+    text: str
+    calls: tuple[Want, ...] = ()
+
+
+class Call(NamedTuple):
+    """A tool call of an earlier turn. `result` is None while there is none."""
+
+    tool: str
+    arguments: Mapping[str, Any]
+    result: str | None
+    is_error: bool
+    turn: int
+    """Which assistant message asked for it, from 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """The task and how far it has come."""
+
+    objective: str
+    type: str
+    key: str
+    attachments: tuple[Attached, ...]
+    context: tuple[ContextItem, ...]
+    constraints: Constraints
+    output_schema: Mapping[str, Any] | None
+    tools: Mapping[str, ToolDef]
+    calls: tuple[Call, ...]
+    feedback: tuple[str, ...]
+    """What the user side said after the opening message, such as corrections."""
+    turns: int
+    """Assistant messages so far."""
+
+    @property
+    def question(self) -> str:
+        """The objective without the goal it is part of."""
+        return self.objective.split(PART_OF, 1)[0].strip()
+
+    @property
+    def goal(self) -> str:
+        """The goal this step is part of, or nothing."""
+        return self.objective.split(PART_OF, 1)[1].strip() if PART_OF in self.objective else ""
+
+    @property
+    def outcomes(self) -> tuple[ContextItem, ...]:
+        """Outcomes of earlier tasks, without what the orchestrator itself put in."""
+        return tuple(item for item in self.context if not item.key.startswith("@"))
+
+    @property
+    def artifacts(self) -> tuple[ArtifactRef, ...]:
+        """Files that earlier tasks made, in order."""
+        return tuple(artifact for item in self.outcomes for artifact in item.outcome.artifacts)
+
+    def made(self, tool: str) -> tuple[Call, ...]:
+        """Return the calls of one tool that have a good result."""
+        return tuple(call for call in self.calls if call.tool == tool and call.result is not None and not call.is_error)
+
+    def failed(self, tool: str) -> tuple[Call, ...]:
+        """Return the calls of one tool that ended in an error."""
+        return tuple(call for call in self.calls if call.tool == tool and call.is_error)
+
+    def tried(self, tool: str) -> bool:
+        """Say whether a tool was called at all."""
+        return any(call.tool == tool for call in self.calls)
+
+    def offers(self, *tools: str) -> bool:
+        """Say whether all these tools are offered."""
+        return all(tool in self.tools for tool in tools)
+
+
+def read_conversation(request: ModelRequest) -> Conversation:
+    """Read a request. A first message in another form is taken as the objective itself."""
+    opening = next((block.text for message in request.messages for block in message.content if isinstance(block, Text)), "")
+    task = _task(opening)
+    attachments = tuple(
+        Attached(str(a["name"]), str(a.get("media_type") or ""), int(a.get("size") or 0))
+        for a in task.get("attachments") or ()
+        if isinstance(a, dict) and a.get("name")
+    )
+    schema = task.get("output_schema")
+    return Conversation(
+        objective=str(task.get("objective") or ""),
+        type=str(task.get("type") or ""),
+        key=str(task.get("key") or ""),
+        attachments=attachments,
+        context=tuple(item for item in map(_item, task.get("context") or ()) if item is not None),
+        constraints=_constraints(task.get("constraints")),
+        output_schema=schema if isinstance(schema, dict) else None,
+        tools={tool.name: tool for tool in request.tools},
+        calls=_calls(request),
+        feedback=tuple(block.text for message in request.messages[1:] if message.role == "user" for block in message.content if isinstance(block, Text)),
+        turns=sum(message.role == "assistant" for message in request.messages),
+    )
+
+
+def result_data(text: str | None) -> Any:
+    """Return a tool result as JSON: the whole text, or the object or array that stands in it; None when there is none."""
+    if not text:
+        return None
+    decoder = json.JSONDecoder()
+    starts = [0] if text.lstrip()[:1] in ("{", "[") else [at for mark in (FENCE, "\n{", "\n[") if (at := text.find(mark)) >= 0]
+    for start in starts:
+        at = start + len(FENCE) if text.startswith(FENCE, start) else start
+        at += len(text[at:]) - len(text[at:].lstrip())
+        try:
+            return decoder.raw_decode(text, at)[0]
+        except json.JSONDecodeError:
+            continue
+    return None
+
+
+def _task(opening: str) -> Mapping[str, Any]:
+    at = opening.find(FENCE)
+    if at >= 0:
+        start = at + len(FENCE)
+        start += len(opening[start:]) - len(opening[start:].lstrip())
+        try:
+            found = json.JSONDecoder().raw_decode(opening, start)[0]
+        except json.JSONDecodeError:
+            found = None
+        if isinstance(found, dict) and "objective" in found:
+            return found
+    return {"objective": opening}
+
+
+def _item(data: Any) -> ContextItem | None:
+    try:
+        return msgspec.convert(data, ContextItem)
+    except msgspec.ValidationError:
+        return None
+
+
+def _constraints(data: Any) -> Constraints:
+    try:
+        return Constraints.model_validate(data or {})
+    except ValidationError:
+        return Constraints()
+
+
+def _calls(request: ModelRequest) -> tuple[Call, ...]:
+    results = {block.call_id: block for message in request.messages for block in message.content if isinstance(block, ToolResult)}
+    calls: list[Call] = []
+    turn = -1
+    for message in request.messages:
+        turn += message.role == "assistant"
+        for block in message.content:
+            if isinstance(block, ToolUse):
+                result = results.get(block.call_id)
+                calls.append(Call(block.name, _arguments(block.arguments), result.content if result else None, bool(result and result.is_error), turn))
+    return tuple(calls)
+
+
+def _arguments(text: str) -> Mapping[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

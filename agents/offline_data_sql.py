@@ -1,0 +1,300 @@
+"""SQL for what was asked, built as a syntax tree: names and values from files and people are never pasted into text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from crewlog.agents.offline_data_ask import Ask, Function
+from crewlog.agents.offline_data_facts import MISSING_SPELLINGS, Column, Source
+
+if TYPE_CHECKING:
+    from sqlglot import exp
+
+GROUPS_MAX = 40
+VALUES_MAX = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One statement, what it answers, and how its result is drawn."""
+
+    title: str
+    sql: str
+    x: str = ""
+    y: str = ""
+    chart: str = ""
+
+
+def values_query(source: Source, column: Column) -> str:
+    """Return the distinct values of a text column, most frequent first."""
+    from sqlglot import exp
+
+    name = _name(column)
+    query = (
+        _from(exp.select(name, exp.alias_(exp.Count(this=exp.Star()), "n", quoted=True)), source)
+        .where(name.copy().is_(exp.Null()).not_())
+        .group_by(name.copy())
+    )
+    return _text(query.order_by(exp.column("n", quoted=True).desc(), name.copy()).limit(VALUES_MAX))
+
+
+def queries(ask: Ask) -> list[Query]:
+    """Return the statements that answer an ask."""
+    build = {"profile": _profile, "missing": _missing, "correlation": _correlation, "trend": _trend, "share": _share, "top": _top}.get(ask.shape, _aggregates)
+    return build(ask)
+
+
+def label(function: Function, measure: Column | None) -> str:
+    """Name a result column: `mean body_mass_g`, or `n` for a count of rows."""
+    return "n" if measure is None else f"{function} {measure.name}"
+
+
+def _profile(ask: Ask) -> list[Query]:
+    """Rows, spread of each measure, and the means by each column worth grouping by."""
+    source = ask.source
+    made = [Query("rows", _text(_from(_select(_count()), source)))]
+    if source.measures:
+        made.append(Query("measures", _measures(source)))
+    missing = _missing(ask)
+    made += missing
+    for group in sorted(source.categories, key=lambda column: (column.distinct, source.columns.index(column)))[:3]:
+        outputs = [_aliased(_aggregate("mean", measure), label("mean", measure)) for measure in source.measures[:4] if measure != group]
+        first = next((m for m in source.measures if m != group), None)
+        grouped = _grouped(source, [group], [_aliased(_count(), "n"), *outputs], ask)
+        made.append(Query(f"by {group.name}", _text(grouped), group.name, label("mean", first) if first else "n", "bar"))
+    if not source.categories and source.measures:
+        made.append(Query("largest", _text(_listing(source, source.measures[0]))))
+    return made
+
+
+def _measures(source: Source) -> str:
+    from sqlglot import exp
+
+    parts = []
+    for measure in source.measures[:12]:
+        columns = [exp.alias_(exp.Literal.string(measure.name), "column", quoted=True), _aliased(exp.Count(this=_number(measure)), "n")]
+        columns += [_aliased(_aggregate(function, measure), function) for function in ("mean", "median", "stddev", "min", "max")]
+        parts.append(_from(exp.select(*columns), source))
+    return _text(parts[0] if len(parts) == 1 else exp.union(*parts, distinct=False))
+
+
+def _listing(source: Source, measure: Column) -> exp.Select:
+    from sqlglot import exp
+
+    shown = [_name(column) for column in source.columns[:6]]
+    return _from(exp.select(*shown), source).order_by(exp.Ordered(this=_number(measure), desc=True, nulls_first=False)).limit(5)
+
+
+def _missing(ask: Ask) -> list[Query]:
+    from sqlglot import exp
+
+    columns = [column for column in ask.measures or ask.source.columns][:60]
+    parts = []
+    for column in columns:
+        absent = exp.Sum(this=exp.If(this=_is_missing(column), true=exp.Literal.number(1), false=exp.Literal.number(0)))
+        parts.append(
+            _from(
+                exp.select(exp.alias_(exp.Literal.string(column.name), "column", quoted=True), _aliased(absent, "missing"), _aliased(_count(), "rows")),
+                ask.source,
+            )
+        )
+    if not parts:
+        return []
+    return [Query("missing values", _text(parts[0] if len(parts) == 1 else exp.union(*parts, distinct=False)), "column", "missing", "bar")]
+
+
+def _correlation(ask: Ask) -> list[Query]:
+    from sqlglot import exp
+
+    one, other = (_number(column) for column in ask.measures[:2])
+    select = exp.select(_aliased(exp.func("CORR", one, other), "correlation"), _aliased(exp.func("REGR_COUNT", one.copy(), other.copy()), "n"))
+    points = _where(_from(exp.select(_aliased(one.copy(), ask.measures[0].name), _aliased(other.copy(), ask.measures[1].name)), ask.source), ask)
+    names = [column.name for column in ask.measures[:2]]
+    return [
+        Query(f"correlation of {names[0]} and {names[1]}", _text(_where(_from(select, ask.source), ask))),
+        Query(f"{names[0]} and {names[1]}", _text(points.limit(50_000)), names[0], names[1], "scatter"),
+    ]
+
+
+def _trend(ask: Ask) -> list[Query]:
+    from sqlglot import exp
+
+    assert ask.date is not None
+    axis: exp.Expression = exp.func("DATE_TRUNC", exp.Literal.string(ask.period), _name(ask.date)) if ask.period else _name(ask.date)
+    name = ask.period or ask.date.name
+    if ask.period:
+        axis = exp.cast(axis, "date")
+    outputs = _outputs(ask)
+    select = _where(_from(exp.select(_aliased(axis, name), *(expression for _, expression in outputs)), ask.source), ask)
+    select = select.where(_name(ask.date).is_(exp.Null()).not_()).group_by(axis.copy()).order_by(axis.copy()).limit(400)
+    return [Query(f"{outputs[0][0]} by {name}", _text(select), name, outputs[0][0], "line")]
+
+
+def _share(ask: Ask) -> list[Query]:
+    from sqlglot import exp
+
+    group = ask.groups[0]
+    measure = next((m for m in ask.measures if m != group), None)
+    amount: exp.Expression = exp.Sum(this=_number(measure)) if measure else _count()
+    total = exp.Window(this=exp.Sum(this=amount.copy()))
+    percent = exp.func(
+        "ROUND",
+        exp.Div(this=exp.Mul(this=exp.Literal.number("100.0"), expression=amount.copy()), expression=exp.func("NULLIF", total, exp.Literal.number(0))),
+        exp.Literal.number(2),
+    )
+    name = label("sum", measure)
+    grouped = _grouped(ask.source, [group], [_aliased(amount, name), _aliased(percent, "percent")], ask, order=name, descending=True)
+    return [Query(f"share of {name if measure else 'rows'} by {group.name}", _text(grouped), group.name, "percent", "bar")]
+
+
+def _top(ask: Ask) -> list[Query]:
+    group, outputs = ask.groups[0], _outputs(ask)
+    name = outputs[0][0]
+    grouped = _grouped(
+        ask.source,
+        [group],
+        [outputs[0][1], *([_aliased(_count(), "n")] if name != "n" else [])],
+        ask,
+        order=name,
+        descending=not ask.is_ascending,
+        limit=ask.limit,
+    )
+    return [Query(f"{'lowest' if ask.is_ascending else 'top'} {ask.limit} {group.name} by {name}", _text(grouped), group.name, name, "bar")]
+
+
+def _aggregates(ask: Ask) -> list[Query]:
+    from sqlglot import exp
+
+    outputs = _outputs(ask)
+    title = ", ".join(name for name, _ in outputs)
+    expressions = [expression for _, expression in outputs]
+    if any(name == "n" for name, _ in outputs):
+        counted = expressions
+    else:
+        counted = [*expressions, _aliased(_count() if len(ask.measures) != 1 else exp.Count(this=_value(ask.measures[0])), "n")]
+    if ask.groups:
+        grouped = _grouped(ask.source, list(ask.groups), counted, ask)
+        return [Query(f"{title} by {', '.join(c.name for c in ask.groups)}", _text(grouped), ask.groups[0].name, outputs[0][0], "bar")]
+    made = [Query(title, _text(_where(_from(exp.select(*counted), ask.source), ask)))]
+    if ask.wants_chart and (numbers := [m for m in ask.measures if m.sort == "number"]):
+        values = _where(_from(exp.select(_aliased(_number(numbers[0]), numbers[0].name)), ask.source), ask).limit(50_000)
+        made.append(Query(f"distribution of {numbers[0].name}", _text(values), numbers[0].name, "", "histogram"))
+    return made
+
+
+def _outputs(ask: Ask) -> list[tuple[str, Any]]:
+    made: list[tuple[str, Any]] = []
+    for function in ask.functions or ("count",):
+        if function == "count" or not ask.measures:
+            made.append(("n", _aliased(_count(), "n")))
+            continue
+        for measure in ask.measures[:6]:
+            name = label(function, measure)
+            made.append((name, _aliased(_aggregate(function, measure), name)))
+    return list({name: (name, expression) for name, expression in made}.values())
+
+
+def _grouped(
+    source: Source, groups: list[Column], outputs: list[Any], ask: Ask, *, order: str = "", descending: bool = False, limit: int = GROUPS_MAX
+) -> exp.Select:
+    from sqlglot import exp
+
+    names = [_name(column) for column in groups]
+    select = _where(_from(exp.select(*(_aliased(name, column.name) for name, column in zip(names, groups, strict=True)), *outputs), source), ask)
+    for column in groups:
+        select = select.where(exp.not_(_is_missing(column)))
+    select = select.group_by(*(name.copy() for name in names))
+    first = [exp.Ordered(this=exp.column(order, quoted=True), desc=descending, nulls_first=False)] if order else []
+    return select.order_by(*first, *(name.copy() for name in names)).limit(limit)
+
+
+def _aggregate(function: Function, measure: Column) -> exp.Expression:
+    from sqlglot import exp
+
+    if function == "distinct":
+        return exp.Count(this=exp.Distinct(expressions=[_value(measure)]))
+    number = _number(measure)
+    made: dict[str, exp.Expression] = {
+        "sum": exp.Sum(this=number),
+        "mean": exp.Avg(this=number),
+        "median": exp.Median(this=number),
+        "min": exp.Min(this=number),
+        "max": exp.Max(this=number),
+        "stddev": exp.StddevSamp(this=number),
+    }
+    return exp.func("ROUND", made[function], exp.Literal.number(4)) if function in ("mean", "median", "stddev") else made[function]
+
+
+def _where(select: exp.Select, ask: Ask) -> exp.Select:
+    from sqlglot import exp
+
+    for column, operator, values in ask.filters:
+        literals = [exp.Literal.string(value) if isinstance(value, str) else exp.Literal.number(f"{value:.15g}") for value in values]
+        if operator == "in":
+            select = select.where(exp.In(this=_name(column), expressions=literals))
+        elif operator == "year":
+            select = select.where(exp.EQ(this=exp.func("YEAR", _name(column)), expression=literals[0]))
+        else:
+            kind = {"=": exp.EQ, ">": exp.GT, ">=": exp.GTE, "<": exp.LT, "<=": exp.LTE}[operator]
+            select = select.where(kind(this=_number(column), expression=literals[0]))
+    return select
+
+
+def _is_missing(column: Column) -> exp.Expression:
+    from sqlglot import exp
+
+    name = _name(column)
+    empty = name.copy().is_(exp.Null())
+    if column.type.upper().startswith(("VARCHAR", "TEXT", "STRING", "CHAR")):
+        spelled = exp.In(this=exp.Trim(this=name.copy()), expressions=[exp.Literal.string(text) for text in MISSING_SPELLINGS if text not in ("-", "?")])
+        return exp.or_(empty, spelled)
+    return empty
+
+
+def _value(column: Column) -> exp.Expression:
+    from sqlglot import exp
+
+    return (
+        exp.func("NULLIF", _name(column), exp.Literal.string("NA")) if column.sort == "text" else _number(column) if column.sort == "number" else _name(column)
+    )
+
+
+def _number(column: Column) -> exp.Expression:
+    from sqlglot import exp
+
+    return exp.TryCast(this=_name(column), to=exp.DataType.build("double")) if column.is_text_number else _name(column)
+
+
+def _name(column: Column) -> exp.Column:
+    from sqlglot import exp
+
+    return exp.column(column.name, quoted=True)
+
+
+def _count() -> exp.Expression:
+    from sqlglot import exp
+
+    return exp.Count(this=exp.Star())
+
+
+def _select(expression: exp.Expression) -> exp.Select:
+    from sqlglot import exp
+
+    return exp.select(_aliased(expression, "n"))
+
+
+def _aliased(expression: Any, name: str) -> Any:
+    from sqlglot import exp
+
+    return exp.alias_(expression, name, quoted=True)
+
+
+def _from(select: exp.Select, source: Source) -> exp.Select:
+    from sqlglot import exp
+
+    return select.from_(exp.to_identifier(source.name, quoted=True))
+
+
+def _text(query: exp.Query) -> str:
+    return query.sql(dialect="duckdb")

@@ -1,0 +1,211 @@
+"""Puts results of queries into words: a sentence and a small table for each, and the key figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from crewlog.agents.offline_conversation import Conversation
+from crewlog.agents.offline_data_ask import Ask
+from crewlog.agents.offline_data_facts import Column, Source
+from crewlog.agents.offline_data_sql import Query
+from crewlog.agents.offline_report import show
+from crewlog.agents.offline_tables import Table, as_number, markdown_table
+from crewlog.agents.offline_text import capital, join_words
+
+ROWS_SHOWN_MAX: Final = 12
+Part = tuple[Ask, Query, Table]
+
+
+def write_summary(talk: Conversation, asks: Sequence[Ask], parts: Sequence[Part]) -> str:
+    """Write the analysis: what was found for each ask, its tables, and the choices that were made."""
+    lines: list[str] = []
+    for ask in asks:
+        mine = [(query, table) for owner, query, table in parts if owner is ask]
+        lines += [*_profile(ask, mine)] if ask.shape == "profile" else [line for query, table in mine for line in _result(ask, query, table)]
+        lines += [f"Note: {note}." for note in ask.notes]
+    if missing := _caveat(asks):
+        lines += ["", missing]
+    return "\n".join(lines).strip()
+
+
+def figures_of(parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """Return the key figures: single values, and each group's first measure."""
+    figures: list[dict[str, Any]] = []
+    for ask, query, table in parts:
+        if query.title == "missing values":
+            total = sum(int(as_number(v) or 0) for v in table.column("missing"))
+            figures.append({"label": f"missing values in {ask.source.name}", "value": total, "unit": ""})
+        elif query.title == "rows":
+            figures.append({"label": f"rows in {ask.source.name}", "value": table.rows[0][0] if table.rows else 0, "unit": ""})
+        elif query.title == "measures":
+            figures += [_figure(f"mean {row[0]}", row[2], _column(ask.source, str(row[0]))) for row in table.rows if row[2] is not None]
+        elif query.title.startswith("by "):
+            continue
+        elif ask.groups or ask.shape == "trend":
+            at = table.columns.index(query.y) if query.y in table.columns else len(ask.groups)
+            keys = max(1, len(ask.groups)) if ask.shape != "trend" else 1
+            shown = table.rows[:8]
+            figures += [_figure(f"{query.y}, {', '.join(map(_key, row[:keys]))}", row[at], _named_in(ask, query.y)) for row in shown if row[at] is not None]
+        elif len(table.rows) == 1:
+            figures += [
+                _figure(_what(ask, name), value, _named_in(ask, name))
+                for name, value in zip(table.columns, table.rows[0], strict=True)
+                if value is not None and (name != "n" or ask.functions == ("count",))
+            ]
+    return figures
+
+
+def spread(table: Table | None, name: str, source: Source) -> float:
+    """Return how far groups lie apart: the range of their means relative to the mean of these."""
+    if table is None or name not in table.columns:
+        return 0.0
+    values = [value for cell in table.column(name) if (value := as_number(cell)) is not None]
+    middle = sum(map(abs, values)) / len(values) if values else 0.0
+    return (max(values) - min(values)) / middle if middle else 0.0
+
+
+def _profile(ask: Ask, results: Sequence[tuple[Query, Table]]) -> list[str]:
+    source = ask.source
+    found = {query.title: table for query, table in results}
+    rows = found["rows"].rows[0][0] if "rows" in found and found["rows"].rows else source.rows
+    lines = [f"**{source.name}** has {rows} rows and {len(source.columns)} columns: {join_words(c.name for c in source.columns[:20])}.", ""]
+    if measures := found.get("measures"):
+        lines += [_table(measures), ""]
+    if absent := found.get("missing values"):
+        gaps = [(str(row[0]), int(as_number(row[1]) or 0)) for row in absent.rows if as_number(row[1])]
+        lines += ["Missing values: " + (join_words(f"{name} {count}" for name, count in gaps) + f" (of {rows} rows)." if gaps else "none."), ""]
+    groups = [(query, table) for query, table in results if query.title.startswith("by ")]
+    for query, table in sorted(groups, key=lambda entry: -max((spread(entry[1], name, source) for name in entry[1].columns[2:]), default=0.0))[:2]:
+        lines += [_contrast(query, table, source), "", _table(table), ""]
+    if largest := found.get("largest"):
+        lines += [f"The rows with the largest {source.measures[0].name}:", "", _table(largest), ""]
+    return lines
+
+
+def _contrast(query: Query, table: Table, source: Source) -> str:
+    """Say in one sentence which measure tells the groups apart most."""
+    means = [name for name in table.columns if name.startswith("mean ")]
+    best = max(means, key=lambda name: (spread(table, name, source), -means.index(name)), default="")
+    rows = [row for row in table.rows if best and as_number(row[table.columns.index(best)]) is not None]
+    if len(rows) < 2:
+        return f"{capital(query.title)}:"
+    at = table.columns.index(best)
+    ordered = sorted(rows, key=lambda row: (as_number(row[at]) or 0.0, str(row[0])))
+    unit = _unit(_column(source, best.removeprefix("mean ")))
+    return f"{capital(query.title)}, {best} differs most: {show(ordered[0][at])}{unit} for {ordered[0][0]} up to {show(ordered[-1][at])}{unit} for {ordered[-1][0]}."
+
+
+def _result(ask: Ask, query: Query, table: Table) -> list[str]:
+    if not table.rows:
+        return [f"{capital(query.title)}: no rows fit{_conditions(ask)}.", ""]
+    if query.chart in ("scatter", "histogram"):
+        return []
+    if len(table.rows) == 1 and not ask.groups and ask.shape not in ("trend", "missing"):
+        count = dict(zip(table.columns, table.rows[0], strict=True)).get("n")
+        said = [
+            f"{_what(ask, name)} is {show(value)}{_unit(_named_in(ask, name))}"
+            for name, value in zip(table.columns, table.rows[0], strict=True)
+            if (name != "n" or ask.functions == ("count",)) and value is not None
+        ]
+        of = f" (n = {count})" if count is not None and ask.functions != ("count",) else ""
+        return [capital("; ".join(said)) + of + "." if said else f"There is no value{_conditions(ask)}.", ""]
+    return [_headline(ask, query, table), "", _table(table), ""]
+
+
+def _headline(ask: Ask, query: Query, table: Table) -> str:
+    if ask.shape == "missing":
+        gaps = [(str(row[0]), int(as_number(row[1]) or 0)) for row in table.rows if as_number(row[1])]
+        return f"Missing values in {ask.source.name}: " + (
+            f"{sum(n for _, n in gaps)} in all, " + join_words(f"{name} {count}" for name, count in gaps) + "." if gaps else "none."
+        )
+    at = table.columns.index(query.y) if query.y in table.columns else -1
+    keys = 1 if ask.shape == "trend" else max(1, len(ask.groups))
+    ranked = sorted((row for row in table.rows if as_number(row[at]) is not None), key=lambda row: (-(as_number(row[at]) or 0.0), str(row[0])))
+    if not ranked:
+        return f"{capital(query.title)}{_conditions(ask)}:"
+    unit = _unit(_named_in(ask, query.y)) if query.y != "percent" else " %"
+    high, low = ranked[0], ranked[-1]
+    text = f"{capital(query.title)}{_conditions(ask)}: "
+    if ask.shape == "top":
+        first = low if ask.is_ascending else high
+        return text + f"{_keys(first, keys)} is first with {show(first[at])}{unit}."
+    return (
+        text
+        + f"highest for {_keys(high, keys)} ({show(high[at])}{unit})"
+        + (f", lowest for {_keys(low, keys)} ({show(low[at])}{unit})." if low is not high else ".")
+    )
+
+
+def _what(ask: Ask, name: str) -> str:
+    text = (
+        "the number of rows"
+        if name == "n"
+        else f"the number of {name}"
+        if name.startswith("distinct ")
+        else name
+        if ask.shape == "correlation"
+        else f"the {name}"
+    )
+    if ask.shape == "correlation":
+        text = f"the {name} of {ask.measures[0].name} and {ask.measures[1].name}"
+    return text + _conditions(ask)
+
+
+def _conditions(ask: Ask) -> str:
+    said = []
+    for column, operator, values in ask.filters:
+        if column in ask.groups:
+            continue
+        listed = join_words(show(value) for value in values)
+        said.append(f"{column.name} {'is' if operator in ('in', '=') else 'in' if operator == 'year' else operator} {listed}")
+    return f" where {join_words(said)}" if said else ""
+
+
+def _caveat(asks: Sequence[Ask]) -> str:
+    used = dict.fromkeys(column for ask in asks for column in ask.measures if column.nulls)
+    return f"Missing values are left out: {join_words(f'{column.name} {column.nulls}' for column in used)}." if used else ""
+
+
+def _figure(label: str, value: Any, column: Column | None) -> dict[str, Any]:
+    number = as_number(value)
+    return {
+        "label": label,
+        "value": value if number is None else int(number) if number.is_integer() else round(number, 4),
+        "unit": column.unit if column and "distinct" not in label else "",
+    }
+
+
+def _key(value: Any) -> str:
+    text = show(value)
+    return text.removesuffix(" 00:00:00")
+
+
+def _keys(row: Sequence[Any], count: int) -> str:
+    return " / ".join(map(_key, row[:count]))
+
+
+def _unit(column: Column | None) -> str:
+    return f" {column.unit}" if column and column.unit else ""
+
+
+def _column(source: Source, name: str) -> Column | None:
+    return next((column for column in source.columns if column.name == name), None)
+
+
+def _named_in(ask: Ask, name: str) -> Column | None:
+    return (
+        None
+        if name.startswith(("distinct", "correlation"))
+        else next((column for column in ask.source.columns if name.endswith(f" {column.name}") or name == column.name), None)
+    )
+
+
+def _table(table: Table) -> str:
+    shown = [[_key(cell) if cell is not None else "" for cell in row] for row in table.rows[:ROWS_SHOWN_MAX]]
+    more = f"\n\n({len(table.rows) - ROWS_SHOWN_MAX} more rows)" if len(table.rows) > ROWS_SHOWN_MAX else ""
+    return markdown_table(_labels(table.columns), shown) + more
+
+
+def _labels(names: Iterable[str]) -> list[str]:
+    return list(names)
