@@ -302,7 +302,7 @@ class MemoryBus:
             async with asyncio.timeout(timeout_s):
                 return await answer
         except TimeoutError:
-            raise Unavailable(f"no answer on {subject} within {timeout_s:g} s") from None
+            raise Unavailable(f"no answer on {subject}: none within {timeout_s:g} s") from None
         finally:
             self.broker.unsubscribe(inbox)
 

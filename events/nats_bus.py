@@ -123,8 +123,8 @@ class NatsBus:
             return _message(await self._requests.ask(subject, data, timeout_s=timeout_s, headers=headers))
         except NoResponders:
             raise Unavailable(f"nobody listens on {subject}: the process that answers it is not running; see `crewlog status`") from None
-        except TimeoutError:
-            raise Unavailable(f"no answer on {subject} within {timeout_s:g} s; see `crewlog status`") from None
+        except TimeoutError as error:
+            raise Unavailable(f"no answer on {subject}: {error}; see `crewlog status`") from None
         except nats.errors.MaxPayloadError:
             raise self._too_large(data) from None
         except nats.errors.Error as error:
@@ -180,6 +180,7 @@ class NatsBus:
                 name=f"crewlog-{self._name}",
                 inbox_prefix=f"_INBOX_{self._user}" if self._user else "_INBOX",
                 error_cb=self._on_error,
+                disconnected_cb=self._on_disconnected,
                 reconnected_cb=self._on_reconnected,
                 closed_cb=self._on_closed,
                 max_reconnect_attempts=-1,
@@ -224,6 +225,9 @@ class NatsBus:
         elif "authorization violation" in text.lower():
             self._refused.set()
         self._log_once(f"NATS at {self._where}: {text}")
+
+    async def _on_disconnected(self) -> None:
+        self._requests.lost()
 
     async def _on_reconnected(self) -> None:
         _log.info("connected to NATS at %s again", self._where)

@@ -56,7 +56,7 @@ class Requests:
         Raises:
             NoResponders: nobody listens on the subject.
             NotAuthorised: this user may not publish to it.
-            TimeoutError: no answer in time.
+            TimeoutError: no answer in time, or the connection was lost meanwhile.
             nats.errors.Error: it could not be sent.
         """
         self._number += 1
@@ -64,7 +64,7 @@ class Requests:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Msg] = loop.create_future()
         self._waiting[token] = _Waiting(subject, answer)
-        timer = loop.call_later(timeout_s, _fail, answer, TimeoutError())
+        timer = loop.call_later(timeout_s, _fail, answer, TimeoutError(f"none within {timeout_s:g} s"))
         try:
             await self._nc.publish(subject, data, reply=f"{self._inbox}.{token}", headers=dict(headers) if headers else None)
             msg = await answer
@@ -83,6 +83,11 @@ class Requests:
         for waiting in self._waiting.values():
             if waiting.subject.lower() == found[1].lower():  # the client library lower-cases the server's text
                 _fail(waiting.answer, NotAuthorised(self._principal, f"publish to {waiting.subject}", reason="the NATS server's permissions forbid it"))
+
+    def lost(self) -> None:
+        """Fail all requests under way: the connection they were sent on is gone, and the answers with it."""
+        for waiting in self._waiting.values():
+            _fail(waiting.answer, TimeoutError("the connection was lost"))
 
     async def _answered(self, msg: Msg) -> None:
         waiting = self._waiting.get(msg.subject.rpartition(".")[2])

@@ -24,7 +24,7 @@ class Poke:
         self._pause: asyncio.TimerHandle | None = None
         self._sending: set[asyncio.Task[None]] = set()
 
-    def notify(self) -> None:
+    def notify(self, position: int = 0) -> None:  # noqa: ARG002 — the log's `on_commit` passes it
         """Note that something was appended. Cheap, returns at once; call it on the event loop's thread."""
         if self._pause is None:
             self._send()

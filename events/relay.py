@@ -1,0 +1,294 @@
+"""Publish every fact of the log, in its order and once, to `events.<tenant>.<run>.<type>`.
+
+The stream EVENTS is a copy for followers, never a source. Where to go on is read from the copy itself: its last message carries the
+log position, so no checkpoint can disagree with it. Every message names the sequence it must follow (`Nats-Expected-Last-Sequence`);
+the server refuses it otherwise. That alone gives order, exactly-once and fencing: of a batch only the last message is confirmed, and
+when its sequence is right, so are all before it. A relay that was replaced is refused at its first message.
+
+What can happen to the copy:
+- NATS restarts: what was not stored is published again from the tail on.
+- EVENTS was deleted, or its last message is no event of the log (the database was replaced): it is made anew, empty. Events younger than the stream's own
+  age limit (7 days) are published again, under new sequences; older ones would be removed at once and are left out.
+- EVENTS was purged: a running relay goes on; a fresh one publishes the last 7 days again, except what the server still remembers by id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from base64 import b64decode
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final, NamedTuple, NoReturn
+from uuid import UUID
+
+import msgspec
+
+from crewlog.events import jetstream
+from crewlog.events.bus import Bus, Message
+from crewlog.events.clock import Clock
+from crewlog.events.store import EventStore, Recorded
+from crewlog.schemas import subjects
+from crewlog.schemas.errors import OrchestrationError
+from crewlog.schemas.ids import TOKEN, RunId, run_stream
+from crewlog.schemas.run_events import RunSubmitted
+
+BATCH: Final = 256
+POLL_S: Final = 5.0
+"""How long to wait for a poke before looking all the same, in seconds."""
+LINGER_S: Final = 0.02
+"""Pause after a batch that emptied the log: under load events are then published by the dozen, which costs a fraction of one by one."""
+CONFIRM_TIMEOUT_S: Final = 10.0
+RETRY_FIRST_S: Final = 0.1
+RETRY_LONGEST_S: Final = 5.0
+LOG_BEHIND_S: Final = 30.0
+"""A log that ends before the stream for this long is another one. Shorter than that, an append under way may hide its end."""
+TENANTS_MAX: Final = 10_000
+NO_RUN: Final = "system"
+"""Tenant and run of events outside runs."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+_log = logging.getLogger(__name__)
+_encoder = msgspec.json.Encoder()
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """One fact as followers get it, as JSON. `data` is the event as the log holds it."""
+
+    event_id: UUID
+    type: str
+    schema_version: int
+    stream: str
+    version: int
+    position: int
+    run_id: UUID | None
+    task_id: UUID | None
+    occurred_at: datetime
+    causation_id: UUID | None
+    actor: str
+    data: msgspec.Raw
+
+
+class Tail(NamedTuple):
+    """Where the copy ends: the sequence of its last message, and the log position up to which it is complete."""
+
+    sequence: int
+    position: int
+
+
+class _Outgoing(NamedTuple):
+    subject: str
+    data: bytes
+    event_id: str
+    position: int
+
+
+class _Last(NamedTuple):
+    """The last message of the copy: which event it is."""
+
+    event_id: str
+    position: int
+
+
+class OutOfStep(OrchestrationError):
+    """The copy does not end where this relay thought."""
+
+    code = "out_of_step"
+
+
+class Relay:
+    """Keeps EVENTS a copy of the log. One runs at a time; the caller sees to that, and a second one does no harm but double work."""
+
+    def __init__(self, store: EventStore, bus: Bus, clock: Clock) -> None:
+        self._store = store
+        self._bus = bus
+        self._clock = clock
+        self._tenants: dict[RunId, str] = {}
+        self._poked = asyncio.Event()
+        self._tail = Tail(0, 0)
+        self._one_by_one = False
+        self._behind_since: float | None = None
+
+    @property
+    def position(self) -> int:
+        """Log position up to which everything is published."""
+        return self._tail.position
+
+    async def run(self) -> None:
+        """Relay until cancelled. Trouble with either server is waited out."""
+        subscription = await self._bus.subscribe(subjects.POKE, self._on_poke)
+        retry_s = RETRY_FIRST_S
+        try:
+            while True:
+                try:
+                    await self._find_tail()
+                    while True:
+                        await self._step()
+                        retry_s = RETRY_FIRST_S
+                except (OrchestrationError, TimeoutError) as error:
+                    level = logging.INFO if isinstance(error, OutOfStep) else logging.WARNING
+                    _log.log(level, "relay at position %d pauses %g s: %s", self._tail.position, retry_s, error)
+                    await asyncio.sleep(retry_s)
+                    retry_s = min(retry_s * 2, RETRY_LONGEST_S)
+        finally:
+            await subscription.stop()
+
+    async def _on_poke(self, _: Message) -> None:
+        self._poked.set()
+
+    async def _step(self) -> None:
+        """Publish one batch, or wait until there may be one."""
+        self._poked.clear()
+        page = await self._store.read_all(self._tail.position, BATCH)
+        if not page.events:
+            await self._wait()
+            return
+        outgoing = await self._outgoing(page.events)
+        sequence = await (self._publish_each(outgoing) if self._one_by_one else self._publish(outgoing))
+        self._tail = Tail(sequence, page.events[-1].position)
+        self._one_by_one = False
+        if len(page.events) < BATCH:
+            await asyncio.sleep(LINGER_S)
+
+    async def _wait(self) -> None:
+        try:
+            async with asyncio.timeout(POLL_S):
+                await self._poked.wait()
+        except TimeoutError:
+            return  # a poke may have been lost: look again
+
+    # ── publishing ──
+
+    async def _publish(self, outgoing: Sequence[_Outgoing]) -> int:
+        """Publish a batch and have its last message confirmed; returns the sequence it got."""
+        sequence = self._tail.sequence
+        if not outgoing:
+            return sequence
+        *before, last = outgoing
+        for message in before:
+            await self._bus.publish(message.subject, message.data, headers=_headers(message, sequence))
+            sequence += 1
+        stored, _ = await self._confirmed(last, sequence)
+        if stored != sequence + 1:
+            raise OutOfStep(f"event {last.event_id} became message {stored} of EVENTS, expected {sequence + 1}")
+        return stored
+
+    async def _publish_each(self, outgoing: Sequence[_Outgoing]) -> int:
+        """Publish with every message confirmed, and leave out what the server remembers by its id."""
+        sequence = self._tail.sequence
+        for message in outgoing:
+            stored, duplicate = await self._confirmed(message, sequence)
+            if not duplicate:
+                sequence = stored
+        return sequence
+
+    async def _confirmed(self, message: _Outgoing, sequence: int) -> tuple[int, bool]:
+        reply = await self._bus.request(message.subject, message.data, timeout_s=CONFIRM_TIMEOUT_S, headers=_headers(message, sequence))
+        try:
+            answer = jetstream.decode_reply(message.subject, reply.data)
+        except jetstream.ApiError as error:
+            if error.err_code == jetstream.WRONG_LAST_SEQUENCE:
+                raise OutOfStep(f"event {message.event_id} was to follow message {sequence} of EVENTS: {error.description}") from None
+            raise
+        return int(answer["seq"]), bool(answer.get("duplicate"))
+
+    # ── where to go on ──
+
+    async def _find_tail(self) -> None:
+        """Read from the stream where it ends; make the stream when it is not there."""
+        before = self._tail
+        await jetstream.ensure_stream(self._bus, jetstream.EVENTS)
+        sequence = int((await jetstream.api(self._bus, "STREAM.INFO.EVENTS"))["state"]["last_seq"])
+        last = await self._last_message()
+        if last is not None:
+            await self._check_same_log(last)
+        self._tail = Tail(sequence, last.position if last else 0)
+        # no step forward since the last trouble: something in the batch is not taken, find out what
+        self._one_by_one = self._tail == before and sequence > 0
+        _log.info("relay goes on behind position %d, message %d of EVENTS", self._tail.position, sequence)
+
+    async def _last_message(self) -> _Last | None:
+        try:
+            answer = await jetstream.api(self._bus, "STREAM.MSG.GET.EVENTS", {"last_by_subj": jetstream.EVENTS.subjects})
+        except jetstream.ApiError as error:
+            if error.err_code == jetstream.MESSAGE_NOT_FOUND:
+                return None
+            raise
+        lines = b64decode(answer["message"].get("hdrs", "")).decode().split("\r\n")
+        headers = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        if "Es-Position" not in headers:
+            await self._start_over("its last message was not published by a relay")
+        return _Last(headers["Nats-Msg-Id"], int(headers["Es-Position"]))
+
+    async def _check_same_log(self, last: _Last) -> None:
+        page = await self._store.read_all(last.position - 1, 1)
+        if page.events and (str(page.events[0].event_id), page.events[0].position) != last:
+            await self._start_over(f"event {last.event_id} at position {last.position} is not in this log")
+        if page.events:
+            self._behind_since = None
+            return
+        now = self._clock.monotonic()
+        self._behind_since = now if self._behind_since is None else self._behind_since
+        if now - self._behind_since >= LOG_BEHIND_S:
+            self._behind_since = None
+            await self._start_over(f"the log ends at position {page.high_water}, the stream at {last.position}")
+        raise OutOfStep(f"the log ends at position {page.high_water}, before the stream at {last.position}")
+
+    async def _start_over(self, why: str) -> NoReturn:
+        _log.error("EVENTS does not fit the log and is filled anew: %s", why)
+        await jetstream.api(self._bus, "STREAM.PURGE.EVENTS")
+        raise OutOfStep(f"EVENTS was purged: {why}")
+
+    # ── what is published ──
+
+    async def _outgoing(self, events: Sequence[Recorded]) -> list[_Outgoing]:
+        oldest_us = self._clock.now_us() - jetstream.EVENTS.age_max_s * 1_000_000
+        wanted = [event for event in events if event.occurred_us >= oldest_us]
+        await self._learn_tenants(wanted)
+        return [self._message(event) for event in wanted]
+
+    async def _learn_tenants(self, events: Iterable[Recorded]) -> None:
+        while len(self._tenants) > TENANTS_MAX:  # whoever is forgotten is looked up again
+            del self._tenants[next(iter(self._tenants))]
+        unknown: set[RunId] = set()
+        for event in events:
+            if event.run_id is not None and event.run_id not in self._tenants:
+                unknown.add(event.run_id)
+            self._learn_tenant(event)
+        unknown -= self._tenants.keys()
+        if unknown:
+            after = {run_stream(run_id): 0 for run_id in unknown}
+            for event in await self._store.read_streams(after, types=frozenset({RunSubmitted.__name__})):
+                self._learn_tenant(event)
+
+    def _learn_tenant(self, recorded: Recorded) -> None:
+        if recorded.type == RunSubmitted.__name__:
+            event = recorded.event()
+            if isinstance(event, RunSubmitted):
+                self._tenants[event.run_id] = event.tenant if TOKEN.fullmatch(event.tenant) else "invalid"
+
+    def _message(self, event: Recorded) -> _Outgoing:
+        if event.run_id is None:
+            subject = subjects.events(NO_RUN, NO_RUN, event.type)
+        else:
+            subject = subjects.events(self._tenants.get(event.run_id, NO_RUN), event.run_id, event.type)
+        envelope = Envelope(
+            event_id=event.event_id,
+            type=event.type,
+            schema_version=event.schema_version,
+            stream=event.stream,
+            version=event.version,
+            position=event.position,
+            run_id=event.run_id,
+            task_id=event.task_id,
+            occurred_at=_EPOCH + timedelta(microseconds=event.occurred_us),
+            causation_id=event.causation_id,
+            actor=event.actor,
+            data=msgspec.Raw(event.data),
+        )
+        return _Outgoing(subject, _encoder.encode(envelope), str(event.event_id), event.position)
+
+
+def _headers(message: _Outgoing, sequence: int) -> dict[str, str]:
+    return {"Nats-Msg-Id": message.event_id, "Es-Position": str(message.position), "Nats-Expected-Last-Sequence": str(sequence)}
