@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -33,5 +32,5 @@ def open_folder() -> Iterator[Path]:
     try:
         yield folder
     finally:
-        assert os.listdir(folder) == [], "a child's folder was left behind"
+        assert not list(folder.iterdir()), "a child's folder was left behind"
         shutil.rmtree(folder)

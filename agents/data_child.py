@@ -1,0 +1,221 @@
+"""Runs inside the sandbox, one process per question: load files into DuckDB, lock it, answer. Standard library, duckdb and matplotlib only.
+
+Reads one JSON object from stdin, writes one to stdout. Files are loaded before the lock; after it the database has no way to the file
+system, the network, extensions or its own settings. The process limits around it hold what the database's own limits do not: some
+functions take memory and time past both.
+
+    in:  {sources: [{name, path, format}], ask: "list" | "describe" | "query" | "chart", sql, rows_max, seconds, memory_bytes, chart: {…}}
+    out: {sources} | {rows, columns} | {columns, rows, more} | {points, left_out, svg, png}, or {error}
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime as dt
+import decimal
+import io
+import json
+import math
+import sys
+from typing import Any, Final
+
+import duckdb
+
+MISSING: Final = ["", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None"]
+VALUES_SHOWN: Final = 12
+VALUE_CHARS_MAX: Final = 200
+TEXT_CHARS_MAX: Final = 2_000
+POINTS_MAX: Final = 20_000
+BARS_MAX: Final = 60
+READERS: Final = {
+    "csv": "read_csv(?, nullstr=?, sample_size=-1, header=true)",
+    "tsv": "read_csv(?, nullstr=?, sample_size=-1, header=true, delim='\t')",
+    "parquet": "read_parquet(?)",
+    "json": "read_json(?, format='auto')",
+    "ndjson": "read_json(?, format='newline_delimited')",
+}
+
+
+def quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def load(job: dict[str, Any]) -> duckdb.DuckDBPyConnection:
+    """Make a database of the files, then take every way out of it away."""
+    settings = {
+        "memory_limit": f"{job['memory_bytes'] // 1_048_576}MiB",
+        "threads": 1,  # sums of floats come out the same every time
+        "max_execution_time": int(job["seconds"] * 1000),
+        "temp_directory": "",
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
+        "allow_community_extensions": False,
+        "default_null_order": "NULLS LAST",
+    }
+    database = duckdb.connect(":memory:")
+    for name, value in settings.items():
+        database.execute(f"SET {name} = ?", [value])
+    for source in job["sources"]:
+        reader = READERS[source["format"]]
+        try:
+            # names are quoted, paths and spellings are parameters
+            database.execute(f"CREATE TABLE {quoted(source['name'])} AS SELECT * FROM {reader}", [source["path"], *([MISSING] if "nullstr" in reader else [])])  # noqa: S608
+        except duckdb.Error as error:
+            raise ValueError(f"{source['file']} cannot be read as {source['format']}: {first_line(error)}") from None
+    database.execute("SET enable_external_access = false")
+    database.execute("SET lock_configuration = true")
+    return database
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:500]
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON has it; numbers that JSON lacks are missing ones."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, decimal.Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, dt.datetime | dt.date | dt.time):
+        return value.isoformat()
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, dict):
+        return {str(key): plain(part) for key, part in value.items()}
+    if value is None or isinstance(value, bool | int):
+        return value
+    return str(value)[:TEXT_CHARS_MAX]
+
+
+def columns_of(database: duckdb.DuckDBPyConnection, name: str) -> list[tuple[str, str]]:
+    rows = database.execute(f"SELECT * FROM {quoted(name)} LIMIT 0").description or []  # noqa: S608
+    return [(str(column[0]), str(column[1])) for column in rows]
+
+
+def one(database: duckdb.DuckDBPyConnection, sql: str) -> tuple[Any, ...]:
+    row = database.execute(sql).fetchone()
+    assert row is not None
+    return tuple(plain(value) for value in row)
+
+
+def list_sources(database: duckdb.DuckDBPyConnection, job: dict[str, Any]) -> dict[str, Any]:
+    found = []
+    for source in job["sources"]:
+        (rows,) = one(database, f"SELECT count(*) FROM {quoted(source['name'])}")  # noqa: S608
+        found.append({"name": source["name"], "file": source["file"], "rows": rows, "columns": [name for name, _ in columns_of(database, source["name"])]})
+    return {"sources": found}
+
+
+def describe(database: duckdb.DuckDBPyConnection, job: dict[str, Any]) -> dict[str, Any]:
+    """Profile one table: type, missing and distinct values, range and mean, the most frequent values."""
+    table = quoted(job["sources"][0]["name"])
+    (rows,) = one(database, f"SELECT count(*) FROM {table}")  # noqa: S608
+    columns = []
+    for name, kind in columns_of(database, job["sources"][0]["name"]):
+        column = quoted(name)
+        missing, distinct = one(database, f"SELECT count(*) - count({column}), count(DISTINCT {column}) FROM {table}")  # noqa: S608
+        is_number = kind.split("(")[0] in {"TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UBIGINT", "UINTEGER", "DOUBLE", "FLOAT", "DECIMAL"}
+        low, high, mean = one(database, f"SELECT min({column}), max({column}), {f'avg({column})' if is_number else 'NULL'} FROM {table}")  # noqa: S608
+        top = database.execute(f"SELECT {column}, count(*) FROM {table} WHERE {column} IS NOT NULL GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT {VALUES_SHOWN}")  # noqa: S608
+        values = [[str(plain(value))[:VALUE_CHARS_MAX], count] for value, count in top.fetchall()]
+        columns.append({"name": name, "type": kind, "missing": missing, "distinct": distinct, "min": low, "max": high, "mean": mean, "values": values})
+    return {"rows": rows, "columns": columns}
+
+
+def query(database: duckdb.DuckDBPyConnection, job: dict[str, Any]) -> dict[str, Any]:
+    result = database.execute(job["sql"])
+    names = [str(column[0]) for column in result.description or []]
+    rows = result.fetchmany(job["rows_max"] + 1)
+    return {"columns": names, "rows": [[plain(value) for value in row] for row in rows[: job["rows_max"]]], "more": len(rows) > job["rows_max"]}
+
+
+def chart(database: duckdb.DuckDBPyConnection, job: dict[str, Any]) -> dict[str, Any]:
+    wanted = job["chart"]
+    table = query(database, {**job, "rows_max": POINTS_MAX})
+    names = table["columns"]
+    for name in (wanted["x"], *([wanted["y"]] if wanted["y"] else [])):
+        if name not in names:
+            raise ValueError(f"the query has no column {name!r}; its columns are {', '.join(names)}")
+    picked = [(row[names.index(wanted["x"])], row[names.index(wanted["y"])] if wanted["y"] else 0) for row in table["rows"]]
+    points = [(x, y) for x, y in picked if x is not None and y is not None]
+    check_points(wanted, points)
+    svg, png = draw(wanted, [x for x, _ in points], [y for _, y in points])
+    files = {"svg": svg.decode(), "png": base64.b64encode(png).decode()}
+    return {"points": len(points), "left_out": len(picked) - len(points), "more": table["more"], **files}
+
+
+def check_points(wanted: dict[str, Any], points: list[tuple[Any, Any]]) -> None:
+    if not points:
+        raise ValueError("the query gives no rows with values to draw")
+    numeric = {"histogram": (0,), "scatter": (0, 1), "bar": (1,), "line": (1,)}[wanted["chart"]]
+    for at in numeric:
+        bad = next((point[at] for point in points if isinstance(point[at], bool) or not isinstance(point[at], int | float)), None)
+        if bad is not None:
+            raise ValueError(f"a {wanted['chart']} chart needs numbers in column {wanted['y' if at else 'x']!r}, which has {str(bad)[:60]!r}")
+    if wanted["chart"] == "bar" and len(points) > BARS_MAX:
+        raise ValueError(f"{len(points)} bars cannot be read; aggregate or limit the query to {BARS_MAX}")
+
+
+def draw(wanted: dict[str, Any], xs: list[Any], ys: list[Any]) -> tuple[bytes, bytes]:
+    """Draw one chart as SVG and PNG; the same data gives the same bytes."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    mpl.rcParams.update({"svg.hashsalt": "crewlog", "figure.dpi": 100, "font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False})
+    figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
+    kind = wanted["chart"]
+    if kind == "bar":
+        labels = [label(x) for x in xs]
+        axes.bar(range(len(xs)), ys, color="#3b6ea8")
+        is_crowded = len(xs) > 6 or sum(map(len, labels)) > 60
+        axes.set_xticks(range(len(xs)), labels, rotation=45 if is_crowded else 0, ha="right" if is_crowded else "center")
+    elif kind == "line":
+        places = on_axis(xs)
+        axes.plot(places, ys, color="#3b6ea8", marker="o", markersize=3)
+        if isinstance(places[0], str) and len(places) > 8:
+            axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        if not isinstance(places[0], int | float):
+            figure.autofmt_xdate()
+    elif kind == "scatter":
+        axes.scatter(xs, ys, s=14, alpha=0.6, color="#3b6ea8", linewidths=0)
+    else:
+        axes.hist(xs, bins="sturges", color="#3b6ea8", edgecolor="white")
+    axes.set_xlabel(label(wanted["x"]))
+    axes.set_ylabel(label(wanted["y"]) if wanted["y"] else "count")
+    axes.set_title(f"{label(wanted['title'])} ({len(xs)} groups)" if kind == "bar" else f"{label(wanted['title'])} (n = {len(xs)})")
+    svg, png = io.BytesIO(), io.BytesIO()
+    figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(png, format="png", metadata={"Software": None})
+    return svg.getvalue(), png.getvalue()
+
+
+def on_axis(values: list[Any]) -> list[Any]:
+    """Return numbers as they are, dates as dates, so that distances are right, and everything else as labels."""
+    if all(isinstance(value, int | float) for value in values):
+        return values
+    try:
+        return [dt.datetime.fromisoformat(value) for value in values]
+    except (TypeError, ValueError):
+        return [label(value) for value in values]
+
+
+def label(value: Any) -> str:
+    """Return text for a chart: one line, no control characters, no formula syntax."""
+    text = "".join(character if character.isprintable() else " " for character in str(value))
+    return (text[:77] + "…" if len(text) > 78 else text).replace("$", r"\$")
+
+
+def main(job: dict[str, Any]) -> dict[str, Any]:
+    try:
+        database = load(job)
+        return {"list": list_sources, "describe": describe, "query": query, "chart": chart}[job["ask"]](database, job)
+    except (duckdb.Error, ValueError, MemoryError) as error:
+        return {"error": first_line(error) or "out of memory"}
+
+
+if __name__ == "__main__":
+    json.dump(main(json.load(sys.stdin)), sys.stdout, allow_nan=False)

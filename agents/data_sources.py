@@ -1,0 +1,110 @@
+"""The files of a data task as tables, and the child process that answers one question about them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from crewlog.agents.child import MIB, ChildLimits
+from crewlog.agents.files import TaskFiles
+from crewlog.agents.sandbox import Sandbox, scratch
+from crewlog.agents.spec import ToolContext, ToolFailed
+from crewlog.schemas.text import clean
+
+if TYPE_CHECKING:
+    from crewlog.agents.sql_guard import Checked  # the module needs an extra; without it the agent must still be able to say so
+
+CHILD: Final = Path(__file__).with_name("data_child.py")
+FORMATS: Final = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet", ".json": "json", ".ndjson": "ndjson", ".jsonl": "ndjson"}
+OWN_FILES: Final = re.compile(r"(test-report|query-[0-9a-f]{8})\.json$")
+RESERVED: Final = frozenset(
+    """
+    all analyse analyze and any array as asc asymmetric both case cast check collate column constraint create default deferrable desc describe distinct do
+    else end except false fetch for foreign from group having in initially intersect into lambda lateral leading limit not null offset on only or order
+    pivot pivot_longer pivot_wider placing primary qualify references returning select show some summarize symmetric table then to trailing true union
+    unique unpivot using variadic when where window with
+    """.split()  # noqa: SIM905  (a list literal would take eighty lines)
+)
+"""DuckDB's reserved words: a table of that name would have to be quoted in every query."""
+SOURCE_BYTES_MAX: Final = 64 * MIB
+QUERY_SECONDS: Final = 30
+CHILD_LIMITS: Final = ChildLimits(
+    wall_s=QUERY_SECONDS + 15,
+    cpu_s=QUERY_SECONDS + 15,
+    address_bytes_max=1536 * MIB,
+    resident_bytes_max=1024 * MIB,
+    processes_max=16,
+    output_bytes_max=16 * MIB,
+)
+DATABASE_BYTES_MAX: Final = 512 * MIB
+STOPPED: Final = {"timeout": f"it took longer than {QUERY_SECONDS} s", "memory": "it needs more memory than allowed", "output": "its result is too large"}
+
+
+class Source(NamedTuple):
+    """One file as a table."""
+
+    name: str
+    file: str
+    format: str
+
+
+def sources_of(files: TaskFiles) -> dict[str, Source]:
+    """Return the tables of a task by name: the file's stem in lower case, other characters as `_`, numbered when two are alike."""
+    found: dict[str, Source] = {}
+    for file in files.names():
+        path = PurePosixPath(file)
+        format_ = FORMATS.get(path.suffix.lower())
+        if format_ is None or OWN_FILES.search(file):
+            continue
+        stem = re.sub(r"[^a-z0-9]+", "_", path.stem.lower()).strip("_") or "table"
+        stem = f"t_{stem}" if stem[0].isdigit() or stem in RESERVED else stem
+        name, number = stem, 1
+        while name in found:
+            number += 1
+            name = f"{stem}_{number}"
+        found[name] = Source(name, file, format_)
+    return found
+
+
+def checked(sql: str, sources: dict[str, Source]) -> Checked:
+    """Check a query against these sources.
+
+    Raises:
+        ToolFailed: it may not run; the text says why.
+    """
+    from crewlog.agents.sql_guard import SqlRefused, check_sql
+
+    try:
+        return check_sql(sql, list(sources))
+    except SqlRefused as error:
+        raise ToolFailed(f"the query was not run: {error}") from None
+
+
+async def ask(context: ToolContext, sandbox: Sandbox, files: TaskFiles, sources: Sequence[Source], **question: Any) -> dict[str, Any]:
+    """Load these sources in a fresh child and let it answer.
+
+    Raises:
+        ToolFailed: a file cannot be read, the query is wrong, or it went past a limit; in words the model can act on.
+    """
+    with scratch(context.workspace) as folder:
+        placed = []
+        for number, source in enumerate(sources):
+            path = folder / f"source-{number}"
+            path.write_bytes(await files.read(source.file, bytes_max=SOURCE_BYTES_MAX))
+            placed.append({"name": source.name, "file": source.file, "format": source.format, "path": str(path)})
+        (folder / CHILD.name).write_bytes(CHILD.read_bytes())
+        job = {"sources": placed, "seconds": QUERY_SECONDS, "memory_bytes": DATABASE_BYTES_MAX, "sql": "", "rows_max": 0, "chart": None, **question}
+        result = await sandbox.run_python(["-P", CHILD.name], folder=folder, limits=CHILD_LIMITS, stdin=json.dumps(job).encode())
+    if result.killed_reason is not None:
+        raise ToolFailed(f"the query was stopped: {STOPPED[result.killed_reason]}")
+    try:
+        answer: dict[str, Any] = json.loads(result.stdout)
+    except ValueError:
+        said = clean(result.stderr.decode(errors="replace"))[-800:].strip()
+        raise ToolFailed(f"the query could not be run (status {result.returncode}): {said or 'most likely it needs more memory than allowed'}") from None
+    if "error" in answer:
+        raise ToolFailed(clean(answer["error"]).replace(f"{folder}/", ""))
+    return answer
