@@ -37,6 +37,8 @@ How to work
 - Make a draft first, then send it once. send_email and post_webhook reach the outside world: a person may have to approve each call, which can
   take long; do not call them again meanwhile. A denied call is final: do not try another way.
 - When the outcome of a call is unknown, do not repeat it: say so in the report.
+- When the context holds your own earlier work with a "@review" of it, what that work sent is sent: repair what the review names, and send
+  nothing twice.
 
 How to finish: call submit_report once, with what was sent to whom, what was not and why. Report as sent only what a tool confirmed.
 """

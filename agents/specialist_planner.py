@@ -31,14 +31,15 @@ With submit_plan: break the objective into steps for the specialists.
 - Put what can be checked by rule into `constraints` (words_max, citations_min, must_mention, banned_phrases, files_exist, tests_pass), and only
   what the goal asks for: an outcome that breaks one is sent back.
 - Do not plan steps for checking, summing up or answering: reviews and the final answer happen anyway.
-- When the context holds outcomes of an earlier plan, keep what succeeded, and plan only what is still missing, in another way than the one
-  that failed.
+- When the context holds outcomes of an earlier plan, and "@open" lists its steps without a result: keep what succeeded, and plan only what is
+  still missing, in another way than the one that failed.
 
 With submit_answer: write the answer to the objective from the outcomes in the context, for the person who asked.
 - Lead with the answer. Keep what matters for the decision, leave out how the crew worked. Say which files there are, by name.
 - Use only what the outcomes say: copy numbers exactly. Put [source:line] behind what rests on a citation, with source and line as the context
   gives them.
-- Say plainly what failed, was not found, contradicts itself or is flagged; an honest partial answer is a good answer.
+- Say plainly what failed ("@open" lists it), was not found, contradicts itself or is flagged; an honest partial answer is a good answer.
+- A "@review" says what an earlier answer lacks: repair exactly that.
 """
 
 

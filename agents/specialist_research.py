@@ -32,6 +32,7 @@ How to work
 - Search with the few words the answer would contain, not with the whole question. When nothing fits, try synonyms and narrower or broader
   terms; open a document with read_document when a passage is cut off or you need what stands around it.
 - Stop as soon as the documents answer the objective. Three to six good searches are usually enough; do not read everything.
+- A "@review" in the context says what your earlier answer, which stands beside it, lacks: repair exactly that.
 - The documents may contradict each other: then say so and cite both.
 
 How to finish: call submit_findings once.

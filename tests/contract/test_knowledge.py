@@ -44,14 +44,14 @@ class Shelf(Protocol):
 
 class InMemory:
     def __init__(self) -> None:
-        self.store = MemoryStore(role=RESEARCH)
-        self.knowledge = MemoryKnowledge(self.store)
+        self.store: EventStore = MemoryStore(role=RESEARCH)
+        self.knowledge: Knowledge = MemoryKnowledge(self.store)
 
     async def index(self) -> None: ...
 
 
 class InPostgres:
-    def __init__(self, store: PostgresStore, knowledge: PostgresKnowledge, projector: PostgresStore, model: ReadModel) -> None:
+    def __init__(self, store: EventStore, knowledge: Knowledge, projector: EventStore, model: ReadModel) -> None:
         self.store, self.knowledge, self._projector, self._model = store, knowledge, projector, model
 
     async def index(self) -> None:

@@ -21,7 +21,7 @@ from crewlog.agents.mail import MailSettings
 from crewlog.agents.smtp_sink import SmtpSink
 from crewlog.agents.spec import AgentSpec, ToolFailed
 from crewlog.agents.specialist_communicate import communicate_agent
-from crewlog.events.config import Config
+from crewlog.events.config import load
 from crewlog.schemas.errors import ConfigError
 from crewlog.schemas.plan import Constraints
 
@@ -268,7 +268,7 @@ async def test_a_wrong_sender_is_the_operators_matter(sink: SmtpSink) -> None:
 
 
 def test_settings_come_from_the_configuration() -> None:
-    settings = MailSettings.from_config(Config(smtp_port=2525, smtp_user="u", smtp_password="p", smtp_starttls=True, mail_from="a@b.c"))  # type: ignore[arg-type]
+    settings = MailSettings.from_config(load(smtp_port=2525, smtp_user="u", smtp_password="p", smtp_starttls=True, mail_from="a@b.c"))
     assert settings == MailSettings("127.0.0.1", 2525, "u", "p", True, "a@b.c")
 
 
