@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 import msgspec
@@ -21,7 +21,7 @@ from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.publisher import Publisher
 from crewlog.orchestrator.run import RunState, TaskState, active_tasks
 from crewlog.schemas.errors import OrchestrationError
-from crewlog.schemas.ids import RunId, TaskId, task_stream
+from crewlog.schemas.ids import RunId, Stream, TaskId, task_stream
 
 PAGE: Final = 500
 BUSY_QUEUE_LEASES: Final = 10
@@ -42,9 +42,9 @@ class _Sign(msgspec.Struct):
     """The last sign of life of a dispatched task."""
 
     at_s: float
-    since_s: float
     dispatches: int
-    version: int = 0
+    version: int = 1
+    """Up to where its stream is known; the first event is there from the start."""
 
 
 _decode: Final = msgspec.json.Decoder(Heartbeat).decode
@@ -117,35 +117,30 @@ class Sweep:
         for state, task in waiting:
             sign = self._signs.get(task.task_id)
             if sign is None or sign.dispatches != task.dispatches:
-                self._signs[task.task_id] = _Sign(now_s, now_s, task.dispatches)
+                self._signs[task.task_id] = _Sign(now_s, task.dispatches)
             elif now_s - sign.at_s >= self._lease_s:
                 silent.append((state, task, sign))
         if not silent:
             return
-        await self._note_progress([sign for *_, sign in silent], [task.task_id for _, task, _ in silent], now_s)
+        await self._note_progress({task_stream(task.task_id): sign for _, task, sign in silent}, now_s)
         backlogs: dict[tuple[str, str], int] = {}
         for state, task, sign in silent:
             if now_s - sign.at_s >= self._lease_s and await self._is_lost(state, task, sign, backlogs, now_s):
                 log.warning("task %s of run %s gave no sign of life for %.0f s, published again", task.task_id, state.run_id, now_s - sign.at_s)
                 again = Dispatch(task.task_id, task.kind, state.brief.priority, task.attempt, task.dispatches, None)
                 await self._publisher.publish_again(state.run_id, again, nonce=self._clock.random_id().hex[:8])
-                sign.at_s = sign.since_s = now_s
-
-    async def _note_progress(self, signs: Sequence[_Sign], task_ids: Sequence[TaskId], now_s: float) -> None:
-        by_stream = {task_stream(task_id): sign for task_id, sign in zip(task_ids, signs, strict=True)}
-        for recorded in await self._store.read_streams({stream: max(sign.version, 1) for stream, sign in by_stream.items()}):
-            sign = by_stream[recorded.stream]
-            if sign.version:  # what was there at the first look is no sign of life since
                 sign.at_s = now_s
-            sign.version = max(sign.version, recorded.version)
-        for sign in signs:
-            sign.version = max(sign.version, 1)
+
+    async def _note_progress(self, signs: Mapping[Stream, _Sign], now_s: float) -> None:
+        for recorded in await self._store.read_streams({stream: sign.version for stream, sign in signs.items()}):
+            sign = signs[recorded.stream]
+            sign.at_s, sign.version = now_s, recorded.version
 
     async def _is_lost(self, state: RunState, task: TaskState, sign: _Sign, backlogs: dict[tuple[str, str], int], now_s: float) -> bool:
         lane = task.kind, state.brief.priority
         if lane not in backlogs:
             backlogs[lane] = await self._bus.backlog("WORK", f"{task.kind}-{state.brief.priority}")
-        return backlogs[lane] == 0 or now_s - sign.since_s >= self._lease_s * BUSY_QUEUE_LEASES
+        return backlogs[lane] == 0 or now_s - sign.at_s >= self._lease_s * BUSY_QUEUE_LEASES
 
     async def _hear(self, message: Message) -> None:
         try:
@@ -156,4 +151,4 @@ class Sweep:
         now_s = self._clock.monotonic()
         for task_id in beat.busy:
             if sign := self._signs.get(task_id):
-                sign.at_s = sign.since_s = now_s
+                sign.at_s = now_s

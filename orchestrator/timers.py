@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 class Timers:
     """Due times of runs."""
 
-    def __init__(self, store: EventStore, clock: Clock, wake: Callable[[RunId], None], *, write_delay_s: float = WRITE_DELAY_S, poll_s: float = POLL_S) -> None:
-        self._store, self._clock, self._wake = store, clock, wake
+    def __init__(self, store: EventStore, clock: Clock, *, write_delay_s: float = WRITE_DELAY_S, poll_s: float = POLL_S) -> None:
+        self._store, self._clock = store, clock
         self._write_delay_s, self._poll_s = write_delay_s, poll_s
         self._due: dict[RunId, int] = {}
         self._heap: list[tuple[int, RunId]] = []
@@ -41,9 +41,9 @@ class Timers:
         self._write_soon = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
 
-    def start(self) -> list[asyncio.Task[None]]:
-        """Begin to watch the clock; the returned tasks end only with `stop` or a defect."""
-        self._loops = [asyncio.create_task(loop(), name="timers") for loop in (self._watch, self._poll, self._write)]
+    def start(self, wake: Callable[[RunId], None]) -> list[asyncio.Task[None]]:
+        """Begin to watch the clock and wake runs that are due; the returned tasks end only with `stop` or a defect."""
+        self._loops = [asyncio.create_task(loop, name="timers") for loop in (self._watch(wake), self._poll(wake), self._write())]
         return self._loops
 
     async def stop(self) -> None:
@@ -70,14 +70,14 @@ class Timers:
         self._changed.add(run_id)
         self._write_soon.set()
 
-    async def _watch(self) -> None:
+    async def _watch(self, wake: Callable[[RunId], None]) -> None:
         """Wake runs of this process in time."""
         while True:
             now_us = self._clock.now_us()
             while self._heap and self._heap[0][0] <= now_us:
                 due_us, run_id = heapq.heappop(self._heap)
                 if self._due.get(run_id) == due_us:
-                    self._wake(run_id)
+                    wake(run_id)
             self._earlier.clear()
             wait_s = (self._heap[0][0] - now_us) / 1e6 if self._heap else None
             try:
@@ -86,7 +86,7 @@ class Timers:
             except TimeoutError:
                 continue
 
-    async def _poll(self) -> None:
+    async def _poll(self, wake: Callable[[RunId], None]) -> None:
         """Wake runs whose process is gone."""
         while True:
             try:
@@ -96,7 +96,7 @@ class Timers:
                 runs = ()
             for run_id in runs:
                 self._stored.pop(run_id, None)
-                self._wake(run_id)
+                wake(run_id)
             if len(runs) < TAKE_MAX:
                 await asyncio.sleep(self._poll_s)
 

@@ -1,0 +1,187 @@
+"""Request-reply endpoints `api.<tenant>.<noun>.<verb>`. All orchestrators share one queue group; each request is answered by one.
+
+tasks.submit       body: AgentTask                                        -> run_id, task_id, status
+runs.get           {"run_id"}                                             -> run
+runs.cancel        {"run_id", "reason", "actor"}                          -> run_id, status
+approvals.decide   {"run_id", "approval_id", "decision", "actor", "note"} -> approval_id, decision
+agents.register    AgentRegistered as JSON (tenant `system`)              -> kind
+agents.stop        {"kind", "worker"}      (tenant `system`)              -> kind
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final, Literal, TypeVar
+from uuid import UUID
+
+import msgspec
+
+from crewlog.events.bus import Bus, Message, Subscription
+from crewlog.events.clock import Clock
+from crewlog.events.store import EventStore
+from crewlog.orchestrator.commands import CancelRun, DecideApproval, TooLate
+from crewlog.orchestrator.driver import Driver
+from crewlog.orchestrator.kinds import KindDirectory
+from crewlog.orchestrator.replies import accepted, refused
+from crewlog.orchestrator.report import run_report, text_of
+from crewlog.orchestrator.run import RunState
+from crewlog.orchestrator.submission import read_submission
+from crewlog.schemas.errors import ContractError, NotFound, OrchestrationError
+from crewlog.schemas.ids import TOKEN, ApprovalId, RunId
+from crewlog.schemas.system_events import AgentRegistered, AgentStopped
+from crewlog.schemas.task import RUN
+from crewlog.schemas.text import clean, shorten
+
+QUEUE: Final = "orchestrator"
+SYSTEM: Final = "system"
+TEXT_CHARS_MAX: Final = 2_000
+
+log = logging.getLogger(__name__)
+
+
+class RunRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Names a run."""
+
+    run_id: UUID
+
+
+class CancelRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Stop a run."""
+
+    run_id: UUID
+    reason: str = ""
+    actor: str = "anonymous"
+
+
+class DecideRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Approve or deny one tool call."""
+
+    run_id: UUID
+    approval_id: UUID
+    decision: Literal["approved", "denied"]
+    actor: str
+    note: str = ""
+
+
+_T = TypeVar("_T")
+Endpoint = Callable[[str, bytes], Awaitable[bytes]]
+
+
+class Api:
+    """Answers requests."""
+
+    def __init__(self, store: EventStore, bus: Bus, clock: Clock, driver: Driver, kinds: KindDirectory) -> None:
+        self._store, self._bus, self._clock, self._driver, self._kinds = store, bus, clock, driver, kinds
+        self._subscriptions: list[Subscription] = []
+
+    async def start(self) -> None:
+        """Begin to answer."""
+        endpoints: dict[str, Endpoint] = {
+            "*.tasks.submit": self._submit,
+            "*.runs.get": self._get_run,
+            "*.runs.cancel": self._cancel_run,
+            "*.approvals.decide": self._decide_approval,
+            f"{SYSTEM}.agents.register": self._register,
+            f"{SYSTEM}.agents.stop": self._stop_agent,
+        }
+        for name, endpoint in endpoints.items():
+            self._subscriptions.append(await self._bus.subscribe(f"api.{name}", self._served_by(endpoint), queue=QUEUE))
+        # without the queue group: every orchestrator hears of every worker, whichever of them answers it
+        self._subscriptions.append(await self._bus.subscribe(f"api.{SYSTEM}.agents.register", self._overhear))
+
+    async def stop(self) -> None:
+        """Stop answering; requests under way are finished. Safe to call twice."""
+        subscriptions, self._subscriptions = self._subscriptions, []
+        for subscription in subscriptions:
+            await subscription.stop()
+
+    def _served_by(self, endpoint: Endpoint) -> Callable[[Message], Awaitable[None]]:
+        async def serve(message: Message) -> None:
+            try:
+                answer = await endpoint(message.subject.split(".")[1], message.data)
+            except OrchestrationError as error:
+                answer = refused(error)
+            except Exception as error:  # whoever asked gets an answer in any case; the details stay here
+                log.exception("request on %s failed", message.subject)
+                answer = refused(error)
+            if message.reply:
+                await self._bus.publish(message.reply, answer)
+
+        return serve
+
+    async def _submit(self, tenant: str, data: bytes) -> bytes:
+        task = read_submission(data, tenant=tenant, type_=None, task_id=self._clock.random_id())
+        submitted = await self._driver.submit(task, "api")
+        return accepted(run_id=submitted.run_id, task_id=submitted.task_id, status=submitted.status)
+
+    async def _get_run(self, tenant: str, data: bytes) -> bytes:
+        state = await self._run_of(tenant, _decode(data, RunRequest).run_id)
+        payload = text_of(state)
+        text = None if payload is None else payload.inline
+        if payload is not None and payload.ref is not None:
+            text = (await self._store.get_blobs([payload.ref]))[payload.ref].decode()
+        return accepted(run={**run_report(state), "text": text})
+
+    async def _cancel_run(self, tenant: str, data: bytes) -> bytes:
+        request = _decode(data, CancelRequest)
+        state = await self._run_of(tenant, request.run_id)
+        state = await self._driver.execute(state.run_id, CancelRun(_text(request.reason) or "cancelled", _text(request.actor)))
+        if state.status != "cancelled":
+            raise TooLate(f"run {state.run_id} cannot be cancelled: it is {state.status}")
+        return accepted(run_id=state.run_id, status=state.status)
+
+    async def _decide_approval(self, tenant: str, data: bytes) -> bytes:
+        request = _decode(data, DecideRequest)
+        if not request.actor.strip():
+            raise ContractError("an approval needs to know who decides", problems=(("/actor", "must not be empty"),))
+        state = await self._run_of(tenant, request.run_id)
+        command = DecideApproval(ApprovalId(request.approval_id), request.decision, _text(request.actor), _text(request.note))
+        await self._driver.execute(state.run_id, command)
+        return accepted(approval_id=request.approval_id, decision=request.decision)
+
+    async def _register(self, _: str, data: bytes) -> bytes:
+        event = _registration(data)
+        await self._kinds.register(event)
+        return accepted(kind=event.kind)
+
+    async def _stop_agent(self, _: str, data: bytes) -> bytes:
+        event = _decode(data, AgentStopped)
+        _check_kind(event.kind)
+        await self._kinds.stopped(event)
+        return accepted(kind=event.kind)
+
+    async def _overhear(self, message: Message) -> None:
+        try:
+            self._kinds.learn(_registration(message.data))
+        except ContractError as error:
+            log.debug("a registration that will be refused: %s", error)
+
+    async def _run_of(self, tenant: str, run_id: UUID) -> RunState:
+        """Return a run of this tenant; another tenant's run is as good as none."""
+        state = (await self._driver.folds.states([RunId(run_id)])).get(RunId(run_id))
+        if state is None or state.brief.tenant != tenant:
+            raise NotFound("run", str(run_id))
+        return state
+
+
+def _decode(data: bytes, type_: type[_T]) -> _T:
+    try:
+        return msgspec.json.decode(data, type=type_)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ContractError(f"the request is not a valid {type_.__name__}: {error}") from None
+
+
+def _registration(data: bytes) -> AgentRegistered:
+    event = _decode(data, AgentRegistered)
+    _check_kind(event.kind)
+    return event
+
+
+def _check_kind(kind: str) -> None:
+    if not TOKEN.fullmatch(kind) or kind == RUN:
+        raise ContractError(f"kind {kind!r} cannot be registered", problems=(("/kind", f"must match [A-Za-z0-9_-]{{1,64}} and not be {RUN!r}"),))
+
+
+def _text(text: str) -> str:
+    return shorten(clean(text), TEXT_CHARS_MAX)

@@ -1,0 +1,98 @@
+"""Take tasks from the public queue `tasks.<tenant>.<type>`: start a run, or refuse with a reason. Nothing is lost on the way.
+
+A good message is acknowledged after the commit. A bad one is kept on `rejected.<tenant>.<type>` with the reason before it is
+terminated. When the log or the bus is away, the message goes back to the queue and comes again.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Final
+
+from crewlog.events.bus import Bus, Consuming, Delivery
+from crewlog.events.clock import Clock
+from crewlog.orchestrator.driver import Driver, Submitted
+from crewlog.orchestrator.replies import accepted, refused
+from crewlog.orchestrator.submission import queued_task_id, read_submission
+from crewlog.schemas.errors import ContractError
+from crewlog.schemas.payload import content_hash
+from crewlog.schemas.subjects import TaskSubject, parse_tasks, rejected
+from crewlog.schemas.text import shorten
+
+SLOTS: Final = 256
+REASON_CHARS_MAX: Final = 1_000
+
+_SUBJECT: Final = re.compile(r"[A-Za-z0-9_$-]+(?:\.[A-Za-z0-9_$-]+)+")
+
+log = logging.getLogger(__name__)
+
+
+class Intake:
+    """Consumes the stream TASKS."""
+
+    def __init__(self, bus: Bus, clock: Clock, driver: Driver) -> None:
+        self._bus, self._clock, self._driver = bus, clock, driver
+        self._consuming: Consuming | None = None
+
+    async def start(self) -> None:
+        """Begin to fetch."""
+        self._consuming = await self._bus.consume("TASKS", {"intake": 0}, self.handle, slots=SLOTS)
+
+    async def stop(self, *, grace_s: float) -> None:
+        """Stop fetching and let running handlers finish. Safe to call twice."""
+        if self._consuming is not None:
+            consuming, self._consuming = self._consuming, None
+            await consuming.stop(grace_s=grace_s)
+
+    async def handle(self, delivery: Delivery) -> None:
+        """Deal with one message.
+
+        Raises:
+            Unavailable: nothing was decided; whoever calls hands the message back with a delay.
+        """
+        try:
+            subject = parse_tasks(delivery.subject)
+            submitted = await self._submit(delivery, subject)
+        except ContractError as error:
+            await self._reject(delivery, error)
+        else:
+            await self._answer(delivery, subject.tenant, accepted(run_id=submitted.run_id, task_id=submitted.task_id, status=submitted.status))
+            await delivery.ack()
+
+    async def _submit(self, delivery: Delivery, subject: TaskSubject) -> Submitted:
+        derived = queued_task_id(delivery.data, delivery.sequence)
+        task = read_submission(delivery.data, tenant=subject.tenant, type_=subject.type, task_id=derived)
+        submitted = await self._driver.submit(task, "subject")
+        if submitted.status == "duplicate" and task.task_id == derived and delivery.deliveries == 1:
+            # delivered for the first time and known already: the queue was recreated and counts from 1 again
+            task = read_submission(delivery.data, tenant=subject.tenant, type_=subject.type, task_id=self._clock.random_id())
+            submitted = await self._driver.submit(task, "subject")
+        return submitted
+
+    async def _reject(self, delivery: Delivery, error: ContractError) -> None:
+        tokens = delivery.subject.split(".")
+        tenant, type_ = tokens[1] if len(tokens) > 1 else "", tokens[2] if len(tokens) > 2 else ""
+        reason = shorten(" ".join(str(error).split()), REASON_CHARS_MAX)
+        headers = {
+            "X-Reject-Code": error.code,
+            "X-Reject-Reason": reason,
+            "X-Orig-Subject": delivery.subject,
+            "X-Orig-Stream-Seq": str(delivery.sequence),
+        }
+        message_id = f"rej-TASKS-{delivery.sequence}-{content_hash(delivery.data)[:16]}"
+        await self._bus.enqueue(rejected(tenant, type_), delivery.data, message_id=message_id, headers=headers)
+        log.info("rejected message %d on %s: %s", delivery.sequence, delivery.subject, reason)
+        await self._answer(delivery, tenant, refused(error))
+        await delivery.term(f"{error.code}: {reason}")
+
+    async def _answer(self, delivery: Delivery, tenant: str, verdict: bytes) -> None:
+        reply_to = delivery.headers.get("Reply-To")
+        if reply_to and is_reply_subject(reply_to, tenant):
+            await self._bus.publish(reply_to, verdict)
+
+
+def is_reply_subject(subject: str, tenant: str) -> bool:
+    """Say whether a sender may have its verdict there: its own inbox or its tenant's replies, never a subject that others obey."""
+    prefixes = ("_INBOX.", "_INBOX_", f"replies.{tenant}.")
+    return subject.startswith(prefixes) and _SUBJECT.fullmatch(subject) is not None

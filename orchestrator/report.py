@@ -1,0 +1,91 @@
+"""What `runs.get` says about a run: made from its state alone, so it is current to the last commit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from crewlog.orchestrator.run import SYNTHESIS, RunState, TaskState, blocked_steps, waiting_reason
+from crewlog.schemas.payload import Payload
+from crewlog.schemas.run_events import RunCancelled, RunCompleted, RunFailed
+from crewlog.schemas.values import Outcome
+
+
+def run_report(state: RunState) -> dict[str, Any]:
+    """Describe a run as JSON. The answer's text is not in it: it may have to be fetched (`text_of`)."""
+    brief = state.brief
+    return {
+        "run_id": state.run_id,
+        "task_id": brief.task_id,
+        "status": state.status,
+        "tenant": brief.tenant,
+        "user": brief.user,
+        "type": brief.type,
+        "objective": brief.objective,
+        "plan": state.origin,
+        "steps": [_step(state, key, kind) for key, kind in _keys(state)],
+        "usage": state.usage,
+        "cost_micro_usd": state.cost_micro_usd,
+        "deadline_us": state.deadline_us,
+        "output": _output(state),
+        "end": _end(state),
+    }
+
+
+def text_of(state: RunState) -> Payload | None:
+    """Return where the text of the answer, or of what was finished, is."""
+    match state.end:
+        case RunCompleted():
+            return state.end.answer
+        case RunFailed():
+            return state.end.partial
+        case _:
+            return None
+
+
+def _keys(state: RunState) -> list[tuple[str, str]]:
+    own = [(key, task.kind) for key, task in state.tasks.items() if key.startswith("@") and key != SYNTHESIS]
+    last = [(SYNTHESIS, state.tasks[SYNTHESIS].kind)] if SYNTHESIS in state.tasks else []
+    return [*own, *((step.key, step.type) for step in state.steps), *last]
+
+
+def _step(state: RunState, key: str, kind: str) -> dict[str, Any]:
+    task = state.tasks.get(key)
+    waiting = waiting_reason(state, key)
+    return {
+        "key": key,
+        "type": kind,
+        "status": _status(state, key, task),
+        "task_id": None if task is None else task.task_id,
+        "attempt": 0 if task is None else task.attempt,
+        "revision": 0 if task is None else task.revision,
+        "waiting": None if waiting is None else waiting._asdict(),
+        "approvals": [] if task is None else [{"approval_id": key, "tool": p.tool, "expires_us": p.expires_us} for key, p in task.pending.items()],
+        "issues": () if task is None else task.issues,
+        "error": None if task is None else task.error,
+    }
+
+
+def _status(state: RunState, key: str, task: TaskState | None) -> str:
+    if task is not None:
+        return task.phase if state.status == "open" or not task.is_active else "cancelled"
+    return "skipped" if state.status != "open" or key in blocked_steps(state) else "planned"
+
+
+def _output(state: RunState) -> Any:
+    """Return the JSON a program is after: of the synthesis, or of a single task."""
+    key = SYNTHESIS if state.origin != "single" else state.steps[0].key
+    task = state.tasks.get(key)
+    outcome: Outcome | None = task.outcome if task is not None and task.is_finished else None
+    return None if outcome is None else outcome.output
+
+
+def _end(state: RunState) -> dict[str, Any] | None:
+    match state.end:
+        case RunCompleted() as end:
+            return {"artifacts": end.artifacts, "citations": end.citations, "flags": end.flags}
+        case RunFailed() as end:
+            return {"artifacts": end.artifacts, "error": end.error}
+        case RunCancelled() as end:
+            return {"reason": end.reason, "actor": end.actor}
+        case None:
+            return None

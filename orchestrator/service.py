@@ -1,0 +1,155 @@
+"""The orchestrator as a process: its parts, the order in which they start and stop, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from crewlog.events import faults
+from crewlog.events.bus import Bus, Message, Subscription
+from crewlog.events.clock import Clock, SystemClock
+from crewlog.events.config import Config
+from crewlog.events.readiness import announce_ready
+from crewlog.events.store import EventStore
+from crewlog.orchestrator.api import QUEUE, Api
+from crewlog.orchestrator.driver import Driver
+from crewlog.orchestrator.intake import Intake
+from crewlog.orchestrator.kinds import BUILT_IN, KindDirectory
+from crewlog.orchestrator.planning import Kinds
+from crewlog.orchestrator.publisher import Publisher
+from crewlog.orchestrator.sweep import Sweep
+from crewlog.orchestrator.timers import Timers
+from crewlog.schemas.errors import ConfigError
+from crewlog.schemas.ids import RunId
+
+log = logging.getLogger(__name__)
+
+
+class Settings(NamedTuple):
+    """What the orchestrator takes from the configuration; see `Config` for the meaning."""
+
+    sweep_interval_s: float = 10.0
+    dispatch_lease_s: float = 60.0
+    shutdown_grace_s: float = 10.0
+
+
+DEFAULTS: Final = Settings()
+
+
+class OrchestratorService:
+    """All parts of one orchestrator. Any number may run on the same log and bus."""
+
+    def __init__(self, store: EventStore, bus: Bus, clock: Clock, settings: Settings = DEFAULTS, *, kinds: Kinds = BUILT_IN) -> None:
+        self._bus, self._settings = bus, settings
+        publisher = Publisher(store, bus)
+        self.kinds = KindDirectory(store, bus, clock, known=kinds)
+        self._timers = Timers(store, clock)
+        self.driver = Driver(store, publisher, clock, self.kinds, on_state=self._timers.note)
+        self.sweep = Sweep(
+            store, bus, clock, self.driver, publisher, interval_s=settings.sweep_interval_s, lease_s=settings.dispatch_lease_s
+        )  # fmt: skip
+        self._api = Api(store, bus, clock, self.driver, self.kinds)
+        self._intake = Intake(bus, clock, self.driver)
+        self._wakes: Subscription | None = None
+        self._loops: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Start to decide, then to answer, then to take tasks.
+
+        Raises:
+            Unavailable: the log or the bus cannot be reached.
+        """
+        await self.kinds.start()
+        self._loops = [self.driver.start(), *self._timers.start(self.driver.wake)]
+        self._wakes = await self._bus.subscribe("wake.*", self._woken, queue=QUEUE)
+        await self._api.start()
+        await self._intake.start()
+        self._loops.append(await self.sweep.start())
+        await self._bus.flush()
+
+    async def stop(self) -> None:
+        """Take nothing new, finish what is under way, write timers, send what was published. Safe to call twice."""
+        grace_s = self._settings.shutdown_grace_s
+        await self._intake.stop(grace_s=grace_s)
+        await self._api.stop()
+        if self._wakes is not None:
+            wakes, self._wakes = self._wakes, None
+            await wakes.stop()
+        await self.sweep.stop()
+        await self.driver.stop(grace_s=grace_s)
+        await self._timers.stop()
+        await self._bus.flush()
+
+    async def broken(self) -> None:
+        """Return only when a part has ended by itself, which is a defect; raises what ended it."""
+        done, _ = await asyncio.wait(self._loops, return_when=asyncio.FIRST_COMPLETED)
+        for loop in done:
+            loop.result()
+
+    async def _woken(self, message: Message) -> None:
+        try:
+            run_id = RunId(UUID(message.subject.split(".", 1)[1]))
+        except ValueError:
+            log.debug("a wake on %s names no run", message.subject)
+            return
+        self.driver.wake(run_id)
+
+
+async def run_orchestrator(config: Config) -> None:
+    """Run one orchestrator process until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigError: the servers' addresses are missing.
+        Unavailable: a server cannot be reached.
+    """
+    from crewlog.events.jetstream import ensure_topology
+    from crewlog.events.nats_bus import NatsBus
+    from crewlog.events.poke import Poke
+    from crewlog.events.postgres_store import PostgresStore
+
+    if config.database_url is None or config.nats_url is None:
+        raise ConfigError("the orchestrator needs CREWLOG_DATABASE_URL and CREWLOG_NATS_URL", hint="`crewlog up` passes them")
+    faults.install_from_environment()
+    clock = SystemClock()
+    name = f"orchestrator-{clock.random_id().hex[:8]}"
+    bus = await NatsBus.connect(config.nats_url.get_secret_value(), name=name)
+    poke = Poke(bus)
+    try:
+        store = await PostgresStore.open(config.database_url.get_secret_value(), actor=f"orchestrator@{name}", clock=clock, on_commit=poke.notify)
+        try:
+            await ensure_topology(bus)
+            settings = Settings(config.sweep_interval_s, config.dispatch_lease_s, config.shutdown_grace_s)
+            await _serve(OrchestratorService(store, bus, clock, settings))
+        finally:
+            await store.close()
+    finally:
+        await poke.close()
+        await bus.close()
+
+
+async def _serve(service: OrchestratorService) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stop.set)
+    stopping = asyncio.create_task(stop.wait())
+    serving = asyncio.create_task(_start_and_watch(service))
+    try:
+        await asyncio.wait({stopping, serving}, return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():
+            serving.result()
+    finally:
+        for task in (stopping, serving):
+            task.cancel()
+        await asyncio.gather(stopping, serving, return_exceptions=True)
+        await service.stop()
+
+
+async def _start_and_watch(service: OrchestratorService) -> None:
+    await service.start()
+    announce_ready()
+    log.info("ready")
+    await service.broken()
