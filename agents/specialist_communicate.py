@@ -24,6 +24,9 @@ __all__ = ["MailSettings", "communicate_agent"]
 RECIPIENTS_MAX: Final = 50
 FILES_BYTES_MAX: Final = 10 * 1024 * 1024
 ANSWER_CHARS_SHOWN: Final = 2_000
+# the files a call leaves behind only when it got through: what was sent is read off them, not off what the model says
+_MAIL_TYPE: Final = "message/rfc822"
+_POST_TYPE: Final = "application/json"
 
 INSTRUCTIONS: Final = """
 You are the communicate specialist. You tell people and systems what the crew has found, exactly to those the objective names.
@@ -128,7 +131,7 @@ class CommunicateTools:
         key, recipients = context.idempotency_key, list(dict.fromkeys(args.to))
         message = compose(self._mail, to=recipients, subject=args.subject, markdown=args.body_markdown, files=files, key=key, date_us=self._clock.now_us())
         # stored before it leaves: what was sent can always be shown
-        ref = await context.artifacts.put(_next_name(context, "mail", "eml"), message, "message/rfc822")
+        ref = await context.artifacts.put(_next_name(context, "mail", "eml"), message, _MAIL_TYPE)
         try:
             answer = await send(self._mail, message, recipients)
         except NotSent as error:
@@ -157,17 +160,21 @@ class CommunicateTools:
         if not 200 <= answer.status < 300:
             moved = " (redirects are not followed: the operator must list the final address)" if 300 <= answer.status < 400 else ""
             raise ToolFailed(f"{target.url.host} answered with status {answer.status}{moved}: {text}")
-        return ToolOutput(f"Posted {len(body)} bytes to {target.url.host}, status {answer.status}.\n{text}".rstrip())
+        record = {"url": str(target.url), "body": args.body, "idempotency_key": context.idempotency_key, "status": answer.status, "answer": answer.text}
+        name = _next_name(context, "post", "json")
+        ref = await context.artifacts.put(name, json.dumps(record, ensure_ascii=False, indent=2).encode(), _POST_TYPE)
+        return ToolOutput(f"Posted {len(body)} bytes to {target.url.host}, status {answer.status}; kept as {name}.\n{text}".rstrip(), artifacts=(ref,))
 
     async def submit_report(self, context: ToolContext, args: SubmitReport) -> ToolOutput:
         """End the task with what was done."""
         made = tuple({ref.name: ref for ref in context.earlier_artifacts}.values())
-        mails = [ref.name for ref in made if ref.media_type == "message/rfc822"]
+        mails, posts = ([ref.name for ref in made if ref.media_type == kind] for kind in (_MAIL_TYPE, _POST_TYPE))
         tainted = any(item.outcome.trust == "untrusted" for item in context.task.context)
         outcome = Outcome(
             summary=args.summary,
-            output={"mails_sent": mails, "drafts": [ref.name for ref in made if ref.name not in mails]},
+            output={"mails_sent": mails, "posts": posts, "drafts": [ref.name for ref in made if ref.name not in (*mails, *posts)]},
             artifacts=made,
+            flags=() if mails or posts else ("nothing_sent",),
             trust="untrusted" if tainted else "trusted",
         )
         return ToolOutput("Reported.", outcome=outcome)

@@ -213,7 +213,8 @@ async def test_a_webhook_gets_json_and_the_key_of_the_call() -> None:
     assert headers["idempotency-key"] == f"{1:032x}"
     assert headers["content-type"] == "application/json"
     assert json.loads(body) == {"a": [1], "b": "é"}
-    assert output.content == f"Posted {len(body)} bytes to 127.0.0.1, status 200.\nok"
+    assert output.content == f"Posted {len(body)} bytes to 127.0.0.1, status 200; kept as post-1.json.\nok"
+    assert [(ref.name, ref.media_type) for ref in output.artifacts] == [("post-1.json", "application/json")]
 
 
 @pytest.mark.parametrize(
@@ -246,9 +247,18 @@ async def test_the_report_names_what_was_sent(agent: AgentSpec) -> None:
     await task.call(agent, "send_email", MAIL)
     outcome = (await task.call(agent, "submit_report", {"summary": "Mailed."})).outcome
     assert outcome is not None
-    assert outcome.output == {"mails_sent": ["mail-1.eml"], "drafts": ["draft-1.md"]}
+    assert outcome.output == {"mails_sent": ["mail-1.eml"], "posts": [], "drafts": ["draft-1.md"]}
+    assert outcome.flags == ()
     assert [ref.name for ref in outcome.artifacts] == ["draft-1.md", "mail-1.eml"]
     assert outcome.trust == "untrusted"
+
+
+async def test_a_report_without_anything_sent_is_flagged(agent: AgentSpec) -> None:
+    task = await desk()
+    await task.call(agent, "draft_message", MAIL)
+    outcome = (await task.call(agent, "submit_report", {"summary": "I have mailed everybody."})).outcome
+    assert outcome is not None
+    assert outcome.flags == ("nothing_sent",)
 
 
 async def test_what_reaches_the_world_needs_approval(agent: AgentSpec) -> None:
