@@ -42,18 +42,18 @@ _JSON_COLUMNS: Final = ("json", "jsonb")
 V = TypeVar("V", bound=msgspec.Struct)
 
 
-def _columns(view: type[msgspec.Struct]) -> str:
-    return ", ".join(view.__struct_fields__)
+def _select(view: type[msgspec.Struct], name: str) -> str:
+    return f"SELECT {', '.join(view.__struct_fields__)} FROM crewlog.{name}"  # noqa: S608 - both come from this file
 
 
-_RUNS: Final = f"SELECT {_columns(RunView)} FROM crewlog.runs"
-_TASKS: Final = f"SELECT {_columns(TaskView)} FROM crewlog.tasks"
-_APPROVALS: Final = f"SELECT {_columns(ApprovalView)} FROM crewlog.approvals"
-_TOOL_CALLS: Final = f"SELECT {_columns(ToolCallView)} FROM crewlog.tool_calls"
-_EVENTS: Final = f"SELECT {_columns(EventView)} FROM crewlog.events"
-_AGENTS: Final = f"SELECT {_columns(AgentView)} FROM crewlog.agents"
-_DOCUMENTS: Final = f"SELECT {_columns(DocumentView)} FROM crewlog.documents"
-_PROBLEMS: Final = f"SELECT {_columns(ProblemView)} FROM crewlog.problems"
+_RUNS: Final = _select(RunView, "runs")
+_TASKS: Final = _select(TaskView, "tasks")
+_APPROVALS: Final = _select(ApprovalView, "approvals")
+_TOOL_CALLS: Final = _select(ToolCallView, "tool_calls")
+_EVENTS: Final = _select(EventView, "events")
+_AGENTS: Final = _select(AgentView, "agents")
+_DOCUMENTS: Final = _select(DocumentView, "documents")
+_PROBLEMS: Final = _select(ProblemView, "problems")
 _LAG: Final = """
 SELECT c.name, c.position, coalesce((SELECT e.position FROM crewlog.events e ORDER BY e.position DESC LIMIT 1), 0) AS head,
        (SELECT e.occurred_at FROM crewlog.events e WHERE e.position > c.position ORDER BY e.position LIMIT 1) AS waiting_since
@@ -146,9 +146,7 @@ class Queries:
         found = await self._read(ApprovalView, "find an approval", f"{_APPROVALS} {where}", low, high, _CANDIDATES_MAX)
         return _only("approval", prefix, found, [str(approval.approval_id) for approval in found])
 
-    async def costs(
-        self, by: Sequence[CostColumn], *, run_id: UUID | None = None, tenant: str | None = None, since: datetime | None = None
-    ) -> list[CostView]:
+    async def costs(self, by: Sequence[CostColumn], *, run_id: UUID | None = None, tenant: str | None = None, since: datetime | None = None) -> list[CostView]:
         """Sum up model usage, the most expensive group first.
 
         Args:
@@ -169,7 +167,7 @@ class Queries:
                    WHERE ($1::uuid IS NULL OR run_id = $1) AND ($2::text IS NULL OR tenant = $2) AND ($3::date IS NULL OR day >= $3)
                    GROUP BY {names} ORDER BY cost_micro_usd DESC, input_tokens DESC, {names}"""  # noqa: S608
         rows = await self._connections.fetch("sum up costs", sql, run_id, tenant, since.date() if since else None)
-        return [CostView(group=dict(list(row.items())[: len(set(by))]), **dict(list(row.items())[len(set(by)) :])) for row in rows]
+        return [CostView(group={name: row[name] for name in by}, **{name: row[name] for name in CostView.__struct_fields__[1:]}) for row in rows]
 
     async def events(self, run_id: UUID, *, after: int = 0, limit: int = _EVENTS_MAX) -> list[EventView]:
         """Read the events of a run in the order of the log, from behind a position."""

@@ -114,11 +114,17 @@ class ReadModel:
             raise
 
     async def _fold_and_write(self, facts: list[Fact]) -> None:
+        shares: dict[str, list[Fact]] = {p.name: [] for p in self._projections}
+        takers = {type_: shares[p.name] for p in self._projections for type_ in p.types}
+        for fact in facts:
+            if (taker := takers.get(type(fact.event))) is not None:  # a rebuild of some projections has no taker for the others' events
+                taker.append(fact)
         changes: list[Changes] = []
         problems: list[Problem] = []
         for projection in self._projections:
-            after, types, skipped = self._positions[projection.name], projection.types, self._skipped[projection.name]
-            mine = [fact for fact in facts if type(fact.event) in types and fact.recorded.position > after and fact.recorded.position not in skipped]
+            after, skipped, mine = self._positions[projection.name], self._skipped[projection.name], shares[projection.name]
+            if skipped or facts[0].recorded.position <= after:
+                mine = [fact for fact in mine if fact.recorded.position > after and fact.recorded.position not in skipped]
             if mine:
                 await projection.load(mine, after=after, skipped=skipped)
                 problems += fold_all(projection, mine)

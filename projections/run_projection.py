@@ -7,14 +7,14 @@ log is the only thing that is ever loaded.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
-from typing import Final
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final
 from uuid import UUID
 
 import asyncpg
 import msgspec
 
-from crewlog.events.store import EventStore
+from crewlog.events.store import EventStore, Recorded
 from crewlog.projections.projection import Fact, decode
 from crewlog.projections.rows import ApprovalRow, ModelCallRow, RunRow, TaskRow, ToolCallRow
 from crewlog.projections.run_state import Changed, RunState
@@ -22,11 +22,9 @@ from crewlog.projections.runs import fold_run_event
 from crewlog.projections.table import Table
 from crewlog.projections.tasks import fold_task_event
 from crewlog.projections.waiting import waiting_reason
-from crewlog.schemas.codec import Unknown
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import RunId
-from crewlog.schemas.run_events import RUN_EVENTS, RunEvent, RunSubmitted
-from crewlog.schemas.system_events import SystemEvent
+from crewlog.schemas.run_events import RUN_EVENTS, RunSubmitted
 from crewlog.schemas.task_events import TASK_EVENTS
 
 RUNS: Final = Table("runs", RunRow, key=("run_id",))
@@ -81,7 +79,7 @@ class RunProjection:
 
     def fold(self, fact: Fact) -> None:
         """Apply one event to its run."""
-        recorded, event = fact
+        recorded = fact.recorded
         run_id = recorded.run_id
         if run_id is None:
             raise ContractError(f"{recorded.stream} version {recorded.version} is a {recorded.type} without a run id")
@@ -124,13 +122,7 @@ class RunProjection:
 
 
 def _apply(run: RunState, fact: Fact, changed: Changed) -> None:
-    recorded, event = fact
-    if isinstance(event, RunEvent):
-        fold_run_event(run, recorded, event, changed)
-    elif isinstance(event, SystemEvent | Unknown | ContractError):
-        raise ContractError(f"{recorded.stream} version {recorded.version}: {recorded.type} is no event of a run")
-    else:
-        fold_task_event(run, recorded, event, changed)
+    _FOLDS[type(fact.event)](run, fact.recorded, fact.event, changed)
 
 
 def _settle(run: RunState, changed: Changed) -> None:
@@ -139,3 +131,9 @@ def _settle(run: RunState, changed: Changed) -> None:
         if reason != task.row.waiting_reason:
             task.row.waiting_reason = reason
             changed.tasks[task.row] = None
+
+
+_FOLDS: Final[dict[type, Callable[[RunState, Recorded, Any, Changed], None]]] = {
+    **dict.fromkeys(RUN_EVENTS, fold_run_event),
+    **dict.fromkeys(TASK_EVENTS, fold_task_event),
+}

@@ -12,6 +12,7 @@ import msgspec
 
 from crewlog.projections.json_text import to_json
 from crewlog.projections.rows import FINISHED, ApprovalRow, ModelCallRow, RunRow, TaskRow, TaskStatus, ToolCallRow
+from crewlog.schemas.ids import Stream, TaskId, task_stream
 from crewlog.schemas.values import ArtifactRef
 
 
@@ -36,12 +37,12 @@ class TaskState(msgspec.Struct, eq=False):
 
 
 class RunState(msgspec.Struct, eq=False):
-    """One run: its tasks by step and revision, by id, and the newest revision of each step."""
+    """One run: its tasks by step and revision, by stream, and the newest revision of each step."""
 
     row: RunRow
     submitted_task_id: UUID | None = None
     tasks: dict[tuple[str, int], TaskState] = msgspec.field(default_factory=dict)
-    by_id: dict[UUID, TaskState] = msgspec.field(default_factory=dict)
+    by_stream: dict[Stream, TaskState] = msgspec.field(default_factory=dict)
     latest: dict[str, TaskState] = msgspec.field(default_factory=dict)
 
     @property
@@ -52,7 +53,8 @@ class RunState(msgspec.Struct, eq=False):
     def add(self, row: TaskRow) -> TaskState:
         """Take in a task. A further revision of a step becomes its newest one."""
         task = TaskState(row)
-        self.tasks[row.key, row.revision] = self.by_id[row.task_id] = task
+        self.tasks[row.key, row.revision] = task
+        self.by_stream[task_stream(TaskId(row.task_id))] = task
         newest = self.latest.get(row.key)
         if newest is None or newest.row.revision < row.revision:
             self.latest[row.key] = task
@@ -80,8 +82,10 @@ def open_task(run: RunState, *, key: str, revision: int, task_id: UUID, kind: st
             if announced.row.status == "planned":
                 finish(announced, "skipped", at_us, changed)
         task = run.add(row)
-    run.by_id[task_id] = task
-    task.row.task_id, task.row.kind = task_id, kind
+    if task.row.task_id != task_id:
+        task.row.task_id = task_id
+        run.by_stream[task_stream(TaskId(task_id))] = task
+    task.row.kind = kind
     changed.tasks[task.row] = None
     return task
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
 
 from crewlog.events.store import Recorded
 from crewlog.projections.json_text import to_json
-from crewlog.projections.rows import RunStatus, TaskRow
+from crewlog.projections.rows import RunStatus, TaskRow, TaskStatus
 from crewlog.projections.run_state import Changed, RunState, TaskState, finish, open_task
 from crewlog.schemas.errors import ContractError
-from crewlog.schemas.ids import RunId, TaskId, derived_task_id
+from crewlog.schemas.ids import RunId, TaskId, derived_task_id, task_stream
 from crewlog.schemas.run_events import (
     RunCancelled,
     RunCompleted,
@@ -38,31 +40,16 @@ _decode_submitted = msgspec.json.Decoder(_SubmittedTask).decode
 
 def fold_run_event(run: RunState, recorded: Recorded, event: RunEvent, changed: Changed) -> None:
     """Apply one event of a run stream."""
-    match event:
-        case RunSubmitted():
-            task = _decode_submitted(event.task)
-            run.submitted_task_id = task.task_id
-            row = run.row
-            row.tenant, row.user_name, row.type, row.goal = event.tenant, event.user, task.type, event.goal
-            row.source, row.submitted_us = event.source, recorded.occurred_us
-            changed.runs[row] = None
-        case RunPlanned():
-            _planned(run, recorded, event, changed)
-        case TaskDispatched():
-            _dispatched(run, recorded, event, changed)
-        case TaskRetryScheduled() | TaskSuspended() | TaskResumed() | TaskReviewed():
-            _fold_decision(_task(run, event.task_id, recorded), recorded, event, changed)
-        case RunCompleted():
-            run.row.flags, run.row.artifacts = to_json(event.flags), to_json(event.artifacts)
-            _end(run, recorded, "completed", changed)
-        case RunFailed():
-            run.row.error_code, run.row.error, run.row.artifacts = event.error.code, event.error.message, to_json(event.artifacts)
-            _end(run, recorded, "failed", changed)
-        case RunCancelled():
-            run.row.error_code, run.row.error = "cancelled", f"cancelled by {event.actor}: {event.reason}"
-            _end(run, recorded, "cancelled", changed)
-        case _:
-            raise ContractError(f"{recorded.stream} version {recorded.version}: no fold for {recorded.type}")
+    _FOLDS[type(event)](run, recorded, event, changed)
+
+
+def _submitted(run: RunState, recorded: Recorded, event: RunSubmitted, changed: Changed) -> None:
+    task = _decode_submitted(event.task)
+    run.submitted_task_id = task.task_id
+    row = run.row
+    row.tenant, row.user_name, row.type, row.goal = event.tenant, event.user, task.type, event.goal
+    row.source, row.submitted_us = event.source, recorded.occurred_us
+    changed.runs[row] = None
 
 
 def _planned(run: RunState, recorded: Recorded, event: RunPlanned, changed: Changed) -> None:
@@ -106,25 +93,35 @@ def _dispatched(run: RunState, recorded: Recorded, event: TaskDispatched, change
         row.status, row.dispatched_us = "queued", recorded.occurred_us
 
 
-def _fold_decision(task: TaskState, recorded: Recorded, event: TaskRetryScheduled | TaskSuspended | TaskResumed | TaskReviewed, changed: Changed) -> None:
+def _retry_scheduled(run: RunState, recorded: Recorded, event: TaskRetryScheduled, changed: Changed) -> None:
+    task = _task(run, event.task_id, recorded)
+    if _enter(task, "retrying", changed):
+        task.row.attempt, task.retry_due_us = event.attempt, event.due_us
+        task.row.error_code, task.row.error = event.error.code, event.error.message
+
+
+def _suspended(run: RunState, recorded: Recorded, event: TaskSuspended, changed: Changed) -> None:
+    _enter(_task(run, event.task_id, recorded), "suspended", changed)
+
+
+def _resumed(run: RunState, recorded: Recorded, event: TaskResumed, changed: Changed) -> None:
+    task = _task(run, event.task_id, recorded)
+    if not task.approvals.keys() - {event.approval_id}:  # the decision itself may stand before or behind this event
+        _enter(task, "queued", changed)
+
+
+def _enter(task: TaskState, status: TaskStatus, changed: Changed) -> bool:
+    if task.is_finished:
+        return False
+    task.row.status = status
+    changed.tasks[task.row] = None
+    return True
+
+
+def _reviewed(run: RunState, recorded: Recorded, event: TaskReviewed, changed: Changed) -> None:
+    task = _task(run, event.task_id, recorded)
     row = task.row
-    match event:
-        case TaskReviewed():
-            _reviewed(task, recorded, event, changed)
-        case _ if task.is_finished:
-            return
-        case TaskRetryScheduled():
-            row.status, row.attempt, task.retry_due_us = "retrying", event.attempt, event.due_us
-            row.error_code, row.error = event.error.code, event.error.message
-        case TaskSuspended():
-            row.status = "suspended"
-        case TaskResumed():
-            row.status = "queued"
     changed.tasks[row] = None
-
-
-def _reviewed(task: TaskState, recorded: Recorded, event: TaskReviewed, changed: Changed) -> None:
-    row = task.row
     row.verdict, row.issues = event.verdict, to_json(event.issues)
     if event.error is not None:
         row.error_code, row.error = event.error.code, event.error.message
@@ -135,6 +132,21 @@ def _reviewed(task: TaskState, recorded: Recorded, event: TaskReviewed, changed:
             finish(task, "revised", recorded.occurred_us, changed)
         case "failed":
             finish(task, "failed", recorded.occurred_us, changed)
+
+
+def _completed(run: RunState, recorded: Recorded, event: RunCompleted, changed: Changed) -> None:
+    run.row.flags, run.row.artifacts = to_json(event.flags), to_json(event.artifacts)
+    _end(run, recorded, "completed", changed)
+
+
+def _failed(run: RunState, recorded: Recorded, event: RunFailed, changed: Changed) -> None:
+    run.row.error_code, run.row.error, run.row.artifacts = event.error.code, event.error.message, to_json(event.artifacts)
+    _end(run, recorded, "failed", changed)
+
+
+def _cancelled(run: RunState, recorded: Recorded, event: RunCancelled, changed: Changed) -> None:
+    run.row.error_code, run.row.error = "cancelled", f"cancelled by {event.actor}: {event.reason}"
+    _end(run, recorded, "cancelled", changed)
 
 
 def _end(run: RunState, recorded: Recorded, status: RunStatus, changed: Changed) -> None:
@@ -150,7 +162,21 @@ def _end(run: RunState, recorded: Recorded, status: RunStatus, changed: Changed)
 
 
 def _task(run: RunState, task_id: TaskId, recorded: Recorded) -> TaskState:
-    task = run.by_id.get(task_id)
+    task = run.by_stream.get(task_stream(task_id))
     if task is None:
         raise ContractError(f"{recorded.stream} version {recorded.version} is a {recorded.type} of task {task_id}, which was never dispatched")
     return task
+
+
+_FOLDS: Final[dict[type[RunEvent], Callable[[RunState, Recorded, Any, Changed], None]]] = {
+    RunSubmitted: _submitted,
+    RunPlanned: _planned,
+    TaskDispatched: _dispatched,
+    TaskRetryScheduled: _retry_scheduled,
+    TaskSuspended: _suspended,
+    TaskResumed: _resumed,
+    TaskReviewed: _reviewed,
+    RunCompleted: _completed,
+    RunFailed: _failed,
+    RunCancelled: _cancelled,
+}

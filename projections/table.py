@@ -30,9 +30,7 @@ class Table(Generic[R]):
         arrays = ", ".join(f"${n}::{_pg_type(hints[column])}[]" for n, column in enumerate(self.columns, 1))
         updates = ", ".join(f"{column} = excluded.{column}" for column in self.columns if column not in key)
         # every name in this text is a constant of the program
-        self._upsert = (
-            f"INSERT INTO {name} ({', '.join(self.columns)}) SELECT * FROM unnest({arrays}) ON CONFLICT ({', '.join(key)}) DO UPDATE SET {updates}"  # noqa: S608
-        )
+        self._upsert = f"INSERT INTO {name} ({', '.join(self.columns)}) SELECT * FROM unnest({arrays}) ON CONFLICT ({', '.join(key)}) DO UPDATE SET {updates}"  # noqa: S608
 
     async def write(self, connection: asyncpg.Connection, rows: Collection[R]) -> None:
         """Insert rows, or replace those with the same key. Two of them must not have the same key."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Final
+
 import msgspec
 
 from crewlog.events.store import Recorded
@@ -42,31 +45,13 @@ def fold_task_event(run: RunState, recorded: Recorded, event: TaskEvent, changed
     Raises:
         ContractError: the event belongs to a task that was never opened.
     """
-    if isinstance(event, TaskOpened):
+    if type(event) is TaskOpened:
         _opened(run, recorded, event, changed)
         return
-    task = run.by_id.get(task_of(recorded.stream))
+    task = run.by_stream.get(recorded.stream)
     if task is None:
         raise ContractError(f"{recorded.stream} version {recorded.version} is a {recorded.type}, but run {run.row.run_id} knows no such task")
-    match event:
-        case ModelCallStarted():
-            model_call_started(task, recorded, event, changed)
-        case ModelCallFinished():
-            model_call_finished(task, recorded, event, changed)
-        case ModelCallFailed():
-            model_call_failed(task, recorded, event, changed)
-        case ToolStarted():
-            tool_started(task, recorded, event, changed)
-        case ToolFinished():
-            tool_finished(task, recorded, event, changed)
-            _rest(task, changed)
-        case ApprovalRequested():
-            approval_requested(task, recorded, event, changed)
-            _rest(task, changed)
-        case ApprovalDecided():
-            approval_decided(task, recorded, event, changed)
-        case _:
-            _fold_life(task, recorded, event, changed)
+    _FOLDS[type(event)](task, recorded, event, changed)
 
 
 def task_of(stream: Stream) -> TaskId:
@@ -83,31 +68,6 @@ def task_of(stream: Stream) -> TaskId:
         raise ContractError(f"{stream} does not name a task: {error}") from error
 
 
-def _fold_life(task: TaskState, recorded: Recorded, event: TaskEvent, changed: Changed) -> None:
-    row, at_us = task.row, recorded.occurred_us
-    changed.tasks[row] = None
-    match event:
-        case TaskStarted():
-            _started(task, recorded, event, changed)
-        case AttemptFailed():
-            _enter(task, "deciding")
-            row.attempt, row.error_code, row.error = event.attempt, event.error.code, event.error.message
-            _interrupt(task, changed)
-        case TaskCompleted():
-            _enter(task, "reviewing")
-            task.ended_us, row.outcome_position = at_us, recorded.position
-            row.error_code = row.error = None
-            add_artifacts(task, event.outcome.artifacts, changed)
-        case TaskFailed():
-            row.error_code, row.error = event.error.code, event.error.message
-            finish(task, "failed", at_us, changed)
-        case TaskCancelled():
-            row.error_code, row.error = "cancelled", f"cancelled by {event.actor}: {event.reason}"
-            finish(task, "cancelled", at_us, changed)
-        case _:
-            raise ContractError(f"{recorded.stream} version {recorded.version}: no fold for {recorded.type}")
-
-
 def _opened(run: RunState, recorded: Recorded, event: TaskOpened, changed: Changed) -> None:
     task_id = task_of(recorded.stream)
     task = open_task(run, key=event.key, revision=event.revision, task_id=task_id, kind=event.kind, at_us=recorded.occurred_us, changed=changed)
@@ -116,7 +76,7 @@ def _opened(run: RunState, recorded: Recorded, event: TaskOpened, changed: Chang
 
 def _started(task: TaskState, recorded: Recorded, event: TaskStarted, changed: Changed) -> None:
     row = task.row
-    _enter(task, "running")
+    _enter(task, "running", changed)
     row.worker, row.attempt = event.worker, event.attempt
     row.provider, row.model, row.simulated = event.provider, event.model, event.simulated
     row.error_code = row.error = None
@@ -126,7 +86,43 @@ def _started(task: TaskState, recorded: Recorded, event: TaskStarted, changed: C
     _interrupt(task, changed)
 
 
-def _enter(task: TaskState, status: TaskStatus) -> None:
+def _attempt_failed(task: TaskState, _: Recorded, event: AttemptFailed, changed: Changed) -> None:
+    row = task.row
+    _enter(task, "deciding", changed)
+    row.attempt, row.error_code, row.error = event.attempt, event.error.code, event.error.message
+    _interrupt(task, changed)
+
+
+def _completed(task: TaskState, recorded: Recorded, event: TaskCompleted, changed: Changed) -> None:
+    row = task.row
+    _enter(task, "reviewing", changed)
+    task.ended_us, row.outcome_position = recorded.occurred_us, recorded.position
+    row.error_code = row.error = None
+    add_artifacts(task, event.outcome.artifacts, changed)
+
+
+def _failed(task: TaskState, recorded: Recorded, event: TaskFailed, changed: Changed) -> None:
+    task.row.error_code, task.row.error = event.error.code, event.error.message
+    finish(task, "failed", recorded.occurred_us, changed)
+
+
+def _cancelled(task: TaskState, recorded: Recorded, event: TaskCancelled, changed: Changed) -> None:
+    task.row.error_code, task.row.error = "cancelled", f"cancelled by {event.actor}: {event.reason}"
+    finish(task, "cancelled", recorded.occurred_us, changed)
+
+
+def _tool_finished(task: TaskState, recorded: Recorded, event: ToolFinished, changed: Changed) -> None:
+    tool_finished(task, recorded, event, changed)
+    _rest(task, changed)
+
+
+def _approval_requested(task: TaskState, recorded: Recorded, event: ApprovalRequested, changed: Changed) -> None:
+    approval_requested(task, recorded, event, changed)
+    _rest(task, changed)
+
+
+def _enter(task: TaskState, status: TaskStatus, changed: Changed) -> None:
+    changed.tasks[task.row] = None
     if not task.is_finished:  # the run may have ended without waiting for this task
         task.row.status = status
 
@@ -145,3 +141,19 @@ def _rest(task: TaskState, changed: Changed) -> None:
     if asked and task.row.status == "running" and asked.issuperset(task.tool_calls):
         task.row.status = "suspended"
         changed.tasks[task.row] = None
+
+
+_FOLDS: Final[dict[type[TaskEvent], Callable[[TaskState, Recorded, Any, Changed], None]]] = {
+    TaskStarted: _started,
+    ModelCallStarted: model_call_started,
+    ModelCallFinished: model_call_finished,
+    ModelCallFailed: model_call_failed,
+    ToolStarted: tool_started,
+    ToolFinished: _tool_finished,
+    ApprovalRequested: _approval_requested,
+    ApprovalDecided: approval_decided,
+    AttemptFailed: _attempt_failed,
+    TaskCompleted: _completed,
+    TaskFailed: _failed,
+    TaskCancelled: _cancelled,
+}

@@ -46,5 +46,5 @@ async def connect_views(url: str, schema: Literal["rm", "rm_build"]) -> asyncpg.
 async def lead(connection: asyncpg.Connection, *, poll_s: float = STANDBY_POLL_S) -> None:
     """Wait until this connection holds the leader's lock. The lock lives and dies with the connection that writes."""
     # polled: a session that blocks inside pg_advisory_lock() holds a snapshot, which migrations may have to wait for
-    while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", LEADER):
+    while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", LEADER):  # noqa: ASYNC110 - nobody here could set an event
         await asyncio.sleep(poll_s)

@@ -1,0 +1,139 @@
+"""The process of the projector: one leader keeps the views and relays the log, any number of others stand by."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Coroutine
+from typing import Any, Final
+
+import asyncpg
+import msgspec
+
+from crewlog.events.clock import Clock, SystemClock
+from crewlog.events.config import Config
+from crewlog.events.connections import explain, is_retryable
+from crewlog.events.nats_bus import NatsBus
+from crewlog.events.postgres_store import PostgresStore
+from crewlog.events.readiness import announce_ready
+from crewlog.events.relay import Relay
+from crewlog.projections.catalog import all_projections
+from crewlog.projections.projector import Projector
+from crewlog.projections.read_model import ReadModel
+from crewlog.projections.rebuild import rebuild
+from crewlog.projections.view_connection import connect_views, lead
+from crewlog.schemas.errors import ConfigError, ConflictError, TransientError
+
+log = logging.getLogger(__name__)
+
+RETRY_S: Final = 1.0
+"""Wait after losing the leadership or the database, in seconds."""
+
+
+async def run_projector(config: Config) -> None:
+    """Keep the views and relay the log until SIGTERM or SIGINT.
+
+    Raises:
+        ConfigError: an address is missing, or the database does not fit this program.
+    """
+    if config.database_url is None or config.nats_url is None:
+        raise ConfigError("the projector needs CREWLOG_DATABASE_URL and CREWLOG_NATS_URL", hint="`crewlog up` passes them")
+    clock = SystemClock()
+    url = config.database_url.get_secret_value()
+    actor = f"projector@{socket.gethostname()}"
+    bus = await NatsBus.connect(config.nats_url.get_secret_value(), name=actor)
+    try:
+        store = await PostgresStore.open(url, actor=actor, clock=clock, lanes=1, readers=3)
+        try:
+            announce_ready()
+            await until_signalled(_serve(url, store, bus, clock))
+        finally:
+            await store.close()
+    finally:
+        await bus.close()
+
+
+async def rebuild_views(config: Config) -> dict[str, Any]:
+    """Rebuild all views with the projector's login, with progress on stderr; returns what was done, ready for JSON.
+
+    Raises:
+        ConfigError: no address, or another rebuild is running.
+        Unavailable: the database went away.
+    """
+    if config.database_url is None:
+        raise ConfigError("a rebuild needs CREWLOG_DATABASE_URL", hint="start the crew with `crewlog up`, or name a database")
+    url = config.database_url.get_secret_value()
+    store = await PostgresStore.open(url, actor="rebuild", clock=SystemClock(), lanes=1, readers=2)
+    try:
+        rebuilt = await rebuild(url, store, progress=_show)
+    finally:
+        await store.close()
+    return dict(msgspec.to_builtins(rebuilt._asdict()))
+
+
+async def until_signalled(work: Coroutine[Any, Any, None]) -> None:
+    """Run until the work ends or SIGTERM or SIGINT comes, then cancel it and wait until it has cleaned up."""
+    loop = asyncio.get_running_loop()
+    task = asyncio.create_task(work)
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        log.info("stopped")
+
+
+async def _serve(url: str, store: PostgresStore, bus: NatsBus, clock: Clock) -> None:
+    while True:
+        try:
+            await _lead_once(url, store, bus, clock)
+        except (ConflictError, TransientError) as error:
+            log.warning("the projector starts over in %g s: %s", RETRY_S, error)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            if isinstance(error, asyncpg.PostgresError) and not is_retryable(error, None):
+                raise explain(error, "keep the views") from error
+            log.warning("the projector starts over in %g s: Postgres: %s", RETRY_S, error or type(error).__name__)
+        await asyncio.sleep(RETRY_S)
+
+
+async def _lead_once(url: str, store: PostgresStore, bus: NatsBus, clock: Clock) -> None:
+    connection = await connect_views(url, "rm")
+    try:
+        await lead(connection)
+        log.info("this process keeps the views and relays the log")
+        model = ReadModel(connection, all_projections(store))
+        if outdated := await model.outdated():
+            log.warning("rebuilding %s, which an older program made", ", ".join(outdated))
+            await rebuild(url, store, names=outdated)
+        await model.open()
+        await _until_one_ends(Projector(store, bus, model).run(), Relay(store, bus, clock).run(), _watch(connection))
+    finally:
+        connection.terminate()  # its lock goes with it, and a standby takes over at once
+
+
+async def _until_one_ends(*work: Coroutine[Any, Any, None]) -> None:
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _watch(connection: asyncpg.Connection) -> None:
+    """Raise when the connection that holds the lock is lost, also while nothing is written."""
+    lost = asyncio.Event()
+    connection.add_termination_listener(lambda _: lost.set())
+    if not connection.is_closed():
+        await lost.wait()
+    raise ConnectionResetError("the connection that holds the leader's lock was lost")
+
+
+def _show(at: int, of: int) -> None:
+    sys.stderr.write(f"\rposition {at} of {of}" + ("\n" if at >= of else ""))

@@ -1,0 +1,115 @@
+"""The fold of runs over random histories: what it says does not depend on how the log was cut into pages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+import msgspec
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.histories import recorded_history, write_history
+
+from crewlog.events.memory_store import MemoryStore
+from crewlog.events.store import Recorded
+from crewlog.projections.projection import Problem, decode, fold_all
+from crewlog.projections.rows import FINISHED
+from crewlog.projections.run_projection import APPROVALS, MODEL_CALLS, RUNS, TASKS, TOOL_CALLS, RunProjection
+from crewlog.projections.table import Table
+from crewlog.schemas.task_events import TERMINAL_TYPES
+
+Rows = dict[tuple[Any, ...], dict[str, Any]]
+
+
+class Tables:
+    """What the tables would hold."""
+
+    def __init__(self) -> None:
+        self.runs: Rows = {}
+        self.tasks: Rows = {}
+        self.model_calls: Rows = {}
+        self.tool_calls: Rows = {}
+        self.approvals: Rows = {}
+
+    def take_from(self, projection: RunProjection) -> None:
+        changed = projection.take().rows
+        pairs: list[tuple[Rows, Table[Any], Any]] = [
+            (self.runs, RUNS, changed.runs),
+            (self.tasks, TASKS, changed.tasks),
+            (self.model_calls, MODEL_CALLS, changed.model_calls),
+            (self.tool_calls, TOOL_CALLS, changed.tool_calls),
+            (self.approvals, APPROVALS, changed.approvals),
+        ]
+        for rows, table, new in pairs:
+            made = [msgspec.structs.asdict(row) for row in new]
+            keys = [tuple(row[column] for column in table.key) for row in made]
+            assert len(set(keys)) == len(keys), f"{table.name}: one upsert must not hold a key twice"
+            rows.update(zip(keys, made, strict=True))
+
+
+async def fold_pages(store: MemoryStore, pages: Sequence[Sequence[Recorded]], *, open_runs_max: int = 1000) -> tuple[Tables, list[Problem]]:
+    projection, tables, problems = RunProjection(store, open_runs_max=open_runs_max), Tables(), list[Problem]()
+    after = 0
+    for page in pages:
+        facts = [fact for fact in map(decode, page) if type(fact.event) in projection.types]
+        await projection.load(facts, after=after, skipped=())
+        problems += fold_all(projection, facts)
+        tables.take_from(projection)
+        after = page[-1].position
+    return tables, problems
+
+
+def cut(events: Sequence[Recorded], random: Random) -> list[Sequence[Recorded]]:
+    at, pages = 0, []
+    while at < len(events):
+        size = random.randrange(1, 12)
+        pages.append(events[at : at + size])
+        at += size
+    return pages
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 6), st.integers(1, 300))
+async def test_rows_do_not_depend_on_the_pages(seed: int, runs: int, moves: int) -> None:
+    store, events = await recorded_history(write_history(Random(seed), runs=runs, moves=moves))
+    at_once, problems = await fold_pages(store, [events])
+    assert problems == []
+    in_pages, _ = await fold_pages(store, cut(events, Random(seed)))
+    forgetful, _ = await fold_pages(store, cut(events, Random(seed + 1)), open_runs_max=1)
+    assert vars(at_once) == vars(in_pages) == vars(forgetful)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 150))
+async def test_an_unfinished_task_has_one_reason_at_any_moment(seed: int, runs: int, moves: int) -> None:
+    store, events = await recorded_history(write_history(Random(seed), runs=runs, moves=moves))
+    projection, tables = RunProjection(store), Tables()
+    for event in events:
+        fact = decode(event)
+        if type(fact.event) not in projection.types:
+            continue
+        await projection.load([fact], after=event.position - 1, skipped=())
+        assert fold_all(projection, [fact]) == []
+        tables.take_from(projection)
+        for task in tables.tasks.values():
+            assert (task["waiting_reason"] is None) == (task["status"] in FINISHED), task
+            assert (task["finished_us"] is not None) == (task["status"] in FINISHED), task
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32))
+async def test_totals_follow_from_the_calls(seed: int) -> None:
+    store, events = await recorded_history(write_history(Random(seed), runs=3, moves=400))
+    tables, _ = await fold_pages(store, [events])
+    for (run_id, _, _), task in tables.tasks.items():
+        calls = [call for call in tables.model_calls.values() if call["task_id"] == task["task_id"]]
+        assert task["model_calls"] == len(calls)
+        assert task["turns"] == sum(call["status"] == "ok" for call in calls)
+        assert task["cost_micro_usd"] == sum(call["cost_micro_usd"] or 0 for call in calls)
+        assert task["tool_calls"] == sum(call["task_id"] == task["task_id"] for call in tables.tool_calls.values())
+        if tables.runs[run_id,]["finished_us"] is not None:
+            assert task["status"] in FINISHED
+            assert all(call["status"] != "running" for call in calls)
+    ended = [event for event in events if event.type in TERMINAL_TYPES and event.stream.startswith("run/")]
+    assert len(ended) == sum(run["finished_us"] is not None for run in tables.runs.values())
