@@ -20,6 +20,7 @@ from crewlog.events.config import Config
 from crewlog.events.nats_bus import NatsBus
 from crewlog.events.poke import Poke
 from crewlog.events.postgres_store import PostgresStore
+from crewlog.events.readiness import announce_ready
 from crewlog.schemas.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ async def _run(worker: Worker, grace_s: float) -> None:
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if starting.done():
         starting.result()
+        announce_ready()
         log.info("ready")
         await stopping
     starting.cancel()

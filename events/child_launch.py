@@ -1,7 +1,8 @@
 """Start a server so that it cannot outlive us: a command line that first arranges that, then becomes the server.
 
 Linux sends a process the chosen signal when the thread that started it ends (prctl PR_SET_PDEATHSIG). Changing the user clears that
-wish, so both are done in one place, by a Python that then replaces itself. This is not `preexec_fn`, which runs between fork and exec
+wish, so both are done in one place, by a Python that then replaces itself. It leads a process group of its own: a Ctrl-C in the
+terminal is meant for us, and who stops the server in its turn are we. This is not `preexec_fn`, which runs between fork and exec
 in a process that may have threads.
 """
 
@@ -18,6 +19,7 @@ from typing import Final
 _LAUNCH: Final = """
 import ctypes, os, sys
 uid, gid, number, parent = map(int, sys.argv[1:5])
+os.setpgid(0, 0)
 if uid >= 0:
     os.setgroups([]); os.setgid(gid); os.setuid(uid)
 ctypes.CDLL(None).prctl(1, number, 0, 0, 0)

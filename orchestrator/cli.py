@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -15,6 +13,7 @@ app = typer.Typer(
     help="A crew of agents, one log. Start with: crewlog demo",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # loading rich would double the time that help takes
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for module in (cli_crew, cli_runs, cli_people, cli_process):
@@ -23,6 +22,8 @@ for module in (cli_crew, cli_runs, cli_people, cli_process):
 
 def _show_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(version("crewlog"))
         raise typer.Exit
 
@@ -46,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -7,11 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from crewlog.orchestrator.cli_output import Exit, HomeOption, Output, OutputOption, complain, load_config, print_json, print_table, run_async, say
+from crewlog.orchestrator.cli_output import Exit, HomeOption, Output, OutputOption, complain, load_config, plain, print_json, print_table, run_async, say
 
 DETACH_WITHIN_S = 90.0
 STOP_WITHIN_S = 60.0
@@ -116,41 +116,45 @@ async def down(home: HomeOption = None) -> int:
     return Exit.OK
 
 
-async def status(home: HomeOption = None, output: OutputOption = Output.TABLE) -> int:
-    """Show the processes of the crew and the workers that report."""
+async def status(home: HomeOption = None, output: OutputOption = Output.TABLE) -> None:
+    """Show the processes of the crew and the agents that registered."""
     from crewlog.orchestrator.client import Client
-    from crewlog.orchestrator.control import ask_supervisor
+    from crewlog.schemas.errors import Unavailable
 
     config = load_config(home)
     async with Client.connect(config) as client:
-        crew = await ask_supervisor(client, "status")
-        workers: list[dict[str, Any]] = await client.workers()
+        try:
+            processes = await client.processes()
+        except Unavailable as error:
+            processes = []
+            say(str(error))
+        workers = await client.workers()
     if output is Output.JSON:
-        print_json({"home": str(config.home), "phase": crew.get("phase", "external"), "processes": crew.get("processes", []), "workers": workers})
-        return Exit.OK
-    if "processes" in crew:
-        print_table(["PROCESS", "STATE", "PID", "RESTARTS"], [[p["name"], p["state"], p["pid"], p["restarts"]] for p in crew["processes"]])
-    return Exit.OK
+        fields = ("kind", "worker", "slots", "model", "simulated", "unavailable", "started_at")
+        print_json({"home": str(config.home), "processes": plain(processes), "agents": [{f: plain(getattr(w, f)) for f in fields} for w in workers]})
+        return
+    if processes:
+        print_table(["PROCESS", "STATE", "PID", "RESTARTS"], [[p.name, p.state, p.pid, p.restarts] for p in processes])
+        typer.echo()
+    print_table(["AGENT", "WORKER", "SLOTS", "MODEL", ""], [[w.kind, w.worker, w.slots, w.model, w.unavailable] for w in workers])
 
 
 async def scale(
     counts: Annotated[list[str], typer.Argument(metavar="KIND=NUMBER", help="For example research=4 code=1.")],
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
-) -> int:
+) -> None:
     """Change how many copies of an agent run. Copies that go finish or hand back their work first."""
     from crewlog.orchestrator.client import Client
-    from crewlog.orchestrator.control import ask_supervisor
     from crewlog.orchestrator.supervisor import parse_counts
 
     wanted = parse_counts(counts)
     async with Client.connect(load_config(home)) as client:
-        agents: dict[str, int] = (await ask_supervisor(client, "scale", wanted))["agents"]
+        agents = await client.scale(wanted)
     if output is Output.JSON:
         print_json({"agents": agents})
     else:
-        print_table(["KIND", "COPIES"], agents.items())
-    return Exit.OK
+        print_table(["AGENT", "COPIES"], list(agents.items()))
 
 
 async def doctor(home: HomeOption = None, output: OutputOption = Output.TABLE) -> int:
@@ -161,7 +165,9 @@ async def doctor(home: HomeOption = None, output: OutputOption = Output.TABLE) -
     if output is Output.JSON:
         print_json([finding._asdict() for finding in findings])
     else:
-        print_table(["", "CHECK", "FOUND", "WHAT HELPS"], [["ok" if f.ok else "!!", f.check, f.found, f.hint] for f in findings])
+        print_table(
+            ["", "CHECK", "FOUND", "WHAT HELPS"], [["ok" if f.ok else "!!" if f.needed else "--", f.check, f.found, "" if f.ok else f.hint] for f in findings]
+        )
     if all(finding.ok or not finding.needed for finding in findings):
         return Exit.OK
     complain("something that crewlog needs is missing", next_step="see the lines marked !!")

@@ -167,18 +167,24 @@ def print_json_line(data: Any) -> None:
     typer.echo(json.dumps(data, ensure_ascii=False, default=str))
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: frozenset[str] = frozenset()) -> None:
-    """Print rows under headings to stdout: aligned, without lines, so that `awk` and people can read them."""
-    from rich.console import Console
-    from rich.table import Table
+def plain(value: Any) -> Any:
+    """Turn a value of the views or the contract into what JSON knows."""
+    import msgspec
 
-    console = Console(soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 10_000)
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", no_wrap=not sys.stdout.isatty())
-    for row in rows:
-        table.add_row(*(_plain(cell) for cell in row))
-    console.print(table)
+    return msgspec.to_builtins(value)
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: frozenset[str] = frozenset()) -> None:
+    """Print rows under headings to stdout: aligned, without lines or colours, so that people and `awk` can read them.
+
+    Args:
+        right: headings of the columns that hold numbers.
+    """
+    lines = [list(columns), *([_plain(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[n]) for line in lines) for n in range(len(columns))]
+    for line in lines:
+        cells = (cell.rjust(width) if column in right else cell.ljust(width) for cell, width, column in zip(line, widths, columns, strict=True))
+        typer.echo("  ".join(cells).rstrip())
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], output: Output, *, empty: str, right: frozenset[str] = frozenset()) -> None:
@@ -197,11 +203,10 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], ou
 
 
 def _plain(cell: object) -> str:
-    from rich.markup import escape
-
     if isinstance(cell, (list, tuple)):
         cell = ", ".join(map(str, cell))
-    return escape("" if cell is None else str(cell)).replace("\n", " ")
+    # what a model or a file wrote must not move the cursor of whoever reads it
+    return "".join(c if c.isprintable() else " " for c in ("" if cell is None else str(cell)))
 
 
 def _forget_stdout() -> None:

@@ -72,15 +72,22 @@ async def migrate(home: HomeOption = None, output: OutputOption = Output.TABLE) 
 
 
 async def rebuild(home: HomeOption = None, output: OutputOption = Output.TABLE) -> None:
-    """Fold the whole log again into fresh views and put them in place of the old ones."""
-    from crewlog.projections.process import rebuild_views
+    """Fold the whole log into fresh views and swap them in."""
+    from crewlog.events.clock import SystemClock
+    from crewlog.events.postgres_store import PostgresStore
+    from crewlog.projections.rebuild import rebuild as rebuild_views
 
-    config = _process_config(home, "projector")
-    report = await rebuild_views(config)
+    address = _process_config(home, "projector").database_url
+    assert address is not None
+    store = await PostgresStore.open(address.get_secret_value(), actor="projector@rebuild", clock=SystemClock())
+    try:
+        done = await rebuild_views(address.get_secret_value(), store, progress=lambda at, of: say(f"position {at} of {of}"))
+    finally:
+        await store.close()
     if output is Output.JSON:
-        print_json(report)
+        print_json({"projections": list(done.projections), "events": done.events, "position": done.position})
     else:
-        say(str(report))
+        say(f"rebuilt {', '.join(done.projections)} from {done.events} events, up to position {done.position}")
 
 
 async def url(home: HomeOption = None, output: OutputOption = Output.TABLE) -> None:

@@ -29,9 +29,12 @@ from crewlog.orchestrator.attachments import collect, upload
 from crewlog.orchestrator.control import ask_supervisor
 from crewlog.orchestrator.endpoints import with_login
 from crewlog.orchestrator.home import ProcessState
+from crewlog.projections.queries import LAST, CostColumn, Queries
+from crewlog.projections.query_rows import AgentView, ApprovalView, CostView, DocumentView, RunView, TaskView
 from crewlog.schemas import subjects
-from crewlog.schemas.errors import ContractError, NotFound, OrchestrationError
-from crewlog.schemas.ids import RunId, run_stream, task_stream
+from crewlog.schemas.errors import ContractError, NotFound, OrchestrationError, Unavailable
+from crewlog.schemas.ids import Hash, RunId, run_stream, task_stream
+from crewlog.schemas.payload import Payload
 from crewlog.schemas.plan import Plan
 from crewlog.schemas.run_events import TaskDispatched
 from crewlog.schemas.task import RUN, AgentTask, parse_task
@@ -40,8 +43,11 @@ from crewlog.schemas.task_events import TERMINAL_TYPES
 REQUEST_TIMEOUT_S: Final = 10.0
 LOOK_AGAIN_S: Final = 5.0
 """How long whoever follows a run trusts that a hint would have come, in seconds."""
-LAST: Final = ("-", "@last")
-"""Names for the run submitted last."""
+VIEWS_FOLLOW_WITHIN_S: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
+"""Waits between looks at the views, which follow the log within milliseconds, in seconds."""
+WAITING_MAX: Final = 1000
+NEWEST: Final = ("-", LAST)
+"""Names that need no id: the run submitted last, the only approval that waits."""
 
 
 class Submitted(msgspec.Struct, frozen=True):
@@ -68,6 +74,7 @@ class Client:
         self._opening = asyncio.Lock()
         self._store: EventStore | None = None
         self._artifacts: ArtifactStore | None = None
+        self._queries: Queries | None = None
 
     @classmethod
     @asynccontextmanager
@@ -119,18 +126,21 @@ class Client:
         answer = await self._request("tasks.submit", task)
         return msgspec.convert({"run_id": answer["run_id"], "task_id": answer["task_id"], "status": answer["status"]}, Submitted)
 
-    async def wait(self, run_id: RunId, *, stop_on_approval: bool = False) -> str:
-        """Wait until a run has ended and return its status; with `stop_on_approval` also return, with `waiting`, when it needs a person.
+    async def wait(self, run_id: RunId) -> RunView:
+        """Wait until a run has ended and return it. Use `asyncio.timeout` around it to wait no longer than that; the run goes on."""
+        async for _ in self.events(run_id, follow=True):
+            pass
+        return await self.ended(run_id)
 
-        Use `asyncio.timeout` around it to wait no longer than that; the run goes on.
-        """
-        async for recorded in self.events(run_id, follow=True):
-            if recorded.stream == run_stream(run_id):
-                if recorded.type in TERMINAL_TYPES:
-                    return recorded.type.removeprefix("Run").lower()
-                if stop_on_approval and recorded.type == "TaskSuspended":
-                    return "waiting"
-        raise AssertionError("unreachable: following ends with the run")
+    async def ended(self, run_id: RunId) -> RunView:
+        """Return a run whose end is in the log, as soon as the views have it."""
+        for wait_s in (*VIEWS_FOLLOW_WITHIN_S, None):
+            run = await self.run(run_id)
+            if run.finished_at is not None:
+                return run
+            if wait_s is not None:
+                await asyncio.sleep(wait_s)
+        raise Unavailable(f"run {run_id} has ended, but the views do not show it: is a projector running?")
 
     async def events(self, run_id: RunId, *, follow: bool = False) -> AsyncIterator[Recorded]:
         """Read the events of a run in the order of the log; with `follow`, go on until the run has ended.
@@ -163,6 +173,88 @@ class Client:
                         await asyncio.wait_for(hint.wait(), LOOK_AGAIN_S)
                 hint.clear()
                 batch = await store.read_streams(seen)
+
+    async def runs(self, *, limit: int = 50, status: str | None = None) -> list[RunView]:
+        """List runs, the newest first."""
+        return await self._read().runs(tenant=self._config.tenant, status=status, limit=limit)
+
+    async def run(self, run_id: RunId | str) -> RunView:
+        """Return one run by its id, the first characters of it, or `@last`.
+
+        Raises:
+            NotFound: no run, or several.
+        """
+        return await self._read().run(LAST if run_id in NEWEST else str(run_id))
+
+    async def find_run(self, name: str) -> RunId:
+        """Return the id of the run that `name` means: an id, the first characters of one, `@last` or `-`."""
+        with suppress(ValueError):
+            return RunId(UUID(name))
+        return RunId((await self.run(name)).run_id)
+
+    async def tasks(self, run_id: RunId) -> list[TaskView]:
+        """List the tasks of a run in the order they were planned."""
+        return await self._read().tasks(run_id)
+
+    async def answer(self, run: RunView) -> str:
+        """Return the answer of a run in Markdown; empty while there is none."""
+        return await self.text(Payload(0, inline=run.answer or "") if run.answer_ref is None else Payload(0, ref=Hash(run.answer_ref)))
+
+    async def text(self, payload: Payload) -> str:
+        """Return a text of the log, wherever it is kept."""
+        if payload.ref is None:
+            return payload.inline or ""
+        return (await (await self.store()).get_blobs([payload.ref]))[payload.ref].decode()
+
+    async def costs(self, by: Sequence[CostColumn] = ("kind", "model"), *, run_id: RunId | None = None) -> list[CostView]:
+        """Sum up model usage, of one run or of all, the most expensive group first."""
+        return await self._read().costs(by, run_id=run_id, tenant=self._config.tenant)
+
+    async def why(self, name: str) -> list[TaskView]:
+        """List the unfinished tasks of a run, or the one unfinished task, that `name` means; each says what it waits for."""
+        try:
+            run_id = await self.find_run(name)
+        except NotFound as not_a_run:
+            found = [t for t in await self._read().waiting(limit=WAITING_MAX) if str(t.task_id).startswith(name.lower())]
+            if len(found) != 1:
+                raise (NotFound("task", name, candidates=tuple(str(t.task_id) for t in found)) if found else not_a_run) from None
+            return found
+        await self.run(run_id)
+        return [task for task in await self.tasks(run_id) if task.waiting_reason is not None]
+
+    async def workers(self) -> list[AgentView]:
+        """List the agents that are up, as they registered."""
+        return await self._read().agents(running_only=True)
+
+    async def documents(self) -> list[DocumentView]:
+        """List the documents of the library."""
+        return await self._read().documents(self._config.tenant)
+
+    async def indexed(self, position: int) -> None:
+        """Wait until documents recorded up to a position of the log can be searched.
+
+        Raises:
+            Unavailable: they were not in time.
+        """
+        for wait_s in (*VIEWS_FOLLOW_WITHIN_S, None):
+            if all(lag.position >= position for lag in await self._read().lag() if lag.name == "knowledge"):
+                return
+            if wait_s is not None:
+                await asyncio.sleep(wait_s)
+        raise Unavailable("the documents are recorded, but not searchable yet: is a projector running?")
+
+    async def approvals(self, *, pending_only: bool = True, run_id: RunId | None = None) -> list[ApprovalView]:
+        """List questions to people, the oldest first."""
+        return await self._read().approvals(pending_only=pending_only, run_id=run_id)
+
+    async def find_approval(self, name: str) -> ApprovalView:
+        """Return the approval that `name` means: an id, the first characters of one, or `-` for the only one that waits."""
+        if name not in NEWEST:
+            return await self._read().approval(name)
+        waiting = await self.approvals()
+        if len(waiting) != 1:
+            raise NotFound("approval", name, candidates=tuple(str(a.approval_id) for a in waiting))
+        return waiting[0]
 
     async def decide(self, run_id: RunId, approval_id: UUID, decision: Literal["approved", "denied"], *, actor: str = "", note: str = "") -> None:
         """Approve or deny one waiting tool call.
@@ -212,6 +304,12 @@ class Client:
             if self._artifacts is None:
                 self._artifacts = await open_artifacts(self._config.artifacts_url or self._config.home / "artifacts")
             return self._artifacts
+
+    def _read(self) -> Queries:
+        if self._queries is None:
+            self._queries = Queries(self._database_url(), self._clock)
+            self._exits.push_async_callback(self._queries.close)
+        return self._queries
 
     def _database_url(self) -> str:
         assert self._config.database_url is not None

@@ -66,7 +66,10 @@ class Home:
             ConfigError: the home cannot be written.
         """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.path.exists():
+                self.path.mkdir(parents=True)
+                if os.geteuid() == 0:
+                    self.path.chmod(0o755)  # the embedded Postgres refuses root: its own user must be able to come in here
             for name in ("artifacts", "workspaces", "logs"):
                 (self.path / name).mkdir(exist_ok=True)
             probe = self.path / ".writable"

@@ -88,7 +88,7 @@ class Servers:
                 self._say("first start: making the database")
         if self._config.nats_url is None:
             assert self._credentials is not None
-            self._nats = NatsServer(self._home.path / "nats", self._credentials, port=(before and before.nats_port) or 0)
+            self._nats = NatsServer(self._home.path / "nats", self._credentials.nats, port=(before and before.nats_port) or 0)
         await asyncio.gather(*(server.start() for server in self._embedded()))
         self._keepers = [asyncio.create_task(self._keep(server)) for server in self._embedded()]
         await asyncio.gather(self._prepare_database(), self._prepare_streams())

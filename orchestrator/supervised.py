@@ -128,7 +128,6 @@ class Supervised:
                 stdout=child_output,
                 stderr=child_output,
                 pass_fds=(child_ready,),
-                process_group=0,
             )
         except BaseException:
             os.close(output_end)

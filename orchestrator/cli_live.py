@@ -1,0 +1,227 @@
+"""How runs look in a terminal: a live tree while one works, its screen when it has ended, approvals and costs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import typer
+
+from crewlog.events.clock import SystemClock
+from crewlog.orchestrator.cli_output import print_table, say, stderr_console
+from crewlog.orchestrator.event_text import describe
+from crewlog.projections.query_rows import ApprovalView, CostView, RunView, TaskView
+from crewlog.schemas.ids import RunId, run_stream
+from crewlog.schemas.task_events import TERMINAL_TYPES
+from crewlog.schemas.text import shorten
+from crewlog.schemas.usage import format_usd
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+    from crewlog.events.store import Recorded
+    from crewlog.orchestrator.client import Client
+
+DRAW_AT_MOST_S: Final = 0.2
+"""Shortest time between two looks at the views while many events come, in seconds."""
+_ICONS: Final[Mapping[str, tuple[str, str]]] = {
+    "completed": ("✔", "green"),
+    "failed": ("✘", "red"),
+    "cancelled": ("✘", "red"),
+    "suspended": ("⏸", "yellow"),
+    "running": ("▶", "cyan"),
+    "retrying": ("↻", "yellow"),
+}
+
+
+class Followed(NamedTuple):
+    """How far a run was followed: its ending (`completed`, `failed`, `cancelled`), or `waiting` for a person, and the last position seen."""
+
+    ending: str
+    position: int
+
+
+async def follow(client: Client, run_id: RunId, *, live: bool, stop_on_approval: bool = False, after: int = 0) -> Followed:
+    """Show a run until it ends or, when wanted, needs a person.
+
+    Args:
+        live: draw a tree that changes in place; else print one line per event. Both go to stderr.
+        after: position up to which everything was shown before.
+    """
+    tree = _LiveTree(client, run_id) if live else None
+    drawing = asyncio.create_task(tree.draw()) if tree else None
+    first_us, ending, position = 0, "running", after
+    try:
+        async for recorded in client.events(run_id, follow=True):
+            first_us = first_us or recorded.occurred_us
+            if recorded.stream == run_stream(run_id) and recorded.type in TERMINAL_TYPES:
+                ending = recorded.type.removeprefix("Run").lower()
+            if tree:
+                tree.changed.set()
+            elif recorded.position > after:
+                say(event_line(recorded, first_us))
+            position = max(position, recorded.position)
+            if stop_on_approval and recorded.type == "TaskSuspended" and recorded.position > after:
+                return Followed("waiting", position)
+        await client.ended(run_id)
+    finally:
+        if tree and drawing:
+            tree.finished = True
+            tree.changed.set()
+            await drawing
+    return Followed(ending, position)
+
+
+class _LiveTree:
+    """The tasks of a run as a tree on stderr, drawn again whenever something has changed."""
+
+    def __init__(self, client: Client, run_id: RunId) -> None:
+        self.changed = asyncio.Event()
+        self.finished = False
+        self._client, self._run_id = client, run_id
+        self._clock = SystemClock()
+        self._run: RunView | None = None
+        self._tasks: Sequence[TaskView] = ()
+
+    async def draw(self) -> None:
+        from rich.live import Live
+
+        with Live(get_renderable=self._render, console=stderr_console(), refresh_per_second=4) as live:
+            while not self.finished:
+                await self.changed.wait()
+                self.changed.clear()
+                await self._look()
+                live.refresh()
+                await asyncio.sleep(DRAW_AT_MOST_S)
+            await self._look()
+
+    async def _look(self) -> None:
+        runs = [run for run in await self._client.runs(limit=50) if run.run_id == self._run_id]
+        if runs:
+            self._run, self._tasks = runs[0], await self._client.tasks(self._run_id)
+
+    def _render(self) -> Tree:
+        from rich.text import Text
+        from rich.tree import Tree
+
+        run, now = self._run, datetime.fromtimestamp(self._clock.now_us() / 1e6, UTC)
+        if run is None:
+            return Tree(Text(f"run {str(self._run_id)[:8]}"))
+        took = elapsed(run.submitted_at, run.finished_at or now)
+        root = Tree(Text.assemble((f"run {str(run.run_id)[:8]} ", "bold"), (run.status, _ICONS.get(run.status, ("", "cyan"))[1]), f"  {took}"))
+        for task in self._tasks:
+            icon, style = _ICONS.get(task.status, ("·", "dim"))
+            began = task.started_at or task.dispatched_at
+            took = elapsed(began, task.finished_at or now) if began else ""
+            counts = f"{task.turns} turns, {task.tool_calls} calls" if task.turns else ""
+            cost = format_usd(task.cost_micro_usd) if task.cost_micro_usd else ""
+            line = Text.assemble((f"{icon} ", style), (f"{task.key:<16} ", "bold"), f"{task.kind:<12} {took:>7}  {counts:<20} {cost}")
+            line.append(shorten(task.waiting_reason or task.error or "", 70), style="dim")
+            line.no_wrap = True
+            root.add(line)
+        return root
+
+
+def event_line(recorded: Recorded, first_us: int) -> str:
+    """Return one line about an event: seconds since the run began, where, what."""
+    where = recorded.stream.split("/")[0] if recorded.task_id is None else f"task {str(recorded.task_id)[:8]}"
+    return f"{(recorded.occurred_us - first_us) / 1e6:8.2f}s  {where:<13}  {recorded.type:<18}  {describe(recorded.event())}".rstrip()
+
+
+def event_json(recorded: Recorded) -> dict[str, Any]:
+    """Return an event in the shape in which it is relayed to `events.>`."""
+    import json
+
+    return {
+        "event_id": str(recorded.event_id),
+        "type": recorded.type,
+        "schema_version": recorded.schema_version,
+        "stream": recorded.stream,
+        "version": recorded.version,
+        "position": recorded.position,
+        "run_id": str(recorded.run_id) if recorded.run_id else None,
+        "task_id": str(recorded.task_id) if recorded.task_id else None,
+        "occurred_at": datetime.fromtimestamp(recorded.occurred_us / 1e6, UTC).isoformat().replace("+00:00", "Z"),
+        "causation_id": str(recorded.causation_id) if recorded.causation_id else None,
+        "actor": recorded.actor,
+        "data": json.loads(recorded.data),
+    }
+
+
+def headline(run: RunView) -> str:
+    """Return the first line about a run that has ended or goes on."""
+    took = f" in {elapsed(run.submitted_at, run.finished_at)}" if run.finished_at else ""
+    icon = _ICONS.get(run.status, ("▶", ""))[0]
+    counts = f"{run.agents} agents · {run.tasks_done}/{run.tasks_total} tasks · {run.turns} turns · {run.tool_calls} tool calls"
+    return f"{icon} run {run.run_id}  {run.status}{took}   {counts}"
+
+
+def show_run(run: RunView, tasks: Iterable[TaskView], answer: str) -> None:
+    """Print a run for people: what came of it to stdout, notes about it to stderr."""
+    say(headline(run))
+    if run.simulated:
+        say("  offline model: tool results are real, the wording is made by rules (simulated)")
+    if answer:
+        typer.echo(answer.rstrip())
+    if run.error:
+        say(f"  {run.error_code}: {run.error}")
+    for task in tasks:
+        if task.waiting_reason or task.error:
+            say(f"  {task.key} ({task.kind}): {task.waiting_reason or task.error}")
+    for file in run.artifacts:
+        say(f"  file  {file.name}  {file.size} bytes  {file.hash[:12]}")
+    if run.artifacts:
+        say(f"  save the files: crewlog show {str(run.run_id)[:8]} --save FOLDER")
+
+
+def show_approval(approval: ApprovalView, arguments: str) -> None:
+    """Print one question to a person: the action first, then why, then how to answer."""
+    short = str(approval.approval_id)[:8]
+    typer.echo(f"{short}  {approval.kind} wants to run {approval.tool}   run {str(approval.run_id)[:8]}, until {short_time(approval.expires_at)}")
+    for line in arguments.splitlines():
+        typer.echo(f"    {line}")
+    typer.echo(f"    why: {approval.reason}")
+    say(f"    crewlog approve {short}   |   crewlog deny {short} --note REASON")
+
+
+def print_costs(costs: Sequence[CostView]) -> None:
+    """Print usage and money per group, with a total."""
+    names = list(costs[0].group) if costs else []
+    rows = [
+        [
+            *c.group.values(),
+            c.calls,
+            c.input_tokens,
+            c.output_tokens,
+            format_usd(None if c.unpriced_calls else c.cost_micro_usd),
+            "simulated" if c.simulated else "",
+        ]
+        for c in costs
+    ]
+    if len(costs) > 1:
+        total = [sum(c.calls for c in costs), sum(c.input_tokens for c in costs), sum(c.output_tokens for c in costs)]
+        unpriced = any(c.unpriced_calls for c in costs)
+        rows.append(["total", *[""] * (len(names) - 1), *total, format_usd(sum(c.cost_micro_usd for c in costs)) + ("+" if unpriced else ""), ""])
+    headings = [*(_HEADINGS.get(name, name.upper()) for name in names), "CALLS", "TOKENS IN", "TOKENS OUT", "COST", ""]
+    print_table(headings, rows, right=frozenset({"CALLS", "TOKENS IN", "TOKENS OUT", "COST"}))
+
+
+_HEADINGS: Final = {"kind": "AGENT", "run_id": "RUN", "task_id": "TASK", "key": "STEP", "user_name": "USER"}
+
+
+def elapsed(begin: datetime, end: datetime | None) -> str:
+    """Show a duration: `3.2 s`, `4m 05s`, `2h 10m`; empty when it has not ended."""
+    if end is None:
+        return ""
+    seconds = max((end - begin).total_seconds(), 0.0)
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}m {rest:02}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02}m"
+
+
+def short_time(at: datetime) -> str:
+    """Show a time of this machine's zone, to the minute."""
+    return at.astimezone().strftime("%Y-%m-%d %H:%M")

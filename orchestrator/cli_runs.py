@@ -1,0 +1,326 @@
+"""Commands about runs: submit, watch, runs, show, events, costs, why, cancel, replay."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from crewlog.orchestrator.cli_output import (
+    Detached,
+    Exit,
+    HomeOption,
+    Output,
+    OutputOption,
+    complain,
+    load_config,
+    plain,
+    print_json,
+    print_json_line,
+    print_rows,
+    run_async,
+    say,
+)
+
+if TYPE_CHECKING:
+    from crewlog.orchestrator.client import Client
+    from crewlog.projections.queries import CostColumn
+    from crewlog.schemas.ids import RunId
+
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run, or its first characters; - or @last for the one submitted last.")]
+TimeoutOption = Annotated[float | None, typer.Option("--timeout", min=0.0, help="Wait at most this many seconds; the run goes on.")]
+_COST_COLUMNS: dict[str, CostColumn] = {
+    "agent": "kind",
+    "model": "model",
+    "provider": "provider",
+    "run": "run_id",
+    "task": "task_id",
+    "step": "key",
+    "user": "user_name",
+    "day": "day",
+}
+_ENDINGS = {"completed": Exit.OK, "failed": Exit.RUN_FAILED, "cancelled": Exit.RUN_FAILED, "waiting": Exit.WAITING_FOR_APPROVAL}
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    for command in (submit, watch, runs, show, events, costs, why, cancel, replay):
+        app.command()(run_async(command))
+
+
+async def submit(
+    goal: Annotated[str, typer.Argument(help="What the crew shall do; with --file - or a path, leave it out.")] = "",
+    attach: Annotated[list[Path] | None, typer.Option("--attach", "-a", help="A file or folder to work on; repeatable.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="An AgentTask or a plan as JSON instead of a goal; - reads stdin.")] = None,
+    kind: Annotated[str, typer.Option("--type", help="Send the goal to one kind of agent, without a plan.")] = "run",
+    wait: Annotated[bool, typer.Option("--wait", "-w", help="Show the work and wait until the run has ended.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Let tools with consequences run without asking.")] = False,
+    fail_on_approval: Annotated[bool, typer.Option("--fail-on-approval", help="With --wait: end with code 6 when a person is needed.")] = False,
+    timeout: TimeoutOption = None,
+    home: HomeOption = None,
+    output: OutputOption = Output.TABLE,
+) -> int:
+    """Hand in a goal, with files."""
+    from crewlog.orchestrator.client import Client
+
+    what = _read_submission(goal, file)
+    async with Client.connect(load_config(home)) as client:
+        submitted = await client.submit(what, attachments=attach or (), kind=kind, auto_approve=yes)
+        if not wait:
+            if output is Output.JSON:
+                print_json(plain(submitted))
+            else:
+                typer.echo(submitted.run_id)
+                say(f"{submitted.status}; follow it with: crewlog watch {str(submitted.run_id)[:8]}")
+            return Exit.OK
+        return await _follow(client, submitted.run_id, home, output, timeout=timeout, fail_on_approval=fail_on_approval)
+
+
+async def watch(
+    run: RunArgument = "-",
+    fail_on_approval: Annotated[bool, typer.Option("--fail-on-approval", help="End with code 6 when a person is needed.")] = False,
+    timeout: TimeoutOption = None,
+    home: HomeOption = None,
+    output: OutputOption = Output.TABLE,
+) -> int:
+    """Show a run at work until it ends. Ctrl-C leaves it running."""
+    from crewlog.orchestrator.client import Client
+
+    async with Client.connect(load_config(home)) as client:
+        return await _follow(client, await client.find_run(run), home, output, timeout=timeout, fail_on_approval=fail_on_approval)
+
+
+async def _follow(client: Client, run_id: RunId, home: Path | None, output: Output, *, timeout: float | None, fail_on_approval: bool) -> int:
+    from crewlog.orchestrator.cli_live import follow
+
+    come_back = f"crewlog watch {str(run_id)[:8]}" + (f" --home {home}" if home else "")
+    try:
+        async with asyncio.timeout(timeout):
+            ending, _ = await follow(client, run_id, live=sys.stderr.isatty(), stop_on_approval=fail_on_approval)
+    except asyncio.CancelledError:
+        raise Detached(come_back) from None
+    except TimeoutError:
+        complain(f"run {run_id} has not ended within {timeout:g} s; it goes on", next_step=come_back)
+        return Exit.TIMEOUT
+    if ending == "waiting":
+        complain(f"run {run_id} waits for a person", next_step="crewlog approvals; crewlog approve ID")
+    await _show(client, run_id, output)
+    return _ENDINGS[ending]
+
+
+async def _show(client: Client, run_id: RunId, output: Output) -> None:
+    from crewlog.orchestrator.cli_live import show_run
+
+    run, tasks = await client.run(run_id), await client.tasks(run_id)
+    answer = await client.answer(run)
+    if output is Output.JSON:
+        print_json({**plain(run), "answer": answer, "tasks": plain(tasks)})
+    else:
+        show_run(run, tasks, answer)
+
+
+async def runs(
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most this many, the latest first.")] = 20,
+    status: Annotated[str | None, typer.Option("--status", help="Only runs that are planning, running, completed, failed or cancelled.")] = None,
+    home: HomeOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """List runs."""
+    from crewlog.orchestrator.cli_live import elapsed, short_time
+    from crewlog.orchestrator.client import Client
+    from crewlog.schemas.text import shorten
+    from crewlog.schemas.usage import format_usd
+
+    async with Client.connect(load_config(home)) as client:
+        found = await client.runs(limit=limit, status=status)
+    if output is Output.JSON:
+        print_json(plain(found))
+        return
+    rows = [
+        {
+            "run": str(r.run_id)[:8],
+            "status": r.status + (" (asks)" if r.approvals_pending else ""),
+            "tasks": f"{r.tasks_done}/{r.tasks_total}",
+            "cost": format_usd(None if r.unpriced_calls else r.cost_micro_usd),
+            "submitted": short_time(r.submitted_at),
+            "took": elapsed(r.submitted_at, r.finished_at),
+            "goal": shorten(" ".join(r.goal.split()), 70),
+        }
+        for r in found
+    ]
+    headings = {"RUN": "run", "STATUS": "status", "TASKS": "tasks", "COST": "cost", "SUBMITTED": "submitted", "TOOK": "took", "GOAL": "goal"}
+    print_rows(rows, headings, output, empty="no runs yet; start one: crewlog submit 'GOAL' --wait", right=frozenset({"TASKS", "COST", "TOOK"}))
+
+
+async def show(
+    run: RunArgument = "-",
+    save: Annotated[Path | None, typer.Option("--save", help="Also write the run's files into this folder.")] = None,
+    home: HomeOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show one run: its answer, tasks and files."""
+    from crewlog.orchestrator.client import Client
+
+    async with Client.connect(load_config(home)) as client:
+        run_id = await client.find_run(run)
+        if save is not None:
+            await _save(client, run_id, save)
+        await _show(client, run_id, output)
+
+
+async def _save(client: Client, run_id: RunId, folder: Path) -> None:
+    for file in (await client.run(run_id)).artifacts:
+        path = folder / file.name
+        if not _lies_in(path, folder):  # agents choose the names
+            say(f"left out {file.name!r}: it would lie outside of {folder}")
+            continue
+        data = await client.artifact(file.hash)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        say(f"wrote {path}")
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+async def events(
+    run: RunArgument = "-",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
+    home: HomeOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Print the events of a run; with -o json one per line."""
+    from crewlog.orchestrator.cli_live import event_json, event_line
+    from crewlog.orchestrator.client import Client
+
+    async with Client.connect(load_config(home)) as client:
+        run_id = await client.find_run(run)
+        first_us = 0
+        async for recorded in client.events(run_id, follow=follow):
+            first_us = first_us or recorded.occurred_us
+            if output is Output.JSON:
+                print_json_line(event_json(recorded))
+            else:
+                typer.echo(event_line(recorded, first_us))
+
+
+async def costs(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Only this run; without it, all runs.")] = None,
+    by: Annotated[str, typer.Option("--by", help=f"What to sum up by: {', '.join(_COST_COLUMNS)}; several with commas.")] = "agent,model",
+    home: HomeOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Show tokens and money."""
+    from crewlog.orchestrator.cli_live import print_costs
+    from crewlog.orchestrator.client import Client
+    from crewlog.schemas.errors import ContractError
+
+    columns = [_COST_COLUMNS[name] for name in by.split(",") if name in _COST_COLUMNS]
+    if len(columns) != len(by.split(",")):
+        raise ContractError(f"--by {by}: costs can be summed up by {', '.join(_COST_COLUMNS)}")
+    async with Client.connect(load_config(home)) as client:
+        found = await client.costs(columns, run_id=await client.find_run(run) if run else None)
+    if output is Output.JSON:
+        print_json([plain(cost) for cost in found])
+    else:
+        print_costs(found)
+
+
+async def why(
+    what: Annotated[str, typer.Argument(metavar="RUN|TASK", help="Id of a run or task, or its first characters.")] = "-",
+    home: HomeOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Say what a run or task waits for, and who could do it."""
+    from crewlog.orchestrator.client import Client
+
+    async with Client.connect(load_config(home)) as client:
+        waiting, workers = await client.why(what), await client.workers()
+    if output is Output.JSON:
+        fields = ("task_id", "run_id", "key", "kind", "status", "waiting_reason", "worker", "attempt")
+        print_json([{**{f: plain(getattr(t, f)) for f in fields}, "workers": [w.worker for w in workers if w.kind == t.kind]} for t in waiting])
+        return
+    if not waiting:
+        say("nothing waits: every task has ended")
+    for task in waiting:
+        typer.echo(f"{task.key} ({task.kind}): {task.waiting_reason}")
+        crew = [w for w in workers if w.kind == task.kind]
+        for worker in crew:
+            typer.echo(f"    {worker.worker}, {worker.slots} slots, {worker.model}" + (f": {worker.unavailable}" if worker.unavailable else ""))
+        if not crew:
+            typer.echo(f"    no {task.kind} is up; start one: crewlog agent {task.kind}")
+
+
+async def cancel(
+    run: RunArgument,
+    reason: Annotated[str, typer.Option("--reason", help="Recorded with the run.")] = "cancelled by the operator",
+    home: HomeOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Stop a run."""
+    from crewlog.orchestrator.client import Client
+
+    async with Client.connect(load_config(home)) as client:
+        run_id = await client.find_run(run)
+        await client.cancel(run_id, reason=reason)
+    _done({"run_id": str(run_id), "status": "cancelled"}, f"run {run_id} is cancelled", output)
+
+
+async def replay(
+    run: RunArgument = "-",
+    verify: Annotated[bool, typer.Option("--verify", help="Derive every decision and model request again and compare.")] = False,
+    home: HomeOption = None,
+    output: OutputOption = Output.TABLE,
+) -> int:
+    """Fold the recorded events of a run again: no model, no tool, no cost."""
+    from crewlog.orchestrator.client import Client
+    from crewlog.orchestrator.replay import replay as replay_run
+
+    async with Client.connect(load_config(home)) as client:
+        report = await replay_run(await client.store(), await client.find_run(run), verify=verify)
+    if output is Output.JSON:
+        print_json(plain(report))
+    else:
+        typer.echo(f"{report.events} events in {report.streams} streams, {report.model_calls} recorded model calls, 0 made")
+        typer.echo(f"state hash {report.state_hash}")
+    if report.divergence is not None:
+        complain("the log does not follow from itself", why=str(report.divergence))
+        return Exit.RUN_FAILED
+    if verify:
+        say("identical: every decision and every model request follows from the events before it")
+    return Exit.OK
+
+
+def _read_submission(goal: str, file: Path | None) -> Any:
+    """Return what to submit: the goal, or what a JSON file holds."""
+    import json
+
+    from pydantic import ValidationError
+
+    from crewlog.schemas.errors import ContractError
+    from crewlog.schemas.plan import Plan
+    from crewlog.schemas.task import contract_error, parse_task
+
+    if (file is None) == (not goal):
+        raise ContractError("give either a goal or --file, for example: crewlog submit 'Summarise the table' --attach table.csv")
+    if file is None:
+        return goal
+    text = sys.stdin.read() if str(file) == "-" else file.read_text()
+    try:
+        given = json.loads(text)
+        return Plan.model_validate(given) if isinstance(given, dict) and "steps" in given else parse_task(text)
+    except json.JSONDecodeError as error:
+        raise ContractError(f"{file} is not JSON: {error}") from None
+    except ValidationError as error:
+        raise contract_error(f"{file} is not a valid plan", error) from None
+
+
+def _done(data: dict[str, Any], text: str, output: Output) -> None:
+    if output is Output.JSON:
+        print_json(data)
+    else:
+        say(text)

