@@ -1,0 +1,217 @@
+"""Derive every recorded decision again: the check behind `replay --verify`, pure.
+
+The first event of a decision and the task event it is about tell which command led to it. Deciding that command again on the state
+before it, at the recorded time, must give the recorded events byte for byte, in the run stream as well as in the task streams.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from crewlog.events.store import Recorded
+from crewlog.orchestrator.commands import AbortRun, ApprovalAsked, AttemptEnded, CancelRun, Command, DecideApproval, SubmitRun, TaskEnded, Tick
+from crewlog.orchestrator.decide import DEADLINE, decide
+from crewlog.orchestrator.planning import PLANNER, Kinds, Offer
+from crewlog.orchestrator.run import RunState, initial_state
+from crewlog.schemas.codec import Event, encode, type_name
+from crewlog.schemas.divergence import Divergence
+from crewlog.schemas.errors import ContractError
+from crewlog.schemas.ids import Stream, TaskId, task_stream
+from crewlog.schemas.run_events import (
+    RUN_EVENTS,
+    RunCancelled,
+    RunEvent,
+    RunFailed,
+    RunSubmitted,
+    TaskDispatched,
+    TaskResumed,
+    TaskRetryScheduled,
+    TaskReviewed,
+    TaskSuspended,
+)
+from crewlog.schemas.task import AgentTask, parse_task
+from crewlog.schemas.task_events import (
+    ApprovalDecided,
+    ApprovalRequested,
+    AttemptFailed,
+    TaskCancelled,
+    TaskCompleted,
+    TaskFailed,
+    TaskOpened,
+)
+
+OURS = (TaskOpened, ApprovalDecided, TaskFailed, TaskCancelled)
+"""What the orchestrator writes to task streams."""
+
+
+def verify_run(run_events: Sequence[Recorded], task_events: Sequence[Recorded]) -> Divergence | None:
+    """Compare what is recorded about a run with what `decide` makes of the same commands.
+
+    Args:
+        run_events: the run stream in order.
+        task_events: the events of all task streams of the run, each stream in order.
+
+    Returns:
+        The first difference, or None when every decision follows from the log.
+    """
+    tasks = _Tasks(task_events)
+    state = initial_state()
+    at = 0
+    while at < len(run_events):
+        first = run_events[at]
+        event = first.event()
+        if not isinstance(event, RUN_EVENTS):
+            return Divergence(first.stream, first.version, "schema_version", "known to this program", first.schema_version)
+        command = _command(event, state, tasks)
+        if command is None:
+            return Divergence(first.stream, first.version, "cause", f"an event that leads to {first.type}", None)
+        try:
+            decision = decide(command, state, first.occurred_us, _kinds(command, run_events, at, tasks))
+        except ContractError as error:
+            return Divergence(first.stream, first.version, "type", type(error).__name__, first.type)
+        found = _compare_run(decision.events, run_events, at)
+        for write in decision.writes:
+            for expected in write.events:
+                found = found or tasks.compare_next(write.stream, expected)
+        if found is not None:
+            return found
+        state = decision.state
+        at += len(decision.events)
+    return tasks.surplus()
+
+
+class _Tasks:
+    """The task events of a run, and how many of those the orchestrator wrote have been explained."""
+
+    def __init__(self, task_events: Sequence[Recorded]) -> None:
+        self._events: dict[Stream, list[Event]] = defaultdict(list)
+        self._ours: dict[Stream, list[Recorded]] = defaultdict(list)
+        self._next: dict[Stream, int] = defaultdict(int)
+        for recorded in sorted(task_events, key=lambda r: (r.stream, r.version)):
+            event = recorded.event()
+            if isinstance(event, OURS):
+                self._ours[recorded.stream].append(recorded)
+            if isinstance(event, Event):
+                self._events[recorded.stream].append(event)
+
+    def of(self, task_id: TaskId) -> Sequence[Event]:
+        """Return all known events of a task."""
+        return self._events.get(task_stream(task_id), ())
+
+    def compare_next(self, stream: Stream, expected: Event) -> Divergence | None:
+        """Compare with the next event that the orchestrator wrote to a task stream."""
+        at = self._next[stream]
+        self._next[stream] += 1
+        if at >= len(self._ours[stream]):
+            return Divergence(stream, 0, "type", type_name(expected), None)
+        return _compare(expected, self._ours[stream][at])
+
+    def surplus(self) -> Divergence | None:
+        """Return the first event of ours that no decision explains."""
+        for stream, recorded in sorted(self._ours.items()):
+            if self._next[stream] < len(recorded):
+                left = recorded[self._next[stream]]
+                return Divergence(stream, left.version, "type", None, left.type)
+        return None
+
+
+def _command(event: RunEvent, state: RunState, tasks: _Tasks) -> Command | None:
+    match event:
+        case RunSubmitted():
+            return SubmitRun(parse_task(bytes(event.task)), event.source)
+        case RunCancelled():
+            return CancelRun(event.reason, event.actor)
+        case RunFailed():
+            return Tick() if event.error.code == DEADLINE else AbortRun(event.error)
+        case TaskDispatched():
+            return Tick()
+        case TaskResumed():
+            return Tick() if event.decision == "expired" else _decided(event, tasks)
+        case TaskRetryScheduled() | TaskSuspended() | TaskReviewed():
+            return _noticed(event, state, tasks)
+        case _:
+            return None
+
+
+def _decided(event: TaskResumed, tasks: _Tasks) -> Command | None:
+    for written in tasks.of(event.task_id):
+        if isinstance(written, ApprovalDecided) and written.approval_id == event.approval_id and written.decision != "expired":
+            return DecideApproval(event.approval_id, written.decision, event.actor, written.note)
+    return None
+
+
+def _noticed(event: TaskRetryScheduled | TaskSuspended | TaskReviewed, state: RunState, tasks: _Tasks) -> Command | None:
+    """Find the agent's event that a decision answers; a review without one was due by the clock."""
+    task = state.tasks.get(event.key)
+    attempt = task.attempt if task is not None else 0
+    for said in tasks.of(event.task_id):
+        match said:
+            case TaskCompleted() if isinstance(event, TaskReviewed):
+                return TaskEnded(event.task_id, said)
+            case AttemptFailed() if not isinstance(event, TaskSuspended) and said.attempt == attempt and said.error == event.error:
+                return AttemptEnded(event.task_id, said)
+            case ApprovalRequested() if isinstance(event, TaskSuspended) and said.approval_id == event.approval_id:
+                return ApprovalAsked(event.task_id, said)
+            case _:
+                continue
+    return Tick() if isinstance(event, TaskReviewed) else None
+
+
+def _kinds(command: Command, run_events: Sequence[Recorded], at: int, tasks: _Tasks) -> Kinds:
+    """Rebuild the kinds a decision knew: those that a planner was told about stand in its task; an accepted task names its own."""
+    known: dict[str, Offer] = {}
+    if isinstance(command, SubmitRun):
+        task = command.task
+        known = dict.fromkeys((PLANNER, task.type, *(step.type for step in (task.plan.steps if task.plan else ()))), Offer(""))
+    for recorded in run_events[at:]:
+        if recorded.occurred_us != run_events[at].occurred_us:
+            break
+        event = recorded.event()
+        if isinstance(event, TaskDispatched) and event.offered:
+            return known | _told(event.task_id, tasks)
+    return known
+
+
+def _told(task_id: TaskId, tasks: _Tasks) -> dict[str, Offer]:
+    for event in tasks.of(task_id):
+        if isinstance(event, TaskOpened):
+            asked = AgentTask.model_validate_json(bytes(event.task))
+            return {kind["kind"]: Offer(kind["description"]) for item in asked.context if item.key == "@kinds" for kind in item.outcome.output}
+    return {}
+
+
+def _compare_run(expected: Sequence[RunEvent], run_events: Sequence[Recorded], at: int) -> Divergence | None:
+    first = run_events[at]
+    if not expected:
+        return Divergence(first.stream, first.version, "type", None, first.type)
+    for offset, event in enumerate(expected):
+        if at + offset >= len(run_events):
+            return Divergence(first.stream, first.version + offset, "type", type_name(event), None)
+        recorded = run_events[at + offset]
+        if recorded.occurred_us != first.occurred_us:
+            return Divergence(recorded.stream, recorded.version, "occurred_us", first.occurred_us, recorded.occurred_us)
+        if found := _compare(event, recorded):
+            return found
+    return None
+
+
+def _compare(expected: Event, recorded: Recorded) -> Divergence | None:
+    if type_name(expected) != recorded.type:
+        return Divergence(recorded.stream, recorded.version, "type", type_name(expected), recorded.type)
+    data = encode(expected)
+    if data == recorded.data:
+        return None
+    ours, theirs = msgspec.json.decode(data), msgspec.json.decode(recorded.data)
+    for field in sorted({*ours, *theirs}):
+        if ours.get(field) != theirs.get(field):
+            return Divergence(recorded.stream, recorded.version, field, _short(ours.get(field)), _short(theirs.get(field)))
+    return None  # the same values, written by a program version that encodes them in another order
+
+
+def _short(value: Any) -> Any:
+    text = msgspec.json.encode(value)
+    return value if len(text) <= 400 else text[:400].decode(errors="replace") + "…"
