@@ -32,6 +32,9 @@ API_TIMEOUT_S: Final = 5.0
 ACK_WAIT_S: Final = 30.0
 """A delivery without any sign of life for this long is handed out again."""
 
+PULLS_MAX: Final = 2048
+"""Pulls that may stand on one consumer at once: a few for each worker."""
+
 STREAM_NOT_FOUND: Final = 10059
 MESSAGE_NOT_FOUND: Final = 10037
 WRONG_LAST_SEQUENCE: Final = 10071
@@ -93,6 +96,7 @@ class ConsumerSpec(NamedTuple):
             "ack_wait": _ns(ACK_WAIT_S),
             "max_deliver": -1,
             "max_ack_pending": self.in_flight_max,
+            "max_waiting": PULLS_MAX,
             "replay_policy": "instant",
         }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Mapping
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -21,6 +22,7 @@ from nats.aio.subscription import Subscription as NatsSubscription
 
 from crewlog.events import jetstream
 from crewlog.events.bus import DeliveryHandler, Handler, Message
+from crewlog.events.nats_client import OrderedClient
 from crewlog.events.nats_requests import NoResponders, Requests
 from crewlog.events.puller import Puller
 from crewlog.events.slots import Slots, dead_letters
@@ -40,6 +42,7 @@ HANDLERS_GRACE_S: Final = 5.0
 LOG_INTERVAL_S: Final = 30.0
 """The same connection error is logged once in this time, in seconds."""
 
+_REFUSED_SUBSCRIPTION: Final = re.compile(r'permissions violation for subscription to "([^"]+)"')
 _STREAM_FULL: Final = 10077
 _MESSAGE_TOO_LARGE: Final = 10054
 
@@ -53,12 +56,13 @@ class NatsBus:
         self._servers, self._user = _parse(url)
         self._where = ", ".join(_public(server) for server in self._servers)
         self._name = name
-        self._nc = Client()
+        self._nc: Client = OrderedClient()
         self._requests = Requests(self._nc, principal=self._principal())
         self._pullers: list[Puller] = []
         self._subscriptions: set[CoreSubscription] = set()
         self._logged: dict[str, float] = {}
         self._refused = asyncio.Event()
+        self._refused_subjects: set[str] = set()
         self._rebuilding: asyncio.Task[None] | None = None
         self._closing = False
 
@@ -77,7 +81,12 @@ class NatsBus:
             ConfigError: the url is malformed.
         """
         bus = cls(url, name=name)
-        await bus._open(connect_timeout_s)
+        try:
+            await bus._open(connect_timeout_s)
+        except BaseException:
+            bus._closing = True
+            await bus._disconnect()
+            raise
         return bus
 
     async def publish(self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None) -> None:
@@ -132,8 +141,11 @@ class NatsBus:
 
     async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> CoreSubscription:
         subscription = CoreSubscription(subject, handler, queue)
+        self._refused_subjects.discard(subject.lower())
         await subscription.start(self._nc)
         await self.flush()  # otherwise what another process publishes right now could be missed
+        if subject.lower() in self._refused_subjects:
+            raise NotAuthorised(self._principal(), f"subscribe to {subject}", reason="the NATS server's permissions forbid it")
         self._subscriptions.add(subscription)
         return subscription
 
@@ -162,12 +174,7 @@ class NatsBus:
             await puller.stop(grace_s=0)
         for subscription in self._subscriptions:
             await subscription.stop()
-        try:
-            if self._nc.is_connected:
-                await self._nc.flush()
-            await self._nc.close()
-        except (nats.errors.Error, OSError) as error:
-            _log.debug("closing the connection to NATS: %s", error)
+        await self._disconnect()
 
     # ── the connection ──
 
@@ -202,9 +209,17 @@ class NatsBus:
         self._requests = Requests(nc, principal=self._principal())
         await self._requests.start()
 
+    async def _disconnect(self) -> None:
+        try:
+            if self._nc.is_connected:
+                await self._nc.flush()
+            await self._nc.close()
+        except (nats.errors.Error, OSError) as error:
+            _log.debug("closing the connection to NATS: %s", error)
+
     async def _rebuild(self) -> None:
         while True:
-            self._nc = Client()
+            self._nc = OrderedClient()
             try:
                 await self._open(CONNECT_TIMEOUT_S)
                 for subscription in self._subscriptions:
@@ -213,6 +228,7 @@ class NatsBus:
                     puller.reconnected(self._nc)
             except (Unavailable, NotAuthorised, nats.errors.Error, OSError) as error:
                 self._log_once(str(error))
+                await self._disconnect()
                 await asyncio.sleep(RECONNECT_WAIT_S)
             else:
                 _log.warning("connected to NATS at %s with a new client", self._where)
@@ -222,6 +238,7 @@ class NatsBus:
         text = str(error) or type(error).__name__
         if "permissions violation" in text.lower():
             self._requests.denied(text)
+            self._refused_subjects.update(_REFUSED_SUBSCRIPTION.findall(text.lower()))
         elif "authorization violation" in text.lower():
             self._refused.set()
         self._log_once(f"NATS at {self._where}: {text}")
@@ -263,18 +280,21 @@ class CoreSubscription:
         self._queue = queue
         self._room = asyncio.Semaphore(HANDLERS_MAX)
         self._running: set[asyncio.Task[None]] = set()
+        self._nc: Client | None = None
         self._subscription: NatsSubscription | None = None
 
     async def start(self, nc: Client) -> None:
         """Subscribe on this connection."""
+        self._nc = nc
         self._subscription = await nc.subscribe(self._subject, queue=self._queue, cb=self._received)
 
     async def stop(self) -> None:
         """Stop listening, and let running handlers finish within a few seconds."""
         subscription, self._subscription = self._subscription, None
-        if subscription is not None:
+        if subscription is not None and self._nc is not None:
             try:
-                await subscription.drain()  # type: ignore[no-untyped-call]
+                # draining asks the server, which takes its time while it is away
+                await (subscription.drain() if self._nc.is_connected else subscription.unsubscribe())  # type: ignore[no-untyped-call]
             except (nats.errors.Error, OSError) as error:
                 _log.debug("closing the subscription to %s: %s", self._subject, error)
         if self._running:

@@ -29,12 +29,12 @@ SILENCE_MAX_S: Final = 2.5 * IDLE_HEARTBEAT_S
 """A long pull without any word from the server for this long is taken for lost."""
 IN_PROGRESS_INTERVAL_S: Final = 10.0
 SWEEP_TIMEOUT_S: Final = 5.0
-MISSING_RETRY_S: Final = 2.0
-"""Wait before asking again for a consumer that does not exist yet, in seconds."""
+REFUSED_RETRY_S: Final = 2.0
+"""Wait after a refused pull, in seconds: mostly its consumer does not exist yet."""
 
 _LONG_PULL: Final = b'{"batch":%d,"expires":%d,"idle_heartbeat":%d}'
 _SWEEP_PULL: Final = b'{"batch":%d,"no_wait":true}'
-_HEARTBEAT, _MISSING = "100", "503"
+_HEARTBEAT, _NONE_WAITING, _EXPIRED, _MISSING = "100", "404", "408", "503"
 
 _log = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class Puller:
         """Something may be waiting that no long pull stands for."""
         self._stale = True
         """The server does not know our inboxes (any more)."""
-        self._missing_until = 0.0
+        self._refused_until = 0.0
         self._long: Subscription | None = None
         self._short: Subscription | None = None
         self._loops: list[asyncio.Task[None]] = []
@@ -171,7 +171,7 @@ class Puller:
             elif self._slots.free <= 0:
                 await self._withdraw()
                 await self._changed.wait()
-            elif (wait_s := self._missing_until - self._loop.time()) > 0:
+            elif (wait_s := self._refused_until - self._loop.time()) > 0:
                 self._loop.call_later(wait_s, self._wake)
                 await self._changed.wait()
             elif self._backlog:
@@ -257,8 +257,8 @@ class Puller:
         lane.heard = self._loop.time()
         if status != _HEARTBEAT:
             lane.credit = max(0, lane.credit - unused)
-            if status == _MISSING:
-                self._consumer_missing(lane)
+            if status not in {_NONE_WAITING, _EXPIRED}:
+                self._refused(lane, msg)
             self._wake()
 
     async def _short_message(self, msg: Msg) -> None:
@@ -272,24 +272,24 @@ class Puller:
             return
         lane, status, _ = self._status(msg)
         if status == _MISSING:
-            self._consumer_missing(lane)
-        if status != _HEARTBEAT:
+            self._refused(lane, msg)
+        if status != _HEARTBEAT:  # also when the consumer's in-flight limit is reached: a long pull waits for that
             lane.swept(drained=True)
 
     def _status(self, msg: Msg) -> tuple[_Lane, str, int]:
         """Read a status message: its lane, its code, and how much credit of its pull was left unused."""
         headers = msg.headers or {}
         lane = self._lanes[int(msg.subject.rpartition(".")[2])]
-        status = headers.get("Status", "")
-        if status not in {_HEARTBEAT, "404", "408"}:
-            _log.debug("pull of %s: %s %s", lane.consumer, status, headers.get("Description", ""))
         # without the header the pull itself was refused: nothing of it is left
-        return lane, status, int(headers.get("Nats-Pending-Messages", lane.credit))
+        return lane, headers.get("Status", ""), int(headers.get("Nats-Pending-Messages", lane.credit))
 
-    def _consumer_missing(self, lane: _Lane) -> None:
-        if self._missing_until <= self._loop.time():
-            _log.info("consumer %s of %s does not exist yet; asking again every %g s", lane.consumer, self._stream, MISSING_RETRY_S)
-        self._missing_until = self._loop.time() + MISSING_RETRY_S
+    def _refused(self, lane: _Lane, msg: Msg) -> None:
+        now = self._loop.time()
+        if self._refused_until <= now:
+            headers = msg.headers or {}
+            why = "it does not exist yet" if headers.get("Status") == _MISSING else headers.get("Description")
+            _log.info("consumer %s of %s gives nothing: %s; asking again in %g s", lane.consumer, self._stream, why, REFUSED_RETRY_S)
+        self._refused_until = now + REFUSED_RETRY_S
         self._backlog = True
 
     async def _deliver(self, delivery: OpenDelivery) -> None:

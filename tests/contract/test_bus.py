@@ -393,7 +393,7 @@ async def test_stop_lets_running_work_finish_and_hands_back_the_rest(bus: Bus, c
 
 
 async def test_a_worker_that_starts_before_its_consumers_exist_gets_going_when_they_do(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crewlog.events.puller.MISSING_RETRY_S", 0.1)
+    monkeypatch.setattr("crewlog.events.puller.REFUSED_RETRY_S", 0.1)
     seen = Seen()
 
     async def handle(delivery: Delivery) -> None:
