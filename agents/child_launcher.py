@@ -198,11 +198,13 @@ def descendants() -> dict[int, int]:
 
 def proportional_bytes(pid: int, resident: int) -> int:
     """Return what a process really adds to memory: pages it shares with its forks count once."""
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_bytes().splitlines():
-            if line.startswith(b"Pss:"):
-                return int(line.split()[1]) * 1024
-    return resident
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_bytes().splitlines()
+    except PermissionError:
+        return resident
+    except OSError:  # it has ended
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(b"Pss:")), 0)
 
 
 def uses_more_than(bytes_max: int) -> bool:
