@@ -46,7 +46,8 @@ def _specialist() -> dict[str, Any]:
 
 
 def _agent_publish() -> list[str]:
-    return ["wake.*", "poke.log", "api.system.agents.*"]
+    # `control.worker.*` is where a worker asks another one whether it still holds a task
+    return ["wake.*", "poke.log", "api.system.agents.*", "control.worker.*"]
 
 
 def _work_of(kinds: Iterable[str]) -> list[str]:

@@ -163,7 +163,8 @@ async def test_an_agent_answers_what_it_is_asked(fleet: Fleet) -> None:
         await research.publish(message.reply, b'{"holds":true}')
 
     await research.subscribe("control.worker.research-1", answer)
-    assert (await orchestrator.request("control.worker.research-1", b"{}", timeout_s=5)).data == b'{"holds":true}'
+    for asking in (orchestrator, await fleet.bus("research"), await fleet.bus("specialist")):
+        assert (await asking.request("control.worker.research-1", b"{}", timeout_s=5)).data == b'{"holds":true}'
 
 
 def test_every_user_has_rules() -> None:

@@ -71,7 +71,7 @@ async def nats_url(nats_server: str, nats_accounts: list[int]) -> AsyncIterator[
     try:
         js = nc.jetstream()
         for stream in await js.streams_info():
-            await js.delete_stream(stream.config.name)
+            await js.delete_stream(str(stream.config.name))
     finally:
         await nc.close()
     nats_accounts.append(account)
