@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import typer
 
 from crewlog.events.clock import SystemClock
-from crewlog.orchestrator.cli_output import print_table, say, stderr_console
+from crewlog.orchestrator.cli_output import print_table, printable, say, stderr_console
 from crewlog.orchestrator.event_text import describe
 from crewlog.projections.query_rows import ApprovalView, CostView, RunView, TaskView
 from crewlog.schemas.ids import RunId, run_stream
@@ -43,11 +44,12 @@ class Followed(NamedTuple):
     position: int
 
 
-async def follow(client: Client, run_id: RunId, *, live: bool, stop_on_approval: bool = False, after: int = 0) -> Followed:
+async def follow(client: Client, run_id: RunId, *, live: bool, stop_on_approval: bool = False, after: int = 0, types: frozenset[str] | None = None) -> Followed:
     """Show a run until it ends or, when wanted, needs a person.
 
     Args:
         live: draw a tree that changes in place; else print one line per event. Both go to stderr.
+        types: only lines for events of these types; None for all.
         after: position up to which everything was shown before.
     """
     tree = _LiveTree(client, run_id) if live else None
@@ -60,7 +62,7 @@ async def follow(client: Client, run_id: RunId, *, live: bool, stop_on_approval:
                 ending = recorded.type.removeprefix("Run").lower()
             if tree:
                 tree.changed.set()
-            elif recorded.position > after:
+            elif recorded.position > after and (types is None or recorded.type in types):
                 say(event_line(recorded, first_us))
             position = max(position, recorded.position)
             if stop_on_approval and recorded.type == "TaskSuspended" and recorded.position > after:
@@ -126,14 +128,13 @@ class _LiveTree:
 
 def event_line(recorded: Recorded, first_us: int) -> str:
     """Return one line about an event: seconds since the run began, where, what."""
-    where = recorded.stream.split("/")[0] if recorded.task_id is None else f"task {str(recorded.task_id)[:8]}"
+    kind, _, name = recorded.stream.partition("/")
+    where = kind if kind == "run" else f"{kind} {name[:8]}"
     return f"{(recorded.occurred_us - first_us) / 1e6:8.2f}s  {where:<13}  {recorded.type:<18}  {describe(recorded.event())}".rstrip()
 
 
 def event_json(recorded: Recorded) -> dict[str, Any]:
     """Return an event in the shape in which it is relayed to `events.>`."""
-    import json
-
     return {
         "event_id": str(recorded.event_id),
         "type": recorded.type,
@@ -177,13 +178,17 @@ def show_run(run: RunView, tasks: Iterable[TaskView], answer: str) -> None:
 
 
 def show_approval(approval: ApprovalView, arguments: str) -> None:
-    """Print one question to a person: the action first, then why, then how to answer."""
+    """Print one question to a person: the action first, then its arguments as they would be used, why, and how to answer."""
     short = str(approval.approval_id)[:8]
     typer.echo(f"{short}  {approval.kind} wants to run {approval.tool}   run {str(approval.run_id)[:8]}, until {short_time(approval.expires_at)}")
-    for line in arguments.splitlines():
-        typer.echo(f"    {line}")
+    for name, value in json.loads(arguments).items():
+        shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        first, *rest = shown.splitlines() or [""]
+        typer.echo(f"    {name}: {printable(first)}")
+        for line in rest:
+            typer.echo(f"        {printable(line)}")
     typer.echo(f"    why: {approval.reason}")
-    say(f"    crewlog approve {short}   |   crewlog deny {short} --note REASON")
+    say(f"    answer: crewlog approve {short}   or   crewlog deny {short} --note REASON")
 
 
 def print_costs(costs: Sequence[CostView]) -> None:

@@ -110,10 +110,11 @@ async def _until_signal(body: Coroutine[Any, Any, T]) -> T:
 
 def _report(error: BaseException) -> None:
     what, _, rest = str(error).partition("\n")
-    hint = getattr(error, "hint", "")
-    if exit_code_of(error) is Exit.UNREACHABLE and not hint:
-        hint = "is it running? see `crewlog status`; start it with `crewlog up`"
-    complain(what or type(error).__name__, why="" if rest == hint else rest.strip(), next_step=hint)
+    next_step = getattr(error, "hint", "")
+    why = "" if rest == next_step else rest.strip()
+    if exit_code_of(error) is Exit.UNREACHABLE and not next_step:
+        why, next_step = "", why or "is it running? see `crewlog status`; start it with `crewlog up`"
+    complain(what or type(error).__name__, why=why, next_step=next_step)
 
 
 def exit_code_of(error: BaseException) -> Exit:
@@ -180,7 +181,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, rig
     Args:
         right: headings of the columns that hold numbers.
     """
-    lines = [list(columns), *([_plain(cell) for cell in row] for row in rows)]
+    lines = [list(columns), *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(line[n]) for line in lines) for n in range(len(columns))]
     for line in lines:
         cells = (cell.rjust(width) if column in right else cell.ljust(width) for cell, width, column in zip(line, widths, columns, strict=True))
@@ -202,11 +203,15 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], ou
         say(empty)
 
 
-def _plain(cell: object) -> str:
-    if isinstance(cell, (list, tuple)):
-        cell = ", ".join(map(str, cell))
-    # what a model or a file wrote must not move the cursor of whoever reads it
-    return "".join(c if c.isprintable() else " " for c in ("" if cell is None else str(cell)))
+def printable(text: str) -> str:
+    """Replace control characters: what a model or a file wrote must not move the cursor of whoever reads it."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        value = ", ".join(map(str, value))
+    return printable("" if value is None else str(value))
 
 
 def _forget_stdout() -> None:

@@ -167,24 +167,9 @@ async def show(
     async with Client.connect(load_config(home)) as client:
         run_id = await client.find_run(run)
         if save is not None:
-            await _save(client, run_id, save)
+            for path in await client.save(await client.run(run_id), save):
+                say(f"wrote {path}")
         await _show(client, run_id, output)
-
-
-async def _save(client: Client, run_id: RunId, folder: Path) -> None:
-    for file in (await client.run(run_id)).artifacts:
-        path = folder / file.name
-        if not _lies_in(path, folder):  # agents choose the names
-            say(f"left out {file.name!r}: it would lie outside of {folder}")
-            continue
-        data = await client.artifact(file.hash)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-        say(f"wrote {path}")
-
-
-def _lies_in(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())
 
 
 async def events(

@@ -247,6 +247,14 @@ class Client:
         """List questions to people, the oldest first."""
         return await self._read().approvals(pending_only=pending_only, run_id=run_id)
 
+    async def asked(self, run_id: RunId) -> list[ApprovalView]:
+        """Return what a run asks people now, as soon as the views have it. Call it when the log has a `TaskSuspended` that nobody answered."""
+        for wait_s in VIEWS_FOLLOW_WITHIN_S:
+            if waiting := await self.approvals(run_id=run_id):
+                return waiting
+            await asyncio.sleep(wait_s)
+        return []
+
     async def find_approval(self, name: str) -> ApprovalView:
         """Return the approval that `name` means: an id, the first characters of one, or `-` for the only one that waits."""
         if name not in NEWEST:
@@ -276,6 +284,23 @@ class Client:
     async def artifact(self, hash_: str) -> bytes:
         """Fetch a file that a task made or was given."""
         return await (await self.artifact_store()).get(hash_)
+
+    async def save(self, run: RunView, folder: Path) -> list[Path]:
+        """Write the files of a run into a folder and return where they are.
+
+        Raises:
+            ContractError: a name that an agent chose would lie outside of the folder.
+        """
+        written = []
+        for file in run.artifacts:
+            path = _inside(folder, file.name)
+            if path is None:
+                raise ContractError(f"the file name {file.name!r} would lie outside of {folder}; nothing more was written")
+            data = await self.artifact(file.hash)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+            written.append(path)
+        return written
 
     async def scale(self, copies: Mapping[str, int]) -> dict[str, int]:
         """Change how many copies of built-in agents a `crewlog up` runs; returns the copies of all kinds."""
@@ -333,3 +358,8 @@ class Client:
         if error["code"] == ContractError.code:
             raise ContractError(error["message"], problems=tuple((p["pointer"], p["message"]) for p in error.get("problems", ())))
         raise RequestRefused(error["code"], error["message"])
+
+
+def _inside(folder: Path, name: str) -> Path | None:
+    path = (folder / name).resolve()
+    return path if path.is_relative_to(folder.resolve()) else None

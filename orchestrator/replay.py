@@ -70,7 +70,8 @@ def fold_streams(run_id: RunId, streams: Mapping[Stream, Sequence[Recorded]], te
             states[str(stream)] = task.state
             model_calls += task.model_calls
             divergence = divergence or task.divergence
-    state_hash = content_hash(msgspec.json.encode(states, enc_hook=_builtin, order="deterministic"))
+    plain = msgspec.to_builtins(states, str_keys=True, enc_hook=_builtin)  # keys sort only as text, and some states are keyed by ids
+    state_hash = content_hash(msgspec.json.encode(plain, order="deterministic"))
     return ReplayReport(run_id, sum(map(len, streams.values())), len(streams), model_calls, state_hash, divergence)
 
 
@@ -114,6 +115,8 @@ def _payloads(value: Any) -> list[Payload]:
 def _builtin(value: Any) -> Any:
     if isinstance(value, AgentTask):
         return value.model_dump(mode="json")
+    if isinstance(value, msgspec.Raw):
+        return msgspec.json.decode(value)
     if isinstance(value, frozenset | set):
         return sorted(value)
     raise TypeError(f"{type(value).__name__} cannot be hashed")

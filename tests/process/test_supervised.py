@@ -57,7 +57,7 @@ async def test_a_child_says_when_it_is_ready_and_stops_when_asked() -> None:
 
 async def test_a_child_that_dies_is_started_again() -> None:
     async with supervised(READY + "print('up', os.getpid(), flush=True); signal.pause()") as (child, lines):
-        await child.settled()
+        await lines.until(bool)
         first = child.pid
         child._signal(9)
         await lines.until(lambda all_: sum(line.startswith("up") for line in all_) == 2)
