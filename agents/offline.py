@@ -55,8 +55,8 @@ class OfflineModel:
         self.name = f"{RULES}:{fault}" if fault else RULES
         self._fault = fault
 
-    async def complete(self, request: ModelRequest, *, timeout_s: float) -> ModelReply:
-        """Answer by rules; `timeout_s` plays no part, because nothing is waited for."""
+    async def complete(self, request: ModelRequest, *, timeout_s: float) -> ModelReply:  # noqa: ARG002  (the port's; nothing is waited for here)
+        """Answer by rules."""
         talk = read_conversation(request)
         if self._fault == "refuse" and talk.turns == 0:
             return _reply(self.name, request, (Text("I will not answer this."),), refused=True)

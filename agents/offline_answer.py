@@ -5,6 +5,8 @@ from __future__ import annotations
 from crewlog.agents.offline_conversation import Conversation, Turn, Want
 from crewlog.agents.offline_report import SIMULATED_NOTICE, open_points, section, title_of, trim
 from crewlog.agents.offline_text import cut_words
+from crewlog.schemas.text import shorten
+from crewlog.schemas.values import SUMMARY_CHARS_MAX
 
 
 def synthesise(talk: Conversation) -> Turn:
@@ -13,7 +15,12 @@ def synthesise(talk: Conversation) -> Turn:
     if len(refused) > 2:
         return Turn(f"I could not hand in the answer. The last reply was: {refused[-1].result}")
     goal = talk.goal or talk.objective
-    markdown = write_answer(talk, words_max=450 if not refused else 120)
+    words = 450 if not refused else 120
+    markdown = write_answer(talk, words_max=words)
+    while len(markdown) > SUMMARY_CHARS_MAX and words > 20:
+        words //= 2
+        markdown = write_answer(talk, words_max=words)
+    markdown = shorten(markdown, SUMMARY_CHARS_MAX)
     return Turn("", (Want("submit_answer", {"title": title_of(goal), "markdown": markdown}),))
 
 
@@ -29,7 +36,8 @@ def write_answer(talk: Conversation, *, words_max: int) -> str:
     lines += [section(item, words_max=words_max) for item in items]
     if not items:
         lines += ["No task of this run has an outcome, so there is nothing to report.", ""]
-    if points := open_points(items):
+    points = [*open_points(items), *(f"- Not done: {text}" for text in talk.not_done)]
+    if points:
         lines += ["## Open points", "", *points, ""]
     text = trim("\n".join(lines), talk.constraints.banned_phrases).strip() + "\n"
     return cut_words(text, talk.constraints.words_max) if talk.constraints.words_max else text

@@ -12,14 +12,20 @@ _COMMUNICATE_VERBS = "mail email e-mail send notify post forward inform announce
 _CODE_VERBS = "fix repair debug refactor implement patch test"
 _DATA_VERBS = "compute calculate count average sum plot chart graph aggregate tabulate rank correlate measure visualise visualize draw total"
 _RESEARCH_VERBS = "cite quote search look research read explain find identify answer learn tell"
-_WEAK_VERBS = "summarise summarize check analyse analyze review compare describe report say list examine inspect investigate show evaluate assess verify study understand give determine make create extract collect use work"
+_WEAK_VERBS = (
+    "summarise summarize check analyse analyze review compare describe report say list examine inspect investigate show evaluate "
+    "assess verify study understand give determine make create extract collect use work"
+)
 _FRAME_VERBS = "prepare write draft produce publish compile build put start begin finish help"
 
 _ALL_VERBS: Final = (
     f"{_COMMUNICATE_VERBS} {_CODE_VERBS} {_DATA_VERBS} {_RESEARCH_VERBS} {_WEAK_VERBS} {_FRAME_VERBS} run convert translate get apply add remove change"
 )
 VERBS: Final = frozenset(_ALL_VERBS.split())
-_LEADING: Final = "also|please|finally|lastly|afterwards|then|next|first|second|third|now|and|so|to|can you|could you|would you|i want you to|i need you to|we need to|let us|let's"
+_LEADING: Final = (
+    "also|please|finally|lastly|afterwards|then|next|first|second|third|now|and|so|to|can you|could you|would you|i want you to|i "
+    "need you to|we need to|let us|let's"
+)
 
 _STRONG: Final[Mapping[str, frozenset[str]]] = {
     "communicate": stems(_COMMUNICATE_VERBS),
@@ -31,13 +37,22 @@ _WEAK: Final = stems(_WEAK_VERBS)
 _OBJECTS: Final[Mapping[str, frozenset[str]]] = {
     "communicate": stems("recipient inbox newsletter slack webhook"),
     "code": stems(
-        "test tests bug bugs code function project module loader package script failing traceback exception class library pytest parser program codebase repo repository"
+        "test tests bug bugs code function project module loader package script failing traceback exception class library pytest "
+        "parser program codebase repo repository"
     ),
-    "data": stems("""mean median average total maximum minimum chart plot graph histogram table csv column columns row rows statistics trend correlation distribution sales revenue
-            dataset data measurements figures numbers percentage share highest lowest largest smallest most per monthly yearly daily sum count outliers parquet spreadsheet
-            missing records deviation"""),
-    "research": stems("""document documents policy policies rule rules guide guidelines playbook paper papers clause section requirements docs manual faq handbook notes article
-            contract terms standard regulation citation citations source sources evidence passage chapter report pdf licence license"""),
+    "data": stems(
+        """
+    mean median average total maximum minimum chart plot graph histogram table csv column columns row rows statistics trend correlation
+    distribution sales revenue dataset data measurements figures numbers percentage share highest lowest largest smallest most per monthly
+    yearly daily sum count outliers parquet spreadsheet missing records deviation
+    """
+    ),
+    "research": stems(
+        """
+    document documents policy policies rule rules guide guidelines playbook paper papers clause section requirements docs manual faq handbook
+    notes article contract terms standard regulation citation citations source sources evidence passage chapter report pdf licence license
+    """
+    ),
 }
 _QUESTION: Final = re.compile(
     r"^(?:what|which|who|whom|whose|why|when|where|how|is|are|does|do|can|must|may|should|say (?:what|which|who|why|when|where|how|whether)|tell me)\b",
@@ -53,7 +68,10 @@ _TELL_SOMEBODY: Final = re.compile(
     r"^(?:tell|let)\s+(?!me\b|us\b|what|which|who|why|when|where|how|whether|if\b|apart)(?:the |our |my |all )?[\w.@-]+", re.IGNORECASE
 )
 _REFERS_BACK: Final = re.compile(
-    r"\b(?:based on|from) (?:the|that|this|these|those|its|their|what)\b.*\b(?:result|finding|answer|analysis|outcome|above|found|output)|\b(?:the|these|those) (?:results?|findings?|answers?)\b|\busing (?:that|this|the (?:result|answer|finding))",
+    (
+        r"\b(?:based on|from) (?:the|that|this|these|those|its|their|what)\b.*\b(?:result|finding|answer|analysis|outcome|above|found|"
+        r"output)|\b(?:the|these|those) (?:results?|findings?|answers?)\b|\busing (?:that|this|the (?:result|answer|finding))"
+    ),
     re.IGNORECASE,
 )
 _PRONOUN: Final = re.compile(r"\b(?:it|them|this|these|that|those|result|results|findings)\b", re.IGNORECASE)
@@ -143,8 +161,7 @@ def _begins_work(text: str) -> bool:
         return (
             second not in ("of", "is", "are", "was", "were", "and", "or", "has", "have", "")
             or bool(EMAIL.search(text))
-            or (second == ""
-            and first in ("summarise", "summarize", "notify", "test"))
+            or (second == "" and first in ("summarise", "summarize", "notify", "test"))
         )
     # "which have the lowest" leans on the clause before it; a question of its own has content of its own
     return bool(_QUESTION.match(text)) and first not in _NO_NEW_QUESTION and len(terms(re.split(r"[,.;?]", text, maxsplit=1)[0])) >= 2

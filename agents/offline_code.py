@@ -16,6 +16,7 @@ REPAIRS_MAX: Final = 4
 """Defects that are repaired one after the other."""
 FILES_MAX: Final = 14
 SECONDS_MAX: Final = 120
+CAVEAT: Final = "That the tests pass is all that is known: the edit was found by trying small changes, so read it before you merge it."
 
 
 def repair(talk: Conversation) -> Turn:
@@ -137,7 +138,7 @@ def _summary(talk: Conversation, run: TestRun) -> str:
     if _kept(talk):
         lines += [
             "",
-            f"All {first.failed + first.passed} tests pass now. That the tests pass is all that is known: the edit was found by trying small changes, so read it before you merge it.",
+            f"All {first.failed + first.passed} tests pass now. {CAVEAT}",
         ]
         return "\n".join(lines)
     lines += ["", f"{run.failed} tests still fail after trying {pool_size} small edits" + (", so the files are as they were." if not changes else ".")]

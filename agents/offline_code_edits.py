@@ -50,7 +50,7 @@ class Source:
         """Insert whole lines before a statement, with its indentation."""
         at = self._starts[statement.lineno - 1]
         indent = " " * statement.col_offset
-        return Edit(at, at, "".join(f"{indent}{line}\n" for line in new.split("\n")), prior, statement.lineno, why)
+        return Edit(at, at, "".join(f"{indent}{line}".rstrip() + "\n" for line in new.split("\n")), prior, statement.lineno, why)
 
     def function_of(self, node: ast.AST) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
         """Return the function a node stands in."""

@@ -127,11 +127,11 @@ def _try_conversion(source: Source, expected: Sequence[str]) -> Iterator[Edit]:
             indent = " " * node.col_offset
             for rank, value in enumerate(values[:3]):
                 new = f"try:\n{indent}    {source.segment(node)}\n{indent}except ValueError:\n{indent}    return {value}"
-                yield source.replace(node, new, 0.75 - 0.1 * rank, f"{value} for what is no number")
+                yield source.replace(node, new, 0.6 - 0.1 * rank, f"{value} for what is no number")
         if isinstance(node, ast.Expr | ast.Assign) and isinstance(source.parents.get(node), ast.For) and any(_converts(inner) for inner in ast.walk(node)):
             indent = " " * node.col_offset
             new = f"try:\n{indent}    {source.segment(node)}\n{indent}except ValueError:\n{indent}    continue"
-            yield source.replace(node, new, 0.6, "skip what is no number")
+            yield source.replace(node, new, 0.5, "skip what is no number")
 
 
 def _converts(node: ast.AST) -> bool:
@@ -159,7 +159,8 @@ def _define(source: Source, name: str) -> Iterator[Edit]:
     if statement is not None:
         line = f"import {name}" if name in sys.stdlib_module_names else f"from {_IMPORTABLE[name]} import {name}" if name in _IMPORTABLE else ""
         if line:
-            yield source.insert_before(statement, line, 1.0, f"{name} is not imported")._replace(line=uses[0].lineno)
+            has_imports = isinstance(statement, ast.Import | ast.ImportFrom)
+            yield source.insert_before(statement, line if has_imports else f"{line}\n\n", 1.0, f"{name} is not imported")._replace(line=uses[0].lineno)
     for close in difflib.get_close_matches(name, dict.fromkeys([*known, *dir(__builtins__)]), 4, 0.6):
         for use in uses:
             yield source.replace(use, close, 0.95, f"{close} instead of {name}")

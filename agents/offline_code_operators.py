@@ -41,7 +41,8 @@ _ARITHMETIC: Final[dict[type[ast.operator], tuple[tuple[str, float], ...]]] = {
 _COUSINS: Final[dict[str, tuple[str, ...]]] = {
     "min": ("max",), "max": ("min",), "any": ("all",), "all": ("any",), "sum": ("len", "max"), "len": ("sum",), "floor": ("ceil",), "ceil": ("floor",),
     "append": ("extend",), "extend": ("append",), "lower": ("upper",), "upper": ("lower",), "startswith": ("endswith",), "endswith": ("startswith",),
-    "strip": ("lstrip", "rstrip"), "lstrip": ("strip", "rstrip"), "rstrip": ("strip", "lstrip"), "keys": ("values", "items"), "values": ("keys", "items"), "items": ("keys", "values"),
+    "strip": ("lstrip", "rstrip"), "lstrip": ("strip", "rstrip"), "rstrip": ("strip", "lstrip"),
+    "keys": ("values", "items"), "values": ("keys", "items"), "items": ("keys", "values"),
     "int": ("float", "round"), "float": ("int",), "round": ("int",), "title": ("capitalize",), "capitalize": ("title",), "find": ("rfind",), "rfind": ("find",),
     "split": ("rsplit", "splitlines"), "add": ("update",), "update": ("add",), "intersection": ("union",), "union": ("intersection",), "remove": ("discard",),
     "isalpha": ("isalnum",), "isdigit": ("isnumeric", "isalnum"), "islower": ("isupper",), "isupper": ("islower",), "mean": ("median",), "median": ("mean",),

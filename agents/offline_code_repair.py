@@ -5,15 +5,14 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from itertools import chain
+from typing import NamedTuple
 
 from crewlog.agents.offline_code_edits import Edit, Source, is_valid, unique_pair
 from crewlog.agents.offline_code_errors import error_edits, literal_edits
 from crewlog.agents.offline_code_operators import operator_edits
 from crewlog.agents.offline_code_report import TestRun, is_test, same_file
 from crewlog.agents.offline_code_shapes import shape_edits
-
-PER_LINE_MAX: Final = 40
 
 
 class Candidate(NamedTuple):
@@ -40,8 +39,10 @@ def candidates(files: Mapping[str, str], run: TestRun) -> list[Candidate]:
             continue
         weights = _weights(source, run, called)
         messages = [failing.message for failing in run.failing] + re.findall(r"(?m)^\s+E?\s*(\w*Error: .*)$", run.text)
-        for edit in _edits(source, messages, expected, literals):
+        for edit, is_suggested in _edits(source, messages, expected, literals):
             weight = weights.get(edit.line, 0.0)
+            # an error says where it stopped, not where the check before it should have been
+            weight = weight**0.5 if is_suggested else weight
             pair = unique_pair(source.text, edit) if weight > 0 else None
             if pair and is_valid(source.text, edit):
                 ranked.append((round(weight * edit.prior, 6), abs(len(edit.new) - (edit.end - edit.start)), path, edit.start, Candidate(path, *pair, edit.why)))
@@ -58,15 +59,16 @@ def suspicious_lines(files: Mapping[str, str], run: TestRun, most: int = 5) -> l
         text = next(
             (content.split("\n")[line - 1].strip() for name, content in files.items() if same_file(name, path) and 0 < line <= content.count("\n") + 1), ""
         )
-        shown.append(f"{path}:{line}: {text}".rstrip(": "))
+        shown.append(f"{path}:{line}: {text}" if text else f"{path}:{line}")
     return shown[:most]
 
 
-def _edits(source: Source, messages: Sequence[str], expected: Sequence[str], literals: Sequence[str]) -> Iterator[Edit]:
-    yield from error_edits(source, messages, expected)
-    yield from literal_edits(source, literals)
-    yield from operator_edits(source)
-    yield from shape_edits(source, expected)
+def _edits(source: Source, messages: Sequence[str], expected: Sequence[str], literals: Sequence[str]) -> Iterator[tuple[Edit, bool]]:
+    """Yield edits, and whether an error message suggested them."""
+    for edit in error_edits(source, messages, expected):
+        yield edit, True
+    for edit in chain(literal_edits(source, literals), operator_edits(source), shape_edits(source, expected)):
+        yield edit, False
 
 
 def _weights(source: Source, run: TestRun, called: frozenset[str]) -> dict[int, float]:

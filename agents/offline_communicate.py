@@ -20,6 +20,7 @@ _SAYING: Final = re.compile(
 )
 _SUBJECT: Final = re.compile(r"\bsubject\s*(?:line\s*)?(?:is|:|=)?\s*[\"“'`]([^\"”'`\n]{1,200})[\"”'`]", re.IGNORECASE)
 SECTION_WORDS_MAX: Final = 140
+FILES_MAX: Final = 12
 
 
 def communicate(talk: Conversation) -> Turn:
@@ -46,9 +47,9 @@ def _deliveries(talk: Conversation, recipients: list[str]) -> tuple[Want, ...]:
             wants.append(Want("send_email", message))
         elif _may_try_again(talk) and message.get("attachments"):
             wants.append(Want("send_email", {**message, "attachments": []}))
-    for url in dict.fromkeys(URL.findall(talk.question)):
-        if talk.offers("post_webhook") and not any(call.arguments.get("url") == url for call in talk.calls if call.tool == "post_webhook"):
-            wants.append(Want("post_webhook", {"url": url, "body": _webhook_body(talk)}))
+    posted = {call.arguments.get("url") for call in talk.calls if call.tool == "post_webhook"}
+    urls = dict.fromkeys(URL.findall(talk.question)) if talk.offers("post_webhook") else ()
+    wants += [Want("post_webhook", {"url": url, "body": _webhook_body(talk)}) for url in urls if url not in posted]
     return tuple(wants)
 
 
@@ -71,18 +72,19 @@ def _webhook_body(talk: Conversation) -> Any:
 
 def _message(talk: Conversation) -> dict[str, Any]:
     given = _SUBJECT.search(talk.question)
-    topic = talk.goal or next((item.outcome.summary for item in talk.outcomes if item.key == "@goal"), "")
+    topic = talk.goal
     own_text = _own_text(talk)
     subject = given.group(1) if given else title_of(topic) if topic else _subject_without_goal(talk, own_text)
-    files = list(dict.fromkeys(artifact.name for artifact in talk.artifacts))
+    files = _files(talk)
     named = [attachment.name for attachment in talk.attachments if attachment.name in talk.question]
     body = [_greeting(talk.question), ""]
     if own_text:
         body += [own_text, ""]
     if talk.outcomes:
-        body += [f"here is what was asked for{': ' + title_of(topic) if topic else ''}.", ""]
+        body += [f"Here is what was asked for{': ' + title_of(topic) if topic else ''}.", ""]
         body += [section(item, heading="##", words_max=SECTION_WORDS_MAX) for item in talk.outcomes]
-        if points := open_points(talk.outcomes):
+        points = [*open_points(talk.outcomes), *(f"- Not done: {text}" for text in talk.not_done)]
+        if points:
             body += ["## Open points", "", *points, ""]
     if files or named:
         body += [f"Attached: {join_words([*named, *files])}.", ""]
@@ -90,6 +92,12 @@ def _message(talk: Conversation) -> dict[str, Any]:
     text = trim("\n".join(body), talk.constraints.banned_phrases)
     text = cut_words(text, talk.constraints.words_max) if talk.constraints.words_max else text
     return {"subject": shorten(" ".join(subject.split()), 150), "body_markdown": text, "attachments": [*named, *files]}
+
+
+def _files(talk: Conversation) -> list[str]:
+    """Return what is worth attaching: no working copies, and of one picture only one format."""
+    names = list(dict.fromkeys(artifact.name for artifact in talk.artifacts if not artifact.name.startswith("workspace/")))
+    return [name for name in names if not (name.endswith(".png") and name.removesuffix(".png") + ".svg" in names)][:FILES_MAX]
 
 
 def _own_text(talk: Conversation) -> str:
@@ -144,5 +152,8 @@ def _report(talk: Conversation) -> str:
 
 
 def _line(call: Call, what: str) -> str:
-    answer = " ".join((call.result or "no answer").split())
-    return f"{what}: not delivered. {shorten(answer, 400)}" if call.is_error else f"{what}: delivered. {shorten(answer, 400)}"
+    answer = capital(" ".join((call.result or "no answer").split()))
+    if not call.is_error:
+        return f"{what}: done. {shorten(answer, 400)}"
+    is_unknown = re.search(r"\bmay (?:or may not )?have (?:been|happened)|\bunknown\b", answer)
+    return f"{what}: {'outcome unknown, not repeated' if is_unknown else 'not done'}. {shorten(answer, 400)}"

@@ -19,6 +19,10 @@ from crewlog.schemas.values import ArtifactRef, ContextItem
 
 FENCE: Final = "```json"
 KINDS_KEY: Final = "@kinds"
+OPEN_KEY: Final = "@open"
+"""Context items of the orchestrator: the kinds a plan may use, and the steps that have no result."""
+NOT_DONE: Final = "\n\nCould not be done: "
+"""Separates what a message has to say about failed steps; written by the planner when it plans again."""
 PART_OF: Final = "\n\nPart of: "
 """Separates what a step has to do from the goal it belongs to; the planner writes it, the specialists read it."""
 
@@ -77,17 +81,31 @@ class Conversation:
     @property
     def question(self) -> str:
         """The objective without the goal it is part of."""
-        return self.objective.split(PART_OF, 1)[0].strip()
+        return self.objective.split(NOT_DONE, 1)[0].split(PART_OF, 1)[0].strip()
 
     @property
     def goal(self) -> str:
         """The goal this step is part of, or nothing."""
-        return self.objective.split(PART_OF, 1)[1].strip() if PART_OF in self.objective else ""
+        text = self.objective.split(NOT_DONE, 1)[0]
+        return text.split(PART_OF, 1)[1].strip() if PART_OF in text else ""
+
+    @property
+    def not_done(self) -> tuple[str, ...]:
+        """What failed before, as far as anybody said so: in the objective, or in the orchestrator's list."""
+        said = self.objective.split(NOT_DONE, 1)[1].split("; ") if NOT_DONE in self.objective else []
+        return (*said, *(f"{step['objective'].split(PART_OF, 1)[0]} ({step['problem']})" for step in self.open_steps))
+
+    @property
+    def open_steps(self) -> tuple[Mapping[str, str], ...]:
+        """Steps of the plan that have no result: key, type, objective and problem of each."""
+        listed = next((item.outcome.output for item in self.context if item.key == OPEN_KEY), None)
+        fields = ("key", "type", "objective", "problem")
+        return tuple({f: str(step.get(f) or "") for f in fields} for step in listed if isinstance(step, dict)) if isinstance(listed, list) else ()
 
     @property
     def outcomes(self) -> tuple[ContextItem, ...]:
-        """Outcomes of earlier tasks, without what the orchestrator itself put in."""
-        return tuple(item for item in self.context if not item.key.startswith("@"))
+        """Outcomes of earlier tasks, without what the orchestrator put in and without an earlier try of this task."""
+        return tuple(item for item in self.context if item.type != "system" and not item.key.startswith("@") and item.key != self.key)
 
     @property
     def artifacts(self) -> tuple[ArtifactRef, ...]:

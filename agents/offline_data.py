@@ -99,9 +99,9 @@ def _with_values(talk: Conversation, sources: Sequence[Source]) -> list[Source]:
 def _answer(talk: Conversation, ask: Ask, query: Query) -> Answered:
     for call in talk.calls:
         if call.tool == "run_sql" and call.arguments.get("sql") == query.sql:
-            return Answered(
-                ask, query, None if call.is_error else read_table(call.result), shorten(" ".join((call.result or "").split()), 300) if call.is_error else ""
-            )
+            if call.is_error:
+                return Answered(ask, query, None, shorten(" ".join((call.result or "").split()), 300))
+            return Answered(ask, query, read_table(call.result) or Table((), ()))
     return Answered(ask, query, None)
 
 
@@ -112,7 +112,7 @@ def _chart(talk: Conversation, asks: Sequence[Ask], answered: Sequence[Answered]
         return None
     candidates = [a for a in answered if a.query.chart and (_only_drawn(a.query) or (a.table is not None and len(a.table.rows) >= 2))]
     grouped = [a for a in candidates if a.query.title.startswith("by ")]
-    ranked = sorted(grouped, key=lambda a: (-spread(a.table, a.query.y, a.ask.source), answered.index(a))) if grouped else []
+    ranked = sorted(grouped, key=lambda a: (-spread(a.table, a.query.y), answered.index(a))) if grouped else []
     ranked += [a for a in candidates if a not in ranked and a.query.title != "missing values"] + [
         a for a in candidates if a.query.title == "missing values" and (wants_chart and not grouped)
     ]
@@ -139,7 +139,7 @@ def _best_measure(answer: Answered) -> str:
     """Return the mean that differs most between the groups, measured in standard deviations of the groups' means."""
     assert answer.table is not None
     means = [name for name in answer.table.columns if name.startswith("mean ")]
-    return max(means, key=lambda name: (spread(answer.table, name, answer.ask.source), -means.index(name)), default=answer.query.y)
+    return max(means, key=lambda name: (spread(answer.table, name), -means.index(name)), default=answer.query.y)
 
 
 def _submit(talk: Conversation, asks: Sequence[Ask], answered: Sequence[Answered]) -> Turn:
@@ -148,7 +148,7 @@ def _submit(talk: Conversation, asks: Sequence[Ask], answered: Sequence[Answered
         return Turn(f"I could not hand in the analysis. The last reply was: {shorten(refused[-1].result or '', 500)}")
     parts = [(a.ask, a.query, a.table) for a in answered if a.table is not None]
     errors = [f"- {a.query.title}: {a.error}" for a in answered if a.error]
-    summary = write_summary(talk, asks, parts)
+    summary = write_summary(asks, parts)
     if errors:
         summary += "\n\nNot computed:\n\n" + "\n".join(errors)
     if any(ask.wants_chart for ask in asks) and not talk.made("make_chart"):

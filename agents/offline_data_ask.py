@@ -28,15 +28,24 @@ _CORRELATION: Final = re.compile(r"\b(?:correlat\w*|relationship|relation|relate
 _SHARE: Final = re.compile(r"\b(?:shares?|percentages?|proportions?|fraction|percent|%)\b", re.IGNORECASE)
 _DISTINCT: Final = re.compile(r"\b(?:distinct|different|unique)\b", re.IGNORECASE)
 _TREND: Final = re.compile(
-    r"\b(?:over time|trend|per (?:day|week|month|quarter|year)|by (?:day|week|month|quarter|year)|each (?:day|week|month|quarter|year)|daily|weekly|monthly|quarterly|yearly|annual(?:ly)?|month over month)\b",
+    (
+        r"\b(?:over time|trend|per (?:day|week|month|quarter|year)|by (?:day|week|month|quarter|year)|each (?:day|week|month|quarter|"
+        r"year)|daily|weekly|monthly|quarterly|yearly|annual(?:ly)?|month over month)\b"
+    ),
     re.IGNORECASE,
 )
 _GROUP: Final = re.compile(
-    r"\b(?:per|by|for each|for every|in each|of each|each|across|among|between|grouped by|broken down by|split by|for all)\s+((?:[\w-]+(?:\s*,\s*|\s+and\s+|\s+|$)){1,5})",
+    (
+        r"\b(?:per|by|for each|for every|in each|of each|each|across|among|between|grouped by|broken down by|split by|"
+        r"for all)\s+((?:[\w-]+(?:\s*,\s*|\s+and\s+|\s+|$)){1,5})"
+    ),
     re.IGNORECASE,
 )
 _TOP: Final = re.compile(
-    r"\b(?:top|best|highest|largest|biggest|first)\s+(\d{1,3})\b|\b(\d{1,3})\s+(?:highest|largest|biggest|best|most|top|lowest|smallest|cheapest|worst)\b|\b(?:bottom|worst|lowest|smallest)\s+(\d{1,3})\b",
+    (
+        r"\b(?:top|best|highest|largest|biggest|first)\s+(\d{1,3})\b|\b(\d{1,3})\s+(?:highest|largest|biggest|best|most|top|lowest|"
+        r"smallest|cheapest|worst)\b|\b(?:bottom|worst|lowest|smallest)\s+(\d{1,3})\b"
+    ),
     re.IGNORECASE,
 )
 _WHICH: Final = re.compile(
@@ -48,12 +57,16 @@ _PROFILE: Final = re.compile(
 )
 _CHART: Final = re.compile(r"\b(?:charts?|plots?|graphs?|histograms?|visuali[sz]\w*|figure|diagrams?|draw)\b", re.IGNORECASE)
 _COMPARE: Final = re.compile(
-    r"([A-Za-z_][\w ]{0,40}?)\s*(?:is |are |was |were )?(over|above|greater than|more than|higher than|larger than|at least|from|under|below|less than|lower than|smaller than|at most|>=|<=|>|<|=|equals?)\s*\$?(-?\d[\d,]*(?:\.\d+)?)",
+    (
+        r"([A-Za-z_][\w ]{0,40}?)\s*(?:is |are |was |were )?(over|above|greater than|more than|higher than|larger than|at least|from|"
+        r"under|below|less than|lower than|smaller than|at most|>=|<=|>|<|=|equals?)\s*\$?(-?\d[\d,]*(?:\.\d+)?)"
+    ),
     re.IGNORECASE,
 )
 _OPERATORS: Final = {"at least": ">=", "from": ">=", ">=": ">=", "at most": "<=", "<=": "<=", "=": "=", "equal": "=", "equals": "="}
 _ADDITIVE: Final = stems(
-    "revenue sales amount quantity qty units total sum orders spend profit turnover hours visits votes population cases deaths income count clicks downloads passengers"
+    "revenue sales amount quantity qty units total sum orders spend profit turnover hours visits votes population cases deaths "
+    "income count clicks downloads passengers"
 )
 _SYNONYMS: Final = tuple(
     stems(group)
@@ -173,19 +186,15 @@ def _ask(question: str, source: Source) -> Ask:
 
 def _aggregate(question: str, base: Ask) -> Ask:
     source, functions, measures = base.source, base.functions, base.measures
-    if (
-        (_DISTINCT.search(question)
-        and not functions)
-        or (_COUNT.search(question)
-        and not base.groups
-        and not base.filters
-        and (names := _counted(question, source)))
-    ):
-        columns = _counted(question, source) or [c for c in source.columns if closeness(terms(question), c.name) >= 1]
+    is_plain_count = bool(_COUNT.search(question)) and not any(f in ("mean", "median", "stddev", "min", "max") for f in functions)
+    if (_DISTINCT.search(question) and not functions) or (is_plain_count and not base.groups and not base.filters):
+        columns = _counted(question, source) or [c for c in source.columns if _DISTINCT.search(question) and closeness(terms(question), c.name) >= 1]
         if columns:
             return _with(base, functions=("distinct",), measures=tuple(columns[:1]), groups=())
-    if _COUNT.search(question) and not any(f in ("mean", "median", "stddev", "min", "max") for f in functions):
-        return _with(base, shape="group" if base.groups else "value", functions=("count",), measures=())
+    shape: Shape = "group" if base.groups else "value"
+    if is_plain_count:
+        amounts = amounts_counted(question, measures)
+        return _with(base, shape=shape, functions=("sum",) if amounts else ("count",), measures=amounts)
     if not functions and not measures and not base.groups and not base.filters:
         return _with(base, shape="profile")
     if not functions:
@@ -193,8 +202,15 @@ def _aggregate(question: str, base: Ask) -> Ask:
     if not measures and functions != ("count",):
         measures = tuple(source.measures[:4])
         notes = (*base.notes, f"no column is named, so all measures are taken: {', '.join(m.name for m in measures)}") if measures else base.notes
-        return _with(base, shape="group" if base.groups else "value", functions=functions if measures else ("count",), measures=measures, notes=notes)
-    return _with(base, shape="group" if base.groups else "value", functions=functions, measures=measures)
+        return _with(base, shape=shape, functions=functions if measures else ("count",), measures=measures, notes=notes)
+    return _with(base, shape=shape, functions=functions, measures=measures)
+
+
+def amounts_counted(question: str, measures: Sequence[Column]) -> tuple[Column, ...]:
+    """Return the measure that is counted itself: "how many units" where `units` holds amounts."""
+    found = re.search(r"\b(?:how many|number of|count of)\s+(?:the\s+)?([\w-]+)", question, re.IGNORECASE)
+    noun = stem(found.group(1).lower()) if found else ""
+    return tuple(m for m in measures if noun in m.words)[:1]
 
 
 def _with(ask: Ask, **changes: object) -> Ask:
@@ -208,8 +224,8 @@ def default_function(measure: Column) -> Function:
 
 
 def _period(question: str) -> str:
-    for unit, stems in (("day", ("day", "daily")), ("week", ("week",)), ("quarter", ("quarter",)), ("month", ("month",)), ("year", ("year", "annual"))):
-        if any(name in question.lower() for name in stems):
+    for unit, names in (("day", ("day", "daily")), ("week", ("week",)), ("quarter", ("quarter",)), ("month", ("month",)), ("year", ("year", "annual"))):
+        if any(name in question.lower() for name in names):
             return unit
     return ""
 
@@ -221,8 +237,11 @@ def _trend(question: str, base: Ask, date: Column | None, period: str) -> Ask | 
         return None
     measures = tuple(m for m in base.measures if m != axis)
     functions = base.functions or tuple(dict.fromkeys(default_function(m) for m in measures)) or ("count",)
-    if _COUNT.search(question) or not measures:
-        functions, measures = ("count",), ()
+    if _COUNT.search(question):
+        measures = amounts_counted(question, measures)
+        functions = ("sum",)
+    if not measures:
+        functions = ("count",)
     return _with(
         base, shape="trend", date=axis, period=(period or "month") if axis.sort == "date" else "", functions=functions[:1], measures=measures[:3], groups=()
     )
@@ -303,6 +322,8 @@ def find_filters(question: str, source: Source) -> tuple[tuple[Column, str, tupl
         ]
         if hits and column.sort == "text":
             found.append((column, "in", tuple(sorted(hits))))
+    used = terms(_GROUP.sub(" ", question))
+    found += [(column, "true", ()) for column in source.of("bool") if set(column.words) <= set(used)]
     for match in _COMPARE.finditer(question):
         operator = _OPERATORS.get(
             match.group(2).lower(),

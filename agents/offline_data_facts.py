@@ -152,7 +152,7 @@ def _values(listed: Any) -> tuple[str, ...]:
     if isinstance(listed, list):
         return tuple(str(_first(v, "value", "name") if isinstance(v, dict) else v[0] if isinstance(v, list) and v else v) for v in listed if v is not None)
     if isinstance(listed, str):
-        # "Adelie (152), Gentoo (124)" or "Adelie, Gentoo"
+        # values with or without their counts in brackets
         return tuple(
             part
             for part in (re.sub(r"\s*(?:\(\d[\d,]*\)|[:×x]\s*\d+)\s*$", "", piece).strip(" '\"`") for piece in re.split(r"[,;]\s+", listed))

@@ -50,6 +50,11 @@ def label(function: Function, measure: Column | None) -> str:
     return "n" if measure is None else f"{function} {measure.name}"
 
 
+def said(name: str) -> str:
+    """Name a result column for people."""
+    return "number of rows" if name == "n" else name
+
+
 def _profile(ask: Ask) -> list[Query]:
     """Rows, spread of each measure, and the means by each column worth grouping by."""
     source = ask.source
@@ -89,7 +94,7 @@ def _listing(source: Source, measure: Column) -> exp.Select:
 def _missing(ask: Ask) -> list[Query]:
     from sqlglot import exp
 
-    columns = [column for column in ask.measures or ask.source.columns][:60]
+    columns = list(ask.measures or ask.source.columns)[:60]
     parts = []
     for column in columns:
         absent = exp.Sum(this=exp.If(this=_is_missing(column), true=exp.Literal.number(1), false=exp.Literal.number(0)))
@@ -121,14 +126,14 @@ def _trend(ask: Ask) -> list[Query]:
     from sqlglot import exp
 
     assert ask.date is not None
-    axis: exp.Expression = exp.func("DATE_TRUNC", exp.Literal.string(ask.period), _name(ask.date)) if ask.period else _name(ask.date)
+    axis: exp.Expr = exp.func("DATE_TRUNC", exp.Literal.string(ask.period), _name(ask.date)) if ask.period else _name(ask.date)
     name = ask.period or ask.date.name
     if ask.period:
         axis = exp.cast(axis, "date")
     outputs = _outputs(ask)
     select = _where(_from(exp.select(_aliased(axis, name), *(expression for _, expression in outputs)), ask.source), ask)
     select = select.where(_name(ask.date).is_(exp.Null()).not_()).group_by(axis.copy()).order_by(axis.copy()).limit(400)
-    return [Query(f"{outputs[0][0]} by {name}", _text(select), name, outputs[0][0], "line")]
+    return [Query(f"{said(outputs[0][0])} by {name}", _text(select), name, outputs[0][0], "line")]
 
 
 def _share(ask: Ask) -> list[Query]:
@@ -136,7 +141,7 @@ def _share(ask: Ask) -> list[Query]:
 
     group = ask.groups[0]
     measure = next((m for m in ask.measures if m != group), None)
-    amount: exp.Expression = exp.Sum(this=_number(measure)) if measure else _count()
+    amount: exp.Expr = exp.Sum(this=_number(measure)) if measure else _count()
     total = exp.Window(this=exp.Sum(this=amount.copy()))
     percent = exp.func(
         "ROUND",
@@ -160,14 +165,14 @@ def _top(ask: Ask) -> list[Query]:
         descending=not ask.is_ascending,
         limit=ask.limit,
     )
-    return [Query(f"{'lowest' if ask.is_ascending else 'top'} {ask.limit} {group.name} by {name}", _text(grouped), group.name, name, "bar")]
+    return [Query(f"{group.name} by {said(name)}, {'lowest' if ask.is_ascending else 'highest'} first", _text(grouped), group.name, name, "bar")]
 
 
 def _aggregates(ask: Ask) -> list[Query]:
     from sqlglot import exp
 
     outputs = _outputs(ask)
-    title = ", ".join(name for name, _ in outputs)
+    title = ", ".join(said(name) for name, _ in outputs)
     expressions = [expression for _, expression in outputs]
     if any(name == "n" for name, _ in outputs):
         counted = expressions
@@ -209,13 +214,13 @@ def _grouped(
     return select.order_by(*first, *(name.copy() for name in names)).limit(limit)
 
 
-def _aggregate(function: Function, measure: Column) -> exp.Expression:
+def _aggregate(function: Function, measure: Column) -> exp.Expr:
     from sqlglot import exp
 
     if function == "distinct":
         return exp.Count(this=exp.Distinct(expressions=[_value(measure)]))
     number = _number(measure)
-    made: dict[str, exp.Expression] = {
+    made: dict[str, exp.Expr] = {
         "sum": exp.Sum(this=number),
         "mean": exp.Avg(this=number),
         "median": exp.Median(this=number),
@@ -233,6 +238,8 @@ def _where(select: exp.Select, ask: Ask) -> exp.Select:
         literals = [exp.Literal.string(value) if isinstance(value, str) else exp.Literal.number(f"{value:.15g}") for value in values]
         if operator == "in":
             select = select.where(exp.In(this=_name(column), expressions=literals))
+        elif operator == "true":
+            select = select.where(_name(column))
         elif operator == "year":
             select = select.where(exp.EQ(this=exp.func("YEAR", _name(column)), expression=literals[0]))
         else:
@@ -241,7 +248,7 @@ def _where(select: exp.Select, ask: Ask) -> exp.Select:
     return select
 
 
-def _is_missing(column: Column) -> exp.Expression:
+def _is_missing(column: Column) -> exp.Expr:
     from sqlglot import exp
 
     name = _name(column)
@@ -252,7 +259,7 @@ def _is_missing(column: Column) -> exp.Expression:
     return empty
 
 
-def _value(column: Column) -> exp.Expression:
+def _value(column: Column) -> exp.Expr:
     from sqlglot import exp
 
     return (
@@ -260,7 +267,7 @@ def _value(column: Column) -> exp.Expression:
     )
 
 
-def _number(column: Column) -> exp.Expression:
+def _number(column: Column) -> exp.Expr:
     from sqlglot import exp
 
     return exp.TryCast(this=_name(column), to=exp.DataType.build("double")) if column.is_text_number else _name(column)
@@ -272,13 +279,13 @@ def _name(column: Column) -> exp.Column:
     return exp.column(column.name, quoted=True)
 
 
-def _count() -> exp.Expression:
+def _count() -> exp.Expr:
     from sqlglot import exp
 
     return exp.Count(this=exp.Star())
 
 
-def _select(expression: exp.Expression) -> exp.Select:
+def _select(expression: exp.Expr) -> exp.Select:
     from sqlglot import exp
 
     return exp.select(_aliased(expression, "n"))

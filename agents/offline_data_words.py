@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from crewlog.agents.offline_conversation import Conversation
 from crewlog.agents.offline_data_ask import Ask
 from crewlog.agents.offline_data_facts import Column, Source
 from crewlog.agents.offline_data_sql import Query
@@ -17,7 +17,7 @@ ROWS_SHOWN_MAX: Final = 12
 Part = tuple[Ask, Query, Table]
 
 
-def write_summary(talk: Conversation, asks: Sequence[Ask], parts: Sequence[Part]) -> str:
+def write_summary(asks: Sequence[Ask], parts: Sequence[Part]) -> str:
     """Write the analysis: what was found for each ask, its tables, and the choices that were made."""
     lines: list[str] = []
     for ask in asks:
@@ -46,17 +46,17 @@ def figures_of(parts: Sequence[Part]) -> list[dict[str, Any]]:
             at = table.columns.index(query.y) if query.y in table.columns else len(ask.groups)
             keys = max(1, len(ask.groups)) if ask.shape != "trend" else 1
             shown = table.rows[:8]
-            figures += [_figure(f"{query.y}, {', '.join(map(_key, row[:keys]))}", row[at], _named_in(ask, query.y)) for row in shown if row[at] is not None]
+            figures += [_figure(f"{query.y}, {_keys(row, keys, ask.period)}", row[at], _named_in(ask, query.y)) for row in shown if row[at] is not None]
         elif len(table.rows) == 1:
             figures += [
-                _figure(_what(ask, name), value, _named_in(ask, name))
+                _figure(_what(ask, name).removeprefix("the "), value, _named_in(ask, name))
                 for name, value in zip(table.columns, table.rows[0], strict=True)
                 if value is not None and (name != "n" or ask.functions == ("count",))
             ]
     return figures
 
 
-def spread(table: Table | None, name: str, source: Source) -> float:
+def spread(table: Table | None, name: str) -> float:
     """Return how far groups lie apart: the range of their means relative to the mean of these."""
     if table is None or name not in table.columns:
         return 0.0
@@ -76,7 +76,7 @@ def _profile(ask: Ask, results: Sequence[tuple[Query, Table]]) -> list[str]:
         gaps = [(str(row[0]), int(as_number(row[1]) or 0)) for row in absent.rows if as_number(row[1])]
         lines += ["Missing values: " + (join_words(f"{name} {count}" for name, count in gaps) + f" (of {rows} rows)." if gaps else "none."), ""]
     groups = [(query, table) for query, table in results if query.title.startswith("by ")]
-    for query, table in sorted(groups, key=lambda entry: -max((spread(entry[1], name, source) for name in entry[1].columns[2:]), default=0.0))[:2]:
+    for query, table in sorted(groups, key=lambda entry: -max((spread(entry[1], name) for name in entry[1].columns[2:]), default=0.0))[:2]:
         lines += [_contrast(query, table, source), "", _table(table), ""]
     if largest := found.get("largest"):
         lines += [f"The rows with the largest {source.measures[0].name}:", "", _table(largest), ""]
@@ -86,14 +86,15 @@ def _profile(ask: Ask, results: Sequence[tuple[Query, Table]]) -> list[str]:
 def _contrast(query: Query, table: Table, source: Source) -> str:
     """Say in one sentence which measure tells the groups apart most."""
     means = [name for name in table.columns if name.startswith("mean ")]
-    best = max(means, key=lambda name: (spread(table, name, source), -means.index(name)), default="")
+    best = max(means, key=lambda name: (spread(table, name), -means.index(name)), default="")
     rows = [row for row in table.rows if best and as_number(row[table.columns.index(best)]) is not None]
     if len(rows) < 2:
         return f"{capital(query.title)}:"
     at = table.columns.index(best)
     ordered = sorted(rows, key=lambda row: (as_number(row[at]) or 0.0, str(row[0])))
     unit = _unit(_column(source, best.removeprefix("mean ")))
-    return f"{capital(query.title)}, {best} differs most: {show(ordered[0][at])}{unit} for {ordered[0][0]} up to {show(ordered[-1][at])}{unit} for {ordered[-1][0]}."
+    low, high = ordered[0], ordered[-1]
+    return f"{capital(query.title)}, {best} differs most: {show(low[at])}{unit} for {low[0]} up to {show(high[at])}{unit} for {high[0]}."
 
 
 def _result(ask: Ask, query: Query, table: Table) -> list[str]:
@@ -110,7 +111,7 @@ def _result(ask: Ask, query: Query, table: Table) -> list[str]:
         ]
         of = f" (n = {count})" if count is not None and ask.functions != ("count",) else ""
         return [capital("; ".join(said)) + of + "." if said else f"There is no value{_conditions(ask)}.", ""]
-    return [_headline(ask, query, table), "", _table(table), ""]
+    return [_headline(ask, query, table), "", _table(table, ask.period), ""]
 
 
 def _headline(ask: Ask, query: Query, table: Table) -> str:
@@ -132,8 +133,8 @@ def _headline(ask: Ask, query: Query, table: Table) -> str:
         return text + f"{_keys(first, keys)} is first with {show(first[at])}{unit}."
     return (
         text
-        + f"highest for {_keys(high, keys)} ({show(high[at])}{unit})"
-        + (f", lowest for {_keys(low, keys)} ({show(low[at])}{unit})." if low is not high else ".")
+        + f"highest for {_keys(high, keys, ask.period)} ({show(high[at])}{unit})"
+        + (f", lowest for {_keys(low, keys, ask.period)} ({show(low[at])}{unit})." if low is not high else ".")
     )
 
 
@@ -157,8 +158,8 @@ def _conditions(ask: Ask) -> str:
     for column, operator, values in ask.filters:
         if column in ask.groups:
             continue
-        listed = join_words(show(value) for value in values)
-        said.append(f"{column.name} {'is' if operator in ('in', '=') else 'in' if operator == 'year' else operator} {listed}")
+        listed = join_words(show(value) for value in values) or "true"
+        said.append(f"{column.name} {'is' if operator in ('in', '=', 'true') else 'in' if operator == 'year' else operator} {listed}")
     return f" where {join_words(said)}" if said else ""
 
 
@@ -176,13 +177,14 @@ def _figure(label: str, value: Any, column: Column | None) -> dict[str, Any]:
     }
 
 
-def _key(value: Any) -> str:
-    text = show(value)
-    return text.removesuffix(" 00:00:00")
+def _key(value: Any, period: str = "") -> str:
+    """Show a group's name; a month or year by as much of its first day as names it."""
+    text = show(value).removesuffix(" 00:00:00")
+    return text[: {"month": 7, "year": 4}.get(period, 10)] if period and re.match(r"\d{4}-\d\d-\d\d", text) else text
 
 
-def _keys(row: Sequence[Any], count: int) -> str:
-    return " / ".join(map(_key, row[:count]))
+def _keys(row: Sequence[Any], count: int, period: str = "") -> str:
+    return " / ".join(_key(value, period) for value in row[:count])
 
 
 def _unit(column: Column | None) -> str:
@@ -201,8 +203,8 @@ def _named_in(ask: Ask, name: str) -> Column | None:
     )
 
 
-def _table(table: Table) -> str:
-    shown = [[_key(cell) if cell is not None else "" for cell in row] for row in table.rows[:ROWS_SHOWN_MAX]]
+def _table(table: Table, period: str = "") -> str:
+    shown = [[_key(cell, period) if cell is not None else "" for cell in row] for row in table.rows[:ROWS_SHOWN_MAX]]
     more = f"\n\n({len(table.rows) - ROWS_SHOWN_MAX} more rows)" if len(table.rows) > ROWS_SHOWN_MAX else ""
     return markdown_table(_labels(table.columns), shown) + more
 

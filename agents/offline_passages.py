@@ -118,7 +118,10 @@ class Wanted:
 
 
 _WANTS_NUMBER: Final = re.compile(
-    r"\bhow (?:many|much|long|often|old|far|fast|large|big|high)\b|\bwhen\b|\bwhat (?:is the )?(?:number|percentage|date|deadline|price|cost|limit|maximum|minimum)\b|\bwhich (?:year|default|date)\b",
+    (
+        r"\bhow (?:many|much|long|often|old|far|fast|large|big|high)\b|\bwhen\b|\bwhat (?:is the )?(?:number|percentage|date|deadline|"
+        r"price|cost|limit|maximum|minimum)\b|\bwhich (?:year|default|date)\b"
+    ),
     re.IGNORECASE,
 )
 _DEFINES: Final = re.compile(r"\bwhat (?:is|are|does|do) (?:an? |the )?([\w-]+)(?: mean)?\s*\??$|\bdefine ([\w-]+)|\bmeaning of ([\w-]+)", re.IGNORECASE)
@@ -205,7 +208,7 @@ def _shape_bonus(unit: Unit, want: Wanted, *, has_hit: bool) -> float:
     if want.defines and re.search(rf"\b{re.escape(want.defines)}\w*\b[^.]{{0,40}}\b(?:is|are|means?|refers? to|defaults? to)\b", unit.text, re.IGNORECASE):
         bonus += 0.25
     if want.wants_list and unit.is_list_item:
-        bonus += 0.08
+        bonus += 0.15
     length = len(unit.text.split())
     return bonus - 0.15 * unit.text.rstrip().endswith("?") - (0.1 if length < 5 or length > 60 else 0.0)
 

@@ -9,8 +9,9 @@ from pathlib import PurePosixPath
 from typing import Any, Final
 
 from crewlog.agents.offline_clauses import BUILT_IN, Clause, KindInfo, is_frame, is_weak, score, split_goal
-from crewlog.agents.offline_conversation import KINDS_KEY, PART_OF, Attached, Conversation, Turn, Want
+from crewlog.agents.offline_conversation import KINDS_KEY, NOT_DONE, PART_OF, Attached, Conversation, Turn, Want
 from crewlog.agents.offline_text import EMAIL, URL, capital, join_words, name_tokens, terms
+from crewlog.schemas.text import shorten
 
 DATA_SUFFIXES: Final = frozenset({".csv", ".tsv", ".parquet", ".json", ".jsonl", ".ndjson"})
 DOCUMENT_SUFFIXES: Final = frozenset({".md", ".txt", ".html", ".htm", ".pdf", ".docx", ".rst"})
@@ -18,6 +19,7 @@ _CHART: Final = re.compile(r"\b(?:charts?|plots?|graphs?|histograms?|visuali[sz]
 _WORDS_MAX: Final = re.compile(r"\b(?:at most|no more than|under|up to|maximum(?: of)?|within|in|fewer than|less than)\s+(\d{1,5})\s+words\b", re.IGNORECASE)
 _MENTION: Final = re.compile(r"\bmust mention\s+[\"“`]([^\"”`\n]+)[\"”`]", re.IGNORECASE)
 _AVOID: Final = re.compile(r"\b(?:do not|don't|never|without) (?:mention|use|say|mentioning|using|saying)\s+[\"“`]([^\"”`\n]+)[\"”`]", re.IGNORECASE)
+GOAL_CHARS_MAX: Final = 600
 _OPENING: Final = frozenset({"read", "study", "open", "use", "consult", "examine", "look"})
 """Verbs that only introduce the question that follows: "read the handbook and tell me …"."""
 
@@ -45,12 +47,27 @@ def plan(talk: Conversation) -> Turn:
     if len(failures) > 2:
         return Turn(f"I could not make a plan that is accepted. The last answer was: {failures[-1].result}")
     drafts, note = make_drafts(goal, talk.attachments, kinds)
-    headline = split_goal(goal)[0]
-    steps = [step.as_dict() for step in finish(drafts, headline, talk.attachments)]
+    steps = [step.as_dict() for step in finish(drafts, goal if split_goal(goal)[0] else "")]
+    if talk.open_steps:
+        steps, note = plan_again(talk, steps)
     if failures:
         # something in the fine print was refused: keep the work and its order, drop what is optional
         steps = [{"key": step["key"], "type": step["type"], "objective": step["objective"], "depends_on": step["depends_on"]} for step in steps]
     return Turn(note, (Want("submit_plan", {"steps": steps, "note": note}),))
+
+
+def plan_again(talk: Conversation, steps: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
+    """Leave out what failed and keep what only waited for it: rules that failed once fail again."""
+    done = {item.key for item in talk.outcomes}
+    failed = {step["key"]: step for step in talk.open_steps if step["problem"].startswith("failed")}
+    left = [step for step in steps if step["key"] not in done and step["key"] not in failed]
+    for step in left:
+        step["depends_on"] = [key for key in step["depends_on"] if key not in failed]
+        if step["type"] == "communicate" and failed:
+            step["objective"] += NOT_DONE + "; ".join(part["objective"].split(PART_OF, 1)[0].rstrip(".") for part in failed.values())
+    note = f"Planned again without {join_words(f'`{key}`' for key in failed) or 'what failed'}: the same rules would fail again."
+    # a plan may not be empty; a finished step in it is kept as it is
+    return left or [step for step in steps if step["key"] in done][:1] or steps, note
 
 
 def known_kinds(talk: Conversation) -> tuple[KindInfo, ...]:
@@ -239,20 +256,24 @@ class Step:
         }
 
 
-def finish(drafts: Sequence[Draft], headline: str, attachments: Sequence[Attached]) -> list[Step]:
-    """Name the steps, write their objectives and constraints."""
+def finish(drafts: Sequence[Draft], goal: str) -> list[Step]:
+    """Name the steps, write their objectives and constraints.
+
+    Args:
+        goal: what the objectives say they are part of; empty when each stands on its own.
+    """
     keys: list[str] = []
     for draft in drafts:
         count = sum(other.kind == draft.kind for other in drafts)
         keys.append(draft.kind if count == 1 else f"{draft.kind}-{1 + sum(other.kind == draft.kind for other in drafts[: len(keys)])}")
     steps = []
     for draft, key in zip(drafts, keys, strict=True):
-        objective = capital(draft.text) + (f"{PART_OF}{headline}" if headline and headline not in draft.text else "")
-        steps.append(Step(key, draft.kind, objective, tuple(keys[at] for at in draft.waits_for), tuple(draft.attachments), constraints_for(draft, attachments)))
+        objective = capital(draft.text) + (f"{PART_OF}{shorten(goal, GOAL_CHARS_MAX)}" if goal else "")
+        steps.append(Step(key, draft.kind, objective, tuple(keys[at] for at in draft.waits_for), tuple(draft.attachments), constraints_for(draft)))
     return steps
 
 
-def constraints_for(draft: Draft, attachments: Sequence[Attached]) -> dict[str, Any]:
+def constraints_for(draft: Draft) -> dict[str, Any]:
     """Return the rules that a step's outcome can be held to without judging its words."""
     rules: dict[str, Any] = {}
     if draft.kind == "research" and draft.attachments:

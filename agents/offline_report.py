@@ -38,15 +38,26 @@ def section(item: ContextItem, *, heading: str = "##", words_max: int = SECTION_
     """Write one task's outcome: what it found, its key figures, its sources and its files."""
     question = item.objective.split(PART_OF, 1)[0]
     lines = [f"{heading} {shorten(capital(' '.join(question.split()).rstrip('.')), 160)}", ""]
-    summary = cut_words(deepen(item.outcome.summary.strip(), heading), words_max)
+    summary = cut_words(deepen(refer(item), heading), words_max)
     lines += [summary or "This task ended without a result.", ""]
-    if figures := [line for line in figure_lines(item.outcome.output) if _bare(line) not in _bare(summary)]:
+    if figures := [line for line in figure_lines(item.outcome.output) if not _is_said(line, summary)]:
         lines += [*figures, ""]
     if sources := source_lines(item, summary):
         lines += ["Sources:", "", *sources, ""]
     if item.outcome.artifacts:
         lines += [f"Files: {join_words(f'`{name}`' for name in dict.fromkeys(a.name for a in item.outcome.artifacts))}.", ""]
     return "\n".join(lines)
+
+
+def refer(item: ContextItem) -> str:
+    """Return a summary whose markers `[n]` name source and line, so that they keep their meaning beside other summaries."""
+    citations = item.outcome.citations
+
+    def named(found: re.Match[str]) -> str:
+        number = int(found.group(1))
+        return f"[{citations[number - 1].source}:{citations[number - 1].line}]" if 1 <= number <= len(citations) else found.group()
+
+    return re.sub(r"\[(\d{1,3})\](?!\()", named, item.outcome.summary.strip())
 
 
 def deepen(markdown: str, heading: str) -> str:
@@ -79,6 +90,8 @@ def source_lines(item: ContextItem, summary: str) -> list[str]:
     """Number the citations; a quote that stands in the summary already is not repeated."""
     lines = []
     for number, citation in enumerate(item.outcome.citations, 1):
+        if f"[{citation.source}:{citation.line}]" in summary:
+            continue
         quote = "" if citation.quote in summary else f": “{shorten(' '.join(citation.quote.split()), 240)}”"
         lines.append(f"{number}. {citation.source}, line {citation.line}{quote}")
     return lines
@@ -106,5 +119,7 @@ def _unit(unit: Any) -> str:
     return f" {unit}" if unit and unit != "%" else str(unit or "")
 
 
-def _bare(text: str) -> str:
-    return re.sub(r"[^a-z0-9.]+", " ", text.lower()).strip()
+def _is_said(line: str, summary: str) -> bool:
+    """Say whether a summary holds a figure's value already."""
+    numbers = re.findall(r"\d+(?:\.\d+)?", line.rsplit(": ", 1)[-1])
+    return all(re.search(rf"(?<![\d.]){re.escape(number)}(?![\d]|\.\d)", summary) for number in numbers)

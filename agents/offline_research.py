@@ -15,13 +15,18 @@ READ_LINES: Final = 60
 READS_MAX: Final = 6
 SMALL_LINES: Final = 240
 """Documents that together have no more lines are read as a whole: no search can miss a synonym then."""
+SMALL_DOCUMENTS: Final = 20
 COVERED_MIN: Final = 0.3
 """Share of what is looked for that a sentence must hold to count as an answer."""
 
-_META: Final = stems("""rule rules play plays guideline guidelines apply applies relevant document documents section sections mention answer question find list name cite quote search look explain
-        information detail details point points regarding concerning text file files summarise summarize summary describe read report check review following given attached attachment
-        attachments source sources citation citations passage passages evidence page pages say says tell respectively key main important about please show result results
-        overview everything anything something""")
+_META: Final = stems(
+    """
+    rule rules play plays guideline guidelines apply applies relevant document documents section sections mention answer question find list name
+    cite quote search look explain information detail details point points regarding concerning text file files summarise summarize summary
+    describe read report check review following given attached attachment attachments source sources citation citations passage passages
+    evidence page pages say says tell respectively key main important about please show result results overview everything anything something
+    """
+)
 _FRAME: Final = stems("prepare write draft produce publish compile build note report make create new short our")
 _SUMMARY: Final = re.compile(
     r"\b(?:summari[sz]e|summary|overview|key points|main points|what (?:is|are) (?:this|these|it|they) about|describe)\b", re.IGNORECASE
@@ -45,7 +50,7 @@ def research(talk: Conversation) -> Turn:
     if not shelf and talk.tried("list_documents"):
         return _submit_nothing(talk, "There are no documents: nothing is attached and the library is empty.", shelf)
     core, setting = look_for(talk, shelf)
-    if wants := _search(talk, shelf, core, setting):
+    if wants := _search(talk, core, setting):
         return Turn("", wants)
     if wants := _read(talk, shelf, core):
         return Turn("", wants)
@@ -56,13 +61,19 @@ def look_for(talk: Conversation, shelf: Sequence[Shelf]) -> tuple[list[str], lis
     """Split what is looked for into stems the answer must hold, and stems of the goal that only set the scene."""
     names = [set(name_tokens(document.name)) for document in shelf]
     on_all = set.intersection(*names) if len(names) > 1 else set()
-    goal = [term for term in terms(talk.goal) if term not in _META and term not in _FRAME]
+    goal = [term for term in terms(talk.goal) if term not in _META and term not in _FRAME and term not in on_all]
     question = [term for term in terms(talk.question) if term not in _META]
     core = [term for term in question if term not in on_all and not (len(names) == 1 and term in names[0] and len(question) > 1)]
     if not core and not _SUMMARY.search(talk.question):
         # "which playbook rules apply": the subject is in the goal the question is part of
         return goal, []
     return core, [term for term in goal if term not in core]
+
+
+def _covered_min(talk: Conversation, core: Sequence[str]) -> float:
+    """Return the share of what is looked for that an answer must hold: the more words are asked for, the fewer meet in one sentence."""
+    from_goal = not set(core) & set(terms(talk.question))
+    return COVERED_MIN * (0.4 if from_goal else 1.0) * min(1.0, 4 / max(1, len(core)))
 
 
 def _shelf(talk: Conversation) -> list[Shelf]:
@@ -76,7 +87,7 @@ def _is_summary(talk: Conversation, core: Sequence[str]) -> bool:
     return not core or (bool(_SUMMARY.search(talk.question)) and len(core) <= 1)
 
 
-def _search(talk: Conversation, shelf: Sequence[Shelf], core: Sequence[str], setting: Sequence[str]) -> tuple[Want, ...]:
+def _search(talk: Conversation, core: Sequence[str], setting: Sequence[str]) -> tuple[Want, ...]:
     if not talk.offers("search_documents") or _is_summary(talk, core):
         return ()
     asked = [call.arguments.get("query") for call in talk.calls if call.tool == "search_documents"]
@@ -98,7 +109,7 @@ def _read(talk: Conversation, shelf: Sequence[Shelf], core: Sequence[str]) -> tu
     if not talk.offers("read_document") or talk.tried("read_document"):
         return ()
     if sum(document.lines or READ_LINES for document in shelf) <= SMALL_LINES or _is_summary(talk, core):
-        return tuple(Want("read_document", {"name": document.name, "start_line": 1, "lines": SMALL_LINES}) for document in shelf[: 2 * READS_MAX])
+        return tuple(Want("read_document", {"name": document.name, "start_line": 1, "lines": SMALL_LINES}) for document in shelf[:SMALL_DOCUMENTS])
     places: dict[str, int] = {}
     for call in talk.made("search_documents"):
         for name, line in re.findall(r"(?m)^#{1,4}\s+(.+):(\d+)\s*$", call.result or ""):
@@ -120,15 +131,16 @@ def _conclude(talk: Conversation, shelf: Sequence[Shelf], core: Sequence[str], s
     least = talk.constraints.citations_min
     if _is_summary(talk, core):
         per_source = max(2, -(-least // max(1, len(lines))))
-        chosen = choose(centrality(units), most=max(least, min(12, 3 * len(lines))), per_source=max(per_source, 3 if len(lines) <= 2 else 2), floor=0.2)
+        best = choose(centrality(units), most=max(least, min(12, 3 * len(lines))), per_source=max(per_source, 3 if len(lines) <= 2 else 2), floor=0.2)
+        chosen = sorted(best, key=lambda unit: unit.order)
     else:
         want = wanted(talk.question, core, setting)
         scored = score_units(units, want)
-        if not scored or max(coverage for _, coverage, _ in scored[:20]) < COVERED_MIN:
-            return _submit_nothing(talk, _not_found(talk, shelf, core), shelf, near=[unit for _, _, unit in scored[:1]])
+        if not scored or max(coverage for _, coverage, _ in scored[:20]) < _covered_min(talk, core):
+            return _submit_nothing(talk, _not_found(talk, shelf, core), shelf, near=[unit for _, coverage, unit in scored[:6] if coverage > 0])
         many = want.wants_list
-        chosen = choose(scored, most=max(least, 6 if many else 4), per_source=max(least, 2 if many and len(lines) > 2 else 4), floor=0.45 if many else 0.55)
-    return _submit(talk, chosen, lines, shelf, core)
+        chosen = choose(scored, most=max(least, 6 if many else 4), per_source=max(least, 2 if many and len(lines) > 2 else 4), floor=0.45 if many else 0.6)
+    return _submit(talk, chosen, shelf, core)
 
 
 def _is_refused(unit: Unit, talk: Conversation) -> bool:
@@ -141,9 +153,11 @@ def _is_refused(unit: Unit, talk: Conversation) -> bool:
     return False
 
 
-def _submit(talk: Conversation, chosen: Sequence[Unit], lines: dict[str, dict[int, str]], shelf: Sequence[Shelf], core: Sequence[str]) -> Turn:
+def _submit(talk: Conversation, chosen: Sequence[Unit], shelf: Sequence[Shelf], core: Sequence[str]) -> Turn:
     banned = [phrase.lower() for phrase in talk.constraints.banned_phrases]
     kept = [unit for unit in chosen if not any(phrase in unit.text.lower() for phrase in banned)]
+    sources = list(dict.fromkeys(unit.source for unit in kept))
+    kept.sort(key=lambda unit: sources.index(unit.source))
     answer = ""
     while kept:
         answer = _wording(talk, kept, shelf, core)
@@ -192,10 +206,13 @@ def _submit_nothing(talk: Conversation, reason: str, shelf: Sequence[Shelf], *, 
     refused = talk.failed("submit_findings")
     if len(refused) > 2:
         return Turn(f"{reason} The last reply was: {shorten(refused[-1].result or '', 500)}")
-    titles = list(dict.fromkeys([unit.heading for unit in near] + [text for _, text in headings(read_lines(talk))]))[:4]
-    text = reason + (f" What comes nearest: {join_words(f'“{title}”' for title in titles)}." if titles else "")
-    if shelf and not titles:
-        text += f" There is: {join_words(document.title for document in shelf[:5])}."
+    if near:
+        places = list(dict.fromkeys(f"“{unit.heading}” ({unit.source})" for unit in near))[:3]
+        text = f"{reason} What comes nearest stands under {join_words(places)}."
+    elif topics := list(dict.fromkeys(f"“{heading}”" for _, heading in headings(read_lines(talk))))[:6] or [document.title for document in shelf[:6]]:
+        text = f"{reason} The documents speak of {join_words(topics)}."
+    else:
+        text = reason
     for phrase in talk.constraints.must_mention:
         if phrase.lower() not in text.lower():
             text += f" Nothing was found on “{phrase}”."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
@@ -70,7 +71,7 @@ def value_of(cell: Any) -> Any:
 def as_number(value: Any) -> float | None:
     """Return a value as a number, or None when it is none."""
     value = value_of(value)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value == value else None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value) else None
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -13,17 +13,20 @@ _SENTENCE_END: Final = re.compile(r"(?<=[.!?])[\"”’)\]]*\s+(?=[\"“(\[*_`]*
 _ABBREVIATIONS: Final = re.compile(r"\b(?:e\.g|i\.e|etc|vs|cf|approx|mr|mrs|ms|dr|st|fig|eq|sec|[A-Z])\.$", re.IGNORECASE)
 
 EMAIL: Final = re.compile(
-    r"[A-Za-z0-9.!#$%&'*+/=?^_{|}~-]+@[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)+|[A-Za-z0-9._+-]+@localhost\b"
+    r"[A-Za-z0-9.!#$%&'*+/=?^_{|}~-]{1,64}@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?)+|localhost\b)"
 )
 URL: Final = re.compile(r"https?://[^\s<>\"'`)\]]+[^\s<>\"'`)\].,;:!?]")
 QUOTED: Final = re.compile(r"[\"“]([^\"”\n]{1,300})[\"”]|`([^`\n]{1,300})`|(?<!\w)'([^'\n]{2,300})'(?!\w)")
 NUMBER: Final = re.compile(r"(?<![\w.])-?\d+(?:\.\d+)?(?![\w])")
 
-_STOP_WORDS: Final = """a about above after again all also am an and any are as at be because been before being below between both but by can could did do does doing down during each
-    either every few for from further get give had has have having he her here hers him his how i if in into is it its itself just let lets like make many may me might
-    more most much must my need no nor not now of off on once only or other our ours out over own please put same shall she should show so some such tell than that the
-    their them then there these they this those through to too under until up upon us very was we were what when where whether which while who whom whose why will with
-    within would you your yours say says according based using use used want know"""
+_STOP_WORDS: Final = """
+    a about above after again all also am an and any are as at be because been before being below between both but by can could did do does
+    doing down during each either every few for from further get give had has have having he her here hers him his how i if in into is it its
+    itself just let lets like make many may me might more most much must my need no nor not now of off on once only or other our ours out over
+    own please put same shall she should show so some such tell than that the their them then there these they this those through to too under
+    until up upon us very was we were what when where whether which while who whom whose why will with within would you your yours say says
+    according based using use used want know
+"""
 STOP_WORDS: Final = frozenset(_STOP_WORDS.split())
 
 
@@ -46,7 +49,7 @@ def stem(word: str) -> str:
             if suffix in ("ing", "ed") and len(word) > 3 and word[-1] == word[-2] and word[-1] not in "lsz":
                 word = word[:-1]
             break
-    word = word[:-1] if word.endswith("e") and len(word) > 3 else word
+    word = word.rstrip("e") if len(word.rstrip("e")) >= 3 else word
     return word[:-2] + "is" if word.endswith("iz") else word
 
 
@@ -121,17 +124,23 @@ def capital(text: str) -> str:
 
 
 def cut_words(text: str, words_max: int) -> str:
-    """Keep at most `words_max` blank-separated words, whole lines first, ending in an ellipsis when something was cut."""
+    """Keep at most `words_max` blank-separated words, whole lines first, ending in an ellipsis when something was cut.
+
+    A table is cut between its rows, and a fence that was opened is closed.
+    """
     if len(text.split()) <= words_max:
         return text
     kept: list[str] = []
-    left = words_max
+    left = words_max - 1
     for line in text.splitlines():
         count = len(line.split())
         if count > left:
-            if left > 0:
-                kept.append(" ".join(line.split()[:left]) + "…")
+            if left > 0 and not line.startswith(("|", "```")):
+                kept.append(" ".join(line.split()[:left]))
             break
         kept.append(line)
         left -= count
-    return "\n".join(kept).rstrip()
+    body = "\n".join(kept).rstrip()
+    if sum(line.startswith("```") for line in kept) % 2:
+        return f"{body}\n```"
+    return f"{body}\n\n…" if body.endswith("|") else f"{body} …" if words_max > 1 else "…"
