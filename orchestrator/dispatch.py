@@ -22,7 +22,11 @@ CONTEXT_BYTES_MAX: Final = 64 * 1024
 """Outcomes passed on to one task, as JSON."""
 OUTCOME_BYTES_MAX: Final = 96 * 1024
 """One outcome in the run stream; the task stream keeps all of it."""
+OBJECTIVE_CHARS_MAX: Final = 300
+"""An earlier step's objective, where it is only background."""
+ISSUES_MAX: Final = 20
 SYSTEM: Final = "system"
+KINDS: Final = "@kinds"
 TRUNCATED: Final = "truncated"
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -94,15 +98,18 @@ def task_message(state: RunState, step: Step, *, task_id: TaskId, context: Seque
 
 
 def fit_context(items: Sequence[ContextItem], bytes_max: int = CONTEXT_BYTES_MAX) -> tuple[msgspec.Raw, ...]:
-    """Encode context items; when all together are too large, each is cut to its equal share."""
+    """Encode context items; when all together are too large, each is cut to its equal share. The list of kinds is never cut."""
     encoded = [_encode(item) for item in items]
     if sum(map(len, encoded)) > bytes_max:
         share = bytes_max // len(items)
-        for index, item in enumerate(items):
-            if len(encoded[index]) > share:
-                rest = share - (len(encoded[index]) - len(_encode(item.outcome)))
-                encoded[index] = _encode(replace(item, outcome=fit_outcome(item.outcome, rest)))
+        encoded = [data if len(data) <= share or item.key == KINDS else _cut(item, share) for item, data in zip(items, encoded, strict=True)]
     return tuple(map(msgspec.Raw, encoded))
+
+
+def _cut(item: ContextItem, bytes_max: int) -> bytes:
+    item = replace(item, objective=shorten(item.objective, OBJECTIVE_CHARS_MAX))
+    around = len(_encode(item)) - len(_encode(item.outcome))
+    return _encode(replace(item, outcome=fit_outcome(item.outcome, bytes_max - around)))
 
 
 def fit_outcome(outcome: Outcome, bytes_max: int = OUTCOME_BYTES_MAX) -> Outcome:
@@ -133,12 +140,12 @@ def outcomes_of(state: RunState, keys: Iterable[str]) -> list[ContextItem]:
 def kinds_item(offered: dict[str, str]) -> ContextItem:
     """Tell a planner which kinds of agents there are."""
     output = [{"kind": kind, "description": description} for kind, description in offered.items()]
-    return ContextItem("@kinds", SYSTEM, "the agent kinds a plan may use", Outcome("\n".join(f"{k}: {d}" for k, d in offered.items()), output=output))
+    return ContextItem(KINDS, SYSTEM, "the agent kinds a plan may use", Outcome("\n".join(f"{k}: {d}" for k, d in offered.items()), output=output))
 
 
-def review_item(issues: Iterable[Issue]) -> ContextItem:
+def review_item(issues: Sequence[Issue]) -> ContextItem:
     """Tell an agent what was wrong with its earlier work."""
-    output = [{"rule": issue.rule, "message": issue.message} for issue in issues]
+    output = [{"rule": issue.rule, "message": shorten(issue.message, OBJECTIVE_CHARS_MAX)} for issue in issues[:ISSUES_MAX]]
     text = "The earlier outcome was not accepted. Repair this:\n" + "\n".join(f"- {issue['message']}" for issue in output)
     return ContextItem("@review", SYSTEM, "what the earlier outcome lacks", Outcome(text, output=output))
 
@@ -152,7 +159,7 @@ def open_points_item(state: RunState) -> list[ContextItem]:
     """Tell a planner which steps failed, and which could not start because of them."""
     blocked = blocked_steps(state)
     output = [
-        {"key": step.key, "type": step.type, "objective": step.objective, "problem": _problem(state, step.key, blocked)}
+        {"key": step.key, "type": step.type, "objective": shorten(step.objective, OBJECTIVE_CHARS_MAX), "problem": _problem(state, step.key, blocked)}
         for step in state.steps
         if not is_finished(state, step.key)
     ]

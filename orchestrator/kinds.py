@@ -17,9 +17,13 @@ from crewlog.events.store import ANY, AppendRequest, EventStore, Write
 from crewlog.orchestrator.planning import Kinds, Offer
 from crewlog.schemas.ids import Stream, agent_stream
 from crewlog.schemas.system_events import AgentRegistered, AgentStopped, SystemEvent
+from crewlog.schemas.text import shorten
 
 DIRECTORY: Final = Stream("agent/@kinds")
 """No kind can have this name: `@` is not allowed in one."""
+
+TEXT_CHARS_MAX: Final = 300
+"""What a planner is told about one kind."""
 
 BUILT_IN: Final[Kinds] = MappingProxyType(
     {
@@ -65,14 +69,14 @@ class KindDirectory:
             self._version = recorded.version
             event = recorded.event()
             if isinstance(event, AgentRegistered):
-                self._offers[event.kind] = self._recorded[event.kind] = Offer(event.description, event.unavailable)
+                self._offers[event.kind] = self._recorded[event.kind] = _offer(event, event.unavailable)
         return self._offers != before
 
     def learn(self, event: AgentRegistered) -> None:
         """Take note of a worker that is up. A kind is unavailable only while none of the workers that were heard of can work."""
         able = self._able.setdefault(event.kind, set())
         (able.discard if event.unavailable else able.add)(event.worker)
-        self._offers[event.kind] = Offer(event.description, "" if able else event.unavailable)
+        self._offers[event.kind] = _offer(event, "" if able else event.unavailable)
 
     async def register(self, event: AgentRegistered) -> None:
         """Record a worker that is up, and make sure that its kind has its queues.
@@ -96,3 +100,7 @@ class KindDirectory:
     async def _append(self, event: SystemEvent, *streams: Stream) -> None:
         writes = [Write(stream, (event,), ANY) for stream in streams]
         await self._store.append(AppendRequest(writes, [self._clock.new_id() for _ in writes], self._clock.now_us()))
+
+
+def _offer(event: AgentRegistered, unavailable: str) -> Offer:
+    return Offer(shorten(event.description, TEXT_CHARS_MAX), shorten(unavailable, TEXT_CHARS_MAX))

@@ -33,7 +33,7 @@ from crewlog.schemas.run_events import (
     TaskReviewed,
     TaskSuspended,
 )
-from crewlog.schemas.task import AgentTask, parse_task
+from crewlog.schemas.task import RUN, AgentTask, parse_task
 from crewlog.schemas.task_events import (
     ApprovalDecided,
     ApprovalRequested,
@@ -166,7 +166,8 @@ def _kinds(command: Command, run_events: Sequence[Recorded], at: int, tasks: _Ta
     known: dict[str, Offer] = {}
     if isinstance(command, SubmitRun):
         task = command.task
-        known = dict.fromkeys((PLANNER, task.type, *(step.type for step in (task.plan.steps if task.plan else ()))), Offer(""))
+        named = [step.type for step in task.plan.steps] if task.plan is not None else [] if task.type == RUN else [task.type]
+        known = dict.fromkeys((PLANNER, *named), Offer(""))
     for recorded in run_events[at:]:
         if recorded.occurred_us != run_events[at].occurred_us:
             break
