@@ -154,7 +154,8 @@ async def write_problems(connection: asyncpg.Connection, problems: Collection[Pr
     """Record facts that were skipped."""
     if problems:
         await connection.execute(
-            """INSERT INTO problems (projection, position, stream, type, error) SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[])
+            """INSERT INTO problems (projection, position, stream, type, error)
+               SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[], $4::text[], $5::text[])
                ON CONFLICT (projection, position) DO UPDATE SET error = excluded.error""",
             *zip(*problems, strict=True),
         )

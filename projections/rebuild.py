@@ -1,12 +1,12 @@
-"""Fold the whole log again into fresh tables beside the live ones, and swap them in one transaction.
+"""Fold the whole log again into fresh tables beside the live ones, then make the live ones equal to them in one transaction.
 
-The live projector goes on meanwhile, and readers see the old rows until they see the new ones. The live checkpoints are locked
-during the swap and never move backwards.
+Only rows that differ are written, which is none when nothing was wrong. So nobody has to wait for a lock, readers see the old rows
+until they see the new ones, and the live projector goes on meanwhile. Its checkpoints are locked at the end and never move backwards.
+(Swapping whole tables would need locks that no reader may hold: with readers that join views there is no order in which they can be got.)
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Collection, Sequence
 from typing import Final, NamedTuple
 
@@ -17,16 +17,15 @@ from crewlog.projections.catalog import all_projections
 from crewlog.projections.projection import Projection
 from crewlog.projections.read_model import ReadModel
 from crewlog.projections.view_connection import REBUILDER, connect_views
-from crewlog.schemas.errors import ConfigError, Unavailable
+from crewlog.schemas.errors import ConfigError
 
 PAGE_EVENTS_MAX: Final = 10_000
-SWAP_TRIES_MAX: Final = 200
-LOCK_TIMEOUT_MS: Final = 200
-"""How long the swap waits for readers; shorter than Postgres' deadlock timeout, so that never a reader has to give way."""
 
-_VIEWS: Final = """
-SELECT c.oid::regclass::text AS name, pg_get_viewdef(c.oid) AS definition
-  FROM pg_class c WHERE c.relnamespace = 'crewlog'::regnamespace AND c.relkind = 'v' ORDER BY c.relname
+_COLUMNS: Final = """
+SELECT array_agg(quote_ident(a.attname) ORDER BY a.attnum) AS columns,
+       array_agg(quote_ident(a.attname) ORDER BY a.attnum) FILTER (WHERE a.attnum = ANY (i.indkey)) AS key
+  FROM pg_attribute a JOIN pg_index i ON i.indrelid = a.attrelid AND i.indisprimary
+ WHERE a.attrelid = $1::text::regclass AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
 """
 
 Progress = Callable[[int, int], None]
@@ -34,11 +33,12 @@ Progress = Callable[[int, int], None]
 
 
 class Rebuilt(NamedTuple):
-    """Which projections were rebuilt, from how many events, and up to where."""
+    """Which projections were rebuilt, from how many events, up to where, and how many rows of each table had been different."""
 
     projections: tuple[str, ...]
     events: int
     position: int
+    corrected: dict[str, int]
 
 
 async def rebuild(url: str, store: EventStore, *, names: Collection[str] | None = None, progress: Progress = lambda _at, _of: None) -> Rebuilt:
@@ -51,7 +51,7 @@ async def rebuild(url: str, store: EventStore, *, names: Collection[str] | None 
 
     Raises:
         ConfigError: a name nobody knows, or another rebuild is running.
-        Unavailable: the server went away, or readers kept the tables busy.
+        Unavailable: the server went away.
     """
     known = all_projections(store)
     unknown = sorted(set(names or ()) - {p.name for p in known})
@@ -79,23 +79,21 @@ class _Rebuild:
         await self._make_tables()
         await self._model.open()
         await self._fold()
-        for _ in range(SWAP_TRIES_MAX):
-            try:
-                await self._swap()
-                break
-            except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
-                await self._model.open()  # what was folded inside the transaction is undone
-                await asyncio.sleep(LOCK_TIMEOUT_MS / 1000)
-        else:
-            raise Unavailable(f"the rebuilt views could not be swapped in: readers held the tables in all of {SWAP_TRIES_MAX} tries")
         for table in self._tables:
-            await self._connection.execute(f"ANALYZE rm.{table}")
-        return Rebuilt(tuple(self._names), self._events, self._model.position)
+            await self._connection.execute(f"ANALYZE {table}")
+        corrected = await self._merge()
+        await self._drop_tables()
+        return Rebuilt(tuple(self._names), self._events, self._model.position, corrected)
 
     async def _make_tables(self) -> None:
+        # table names are constants of the program, and the live table is the only description of its shape
+        await self._drop_tables()
         for table in (*self._tables, "checkpoints", "problems"):
-            # names are constants of the program; the live table is the only description of its shape
-            await self._connection.execute(f"DROP TABLE IF EXISTS rm_build.{table}; CREATE TABLE rm_build.{table} (LIKE rm.{table} INCLUDING ALL)")
+            await self._connection.execute(f"CREATE UNLOGGED TABLE rm_build.{table} (LIKE rm.{table} INCLUDING ALL)")
+
+    async def _drop_tables(self) -> None:
+        for table in (*self._tables, "checkpoints", "problems"):
+            await self._connection.execute(f"DROP TABLE IF EXISTS rm_build.{table}")
 
     async def _fold(self) -> None:
         while True:
@@ -107,26 +105,39 @@ class _Rebuild:
             if len(page.events) < PAGE_EVENTS_MAX:
                 return
 
-    async def _swap(self) -> None:
+    async def _merge(self) -> dict[str, int]:
+        """Make the live tables equal to the fresh ones and return how many rows of each were not."""
         run = self._connection.execute
         async with self._connection.transaction():
-            await run(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_MS}ms'")
-            # the live projector moves its checkpoints first, too: whoever is second waits here, before it holds anything
+            # the live projector moves its checkpoints first, too: whoever is second waits here, before it has written anything
             live = await self._connection.fetch("SELECT position FROM rm.checkpoints WHERE name = ANY ($1) ORDER BY name FOR UPDATE", self._names)
             if self._model.position < max((row["position"] for row in live), default=0):
                 await self._fold()
-            await run("SET LOCAL search_path = pg_catalog")  # so that definitions come with full names
-            views = await self._connection.fetch(_VIEWS)
-            for table in self._tables:
-                await run(f"ALTER TABLE rm.{table} SET SCHEMA rm_old; ALTER TABLE rm_build.{table} SET SCHEMA rm")
-            for view in views:
-                await run(f"CREATE OR REPLACE VIEW {view['name']} AS {view['definition']}")
-            for table in self._tables:
-                await run(f"DROP TABLE rm_old.{table}")
-            await self._connection.execute("DELETE FROM rm.problems WHERE projection = ANY ($1)", self._names)
+            corrected = {table: await self._merge_table(table) for table in self._tables}
+            await run("DELETE FROM rm.problems WHERE projection = ANY ($1)", self._names)
             await run("INSERT INTO rm.problems SELECT * FROM rm_build.problems")
             await run(
                 """INSERT INTO rm.checkpoints (name, version, position) SELECT name, version, position FROM rm_build.checkpoints
                    ON CONFLICT (name) DO UPDATE SET version = excluded.version, position = excluded.position"""
             )
-            await run("DROP TABLE rm_build.checkpoints, rm_build.problems")
+        return {table: rows for table, rows in corrected.items() if rows}
+
+    async def _merge_table(self, table: str) -> int:
+        columns, key = await self._connection.fetchrow(_COLUMNS, f"rm.{table}")
+        same_key = " AND ".join(f"fresh.{column} = live.{column}" for column in key)
+        equal = f"({', '.join(f'fresh.{c}' for c in columns)}) IS NOT DISTINCT FROM ({', '.join(f'live.{c}' for c in columns)})"
+        names = ", ".join(columns)
+        # names are constants of the program and come quoted from the catalog
+        removed = await self._connection.execute(
+            f"DELETE FROM rm.{table} live WHERE NOT EXISTS (SELECT FROM rm_build.{table} fresh WHERE {same_key} AND {equal})"  # noqa: S608
+        )
+        added = await self._connection.execute(
+            f"""INSERT INTO rm.{table} ({names}) SELECT {names} FROM rm_build.{table} fresh
+                 WHERE NOT EXISTS (SELECT FROM rm.{table} live WHERE {same_key})"""  # noqa: S608
+        )
+        return max(_count(removed), _count(added))
+
+
+def _count(tag: str) -> int:
+    """Read the number of rows out of a command's tag, as in `DELETE 3`."""
+    return int(tag.rsplit(" ", 1)[1])

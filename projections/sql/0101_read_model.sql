@@ -1,6 +1,5 @@
 -- Tables of the read model. Everything in them is a fold of es.events and can be rebuilt at any time.
--- The projector owns them; everybody else reads the views in schema crewlog (0102). Indexes and constraints have the names Postgres gives
--- them, so that the tables of a rebuild, made with LIKE, end up the same. Times ending in _us are microseconds since 1970.
+-- The projector owns them; everybody else reads the views in schema crewlog (0102). Times ending in _us are microseconds since 1970.
 
 -- Owners and grants name logins that may not exist yet; who starts the servers gives them their passwords afterwards.
 DO $$ DECLARE r text; BEGIN
@@ -10,8 +9,7 @@ DO $$ DECLARE r text; BEGIN
 END $$;
 
 CREATE SCHEMA rm AUTHORIZATION crewlog_projector;
-CREATE SCHEMA rm_build AUTHORIZATION crewlog_projector;             -- where a rebuild makes its tables before it swaps them in
-CREATE SCHEMA rm_old AUTHORIZATION crewlog_projector;               -- where the tables it replaces go, within that transaction
+CREATE SCHEMA rm_build AUTHORIZATION crewlog_projector;             -- where a rebuild makes fresh tables to compare with
 CREATE SCHEMA IF NOT EXISTS crewlog;
 ALTER SCHEMA crewlog OWNER TO crewlog_projector;
 GRANT USAGE ON SCHEMA es TO crewlog_projector;

@@ -1,0 +1,400 @@
+"""The read model on a real Postgres: once is enough, a rebuild gives the same rows, nobody writes twice, readers never notice."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from random import Random
+from typing import Any, get_type_hints
+
+import asyncpg
+import msgspec
+import pytest
+from support.histories import BEGIN_US, store_history, text, write_history
+from support.postgres import Database
+
+from crewlog.events.clock import SystemClock
+from crewlog.events.memory_bus import MemoryBus
+from crewlog.events.postgres_store import PostgresStore
+from crewlog.events.store import AppendRequest, Recorded, Write
+from crewlog.projections import run_projection
+from crewlog.projections.agents_view import AGENTS
+from crewlog.projections.catalog import all_projections
+from crewlog.projections.digest import digest
+from crewlog.projections.knowledge import DOCUMENTS, PASSAGES
+from crewlog.projections.projection import Fact
+from crewlog.projections.projector import Projector
+from crewlog.projections.read_model import ReadModel
+from crewlog.projections.rebuild import rebuild
+from crewlog.projections.rows import Json
+from crewlog.projections.run_projection import APPROVALS, MODEL_CALLS, RUNS, TASKS, TOOL_CALLS
+from crewlog.projections.table import Table
+from crewlog.projections.view_connection import connect_views, lead
+from crewlog.schemas.errors import ConfigError, ConflictError
+from crewlog.schemas.ids import RunId, document_stream, run_stream
+from crewlog.schemas.payload import content_hash
+from crewlog.schemas.run_events import RunCancelled, RunSubmitted
+from crewlog.schemas.subjects import POKE
+from crewlog.schemas.system_events import DocumentIngested
+
+PROJECTOR = "crewlog_projector"
+
+
+@asynccontextmanager
+async def log_of(database: Database) -> AsyncIterator[PostgresStore]:
+    store = await PostgresStore.open(database.admin_url, actor="test", clock=SystemClock())
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def model_of(database: Database, store: PostgresStore) -> AsyncIterator[ReadModel]:
+    connection = await connect_views(database.url(PROJECTOR), "rm")
+    try:
+        model = ReadModel(connection, all_projections(store))
+        await model.open()
+        yield model
+    finally:
+        await connection.close()
+
+
+async def follow(model: ReadModel, store: PostgresStore, page_max: int = 1000) -> None:
+    while (page := await store.read_all(model.position, page_max)).events:
+        await model.advance(page.events)
+
+
+async def ingest(store: PostgresStore, name: str, body: str, *, tenant: str = "default", library: bool = True) -> str:
+    content = content_hash(f"{name}\n{body}".encode())
+    (text_hash,) = await store.put_blobs([body.encode()])
+    event = DocumentIngested(tenant, content, library, name, "text/markdown", len(body), text_hash, body.count("\n") + 1, name)
+    await store.append(AppendRequest([Write(document_stream(tenant, content), [event])], [SystemClock().new_id()], BEGIN_US))
+    return content
+
+
+async def fill(store: PostgresStore, seed: int, *, runs: int = 8, moves: int = 300) -> None:
+    await store_history(store, write_history(Random(seed), runs=runs, moves=moves))
+
+
+async def query(url: str, sql: str, *arguments: Any) -> list[Any]:
+    connection = await asyncpg.connect(url)
+    try:
+        rows: list[Any] = await connection.fetch(sql, *arguments)
+        return rows
+    finally:
+        await connection.close()
+
+
+async def test_rows_and_tables_agree(database: Database) -> None:
+    kinds = {str: "text", int: "bigint", bool: "boolean", Json: "jsonb"}
+    tables: list[tuple[Table[Any], type[msgspec.Struct]]] = [
+        (table, getattr(run_projection, name))
+        for table, name in ((RUNS, "RunRow"), (TASKS, "TaskRow"), (MODEL_CALLS, "ModelCallRow"), (TOOL_CALLS, "ToolCallRow"), (APPROVALS, "ApprovalRow"))
+    ]
+    from crewlog.projections.rows import AgentRow, DocumentRow, PassageRow
+
+    for table, row in (*tables, (AGENTS, AgentRow), (DOCUMENTS, DocumentRow), (PASSAGES, PassageRow)):
+        columns = await query(
+            database.admin_url,
+            """SELECT column_name, data_type FROM information_schema.columns
+               WHERE table_schema = 'rm' AND table_name = $1 AND is_generated = 'NEVER' ORDER BY ordinal_position""",
+            table.name,
+        )
+        assert [column["column_name"] for column in columns] == list(table.columns), table.name
+        hints = get_type_hints(row)
+        for name, data_type in columns:
+            assert data_type == kinds.get(hints[name], data_type), (table.name, name)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_live_and_rebuilt_are_byte_identical(database: Database, seed: int) -> None:
+    url = database.url(PROJECTOR)
+    async with log_of(database) as store, model_of(database, store) as model:
+        await ingest(store, "guide.md", "# Guide\n\nPenguins huddle.\n")
+        appends = write_history(Random(seed), runs=12, moves=600)
+        await store_history(store, appends[:300])
+        await follow(model, store, page_max=Random(seed).randrange(1, 40))
+        await store_history(store, appends[300:])
+        await follow(model, store, page_max=1000)
+        live = await digest(url)
+        seen: list[tuple[int, int]] = []
+        done = await rebuild(url, store, progress=lambda at, of: seen.append((at, of)))
+        assert await digest(url) == live
+        assert done.position == model.position == seen[-1][0]
+        assert done.events == (await query(database.admin_url, "SELECT count(*) FROM es.events"))[0][0]
+
+        # the live projector never noticed, and a second rebuild of one part changes nothing either
+        await fill(store, seed + 100)
+        await follow(model, store)
+        live = await digest(url)
+        await rebuild(url, store, names=["runs"])
+        assert await digest(url) == live
+        assert (await query(database.admin_url, "SELECT count(*) FROM crewlog.problems"))[0][0] == 0
+
+
+async def test_applying_twice_is_applying_once(database: Database) -> None:
+    async with log_of(database) as store, model_of(database, store) as model:
+        await fill(store, 1)
+        await ingest(store, "guide.md", "Penguins huddle.\n")
+        await follow(model, store)
+        once = await digest(database.url(PROJECTOR))
+        await query(database.admin_url, "UPDATE rm.checkpoints SET position = 0 WHERE name <> 'unreadable'")
+        await model.open()
+        await follow(model, store, page_max=50)
+        assert await digest(database.url(PROJECTOR)) == once
+
+
+async def test_a_zombie_is_fenced(database: Database) -> None:
+    async with log_of(database) as store, model_of(database, store) as zombie, model_of(database, store) as successor:
+        await fill(store, 2)
+        events = (await store.read_all(0, 10_000)).events
+        await successor.advance(events[:100])
+        before = await digest(database.url(PROJECTOR))
+        with pytest.raises(ConflictError, match="checkpoint"):
+            await zombie.advance(events[:50])
+        assert await digest(database.url(PROJECTOR)) == before
+        await zombie.open()
+        assert zombie.position == successor.position == events[99].position
+
+
+async def test_one_leads_and_a_standby_follows_its_death(database: Database) -> None:
+    first, second = [await connect_views(database.url(PROJECTOR), "rm") for _ in range(2)]
+    try:
+        await lead(first)
+        waiting = asyncio.create_task(lead(second, poll_s=0.01))
+        assert not await second_holds(database)
+        first.terminate()
+        async with asyncio.timeout(10):
+            await waiting
+    finally:
+        first.terminate()
+        await second.close()
+
+
+async def second_holds(database: Database) -> bool:
+    rows = await query(database.admin_url, "SELECT count(DISTINCT pid) FROM pg_locks WHERE locktype = 'advisory' AND granted")
+    return bool(rows[0][0] > 1)
+
+
+async def test_readers_never_notice_a_rebuild_that_repairs_everything(database: Database) -> None:
+    url = database.url("crewlog_operator")
+    stop = asyncio.Event()
+    reads = 0
+
+    async def read() -> None:
+        nonlocal reads
+        connection = await asyncpg.connect(url)
+        prepared = await connection.prepare("SELECT count(*) FROM crewlog.tasks t JOIN crewlog.runs r USING (run_id)")
+        try:
+            while not stop.is_set():
+                assert await prepared.fetchval() == tasks
+                assert await connection.fetchval("SELECT count(*) FROM crewlog.tasks") == tasks
+                found = await connection.fetch("SELECT * FROM crewlog.search_documents('default', 'penguins huddle', NULL, 5)")
+                assert [row["name"] for row in found] == ["guide.md"]
+                reads += 1
+        finally:
+            await connection.close()
+
+    async with log_of(database) as store, model_of(database, store) as model:
+        await fill(store, 3)
+        await ingest(store, "guide.md", "Penguins huddle.\n")
+        await follow(model, store)
+        good = await digest(database.url(PROJECTOR))
+        tasks = (await query(database.admin_url, "SELECT count(*) FROM rm.tasks"))[0][0]
+        assert tasks > 10
+        readers = [asyncio.create_task(read()) for _ in range(2)]
+        try:
+            for _ in range(3):
+                await query(database.admin_url, "UPDATE rm.tasks SET objective = 'damaged'")
+                await query(database.admin_url, "UPDATE rm.passages SET line = 99")
+                done = await rebuild(database.url(PROJECTOR), store)
+                assert done.corrected == {"tasks": tasks, "passages": 1}
+                assert await digest(database.url(PROJECTOR)) == good
+        finally:
+            stop.set()
+            await asyncio.gather(*readers)
+        assert reads > 5
+
+
+async def test_a_rebuild_repairs_missing_and_surplus_rows_and_leaves_nothing_behind(database: Database) -> None:
+    async with log_of(database) as store, model_of(database, store) as model:
+        await fill(store, 10)
+        await follow(model, store)
+        good = await digest(database.url(PROJECTOR))
+        await query(database.admin_url, "DELETE FROM rm.runs WHERE run_id = (SELECT run_id FROM rm.runs LIMIT 1)")
+        await query(database.admin_url, "UPDATE rm.tool_calls SET call_id = call_id || '-moved'")
+        done = await rebuild(database.url(PROJECTOR), store)
+        assert done.corrected.keys() == {"runs", "tool_calls"}
+        assert await digest(database.url(PROJECTOR)) == good
+        assert (await rebuild(database.url(PROJECTOR), store)).corrected == {}
+        assert await query(database.admin_url, "SELECT FROM pg_class WHERE relnamespace = 'rm_build'::regnamespace") == []
+
+
+async def test_a_rebuild_overtaking_the_projector_makes_it_look_again(database: Database) -> None:
+    async with log_of(database) as store, model_of(database, store) as model:
+        await fill(store, 4)
+        await rebuild(database.url(PROJECTOR), store)
+        events = (await store.read_all(0, 10_000)).events
+        with pytest.raises(ConflictError):
+            await model.advance(events)
+        await model.open()
+        assert model.position == events[-1].position
+
+
+async def test_only_one_rebuild_and_known_names(database: Database) -> None:
+    async with log_of(database) as store:
+        with pytest.raises(ConfigError, match="no projection is called nonsense"):
+            await rebuild(database.url(PROJECTOR), store, names=["nonsense"])
+        holder = await connect_views(database.url(PROJECTOR), "rm_build")
+        try:
+            await holder.execute("SELECT pg_advisory_lock($1)", 0x63726577_7265626C)
+            with pytest.raises(ConfigError, match="another process is rebuilding"):
+                await rebuild(database.url(PROJECTOR), store)
+        finally:
+            await holder.close()
+
+
+async def test_poison_is_recorded_and_the_rest_goes_on(database: Database) -> None:
+    run_id = RunId(SystemClock().random_id())
+    task = msgspec.Raw(msgspec.json.encode({"task_id": run_id, "type": "run"}))
+    poison = RunSubmitted(run_id, "default", "ann", "a goal with a NUL \u0000 in it", task, "api")
+    async with log_of(database) as store, model_of(database, store) as model:
+        await fill(store, 5, moves=60)
+        admin = await database.admin()
+        try:  # around the gate, which refuses such a text
+            position = await admin.fetchval("SELECT nextval('es.event_position')")
+            await admin.execute("INSERT INTO es.streams (stream_id, version, run_id) VALUES ($1, 1, $2)", run_stream(run_id), run_id)
+            await admin.execute(
+                """INSERT INTO es.events (position, version, occurred_us, event_id, run_id, schema_version, stream_id, type, actor, writer, data)
+                   VALUES ($1, 1, 1, $2, $3, 1, $4, 'RunSubmitted', 'test', 'test', $5)""",
+                position,
+                SystemClock().new_id(),
+                run_id,
+                run_stream(run_id),
+                msgspec.json.encode(poison).decode(),
+            )
+        finally:
+            await admin.close()
+        await fill(store, 6, moves=60)
+        await store.append(AppendRequest([Write(run_stream(run_id), [RunCancelled("odd", "ann")])], [SystemClock().new_id()], BEGIN_US, run_id))
+        await follow(model, store)
+        problems = await query(database.url("crewlog_operator"), "SELECT projection, position, type, error FROM crewlog.problems")
+        assert [(row["projection"], row["position"], row["type"]) for row in problems] == [("runs", position, "RunSubmitted")]
+        assert "0x00" in problems[0]["error"]
+        assert model.position == (await store.read_all(0, 10_000)).events[-1].position
+        live = await digest(database.url(PROJECTOR))
+        await rebuild(database.url(PROJECTOR), store)
+        assert await digest(database.url(PROJECTOR)) == live
+
+
+async def test_unknown_and_broken_events_are_counted(database: Database) -> None:
+    async with log_of(database) as store, model_of(database, store) as model:
+        await fill(store, 7, moves=20)
+        events = list((await store.read_all(0, 10_000)).events)
+        odd = [msgspec.structs.replace(events[2], type="FromTheFuture"), msgspec.structs.replace(events[3], data=b'{"run_id": 7}')]
+        await model.advance([*events[:2], *odd, *events[4:]])
+        rows = await query(database.url("crewlog_operator"), "SELECT type, events, position, error FROM crewlog.problems WHERE projection = 'unreadable' ORDER BY position")
+        assert [(row["type"], row["events"], row["position"]) for row in rows] == [(odd[0].type, 1, odd[0].position), (odd[1].type, 1, odd[1].position)]
+        assert "not known to this program" in rows[0]["error"]
+        assert "does not decode" in rows[1]["error"]
+
+
+class Clumsy:
+    """A projection with a bug."""
+
+    name = "clumsy"
+    version = 1
+    types: frozenset[type] = frozenset((RunSubmitted,))
+    tables = ()
+    facts_max = 1
+
+    def __init__(self) -> None:
+        self.folded: list[int] = []
+
+    async def load(self, facts: Sequence[Fact], *, after: int, skipped: object) -> None: ...
+
+    def fold(self, fact: Fact) -> None:
+        if not self.folded:
+            self.folded.append(0)
+            raise ZeroDivisionError("a bug")
+        self.folded.append(fact.recorded.position)
+
+    def take(self) -> Clumsy:
+        return self
+
+    async def apply(self, connection: object) -> None: ...
+
+    def forget(self) -> None: ...
+
+
+async def test_a_bug_in_a_fold_is_recorded_and_stops_nothing(database: Database) -> None:
+    connection = await connect_views(database.url(PROJECTOR), "rm")
+    try:
+        async with log_of(database) as store:
+            await fill(store, 8)
+            clumsy = Clumsy()
+            model = ReadModel(connection, [clumsy])
+            await model.open()
+            await follow(model, store)
+            submitted = [event.position for event in (await store.read_all(0, 10_000)).events if event.type == "RunSubmitted"]
+            assert clumsy.folded[1:] == submitted[1:]
+            rows = await query(database.admin_url, "SELECT position, error FROM rm.problems")
+            assert [tuple(row) for row in rows] == [(submitted[0], "ZeroDivisionError: a bug")]
+    finally:
+        await connection.close()
+
+
+async def test_a_newer_database_is_refused(database: Database) -> None:
+    await query(database.admin_url, "INSERT INTO rm.checkpoints (name, version) VALUES ('runs', 99)")
+    async with log_of(database) as store:
+        with pytest.raises(ConfigError, match="version 99"):
+            async with model_of(database, store):
+                pass
+
+
+async def test_an_older_one_is_named_as_outdated(database: Database) -> None:
+    await query(database.admin_url, "INSERT INTO rm.checkpoints (name, version) VALUES ('runs', 0)")
+    async with log_of(database) as store, model_of(database, store) as model:
+        assert await model.outdated() == ["runs"]
+        await rebuild(database.url(PROJECTOR), store, names=["runs"])
+        assert await model.outdated() == []
+
+
+async def test_the_projector_follows_pokes(database: Database) -> None:
+    bus = MemoryBus()
+    async with log_of(database) as store, model_of(database, store) as model:
+        caught_up = asyncio.Event()
+        advance = model.advance
+        wanted = 0
+
+        async def watched(events: Sequence[Recorded]) -> None:
+            await advance(events)
+            if model.position >= wanted:
+                caught_up.set()
+
+        model.advance = watched  # type: ignore[method-assign]
+        await fill(store, 9)
+        wanted = (await store.read_all(0, 10_000)).events[-1].position
+        running = asyncio.create_task(Projector(store, bus, model, gather_s=0, poll_s=60).run())
+        try:
+            async with asyncio.timeout(20):
+                await caught_up.wait()
+                caught_up.clear()
+                appended = await store.append(
+                    AppendRequest([Write(run_stream(RunId(wide := SystemClock().random_id())), [submitted(RunId(wide))])], [SystemClock().new_id()], BEGIN_US, RunId(wide))
+                )
+                wanted = appended.positions[0]
+                await bus.publish(POKE)
+                await caught_up.wait()
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+        assert model.position == wanted
+    await bus.close()
+
+
+def submitted(run_id: RunId) -> RunSubmitted:
+    task = msgspec.Raw(msgspec.json.encode({"task_id": run_id, "type": "run", "objective": text("x").inline}))
+    return RunSubmitted(run_id, "default", "ann", "x", task, "api")
