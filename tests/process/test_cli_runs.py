@@ -1,0 +1,142 @@
+"""The command line against a real crew: submit, look, replay. Shapes of `-o json` are a contract."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from typing import Any
+
+import pytest
+from support.crew import DEMO, Crew
+
+GOAL = "Summarise the mean body mass by species."
+
+
+@pytest.fixture(scope="module")
+def finished(crew: Crew) -> dict[str, Any]:
+    """A run that has ended, as `submit --wait -o json` prints it."""
+    shown: dict[str, Any] = crew.json("submit", GOAL, "--attach", DEMO / "penguins.csv", "--wait", "--timeout", "90")
+    return shown
+
+
+def test_a_goal_with_a_file_is_answered_from_the_file(finished: dict[str, Any]) -> None:
+    assert finished["status"] == "completed"
+    assert finished["simulated"] is True
+    assert "3700.66" in finished["answer"]
+    assert {task["kind"] for task in finished["tasks"]} == {"planner", "data"}
+
+
+def test_progress_goes_to_stderr_one_line_per_event_and_the_answer_to_stdout(crew: Crew) -> None:
+    done = crew.run("submit", GOAL, "--attach", DEMO / "penguins.csv", "--wait")
+    assert "RunSubmitted" in done.stderr
+    assert "ToolFinished" in done.stderr
+    assert "3700.66" in done.stdout
+    assert "RunSubmitted" not in done.stdout
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_without_wait_the_id_alone_is_printed(crew: Crew) -> None:
+    run_id = crew.run("submit", GOAL, "--attach", DEMO / "penguins.csv").stdout.strip()
+    assert str(uuid.UUID(run_id)) == run_id
+    assert crew.json("watch", run_id)["run_id"] == run_id
+
+
+SHAPES = {
+    "run": (
+        "run_id tenant user_name type goal status submitted_at finished_at tasks_done tasks_total agents turns tool_calls input_tokens output_tokens "
+        "cost_micro_usd unpriced_calls simulated approvals_pending flags artifacts answer answer_ref citations error_code error"
+    ),
+    "task": (
+        "task_id run_id key kind revision objective depends_on status waiting_reason worker provider model simulated attempt turns model_calls tool_calls "
+        "input_tokens output_tokens cached_tokens cost_micro_usd unpriced_calls planned_at dispatched_at started_at finished_at verdict issues artifacts "
+        "outcome error_code error"
+    ),
+    "event": "event_id type schema_version stream version position run_id task_id occurred_at causation_id actor data",
+    "cost": "group calls input_tokens output_tokens cached_tokens cost_micro_usd unpriced_calls simulated",
+    "replay": "run_id events streams model_calls state_hash divergence",
+    "status": "home processes agents",
+    "process": "name kind state pid restarts",
+    "agent": "kind worker slots model simulated unavailable started_at",
+}
+
+
+def fields(shape: str) -> set[str]:
+    return set(SHAPES[shape].split())
+
+
+def test_shapes_that_json_prints_keep_their_fields(crew: Crew, finished: dict[str, Any]) -> None:
+    run_id = finished["run_id"]
+    assert set(finished) == fields("run") | {"tasks"}
+    assert set(finished["tasks"][0]) == fields("task")
+    assert set(crew.json("runs")[0]) == fields("run")
+    assert set(crew.json("show", run_id)) == fields("run") | {"tasks"}
+    assert {frozenset(json.loads(line)) for line in crew.run("events", run_id, "-o", "json").stdout.splitlines()} == {frozenset(fields("event"))}
+    assert set(crew.json("costs", run_id, "--by", "agent")[0]) == fields("cost")
+    assert set(crew.json("replay", run_id)) == fields("replay")
+    status = crew.json("status")
+    assert set(status) == fields("status")
+    assert set(status["processes"][0]) == fields("process")
+    assert set(status["agents"][0]) == fields("agent")
+    assert crew.json("why", run_id) == []
+    assert crew.json("approvals") == []
+
+
+def test_every_run_replays_identically(crew: Crew, finished: dict[str, Any]) -> None:
+    report = crew.json("replay", finished["run_id"], "--verify")
+    assert report["divergence"] is None
+    assert report["model_calls"] == sum(task["model_calls"] for task in finished["tasks"])
+    assert "identical" in crew.run("replay", finished["run_id"], "--verify").stderr
+
+
+def test_tables_are_for_people(crew: Crew, finished: dict[str, Any]) -> None:
+    short = finished["run_id"][:8]
+    assert short in crew.run("runs").stdout
+    assert "RunCompleted" in crew.run("events", short).stdout
+    assert "total" in crew.run("costs", short).stdout
+    assert "AGENT" in crew.run("costs").stdout
+    assert "orchestrator" in crew.run("status").stdout
+    assert "every task has ended" in crew.run("why", short).stderr
+
+
+def test_ids_may_be_short_and_the_last_run_needs_none(crew: Crew, finished: dict[str, Any]) -> None:
+    assert crew.json("show", finished["run_id"][:8])["run_id"] == finished["run_id"]
+    assert crew.json("show", "@last")["run_id"] == crew.json("show")["run_id"] == crew.json("runs")[0]["run_id"]
+
+
+def test_files_are_saved(crew: Crew, finished: dict[str, Any], tmp_path: Any) -> None:
+    crew.run("show", finished["run_id"], "--save", tmp_path)
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {file["name"].split("/")[-1] for file in finished["artifacts"]}
+
+
+def test_views_are_rebuilt_to_the_same(crew: Crew, finished: dict[str, Any]) -> None:
+    before = crew.json("show", finished["run_id"])
+    assert crew.json("db", "rebuild")["events"] > 0
+    assert crew.json("show", finished["run_id"]) == before
+    assert crew.json("db", "migrate") == {"applied": [], "logins": []}
+    assert crew.json("db", "url")["url"].startswith("postgresql://crewlog_operator:")
+
+
+def test_a_plan_of_ones_own_needs_no_planner(crew: Crew, tmp_path: Any) -> None:
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"steps": [{"key": "count", "type": "data", "objective": "How many rows are there?"}]}))
+    shown = crew.json("submit", "--file", plan, "--attach", DEMO / "penguins.csv", "--wait")
+    assert [task["key"] for task in shown["tasks"]] == ["count"]
+    assert "344" in shown["answer"]
+
+
+def test_a_task_as_json_on_stdin_is_one_run_however_often_it_is_sent(crew: Crew) -> None:
+    task = json.dumps({"task_id": str(uuid.uuid4()), "type": "research", "objective": "Which library holds documents?"})
+    first = json.loads(crew.run("submit", "--file", "-", "-o", "json", stdin=task).stdout)
+    again = json.loads(crew.run("submit", "--file", "-", "-o", "json", stdin=task).stdout)
+    assert (first["status"], again["status"]) == ("accepted", "duplicate")
+    assert first["run_id"] == again["run_id"]
+    crew.run("watch", first["run_id"])
+
+
+def test_documents_are_added_once_and_found(crew: Crew, tmp_path: Any) -> None:
+    (tmp_path / "lighthouse.md").write_text("# Lighthouse\n\nThe lamp of the lighthouse is lit at 19:40 every evening.\n")
+    assert [d["added"] for d in crew.json("docs", "add", tmp_path / "lighthouse.md")] == [True]
+    assert [d["added"] for d in crew.json("docs", "add", tmp_path / "lighthouse.md")] == [False]
+    assert "lighthouse.md" in [d["name"] for d in crew.json("docs", "list")]
+    shown = crew.json("submit", "When is the lamp of the lighthouse lit?", "--type", "research", "--wait")
+    assert "19:40" in shown["answer"]
