@@ -56,7 +56,7 @@ class NatsBus:
         self._servers, self._user = _parse(url)
         self._where = ", ".join(_public(server) for server in self._servers)
         self._name = name
-        self._nc: Client = OrderedClient()
+        self._nc = OrderedClient()
         self._requests = Requests(self._nc, principal=self._principal())
         self._pullers: list[Puller] = []
         self._subscriptions: set[CoreSubscription] = set()
@@ -143,7 +143,10 @@ class NatsBus:
         subscription = CoreSubscription(subject, handler, queue)
         self._refused_subjects.discard(subject.lower())
         await subscription.start(self._nc)
-        await self.flush()  # otherwise what another process publishes right now could be missed
+        try:
+            await self.flush()  # otherwise what another process publishes right now could be missed
+        except Unavailable as error:
+            _log.info("subscribed to %s for when NATS is back: %s", subject, error)
         if subject.lower() in self._refused_subjects:
             raise NotAuthorised(self._principal(), f"subscribe to {subject}", reason="the NATS server's permissions forbid it")
         self._subscriptions.add(subscription)
@@ -244,6 +247,7 @@ class NatsBus:
         self._log_once(f"NATS at {self._where}: {text}")
 
     async def _on_disconnected(self) -> None:
+        self._nc.fail_pings()
         self._requests.lost()
 
     async def _on_reconnected(self) -> None:

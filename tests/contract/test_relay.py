@@ -12,16 +12,19 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 import pytest_asyncio
+from support.postgres import Database
 
 from crewlog.events import jetstream, relay
 from crewlog.events.bus import Message
 from crewlog.events.clock import SystemClock
+from crewlog.events.grants import ORCHESTRATOR, PROJECTOR
 from crewlog.events.memory_store import MemoryLog, MemoryStore
 from crewlog.events.nats_bus import NatsBus
 from crewlog.events.poke import Poke
+from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.relay import Relay
 from crewlog.events.server_nats import NatsServer
-from crewlog.events.store import AppendRequest, Recorded, Write
+from crewlog.events.store import AppendRequest, EventStore, Recorded, Write
 from crewlog.schemas import subjects
 from crewlog.schemas.ids import RunId, TaskId, agent_stream, run_stream, task_stream
 from crewlog.schemas.run_events import RunCancelled, RunSubmitted
@@ -43,11 +46,12 @@ class Copy(NamedTuple):
 class World:
     """A log, a bus and the means to look at the copy."""
 
-    def __init__(self, bus: NatsBus, store: MemoryStore) -> None:
+    def __init__(self, bus: NatsBus, store: EventStore) -> None:
         self.bus, self.store = bus, store
 
     @property
     def log(self) -> list[Recorded]:
+        assert isinstance(self.store, MemoryStore)
         return self.store.log.events
 
     @asynccontextmanager
@@ -239,7 +243,10 @@ async def test_the_copy_is_complete_after_nats_was_killed_under_load(real_server
         for kill in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL):
             for _ in range(40):
                 await world.append_run(attempts=2)
-                await asyncio.sleep(0)  # let the relay work in between
+            async with asyncio.timeout(10):
+                while running.position < world.log[-100].position:  # noqa: ASYNC110 — kill it in the middle
+                    await asyncio.sleep(0)
+            assert running.position < world.log[-1].position
             assert real_server.pid is not None
             os.kill(real_server.pid, kill)
             await real_server.wait()
@@ -251,6 +258,27 @@ async def test_the_copy_is_complete_after_nats_was_killed_under_load(real_server
     await world.assert_faithful()
     await projector.close()
     await supervisor.close()
+
+
+async def test_the_real_log_is_relayed_while_several_processes_append(nats_bus: NatsBus, database: Database) -> None:
+    writers = [await PostgresStore.open(database.url(ORCHESTRATOR), actor=f"writer-{n}", clock=CLOCK) for n in range(3)]
+    reader = await PostgresStore.open(database.url(PROJECTOR), actor="relay", clock=CLOCK)
+    worlds = [World(nats_bus, writer) for writer in writers]
+    relaying = Relay(reader, nats_bus, CLOCK)
+    task = asyncio.ensure_future(relaying.run())
+    await asyncio.gather(*(world.append_run(f"tenant-{n % 3}", attempts=0) for n in range(40) for world in worlds))
+    logged = (await reader.read_all(0, 1000)).events
+    async with asyncio.timeout(20):
+        while relaying.position < logged[-1].position:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    copies = await worlds[0].copies()
+    assert len(logged) == 3 * 40 * 2
+    assert [copy.envelope["event_id"] for copy in copies] == [str(event.event_id) for event in logged]
+    assert {copy.subject.split(".")[1] for copy in copies} == {"tenant-0", "tenant-1", "tenant-2"}
+    for store in (*writers, reader):
+        await store.close()
 
 
 async def test_pokes_are_merged(nats_bus: NatsBus) -> None:
