@@ -60,7 +60,7 @@ class OfflineModel:
         talk = read_conversation(request)
         if self._fault == "refuse" and talk.turns == 0:
             return _reply(self.name, request, (Text("I will not answer this."),), refused=True)
-        turn = choose_role(talk)(talk)
+        turn = _offered(choose_role(talk)(talk), talk)
         if self._fault == "loop" and talk.calls:
             turn = Turn("", (Want(talk.calls[0].tool, talk.calls[0].arguments),))
         elif _goes_round(talk, turn):
@@ -105,6 +105,12 @@ def choose_role(talk: Conversation) -> Role:
     if talk.offers("submit_answer"):
         return synthesise
     return next((role for tool, role in _ROLES.items() if tool in talk.tools), use_tools)
+
+
+def _offered(turn: Turn, talk: Conversation) -> Turn:
+    """Keep the calls of tools that are there. A kind that only shares its last tool with a built-in one is served by the general rules."""
+    calls = tuple(want for want in turn.calls if want.tool in talk.tools)
+    return Turn(turn.text, calls) if calls or not turn.calls else use_tools(talk)
 
 
 def _goes_round(talk: Conversation, turn: Turn) -> bool:

@@ -63,6 +63,11 @@ _BREAK: Final = re.compile(
     r"(?<=[.!?;])\s+|\s*;\s*|\n+|(?:,\s*)?\b(?:and\s+)?(then|afterwards|after that)\b[,:]?\s+|,\s*(?:and\s+)?(?:also\s+)?(?=\w)|\s+and\s+(?:also\s+)?(?=\w)",
     re.IGNORECASE,
 )
+_REQUIREMENT: Final = re.compile(
+    r"^(?:(?:it|they|this|the (?:summary|answer|report|text|mail|message)) (?:must|should|may not|has to|have to|needs to)|do not|don't|never|keep (?:it|them))\b",
+    re.IGNORECASE,
+)
+"""A sentence about how the work before it is to be done."""
 _LEAD_IN: Final = re.compile(r"^\s*(?:based on|building on|using|with|from|given|after|once|if|when|while|for|in|as)\b", re.IGNORECASE)
 _TELL_SOMEBODY: Final = re.compile(
     r"^(?:tell|let)\s+(?!me\b|us\b|what|which|who|why|when|where|how|whether|if\b|apart)(?:the |our |my |all )?[\w.@-]+", re.IGNORECASE
@@ -134,7 +139,9 @@ def split_goal(goal: str) -> tuple[str, list[Clause]]:
 def _add(clauses: list[Clause], text: str, *, after: bool) -> None:
     opened_with_then = re.match(r"^\s*(?:and\s+)?(?:then|afterwards|after that|finally)\b", text, re.IGNORECASE)
     text = strip_fillers(text).strip(" ,;")
-    if words(text):
+    if clauses and _REQUIREMENT.match(text):
+        clauses[-1] = Clause(f"{clauses[-1].text.rstrip('.')}, {text}", clauses[-1].after)
+    elif words(text):
         clauses.append(Clause(text, after or bool(opened_with_then)))
 
 
@@ -222,7 +229,7 @@ def score(clause: Clause, kinds: Sequence[KindInfo], files: Mapping[str, Sequenc
 
 def _mentions(content: set[str], names: Sequence[str]) -> float:
     """Count 1 for a file or folder that a clause names with a word of its name."""
-    tokens = {token for name in names for token in name_tokens(re.sub(r"\.\w+$", "", name)) if len(token) > 3 and not token.isdigit()}
+    tokens = {token for name in names for token in name_tokens(re.sub(r"\.\w+$", "", name)) if len(token) >= 3 and not token.isdigit()}
     return 1.0 if tokens & content else 0.0
 
 

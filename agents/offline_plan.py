@@ -57,17 +57,15 @@ def plan(talk: Conversation) -> Turn:
 
 
 def plan_again(talk: Conversation, steps: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str]:
-    """Leave out what failed and keep what only waited for it: rules that failed once fail again."""
-    done = {item.key for item in talk.outcomes}
+    """Leave out what failed and keep what waited for it: rules that failed once fail again. Finished steps stay in the plan as they are."""
     failed = {step["key"]: step for step in talk.open_steps if step["problem"].startswith("failed")}
-    left = [step for step in steps if step["key"] not in done and step["key"] not in failed]
+    left = [step for step in steps if step["key"] not in failed]
     for step in left:
         step["depends_on"] = [key for key in step["depends_on"] if key not in failed]
         if step["type"] == "communicate" and failed:
             step["objective"] += NOT_DONE + "; ".join(part["objective"].split(PART_OF, 1)[0].rstrip(".") for part in failed.values())
     note = f"Planned again without {join_words(f'`{key}`' for key in failed) or 'what failed'}: the same rules would fail again."
-    # a plan may not be empty; a finished step in it is kept as it is
-    return left or [step for step in steps if step["key"] in done][:1] or steps, note
+    return left or steps, note
 
 
 def known_kinds(talk: Conversation) -> tuple[KindInfo, ...]:

@@ -1,0 +1,105 @@
+"""The offline research rules with the real research tools: answers stand in the documents, or there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from support.solo import Solo, carry_out
+from support.toolbox import bench
+
+from crewlog.agents.knowledge_memory import MemoryKnowledge
+from crewlog.agents.offline import OfflineModel
+from crewlog.agents.specialist_research import research_agent
+from crewlog.events.memory_store import MemoryStore
+from crewlog.schemas.plan import Constraints
+
+HANDBOOK = b"""# Handbook
+
+## Time off
+
+Every employee gets 27 days of paid vacation per
+year. Sick days are not counted.
+
+## Remote work
+
+- Up to three days a week may be worked from home.
+- Core hours are ten to three.
+
+## Expenses
+
+A travel claim must be filed within 30 days. Claims without a receipt are paid up to 15 euros.
+"""
+OTHER = b"Opening hours\n\nThe office opens at nine and closes at six.\n"
+BOOK = {f"rules/{n}.md": text for n, text in enumerate((
+    b"# Rule 1: Name your data\n\n- Every table states its source and its licence.\n- Do not publish names of people.\n",
+    b"# Rule 2: Draw honestly\n\n- A bar chart starts at zero.\n- A chart shows its units.\n",
+    b"# Rule 3: Feed the cat\n\n- The cat is fed at noon.\n",
+))}  # fmt: skip
+
+
+async def ask(question: str, documents: Mapping[str, bytes], constraints: Constraints | None = None) -> Solo:
+    store = MemoryStore()
+    at = await bench(question, attachments=documents, constraints=constraints or Constraints(citations_min=1))
+    return await carry_out(research_agent(store, MemoryKnowledge(store)), OfflineModel(), at)
+
+
+async def test_a_number_is_found_and_cited_across_a_line_break() -> None:
+    outcome = (await ask("How many vacation days do employees get?", {"handbook.md": HANDBOOK, "hours.txt": OTHER})).result
+    assert "27 days" in outcome.summary
+    assert (outcome.citations[0].source, outcome.citations[0].line) == ("handbook.md", 5)
+    assert outcome.flags == ()
+
+
+async def test_changing_the_document_changes_the_answer() -> None:
+    outcome = (await ask("How many vacation days do employees get?", {"handbook.md": HANDBOOK.replace(b"27", b"31")})).result
+    assert "31 days" in outcome.summary
+    assert "27" not in outcome.summary
+
+
+async def test_other_questions_find_other_lines() -> None:
+    for question, wanted in (
+        ("When does the office open?", "opens at nine"),
+        ("What is the deadline for a travel claim?", "within 30 days"),
+        ("Can I work from home?", "three days a week"),
+        ("What are the core hours?", "ten to three"),
+    ):
+        outcome = (await ask(question, {"handbook.md": HANDBOOK, "hours.txt": OTHER})).result
+        assert wanted in outcome.citations[0].quote + outcome.summary, question
+
+
+async def test_what_is_not_there_is_not_found() -> None:
+    outcome = (await ask("What is the capital of France?", {"handbook.md": HANDBOOK})).result
+    assert outcome.flags == ("not_found",)
+    assert "capital and france" in outcome.summary
+    assert not outcome.citations
+
+
+async def test_no_documents_is_an_answer() -> None:
+    outcome = (await ask("What is new?", {}, Constraints())).result
+    assert outcome.flags == ("not_found",)
+    assert "no documents" in outcome.summary
+
+
+async def test_a_general_question_is_answered_for_the_goal_it_is_part_of() -> None:
+    outcome = (await ask("Say which rules apply\n\nPart of: Publish the table with its source and a bar chart", BOOK)).result
+    sources = {citation.source for citation in outcome.citations}
+    assert {"rules/0.md", "rules/1.md"} <= sources
+    assert "rules/2.md" not in sources
+
+
+async def test_a_summary_takes_something_from_every_document() -> None:
+    outcome = (await ask("Summarise these documents", {**BOOK, "hours.txt": OTHER})).result
+    assert {citation.source for citation in outcome.citations} == {*BOOK, "hours.txt"}
+
+
+async def test_constraints_are_kept() -> None:
+    rules = Constraints(words_max=25, citations_min=1, must_mention=("parking",), banned_phrases=("sick",))
+    outcome = (await ask("How many vacation days do employees get?", {"handbook.md": HANDBOOK}, rules)).result
+    assert len(outcome.summary.split()) <= 25
+    assert "parking" in outcome.summary
+    assert "sick" not in outcome.summary.lower()
+
+
+async def test_numbers_in_brackets_of_a_document_are_no_markers() -> None:
+    outcome = (await ask("How long is the warranty?", {"w.md": b"# Warranty\n\nThe warranty lasts two years [7] and covers all parts.\n"})).result
+    assert outcome.citations[0].quote.startswith("The warranty lasts two years [7]")
