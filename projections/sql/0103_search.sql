@@ -3,7 +3,8 @@
 SET ROLE crewlog_projector;
 
 -- First all words are asked for, with the search engine syntax people know ("a phrase", or, -not). When no passage has them all, any of
--- them will do; then a passage counts by which of the words it has, rare ones more. Ranks above 1 mean that everything asked for is there.
+-- them will do (what was excluded stays excluded); then a passage counts by which of the words it has, rare ones more. Ranks above 1 mean
+-- that everything asked for is there.
 -- p_documents: contents (sha-256) of the documents to look through; NULL for the library of the tenant.
 CREATE FUNCTION crewlog.search_documents(p_tenant text, p_query text, p_documents text[], p_limit int)
 RETURNS TABLE (document text, name text, line int, passage text, rank real)
@@ -15,15 +16,17 @@ DECLARE
   asked text[];
   weights constant real[] := '{0.2, 0.2, 0.4, 1.0}';               -- D, C, B, A: a heading counts five times
 BEGIN
-  IF numnode(all_words) = 0 THEN RETURN; END IF;                       -- nothing but stop words
+  IF querytree(all_words) IN ('', 'T') THEN RETURN; END IF;        -- nothing but stop words, or nothing but exclusions
   RETURN QUERY
     SELECT d.content, d.name, p.line::int, p.passage, (1 + ts_rank_cd(weights, p.words, all_words, 1 | 32))::real AS score
       FROM rm.passages p JOIN rm.documents d ON d.tenant = p.tenant AND d.content = p.content
      WHERE p.tenant = p_tenant AND p.words @@ all_words AND (CASE WHEN p_documents IS NULL THEN d.library ELSE d.content = ANY (p_documents) END)
      ORDER BY score DESC, d.content, p.line, p.number LIMIT p_limit;
-  IF FOUND OR querytree(all_words) IN ('', 'T') THEN RETURN; END IF;   -- T: there are only words that must not occur
+  IF FOUND THEN RETURN; END IF;
 
   any_word := regexp_replace(querytree(all_words), ' (&|<(-|\d+)>) ', ' | ', 'g')::tsquery;
+  any_word := any_word && websearch_to_tsquery('english', coalesce(
+    (SELECT string_agg(m.part[1], ' ') FROM regexp_matches(p_query, '(?:^|\s)(-(?:"[^"]*"|\S+))', 'g') m (part)), ''));
   asked := tsvector_to_array(to_tsvector('english', p_query));
   RETURN QUERY
     WITH scope AS MATERIALIZED (
