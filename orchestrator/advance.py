@@ -9,6 +9,7 @@ way, unless all steps are done and only the wording of the answer is missing.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 from crewlog.orchestrator import answer, critic
@@ -17,6 +18,7 @@ from crewlog.orchestrator.draft import ORCHESTRATOR, Draft
 from crewlog.orchestrator.planning import offers
 from crewlog.orchestrator.run import PLAN, REPLAN_PREFIX, SYNTHESIS, RunState, active_tasks, is_finished, is_over_budget, ready_steps
 from crewlog.schemas.errors import LimitExceeded
+from crewlog.schemas.ids import TaskId
 from crewlog.schemas.plan import Constraints
 from crewlog.schemas.run_events import RunCompleted, RunFailed
 from crewlog.schemas.values import ContextItem, Failure, Outcome
@@ -59,9 +61,9 @@ def ask_planner(draft: Draft, key: str, extra: tuple[ContextItem, ...] = ()) -> 
     draft.open_task(planner_step(draft.state, key), items, offered=tuple(offered))
 
 
-def fail(draft: Draft, error: Failure) -> None:
-    """End the run without an answer; what was finished goes into `partial`, tasks under way are closed."""
-    draft.close_tasks(f"the run failed: {error.message}", ORCHESTRATOR)
+def fail(draft: Draft, error: Failure, *, ended: Collection[TaskId] = ()) -> None:
+    """End the run without an answer; what was finished goes into `partial`, tasks under way are closed unless they have `ended`."""
+    draft.close_tasks(f"the run failed: {error.message}", ORCHESTRATOR, ended=ended)
     state = draft.state
     partial = draft.pack(answer.collected(state))
     draft.emit(RunFailed(error, partial, answer.artifacts(state), state.usage, state.cost_micro_usd))

@@ -61,9 +61,11 @@ class CancelRun(msgspec.Struct, frozen=True):
 
 
 class AbortRun(msgspec.Struct, frozen=True):
-    """The run cannot go on because of a defect the log itself refused; it fails visibly instead of standing still."""
+    """The run cannot go on, because the log refuses its next step for good; it fails visibly instead of standing still."""
 
     error: Failure
+    ended: tuple[TaskId, ...] = ()
+    """Tasks that have their end already, although the run could not take note of it."""
 
 
 class Tick(msgspec.Struct, frozen=True):

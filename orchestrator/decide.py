@@ -97,7 +97,7 @@ def decide(command: Command, state: RunState, now_us: int, kinds: Kinds = NO_KIN
                 draft.emit(RunCancelled(command.reason, command.actor))
         case AbortRun():
             if state.status == "open":
-                fail(draft, command.error)
+                fail(draft, command.error, ended=command.ended)
         case Tick():
             _tick(draft)
         case _:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -94,10 +94,10 @@ class Draft:
         run_us = self.state.deadline_us
         return min(own_us, run_us) if run_us and not self.state.paused_since_us else own_us
 
-    def close_tasks(self, reason: str, actor: str) -> None:
+    def close_tasks(self, reason: str, actor: str, *, ended: Collection[TaskId] = ()) -> None:
         """Close the streams of all tasks that are not reviewed: their agents stop at their next append."""
         for task in self.state.tasks.values():
-            if task.is_active:
+            if task.is_active and task.task_id not in ended:
                 self.write(task.task_id, TaskCancelled(reason, actor))
 
     def decision(self) -> Decision:

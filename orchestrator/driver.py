@@ -25,6 +25,7 @@ from crewlog.orchestrator.run import RunState
 from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, NotFound, OrchestrationError, Unavailable
 from crewlog.schemas.ids import RunId
 from crewlog.schemas.task import AgentTask
+from crewlog.schemas.task_events import TERMINAL_TYPES
 from crewlog.schemas.text import shorten
 from crewlog.schemas.values import Failure
 
@@ -193,7 +194,7 @@ class Driver:
                 news = (await self.folds.read([fold])).get(fold.run_id, ())
                 continue
             except (ContractError, NotAuthorised) as error:
-                await self._abort(fold, error)
+                await self._abort(fold, error, news)
                 raise
             self._answer(fold, batch)
             news = news[len(batch.handled) :]
@@ -213,12 +214,13 @@ class Driver:
         if faults.hook is not None:
             faults.hook("after_work_published")
 
-    async def _abort(self, fold: Fold, error: OrchestrationError) -> None:
+    async def _abort(self, fold: Fold, error: OrchestrationError, news: Sequence[Recorded]) -> None:
         """End a run whose next step the log refuses for good: a visible failure instead of a run that stands still."""
         log.error("run %s cannot go on: %s", fold.run_id, error)
         now_us = self._clock.now_us()
         batch = Batch(fold.state)
-        batch.add(decide(AbortRun(Failure("internal", shorten(str(error), 1000))), fold.state, now_us))
+        ended = tuple(task_of(recorded.stream) for recorded in news if recorded.type in TERMINAL_TYPES)
+        batch.add(decide(AbortRun(Failure("internal", shorten(str(error), 1000)), ended), fold.state, now_us))
         if not batch.is_empty:
             await self._commit(fold, batch, now_us)
             self._on_state(fold.state)

@@ -16,7 +16,7 @@ from crewlog.events.store import Recorded
 from crewlog.orchestrator.commands import AbortRun, ApprovalAsked, AttemptEnded, CancelRun, Command, DecideApproval, SubmitRun, TaskEnded, Tick
 from crewlog.orchestrator.decide import DEADLINE, decide
 from crewlog.orchestrator.planning import PLANNER, Kinds, Offer
-from crewlog.orchestrator.run import RunState, initial_state
+from crewlog.orchestrator.run import RunState, active_tasks, initial_state
 from crewlog.schemas.codec import Event, encode, type_name
 from crewlog.schemas.divergence import Divergence
 from crewlog.schemas.errors import ContractError
@@ -126,7 +126,7 @@ def _command(event: RunEvent, state: RunState, tasks: _Tasks) -> Command | None:
         case RunCancelled():
             return CancelRun(event.reason, event.actor)
         case RunFailed():
-            return Tick() if event.error.code == DEADLINE else AbortRun(event.error)
+            return Tick() if event.error.code == DEADLINE else _aborted(event, state, tasks)
         case TaskDispatched():
             return Tick()
         case TaskResumed():
@@ -135,6 +135,11 @@ def _command(event: RunEvent, state: RunState, tasks: _Tasks) -> Command | None:
             return _noticed(event, state, tasks)
         case _:
             return None
+
+
+def _aborted(event: RunFailed, state: RunState, tasks: _Tasks) -> AbortRun:
+    ended = [task.task_id for task in active_tasks(state) if any(isinstance(said, TaskCompleted) for said in tasks.of(task.task_id))]
+    return AbortRun(event.error, tuple(ended))
 
 
 def _decided(event: TaskResumed, tasks: _Tasks) -> Command | None:

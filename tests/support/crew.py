@@ -14,15 +14,16 @@ from crewlog.events.clock import SystemClock
 from crewlog.events.grants import BUILT_IN_KINDS, ORCHESTRATOR
 from crewlog.events.memory_bus import MemoryBroker, MemoryBus
 from crewlog.events.memory_store import MemoryLog, MemoryStore
-from crewlog.events.store import ANY, AppendRequest, Recorded, Write
+from crewlog.events.store import ANY, Appended, AppendRequest, Recorded, Write
 from crewlog.orchestrator.rederive import verify_run
 from crewlog.orchestrator.service import OrchestratorService, Settings
+from crewlog.schemas.errors import Unavailable
 from crewlog.schemas.ids import RunId, TaskId, run_stream, task_stream
 from crewlog.schemas.subjects import LANES, wake
 from crewlog.schemas.task import AgentTask, parse_task
 from crewlog.schemas.task_events import NOTICED_TYPES, TERMINAL_TYPES, AttemptFailed, TaskCompleted, TaskEvent
 from crewlog.schemas.usage import Usage
-from crewlog.schemas.values import Outcome
+from crewlog.schemas.values import Failure, Outcome
 
 WITHIN_S = 15.0
 
@@ -37,6 +38,33 @@ def diligent(task: AgentTask, attempt: int) -> TaskEvent:
     return TaskCompleted(Outcome(f"result of {task.key}", output=output), Usage(10, 5), 7, 1, 0)
 
 
+class Moody(MemoryStore):
+    """A log whose next appends fail: before they are written, or with the answer lost."""
+
+    failing: list[Exception | str]
+
+    async def append(self, request: AppendRequest) -> Appended:
+        mood = self.failing.pop(0) if getattr(self, "failing", None) else None
+        if isinstance(mood, Exception):
+            raise mood
+        written = await super().append(request)
+        if mood == "answer lost":
+            raise Unavailable("the log went away")
+        return written
+
+
+class LeapingClock(SystemClock):
+    """Real time, in which a test may leap ahead."""
+
+    ahead_s = 0.0
+
+    def now_us(self) -> int:
+        return super().now_us() + round(self.ahead_s * 1e6)
+
+    def monotonic(self) -> float:
+        return super().monotonic() + self.ahead_s
+
+
 class Crew:
     """The log, the bus, and who is on them."""
 
@@ -44,7 +72,7 @@ class Crew:
         self.log = log or MemoryLog()
         self.broker = broker or MemoryBroker()
         self.bus = MemoryBus(self.broker)
-        self.clock = SystemClock()
+        self.clock = LeapingClock()
         self.behaviour = behaviour
         self.wakes = True
         """Whether agents wake the orchestrator."""
@@ -86,6 +114,7 @@ class Crew:
     async def _work(self, delivery: Delivery) -> None:
         task = parse_task(delivery.data)
         self.deliveries.append((task.key or "", dict(delivery.headers)))
+        self._changed.set()
         event = self.behaviour(task, int(delivery.headers["Attempt"]))
         if event is not None and not self.is_closed(TaskId(task.task_id)):
             await self.says(task, event)
@@ -123,6 +152,10 @@ class Crew:
                 self._changed.clear()
                 await self._changed.wait()
 
+    async def until_handed(self, messages: int) -> None:
+        """Wait until the agents were handed so many messages."""
+        await self.until(lambda: len(self.deliveries) >= messages)
+
     async def ended(self, run_id: RunId) -> Recorded:
         """Wait for the run's one terminal event, and check that its whole log follows from itself."""
         await self.until(lambda: any(r.type in TERMINAL_TYPES for r in self.events(run_id)))
@@ -147,11 +180,4 @@ class Crew:
 
 def crash_once(task: AgentTask, attempt: int) -> TaskEvent:
     """Fail the first attempt in a way that is worth another."""
-    from crewlog.schemas.values import Failure
-
     return AttemptFailed(1, Failure("model_server", "it broke", True, 0.0)) if attempt == 1 else diligent(task, attempt)
-
-
-def step_key(message: Message) -> str:
-    """Return the step a message on `work.>` is for."""
-    return str(json.loads(message.data)["key"])

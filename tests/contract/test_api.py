@@ -1,0 +1,186 @@
+"""Request-reply: every endpoint, every refusal as JSON, kinds that come and go."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import pytest
+from support.crew import Crew, diligent
+from support.decider import a_plan
+
+from crewlog.schemas.ids import ApprovalId, Hash, Stream
+from crewlog.schemas.payload import EMPTY
+from crewlog.schemas.system_events import AgentRegistered
+from crewlog.schemas.task import AgentTask
+from crewlog.schemas.task_events import ApprovalRequested, TaskCompleted, TaskEvent
+from crewlog.schemas.usage import Usage
+from crewlog.schemas.values import Outcome
+
+APPROVAL = ApprovalId(UUID(int=1))
+
+
+def silent(*_: object) -> TaskEvent | None:
+    return None
+
+
+def registration(kind: str = "weather", worker: str = "w1", unavailable: str = "") -> bytes:
+    return msgspec.json.encode(AgentRegistered(kind, worker, f"Knows the {kind}.", "1", 4, "offline/rules", True, (), unavailable))
+
+
+async def test_submitting_twice_is_answered_as_a_duplicate() -> None:
+    crew = Crew()
+    body = {"task_id": str(UUID(int=9)), "type": "data", "objective": "Count"}
+    async with crew.orchestrator():
+        first, second = await crew.ask("tasks.submit", body), await crew.ask("tasks.submit", body)
+
+    assert first == {"ok": True, "run_id": str(UUID(int=9)), "task_id": str(UUID(int=9)), "status": "accepted"}
+    assert second == {**first, "status": "duplicate"}
+
+
+@pytest.mark.parametrize(
+    ("what", "body", "code", "text"),
+    [
+        ("tasks.submit", b"{", "contract", "not valid JSON"),
+        ("tasks.submit", {"type": "data", "objective": "x", "tenant": "acme"}, "contract", "wrong subject"),
+        ("runs.get", {"run_id": "nonsense"}, "contract", "$.run_id"),
+        ("runs.get", {"run_id": UUID(int=1)}, "not_found", "matches nothing"),
+        ("runs.get", {"run": UUID(int=1)}, "contract", "RunRequest"),
+        ("runs.cancel", {"run_id": UUID(int=1)}, "not_found", "matches nothing"),
+        ("approvals.decide", {"run_id": UUID(int=1), "approval_id": UUID(int=1), "decision": "maybe", "actor": "eve"}, "contract", "$.decision"),
+        ("approvals.decide", {"run_id": UUID(int=1), "approval_id": UUID(int=1), "decision": "denied", "actor": " "}, "contract", "who decides"),
+    ],
+)
+async def test_every_refusal_is_an_answer(what: str, body: Any, code: str, text: str) -> None:
+    crew = Crew()
+    async with crew.orchestrator():
+        answer = await crew.ask(what, body)
+
+    assert (answer["ok"], answer["error"]["code"]) == (False, code)
+    assert text in answer["error"]["message"]
+
+
+async def test_problems_name_their_place() -> None:
+    crew = Crew()
+    async with crew.orchestrator():
+        answer = await crew.ask("tasks.submit", {"type": "run", "objective": "x", "plan": a_plan(a="reserch")})
+
+    assert answer["error"]["problems"] == [
+        {"pointer": "/plan/steps/0/type", "message": "unknown kind 'reserch'; known kinds: code, communicate, data, planner, research"}
+    ]
+
+
+async def test_a_run_can_be_read_while_it_works_and_when_it_is_done() -> None:
+    crew = Crew(lambda task, _: None if task.key == "b" else long_answer(task))
+    async with crew.orchestrator(), crew.agents():
+        run_id = await crew.submit(plan=a_plan(a="data", b="code a", c="code b"))
+        await crew.until(lambda: "TaskReviewed" in crew.types(run_id))
+        run = (await crew.ask("runs.get", {"run_id": run_id}))["run"]
+        assert [(s["key"], s["status"], (s["waiting"] or {}).get("reason")) for s in run["steps"]] == [
+            ("a", "accepted", None),
+            ("b", "dispatched", "worker"),
+            ("c", "planned", "dependency"),
+        ]
+        await crew.ask("runs.cancel", {"run_id": run_id, "reason": "enough"})
+        run = (await crew.ask("runs.get", {"run_id": run_id}))["run"]
+        assert (run["status"], run["end"]) == ("cancelled", {"reason": "enough", "actor": "anonymous"})
+        done = await crew.submit(type="data")
+        await crew.ended(done)
+        run = (await crew.ask("runs.get", {"run_id": done}))["run"]
+
+    assert (run["status"], len(run["text"]), run["output"], run["end"]["flags"]) == ("completed", 12_000, {"n": 1}, [])
+
+
+def long_answer(_: AgentTask) -> TaskEvent:
+    return TaskCompleted(Outcome("word " * 2_400, output={"n": 1}), Usage(), 0, 1, 0)
+
+
+async def test_another_tenant_sees_nothing() -> None:
+    crew = Crew(silent)
+    async with crew.orchestrator():
+        run_id = await crew.submit(type="data")
+        for what, more in (("runs.get", {}), ("runs.cancel", {}), ("approvals.decide", {"approval_id": APPROVAL, "decision": "approved", "actor": "eve"})):
+            assert (await crew.ask(what, {"run_id": run_id, **more}, tenant="acme"))["error"]["code"] == "not_found"
+
+
+async def test_cancelling_is_idempotent_but_comes_too_late_for_a_run_that_ended() -> None:
+    crew = Crew(silent)
+    async with crew.orchestrator(), crew.agents():
+        run_id = await crew.submit(plan=a_plan(a="data", b="code"))
+        for _ in range(2):
+            answer = await crew.ask("runs.cancel", {"run_id": run_id, "reason": "enough", "actor": "eve"})
+            assert answer == {"ok": True, "run_id": str(run_id), "status": "cancelled"}
+        assert [r.type for r in crew.log.events].count("TaskCancelled") == 2
+        crew.behaviour = diligent
+        done = await crew.submit(type="data")
+        await crew.ended(done)
+        assert (await crew.ask("runs.cancel", {"run_id": done}))["error"]["code"] == "conflict"
+
+
+async def test_the_first_answer_to_an_approval_wins() -> None:
+    crew = Crew(lambda task, attempt: asks(crew) if len(crew.deliveries) == 1 else diligent(task, attempt))
+    async with crew.orchestrator(), crew.agents():
+        run_id = await crew.submit(type="communicate")
+        await crew.until(lambda: "TaskSuspended" in crew.types(run_id))
+        body = {"run_id": run_id, "approval_id": APPROVAL, "decision": "approved", "actor": "eve", "note": "go on"}
+        yes = {"ok": True, "approval_id": str(APPROVAL), "decision": "approved"}
+        assert await crew.ask("approvals.decide", body) == yes
+        assert await crew.ask("approvals.decide", body) == yes
+        refusal = await crew.ask("approvals.decide", {**body, "decision": "denied", "actor": "bob"})
+        await crew.ended(run_id)
+
+    assert refusal["error"]["code"] == "conflict"
+    assert "already approved by eve" in refusal["error"]["message"]
+    assert [headers["Nats-Msg-Id"].rsplit(":", 1)[1] for _, headers in crew.deliveries] == ["1", "2"]
+
+
+def asks(crew: Crew) -> TaskEvent:
+    expires_us = crew.clock.now_us() + 60_000_000
+    return ApprovalRequested(APPROVAL, "t1-1", "send_email", EMPTY, Hash("d" * 64), "sends mail", expires_us)
+
+
+async def test_a_kind_of_ones_own_is_known_to_all_orchestrators_and_after_a_restart() -> None:
+    crew = Crew()
+    task = {"type": "weather", "objective": "Will it rain?"}
+    async with crew.orchestrator() as one, crew.orchestrator() as two:
+        assert not (await crew.ask("tasks.submit", task))["ok"]
+        assert await crew.ask("agents.register", registration(), tenant="system") == {"ok": True, "kind": "weather"}
+        await crew.until(lambda: "weather" in one.kinds.offers and "weather" in two.kinds.offers)
+    async with crew.orchestrator(), crew.agents(["weather"]):
+        answer = await crew.ask("tasks.submit", task)
+        assert answer["ok"], answer
+
+    assert [r.type for r in crew.log.streams[Stream("agent/weather")].events] == ["AgentRegistered"]
+
+
+async def test_the_directory_of_kinds_grows_with_kinds_not_with_workers() -> None:
+    crew = Crew()
+    async with crew.orchestrator():
+        for worker in ("w1", "w2", "w3"):
+            await crew.ask("agents.register", registration(worker=worker), tenant="system")
+        await crew.ask("agents.stop", {"kind": "weather", "worker": "w1"}, tenant="system")
+
+    assert len(crew.log.streams[Stream("agent/@kinds")].events) == 1
+    assert [r.type for r in crew.log.streams[Stream("agent/weather")].events] == [*["AgentRegistered"] * 3, "AgentStopped"]
+
+
+async def test_a_kind_without_a_worker_that_can_work_is_refused_with_the_hint() -> None:
+    crew = Crew()
+    task = {"type": "weather", "objective": "Will it rain?"}
+    async with crew.orchestrator():
+        await crew.ask("agents.register", registration(unavailable="pip install weather"), tenant="system")
+        refusal = await crew.ask("tasks.submit", task)
+        await crew.ask("agents.register", registration(worker="w2"), tenant="system")
+        await crew.ask("agents.register", registration(worker="w3", unavailable="pip install weather"), tenant="system")
+        answer = await crew.ask("tasks.submit", task)
+
+    assert refusal["error"]["problems"] == [{"pointer": "/type", "message": "kind 'weather' is unavailable: pip install weather"}]
+    assert answer["ok"]
+
+
+@pytest.mark.parametrize("kind", ["we.ather", "run", ""])
+async def test_kinds_that_cannot_be_subjects_are_refused(kind: str) -> None:
+    crew = Crew()
+    async with crew.orchestrator():
+        assert (await crew.ask("agents.register", registration(kind), tenant="system"))["error"]["code"] == "contract"

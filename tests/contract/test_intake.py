@@ -1,0 +1,169 @@
+"""The public queue: good tasks become runs, bad ones are kept with the reason, nothing is lost when the log is away."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from support.crew import Crew, Moody
+from support.decider import a_plan
+
+from crewlog.events.bus import Message
+from crewlog.events.grants import ORCHESTRATOR
+from crewlog.events.memory_bus import MemoryBroker
+from crewlog.orchestrator.intake import is_reply_subject
+from crewlog.schemas.errors import Unavailable
+from crewlog.schemas.ids import RunId
+from crewlog.schemas.run_events import RunSubmitted
+
+ID = "00000000-0000-4000-8000-00000000000a"
+TASK = {"task_id": ID, "type": "data", "objective": "Count"}
+
+
+class Sender:
+    """Somebody who publishes to the queue and listens to the verdict."""
+
+    def __init__(self, crew: Crew) -> None:
+        self.crew = crew
+        self.verdicts: list[dict[str, Any]] = []
+
+    async def send(self, body: Any, *, subject: str = "tasks.default.data", reply_to: str = "replies.default.me") -> None:
+        async def heard(message: Message) -> None:
+            self.verdicts.append(json.loads(message.data))
+            self.crew._on_commit()
+
+        await self.crew.bus.subscribe(reply_to, heard)
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        await self.crew.bus.publish(subject, data, headers={"Reply-To": reply_to})
+
+    async def verdict(self) -> dict[str, Any]:
+        await self.crew.until(lambda: bool(self.verdicts))
+        await self.crew.until(lambda: not self.crew.broker.messages("TASKS"))
+        return self.verdicts[0]
+
+
+def runs(crew: Crew) -> list[RunId]:
+    return [stream.run_id for name, stream in crew.log.streams.items() if name.startswith("run/") and stream.run_id is not None]
+
+
+@pytest.mark.parametrize("body", [TASK, {"objective": "Count"}, {**TASK, "tenant": "default"}])
+async def test_a_good_task_becomes_a_run(body: dict[str, Any]) -> None:
+    crew = Crew()
+    async with crew.orchestrator(), crew.agents():
+        sender = Sender(crew)
+        await sender.send(body)
+        verdict = await sender.verdict()
+        (run_id,) = runs(crew)
+        assert verdict == {"ok": True, "run_id": str(run_id), "task_id": str(run_id), "status": "accepted"}
+        await crew.ended(run_id)
+
+    submitted = crew.events(run_id)[0].event()
+    assert isinstance(submitted, RunSubmitted)
+    assert (submitted.tenant, submitted.source) == ("default", "subject")
+
+
+async def test_the_same_task_again_is_the_same_task() -> None:
+    crew = Crew()
+    async with crew.orchestrator():
+        for expected in ("accepted", "duplicate"):
+            sender = Sender(crew)
+            await sender.send(TASK)
+            assert (await sender.verdict())["status"] == expected
+
+
+LARGE = {"key": "k", "type": "t", "objective": "o", "outcome": {"summary": "y" * 120_000}}
+
+BAD: list[tuple[str, Any, str, str]] = [
+    ("tasks.default.data", b'{"objective": ', "contract", "not valid JSON"),
+    ("tasks.default.data", b"\xff\xfe", "contract", "not valid JSON"),
+    ("tasks.default.data", b"[1, 2]", "contract", "must be a JSON object"),
+    ("tasks.default.data", {"objective": "x", "tenant": "acme"}, "contract", "'acme' does not fit the subject, which says 'default'"),
+    ("tasks.default.data", {"objective": "x", "type": "code"}, "contract", "'code' does not fit the subject, which says 'data'"),
+    ("tasks.default.data", {"objective": "a\x00b"}, "contract", "NUL"),
+    ("tasks.default.data", b'{"objective": "a\\ud800b"}', "contract", "not valid JSON"),
+    ("tasks.default.data", {"objective": "x", "colour": "red"}, "contract", "/colour: Extra inputs are not permitted"),
+    ("tasks.default.data", {"task_id": ID}, "contract", "/objective: Field required"),
+    ("tasks.default.reserch", {"objective": "x"}, "contract", "unknown kind 'reserch'; known kinds: code, communicate, data, planner, research"),
+    ("tasks.default.run", {"objective": "x", "plan": a_plan(a="data b", b="data a")}, "contract", "the plan has a cycle through a -> b -> a"),
+    ("tasks.default.run", {"objective": "x", "plan": a_plan(a="data b")}, "contract", "depends on unknown b"),
+    ("tasks.default.data.extra", {"objective": "x"}, "contract", "is not tasks.<tenant>.<type>"),
+    (
+        "tasks.default.data",
+        {"objective": "x", "context": [{"key": "k", "type": "t", "objective": "o", "outcome": {"summary": "y" * 120_000}}]},
+        "contract",
+        "bytes",
+    ),
+]
+
+
+@pytest.mark.parametrize(("subject", "body", "code", "reason"), BAD, ids=[case[3][:30] for case in BAD])
+async def test_a_bad_task_is_kept_with_the_reason(subject: str, body: Any, code: str, reason: str) -> None:
+    crew = Crew()
+    async with crew.orchestrator():
+        sender = Sender(crew)
+        await sender.send(body, subject=subject)
+        verdict = await sender.verdict()
+
+    assert (verdict["ok"], verdict["error"]["code"]) == (False, code)
+    (kept,) = crew.rejected()
+    assert kept.data == (body if isinstance(body, bytes) else json.dumps(body).encode())
+    assert kept.subject == ".".join(["rejected", *subject.split(".")[1:3]])
+    assert reason in kept.headers["X-Reject-Reason"]
+    assert (kept.headers["X-Reject-Code"], kept.headers["X-Orig-Subject"], kept.headers["X-Orig-Stream-Seq"]) == (code, subject, "1")
+    assert not runs(crew)
+
+
+@pytest.mark.parametrize(
+    ("subject", "allowed"),
+    [
+        ("replies.default.me", True),
+        ("_INBOX.abc.1", True),
+        ("_INBOX_operator.abc", True),
+        ("replies.acme.me", False),
+        ("work.code.normal", False),
+        ("replies.default.*", False),
+        ("replies.default.>", False),
+        ("replies.default.a b", False),
+        ("replies.default.", False),
+    ],
+)
+def test_verdicts_only_go_where_the_sender_may_listen(subject: str, allowed: bool) -> None:
+    assert is_reply_subject(subject, "default") is allowed
+
+
+async def test_nothing_is_lost_while_the_log_is_away() -> None:
+    crew = Crew()
+    store = Moody(crew.log, role=ORCHESTRATOR, on_commit=crew._on_commit)
+    async with crew.orchestrator(store=store):
+        store.failing = [Unavailable("the log is away")]
+        sender = Sender(crew)
+        await sender.send(TASK)
+        assert (await sender.verdict())["status"] == "accepted"
+
+
+async def test_a_task_without_id_whose_verdict_was_lost_is_not_done_twice() -> None:
+    crew = Crew()
+    store = Moody(crew.log, role=ORCHESTRATOR, on_commit=crew._on_commit)
+    async with crew.orchestrator(store=store):
+        store.failing = ["answer lost"]
+        sender = Sender(crew)
+        await sender.send({"objective": "Count"})
+        assert (await sender.verdict())["status"] == "duplicate"
+
+    assert len(runs(crew)) == 1
+
+
+async def test_a_queue_that_counts_from_one_again_loses_nothing() -> None:
+    first = Crew()
+    async with first.orchestrator():
+        sender = Sender(first)
+        await sender.send({"objective": "Count"})
+        await sender.verdict()
+    second = Crew(log=first.log, broker=MemoryBroker())
+    async with second.orchestrator():
+        sender = Sender(second)
+        await sender.send({"objective": "Count"})
+        assert (await sender.verdict())["status"] == "accepted"
+
+    assert len(runs(second)) == 2
