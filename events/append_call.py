@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
+from crewlog.events.append_request import Encoded
 from crewlog.events.store import Appended, AppendRequest
 from crewlog.schemas.codec import Event
 from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, OrchestrationError
@@ -14,13 +15,6 @@ from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, 
 SQL: Final = "SELECT * FROM es.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"
 
 T = TypeVar("T")
-
-
-class Encoded(NamedTuple):
-    """A request and the JSON of its events."""
-
-    request: AppendRequest
-    documents: Sequence[bytes]
 
 
 class _Special(msgspec.Struct):
@@ -41,7 +35,7 @@ _specials: Final = msgspec.json.Decoder(list[_Special])
 
 def arguments(batch: Sequence[Encoded], actor: str) -> list[Any]:
     """Lay out a batch as the parameters of `es.append`, see there."""
-    names = sorted({write.stream for request, _ in batch for write in request.writes})  # code points sort like the server's "C"
+    names = sorted({write.stream for request, _, _ in batch for write in request.writes})  # code points sort like the server's "C"
     number = {name: index for index, name in enumerate(names, 1)}
     w_request: list[int] = []
     w_stream: list[int] = []
@@ -52,7 +46,7 @@ def arguments(batch: Sequence[Encoded], actor: str) -> list[Any]:
     e_type: list[int] = []
     e_id: list[Any] = []
     e_data: list[str] = []
-    for index, (request, documents) in enumerate(batch, 1):
+    for index, (request, documents, _) in enumerate(batch, 1):
         for stream, events, expected, kind in request.writes:
             w_request.append(index)
             w_stream.append(number[stream])
@@ -63,8 +57,8 @@ def arguments(batch: Sequence[Encoded], actor: str) -> list[Any]:
                 cls = event.__class__
                 e_type.append(types.get(cls) or types.setdefault(cls, len(types) + 1))
         e_id += request.event_ids
-        e_data += [document.decode() for document in documents]
-    requests = [request for request, _ in batch]
+        e_data += documents
+    requests = [request for request, _, _ in batch]
     return [
         *(names, w_request, w_stream, w_expected, w_events, _sparse(w_kind)),
         *([r.occurred_us for r in requests], _sparse([r.run_id for r in requests]), _sparse([r.task_id for r in requests])),
@@ -79,7 +73,7 @@ def answers(batch: Sequence[Encoded], row: Any, actor: str) -> list[Appended | O
     versions, positions, special = row
     found: list[Appended | OrchestrationError] = []
     at = 0
-    for _, documents in batch:
+    for _, documents, _ in batch:
         end = at + len(documents)
         found.append(Appended(versions[at:end], positions[at:end]))
         at = end

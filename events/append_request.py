@@ -7,19 +7,28 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from crewlog.events.store import ANY, EVENT_BYTES_MAX, EVENTS_PER_APPEND_MAX, STREAMS_PER_APPEND_MAX, AppendRequest
-from crewlog.schemas.codec import Event, encode, type_name
+from crewlog.schemas.codec import encode, type_name
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.task_events import TERMINAL_TYPES
 
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
-def encode_request(request: AppendRequest) -> list[bytes]:
-    """Return the JSON of every event, in the order of the writes.
+class Encoded(NamedTuple):
+    """A request, the JSON of its events in the order of the writes, and their size in bytes."""
+
+    request: AppendRequest
+    documents: Sequence[str]
+    size: int
+
+
+def encode_request(request: AppendRequest) -> Encoded:
+    """Check a request and turn its events into JSON.
 
     Raises:
         ContractError: the request is malformed: the text says how.
@@ -27,35 +36,40 @@ def encode_request(request: AppendRequest) -> list[bytes]:
     writes, event_ids = request.writes, request.event_ids
     if not 1 <= len(writes) <= STREAMS_PER_APPEND_MAX:
         raise ContractError(f"an append writes to 1 to {STREAMS_PER_APPEND_MAX} streams, not {len(writes)}")
-    documents: list[bytes] = []
+    documents: list[str] = []
+    size = 0
     for stream, events, expected, _ in writes:
         if not events or expected < ANY or not stream or "\0" in stream:
             raise ContractError(f"append to {stream!r} of {len(events)} events at version {expected}: it needs a name, an event, and a version from {ANY} up")
-        documents += [_encode(event, stream) for event in events]
+        for event in events:
+            try:
+                document = encode(event)
+            except (TypeError, ValueError) as error:
+                raise ContractError(f"append to {stream}: {type_name(event)} cannot be stored: {error}") from error
+            if len(document) > EVENT_BYTES_MAX:
+                raise ContractError(
+                    f"append to {stream}: {type_name(event)} has {len(document)} bytes of at most {EVENT_BYTES_MAX}; put large text into a blob"
+                )
+            if b"\\u" in document:
+                _check_escapes(document, stream)
+            documents.append(document.decode())
+            size += len(document)
         if len(events) > 1 and any(type_name(event) in TERMINAL_TYPES for event in events[:-1]):
             raise ContractError(f"append to {stream}: the event that closes it must be the last one")
     if len(writes) > 1 and len({write.stream for write in writes}) < len(writes):
         raise ContractError(f"an append names each stream once, got {', '.join(write.stream for write in writes)}")
-    if not len(event_ids) == len(documents) <= EVENTS_PER_APPEND_MAX:
-        raise ContractError(f"append to {writes[0].stream}: {len(documents)} events with {len(event_ids)} ids; one each, at most {EVENTS_PER_APPEND_MAX}")
-    if len(event_ids) > 1 and len(set(event_ids)) < len(event_ids):
-        raise ContractError(f"append to {writes[0].stream}: one event id stands for two events")
+    _check_ids(event_ids, len(documents), writes[0].stream)
+    return Encoded(request, documents, size)
+
+
+def _check_ids(event_ids: Sequence[UUID], count: int, stream: str) -> None:
+    if not len(event_ids) == count <= EVENTS_PER_APPEND_MAX:
+        raise ContractError(f"append to {stream}: {count} events with {len(event_ids)} ids; one each, at most {EVENTS_PER_APPEND_MAX}")
+    if count > 1 and len(set(event_ids)) < count:
+        raise ContractError(f"append to {stream}: one event id stands for two events")
     for event_id in event_ids:
         if not isinstance(event_id, UUID):
-            raise ContractError(f"append to {writes[0].stream}: event id {event_id!r} is not a UUID")
-    return documents
-
-
-def _encode(event: Event, stream: str) -> bytes:
-    try:
-        document = encode(event)
-    except (TypeError, ValueError) as error:
-        raise ContractError(f"append to {stream}: {type_name(event)} cannot be stored: {error}") from error
-    if len(document) > EVENT_BYTES_MAX:
-        raise ContractError(f"append to {stream}: {type_name(event)} has {len(document)} bytes of at most {EVENT_BYTES_MAX}; put large text into a blob")
-    if b"\\u" in document:
-        _check_escapes(document, stream)
-    return document
+            raise ContractError(f"append to {stream}: event id {event_id!r} is not a UUID")
 
 
 def _check_escapes(document: bytes, stream: str) -> None:

@@ -1,19 +1,20 @@
 """Group commit: every caller awaits its own answer; whatever is waiting travels in one call and one commit.
 
-Each lane has a connection and one call in flight. Requests of one run share a lane and keep their order. A call that fails is sent
-again with the same event ids until its callers give up: what had been written is then answered as a duplicate. A call that Postgres
-refuses is halved until the request at fault stands alone.
+Each lane has a connection and one call in flight. A second lane helps out only when many are waiting, because small calls cost more
+than they save; requests of one run never travel in two lanes at once, so they keep their order. A call that fails is sent again with
+the same event ids until its callers give up: what had been written is then answered as a duplicate. A call that Postgres refuses is
+halved until the request at fault stands alone.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Final, NamedTuple
 
-from crewlog.events.append_call import SQL, Encoded, answers, arguments
-from crewlog.events.append_request import encode_request
+from crewlog.events.append_call import SQL, answers, arguments
+from crewlog.events.append_request import Encoded, encode_request
 from crewlog.events.clock import Clock
 from crewlog.events.connections import CALL_TIMEOUT_S, WAIT_S, Connect, explain, fetch, is_retryable
 from crewlog.events.store import Appended, AppendRequest
@@ -21,6 +22,8 @@ from crewlog.schemas.errors import ContractError, OrchestrationError, Unavailabl
 
 REQUESTS_PER_CALL_MAX: Final = 256
 BYTES_PER_CALL_MAX: Final = 4 * 1024 * 1024
+WAITING_PER_LANE: Final = 64
+"""How many must wait before one more lane is worth its calls."""
 QUEUE_MAX: Final = 10_000
 
 OnCommit = Callable[[int], None]
@@ -31,23 +34,15 @@ class _Waiting(NamedTuple):
     encoded: Encoded
     future: asyncio.Future[Appended]
     deadline: float
+    order: Hashable
+    """Requests with the same value keep their order: the run, or the first stream of a request outside runs."""
 
 
 class _Lane:
     def __init__(self) -> None:
-        self.queue: deque[_Waiting] = deque()
         self.wake = asyncio.Event()
         self.connection: Any = None
-
-    def take(self) -> list[_Waiting]:
-        batch: list[_Waiting] = []
-        size = 0
-        while self.queue and len(batch) < REQUESTS_PER_CALL_MAX and size < BYTES_PER_CALL_MAX:
-            item = self.queue.popleft()
-            if not item.future.done():  # a caller that gave up before sending costs nothing
-                batch.append(item)
-                size += sum(map(len, item.encoded.documents))
-        return batch
+        self.in_flight: frozenset[Hashable] = frozenset()
 
     def hang_up(self) -> None:
         if self.connection is not None:
@@ -72,8 +67,10 @@ class Appender:
     ) -> None:
         self._connect, self._actor, self._clock, self._on_commit = connect, actor, clock, on_commit
         self._queue_max, self._call_timeout_s, self._wait_s = queue_max, call_timeout_s, wait_s
+        self._queue: deque[_Waiting] = deque()
         self._closing = False
         self._lanes = [_Lane() for _ in range(lanes)]
+        self._idle: list[_Lane] = []
         self._tasks = [asyncio.create_task(self._serve(lane)) for lane in self._lanes]
 
     def submit(self, request: AppendRequest) -> asyncio.Future[Appended]:
@@ -86,35 +83,65 @@ class Appender:
             ContractError: the request is malformed.
             Unavailable: the queue is full, or the appender is closed.
         """
-        encoded = Encoded(request, encode_request(request))
+        encoded = encode_request(request)
         if self._closing:
             raise Unavailable(f"append to {request.writes[0].stream}: this process is closing its log")
-        lane = self._lanes[(request.run_id.int if request.run_id is not None else hash(request.writes[0].stream)) % len(self._lanes)]
-        if len(lane.queue) >= self._queue_max:
+        queue = self._queue
+        if len(queue) >= self._queue_max:
             raise Unavailable(f"append to {request.writes[0].stream}: {self._queue_max} requests are waiting already", retry_after_s=1.0)
         future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
-        lane.queue.append(_Waiting(encoded, future, self._clock.monotonic() + self._wait_s))
-        lane.wake.set()
+        queue.append(_Waiting(encoded, future, self._clock.monotonic() + self._wait_s, request.run_id or request.writes[0].stream))
+        if self._idle and self._worth_a_lane(busy=len(self._lanes) - len(self._idle)):
+            self._idle.pop().wake.set()
         return future
 
     async def close(self) -> None:
         """Send what is queued, then let go of the connections."""
         self._closing = True
-        for lane in self._lanes:
-            lane.wake.set()
+        while self._idle:
+            self._idle.pop().wake.set()
         await asyncio.gather(*self._tasks)
+
+    def _worth_a_lane(self, *, busy: int) -> bool:
+        return len(self._queue) > busy * WAITING_PER_LANE
 
     async def _serve(self, lane: _Lane) -> None:
         try:
-            while lane.queue or not self._closing:
-                if not lane.queue:
+            while True:
+                if batch := self._take(lane):
+                    await self._send(lane, batch)
+                    lane.in_flight = frozenset()
+                elif self._closing:
+                    return  # what is left waits for a lane that is busy, and goes with that one
+                else:
                     lane.wake.clear()
+                    self._idle.append(lane)
                     await lane.wake.wait()
                     await asyncio.sleep(0)  # let callers that woke together join this call
-                if batch := lane.take():
-                    await self._send(lane, batch)
         finally:
             lane.hang_up()
+
+    def _take(self, lane: _Lane) -> list[_Waiting]:
+        others = [other.in_flight for other in self._lanes if other.in_flight and other is not lane]
+        batch: list[_Waiting] = []
+        if not self._worth_a_lane(busy=len(others)):
+            return batch
+        elsewhere = frozenset().union(*others)
+        kept_back: list[_Waiting] = []
+        size = 0
+        queue = self._queue
+        while queue and len(batch) < REQUESTS_PER_CALL_MAX and size < BYTES_PER_CALL_MAX:
+            item = queue.popleft()
+            if item.future.done():
+                continue  # a caller that gave up before sending costs nothing
+            if item.order in elsewhere:
+                kept_back.append(item)
+            else:
+                batch.append(item)
+                size += item.encoded.size
+        queue.extendleft(reversed(kept_back))
+        lane.in_flight = frozenset(item.order for item in batch)
+        return batch
 
     async def _send(self, lane: _Lane, batch: list[_Waiting]) -> None:
         delay = 0.05
@@ -129,11 +156,11 @@ class Appender:
                     await self._take_apart(lane, batch, error)
                     return
                 lane.hang_up()
-                batch = self._expire(lane, batch, error)
+                batch = self._expire(batch, error)
                 await asyncio.sleep(delay * (0.5 + self._clock.fraction() / 2))
                 delay = min(delay * 2, 2.0)
             else:
-                self._answer(batch, answers(sent, row, self._actor), max(row[1]))
+                self._answer(batch, answers(sent, row, self._actor), row[1][-1])
                 return
 
     async def _take_apart(self, lane: _Lane, batch: list[_Waiting], error: Exception) -> None:
@@ -146,10 +173,10 @@ class Appender:
             if not item.future.done():
                 item.future.set_exception(reason)
 
-    def _expire(self, lane: _Lane, batch: list[_Waiting], error: Exception) -> list[_Waiting]:
+    def _expire(self, batch: list[_Waiting], error: Exception) -> list[_Waiting]:
         """Give up on whoever has waited long enough, in flight or queued; return what is left of the batch."""
         now = self._clock.monotonic()
-        for item in (*batch, *lane.queue):
+        for item in (*batch, *self._queue):
             if item.deadline <= now and not item.future.done():
                 stream, why = item.encoded.request.writes[0].stream, error or type(error).__name__
                 text = f"append to {stream}: no answer from Postgres for {self._wait_s:g} s ({why}); it may be written, ask again with the same event ids"
@@ -158,11 +185,12 @@ class Appender:
 
     def _answer(self, batch: list[_Waiting], found: list[Appended | OrchestrationError], position: int) -> None:
         for item, answer in zip(batch, found, strict=True):
-            if item.future.done():
+            future = item.future
+            if future.done():
                 continue
             if isinstance(answer, OrchestrationError):
-                item.future.set_exception(answer)
+                future.set_exception(answer)
             else:
-                item.future.set_result(answer)
+                future.set_result(answer)
         if self._on_commit is not None:
             self._on_commit(position)

@@ -62,7 +62,7 @@ class MemoryStore:
         self._closed = False
 
     async def append(self, request: AppendRequest) -> Appended:
-        documents = encode_request(request)
+        documents = encode_request(request).documents
         if self._closed:
             raise Unavailable(f"append to {request.writes[0].stream}: this process is closing its log")
         for write in request.writes:
@@ -153,7 +153,7 @@ class MemoryStore:
         if stream is None and run_id is None and category(write.stream) == "run":
             raise ContractError(f"append to {write.stream}: opening a run needs the run's id")
 
-    def _write(self, request: AppendRequest, documents: Sequence[bytes]) -> Appended:
+    def _write(self, request: AppendRequest, documents: Sequence[str]) -> Appended:
         versions: list[int] = []
         positions: list[int] = []
         for write in request.writes:
@@ -162,7 +162,7 @@ class MemoryStore:
                 at = len(versions)
                 recorded = Recorded(
                     *(len(self.log.events) + 1, write.stream, len(stream.events) + 1, request.event_ids[at], type_name(event), event.schema_version),
-                    *(documents[at], request.occurred_us, request.run_id, request.task_id, request.causation_id, request.trace_id),
+                    *(documents[at].encode(), request.occurred_us, request.run_id, request.task_id, request.causation_id, request.trace_id),
                     *(self._actor, self._role),
                 )
                 stream.events.append(recorded)

@@ -30,6 +30,7 @@ SET enable_seqscan = off
 AS $$
 #variable_conflict use_column
 DECLARE
+  writer text := session_user;
   requests int := cardinality(q_occurred_us);
   streams_n int := cardinality(p_streams);
   writes int := cardinality(w_request);
@@ -44,6 +45,8 @@ DECLARE
   type_closes boolean[];        -- NULL when no type of the batch closes anything
   added bigint[];               -- stream -> events of the whole batch
   opener int[];                 -- stream -> the write that opens it, if it is new
+  ours text[];                  -- streams that were locked
+  plain boolean;                -- no event needs a look of its own
   advanced bigint[];            -- stream -> version in the table after the locking pass
   was_closed boolean[]; closed boolean[];
   latest bigint[];              -- stream -> version after the requests decided so far
@@ -69,7 +72,7 @@ BEGIN
   END LOOP;
 
   -- Rights: one grant per login and category. Streams are sorted, so when the first and the last share a category, all do.
-  FOR g IN SELECT category || '/' AS prefix, types, closing, kind, except_kinds, opens FROM grants WHERE role = session_user ORDER BY category LOOP
+  FOR g IN SELECT category || '/' AS prefix, types, closing, kind, except_kinds, opens FROM grants WHERE role = writer ORDER BY category LOOP
     g_prefix := g_prefix || g.prefix; g_opens := g_opens || g.opens; closing := closing || g.closing;
     g_kind := g_kind || g.kind; g_except := g_except || concat(',', array_to_string(g.except_kinds, ','), ',');
     IF starts_with(p_streams[1], g.prefix) AND starts_with(p_streams[streams_n], g.prefix) THEN
@@ -78,11 +81,11 @@ BEGIN
     END IF;
   END LOOP;
   IF g_prefix = '{}' THEN
-    RAISE EXCEPTION 'login % has no grant to append', session_user USING ERRCODE = '42501';
+    RAISE EXCEPTION 'login % has no grant to append', writer USING ERRCODE = '42501';
   END IF;
   IF types_vary THEN
     SELECT array_agg(t.name = ANY (a.types) ORDER BY a.category, t.o) INTO type_allowed
-      FROM grants a, unnest(p_types) WITH ORDINALITY t (name, o) WHERE a.role = session_user;
+      FROM grants a, unnest(p_types) WITH ORDINALITY t (name, o) WHERE a.role = writer;
   END IF;
   IF p_types && closing THEN
     SELECT array_agg(t.name = ANY (closing) ORDER BY t.o) INTO type_closes FROM unnest(p_types) WITH ORDINALITY t (name, o);
@@ -118,10 +121,15 @@ BEGIN
      ORDER BY u.o
     ON CONFLICT (stream_id) DO UPDATE SET version = t.version + excluded.version
     RETURNING stream_id, version, closed_at)
-  SELECT array_agg(coalesce(t.version, 0) ORDER BY u.o), array_agg(t.closed_at IS NOT NULL ORDER BY u.o),
-         array_agg(CASE WHEN t.stream_id IS NULL THEN 0 ELSE granted[u.o] END ORDER BY u.o)
-    INTO advanced, was_closed, granted
-    FROM unnest(p_streams) WITH ORDINALITY u (name, o) LEFT JOIN touched t ON t.stream_id = u.name;
+  SELECT array_agg(stream_id ORDER BY stream_id), array_agg(version ORDER BY stream_id), array_agg(closed_at IS NOT NULL ORDER BY stream_id)
+    INTO ours, advanced, was_closed FROM touched;
+  IF ours IS NULL OR cardinality(ours) < streams_n THEN           -- some were left out: align the arrays again
+    SELECT array_agg(CASE WHEN t.name IS NULL THEN 0 ELSE granted[u.o] END ORDER BY u.o),
+           array_agg(coalesce(t.version, 0) ORDER BY u.o), array_agg(coalesce(t.closed, false) ORDER BY u.o)
+      INTO granted, advanced, was_closed
+      FROM unnest(p_streams) WITH ORDINALITY u (name, o) LEFT JOIN unnest(ours, advanced, was_closed) t (name, version, closed) ON t.name = u.name;
+  END IF;
+  plain := NOT (0 = ANY (granted) OR types_vary OR type_closes IS NOT NULL);
 
   -- Readers' watermark: every position this transaction draws is above lower_bound, and whoever sees the lock reads no further.
   -- The order is (a) read the sequence, (b) take the lock, (c) draw positions.
@@ -151,13 +159,13 @@ BEGIN
       IF known_event IS NOT NULL THEN                             -- duplicates before versions
         answer := coalesce(es.known_answer(e0, e, w0, w, p_streams, w_stream, w_events, known_event, known_stream, known_version, known_position), answer);
       END IF;
-      k := e0;                                                    -- rights before everything
-      FOR x IN w0..w LOOP
-        s := w_stream[x];
-        IF granted[s] = 0 THEN
-          answer := jsonb_build_object('status', 'denied', 'reason', p_streams[s] || ' is unknown or not for ' || session_user); EXIT;
-        END IF;
-        IF types_vary OR type_closes IS NOT NULL THEN
+      IF NOT plain THEN                                           -- rights before everything
+        k := e0;
+        FOR x IN w0..w LOOP
+          s := w_stream[x];
+          IF granted[s] = 0 THEN
+            answer := jsonb_build_object('status', 'denied', 'reason', p_streams[s] || ' is unknown or not for ' || writer); EXIT;
+          END IF;
           FOR y IN k..k + w_events[x] - 1 LOOP
             IF types_vary AND NOT type_allowed[(granted[s] - 1) * types_n + e_type[y]] THEN
               answer := jsonb_build_object('status', 'denied', 'reason', p_types[e_type[y]] || ' on ' || p_streams[s]);
@@ -166,10 +174,16 @@ BEGIN
             END IF;
           END LOOP;
           k := k + w_events[x];
-        END IF;
-      END LOOP;
+        END LOOP;
+      END IF;
       IF answer IS NOT NULL THEN
         special := special || (answer || jsonb_build_object('request', q)); refused := true;
+        CONTINUE;
+      END IF;
+      IF plain AND e = e0 THEN                                    -- the common case: one event
+        v := latest[s] + 1; latest[s] := v; versions[e] := v; e_write[e] := w;
+        CONTINUE WHEN v > 1 OR opener[s] = w;
+        opener[s] := w; reopened := true;
         CONTINUE;
       END IF;
       k := e0;
@@ -202,7 +216,7 @@ BEGIN
       SELECT array_agg(nextval('es.event_position')) INTO positions FROM generate_series(1, events_n);
       INSERT INTO events (position, version, occurred_us, event_id, run_id, task_id, causation_id, trace_id, schema_version, stream_id, type, actor, writer, data)
       SELECT u.p, u.v, q_occurred_us[w_request[u.w]], u.id, q_run[w_request[u.w]], q_task[w_request[u.w]], q_cause[w_request[u.w]], q_trace[w_request[u.w]],
-             p_schemas[u.t], p_streams[w_stream[u.w]], p_types[u.t], p_actor, session_user, u.d
+             p_schemas[u.t], p_streams[w_stream[u.w]], p_types[u.t], p_actor, writer, u.d
         FROM unnest(positions, versions, e_id, e_write, e_type, e_data) u (p, v, id, w, t, d) WHERE u.v > 0;
       EXIT;
     EXCEPTION WHEN unique_violation THEN                          -- an id is known after all: look the ids up and decide again
