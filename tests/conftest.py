@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-pytest_plugins = ["support.reaper", "support.postgres", "support.nats", "support.crew"]
+pytest_plugins = ["support.reaper", "support.postgres", "support.nats", "support.live_crew"]

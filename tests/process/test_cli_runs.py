@@ -7,7 +7,7 @@ import uuid
 from typing import Any
 
 import pytest
-from support.crew import DEMO, Crew
+from support.live_crew import DEMO, Crew
 
 GOAL = "Summarise the mean body mass by species."
 
