@@ -1,0 +1,264 @@
+"""The Anthropic adapter against a real server on loopback that speaks its wire."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from support.messages_server import Canned, MessagesServer, serve_messages
+
+from crewlog.agents.model import RETRYABLE, ModelError
+from crewlog.agents.model_anthropic import AnthropicModel, retry_after_s
+from crewlog.agents.models import DEFAULT, ModelChoice, build_model, parse_models
+from crewlog.agents.offline import OfflineModel
+from crewlog.agents.prices import price
+from crewlog.events.config import load
+from crewlog.schemas.blocks import Message, ModelReply, ModelRequest, Text, ToolDef, ToolResult, ToolUse
+from crewlog.schemas.errors import ConfigError
+from crewlog.schemas.usage import Usage
+
+MODEL = "claude-haiku-5-5"
+
+
+def answer(*content: dict[str, Any], stop: str | None = "end_turn", usage: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "model": f"{MODEL}-20261001",
+        "content": list(content),
+        "stop_reason": stop,
+        "stop_sequence": None,
+        "usage": usage or {"input_tokens": 12, "output_tokens": 3},
+    }
+
+
+def text(said: str) -> dict[str, Any]:
+    return {"type": "text", "text": said}
+
+
+def problem(type_: str, message: str, code: str | None = None) -> dict[str, Any]:
+    details = {"details": {"error_code": code}} if code else {}
+    return {"type": "error", "error": {"type": type_, "message": message, **details}, "request_id": "req_1"}
+
+
+REQUEST = ModelRequest(
+    MODEL,
+    "Be brief.",
+    (ToolDef("look", "Look.", {"type": "object", "properties": {"at": {"type": "string"}}}),),
+    (Message("user", (Text("Hello"),)),),
+    500,
+)
+
+
+@asynccontextmanager
+async def asking(*answers: Canned) -> AsyncIterator[tuple[AnthropicModel, MessagesServer]]:
+    async with serve_messages(*answers) as server:
+        model = AnthropicModel(MODEL, api_key="key-of-a-test", base_url=server.url)
+        try:
+            yield model, server
+        finally:
+            await model.close()
+
+
+async def ask(canned: Canned, request: ModelRequest = REQUEST, *, timeout_s: float = 5) -> tuple[ModelReply, MessagesServer]:
+    async with asking(canned) as (model, server):
+        return await model.complete(request, timeout_s=timeout_s), server
+
+
+async def refused(canned: Canned, *, timeout_s: float = 5) -> tuple[ModelError, int]:
+    async with asking(canned) as (model, server):
+        with pytest.raises(ModelError) as caught:
+            await model.complete(REQUEST, timeout_s=timeout_s)
+        return caught.value, len(server.requests)
+
+
+async def test_text_comes_back_with_usage_and_the_raw_answer() -> None:
+    body = answer(
+        text("Hi."),
+        usage={
+            "input_tokens": 10,
+            "output_tokens": 20,
+            "cache_read_input_tokens": 100,
+            "cache_creation_input_tokens": 30,
+            "output_tokens_details": {"thinking_tokens": 12},
+        },
+    )
+    reply, server = await ask(Canned(body=body))
+    assert reply.content == (Text("Hi."),)
+    assert reply.stop == "end_turn"
+    assert reply.model == f"{MODEL}-20261001"
+    assert reply.usage == Usage(input_tokens=140, output_tokens=20, cache_read_tokens=100, cache_write_tokens=30, reasoning_tokens=12)
+    assert json.loads(reply.raw)["id"] == "msg_1"
+    assert server.paths == ["/v1/messages"]
+    sent = server.requests[0]
+    assert sent["model"] == MODEL
+    assert sent["max_tokens"] == 500
+    assert sent["system"][0]["text"] == "Be brief."
+    assert sent["tools"][0]["name"] == "look"
+    assert "temperature" not in sent
+    assert "key-of-a-test" in str(server.headers[0])
+    assert "traceparent" not in server.headers[0]
+
+
+async def test_parallel_tool_calls_come_back_in_order_and_thinking_is_left_out() -> None:
+    body = answer(
+        {"type": "thinking", "thinking": "hm", "signature": "s"},
+        text("I look."),
+        {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {"at": "ü"}},
+        {"type": "tool_use", "id": "toolu_2", "name": "look", "input": {}},
+        stop="tool_use",
+    )
+    reply, _ = await ask(Canned(body=body))
+    assert reply.content == (Text("I look."), ToolUse("toolu_1", "look", '{"at": "ü"}'), ToolUse("toolu_2", "look", "{}"))
+    assert reply.stop == "tool_use"
+
+
+async def test_a_conversation_goes_out_with_all_results_first_and_no_empty_text() -> None:
+    messages = (
+        Message("user", (Text("Hello"),)),
+        Message("assistant", (Text(""), ToolUse("a", "look", '{"at": "x"}'), ToolUse("b", "look", "not json"))),
+        Message("user", (Text("and now?"), ToolResult("a", "look", "seen"), ToolResult("b", "look", "", is_error=True))),
+    )
+    _, server = await ask(Canned(body=answer(text("ok"))), ModelRequest(MODEL, "", (), messages, 10))
+    sent = server.requests[0]
+    assert "system" not in sent
+    assert "tools" not in sent
+    assert [block["type"] for block in sent["messages"][1]["content"]] == ["tool_use", "tool_use"]
+    assert sent["messages"][1]["content"][1]["input"] == {"invalid_json": "not json"}
+    assert [block["type"] for block in sent["messages"][2]["content"]] == ["tool_result", "tool_result", "text"]
+    assert [block["is_error"] for block in sent["messages"][2]["content"][:2]] == [False, True]
+
+
+async def test_the_same_request_is_the_same_bytes() -> None:
+    async with asking(Canned(body=answer(text("ok")))) as (model, server):
+        await model.complete(REQUEST, timeout_s=5)
+        await model.complete(REQUEST, timeout_s=5)
+        assert server.requests[0] == server.requests[1]
+
+
+@pytest.mark.parametrize(("stop", "expected"), [("max_tokens", "max_tokens"), ("refusal", "refusal"), ("stop_sequence", "end_turn")])
+async def test_stop_reasons(stop: str, expected: str) -> None:
+    assert (await ask(Canned(body=answer(text("x"), stop=stop))))[0].stop == expected
+
+
+ERRORS = [
+    (429, problem("rate_limit_error", "slow down"), "rate_limit"),
+    (429, problem("rate_limit_error", "spent", "enforced_spend_limit_reached"), "billing"),
+    (401, problem("authentication_error", "bad key"), "auth"),
+    (403, problem("permission_error", "no"), "auth"),
+    (402, problem("billing_error", "pay"), "billing"),
+    (404, problem("not_found_error", "no such model"), "not_found"),
+    (400, problem("invalid_request_error", "prompt is too long: 300000 tokens > 200000 maximum"), "context_length"),
+    (400, problem("invalid_request_error", "tools.0.name: bad"), "bad_request"),
+    (413, problem("request_too_large", "too large"), "context_length"),
+    (500, problem("api_error", "oops"), "server"),
+    (503, "<html>down</html>", "overloaded"),
+    (504, problem("timeout_error", "slow"), "timeout"),
+    (529, problem("overloaded_error", "busy"), "overloaded"),
+]
+
+
+@pytest.mark.parametrize(("status", "body", "kind"), ERRORS, ids=[f"{s}-{k}" for s, _, k in ERRORS])
+async def test_errors_are_asked_once_and_named(status: int, body: Any, kind: str) -> None:
+    error, asked = await refused(Canned(status, body))
+    assert error.kind == kind
+    assert asked == 1
+    assert error.failure().retryable == (kind in RETRYABLE)
+    assert "key-of-a-test" not in str(error)
+
+
+async def test_the_wait_the_provider_asks_for_is_passed_on() -> None:
+    error, _ = await refused(Canned(429, problem("rate_limit_error", "slow down"), {"retry-after": "17.5"}))
+    assert error.retry_after_s == 17.5
+    assert retry_after_s({"retry-after-ms": "250"}) == 0.25
+    assert retry_after_s({"retry-after": "Sat, 21 Nov 2026 10:00:30 GMT", "date": "Sat, 21 Nov 2026 10:00:00 GMT"}) == 30
+    assert retry_after_s({}) is None
+
+
+MALFORMED = [
+    Canned(body={}),
+    Canned(body="<html>hello</html>", headers={"content-type": "text/html"}),
+    Canned(body='{"id": "msg_1", "content": ['),
+    Canned(body=answer(text("half"), stop=None)),
+    Canned(body=answer(text("x"), stop="invented")),
+    Canned(body={**answer(text("x")), "usage": None}),
+    Canned(body=[1, 2]),
+]
+
+
+@pytest.mark.parametrize("canned", MALFORMED, ids=["empty", "html", "broken-json", "no-stop", "new-stop", "no-usage", "list"])
+async def test_what_is_no_message_is_malformed(canned: Canned) -> None:
+    assert (await refused(canned))[0].kind == "malformed"
+
+
+async def test_a_full_context_window_is_named() -> None:
+    assert (await refused(Canned(body=answer(text("x"), stop="model_context_window_exceeded"))))[0].kind == "context_length"
+
+
+async def test_a_cut_connection_is_a_connection_error() -> None:
+    assert (await refused(Canned(body=answer(text("x" * 1000)), cut_at=200)))[0].kind == "connection"
+
+
+async def test_silence_is_a_timeout() -> None:
+    assert (await refused(Canned(hangs=True), timeout_s=0.2))[0].kind == "timeout"
+
+
+async def test_nobody_listening_is_a_connection_error() -> None:
+    async with serve_messages(Canned()) as server:
+        url = server.url
+    model = AnthropicModel(MODEL, api_key="k", base_url=url)
+    with pytest.raises(ModelError) as caught:
+        await model.complete(REQUEST, timeout_s=2)
+    await model.close()
+    assert caught.value.kind == "connection"
+
+
+def test_prices_are_whole_micro_dollars_of_a_named_list() -> None:
+    found = price("anthropic", MODEL, Usage(1_000_000, 0))
+    assert found.cost_micro_usd is not None
+    assert found.cost_micro_usd > 0
+    assert found.source.startswith("genai-prices ")
+    assert price("offline", "rules-1", Usage(5, 5)).cost_micro_usd == 0
+    assert price("anthropic", "claude-of-tomorrow", Usage(5, 5)).cost_micro_usd is None
+    assert price("anthropic", MODEL, Usage(5, 5, cache_read_tokens=50)).source == "unpriced"
+
+
+def test_models_are_read_per_kind_with_a_default() -> None:
+    assert parse_models("offline") == {DEFAULT: ModelChoice("offline")}
+    assert parse_models(f"planner=anthropic:{MODEL}, research=offline") == {
+        DEFAULT: ModelChoice("offline"),
+        "planner": ModelChoice("anthropic", MODEL),
+        "research": ModelChoice("offline"),
+    }
+    assert parse_models(f"anthropic:{MODEL},code=offline:loop")[DEFAULT] == ModelChoice("anthropic", MODEL)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("", "unknown provider ''.*known providers: anthropic, offline"),
+        ("acme:x", "unknown provider 'acme'"),
+        ("anthropic", "names no model"),
+        ("offline,offline", "the default is set twice"),
+        ("code=offline,code=offline", "kind 'code' is set twice"),
+        ("=offline", "names no agent kind"),
+        ("offline:explode", "no fault 'explode'"),
+    ],
+)
+def test_a_wrong_model_setting_is_explained(spec: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_models(spec)
+
+
+def test_a_model_is_built_for_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    config = load(models=f"anthropic:{MODEL},code=offline")
+    assert isinstance(build_model("code", config), OfflineModel)
+    with pytest.raises(ConfigError, match="set ANTHROPIC_API_KEY"):
+        build_model("data", config)
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "k")
+    assert build_model("data", load(models=f"anthropic:{MODEL}")).name == MODEL
