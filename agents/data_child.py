@@ -160,13 +160,12 @@ def check_points(wanted: dict[str, Any], points: list[tuple[Any, Any]]) -> None:
 def draw(wanted: dict[str, Any], xs: list[Any], ys: list[Any]) -> tuple[bytes, bytes]:
     """Draw one chart as SVG and PNG; the same data gives the same bytes."""
     import matplotlib as mpl
-
-    mpl.use("Agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     mpl.rcParams.update({"svg.hashsalt": "crewlog", "figure.dpi": 100, "font.family": "DejaVu Sans", "axes.spines.top": False, "axes.spines.right": False})
-    figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.subplots()
     kind = wanted["chart"]
     if kind == "bar":
         labels = [label(x) for x in xs]

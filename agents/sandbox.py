@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib.util
 import os
 import shutil
 import site
@@ -58,7 +59,12 @@ class Sandbox:
     """Runs Python in the best isolation this machine has."""
 
     def __init__(
-        self, *, minimum: Level = "limits-only", mechanisms: Sequence[str] = ("namespaces", "bubblewrap", "limits-only"), runtimes: Path = RUNTIMES
+        self,
+        *,
+        minimum: Level = "limits-only",
+        mechanisms: Sequence[str] = ("namespaces", "bubblewrap", "limits-only"),
+        runtimes: Path = RUNTIMES,
+        modules: Sequence[str] = (),
     ) -> None:
         """Make a sandbox; nothing is tried before it is first used.
 
@@ -66,8 +72,9 @@ class Sandbox:
             minimum: refuse to run anything below this level.
             mechanisms: what to try, best first.
             runtimes: where a copy of the interpreter goes when a child of root could not reach the original.
+            modules: what children will import. A child cannot store bytecode, so it is made once before the first.
         """
-        self._minimum, self._mechanisms, self._runtimes = minimum, tuple(mechanisms), runtimes
+        self._minimum, self._mechanisms, self._runtimes, self._modules = minimum, tuple(mechanisms), runtimes, tuple(modules)
         self._ready: Ready | None = None
         self._lock = asyncio.Lock()
 
@@ -105,6 +112,7 @@ class Sandbox:
         )
 
     async def _find(self) -> Ready:
+        await _compile(self._modules)
         faults: list[str] = []
         for mechanism in self._mechanisms:
             if self._minimum == "namespaces" and mechanism == "limits-only":
@@ -147,6 +155,24 @@ class Sandbox:
                 f"a trial run gave {result.returncode}, user {uid or '?'}, networks {networks}: {result.stderr.decode(errors='replace')[-300:].strip()}"
             )
         return ready
+
+
+async def _compile(modules: Sequence[str]) -> None:
+    """Import modules once the ordinary way, which leaves their bytecode beside them, unless it is there or not wanted."""
+    if sys.dont_write_bytecode or all(map(_has_bytecode, modules)):
+        return
+    quiet = asyncio.subprocess.DEVNULL
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", f"import {', '.join(modules)}", stdin=quiet, stdout=quiet, stderr=quiet, cwd="/")
+    await process.wait()  # when it fails, so will the child, which can tell why
+
+
+def _has_bytecode(module: str) -> bool:
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)  # of the package alone: asking for what is in it would import it
+    if spec is None or spec.origin is None:
+        return True
+    source = Path(spec.origin).parent.joinpath(*rest).with_suffix(".py") if rest else Path(spec.origin)
+    return Path(importlib.util.cache_from_source(str(source))).exists()
 
 
 @contextmanager

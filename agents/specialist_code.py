@@ -248,7 +248,7 @@ def code_agent(sandbox: Sandbox | None = None) -> AgentSpec:
     Args:
         sandbox: where tests and scripts run; None for the best this machine has.
     """
-    tools = CodeTools(sandbox or Sandbox())
+    tools = CodeTools(sandbox or Sandbox(modules=("pytest",)))
     return AgentSpec(
         kind="code",
         description="Reads, runs, repairs and extends code in a workspace of attached files; proves it with the project's tests and hands over a patch.",

@@ -181,7 +181,7 @@ def data_agent(sandbox: Sandbox | None = None) -> AgentSpec:
     Args:
         sandbox: where the database runs; None for the best this machine has.
     """
-    tools = DataTools(sandbox or Sandbox())
+    tools = DataTools(sandbox or Sandbox(modules=("duckdb", "matplotlib.figure")))
     return AgentSpec(
         kind="data",
         description="Answers questions about attached tables (CSV, TSV, Parquet, JSON) with SQL, figures and charts.",
