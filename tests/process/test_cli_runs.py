@@ -7,13 +7,13 @@ import uuid
 from typing import Any
 
 import pytest
-from support.live_crew import DEMO, Crew
+from support.live_crew import DEMO, LiveCrew
 
 GOAL = "Summarise the mean body mass by species."
 
 
 @pytest.fixture(scope="module")
-def finished(crew: Crew) -> dict[str, Any]:
+def finished(crew: LiveCrew) -> dict[str, Any]:
     """A run that has ended, as `submit --wait -o json` prints it."""
     shown: dict[str, Any] = crew.json("submit", GOAL, "--attach", DEMO / "penguins.csv", "--wait", "--timeout", "90")
     return shown
@@ -26,7 +26,7 @@ def test_a_goal_with_a_file_is_answered_from_the_file(finished: dict[str, Any]) 
     assert {task["kind"] for task in finished["tasks"]} == {"planner", "data"}
 
 
-def test_progress_goes_to_stderr_one_line_per_event_and_the_answer_to_stdout(crew: Crew) -> None:
+def test_progress_goes_to_stderr_one_line_per_event_and_the_answer_to_stdout(crew: LiveCrew) -> None:
     done = crew.run("submit", GOAL, "--attach", DEMO / "penguins.csv", "--wait")
     assert "RunSubmitted" in done.stderr
     assert "ToolFinished" in done.stderr
@@ -35,7 +35,7 @@ def test_progress_goes_to_stderr_one_line_per_event_and_the_answer_to_stdout(cre
     assert "\x1b" not in done.stdout + done.stderr
 
 
-def test_without_wait_the_id_alone_is_printed(crew: Crew) -> None:
+def test_without_wait_the_id_alone_is_printed(crew: LiveCrew) -> None:
     run_id = crew.run("submit", GOAL, "--attach", DEMO / "penguins.csv").stdout.strip()
     assert str(uuid.UUID(run_id)) == run_id
     assert crew.json("watch", run_id)["run_id"] == run_id
@@ -64,7 +64,7 @@ def fields(shape: str) -> set[str]:
     return set(SHAPES[shape].split())
 
 
-def test_shapes_that_json_prints_keep_their_fields(crew: Crew, finished: dict[str, Any]) -> None:
+def test_shapes_that_json_prints_keep_their_fields(crew: LiveCrew, finished: dict[str, Any]) -> None:
     run_id = finished["run_id"]
     assert set(finished) == fields("run") | {"tasks"}
     assert set(finished["tasks"][0]) == fields("task")
@@ -81,14 +81,14 @@ def test_shapes_that_json_prints_keep_their_fields(crew: Crew, finished: dict[st
     assert crew.json("approvals") == []
 
 
-def test_every_run_replays_identically(crew: Crew, finished: dict[str, Any]) -> None:
+def test_every_run_replays_identically(crew: LiveCrew, finished: dict[str, Any]) -> None:
     report = crew.json("replay", finished["run_id"], "--verify")
     assert report["divergence"] is None
     assert report["model_calls"] == sum(task["model_calls"] for task in finished["tasks"])
     assert "identical" in crew.run("replay", finished["run_id"], "--verify").stderr
 
 
-def test_tables_are_for_people(crew: Crew, finished: dict[str, Any]) -> None:
+def test_tables_are_for_people(crew: LiveCrew, finished: dict[str, Any]) -> None:
     short = finished["run_id"][:8]
     assert short in crew.run("runs").stdout
     assert "RunCompleted" in crew.run("events", short).stdout
@@ -98,17 +98,17 @@ def test_tables_are_for_people(crew: Crew, finished: dict[str, Any]) -> None:
     assert "every task has ended" in crew.run("why", short).stderr
 
 
-def test_ids_may_be_short_and_the_last_run_needs_none(crew: Crew, finished: dict[str, Any]) -> None:
+def test_ids_may_be_short_and_the_last_run_needs_none(crew: LiveCrew, finished: dict[str, Any]) -> None:
     assert crew.json("show", finished["run_id"][:8])["run_id"] == finished["run_id"]
     assert crew.json("show", "@last")["run_id"] == crew.json("show")["run_id"] == crew.json("runs")[0]["run_id"]
 
 
-def test_files_are_saved(crew: Crew, finished: dict[str, Any], tmp_path: Any) -> None:
+def test_files_are_saved(crew: LiveCrew, finished: dict[str, Any], tmp_path: Any) -> None:
     crew.run("show", finished["run_id"], "--save", tmp_path)
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {file["name"].split("/")[-1] for file in finished["artifacts"]}
 
 
-def test_views_are_rebuilt_to_the_same(crew: Crew, finished: dict[str, Any]) -> None:
+def test_views_are_rebuilt_to_the_same(crew: LiveCrew, finished: dict[str, Any]) -> None:
     before = crew.json("show", finished["run_id"])
     assert crew.json("db", "rebuild")["events"] > 0
     assert crew.json("show", finished["run_id"]) == before
@@ -116,7 +116,7 @@ def test_views_are_rebuilt_to_the_same(crew: Crew, finished: dict[str, Any]) -> 
     assert crew.json("db", "url")["url"].startswith("postgresql://crewlog_operator:")
 
 
-def test_a_plan_of_ones_own_needs_no_planner(crew: Crew, tmp_path: Any) -> None:
+def test_a_plan_of_ones_own_needs_no_planner(crew: LiveCrew, tmp_path: Any) -> None:
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps({"steps": [{"key": "count", "type": "data", "objective": "How many rows are there?"}]}))
     shown = crew.json("submit", "--file", plan, "--attach", DEMO / "penguins.csv", "--wait")
@@ -124,7 +124,7 @@ def test_a_plan_of_ones_own_needs_no_planner(crew: Crew, tmp_path: Any) -> None:
     assert "344" in shown["answer"]
 
 
-def test_a_task_as_json_on_stdin_is_one_run_however_often_it_is_sent(crew: Crew) -> None:
+def test_a_task_as_json_on_stdin_is_one_run_however_often_it_is_sent(crew: LiveCrew) -> None:
     task = json.dumps({"task_id": str(uuid.uuid4()), "type": "research", "objective": "Which library holds documents?"})
     first = json.loads(crew.run("submit", "--file", "-", "-o", "json", stdin=task).stdout)
     again = json.loads(crew.run("submit", "--file", "-", "-o", "json", stdin=task).stdout)
@@ -133,7 +133,7 @@ def test_a_task_as_json_on_stdin_is_one_run_however_often_it_is_sent(crew: Crew)
     crew.run("watch", first["run_id"])
 
 
-def test_documents_are_added_once_and_found(crew: Crew, tmp_path: Any) -> None:
+def test_documents_are_added_once_and_found(crew: LiveCrew, tmp_path: Any) -> None:
     (tmp_path / "lighthouse.md").write_text("# Lighthouse\n\nThe lamp of the lighthouse is lit at 19:40 every evening.\n")
     assert [d["added"] for d in crew.json("docs", "add", tmp_path / "lighthouse.md")] == [True]
     assert [d["added"] for d in crew.json("docs", "add", tmp_path / "lighthouse.md")] == [False]

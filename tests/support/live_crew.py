@@ -1,157 +1,107 @@
-"""A whole crew inside one process: real orchestrators on the memory log and bus, and agents that do as the test says."""
+"""A whole crew under a real `crewlog up`, for process tests: one per session, or one of a test's own."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+import os
+import select
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, contextmanager
+from pathlib import Path
 from typing import Any
-from uuid import UUID
 
-from crewlog.events.bus import Delivery, Message
+import msgspec
+import pytest
+
 from crewlog.events.clock import SystemClock
-from crewlog.events.grants import BUILT_IN_KINDS, ORCHESTRATOR
-from crewlog.events.memory_bus import MemoryBroker, MemoryBus
-from crewlog.events.memory_store import MemoryLog, MemoryStore
-from crewlog.events.store import ANY, AppendRequest, Recorded, Write
-from crewlog.orchestrator.rederive import verify_run
-from crewlog.orchestrator.service import OrchestratorService, Settings
-from crewlog.schemas.ids import RunId, TaskId, run_stream, task_stream
-from crewlog.schemas.subjects import LANES, wake
-from crewlog.schemas.task import AgentTask, parse_task
-from crewlog.schemas.task_events import NOTICED_TYPES, TERMINAL_TYPES, AttemptFailed, TaskCompleted, TaskEvent
-from crewlog.schemas.usage import Usage
-from crewlog.schemas.values import Outcome
+from crewlog.events.readiness import READY_FD
+from crewlog.orchestrator.client import Client
 
-WITHIN_S = 15.0
-
-Behaviour = Callable[[AgentTask, int], TaskEvent | None]
-"""(task, attempt) -> what the agent appends; None: it takes the message and is never heard of again."""
+CLI = (sys.executable, "-P", "-m", "crewlog.orchestrator.cli")
+READY_WITHIN_S = 60.0
+DEMO = Path(__file__).parents[2] / "orchestrator" / "demo"
 
 
-def diligent(task: AgentTask, attempt: int) -> TaskEvent:
-    """Do everything at once."""
-    del attempt
-    output = {"steps": [{"key": "a", "type": "data", "objective": "Count"}]} if task.key == "@plan" else None
-    return TaskCompleted(Outcome(f"result of {task.key}", output=output), Usage(10, 5), 7, 1, 0)
+class LiveCrew:
+    """A running crew. `run` is the command line, `client` the public client, both with the crew's own logins."""
 
+    def __init__(self, home: Path, env: Mapping[str, str]) -> None:
+        self.home = home
+        self.env = {**{k: v for k, v in os.environ.items() if not k.startswith("CREWLOG_")}, "CREWLOG_HOME": str(home), "NO_COLOR": "1", **env}
+        self.process: subprocess.Popen[bytes] | None = None
 
-class Crew:
-    """The log, the bus, and who is on them."""
-
-    def __init__(self, behaviour: Behaviour = diligent, *, log: MemoryLog | None = None, broker: MemoryBroker | None = None) -> None:
-        self.log = log or MemoryLog()
-        self.broker = broker or MemoryBroker()
-        self.bus = MemoryBus(self.broker)
-        self.clock = SystemClock()
-        self.behaviour = behaviour
-        self.wakes = True
-        """Whether agents wake the orchestrator."""
-        self.deliveries: list[tuple[str, dict[str, str]]] = []
-        """(step key, headers) of every message the agents were handed."""
-        self._changed = asyncio.Event()
-        self._store = self.store()
-
-    def store(self, role: str = "owner") -> MemoryStore:
-        """Open the log."""
-        return MemoryStore(self.log, role=role, on_commit=self._on_commit)
-
-    def _on_commit(self, *_: object) -> None:
-        self._changed.set()
-
-    @asynccontextmanager
-    async def orchestrator(self, *, store: MemoryStore | None = None, bus: MemoryBus | None = None, **settings: float) -> AsyncIterator[OrchestratorService]:
-        """Run one orchestrator with the rights of its role. No sweep by itself beyond the first, unless the test says so."""
-        chosen = Settings(**{"sweep_interval_s": 3600.0, "shutdown_grace_s": 2.0, **settings})
-        service = OrchestratorService(store or self.store(ORCHESTRATOR), bus or MemoryBus(self.broker), self.clock, chosen)
-        await service.start()
+    def start(self, *arguments: str) -> None:
+        """Start `crewlog up` and wait until it says that it is ready."""
+        ready, child = os.pipe()
+        with (self.home / "up.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [*CLI, "up", *arguments], env={**self.env, READY_FD: str(child)}, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(child,)
+            )
+        os.close(child)
         try:
-            yield service
+            said = select.select([ready], [], [], READY_WITHIN_S)[0] and os.read(ready, 1)
         finally:
-            await service.stop()
+            os.close(ready)
+        assert said, f"crewlog up did not become ready:\n{self.log()}"
 
-    @asynccontextmanager
-    async def agents(self, kinds: Sequence[str] = BUILT_IN_KINDS) -> AsyncIterator[None]:
-        """Run one worker for all these kinds."""
-        consumers = {f"{kind}-{lane}": n for kind in kinds for n, lane in enumerate(LANES)}
-        for kind in kinds:
-            await self.bus.ensure_kind(kind)
-        consuming = await self.bus.consume("WORK", consumers, self._work, slots=8)
+    def stop(self) -> None:
+        """Stop it in good order; safe to call twice."""
+        if self.process is not None:
+            self.process.terminate()
+            assert self.process.wait(60) == 0, self.log()
+            self.process = None
+
+    def log(self) -> str:
+        """Return what the supervisor and all processes said."""
+        return (self.home / "up.log").read_text(errors="replace")
+
+    def run(self, *arguments: str | Path, stdin: str = "", code: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Run a command and check how it ends."""
+        done = subprocess.run([*CLI, *map(str, arguments)], env=self.env, input=stdin, capture_output=True, text=True, timeout=100, cwd=cwd, check=False)
+        assert done.returncode == code, f"crewlog {' '.join(map(str, arguments))} ended with {done.returncode}, not {code}\n{done.stdout}{done.stderr}"
+        return done
+
+    def json(self, *arguments: str | Path, code: int = 0) -> Any:
+        """Run a command with `-o json` and decode what it prints."""
+        return msgspec.json.decode(self.run(*arguments, "-o", "json", code=code).stdout)
+
+    def client(self) -> AbstractAsyncContextManager[Client]:
+        """Connect the public client."""
+        return Client.connect(self.home, clock=SystemClock())
+
+
+@contextmanager
+def a_crew(*arguments: str, start: bool = True, **env: str) -> Iterator[LiveCrew]:
+    """Run a crew of one's own in a fresh home; nothing of it is left afterwards."""
+    home = Path(tempfile.mkdtemp(prefix="crewlog-test-"))
+    home.chmod(0o755)  # root's Postgres runs as another user, who must be able to enter
+    crew = LiveCrew(home, env)
+    try:
+        if start:
+            crew.start(*arguments)
+        yield crew
+    finally:
         try:
-            yield
+            crew.stop()
         finally:
-            await consuming.stop(grace_s=1)
-
-    async def _work(self, delivery: Delivery) -> None:
-        task = parse_task(delivery.data)
-        self.deliveries.append((task.key or "", dict(delivery.headers)))
-        event = self.behaviour(task, int(delivery.headers["Attempt"]))
-        if event is not None and not self.is_closed(TaskId(task.task_id)):
-            await self.says(task, event)
-        await delivery.ack()
-
-    async def says(self, task: AgentTask, event: TaskEvent) -> None:
-        """Append an agent's event, and wake the orchestrator as agents do."""
-        run_id, task_id = RunId(task.run_id), TaskId(task.task_id)
-        writes = (Write(task_stream(task_id), (event,), ANY),)
-        await self._store.append(AppendRequest(writes, [self.clock.new_id()], self.clock.now_us(), run_id, task_id))
-        if self.wakes and type(event).__name__ in NOTICED_TYPES:
-            await self.bus.publish(wake(run_id), str(task_id).encode())
-
-    def is_closed(self, task_id: TaskId) -> bool:
-        """Say whether the task has its end."""
-        stream = self.log.streams.get(task_stream(task_id))
-        return stream is not None and stream.closed
-
-    async def ask(self, what: str, body: Any, *, tenant: str = "default") -> dict[str, Any]:
-        """Send one request to the orchestrators."""
-        data = body if isinstance(body, bytes) else json.dumps(body, default=str).encode()
-        answer: dict[str, Any] = json.loads((await self.bus.request(f"api.{tenant}.{what}", data, timeout_s=WITHIN_S)).data)
-        return answer
-
-    async def submit(self, **fields: Any) -> RunId:
-        """Submit a task by request and return its run."""
-        answer = await self.ask("tasks.submit", {"task_id": self.clock.random_id(), "type": "run", "objective": "Do it", **fields})
-        assert answer["ok"], answer
-        return RunId(UUID(answer["run_id"]))
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until the log fulfils a condition."""
-        async with asyncio.timeout(WITHIN_S):
-            while not condition():
-                self._changed.clear()
-                await self._changed.wait()
-
-    async def ended(self, run_id: RunId) -> Recorded:
-        """Wait for the run's one terminal event, and check that its whole log follows from itself."""
-        await self.until(lambda: any(r.type in TERMINAL_TYPES for r in self.events(run_id)))
-        (end,) = [r for r in self.events(run_id) if r.type in TERMINAL_TYPES]
-        tasks = [r for r in await self._store.read_run(run_id) if r.stream.startswith("task/")]
-        assert verify_run(self.events(run_id), tasks) is None
-        return end
-
-    def events(self, run_id: RunId) -> list[Recorded]:
-        """Return the run stream."""
-        stream = self.log.streams.get(run_stream(run_id))
-        return stream.events if stream else []
-
-    def types(self, run_id: RunId) -> list[str]:
-        """Return the types of the run stream."""
-        return [r.type for r in self.events(run_id)]
-
-    def rejected(self) -> list[Message]:
-        """Return what was kept of bad messages."""
-        return self.broker.messages("REJECTED")
+            if crew.process is not None:
+                crew.process.kill()
+                crew.process.wait()
+            shutil.rmtree(home, ignore_errors=True)
 
 
-def crash_once(task: AgentTask, attempt: int) -> TaskEvent:
-    """Fail the first attempt in a way that is worth another."""
-    from crewlog.schemas.values import Failure
+@pytest.fixture(scope="session")
+def crew() -> Iterator[LiveCrew]:
+    """The crew that all tests share: leave it as you found it, and look only at your own runs."""
+    with a_crew() as started:
+        yield started
 
-    return AttemptFailed(1, Failure("model_server", "it broke", True, 0.0)) if attempt == 1 else diligent(task, attempt)
 
-
-def step_key(message: Message) -> str:
-    """Return the step a message on `work.>` is for."""
-    return str(json.loads(message.data)["key"])
+@pytest.fixture
+async def client(crew: LiveCrew) -> AsyncIterator[Client]:
+    """The public client, connected to the shared crew."""
+    async with crew.client() as connected:
+        yield connected
