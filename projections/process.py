@@ -6,12 +6,10 @@ import asyncio
 import logging
 import signal
 import socket
-import sys
 from collections.abc import Coroutine
 from typing import Any, Final
 
 import asyncpg
-import msgspec
 
 from crewlog.events.clock import Clock, SystemClock
 from crewlog.events.config import Config
@@ -49,32 +47,14 @@ async def run_projector(config: Config) -> None:
         store = await PostgresStore.open(url, actor=actor, clock=clock, lanes=1, readers=3)
         try:
             announce_ready()
-            await until_signalled(_serve(url, store, bus, clock))
+            await _until_signalled(_serve(url, store, bus, clock))
         finally:
             await store.close()
     finally:
         await bus.close()
 
 
-async def rebuild_views(config: Config) -> dict[str, Any]:
-    """Rebuild all views with the projector's login, with progress on stderr; returns what was done, ready for JSON.
-
-    Raises:
-        ConfigError: no address, or another rebuild is running.
-        Unavailable: the database went away.
-    """
-    if config.database_url is None:
-        raise ConfigError("a rebuild needs CREWLOG_DATABASE_URL", hint="start the crew with `crewlog up`, or name a database")
-    url = config.database_url.get_secret_value()
-    store = await PostgresStore.open(url, actor="rebuild", clock=SystemClock(), lanes=1, readers=2)
-    try:
-        rebuilt = await rebuild(url, store, progress=_show)
-    finally:
-        await store.close()
-    return dict(msgspec.to_builtins(rebuilt._asdict()))
-
-
-async def until_signalled(work: Coroutine[Any, Any, None]) -> None:
+async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:
     """Run until the work ends or SIGTERM or SIGINT comes, then cancel it and wait until it has cleaned up."""
     loop = asyncio.get_running_loop()
     task = asyncio.create_task(work)
@@ -133,7 +113,3 @@ async def _watch(connection: asyncpg.Connection) -> None:
     if not connection.is_closed():
         await lost.wait()
     raise ConnectionResetError("the connection that holds the leader's lock was lost")
-
-
-def _show(at: int, of: int) -> None:
-    sys.stderr.write(f"\rposition {at} of {of}" + ("\n" if at >= of else ""))
