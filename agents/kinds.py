@@ -38,16 +38,16 @@ def _research(services: Services) -> AgentSpec:
     return research_agent(services.store, services.knowledge)
 
 
-def _code(_: Services) -> AgentSpec:
+def _code(services: Services) -> AgentSpec:
     from crewlog.agents.specialist_code import code_agent
 
-    return code_agent()
+    return code_agent(minimum=services.config.sandbox_minimum)
 
 
-def _data(_: Services) -> AgentSpec:
+def _data(services: Services) -> AgentSpec:
     from crewlog.agents.specialist_data import data_agent
 
-    return data_agent()
+    return data_agent(minimum=services.config.sandbox_minimum)
 
 
 def _communicate(services: Services) -> AgentSpec:

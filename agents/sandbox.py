@@ -184,6 +184,10 @@ def scratch(parent: Path) -> Iterator[Path]:
         (folder / "tmp").mkdir()
         yield folder
     finally:
+        for place, names, _ in os.walk(folder):  # a child may have locked its own folders
+            for name in names:
+                if not (locked := Path(place, name)).is_symlink():
+                    locked.chmod(0o700)
         shutil.rmtree(folder)
 
 

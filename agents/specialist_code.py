@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from crewlog.agents.child import ChildLimits, ChildResult
 from crewlog.agents.code_tests import STOPPED, Candidate, Tried, keep_report, latest_report, render, run_tests
-from crewlog.agents.sandbox import Sandbox, scratch
+from crewlog.agents.sandbox import Level, Sandbox, scratch
 from crewlog.agents.spec import AgentSpec, Requirement, ToolContext, ToolFailed, ToolOutput, ToolSpec
 from crewlog.agents.workspace import PREFIX, Workspace, diff_lines, safe_path
 from crewlog.schemas.text import clean, shorten
@@ -242,13 +242,14 @@ def script_report(result: ChildResult, here: str, level: str) -> str:
     return "\n".join(parts)
 
 
-def code_agent(sandbox: Sandbox | None = None) -> AgentSpec:
+def code_agent(sandbox: Sandbox | None = None, *, minimum: Level = "limits-only") -> AgentSpec:
     """Build the code specialist.
 
     Args:
         sandbox: where tests and scripts run; None for the best this machine has.
+        minimum: refuse to run anything when that is below this level.
     """
-    tools = CodeTools(sandbox or Sandbox(modules=("pytest",)))
+    tools = CodeTools(sandbox or Sandbox(minimum=minimum, modules=("pytest",)))
     return AgentSpec(
         kind="code",
         description="Reads, runs, repairs and extends code in a workspace of attached files; proves it with the project's tests and hands over a patch.",

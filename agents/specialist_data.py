@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from crewlog.agents.data_sources import QUERY_SECONDS, Source, ask, checked, sources_of
 from crewlog.agents.files import TaskFiles
-from crewlog.agents.sandbox import Sandbox
+from crewlog.agents.sandbox import Level, Sandbox
 from crewlog.agents.spec import AgentSpec, Requirement, ToolContext, ToolFailed, ToolOutput, ToolSpec
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.text import clean, shorten
@@ -175,13 +175,14 @@ def cell(value: Any) -> str:
     return re.sub(r"\s+", " ", shorten(clean(text), CELL_CHARS_MAX)).replace("|", "\\|")
 
 
-def data_agent(sandbox: Sandbox | None = None) -> AgentSpec:
+def data_agent(sandbox: Sandbox | None = None, *, minimum: Level = "limits-only") -> AgentSpec:
     """Build the data specialist.
 
     Args:
         sandbox: where the database runs; None for the best this machine has.
+        minimum: refuse to run anything when that is below this level.
     """
-    tools = DataTools(sandbox or Sandbox(modules=("duckdb", "matplotlib.figure")))
+    tools = DataTools(sandbox or Sandbox(minimum=minimum, modules=("duckdb", "matplotlib.figure")))
     return AgentSpec(
         kind="data",
         description="Answers questions about attached tables (CSV, TSV, Parquet, JSON) with SQL, figures and charts.",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import platformdirs
 from pydantic import Field, SecretStr, ValidationError
@@ -53,6 +53,8 @@ class Config(BaseSettings):
     """A dispatched task without any sign of life for this long is published again, in seconds."""
     approval_ttl_s: Annotated[float, Field(gt=0)] = 86_400.0
     """How long an approval may wait for a person, in seconds."""
+    sandbox_minimum: Literal["limits-only", "namespaces"] = "limits-only"
+    """Weakest isolation in which the code and data agents may run anything; `namespaces` refuses on a machine that has none."""
     smtp_host: str = "127.0.0.1"
     smtp_port: Annotated[int, Field(ge=0, le=65_535)] = 0
     """Port of the mail server; 0 means none is configured and sending fails with a hint."""

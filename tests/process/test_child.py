@@ -237,6 +237,20 @@ async def test_tests_may_use_their_own_loopback(sandbox: Sandbox, folder: Path) 
     assert (await run(sandbox, folder, code)).stdout == b"connected\n"
 
 
+async def test_a_minimum_is_kept(folder: Path) -> None:
+    strict = Sandbox(minimum="namespaces", mechanisms=("limits-only",))
+    with scratch(folder) as place:
+        with pytest.raises(SandboxError, match="no sandbox at level namespaces works here"):
+            await strict.run_python(["-c", "open('ran', 'w')"], folder=place, limits=ChildLimits())
+        assert not (place / "ran").exists()
+
+
+async def test_locked_folders_and_links_are_cleaned_up(sandbox: Sandbox, folder: Path) -> None:
+    code = "import os; os.makedirs('a/b'); os.symlink('/etc', 'a/link'); open('a/b/c', 'w'); os.chmod('a/b', 0); os.chmod('a', 0)"
+    assert (await run(sandbox, folder, code)).ok
+    assert Path("/etc/passwd").exists()  # noqa: ASYNC240
+
+
 async def test_a_command_that_cannot_start_is_an_error(folder: Path) -> None:
     with scratch(folder) as place, pytest.raises(SandboxError, match="no-such-program"):
         await run_child(["/no-such-program"], cwd=place, limits=ChildLimits(), env=clean_environment(place), isolation=LIMITS_ONLY)
