@@ -117,23 +117,17 @@ def _report(error: BaseException) -> None:
     complain(what or type(error).__name__, why=why, next_step=next_step)
 
 
-def exit_code_of(error: BaseException) -> Exit:
-    """Map an error to the exit code of the command that met it."""
-    from crewlog.schemas.errors import ConfigError, ConflictError, NotFound, Unavailable
+_EXIT_OF_CODE: Mapping[str, Exit] = {
+    "not_found": Exit.NOT_FOUND,
+    "unavailable": Exit.UNREACHABLE,
+    "conflict": Exit.CONFLICT,
+    "already_running": Exit.CONFLICT,
+}
 
-    match error:
-        case NotFound():
-            return Exit.NOT_FOUND
-        case Unavailable():
-            return Exit.UNREACHABLE
-        case ConflictError():
-            return Exit.CONFLICT
-        case ConfigError():
-            return Exit.CONFLICT if error.code == "already_running" else Exit.USAGE
-        case TimeoutError():
-            return Exit.TIMEOUT
-        case _:
-            return Exit.USAGE
+
+def exit_code_of(error: BaseException) -> Exit:
+    """Map an error, ours or one that the orchestrator answered with, to the exit code of the command that met it."""
+    return Exit.TIMEOUT if isinstance(error, TimeoutError) else _EXIT_OF_CODE.get(getattr(error, "code", ""), Exit.USAGE)
 
 
 def say(text: str) -> None:

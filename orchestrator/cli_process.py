@@ -1,4 +1,4 @@
-"""Commands that are one process of the crew (agent, orchestrator, projector), and those for the database."""
+"""Commands that are one process of the crew (agent, orchestrator, projector), and those for the servers (db, nats)."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ def register(app: typer.Typer) -> None:
     db.command()(run_async(rebuild))
     db.command()(run_async(url))
     app.add_typer(db, name="db")
+    nats = typer.Typer(help="The NATS server: its address.", no_args_is_help=True)
+    nats.command("url")(run_async(nats_url))
+    app.add_typer(nats, name="nats")
 
 
 async def agent(
@@ -101,6 +104,18 @@ async def url(home: HomeOption = None, output: OutputOption = Output.TABLE) -> N
     else:
         typer.echo(address.get_secret_value())
         say('this login reads everything; views are in schema crewlog: psql "$(crewlog db url)" -c "select * from crewlog.runs"')
+
+
+async def nats_url(home: HomeOption = None, output: OutputOption = Output.TABLE) -> None:
+    """Print the address for NATS clients of any language: a login that submits, asks and watches."""
+    from crewlog.orchestrator.endpoints import with_login
+
+    address = with_login(load_config(home), "operator").nats_url
+    assert address is not None
+    if output is Output.JSON:
+        print_json({"url": address.get_secret_value()})
+    else:
+        typer.echo(address.get_secret_value())
 
 
 def _process_config(home: Path | None, process: str) -> Config:

@@ -134,12 +134,12 @@ class Client:
 
     async def ended(self, run_id: RunId) -> RunView:
         """Return a run whose end is in the log, as soon as the views have it."""
-        for wait_s in (*VIEWS_FOLLOW_WITHIN_S, None):
-            run = await self.run(run_id)
-            if run.finished_at is not None:
-                return run
-            if wait_s is not None:
-                await asyncio.sleep(wait_s)
+        for wait_s in VIEWS_FOLLOW_WITHIN_S:
+            with suppress(NotFound):  # the views may not have heard of a run that was quick
+                run = await self.run(run_id)
+                if run.finished_at is not None:
+                    return run
+            await asyncio.sleep(wait_s)
         raise Unavailable(f"run {run_id} has ended, but the views do not show it: is a projector running?")
 
     async def events(self, run_id: RunId, *, follow: bool = False) -> AsyncIterator[Recorded]:
@@ -236,11 +236,10 @@ class Client:
         Raises:
             Unavailable: they were not in time.
         """
-        for wait_s in (*VIEWS_FOLLOW_WITHIN_S, None):
+        for wait_s in VIEWS_FOLLOW_WITHIN_S:
             if all(lag.position >= position for lag in await self._read().lag() if lag.name == "knowledge"):
                 return
-            if wait_s is not None:
-                await asyncio.sleep(wait_s)
+            await asyncio.sleep(wait_s)
         raise Unavailable("the documents are recorded, but not searchable yet: is a projector running?")
 
     async def approvals(self, *, pending_only: bool = True, run_id: RunId | None = None) -> list[ApprovalView]:
