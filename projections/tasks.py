@@ -103,11 +103,13 @@ def _completed(task: TaskState, recorded: Recorded, event: TaskCompleted, change
 
 def _failed(task: TaskState, recorded: Recorded, event: TaskFailed, changed: Changed) -> None:
     task.row.error_code, task.row.error = event.error.code, event.error.message
+    changed.tasks[task.row] = None
     finish(task, "failed", recorded.occurred_us, changed)
 
 
 def _cancelled(task: TaskState, recorded: Recorded, event: TaskCancelled, changed: Changed) -> None:
     task.row.error_code, task.row.error = "cancelled", f"cancelled by {event.actor}: {event.reason}"
+    changed.tasks[task.row] = None
     finish(task, "cancelled", recorded.occurred_us, changed)
 
 

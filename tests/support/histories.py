@@ -317,7 +317,8 @@ class RunScript:
             for t in self.tasks.values()
             if t.phase not in ("reviewed", "over", "completed") and t.key not in self.done
         ]
-        self.history.append(self.run_id, *cancelled, *extra, (self.stream, [*before, event], None))
+        ending = (self.stream, [*before, event], None)
+        self.history.append(self.run_id, *([ending, *cancelled, *extra] if self.history.random.random() < 0.5 else [*cancelled, *extra, ending]))
         self.over = True
 
 

@@ -4,60 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
-from typing import Any
 
-import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.histories import recorded_history, write_history
+from support.run_tables import Tables, fold_pages
 
 from crewlog.events.memory_store import MemoryStore
 from crewlog.events.store import Recorded
-from crewlog.projections.projection import Problem, decode, fold_all
+from crewlog.projections import runs, tasks
+from crewlog.projections.catalog import all_projections
+from crewlog.projections.projection import decode, fold_all
 from crewlog.projections.rows import FINISHED
-from crewlog.projections.run_projection import APPROVALS, MODEL_CALLS, RUNS, TASKS, TOOL_CALLS, RunProjection
-from crewlog.projections.table import Table
-from crewlog.schemas.task_events import TERMINAL_TYPES
-
-Rows = dict[tuple[Any, ...], dict[str, Any]]
-
-
-class Tables:
-    """What the tables would hold."""
-
-    def __init__(self) -> None:
-        self.runs: Rows = {}
-        self.tasks: Rows = {}
-        self.model_calls: Rows = {}
-        self.tool_calls: Rows = {}
-        self.approvals: Rows = {}
-
-    def take_from(self, projection: RunProjection) -> None:
-        changed = projection.take().rows
-        pairs: list[tuple[Rows, Table[Any], Any]] = [
-            (self.runs, RUNS, changed.runs),
-            (self.tasks, TASKS, changed.tasks),
-            (self.model_calls, MODEL_CALLS, changed.model_calls),
-            (self.tool_calls, TOOL_CALLS, changed.tool_calls),
-            (self.approvals, APPROVALS, changed.approvals),
-        ]
-        for rows, table, new in pairs:
-            made = [msgspec.structs.asdict(row) for row in new]
-            keys = [tuple(row[column] for column in table.key) for row in made]
-            assert len(set(keys)) == len(keys), f"{table.name}: one upsert must not hold a key twice"
-            rows.update(zip(keys, made, strict=True))
-
-
-async def fold_pages(store: MemoryStore, pages: Sequence[Sequence[Recorded]], *, open_runs_max: int = 1000) -> tuple[Tables, list[Problem]]:
-    projection, tables, problems = RunProjection(store, open_runs_max=open_runs_max), Tables(), list[Problem]()
-    after = 0
-    for page in pages:
-        facts = [fact for fact in map(decode, page) if type(fact.event) in projection.types]
-        await projection.load(facts, after=after, skipped=())
-        problems += fold_all(projection, facts)
-        tables.take_from(projection)
-        after = page[-1].position
-    return tables, problems
+from crewlog.projections.run_projection import RunProjection
+from crewlog.schemas.codec import EVENT_TYPES, Unknown
+from crewlog.schemas.errors import ContractError
+from crewlog.schemas.run_events import RUN_EVENTS
+from crewlog.schemas.task_events import TASK_EVENTS, TERMINAL_TYPES, TaskOpened
 
 
 def cut(events: Sequence[Recorded], random: Random) -> list[Sequence[Recorded]]:
@@ -113,3 +76,11 @@ async def test_totals_follow_from_the_calls(seed: int) -> None:
             assert all(call["status"] != "running" for call in calls)
     ended = [event for event in events if event.type in TERMINAL_TYPES and event.stream.startswith("run/")]
     assert len(ended) == sum(run["finished_us"] is not None for run in tables.runs.values())
+
+
+def test_every_event_has_exactly_one_fold() -> None:
+    assert set(runs._FOLDS) == set(RUN_EVENTS)
+    assert {*tasks._FOLDS, TaskOpened} == set(TASK_EVENTS)
+    folded = [type_ for projection in all_projections(MemoryStore()) for type_ in projection.types]
+    assert len(set(folded)) == len(folded)
+    assert set(folded) == {*EVENT_TYPES.values(), Unknown, ContractError}
