@@ -55,16 +55,22 @@ _OBJECTS: Final[Mapping[str, frozenset[str]]] = {
     ),
 }
 _QUESTION: Final = re.compile(
-    r"^(?:what|which|who|whom|whose|why|when|where|how|is|are|does|do|can|must|may|should|say (?:what|which|who|why|when|where|how|whether)|tell me)\b",
+    r"^(?:(?:what|which|who|whom|whose|why|when|where|how|is|are|does|do|can|must|may|should|say (?:what|which|who|why|when|where|how|whether)|tell me)\b|"
+    r"(?:at|in|on|for|by|from|to|with|under|within|after|until) (?:what|which|whom|how)\b)",
     re.IGNORECASE,
 )
-_NUMBERS_ASKED: Final = re.compile(r"\bhow (?:many|much)\b|\bper (?:month|year|day|week)\b|\btop \d+\b|\b(?:by|per) (?:each )?[a-z_]+\b", re.IGNORECASE)
+_NUMBERS_ASKED: Final = re.compile(
+    r"(?<!\bat )(?<!\bin )(?<!\bfor )(?<!\bwithin )(?<!\bafter )\bhow (?:many|much)\b|\bper (?:month|year|day|week)\b|\btop \d+\b|"
+    r"\b(?:by|per) (?:each )?[a-z_]+\b",
+    re.IGNORECASE,
+)
 _BREAK: Final = re.compile(
     r"(?<=[.!?;])\s+|\s*;\s*|\n+|(?:,\s*)?\b(?:and\s+)?(then|afterwards|after that)\b[,:]?\s+|,\s*(?:and\s+)?(?:also\s+)?(?=\w)|\s+and\s+(?:also\s+)?(?=\w)",
     re.IGNORECASE,
 )
 _REQUIREMENT: Final = re.compile(
-    r"^(?:(?:it|they|this|the (?:summary|answer|report|text|mail|message)) (?:must|should|may not|has to|have to|needs to)|do not|don't|never|keep (?:it|them))\b",
+    r"^(?:(?:it|they|this|the (?:summary|answer|report|text|mail|message)) (?:must|should|may not|has to|have to|needs to)|"
+    r"do not|don't|never|keep (?:it|them))\b",
     re.IGNORECASE,
 )
 """A sentence about how the work before it is to be done."""

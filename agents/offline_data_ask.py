@@ -37,7 +37,7 @@ _TREND: Final = re.compile(
 _GROUP: Final = re.compile(
     (
         r"\b(?:per|by|for each|for every|in each|of each|each|across|among|between|grouped by|broken down by|split by|"
-        r"for all)\s+((?:[\w-]+(?:\s*,\s*|\s+and\s+|\s+|$)){1,5})"
+        r"for all)\s+((?:[\w-]+(?:\s*,\s*|\s+and\s+|\s+|(?![\w-]))){1,5})"
     ),
     re.IGNORECASE,
 )
