@@ -70,13 +70,12 @@ class Batch:
     def request(self, run_id: RunId, version: int, now_us: int, clock: Clock) -> AppendRequest:
         """Make the append: the run stream at its expected version first, then the task streams."""
         writes = (Write(run_stream(run_id), self.events, version), *self.writes.values())
-        tasks = [UUID(stream.split("/", 1)[1]) for stream in self.writes]
         return AppendRequest(
             writes=writes,
             event_ids=[clock.new_id() for write in writes for _ in write.events],
             occurred_us=now_us,
             run_id=run_id,
-            task_id=TaskId(tasks[0]) if len(tasks) == 1 else None,
+            task_id=task_of(next(iter(self.writes))) if len(self.writes) == 1 else None,
             causation_id=self._cause,
         )
 

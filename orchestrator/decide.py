@@ -162,14 +162,16 @@ def _task_ended(draft: Draft, command: TaskEnded) -> None:
 def _labelled(state: RunState, task: TaskState, outcome: Outcome, *, unpriced: bool) -> Outcome:
     """Bound an outcome, and label it with what its agent need not be believed about: taint of its sources, calls without a price."""
     flags = (*outcome.flags, "unpriced") if unpriced else outcome.flags
-    step = _step_of(state, task)
-    sources = outcomes_of(state, [s.key for s in state.steps] if task.key.startswith("@") else step.depends_on)
-    tainted = state.brief.is_tainted or any(item.outcome.trust == "untrusted" for item in sources)
+    sources = [s.key for s in state.steps] if task.key.startswith("@") else _step_of(state, task).depends_on
+    tainted = state.brief.is_tainted or any(item.outcome.trust == "untrusted" for item in outcomes_of(state, sources))
     return fit_outcome(replace(outcome, flags=tuple(dict.fromkeys(flags)), trust="untrusted" if tainted else outcome.trust))
 
 
 def _step_of(state: RunState, task: TaskState) -> Step:
-    return next((s for s in state.steps if s.key == task.key), None) or planner_step(state, task.key)
+    for step in state.steps:
+        if step.key == task.key:
+            return step
+    return planner_step(state, task.key)
 
 
 def _review_event(task: TaskState, command: TaskEnded, outcome: Outcome, verdict: Any, issues: tuple[Issue, ...], error: Failure | None = None) -> TaskReviewed:

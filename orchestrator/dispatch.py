@@ -130,6 +130,8 @@ def outcomes_of(state: RunState, keys: Iterable[str]) -> list[ContextItem]:
     """Return the outcomes of finished steps among `keys`, in the plan's order."""
     wanted = frozenset(keys)
     items: list[ContextItem] = []
+    if not wanted:
+        return items
     for step in state.steps:
         task = state.tasks.get(step.key)
         if step.key in wanted and task is not None and task.is_finished and task.outcome is not None:

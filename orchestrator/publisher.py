@@ -42,13 +42,14 @@ class Publisher:
         message = dispatch.message or await self._recorded(dispatch.task_id)
         if message is None:
             return
+        task_id = str(dispatch.task_id)
         headers = {
             "Run-Id": str(run_id),
-            "Task-Id": str(dispatch.task_id),
+            "Task-Id": task_id,
             "Attempt": str(dispatch.attempt),
             # a fresh task can be folded from this message alone; 0: read the stream
             "Task-Version": "1" if dispatch.message is not None else "0",
-            "Nats-Msg-Id": f"{dispatch.task_id}:{dispatch.attempt}:{serial}",
+            "Nats-Msg-Id": f"{task_id}:{dispatch.attempt}:{serial}",
         }
         await self._bus.publish(work(dispatch.kind, dispatch.lane), message, headers=headers)
 
