@@ -149,7 +149,10 @@ class Appender:
             try:
                 if lane.connection is None or lane.connection.is_closed():
                     lane.connection = await self._connect()
+                    batch = [item for item in batch if not item.future.done()]
                 sent = [item.encoded for item in batch]
+                if not sent:
+                    return
                 (row,) = await fetch(lane.connection, SQL, arguments(sent, self._actor), timeout_s=self._call_timeout_s)
             except Exception as error:  # noqa: BLE001  (whatever it is, the callers get it)
                 if not is_retryable(error, lane.connection):
