@@ -21,7 +21,7 @@ CAVEAT: Final = "That the tests pass is all that is known: the edit was found by
 
 def repair(talk: Conversation) -> Turn:
     """Go one step on: look and run, read, try, check, submit."""
-    if not talk.tried("list_files") or not talk.tried("run_tests"):
+    if talk.is_due("list_files") or talk.is_due("run_tests"):
         return Turn("I look at the project and run its tests first.", _first_look(talk))
     run = _latest_run(talk)
     if run is None:
@@ -36,7 +36,8 @@ def repair(talk: Conversation) -> Turn:
 
 
 def _first_look(talk: Conversation) -> tuple[Want, ...]:
-    return (Want("list_files", {}), Want("run_tests", _trace(talk)))
+    wants = (Want("list_files", {}), Want("run_tests", _trace(talk)))
+    return tuple(want for want in wants if talk.is_due(want.tool))
 
 
 def _trace(talk: Conversation) -> dict[str, object]:

@@ -124,6 +124,11 @@ class Conversation:
         """Say whether a tool was called at all."""
         return any(call.tool == tool for call in self.calls)
 
+    def is_due(self, tool: str) -> bool:
+        """Say whether a first look with a tool is still to be taken: it was not called, or only with arguments that were refused."""
+        calls = [call for call in self.calls if call.tool == tool]
+        return tool in self.tools and (not calls or (len(calls) == 1 and calls[0].is_error and "not valid" in (calls[0].result or "")))
+
     def offers(self, *tools: str) -> bool:
         """Say whether all these tools are offered."""
         return all(tool in self.tools for tool in tools)

@@ -34,7 +34,7 @@ def analyse(talk: Conversation) -> Turn:
     """Go one step on: sources, their columns, known values, queries, chart, conclusion."""
     if importlib.util.find_spec("sqlglot") is None:
         return _give_up(talk, "The rules need the package sqlglot to write SQL; install crewlog[data].")
-    if not talk.tried("list_sources") and talk.offers("list_sources"):
+    if talk.is_due("list_sources"):
         return Turn("I look at what there is first.", (Want("list_sources", {}),))
     names = _relevant(talk, source_names(talk))
     undescribed = [name for name in names if not any(call.tool == "describe_source" and call.arguments.get("source") == name for call in talk.calls)]

@@ -11,7 +11,7 @@ from crewlog.agents.offline_data_facts import MISSING_SPELLINGS, Column, Source,
 from crewlog.agents.offline_tables import as_number
 from crewlog.agents.offline_text import STOP_WORDS, closeness, name_tokens, quoted, stem, stems, terms, words
 
-Function = Literal["count", "sum", "mean", "median", "min", "max", "stddev", "distinct"]
+Function = Literal["count", "sum", "mean", "median", "min", "max", "stddev", "distinct", "rate"]
 Shape = Literal["profile", "value", "group", "top", "trend", "share", "missing", "correlation"]
 
 _FUNCTIONS: Final[tuple[tuple[Function, re.Pattern[str]], ...]] = (
@@ -25,7 +25,7 @@ _FUNCTIONS: Final[tuple[tuple[Function, re.Pattern[str]], ...]] = (
 _COUNT: Final = re.compile(r"\b(?:how many|count|number of|frequency|counts)\b", re.IGNORECASE)
 _MISSING: Final = re.compile(r"\b(?:missing|nulls?|empty cells?|incomplete|NAs?|completeness)\b")
 _CORRELATION: Final = re.compile(r"\b(?:correlat\w*|relationship|relation|related|association|depends? on|linked)\b", re.IGNORECASE)
-_SHARE: Final = re.compile(r"\b(?:shares?|percentages?|proportions?|fraction|percent|%)\b", re.IGNORECASE)
+_SHARE: Final = re.compile(r"\b(?:shares?|percentages?|proportions?|fraction|percent|rates?)\b|%", re.IGNORECASE)
 _DISTINCT: Final = re.compile(r"\b(?:distinct|different|unique)\b", re.IGNORECASE)
 _TREND: Final = re.compile(
     (
@@ -51,7 +51,9 @@ _TOP: Final = re.compile(
 _WHICH: Final = re.compile(
     r"\b(?:which|what)\s+((?:[\w-]+\s+){1,3}?)(?:has|have|had|is|are|was|were|sold|sells|made|makes|got|earn\w*|shows?)\b", re.IGNORECASE
 )
-_LOW: Final = re.compile(r"\b(?:bottom|worst|lowest|smallest|cheapest|least|fewest|shortest|lightest|min(?:imum)?)\b", re.IGNORECASE)
+_LOW: Final = re.compile(
+    r"\b(?:bottom|worst|lowest|smallest|cheapest|least|fewest|shortest|lightest|min(?:imum)?|less|fewer|lower|smaller|youngest)\b", re.IGNORECASE
+)
 _PROFILE: Final = re.compile(
     r"\b(?:summari[sz]e|summary|describe|overview|profile|analy[sz]e|analysis|explore|statistics|report on|look at|measurements)\b", re.IGNORECASE
 )
@@ -66,7 +68,7 @@ _COMPARE: Final = re.compile(
 _OPERATORS: Final = {"at least": ">=", "from": ">=", ">=": ">=", "at most": "<=", "<=": "<=", "=": "=", "equal": "=", "equals": "="}
 _ADDITIVE: Final = stems(
     "revenue sales amount quantity qty units total sum orders spend profit turnover hours visits votes population cases deaths "
-    "income count clicks downloads passengers"
+    "income count clicks downloads passengers rain rainfall precipitation"
 )
 _SYNONYMS: Final = tuple(
     stems(group)
@@ -165,6 +167,11 @@ def _ask(question: str, source: Source) -> Ask:
     groups = [*groups, *compared]
     period = _period(question)
     date = next(iter(source.of("date")), None)
+    answered_yes = next((column for column, operator, _ in filters if operator == "true"), None)
+    if _SHARE.search(question) and answered_yes is not None:
+        rest = tuple(f for f in filters if f[0] is not answered_yes)
+        across = tuple(column for column in groups if column is not answered_yes)
+        return Ask(source, "group" if across else "value", ("rate",), (answered_yes,), across, rest)
     base = Ask(source, "value", functions, tuple(measures), tuple(groups), filters, notes=tuple(notes))
     if _MISSING.search(question) and not groups:
         return _with(base, shape="missing")
@@ -250,19 +257,22 @@ def _trend(question: str, base: Ask, date: Column | None, period: str) -> Ask | 
 def _top(question: str, base: Ask) -> Ask | None:
     counted = _TOP.search(question)
     which = _WHICH.search(question)
-    extreme = [f for f in base.functions if f in ("min", "max")] or (["max"] if re.search(r"\b(?:most|best)\b", question, re.IGNORECASE) else [])
-    if not counted and not (which and (extreme or "min" in base.functions)):
+    who = re.match(r"\s*who(?:se)?\b", question, re.IGNORECASE)
+    compared = re.search(r"\b(?:most|best|more|higher|larger|bigger|less|fewer|lower|smaller)\b", question, re.IGNORECASE)
+    extreme = compared or any(function in ("min", "max") for function in base.functions)
+    if not counted and not ((which or who) and extreme):
         return None
     source = base.source
     used = terms(which.group(1)) if which else terms(re.split(r"\bby\b|\bwith\b|\bin terms of\b", question, maxsplit=1, flags=re.IGNORECASE)[0])
     labels = (
         [c for c in source.columns if c.sort in ("text", "bool", "date") and closeness(used, c.name) >= NEAR]
         or [c for c in base.groups if c.sort != "number"]
+        or [c for c in source.of("text") if "name" in c.words][:1]
         or source.of("text")[:1]
     )
     measures = [m for m in base.measures if m not in labels] or [c for c in base.groups if c.sort == "number"]
     limit = int(next(g for g in counted.groups() if g)) if counted else 5
-    low = bool(_LOW.search(question)) and not re.search(r"\b(?:top|highest|largest|biggest|most)\b", question, re.IGNORECASE)
+    low = bool(_LOW.search(question)) and not re.search(r"\b(?:top|highest|largest|biggest|most|more)\b", question, re.IGNORECASE)
     functions = tuple(f for f in base.functions if f not in ("min", "max")) or (default_function(measures[0]),) if measures else ("count",)
     if not labels:
         return None
@@ -323,7 +333,7 @@ def find_filters(question: str, source: Source) -> tuple[tuple[Column, str, tupl
         if hits and column.sort == "text":
             found.append((column, "in", tuple(sorted(hits))))
     used = terms(_GROUP.sub(" ", question))
-    found += [(column, "true", ()) for column in source.of("bool") if set(column.words) <= set(used)]
+    found += [(column, "true", ()) for column in source.columns if column.is_yes_or_no and closeness(used, " ".join(column.words)) >= 0.8]
     for match in _COMPARE.finditer(question):
         operator = _OPERATORS.get(
             match.group(2).lower(),

@@ -39,6 +39,11 @@ class Column:
         return tuple(token for token in tokens if token not in UNITS) or tokens
 
     @property
+    def is_yes_or_no(self) -> bool:
+        """It holds truth values, or only 0 and 1."""
+        return self.sort == "bool" or (self.sort == "number" and self.distinct == 2 and set(self.values) == {"0", "1"})
+
+    @property
     def unit(self) -> str:
         """The unit its name ends in, or nothing."""
         tail = re.split(r"[_\s(]+", self.name.lower().rstrip(") "))[-1]

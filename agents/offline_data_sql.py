@@ -47,7 +47,7 @@ def queries(ask: Ask) -> list[Query]:
 
 def label(function: Function, measure: Column | None) -> str:
     """Name a result column: `mean body_mass_g`, or `n` for a count of rows."""
-    return "n" if measure is None else f"{function} {measure.name}"
+    return "n" if measure is None else f"percent {measure.name}" if function == "rate" else f"{function} {measure.name}"
 
 
 def said(name: str) -> str:
@@ -219,6 +219,9 @@ def _aggregate(function: Function, measure: Column) -> exp.Expr:
 
     if function == "distinct":
         return exp.Count(this=exp.Distinct(expressions=[_value(measure)]))
+    if function == "rate":
+        percent = exp.Mul(this=exp.Literal.number("100.0"), expression=exp.Avg(this=exp.cast(_number(measure), "int")))
+        return exp.func("ROUND", percent, exp.Literal.number(2))
     number = _number(measure)
     made: dict[str, exp.Expr] = {
         "sum": exp.Sum(this=number),
@@ -239,7 +242,7 @@ def _where(select: exp.Select, ask: Ask) -> exp.Select:
         if operator == "in":
             select = select.where(exp.In(this=_name(column), expressions=literals))
         elif operator == "true":
-            select = select.where(_name(column))
+            select = select.where(exp.cast(_number(column), "boolean"))
         elif operator == "year":
             select = select.where(exp.EQ(this=exp.func("YEAR", _name(column)), expression=literals[0]))
         else:

@@ -125,8 +125,10 @@ def _headline(ask: Ask, query: Query, table: Table) -> str:
     ranked = sorted((row for row in table.rows if as_number(row[at]) is not None), key=lambda row: (-(as_number(row[at]) or 0.0), str(row[0])))
     if not ranked:
         return f"{capital(query.title)}{_conditions(ask)}:"
-    unit = _unit(_named_in(ask, query.y)) if query.y != "percent" else " %"
+    unit = _unit(_named_in(ask, query.y)) if not query.y.startswith("percent") else " %"
     high, low = ranked[0], ranked[-1]
+    if len(ranked) > 1 and high[at] == low[at]:
+        return f"{capital(query.title)}{_conditions(ask)}: the same for all ({show(high[at])}{unit})."
     text = f"{capital(query.title)}{_conditions(ask)}: "
     if ask.shape == "top":
         first = low if ask.is_ascending else high

@@ -25,9 +25,11 @@ _META: Final = stems(
     cite quote search look explain information detail details point points regarding concerning text file files summarise summarize summary
     describe read report check review following given attached attachment attachments source sources citation citations passage passages
     evidence page pages say says tell respectively key main important about please show result results overview everything anything something
+    compare comparison two three both difference differences differ
     """
 )
 _FRAME: Final = stems("prepare write draft produce publish compile build note report make create new short our")
+_HOW: Final = re.compile(r"\bhow (?:long|often|far|old|big|high|large|fast|soon|late|early)\b", re.IGNORECASE)
 _SUMMARY: Final = re.compile(
     r"\b(?:summari[sz]e|summary|overview|key points|main points|what (?:is|are) (?:this|these|it|they) about|describe)\b", re.IGNORECASE
 )
@@ -44,7 +46,7 @@ class Shelf(NamedTuple):
 
 def research(talk: Conversation) -> Turn:
     """Go one step on: list, search, read, submit."""
-    if not talk.tried("list_documents") and talk.offers("list_documents"):
+    if talk.is_due("list_documents"):
         return Turn("I look which documents there are.", (Want("list_documents", {}),))
     shelf = _shelf(talk)
     if not shelf and talk.tried("list_documents"):
@@ -62,7 +64,7 @@ def look_for(talk: Conversation, shelf: Sequence[Shelf]) -> tuple[list[str], lis
     names = [set(name_tokens(document.name)) for document in shelf]
     on_all = set.intersection(*names) if len(names) > 1 else set()
     goal = [term for term in terms(talk.goal) if term not in _META and term not in _FRAME and term not in on_all]
-    question = [term for term in terms(talk.question) if term not in _META]
+    question = [term for term in terms(_HOW.sub("how", talk.question)) if term not in _META]
     core = [term for term in question if term not in on_all and not (len(names) == 1 and term in names[0] and len(question) > 1)]
     if not core and not _SUMMARY.search(talk.question):
         # "which playbook rules apply": the subject is in the goal the question is part of

@@ -60,6 +60,14 @@ async def test_questions_are_computed_from_the_table(question: str, label: str, 
     assert value is None or found[label] == value
 
 
+async def test_a_share_of_yes_and_no_is_a_rate_and_who_is_a_name(folder: Path) -> None:
+    table = "name,class,age,survived\n" + "".join(f"P{n},{1 + n % 2},{20 + n},{int(n % 4 == 0)}\n" for n in range(40))
+    rates = await work("data", "What percentage of the passengers survived by class?", {"ship.csv": table}, folder)
+    assert figures(rates) == {"percent survived, 1": 50, "percent survived, 2": 0}
+    oldest = await work("data", "Who is the oldest passenger?", {"ship.csv": table}, folder)
+    assert "P39 is first with 59" in oldest.result.summary
+
+
 async def test_changing_the_table_changes_the_answer(folder: Path) -> None:
     for lines, count in ((3, 3), (5, 5)):
         solo = await work("data", "How many rows are there?", {"t.csv": "a,b\n" + "1,x\n" * lines}, folder)

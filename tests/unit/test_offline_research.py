@@ -8,7 +8,7 @@ from support.solo import Solo, carry_out
 from support.toolbox import bench
 
 from crewlog.agents.knowledge_memory import MemoryKnowledge
-from crewlog.agents.offline import OfflineModel
+from crewlog.agents.offline import Fault, OfflineModel
 from crewlog.agents.specialist_research import research_agent
 from crewlog.events.memory_store import MemoryStore
 from crewlog.schemas.plan import Constraints
@@ -37,10 +37,10 @@ BOOK = {f"rules/{n}.md": text for n, text in enumerate((
 ))}  # fmt: skip
 
 
-async def ask(question: str, documents: Mapping[str, bytes], constraints: Constraints | None = None) -> Solo:
+async def ask(question: str, documents: Mapping[str, bytes], constraints: Constraints | None = None, *, fault: Fault | None = None) -> Solo:
     store = MemoryStore()
     at = await bench(question, attachments=documents, constraints=constraints or Constraints(citations_min=1))
-    return await carry_out(research_agent(store, MemoryKnowledge(store)), OfflineModel(), at)
+    return await carry_out(research_agent(store, MemoryKnowledge(store)), OfflineModel(fault=fault or ""), at)
 
 
 async def test_a_number_is_found_and_cited_across_a_line_break() -> None:
@@ -90,6 +90,14 @@ async def test_a_general_question_is_answered_for_the_goal_it_is_part_of() -> No
 async def test_a_summary_takes_something_from_every_document() -> None:
     outcome = (await ask("Summarise these documents", {**BOOK, "hours.txt": OTHER})).result
     assert {citation.source for citation in outcome.citations} == {*BOOK, "hours.txt"}
+
+
+async def test_bad_arguments_and_malformed_json_are_corrected() -> None:
+    faults: tuple[Fault, ...] = ("bad_arguments", "malformed")
+    for fault in faults:
+        solo = await ask("How many vacation days do employees get?", {"handbook.md": HANDBOOK}, fault=fault)
+        assert solo.calls[0][3]
+        assert "27 days" in solo.result.summary
 
 
 async def test_constraints_are_kept() -> None:
