@@ -8,6 +8,7 @@ from typing import Final
 import asyncpg
 import msgspec
 
+from crewlog.events.store import Recorded
 from crewlog.projections.json_text import to_json
 from crewlog.projections.projection import Fact
 from crewlog.projections.rows import AgentRow
@@ -52,7 +53,7 @@ class AgentProjection:
     def __init__(self) -> None:
         self._changes = AgentChanges()
 
-    async def load(self, facts: Sequence[Fact], *, after: int, skipped: Collection[int]) -> None:
+    async def load(self, events: Sequence[Recorded], *, after: int, skipped: Collection[int]) -> None:
         """Nothing: each fact says all there is."""
 
     def fold(self, fact: Fact) -> None:

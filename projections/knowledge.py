@@ -11,7 +11,7 @@ from typing import Final
 import asyncpg
 import msgspec
 
-from crewlog.events.store import EventStore
+from crewlog.events.store import EventStore, Recorded
 from crewlog.projections.passages import cut
 from crewlog.projections.projection import Fact
 from crewlog.projections.rows import DocumentRow, PassageRow
@@ -62,7 +62,7 @@ class KnowledgeProjection:
         self._store = store
         self._documents: dict[tuple[str, str], DocumentRow] = {}
 
-    async def load(self, facts: Sequence[Fact], *, after: int, skipped: Collection[int]) -> None:
+    async def load(self, events: Sequence[Recorded], *, after: int, skipped: Collection[int]) -> None:
         """Nothing: the last fact about a document is the whole document."""
 
     def fold(self, fact: Fact) -> None:

@@ -1,12 +1,11 @@
 """What a projection is: a fold of the log into tables, checkpointed in the transaction that writes them.
 
-A page of the log goes through a projection in four steps: `load` what the fold needs and does not remember, `fold` every fact in
-order, `take` what changed, and `apply` that to the database. Only `fold` knows what events mean, and it waits for nothing.
+A page of the log goes through a projection in four steps: `load` what the fold needs and does not remember, `fold` one fact after the
+other, `take` what changed, and `apply` that to the database. Only `fold` knows what events mean, and it waits for nothing.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Sequence
 from typing import NamedTuple, Protocol
 
@@ -15,8 +14,6 @@ import asyncpg
 from crewlog.events.store import Recorded
 from crewlog.schemas.codec import Event, Unknown
 from crewlog.schemas.errors import ConflictError, ContractError
-
-log = logging.getLogger(__name__)
 
 
 class Fact(NamedTuple):
@@ -54,8 +51,8 @@ class Projection(Protocol):
     def facts_max(self) -> int | None:
         """Most facts of these types in one transaction; None when they are cheap."""
 
-    async def load(self, facts: Sequence[Fact], *, after: int, skipped: Collection[int]) -> None:
-        """Read what folding these facts needs.
+    async def load(self, events: Sequence[Recorded], *, after: int, skipped: Collection[int]) -> None:
+        """Read what folding those of its facts needs that are among these events.
 
         Args:
             after: the position folded last.
@@ -100,19 +97,6 @@ def decode(recorded: Recorded) -> Fact:
         return Fact(recorded, recorded.event())
     except ContractError as error:
         return Fact(recorded, error)
-
-
-def fold_all(projection: Projection, facts: Sequence[Fact]) -> list[Problem]:
-    """Fold facts in order and return those that could not be."""
-    problems = []
-    fold = projection.fold
-    for fact in facts:
-        try:
-            fold(fact)
-        except Exception as error:  # a fold is code of ours: its bug must not stop the others, and must be seen
-            log.exception("projection %s skips position %s", projection.name, fact.recorded.position)
-            problems.append(problem(projection.name, fact.recorded, error))
-    return problems
 
 
 def problem(projection: str, recorded: Recorded, error: Exception) -> Problem:

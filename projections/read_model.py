@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import asyncpg
 
@@ -16,11 +16,9 @@ from crewlog.events.store import Recorded
 from crewlog.projections.projection import (
     Changes,
     Checkpoint,
-    Fact,
     Problem,
     Projection,
     decode,
-    fold_all,
     move_checkpoints,
     problem,
     read_checkpoints,
@@ -34,6 +32,11 @@ _REFUSED: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError,
 """Errors that lie in the data: another try would end the same way."""
 
 
+class _Limit(NamedTuple):
+    projection: str
+    facts_max: int
+
+
 class ReadModel:
     """Some projections and the connection that writes their tables. The connection's search path names the schema."""
 
@@ -41,6 +44,8 @@ class ReadModel:
         self._connection, self._projections = connection, projections
         self._positions: dict[str, int] = {}
         self._skipped: dict[str, set[int]] = {p.name: set() for p in projections}
+        self._takers = {type_: p for p in projections for type_ in p.types}
+        self._limits = {type_.__name__: _Limit(p.name, p.facts_max) for p in projections if p.facts_max is not None for type_ in p.types}
 
     @property
     def position(self) -> int:
@@ -77,59 +82,65 @@ class ReadModel:
         Raises:
             ConflictError: another process has moved a checkpoint: it writes, this one must stop.
         """
-        for facts in self._stretches([decode(recorded) for recorded in events]):
-            await self._advance(facts)
+        for stretch in self._stretches(events):
+            await self._advance(stretch)
 
-    def _stretches(self, facts: list[Fact]) -> Iterator[list[Fact]]:
+    def _stretches(self, events: Sequence[Recorded]) -> Iterator[Sequence[Recorded]]:
         """Cut a page so that no projection gets more facts in one transaction than it can take."""
-        limits = {type_: (p.name, p.facts_max) for p in self._projections if p.facts_max is not None for type_ in p.types}
-        begin, used = 0, dict.fromkeys((name for name, _ in limits.values()), 0)
-        for at, fact in enumerate(facts):
-            if (limit := limits.get(type(fact.event))) is not None:
-                name, facts_max = limit
-                if used[name] == facts_max:
-                    yield facts[begin:at]
+        begin, used = 0, dict.fromkeys(self._limits.values(), 0)
+        for at, recorded in enumerate(events):
+            limit = self._limits.get(recorded.type)
+            if limit is not None:
+                if used[limit] == limit.facts_max:
+                    yield events[begin:at]
                     begin, used = at, dict.fromkeys(used, 0)
-                used[name] += 1
-        if begin < len(facts):
-            yield facts[begin:]
+                used[limit] += 1
+        if begin < len(events):
+            yield events[begin:]
 
-    async def _advance(self, facts: list[Fact]) -> None:
+    async def _advance(self, events: Sequence[Recorded]) -> None:
         try:
-            await self._fold_and_write(facts)
+            await self._fold_and_write(events)
         except _REFUSED as error:
-            for projection in self._projections:
-                projection.forget()
-            if len(facts) > 1:
-                middle = len(facts) // 2
-                await self._advance(facts[:middle])
-                await self._advance(facts[middle:])
+            self._forget()
+            if len(events) > 1:
+                middle = len(events) // 2
+                await self._advance(events[:middle])
+                await self._advance(events[middle:])
                 return
-            log.exception("the read model skips position %s, whose rows the database refuses", facts[0].recorded.position)
-            refused = [problem(p.name, facts[0].recorded, error) for p in self._projections if type(facts[0].event) in p.types]
-            await self._write(facts[-1].recorded.position, [], refused)
+            log.exception("the read model skips position %s, whose rows the database refuses", events[0].position)
+            taker = self._takers.get(type(decode(events[0]).event))
+            await self._write(events[0].position, [], [problem(taker.name, events[0], error)] if taker else [])
         except BaseException:
-            for projection in self._projections:
-                projection.forget()  # whether the transaction was committed is not known
+            self._forget()  # whether the transaction was committed is not known
             raise
 
-    async def _fold_and_write(self, facts: list[Fact]) -> None:
-        shares: dict[str, list[Fact]] = {p.name: [] for p in self._projections}
-        takers = {type_: shares[p.name] for p in self._projections for type_ in p.types}
-        for fact in facts:
-            if (taker := takers.get(type(fact.event))) is not None:  # a rebuild of some projections has no taker for the others' events
-                taker.append(fact)
-        changes: list[Changes] = []
-        problems: list[Problem] = []
+    def _forget(self) -> None:
         for projection in self._projections:
-            after, skipped, mine = self._positions[projection.name], self._skipped[projection.name], shares[projection.name]
-            if skipped or facts[0].recorded.position <= after:
-                mine = [fact for fact in mine if fact.recorded.position > after and fact.recorded.position not in skipped]
-            if mine:
-                await projection.load(mine, after=after, skipped=skipped)
-                problems += fold_all(projection, mine)
-                changes.append(projection.take())
-        await self._write(facts[-1].recorded.position, changes, problems)
+            projection.forget()
+
+    async def _fold_and_write(self, events: Sequence[Recorded]) -> None:
+        for projection in self._projections:
+            after = self._positions[projection.name]
+            news = events if events[0].position > after else [recorded for recorded in events if recorded.position > after]
+            await projection.load(news, after=after, skipped=self._skipped[projection.name])
+        problems = self._fold(events)
+        await self._write(events[-1].position, [projection.take() for projection in self._projections], problems)
+
+    def _fold(self, events: Sequence[Recorded]) -> list[Problem]:
+        """Decode and fold one by one: what was decoded is gone before the next one comes, so a large page costs no garbage collection."""
+        problems = []
+        for recorded in events:
+            fact = decode(recorded)
+            taker = self._takers.get(type(fact.event))
+            if taker is None or recorded.position <= self._positions[taker.name] or recorded.position in self._skipped[taker.name]:
+                continue
+            try:
+                taker.fold(fact)
+            except Exception as error:  # a fold is code of ours: its bug must not stop the others, and must be seen
+                log.exception("projection %s skips position %s", taker.name, recorded.position)
+                problems.append(problem(taker.name, recorded, error))
+        return problems
 
     async def _write(self, to: int, changes: Collection[Changes], problems: Collection[Problem]) -> None:
         moving = [p for p in self._projections if self._positions[p.name] < to]

@@ -66,15 +66,15 @@ class RunProjection:
         self._touched: dict[UUID, RunState] = {}
         self._changed = Changed()
 
-    async def load(self, facts: Sequence[Fact], *, after: int, skipped: Collection[int]) -> None:
-        """Fold again the runs that these facts go on with and that are not remembered."""
+    async def load(self, events: Sequence[Recorded], *, after: int, skipped: Collection[int]) -> None:
+        """Fold again the runs that these events go on with and that are not remembered."""
         begun: set[UUID | None] = {None}
-        for fact in facts:
-            run_id = fact.recorded.run_id
+        for recorded in events:
+            run_id = recorded.run_id
             if run_id in begun or run_id in self._open:
                 continue
             begun.add(run_id)
-            if run_id is not None and not isinstance(fact.event, RunSubmitted):
+            if run_id is not None and recorded.type != RunSubmitted.__name__:
                 self._open[run_id] = await self._fold_again(run_id, after, skipped)
 
     def fold(self, fact: Fact) -> None:

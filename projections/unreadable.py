@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 import asyncpg
 import msgspec
 
+from crewlog.events.store import Recorded
 from crewlog.projections.projection import Fact
 from crewlog.schemas.codec import Unknown
 from crewlog.schemas.errors import ContractError
@@ -56,7 +57,7 @@ class UnreadableProjection:
     def __init__(self) -> None:
         self._changes = UnreadableChanges()
 
-    async def load(self, facts: Sequence[Fact], *, after: int, skipped: Collection[int]) -> None:
+    async def load(self, events: Sequence[Recorded], *, after: int, skipped: Collection[int]) -> None:
         """Nothing to load."""
 
     def fold(self, fact: Fact) -> None:

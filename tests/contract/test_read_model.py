@@ -17,7 +17,7 @@ from support.views import PROJECTOR, follow, log_of, model_of
 from crewlog.events.clock import SystemClock
 from crewlog.events.memory_bus import MemoryBus
 from crewlog.events.postgres_store import PostgresStore
-from crewlog.events.store import AppendRequest, Write
+from crewlog.events.store import AppendRequest, Recorded, Write
 from crewlog.projections.agents_view import AGENTS
 from crewlog.projections.digest import digest
 from crewlog.projections.knowledge import DOCUMENTS, PASSAGES
@@ -290,7 +290,7 @@ class Clumsy:
     def __init__(self) -> None:
         self.folded: list[int] = []
 
-    async def load(self, facts: Sequence[Fact], *, after: int, skipped: object) -> None: ...
+    async def load(self, events: Sequence[Recorded], *, after: int, skipped: object) -> None: ...
 
     def fold(self, fact: Fact) -> None:
         if not self.folded:

@@ -9,7 +9,7 @@ import msgspec
 
 from crewlog.events.memory_store import MemoryStore
 from crewlog.events.store import Recorded
-from crewlog.projections.projection import Problem, decode, fold_all
+from crewlog.projections.projection import decode
 from crewlog.projections.run_projection import APPROVALS, MODEL_CALLS, RUNS, TASKS, TOOL_CALLS, RunProjection
 from crewlog.projections.table import Table
 
@@ -43,14 +43,19 @@ class Tables:
             rows.update(zip(keys, made, strict=True))
 
 
-async def fold_pages(store: MemoryStore, pages: Sequence[Sequence[Recorded]], *, open_runs_max: int = 1000) -> tuple[Tables, list[Problem]]:
-    """Fold pages as the read model does, and return the tables and what could not be folded."""
-    projection, tables, problems = RunProjection(store, open_runs_max=open_runs_max), Tables(), list[Problem]()
-    after = 0
+async def fold_page(projection: RunProjection, page: Sequence[Recorded], tables: Tables, *, after: int) -> None:
+    """Fold one page as the read model does. What does not fold raises."""
+    await projection.load(page, after=after, skipped=())
+    for fact in map(decode, page):
+        if type(fact.event) in projection.types:
+            projection.fold(fact)
+    tables.take_from(projection)
+
+
+async def fold_pages(store: MemoryStore, pages: Sequence[Sequence[Recorded]], *, open_runs_max: int = 1000) -> Tables:
+    """Fold pages one after the other and return the tables."""
+    projection, tables, after = RunProjection(store, open_runs_max=open_runs_max), Tables(), 0
     for page in pages:
-        facts = [fact for fact in map(decode, page) if type(fact.event) in projection.types]
-        await projection.load(facts, after=after, skipped=())
-        problems += fold_all(projection, facts)
-        tables.take_from(projection)
+        await fold_page(projection, page, tables, after=after)
         after = page[-1].position
-    return tables, problems
+    return tables
