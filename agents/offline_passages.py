@@ -148,16 +148,23 @@ def wanted(question: str, core: Sequence[str], setting: Sequence[str]) -> Wanted
 
 
 def score_units(units: Sequence[Unit], want: Wanted) -> list[tuple[float, float, Unit]]:
-    """Return (score, coverage, unit), best first. Coverage is the share of the wanted weight, rare words weighing more."""
+    """Return (score, coverage, unit), best first.
+
+    Coverage is the share of the question's own weight, rare words weighing more; what only names the setting ranks, but proves nothing.
+    """
     frequency = Counter(token for unit in units for token in unit.tokens | _heading_tokens(unit))
     weights = {term: weight * math.log(1 + (len(units) + 1) / (frequency[term] + 0.5)) for term, weight in want.weights.items()}
     total = sum(weights.values()) or 1.0
+    asked = {term: weight for term, weight in weights.items() if term in want.core} or weights
+    asked_total = sum(asked.values()) or 1.0
     scored = []
     for unit in units:
         tokens, around = unit.tokens, _heading_tokens(unit)
         own = sum(weight for term, weight in weights.items() if term in tokens)
         near = sum(weight for term, weight in weights.items() if term in around and term not in tokens)
-        coverage = (own + 0.6 * near) / total
+        held = sum(weight for term, weight in asked.items() if term in tokens)
+        held += 0.6 * sum(weight for term, weight in asked.items() if term in around and term not in tokens)
+        coverage = held / asked_total
         score = (own + 0.45 * near) / total + _shape_bonus(unit, want, has_hit=own > 0)
         scored.append((score, coverage, unit))
     return sorted(scored, key=lambda entry: (-round(entry[0], 9), entry[2].source, entry[2].order))
