@@ -118,8 +118,8 @@ async def _tell(client: Client, config: Config, sink: SmtpSink, *, yes: bool) ->
     short = str(run.run_id)[:8]
     same = "identical" if report.divergence is None else f"DIVERGES: {report.divergence}"
     say(f"\nReplay      {same}: state hash {report.state_hash[:12]}, {report.events} events, 0 model calls made of {report.model_calls} recorded")
-    say(f"Next        crewlog demo --keep, then: crewlog replay {short} --verify --home {config.home}")
-    say("            your own goal: crewlog up -d && crewlog submit 'GOAL' --attach FILES --wait")
+    say(f"Next        look around: crewlog demo --keep, and in another shell: crewlog show {short} --home {config.home}")
+    say("            your own goal: crewlog up -d && crewlog submit 'GOAL' --attach FILES --wait && crewlog replay --verify")
     return _judge(run, report, sink)
 
 

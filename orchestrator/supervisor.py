@@ -228,7 +228,8 @@ class Supervisor:
         async with AsyncExitStack() as last:
             if self._servers is not None:
                 last.push_async_callback(self._servers.stop)
-            self._on_phase("stopping: agents first, servers last")
+            if self._children:
+                self._on_phase("stopping: agents first, servers last")
             await asyncio.gather(*(child.stop(grace_s=self._grace_s) for child in agents))
             for child in others:
                 await child.stop(grace_s=self._grace_s)
