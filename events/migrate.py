@@ -10,8 +10,10 @@ import asyncio
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 import asyncpg
 
@@ -89,11 +91,13 @@ async def migrate(admin_url: str, folders: Sequence[Path] = (LOG_FOLDER,), *, wa
 
 async def ensure_database(admin_url: str) -> None:
     """Create the database that `admin_url` names if the server does not have it yet."""
-    server, _, name = admin_url.rpartition("/")
-    connection = await connect(f"{server}/postgres")
+    parts = urlsplit(admin_url)
+    name = unquote(parts.path.removeprefix("/"))
+    connection = await connect(parts._replace(path="/postgres").geturl())
     try:
         if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", name):
-            await connection.execute(f"CREATE DATABASE {await _quoted(connection, name)}")
+            with suppress(asyncpg.DuplicateDatabaseError, asyncpg.UniqueViolationError):  # somebody else was faster
+                await connection.execute(f"CREATE DATABASE {await _quoted(connection, name)}")
     finally:
         await connection.close()
 

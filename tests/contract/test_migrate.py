@@ -1,0 +1,156 @@
+"""The migration runner: each file once, all or nothing, forward only; logins and rights afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from itertools import count
+from pathlib import Path
+
+import asyncpg
+import pytest
+import pytest_asyncio
+from support.logs import CLOCK, new_run, new_task, opening
+from support.postgres import Database
+
+from crewlog.events.migrate import _LOCK, LOG_FOLDER, connect, ensure_database, ensure_roles, migrate, read_migrations
+from crewlog.events.postgres_store import PostgresStore
+from crewlog.events.server_postgres import PostgresServer
+from crewlog.schemas.errors import ConfigError, Unavailable
+
+_numbers = count(1)
+
+
+@pytest_asyncio.fixture
+async def empty(postgres_server: PostgresServer) -> AsyncIterator[str]:
+    """Return the URL of a database that does not exist yet."""
+    name = f"empty {next(_numbers)}"  # a name that must be quoted
+    yield postgres_server.admin_url(name.replace(" ", "%20"))
+    connection = await connect(postgres_server.admin_url("postgres"))
+    await connection.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+    await connection.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder with the log's migrations and one more behind them."""
+    for path in LOG_FOLDER.glob("*.sql"):
+        (tmp_path / path.name).write_text(path.read_text())
+    (tmp_path / "0050_more.sql").write_text("CREATE TABLE public.more (x int);")
+    return tmp_path
+
+
+async def tables(url: str) -> set[str]:
+    connection = await connect(url)
+    rows = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    await connection.close()
+    return {row[0] for row in rows}
+
+
+async def test_each_file_is_applied_once(empty: str) -> None:
+    await ensure_database(empty)
+    await ensure_database(empty)
+    names = sorted(path.name for path in LOG_FOLDER.glob("*.sql"))
+    assert await migrate(empty) == names
+    assert await migrate(empty) == []
+
+
+async def test_processes_that_start_together_take_turns(empty: str) -> None:
+    await asyncio.gather(*(ensure_database(empty) for _ in range(4)))
+    applied = await asyncio.gather(*(migrate(empty) for _ in range(6)))
+    assert sorted(map(len, applied)) == [0, 0, 0, 0, 0, len(list(LOG_FOLDER.glob("*.sql")))]
+
+
+async def test_folders_are_read_as_one_sequence(empty: str, tmp_path: Path) -> None:
+    await ensure_database(empty)
+    (tmp_path / "0101_view.sql").write_text("CREATE VIEW public.seen AS SELECT position FROM es.events;")
+    applied = await migrate(empty, [tmp_path, LOG_FOLDER])
+    assert applied[-1] == "0101_view.sql"
+
+
+async def test_a_file_that_fails_leaves_nothing_of_itself(empty: str, folder: Path) -> None:
+    await ensure_database(empty)
+    (folder / "0060_broken.sql").write_text("CREATE TABLE public.half (x int); SELECT 1/0;")
+    with pytest.raises(ConfigError, match=r"0060_broken.sql failed and was rolled back: division by zero"):
+        await migrate(empty, [folder])
+    assert await tables(empty) == {"crewlog_migrations", "more"}
+    (folder / "0060_broken.sql").write_text("CREATE TABLE public.half (x int);")
+    assert await migrate(empty, [folder]) == ["0060_broken.sql"]
+
+
+async def test_a_changed_file_is_refused(empty: str, folder: Path) -> None:
+    await ensure_database(empty)
+    await migrate(empty, [folder])
+    (folder / "0050_more.sql").write_text("CREATE TABLE public.other (x int);")
+    with pytest.raises(ConfigError, match=r"0050_more.sql was changed"):
+        await migrate(empty, [folder])
+
+
+async def test_a_database_newer_than_the_program_is_refused(empty: str, folder: Path) -> None:
+    await ensure_database(empty)
+    await migrate(empty, [folder])
+    with pytest.raises(ConfigError, match=r"0050_more.sql, which this program does not know"):
+        await migrate(empty)
+
+
+def test_names_and_numbers_are_checked(folder: Path) -> None:
+    (folder / "0050_again.sql").write_text("SELECT 1;")
+    with pytest.raises(ConfigError, match=r"number 50 is used by 0050_again.sql and by 0050_more.sql"):
+        read_migrations([folder])
+    (folder / "0050_again.sql").rename(folder / "50-again.sql")
+    with pytest.raises(ConfigError, match="not named like"):
+        read_migrations([folder])
+
+
+async def test_waiting_for_another_process_ends(empty: str) -> None:
+    await ensure_database(empty)
+    other = await connect(empty)
+    await other.execute("SELECT pg_advisory_lock($1)", _LOCK)
+    with pytest.raises(Unavailable, match="another process"):
+        await migrate(empty, wait_s=0.2)
+    await other.close()
+
+
+async def test_servers_that_cannot_be_used_are_explained(postgres_server: PostgresServer) -> None:
+    with pytest.raises(ConfigError, match="refused"):
+        await migrate(postgres_server.admin_url("nowhere"))
+    with pytest.raises(ConfigError, match="refused"):
+        await migrate(postgres_server.admin_url("postgres").replace(":admin@", ":wrong@"))
+    with pytest.raises(Unavailable):
+        await migrate("postgresql://x:y@127.0.0.1:1/z")
+
+
+async def test_one_url_of_an_ordinary_owner_is_enough(postgres_server: PostgresServer, empty: str) -> None:
+    """An external database often comes with a login that owns it and is no superuser."""
+    admin = await connect(postgres_server.admin_url("postgres"))
+    await admin.execute("DROP ROLE IF EXISTS somebody")
+    await admin.execute("CREATE ROLE somebody LOGIN PASSWORD 'theirs'")
+    await ensure_database(empty)
+    name = empty.rpartition("/")[2].replace("%20", " ")
+    await admin.execute(f'ALTER DATABASE "{name}" OWNER TO somebody')
+    url = empty.replace("crewlog_admin:admin@", "somebody:theirs@")
+    owner = await connect(empty)
+    await owner.execute("ALTER SCHEMA public OWNER TO somebody")
+    await owner.close()
+
+    await migrate(url)
+    store = await PostgresStore.open(url, actor="all-in-one", clock=CLOCK)
+    run_id = new_run()
+    await store.append(opening(run_id, new_task()))
+    assert [event.writer for event in await store.read_run(run_id)] == ["somebody", "somebody"]
+    assert list(await store.open_runs(after=None, limit=5)) == [run_id]
+    await store.close()
+    await admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    await admin.execute("DROP ROLE somebody")
+    await admin.close()
+
+
+async def test_logins_are_made_once_and_follow_their_passwords(database: Database) -> None:
+    await ensure_roles(database.admin_url, {"crewlog_operator": "it's \\new"})
+    with pytest.raises(asyncpg.InvalidPasswordError):
+        await asyncpg.connect(database.url("crewlog_operator"))
+    connection = await asyncpg.connect(database.url("crewlog_operator"), password="it's \\new")
+    assert await connection.fetchval("SELECT count(*) FROM es.events") == 0
+    await connection.close()
+    await ensure_roles(database.admin_url, {"crewlog_operator": database.credentials.postgres["crewlog_operator"]})
+    await (await asyncpg.connect(database.url("crewlog_operator"))).close()
