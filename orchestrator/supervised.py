@@ -71,6 +71,8 @@ class Supervised:
     async def stop(self, *, grace_s: float) -> None:
         """End the child: SIGTERM, after `grace_s` seconds SIGKILL to its whole group."""
         self._stop.set()
+        if self.state in ("starting", "ready", "restarting"):
+            self.state = "stopping"
         self._signal(signal.SIGTERM)
         if self._keeper is None:
             return
