@@ -46,15 +46,17 @@ async def supervised(script: str) -> AsyncIterator[tuple[Supervised, Lines]]:
         await child.stop(grace_s=0.2)
 
 
+def ended(child: Supervised) -> tuple[str, int | None, int | None]:
+    return child.state, child.pid, child.exit_code
+
+
 async def test_a_child_says_when_it_is_ready_and_stops_when_asked() -> None:
     async with supervised(READY + "print('hello', flush=True); signal.pause()") as (child, lines):
         assert await child.settled()
         await lines.until(lambda all_: "hello" in all_)
         assert child.pid is not None
         await child.stop(grace_s=5)
-        assert str(child.state) == "stopped"
-        assert child.pid is None
-        assert child.exit_code == -15
+        assert ended(child) == ("stopped", None, -15)
 
 
 async def test_a_child_that_dies_is_started_again() -> None:
