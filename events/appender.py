@@ -22,7 +22,7 @@ from crewlog.schemas.errors import ContractError, OrchestrationError, Unavailabl
 
 REQUESTS_PER_CALL_MAX: Final = 256
 BYTES_PER_CALL_MAX: Final = 4 * 1024 * 1024
-WAITING_PER_LANE: Final = 64
+WAITING_PER_LANE: Final = 48
 """How many must wait before one more lane is worth its calls."""
 QUEUE_MAX: Final = 10_000
 
@@ -103,7 +103,7 @@ class Appender:
         await asyncio.gather(*self._tasks)
 
     def _worth_a_lane(self, *, busy: int) -> bool:
-        return len(self._queue) > busy * WAITING_PER_LANE
+        return len(self._queue) >= max(1, busy * WAITING_PER_LANE)
 
     async def _serve(self, lane: _Lane) -> None:
         try:
@@ -122,15 +122,17 @@ class Appender:
             lane.hang_up()
 
     def _take(self, lane: _Lane) -> list[_Waiting]:
-        others = [other.in_flight for other in self._lanes if other.in_flight and other is not lane]
+        busy = len(self._lanes) - len(self._idle) - 1  # others that work, or have been woken to
         batch: list[_Waiting] = []
-        if not self._worth_a_lane(busy=len(others)):
+        if not self._worth_a_lane(busy=busy):
             return batch
-        elsewhere = frozenset().union(*others)
+        elsewhere = frozenset().union(*(other.in_flight for other in self._lanes))
+        ready = sum(not other.in_flight for other in self._lanes)
+        share = -(-len(self._queue) // min(ready, max(1, len(self._queue) // WAITING_PER_LANE)))  # rounded up
         kept_back: list[_Waiting] = []
         size = 0
         queue = self._queue
-        while queue and len(batch) < REQUESTS_PER_CALL_MAX and size < BYTES_PER_CALL_MAX:
+        while queue and len(batch) < min(share, REQUESTS_PER_CALL_MAX) and size < BYTES_PER_CALL_MAX:
             item = queue.popleft()
             if item.future.done():
                 continue  # a caller that gave up before sending costs nothing
