@@ -1,6 +1,6 @@
 """A crewlog agent for the fan-out benchmark: one model turn that costs nothing, one tool call that ends the task.
 
-    python fanout_agent.py KIND      (CREWLOG_DATABASE_URL and CREWLOG_NATS_URL say where)
+python fanout_agent.py KIND      (CREWLOG_DATABASE_URL and CREWLOG_NATS_URL say where)
 """
 
 from __future__ import annotations

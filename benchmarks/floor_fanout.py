@@ -13,10 +13,12 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Callable, Coroutine
 from uuid import uuid4
 
 import asyncpg
 import nats
+from nats.aio.msg import Msg
 
 DDL = """
 CREATE SCHEMA IF NOT EXISTS floor;
@@ -58,14 +60,14 @@ class Appender:
 async def orchestrator(client: nats.NATS, appender: Appender) -> None:
     open_runs: dict[str, tuple[int, str]] = {}
 
-    async def goal(message: nats.aio.msg.Msg) -> None:
+    async def goal(message: Msg) -> None:
         run = uuid4().hex
         open_runs[run] = (len(KINDS), message.reply)
         await appender.append(run, 1, 6)
         for kind in KINDS:
             await client.publish(f"floor.work.{kind}", json.dumps({"run": run, "task": f"{run}/{kind}", "pad": "x" * 400}).encode())
 
-    async def result(message: nats.aio.msg.Msg) -> None:
+    async def result(message: Msg) -> None:
         run = json.loads(message.data)["run"]
         left, reply = open_runs[run]
         open_runs[run] = (left - 1, reply)
@@ -74,28 +76,32 @@ async def orchestrator(client: nats.NATS, appender: Appender) -> None:
             await appender.append(run, 7, 2)
             await client.publish(reply, message.data)
 
-    await client.subscribe("floor.goals", cb=lambda m: spawn(goal(m)))
-    await client.subscribe("floor.results", cb=lambda m: spawn(result(m)))
+    await client.subscribe("floor.goals", cb=spawning(goal))
+    await client.subscribe("floor.results", cb=spawning(result))
 
 
 async def worker(client: nats.NATS, appender: Appender, kind: str) -> None:
-    async def work(message: nats.aio.msg.Msg) -> None:
+    async def work(message: Msg) -> None:
         task = json.loads(message.data)
         await appender.append(task["task"], 1, 3)
         await appender.append(task["task"], 4, 3)
         await client.publish("floor.results", message.data)
 
-    await client.subscribe(f"floor.work.{kind}", queue=kind, cb=lambda m: spawn(work(m)))
+    await client.subscribe(f"floor.work.{kind}", queue=kind, cb=spawning(work))
 
 
 _running: set[asyncio.Task[None]] = set()
 
 
-async def spawn(coroutine: object) -> None:
+def spawning(handler: Callable[[Msg], Coroutine[None, None, None]]) -> Callable[[Msg], Coroutine[None, None, None]]:
     """Handle messages side by side: the client's callbacks are serial."""
-    task = asyncio.create_task(coroutine)  # type: ignore[arg-type]
-    _running.add(task)
-    task.add_done_callback(_running.discard)
+
+    async def start(message: Msg) -> None:
+        task = asyncio.create_task(handler(message))
+        _running.add(task)
+        task.add_done_callback(_running.discard)
+
+    return start
 
 
 async def main() -> None:

@@ -88,7 +88,7 @@ def _operator() -> dict[str, Any]:
     return {
         "publish": {"allow": ["tasks.>", "api.>", "supervisor.>", "$SRV.>", "$JS.FC.>", *own, *look, *acks]},
         # `_INBOX.>` because a client that knows nothing of us uses that prefix; nobody else gets answers there
-        "subscribe": {"allow": ["_INBOX.>", "events.>", "rejected.>", "dlq.>", "telemetry.>"]},
+        "subscribe": {"allow": ["_INBOX.>", "events.>", "outcomes.>", "rejected.>", "dlq.>", "telemetry.>"]},
     }
 
 

@@ -22,6 +22,7 @@ from crewlog.orchestrator.folds import Fold, Folds
 from crewlog.orchestrator.kinds import KindDirectory
 from crewlog.orchestrator.publisher import Publisher
 from crewlog.orchestrator.run import RunState
+from crewlog.schemas.codec import type_name
 from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, NotFound, OrchestrationError, Unavailable
 from crewlog.schemas.ids import RunId
 from crewlog.schemas.task import AgentTask
@@ -211,6 +212,8 @@ class Driver:
         fold.advance_to(batch.state, appended.versions[len(batch.events) - 1])
         self.folds.keep(fold)
         await self._publisher.publish(fold.run_id, batch.dispatches)
+        if type_name(batch.events[-1]) in TERMINAL_TYPES:
+            await self._publisher.announce(batch.state.brief.tenant, fold.run_id, batch.events[-1])
         if faults.hook is not None:
             faults.hook("after_work_published")
 

@@ -8,16 +8,18 @@ from collections.abc import Sequence
 from crewlog.events.bus import Bus
 from crewlog.events.store import EventStore
 from crewlog.orchestrator.dispatch import Dispatch
+from crewlog.schemas.codec import encode, type_name
 from crewlog.schemas.errors import OrchestrationError
 from crewlog.schemas.ids import RunId, TaskId, task_stream
-from crewlog.schemas.subjects import work
+from crewlog.schemas.run_events import RunEvent
+from crewlog.schemas.subjects import outcome, work
 from crewlog.schemas.task_events import TaskOpened
 
 log = logging.getLogger(__name__)
 
 
 class Publisher:
-    """Sends `AgentTask`s to `work.<kind>.<lane>`."""
+    """Sends `AgentTask`s to `work.<kind>.<lane>`, and word of a run's end to `outcomes.<tenant>.<run>`."""
 
     def __init__(self, store: EventStore, bus: Bus) -> None:
         self._store, self._bus = store, bus
@@ -29,6 +31,14 @@ class Publisher:
                 await self._send(run_id, dispatch, str(dispatch.serial))
             except OrchestrationError as error:
                 log.warning("task %s was not published, the sweep will: %s", dispatch.task_id, error)
+
+    async def announce(self, tenant: str, run_id: RunId, end: RunEvent) -> None:
+        """Tell those who wait that a run has ended. A hint: the same fact follows on `events.>`, from the log."""
+        body = b'{"run_id":"%s","type":"%s","data":%s}' % (str(run_id).encode(), type_name(end).encode(), encode(end))
+        try:
+            await self._bus.publish(outcome(tenant, run_id), body)
+        except OrchestrationError as error:
+            log.warning("the end of run %s was not announced: %s", run_id, error)
 
     async def publish_again(self, run_id: RunId, dispatch: Dispatch, *, nonce: str) -> None:
         """Publish a task whose message was lost, under a message id that no stream has seen.
