@@ -149,9 +149,7 @@ class _Stretch:
         assert self._setup is not None
         request = build_request(journal.state, self._setup, journal.read)
         journal.record(ModelCallStarted(step.call_id, step.turn, model.provider, model.name, request.request_hash(), len(request.messages)))
-        if model.simulated:
-            journal.send()
-        else:
+        if not model.simulated:  # a simulated call touches nothing outside: its intent may travel with its outcome
             await journal.commit()
         began = self._shop.clock.monotonic()
         try:

@@ -11,11 +11,15 @@ from typing import Final
 from crewlog.events.bus import Bus
 from crewlog.schemas.subjects import POKE
 
-INTERVAL_S: Final = 0.02
+INTERVAL_S: Final = 0.025
 
 
 class Poke:
-    """Coalesces pokes of one process. The first goes out at once, the ones that follow within the interval together at its end."""
+    """Coalesces pokes of one process: the first append starts the interval, one poke at its end stands for all appends in it.
+
+    At the end rather than at once, because what is poked for comes in bursts: a task's appends are a few milliseconds apart, and each
+    poke wakes the server and every reader.
+    """
 
     def __init__(self, bus: Bus, *, interval_s: float = INTERVAL_S) -> None:
         self._bus = bus
@@ -26,10 +30,9 @@ class Poke:
 
     def notify(self, position: int = 0) -> None:  # noqa: ARG002 — the log's `on_commit` passes it
         """Note that something was appended. Cheap, returns at once; call it on the event loop's thread."""
+        self._wanted = True
         if self._pause is None:
-            self._send()
-        else:
-            self._wanted = True
+            self._pause = asyncio.get_running_loop().call_later(self._interval_s, self._send)
 
     async def close(self) -> None:
         """Send what is still wanted. Safe to call twice."""
@@ -42,14 +45,7 @@ class Poke:
         await asyncio.gather(*self._sending)
 
     def _send(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._wanted = False
-        self._pause = loop.call_later(self._interval_s, self._pause_over)
-        task = loop.create_task(self._bus.publish(POKE))
+        self._pause, self._wanted = None, False
+        task = asyncio.get_running_loop().create_task(self._bus.publish(POKE))
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)
-
-    def _pause_over(self) -> None:
-        self._pause = None
-        if self._wanted:
-            self._send()

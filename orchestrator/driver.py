@@ -33,6 +33,8 @@ from crewlog.schemas.values import Failure
 RUNS_PER_READ_MAX: Final = 128
 RACES_MAX: Final = 50
 """Times one step may lose against another process before the run is left to the sweep."""
+LINGER_S: Final = 0.02
+"""Longest wait of an append that only notes that tasks ended well, in seconds."""
 RETRY_S: Final = 1.0
 """Wait before a run is looked at again when the log was away."""
 
@@ -61,6 +63,8 @@ class Driver:
         self._woken: dict[RunId, None] = {}
         self._busy: set[RunId] = set()
         self._asked: dict[RunId, list[Asked]] = {}
+        self._linger: dict[RunId, float] = {}
+        """Run -> until when an append that unlocks nothing may wait, in seconds of the monotonic clock."""
         self._signal = asyncio.Event()
         self._pumping: asyncio.Task[None] | None = None
         self._steps: set[asyncio.Task[None]] = set()
@@ -187,6 +191,8 @@ class Driver:
         for _ in range(RACES_MAX):
             now_us = self._clock.now_us()
             batch = decide_batch(fold.state, news, self._asked.get(fold.run_id, ()), now_us, self._kinds.offers)
+            if not batch.is_empty and batch.may_wait and self._lingers(fold.run_id):
+                return
             try:
                 if not batch.is_empty:
                     await self._commit(fold, batch, now_us)
@@ -203,12 +209,23 @@ class Driver:
                 return
         log.warning("run %s: lost %d races in a row, the sweep comes back to it", fold.run_id, RACES_MAX)
 
+    def _lingers(self, run_id: RunId) -> bool:
+        """Say whether an append that unlocks nothing still waits for company: sibling tasks tend to end together."""
+        now = self._clock.monotonic()
+        until = self._linger.get(run_id)
+        if until is None:
+            self._linger[run_id] = now + LINGER_S
+            asyncio.get_running_loop().call_later(LINGER_S, self.wake, run_id)
+            return True
+        return now < until
+
     async def _commit(self, fold: Fold, batch: Batch, now_us: int) -> None:
         if batch.blobs:
             await self._store.put_blobs(batch.blobs)
         appended = await self._store.append(batch.request(fold.run_id, fold.version, now_us, self._clock))
         if faults.hook is not None:
             faults.hook("after_run_append")
+        self._linger.pop(fold.run_id, None)
         fold.advance_to(batch.state, appended.versions[len(batch.events) - 1])
         self.folds.keep(fold)
         await self._publisher.publish(fold.run_id, batch.dispatches)
@@ -244,6 +261,7 @@ class Driver:
     def _leave(self, fold: Fold, error: Exception) -> None:
         """Forget what is known about a run after a failure, and look at it again later if the log was away."""
         self.folds.forget(fold.run_id)
+        self._linger.pop(fold.run_id, None)
         for ask in self._asked.pop(fold.run_id, ()):
             if not ask.answer.done():
                 ask.answer.set_exception(error)
