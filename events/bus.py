@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import NamedTuple, Protocol
 
 
@@ -94,5 +94,12 @@ class Bus(Protocol):
 
     async def ensure_kind(self, kind: str) -> None:
         """Create the work consumers of an agent kind, one per lane. Idempotent; the orchestrator's duty."""
+
+    async def ensure_kinds(self, kinds: Collection[str]) -> None:
+        """Create again whatever is missing of the streams and of these kinds' consumers: a server may lose its store. Cheap when nothing is.
+
+        Raises:
+            Unavailable: the server cannot be reached.
+        """
 
     async def close(self) -> None: ...

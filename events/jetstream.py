@@ -178,6 +178,27 @@ async def ensure_topology(bus: Requester, kinds: Iterable[str] = ()) -> None:
         await ensure_work_consumers(bus, kind)
 
 
+async def missing(bus: Requester, kinds: Iterable[str] = ()) -> list[str]:
+    """Return which streams, and which consumers of the given kinds, the server does not have."""
+    streams = set((await api(bus, "STREAM.NAMES"))["streams"] or ())
+    lost = [name for name in STREAMS if name not in streams]
+    wanted = [INTAKE, *(work_consumer(kind, lane) for kind in kinds for lane in subjects.LANES)]
+    for stream in ("TASKS", "WORK"):
+        if stream in streams:
+            there = await _consumers(bus, stream)
+            lost += [f"{stream}/{spec.name}" for spec in wanted if spec.stream == stream and spec.name not in there]
+    return lost
+
+
+async def _consumers(bus: Requester, stream: str) -> set[str]:
+    names: set[str] = set()
+    while True:
+        page = await api(bus, f"CONSUMER.NAMES.{stream}", {"offset": len(names)})
+        names.update(page["consumers"] or ())
+        if not page["consumers"] or len(names) >= page["total"]:
+            return names
+
+
 async def ensure_work_consumers(bus: Requester, kind: str) -> None:
     """Create or update the consumers of one kind, one per lane. The stream must exist."""
     for lane in subjects.LANES:

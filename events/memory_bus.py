@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final
 
 import msgspec
@@ -325,6 +325,10 @@ class MemoryBus:
 
     async def ensure_kind(self, kind: str) -> None:
         self.broker.add_consumers(kind)
+
+    async def ensure_kinds(self, kinds: Collection[str]) -> None:
+        for kind in kinds:
+            self.broker.add_consumers(kind)
 
     async def close(self) -> None:
         for consuming in self._running:

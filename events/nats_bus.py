@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
@@ -165,6 +165,12 @@ class NatsBus:
 
     async def ensure_kind(self, kind: str) -> None:
         await jetstream.ensure_topology(self, (kind,))
+
+    async def ensure_kinds(self, kinds: Collection[str]) -> None:
+        missing = await jetstream.missing(self, kinds)
+        if missing:
+            _log.warning("NATS at %s was without %s: created", self._where, ", ".join(missing))
+            await jetstream.ensure_topology(self, kinds)
 
     async def close(self) -> None:
         """Stop what still runs without grace, send what is buffered, and disconnect. Safe to call twice."""

@@ -49,7 +49,7 @@ class OrchestratorService:
         self._timers = Timers(store, clock)
         self.driver = Driver(store, publisher, clock, self.kinds, on_state=self._timers.note)
         self.sweep = Sweep(
-            store, bus, clock, self.driver, publisher, interval_s=settings.sweep_interval_s, lease_s=settings.dispatch_lease_s
+            store, bus, clock, self.driver, publisher, self.kinds, interval_s=settings.sweep_interval_s, lease_s=settings.dispatch_lease_s
         )  # fmt: skip
         self._api = Api(store, bus, clock, self.driver, self.kinds)
         self._intake = Intake(bus, clock, self.driver)

@@ -1,4 +1,4 @@
-"""Find what stands still: wakes that were lost, and dispatched tasks whose message was.
+"""Find what stands still: wakes that were lost, dispatched tasks whose message was, and queues that the server has lost with its store.
 
 It runs all the time, at a slow pace, over the runs that are open. A task counts as alive while a worker's heartbeat names it or its
 stream grows. Publishing one again that is alive after all does no harm: the version of its stream fences the second worker.
@@ -18,6 +18,7 @@ from crewlog.events.clock import Clock
 from crewlog.events.store import EventStore
 from crewlog.orchestrator.dispatch import Dispatch
 from crewlog.orchestrator.driver import Driver
+from crewlog.orchestrator.kinds import KindDirectory
 from crewlog.orchestrator.publisher import Publisher
 from crewlog.orchestrator.run import RunState, TaskState, active_tasks
 from crewlog.schemas.errors import OrchestrationError
@@ -53,14 +54,16 @@ _decode: Final = msgspec.json.Decoder(Heartbeat).decode
 class Sweep:
     """Looks after open runs."""
 
-    def __init__(self, store: EventStore, bus: Bus, clock: Clock, driver: Driver, publisher: Publisher, *, interval_s: float, lease_s: float) -> None:
+    def __init__(
+        self, store: EventStore, bus: Bus, clock: Clock, driver: Driver, publisher: Publisher, kinds: KindDirectory, *, interval_s: float, lease_s: float
+    ) -> None:
         """Prepare.
 
         Args:
             interval_s: pause between two rounds, in seconds.
             lease_s: how long a dispatched task may give no sign of life, in seconds.
         """
-        self._store, self._bus, self._clock, self._driver, self._publisher = store, bus, clock, driver, publisher
+        self._store, self._bus, self._clock, self._driver, self._publisher, self._kinds = store, bus, clock, driver, publisher, kinds
         self._interval_s, self._lease_s = interval_s, lease_s
         self._signs: dict[TaskId, _Sign] = {}
         self._heard: Subscription | None = None
@@ -96,6 +99,7 @@ class Sweep:
         Raises:
             Unavailable: the log or the bus cannot be reached; the next round begins anew.
         """
+        await self._bus.ensure_kinds(self._kinds.offers)
         after: RunId | None = None
         dispatched: set[TaskId] = set()
         while True:

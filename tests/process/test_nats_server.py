@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -17,6 +18,7 @@ import pytest_asyncio
 
 from crewlog.events.bus import Delivery, Message
 from crewlog.events.credentials import NATS_USERS
+from crewlog.events.jetstream import api, missing
 from crewlog.events.nats_bus import NatsBus
 from crewlog.events.nats_permissions import permissions
 from crewlog.events.server_nats import NatsServer
@@ -253,6 +255,28 @@ async def test_closing_does_not_wait_for_a_server_that_is_away(real_server: Nats
         await consuming.stop(grace_s=1)
         await bus.close()
         await bus.close()
+
+
+async def test_what_the_server_has_lost_is_created_again(real_server: NatsServer, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bus = await NatsBus.connect(real_server.url("orchestrator"), name="orchestrator")
+    await bus.ensure_kinds(["research", "code"])
+    await api(bus, "CONSUMER.DELETE.WORK.code-low")
+    assert await missing(bus, ["research", "code"]) == ["WORK/code-low"]
+    await real_server.stop()
+    shutil.rmtree(tmp_path / "nats" / "jetstream")
+    await real_server.start()
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                await bus.ensure_kinds(["research", "code"])
+                break
+            except Unavailable:  # it is still on its way back
+                continue
+    caplog.clear()
+    await bus.ensure_kinds(["research", "code"])
+    assert caplog.text == "", "nothing is missing"
+    assert await bus.enqueue("work.code.low", b"", message_id="m") == 1
+    await bus.close()
 
 
 async def test_a_client_that_was_closed_for_good_is_replaced(real_server: NatsServer) -> None:
