@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from crewlog.schemas.blocks import ModelReply, ModelRequest
 from crewlog.schemas.errors import OrchestrationError
 from crewlog.schemas.values import Failure
 
-ErrorKind = Literal["rate_limit", "overloaded", "server", "timeout", "connection", "malformed", "auth", "billing", "not_found", "context_length", "content_filter", "bad_request"]
+ErrorKind = Literal[
+    "rate_limit",
+    "overloaded",
+    "server",
+    "timeout",
+    "connection",
+    "malformed",
+    "auth",
+    "billing",
+    "not_found",
+    "context_length",
+    "content_filter",
+    "bad_request",
+]
 
 RETRYABLE: frozenset[ErrorKind] = frozenset({"rate_limit", "overloaded", "server", "timeout", "connection", "malformed"})
 
@@ -48,3 +61,11 @@ class Model(Protocol):
         Raises:
             ModelError: with the kind that decides between retry, fallback and failure.
         """
+
+
+@runtime_checkable
+class Closable(Protocol):
+    """A model that holds connections."""
+
+    async def close(self) -> None:
+        """Let go of the connections. Safe to call twice."""

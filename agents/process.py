@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+from contextlib import AsyncExitStack
 
 from crewlog.agents.kinds import BUILT_IN, Services, load_agent, missing_extras
 from crewlog.agents.knowledge_postgres import PostgresKnowledge
-from crewlog.agents.model import Model
+from crewlog.agents.model import Closable, Model
 from crewlog.agents.models import build_model
 from crewlog.agents.spec import AgentSpec
 from crewlog.agents.work import Workshop
@@ -17,6 +18,7 @@ from crewlog.events import faults
 from crewlog.events.artifact_store import open_artifacts
 from crewlog.events.clock import SystemClock
 from crewlog.events.config import Config
+from crewlog.events.memory import settle_memory
 from crewlog.events.nats_bus import NatsBus
 from crewlog.events.poke import Poke
 from crewlog.events.postgres_store import PostgresStore
@@ -39,7 +41,7 @@ async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | N
     """Run a worker of a built-in kind or of the given agent until SIGTERM or SIGINT.
 
     Args:
-        model: the model to use; by default the one that `config.models` names for the kind.
+        model: the model to use, which is closed at the end; by default the one that `config.models` names for the kind.
     """
     if config.database_url is None or config.nats_url is None:
         raise ConfigError("an agent needs CREWLOG_DATABASE_URL and CREWLOG_NATS_URL", hint="`crewlog up` passes them")
@@ -48,16 +50,23 @@ async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | N
     kind = agent if isinstance(agent, str) else agent.kind
     worker_id = f"{kind}-{clock.random_id().hex[:8]}"
     database_url = config.database_url.get_secret_value()
-    bus = await NatsBus.connect(config.nats_url.get_secret_value(), name=worker_id)
-    poke = Poke(bus)
-    store = await PostgresStore.open(database_url, actor=f"agent@{worker_id}", clock=clock, on_commit=poke.notify)
-    knowledge = PostgresKnowledge(database_url)
-    try:
+    async with AsyncExitStack() as closing:
+        bus = await NatsBus.connect(config.nats_url.get_secret_value(), name=worker_id)
+        closing.push_async_callback(bus.close)
+        poke = Poke(bus)
+        closing.push_async_callback(poke.close)
+        knowledge = PostgresKnowledge(database_url)
+        closing.push_async_callback(knowledge.close)
+        store = await PostgresStore.open(database_url, actor=f"agent@{worker_id}", clock=clock, on_commit=poke.notify)
+        closing.push_async_callback(store.close)
+        model = model or build_model(kind, config)
+        if isinstance(model, Closable):
+            closing.push_async_callback(model.close)
         spec = BUILT_IN[agent](Services(config, store, knowledge)) if isinstance(agent, str) else agent
         shop = Workshop(
             worker=worker_id,
             spec=spec,
-            model=model or build_model(kind, config),
+            model=model,
             artifacts=await open_artifacts(config.artifacts_url or config.home / "artifacts"),
             clock=clock,
             workspaces=config.home / "workspaces",
@@ -65,11 +74,6 @@ async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | N
         )
         worker = Worker(shop, store, bus, slots=config.slots, unavailable=missing_extras(spec))
         await _run(worker, config.shutdown_grace_s)
-    finally:
-        await store.close()
-        await knowledge.close()
-        await poke.close()
-        await bus.close()
 
 
 async def _run(worker: Worker, grace_s: float) -> None:
@@ -82,6 +86,7 @@ async def _run(worker: Worker, grace_s: float) -> None:
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if starting.done():
         starting.result()
+        settle_memory()
         announce_ready()
         log.info("ready")
         await stopping

@@ -132,7 +132,8 @@ class Worker:
         finally:
             self._held.discard(str(task.task_id))
         if ended != "nothing":
-            await self._bus.publish(wake(RunId(task.run_id)), str(task.task_id).encode())
+            # a good end names its task, so that the orchestrator may wait for those that end at the same time
+            await self._bus.publish(wake(RunId(task.run_id)), str(task.task_id).encode() if ended == "completed" else b"")
         return True
 
     async def _record_crash(self, task: AgentTask, attempt: int, error: Exception) -> None:

@@ -17,7 +17,7 @@ from crewlog.orchestrator.planning import Kinds
 from crewlog.orchestrator.run import RunState
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import RunId, Stream, TaskId, category, run_stream
-from crewlog.schemas.run_events import RunEvent, TaskReviewed
+from crewlog.schemas.run_events import RunEvent
 from crewlog.schemas.task_events import ApprovalRequested, AttemptFailed, TaskCompleted
 
 STREAMS_PER_BATCH_MAX: Final = 16
@@ -49,11 +49,6 @@ class Batch:
     def is_empty(self) -> bool:
         """True when nothing was decided."""
         return not self.events
-
-    @property
-    def may_wait(self) -> bool:
-        """True when it only notes good ends of tasks that nobody waits for: nothing follows from it yet."""
-        return not self.writes and not self.verdicts and all(isinstance(e, TaskReviewed) and e.verdict == "accepted" for e in self.events)
 
     @property
     def is_full(self) -> bool:

@@ -21,10 +21,10 @@ from crewlog.orchestrator.decide import decide
 from crewlog.orchestrator.folds import Fold, Folds
 from crewlog.orchestrator.kinds import KindDirectory
 from crewlog.orchestrator.publisher import Publisher
-from crewlog.orchestrator.run import RunState
+from crewlog.orchestrator.run import RunState, active_tasks
 from crewlog.schemas.codec import type_name
 from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, NotFound, OrchestrationError, Unavailable
-from crewlog.schemas.ids import RunId
+from crewlog.schemas.ids import RunId, TaskId
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import TERMINAL_TYPES
 from crewlog.schemas.text import shorten
@@ -34,7 +34,7 @@ RUNS_PER_READ_MAX: Final = 128
 RACES_MAX: Final = 50
 """Times one step may lose against another process before the run is left to the sweep."""
 LINGER_S: Final = 0.02
-"""Longest wait of an append that only notes that tasks ended well, in seconds."""
+"""Longest time in which the end of a task that nothing waits for is not looked at, in seconds: sibling tasks tend to end together."""
 RETRY_S: Final = 1.0
 """Wait before a run is looked at again when the log was away."""
 
@@ -63,8 +63,8 @@ class Driver:
         self._woken: dict[RunId, None] = {}
         self._busy: set[RunId] = set()
         self._asked: dict[RunId, list[Asked]] = {}
-        self._linger: dict[RunId, float] = {}
-        """Run -> until when an append that unlocks nothing may wait, in seconds of the monotonic clock."""
+        self._ended: dict[RunId, set[TaskId]] = {}
+        """Run -> tasks that are said to have ended well, while nothing follows from it before its other tasks have."""
         self._signal = asyncio.Event()
         self._pumping: asyncio.Task[None] | None = None
         self._steps: set[asyncio.Task[None]] = set()
@@ -89,11 +89,30 @@ class Driver:
         for ask in (ask for waiting in self._asked.values() for ask in waiting):
             ask.answer.cancel()
 
-    def wake(self, run_id: RunId) -> None:
-        """Look at a run soon. Cheap; any number of wakes before the look are one."""
+    def wake(self, run_id: RunId, *, ended: TaskId | None = None) -> None:
+        """Look at a run soon. Cheap; any number of wakes before the look are one.
+
+        Args:
+            ended: the task that is said to have ended well, when that is why. A hint: the log says what is true.
+        """
+        if ended is not None and self._may_wait(run_id, ended):
+            return
+        self._ended.pop(run_id, None)
         if not self.folds.has_ended(run_id):
             self._woken[run_id] = None
             self._signal.set()
+
+    def _may_wait(self, run_id: RunId, ended: TaskId) -> bool:
+        state = self.folds.get(run_id).state
+        key = next((task.key for task in active_tasks(state) if task.task_id == ended), None)
+        if key is None or any(key in step.depends_on for step in state.steps):
+            return False
+        siblings = self._ended.get(run_id)
+        if siblings is None:
+            siblings = self._ended[run_id] = set()
+            asyncio.get_running_loop().call_later(LINGER_S, self.wake, run_id)
+        siblings.add(ended)
+        return not siblings.issuperset(task.task_id for task in active_tasks(state))
 
     async def submit(self, task: AgentTask, source: Literal["subject", "api"]) -> Submitted:
         """Start a run, or recognise one that was started before. It is durable when this returns.
@@ -191,8 +210,6 @@ class Driver:
         for _ in range(RACES_MAX):
             now_us = self._clock.now_us()
             batch = decide_batch(fold.state, news, self._asked.get(fold.run_id, ()), now_us, self._kinds.offers)
-            if not batch.is_empty and batch.may_wait and self._lingers(fold.run_id):
-                return
             try:
                 if not batch.is_empty:
                     await self._commit(fold, batch, now_us)
@@ -209,23 +226,12 @@ class Driver:
                 return
         log.warning("run %s: lost %d races in a row, the sweep comes back to it", fold.run_id, RACES_MAX)
 
-    def _lingers(self, run_id: RunId) -> bool:
-        """Say whether an append that unlocks nothing still waits for company: sibling tasks tend to end together."""
-        now = self._clock.monotonic()
-        until = self._linger.get(run_id)
-        if until is None:
-            self._linger[run_id] = now + LINGER_S
-            asyncio.get_running_loop().call_later(LINGER_S, self.wake, run_id)
-            return True
-        return now < until
-
     async def _commit(self, fold: Fold, batch: Batch, now_us: int) -> None:
         if batch.blobs:
             await self._store.put_blobs(batch.blobs)
         appended = await self._store.append(batch.request(fold.run_id, fold.version, now_us, self._clock))
         if faults.hook is not None:
             faults.hook("after_run_append")
-        self._linger.pop(fold.run_id, None)
         fold.advance_to(batch.state, appended.versions[len(batch.events) - 1])
         self.folds.keep(fold)
         await self._publisher.publish(fold.run_id, batch.dispatches)
@@ -261,7 +267,6 @@ class Driver:
     def _leave(self, fold: Fold, error: Exception) -> None:
         """Forget what is known about a run after a failure, and look at it again later if the log was away."""
         self.folds.forget(fold.run_id)
-        self._linger.pop(fold.run_id, None)
         for ask in self._asked.pop(fold.run_id, ()):
             if not ask.answer.done():
                 ask.answer.set_exception(error)

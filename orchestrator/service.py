@@ -12,6 +12,7 @@ from crewlog.events import faults
 from crewlog.events.bus import Bus, Message, Subscription
 from crewlog.events.clock import Clock, SystemClock
 from crewlog.events.config import Config
+from crewlog.events.memory import settle_memory
 from crewlog.events.readiness import announce_ready
 from crewlog.events.store import EventStore
 from crewlog.orchestrator.api import QUEUE, Api
@@ -23,7 +24,7 @@ from crewlog.orchestrator.publisher import Publisher
 from crewlog.orchestrator.sweep import Sweep
 from crewlog.orchestrator.timers import Timers
 from crewlog.schemas.errors import ConfigError
-from crewlog.schemas.ids import RunId
+from crewlog.schemas.ids import RunId, TaskId
 
 log = logging.getLogger(__name__)
 
@@ -92,10 +93,11 @@ class OrchestratorService:
     async def _woken(self, message: Message) -> None:
         try:
             run_id = RunId(UUID(message.subject.split(".", 1)[1]))
+            ended = TaskId(UUID(message.data.decode())) if message.data else None
         except ValueError:
-            log.debug("a wake on %s names no run", message.subject)
+            log.debug("a wake on %s names no run or no task", message.subject)
             return
-        self.driver.wake(run_id)
+        self.driver.wake(run_id, ended=ended)
 
 
 async def run_orchestrator(config: Config) -> None:
@@ -150,6 +152,7 @@ async def _serve(service: OrchestratorService) -> None:
 
 async def _start_and_watch(service: OrchestratorService) -> None:
     await service.start()
+    settle_memory()
     announce_ready()
     log.info("ready")
     await service.broken()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
+import os
 import signal
 import socket
 from collections.abc import Coroutine
@@ -15,6 +15,7 @@ import asyncpg
 from crewlog.events.clock import Clock, SystemClock
 from crewlog.events.config import Config
 from crewlog.events.connections import explain, is_retryable
+from crewlog.events.memory import settle_memory
 from crewlog.events.nats_bus import NatsBus
 from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.readiness import announce_ready
@@ -28,6 +29,7 @@ from crewlog.schemas.errors import ConfigError, ConflictError, TransientError
 
 log = logging.getLogger(__name__)
 
+NICENESS: Final = 5
 RETRY_S: Final = 1.0
 """Wait after losing the leadership or the database, in seconds."""
 
@@ -47,9 +49,9 @@ async def run_projector(config: Config) -> None:
     try:
         store = await PostgresStore.open(url, actor=actor, clock=clock, lanes=1, readers=3)
         try:
-            # a page of the log is tens of thousands of objects without cycles: looking for some took a third of the time
-            gc.freeze()
-            gc.set_threshold(50_000, 20, 50)
+            settle_memory()
+            # views and the relay may lag a moment; decisions may not: where cores are short, they go first
+            os.nice(NICENESS)
             announce_ready()
             await _until_signalled(_serve(url, store, bus, clock))
         finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -23,7 +23,7 @@ from crewlog.events.clock import SystemClock
 from crewlog.events.memory_bus import MemoryBus
 from crewlog.events.memory_store import MemoryStore
 from crewlog.events.store import NO_STREAM, AppendRequest, Recorded, Write
-from crewlog.schemas.ids import ApprovalId, RunId, TaskId, task_stream
+from crewlog.schemas.ids import RunId, TaskId, task_stream
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.subjects import control_worker, work
 from crewlog.schemas.task import AgentTask, parse_task
@@ -53,12 +53,13 @@ class Bench:
     clock: SystemClock
     workers: list[Worker]
     woken: asyncio.Queue[str]
+    committed: asyncio.Event
 
-    async def worker(self, recorder: Recorder, *lines: Line, name: str = "w1") -> ScriptedModel:
+    async def worker(self, recorder: Recorder, *lines: Line, name: str = "w1", slots: int = 4) -> ScriptedModel:
         model = ScriptedModel(list(lines))
         artifacts = await open_artifacts(self.tmp / "artifacts")
         shop = Workshop(name, recorder.agent(), model, artifacts, self.clock, self.tmp / "work")
-        worker = Worker(shop, self.store, self.bus, slots=4)
+        worker = Worker(shop, self.store, self.bus, slots=slots)
         await worker.start()
         self.workers.append(worker)
         return model
@@ -85,11 +86,17 @@ class Bench:
     async def events(self, task: AgentTask) -> list[TaskEvent]:
         return [r.event() for r in await self.recorded(task)]  # type: ignore[misc]
 
+    async def reach(self, task: AgentTask, last: str) -> None:
+        """Wait until the last event of a task is of this type."""
+        async with asyncio.timeout(5):
+            while names(await self.events(task))[-1] != last:
+                self.committed.clear()
+                await self.committed.wait()
+
     async def rest(self, task: AgentTask) -> list[TaskEvent]:
         """Wait until the worker wakes the orchestrator for this task, then return its events, replayed and found consistent."""
         async with asyncio.timeout(5):
-            while await self.woken.get() != str(task.task_id):
-                pass
+            await self.woken.get()
         events = await self.recorded(task)
 
         async def fetch(payload: Payload) -> str:
@@ -111,7 +118,8 @@ def payloads(value: object) -> list[Payload]:
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    store, bus, woken = MemoryStore(), MemoryBus(), asyncio.Queue[str]()
+    bus, woken, committed = MemoryBus(), asyncio.Queue[str](), asyncio.Event()
+    store = MemoryStore(on_commit=lambda _: committed.set())
     await bus.ensure_kind("data")
 
     async def registered(message: Message) -> None:
@@ -122,7 +130,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
     await bus.subscribe("api.system.agents.*", registered)
     await bus.subscribe("wake.*", wake)
-    bench = Bench(store, bus, tmp_path, SystemClock(), [], woken)
+    bench = Bench(store, bus, tmp_path, SystemClock(), [], woken, committed)
     yield bench
     for worker in bench.workers:
         await worker.stop(grace_s=0)
@@ -231,8 +239,7 @@ async def crashed_inside(bench: Bench, tool: str) -> tuple[AgentTask, Recorder]:
     task = await bench.open()
     await bench.dispatch(task)
     await asyncio.wait_for(recorder.entered.wait(), 5)
-    while names(await bench.events(task))[-1] != "ToolStarted":  # a read's intent may still be on its way
-        await asyncio.sleep(0)
+    await bench.reach(task, "ToolStarted")  # a read's intent may still be on its way
     await bench.workers.pop().stop(grace_s=0)
     return task, recorder
 
@@ -274,15 +281,14 @@ async def test_a_worker_that_lost_its_task_stops_and_its_outcome_never_happened(
     await bench.append(task, TaskCancelled("not needed", "maria"), expected=version)
     assert recorder.gate is not None
     recorder.gate.set()
-    async with asyncio.timeout(5):
-        while await bench.bus.backlog("WORK", "data-normal"):
-            await asyncio.sleep(0)
+    await bench.workers.pop().stop(grace_s=5)
+    assert await bench.bus.backlog("WORK", "data-normal") == 0
     assert names(await bench.events(task))[-1] == "TaskCancelled"
 
 
 async def test_a_task_that_another_worker_holds_is_handed_back(bench: Bench) -> None:
     recorder = Recorder(gate=asyncio.Event())
-    await bench.worker(recorder, calls(("put", '{"text":"x"}')), SUBMIT)
+    await bench.worker(recorder, calls(("put", '{"text":"x"}')), SUBMIT, slots=1)
     task = await bench.open()
     await bench.dispatch(task)
     await asyncio.wait_for(recorder.entered.wait(), 5)
@@ -291,16 +297,22 @@ async def test_a_task_that_another_worker_holds_is_handed_back(bench: Bench) -> 
     before = names(await bench.events(task))
     other = Recorder()
     await bench.worker(other, name="w2")
+    asked = asyncio.Event()
+
+    async def hear(_: Message) -> None:
+        asked.set()
+
+    await bench.bus.subscribe(control_worker("w1"), hear)
     await bench.dispatch(task, version=len(before))  # delivered a second time although the first worker lives
-    async with asyncio.timeout(5):
-        while await bench.bus.backlog("WORK", "data-normal") < 2:
-            await asyncio.sleep(0)
+    await asyncio.wait_for(asked.wait(), 5)
+    await bench.workers.pop().stop(grace_s=5)
     assert recorder.gate is not None
     recorder.gate.set()
     events = await bench.rest(task)
     assert names(events)[: len(before)] == before
     assert names(events).count("TaskStarted") == 1
     assert not other.calls
+    assert await bench.bus.backlog("WORK", "data-normal") == 1, "the second delivery waits for its next turn"
 
 
 async def test_a_failed_model_call_ends_the_attempt_and_the_next_one_goes_on(bench: Bench) -> None:
@@ -336,8 +348,7 @@ async def test_large_texts_are_blobs_and_come_back_byte_for_byte(bench: Bench) -
 async def test_a_message_that_is_no_task_is_ended_with_its_reason(bench: Bench) -> None:
     await bench.worker(Recorder())
     await bench.bus.enqueue(work("data", "normal"), b"{}", message_id="bad")
-    async with asyncio.timeout(5):
-        while await bench.bus.backlog("WORK", "data-normal"):
-            await asyncio.sleep(0)
+    await bench.workers.pop().stop(grace_s=5)
+    assert await bench.bus.backlog("WORK", "data-normal") == 0
 
 
