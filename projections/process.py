@@ -29,7 +29,8 @@ from crewlog.schemas.errors import ConfigError, ConflictError, TransientError
 
 log = logging.getLogger(__name__)
 
-NICENESS: Final = 5
+NICENESS: Final = 10
+"""Priority below the other processes, as nice(2) counts it."""
 RETRY_S: Final = 1.0
 """Wait after losing the leadership or the database, in seconds."""
 
