@@ -33,7 +33,7 @@ async def demo(
     home: HomeOption = None,
 ) -> int:
     """Show a real crew at work on a small goal, from start to replay. No key and no other program needed."""
-    from crewlog.orchestrator.demo import run_demo
+    from crewlog.orchestrator.demo_run import run_demo
 
     return await run_demo(home, keep=keep, yes=yes)
 

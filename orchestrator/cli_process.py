@@ -75,7 +75,7 @@ async def migrate(home: HomeOption = None, output: OutputOption = Output.TABLE) 
 
 
 async def rebuild(home: HomeOption = None, output: OutputOption = Output.TABLE) -> None:
-    """Fold the whole log into fresh views and swap them in."""
+    """Fold the whole log again, compare, and correct the views where they differ."""
     from crewlog.events.clock import SystemClock
     from crewlog.events.postgres_store import PostgresStore
     from crewlog.projections.rebuild import rebuild as rebuild_views
@@ -88,9 +88,10 @@ async def rebuild(home: HomeOption = None, output: OutputOption = Output.TABLE) 
     finally:
         await store.close()
     if output is Output.JSON:
-        print_json({"projections": list(done.projections), "events": done.events, "position": done.position})
+        print_json({"projections": list(done.projections), "events": done.events, "position": done.position, "corrected": done.corrected})
     else:
-        say(f"rebuilt {', '.join(done.projections)} from {done.events} events, up to position {done.position}")
+        say(f"folded {done.events} events again, up to position {done.position}, into {', '.join(done.projections)}")
+        say("\n".join(f"corrected {rows} rows of {table}" for table, rows in done.corrected.items()) or "nothing had to be corrected")
 
 
 async def url(home: HomeOption = None, output: OutputOption = Output.TABLE) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.messages_server import Canned, MessagesServer, serve_messages
 
-from crewlog.agents.model import RETRYABLE, ModelError
+from crewlog.agents.model import RETRYABLE, Closable, ModelError
 from crewlog.agents.model_anthropic import AnthropicModel, retry_after_s
 from crewlog.agents.models import DEFAULT, ModelChoice, build_model, parse_models
 from crewlog.agents.offline import OfflineModel
@@ -215,6 +215,10 @@ async def test_nobody_listening_is_a_connection_error() -> None:
         await model.complete(REQUEST, timeout_s=2)
     await model.close()
     assert caught.value.kind == "connection"
+
+
+def test_a_worker_sees_that_it_has_to_be_closed() -> None:
+    assert isinstance(AnthropicModel("claude-test", api_key="k"), Closable)
 
 
 def test_prices_are_whole_micro_dollars_of_a_named_list() -> None:

@@ -110,7 +110,10 @@ def test_files_are_saved(crew: LiveCrew, finished: dict[str, Any], tmp_path: Any
 
 def test_views_are_rebuilt_to_the_same(crew: LiveCrew, finished: dict[str, Any]) -> None:
     before = crew.json("show", finished["run_id"])
-    assert crew.json("db", "rebuild")["events"] > 0
+    done = crew.json("db", "rebuild")
+    assert done["events"] > 0
+    assert "runs" in done["projections"]
+    assert isinstance(done["corrected"], dict)
     assert crew.json("show", finished["run_id"]) == before
     assert crew.json("db", "migrate") == {"applied": [], "logins": []}
     assert crew.json("db", "url")["url"].startswith("postgresql://crewlog_operator:")

@@ -76,7 +76,9 @@ class Recorder:
                 raise ZeroDivisionError("a bug")
             return ToolOutput(f"{name} says {args.text}", outcome=Outcome(args.text) if ends_task else None)
 
-        return ToolSpec(name, name, Say, run, effect=effect, trust="trusted", needs_approval=needs_approval, ends_task=ends_task, timeout_s=5, calls_max=calls_max)
+        return ToolSpec(
+            name, name, Say, run, effect=effect, trust="trusted", needs_approval=needs_approval, ends_task=ends_task, timeout_s=5, calls_max=calls_max
+        )
 
     def agent(self, kind: str = "data") -> AgentSpec:
         tools = (

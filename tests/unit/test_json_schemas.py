@@ -1,6 +1,9 @@
 """The exported JSON Schemas are what the code says. After a change of the contract, write them anew with
 
-python -c "from pathlib import Path; from crewlog.schemas.export import json_schemas; [Path('schemas/json', n).write_text(t) for n, t in json_schemas().items()]"
+    from pathlib import Path
+    from crewlog.schemas.export import json_schemas
+    for name, text in json_schemas().items():
+        Path("schemas/json", name).write_text(text)
 """
 
 from __future__ import annotations
