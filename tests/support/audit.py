@@ -1,0 +1,83 @@
+"""What must hold for every run, however many processes died under it: read from the log and the views of a live crew."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable
+from uuid import UUID
+
+import asyncpg
+from support.live_crew import LiveCrew
+
+from crewlog.events.credentials import load_credentials
+from crewlog.events.store import Recorded
+from crewlog.orchestrator.client import Client
+from crewlog.orchestrator.home import Home
+from crewlog.orchestrator.replay import replay
+from crewlog.projections.digest import digest
+from crewlog.schemas.ids import RunId
+from crewlog.schemas.task_events import TERMINAL_TYPES, ToolFinished, ToolStarted
+
+
+async def events(client: Client, run_id: RunId | UUID) -> list[Recorded]:
+    """Read everything about a run."""
+    return [recorded async for recorded in client.events(RunId(run_id))]
+
+
+async def ended_well(client: Client, runs: Iterable[RunId], *, within_s: float = 60.0) -> None:
+    """Wait until all of these runs have completed, and hold each to the rules."""
+    runs = list(runs)
+    async with asyncio.timeout(within_s):
+        for run_id in runs:
+            run = await client.wait(run_id)
+            assert run.status == "completed", f"run {run_id} is {run.status}: {run.error}"
+    for run_id in runs:
+        await follows_the_rules(client, run_id)
+
+
+async def follows_the_rules(client: Client, run_id: RunId) -> None:
+    """Check: one end for the run and each task, nothing with an effect blindly repeated, and a replay that is identical."""
+    starts: dict[tuple[str, str], list[ToolStarted]] = defaultdict(list)
+    finishes: dict[tuple[str, str], int] = defaultdict(int)
+    ends: dict[str, list[str]] = defaultdict(list)
+    for recorded in await events(client, run_id):
+        ends[recorded.stream] += [recorded.type] if recorded.type in TERMINAL_TYPES else []
+        event = recorded.event()
+        if isinstance(event, ToolStarted):
+            starts[recorded.stream, event.call_id].append(event)
+        elif isinstance(event, ToolFinished):
+            finishes[recorded.stream, event.call_id] += 1
+    assert {stream: len(types) for stream, types in ends.items()} == dict.fromkeys(ends, 1), f"each stream of run {run_id} ends once: {dict(ends)}"
+    for (stream, call_id), begun in starts.items():
+        assert finishes[stream, call_id] == 1, f"{call_id} of {stream} has {finishes[stream, call_id]} outcomes"
+        assert len({start.idempotency_key for start in begun}) == 1
+        approved = sum(start.approval_id is not None for start in begun)
+        blind = [start for start in begun[1:] if start.effect not in ("read", "idempotent") and not approved]
+        assert not blind, f"{blind} was repeated without asking"
+    report = await replay(await client.store(), run_id)
+    assert report.divergence is None, report
+
+
+async def same_after_rebuild(crew: LiveCrew) -> None:
+    """Check that views made anew from the log are byte for byte those that followed it."""
+    state = Home(crew.home).state()
+    assert state is not None
+    credentials = load_credentials(crew.home)
+    url = credentials.postgres_url("crewlog_projector", state.database_port or 0)
+    await caught_up(credentials.postgres_url("crewlog_operator", state.database_port or 0))
+    before = await digest(url)
+    await asyncio.to_thread(crew.run, "db", "rebuild")
+    assert await digest(url) == before
+    assert len(before) > 5
+
+
+async def caught_up(operator_url: str) -> None:
+    """Wait until the views show all of the log."""
+    connection = await asyncpg.connect(operator_url)
+    try:
+        async with asyncio.timeout(30):
+            while await connection.fetchval("SELECT min(position) < (SELECT max(position) FROM crewlog.events) FROM crewlog.checkpoints"):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+    finally:
+        await connection.close()

@@ -1,0 +1,82 @@
+"""A specialist whose tools stop at a gate that a test holds. Run as a process:  python -m support.gated_agent
+
+The objective of a task is its script: the tools to call, turn by turn, as in `stamp send finish`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+
+from pydantic import BaseModel
+
+from crewlog.agents import AgentSpec, ToolContext, ToolOutput, ToolSpec
+from crewlog.agents.process import run_worker
+from crewlog.events.config import load
+from crewlog.orchestrator.endpoints import with_login
+from crewlog.schemas.blocks import ModelReply, ModelRequest, Text, ToolUse
+from crewlog.schemas.task_events import Effect
+from crewlog.schemas.usage import Usage
+from crewlog.schemas.values import Outcome
+
+KIND = "gated"
+
+
+class Nothing(BaseModel):
+    """The tools take no arguments."""
+
+
+class Script:
+    """A model that calls the tools the objective names, one each turn."""
+
+    provider, name, simulated = "offline", "script-1", True
+
+    async def complete(self, request: ModelRequest, *, timeout_s: float) -> ModelReply:
+        opening = request.messages[0].content[0]
+        assert isinstance(opening, Text)
+        found = re.search(r'"objective":"([a-z_ ]+)"', opening.text)
+        assert found is not None
+        turn = sum(message.role == "assistant" for message in request.messages)
+        return ModelReply((ToolUse("call", found[1].split()[turn], "{}"),), "tool_use", Usage(100, 20), self.name)
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+def gated(name: str, effect: Effect) -> ToolSpec:
+    """Make a tool that tells the test who calls it, and returns when the test says so."""
+
+    async def run(context: ToolContext, _: Nothing) -> ToolOutput:
+        reader, writer = await asyncio.open_unix_connection(os.environ["GATE"])
+        call = {"tool": name, "task_id": str(context.task.task_id), "key": context.idempotency_key, "pid": os.getpid()}
+        writer.write(json.dumps(call).encode() + b"\n")
+        answer = await reader.readline()
+        writer.close()
+        if not answer:
+            raise ConnectionError("the test has gone")
+        return ToolOutput(answer.decode().strip())
+
+    return ToolSpec(name, name, Nothing, run, effect=effect, trust="trusted")
+
+
+async def finish(_: ToolContext, __: Nothing) -> ToolOutput:
+    """End the task."""
+    return ToolOutput("finished", outcome=Outcome("finished"))
+
+
+AGENT = AgentSpec(
+    kind=KIND,
+    description="Does what the objective says, when the test lets it.",
+    instructions="Call the tools that the objective names.",
+    tools=(
+        gated("look", "read"),
+        gated("stamp", "idempotent"),
+        gated("send", "irreversible"),
+        ToolSpec("finish", "finish", Nothing, finish, effect="read", trust="trusted", ends_task=True),
+    ),
+)
+
+if __name__ == "__main__":
+    asyncio.run(run_worker(with_login(load(), KIND), AGENT, model=Script()))
