@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -89,10 +89,10 @@ class GatedAgents:
         self._env = {**crew.env, "GATE": str(gate.path), "PYTHONPATH": str(TESTS)}
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
 
-    async def start(self, *, slots: int = 16) -> int:
+    async def start(self, *, slots: int = 16, env: Mapping[str, str] | None = None) -> int:
         """Start one that works on so many tasks at once, wait until it is registered, and return its pid."""
         ready, child = os.pipe()
-        process = subprocess.Popen(COMMAND, env={**self._env, "CREWLOG_SLOTS": str(slots), READY_FD: str(child)}, pass_fds=(child,))  # noqa: ASYNC220
+        process = subprocess.Popen(COMMAND, env={**self._env, **(env or {}), "CREWLOG_SLOTS": str(slots), READY_FD: str(child)}, pass_fds=(child,))  # noqa: ASYNC220
         self.processes[process.pid] = process
         os.close(child)
         try:
