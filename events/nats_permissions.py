@@ -86,7 +86,7 @@ def _operator() -> dict[str, Any]:
     look = [f"{_JETSTREAM}.{verb}" for verb in ("INFO", "STREAM.NAMES", "STREAM.LIST", "STREAM.INFO.*", "CONSUMER.INFO.WORK.*", "CONSUMER.INFO.TASKS.*")]
     acks = [f"$JS.ACK.{prefix}{stream}.>" for stream in ("EVENTS", "REJECTED", "DLQ") for prefix in ("", "*.*.")]
     return {
-        "publish": {"allow": ["tasks.>", "api.>", "supervisor.>", "$SRV.>", "$JS.FC.>", *own, *look, *acks]},
+        "publish": {"allow": ["tasks.>", "api.>", "supervisor.>", "poke.log", "$SRV.>", "$JS.FC.>", *own, *look, *acks]},
         # `_INBOX.>` because a client that knows nothing of us uses that prefix; nobody else gets answers there
         "subscribe": {"allow": ["_INBOX.>", "events.>", "outcomes.>", "rejected.>", "dlq.>", "telemetry.>"]},
     }

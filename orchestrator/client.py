@@ -24,6 +24,7 @@ from crewlog.events.artifacts import ArtifactStore
 from crewlog.events.bus import Bus, Message
 from crewlog.events.clock import Clock, SystemClock
 from crewlog.events.config import Config, load
+from crewlog.events.poke import Poke
 from crewlog.events.store import EventStore, Recorded
 from crewlog.orchestrator.attachments import collect, upload
 from crewlog.orchestrator.control import ask_supervisor
@@ -43,7 +44,7 @@ from crewlog.schemas.task_events import TERMINAL_TYPES
 REQUEST_TIMEOUT_S: Final = 10.0
 LOOK_AGAIN_S: Final = 5.0
 """How long whoever follows a run trusts that a hint would have come, in seconds."""
-VIEWS_FOLLOW_WITHIN_S: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
+VIEWS_FOLLOW_WITHIN_S: Final = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
 """Waits between looks at the views, which follow the log within milliseconds, in seconds."""
 WAITING_MAX: Final = 1000
 NEWEST: Final = ("-", LAST)
@@ -135,11 +136,11 @@ class Client:
     async def ended(self, run_id: RunId) -> RunView:
         """Return a run whose end is in the log, as soon as the views have it."""
         for wait_s in VIEWS_FOLLOW_WITHIN_S:
+            await asyncio.sleep(wait_s)
             with suppress(NotFound):  # the views may not have heard of a run that was quick
                 run = await self.run(run_id)
                 if run.finished_at is not None:
                     return run
-            await asyncio.sleep(wait_s)
         raise Unavailable(f"run {run_id} has ended, but the views do not show it: is a projector running?")
 
     async def events(self, run_id: RunId, *, follow: bool = False) -> AsyncIterator[Recorded]:
@@ -237,9 +238,9 @@ class Client:
             Unavailable: they were not in time.
         """
         for wait_s in VIEWS_FOLLOW_WITHIN_S:
+            await asyncio.sleep(wait_s)
             if all(lag.position >= position for lag in await self._read().lag() if lag.name == "knowledge"):
                 return
-            await asyncio.sleep(wait_s)
         raise Unavailable("the documents are recorded, but not searchable yet: is a projector running?")
 
     async def approvals(self, *, pending_only: bool = True, run_id: RunId | None = None) -> list[ApprovalView]:
@@ -249,9 +250,9 @@ class Client:
     async def asked(self, run_id: RunId) -> list[ApprovalView]:
         """Return what a run asks people now, as soon as the views have it. Call it when the log has a `TaskSuspended` that nobody answered."""
         for wait_s in VIEWS_FOLLOW_WITHIN_S:
+            await asyncio.sleep(wait_s)
             if waiting := await self.approvals(run_id=run_id):
                 return waiting
-            await asyncio.sleep(wait_s)
         return []
 
     async def find_approval(self, name: str) -> ApprovalView:
@@ -316,7 +317,9 @@ class Client:
 
         async with self._opening:
             if self._store is None:
-                self._store = await PostgresStore.open(self._database_url(), actor="client", clock=self._clock)
+                poke = Poke(self._bus)
+                self._exits.push_async_callback(poke.close)
+                self._store = await PostgresStore.open(self._database_url(), actor="client", clock=self._clock, on_commit=poke.notify)
                 self._exits.push_async_callback(self._store.close)
             return self._store
 
