@@ -20,7 +20,6 @@ from crewlog.schemas.divergence import Divergence
 from crewlog.schemas.ids import RunId, TaskId, idempotency_key
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.task_events import (
-    TASK_EVENTS,
     ApprovalDecided,
     ApprovalRequested,
     AttemptFailed,
@@ -60,7 +59,7 @@ def replay_task(events: Sequence[Recorded], read: ReadText, *, verify: bool = Tr
     state, setup, model_calls = initial_state(), None, 0
     for recorded in events:
         event = recorded.event()
-        if not isinstance(event, TASK_EVENTS):
+        if not isinstance(event, TaskEvent):
             return TaskReplay(state, model_calls, Divergence(recorded.stream, recorded.version, "type", "a known task event", recorded.type))
         if verify and (difference := _difference(state, setup, event, read)):
             return TaskReplay(state, model_calls, Divergence(recorded.stream, recorded.version, *difference))

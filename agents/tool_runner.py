@@ -65,7 +65,7 @@ def judge(call: Call, state: TaskState, setup: Setup, spec: ToolSpec | None, arg
     problem = arguments_problem(spec, arguments)
     if problem is not None:
         return Refuse(problem)
-    if tool.calls_max is not None and dict(state.calls_by_tool).get(call.call.tool, 0) >= tool.calls_max:
+    if tool.calls_max is not None and state.started.count(call.call.tool) >= tool.calls_max:
         return Refuse(f"{call.call.tool} may be called {tool.calls_max} times in one task, and was")
     if call.status == "approved":
         permit_holds = call.digest == digest_of(state, setup, call)

@@ -106,7 +106,8 @@ class TaskState(msgspec.Struct, frozen=True):
     cost_micro_usd: int = 0
     unpriced_calls: int = 0
     tool_calls: int = 0
-    calls_by_tool: tuple[tuple[str, int], ...] = ()
+    started: tuple[str, ...] = ()
+    """Tools of all calls that were started, in order."""
     nudges: int = 0
     artifacts: tuple[ArtifactRef, ...] = ()
     trust: Trust = "trusted"
@@ -165,38 +166,39 @@ def opened_state(task: AgentTask) -> TaskState:
 
 
 def evolve(state: TaskState, event: TaskEvent) -> TaskState:
-    """Apply one fact."""
-    state = replace(state, version=state.version + 1)
+    """Apply one fact. The most frequent ones come first: a replay goes through here for every event of the log."""
+    version = state.version + 1
     match event:
+        case ToolStarted():
+            calls = _updated(state.calls, event.call_id, lambda c: replace(c, status="running"))
+            return replace(state, version=version, calls=calls, started=(*state.started, event.tool))
+        case ToolFinished():
+            return _tool_finished(state, event, version)
+        case ModelCallStarted():
+            return replace(state, version=version, tries=state.tries + 1)
+        case ModelCallFinished():
+            return _answered(state, event, version)
         case TaskOpened():
             return opened_state(AgentTask.model_validate_json(bytes(event.task)))
         case TaskStarted():
-            return _started(state, event)
-        case ModelCallStarted():
-            return replace(state, tries=state.tries + 1)
-        case ModelCallFinished():
-            return _answered(state, event)
+            return _started(state, event, version)
+        case TaskCompleted():
+            return replace(state, version=version, phase="ended", outcome=event.outcome)
         case ModelCallFailed():
-            return _charged(replace(state, failure=event.error), event.price.cost_micro_usd)
-        case ToolStarted():
-            counts = dict(state.calls_by_tool)
-            counts[event.tool] = counts.get(event.tool, 0) + 1
-            state = replace(state, calls_by_tool=tuple(sorted(counts.items())))
-            return _update(state, event.call_id, lambda c: replace(c, status="running"))
-        case ToolFinished():
-            return _tool_finished(state, event)
+            return replace(state, version=version, failure=event.error, **_charge(state, event.price.cost_micro_usd))
         case ApprovalRequested():
-            return _update(state, event.call_id, lambda c: replace(c, status="asked", approval_id=event.approval_id, digest=event.digest, asks=c.asks + 1))
+            asked = _updated(
+                state.calls, event.call_id, lambda c: replace(c, status="asked", approval_id=event.approval_id, digest=event.digest, asks=c.asks + 1)
+            )
+            return replace(state, version=version, calls=asked)
         case ApprovalDecided():
             status: CallStatus = "approved" if event.decision == "approved" else "denied"
             note = f"{event.decision} by {event.actor}" + (f": {event.note}" if event.note else "")
-            return _update(state, event.call_id, lambda c: replace(c, status=status, note=note))
+            return replace(state, version=version, calls=_updated(state.calls, event.call_id, lambda c: replace(c, status=status, note=note)))
         case AttemptFailed():
-            return replace(state, phase="between_attempts", failure=event.error, attempt=event.attempt)
-        case TaskCompleted():
-            return replace(state, phase="ended", outcome=event.outcome)
+            return replace(state, version=version, phase="between_attempts", failure=event.error, attempt=event.attempt)
         case TaskFailed() | TaskCancelled():
-            return replace(state, phase="ended")
+            return replace(state, version=version, phase="ended")
         case _:
             raise TypeError(f"{type(event).__name__} is not an event of a task stream")
 
@@ -266,11 +268,12 @@ def digest_of(state: TaskState, setup: Setup, call: Call) -> Hash:
     return content_hash(msgspec.json.encode([*parts, msgspec.to_builtins(call.call.arguments)]))
 
 
-def _started(state: TaskState, event: TaskStarted) -> TaskState:
+def _started(state: TaskState, event: TaskStarted, version: int) -> TaskState:
     # what ran when the former worker died has an intent and no outcome
     calls = tuple(replace(c, status="interrupted", may_have_happened=True) if c.status == "running" else c for c in state.calls)
     return replace(
         state,
+        version=version,
         phase="working",
         worker=event.worker,
         attempt=event.attempt,
@@ -283,43 +286,47 @@ def _started(state: TaskState, event: TaskStarted) -> TaskState:
     )
 
 
-def _answered(state: TaskState, event: ModelCallFinished) -> TaskState:
-    state = replace(
+def _answered(state: TaskState, event: ModelCallFinished, version: int) -> TaskState:
+    return replace(
         state,
+        version=version,
         turn=event.turn,
         tries=0,
         stop=event.stop,
         usage=state.usage + event.usage,
         exchanges=(*state.exchanges, Exchange(event.text, event.tool_calls)),
-        calls=tuple(Call(c) for c in event.tool_calls),
+        calls=tuple([Call(c) for c in event.tool_calls]),
         nudges=state.nudges + (not event.tool_calls),
         tool_calls=state.tool_calls + len(event.tool_calls),
+        **_charge(state, event.price.cost_micro_usd),
     )
-    return _charged(state, event.price.cost_micro_usd)
 
 
-def _charged(state: TaskState, cost_micro_usd: int | None) -> TaskState:
+def _charge(state: TaskState, cost_micro_usd: int | None) -> dict[str, int]:
     if cost_micro_usd is None:
-        return replace(state, unpriced_calls=state.unpriced_calls + 1)
-    return replace(state, cost_micro_usd=state.cost_micro_usd + cost_micro_usd)
+        return {"unpriced_calls": state.unpriced_calls + 1}
+    return {"cost_micro_usd": state.cost_micro_usd + cost_micro_usd}
 
 
-def _tool_finished(state: TaskState, event: ToolFinished) -> TaskState:
-    state = _update(state, event.call_id, lambda c: replace(c, status="done"))
-    *before, last = state.exchanges
-    results = {r.call_id: r for r in last.results} | {event.call_id: Result(event.call_id, event.tool, event.result, event.status != "ok")}
-    in_order = tuple(results[c.call_id] for c in last.calls if c.call_id in results)
+def _tool_finished(state: TaskState, event: ToolFinished, version: int) -> TaskState:
+    last = state.exchanges[-1]
+    results = (*last.results, Result(event.call_id, event.tool, event.result, event.status != "ok"))
+    if len(results) > 1:  # the model is told results in the order of its calls
+        order = {call.call_id: n for n, call in enumerate(last.calls)}
+        results = tuple(sorted(results, key=lambda r: order[r.call_id]))
     return replace(
         state,
-        exchanges=(*before, replace(last, results=in_order)),
-        artifacts=(*state.artifacts, *event.artifacts),
+        version=version,
+        calls=_updated(state.calls, event.call_id, lambda c: replace(c, status="done")),
+        exchanges=(*state.exchanges[:-1], Exchange(last.text, last.calls, results)),
+        artifacts=(*state.artifacts, *event.artifacts) if event.artifacts else state.artifacts,
         outcome=event.outcome if event.status == "ok" and event.outcome is not None else state.outcome,
         trust="untrusted" if event.trust == "untrusted" else state.trust,
     )
 
 
-def _update(state: TaskState, call_id: str, change: Callable[[Call], Call]) -> TaskState:
-    return replace(state, calls=tuple(change(c) if c.call.call_id == call_id else c for c in state.calls))
+def _updated(calls: tuple[Call, ...], call_id: str, change: Callable[[Call], Call]) -> tuple[Call, ...]:
+    return tuple([change(c) if c.call.call_id == call_id else c for c in calls])
 
 
 def _finished(state: TaskState, outcome: Outcome) -> Outcome:

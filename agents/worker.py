@@ -26,7 +26,7 @@ from crewlog.schemas.ids import RunId, TaskId, task_stream
 from crewlog.schemas.subjects import LANES, control_worker, telemetry, wake
 from crewlog.schemas.system_events import AgentRegistered, ToolInfo
 from crewlog.schemas.task import AgentTask, parse_task
-from crewlog.schemas.task_events import TASK_EVENTS, AttemptFailed
+from crewlog.schemas.task_events import AttemptFailed, TaskEvent
 from crewlog.schemas.values import Failure
 
 log = logging.getLogger(__name__)
@@ -149,7 +149,7 @@ class Worker:
         state = initial_state()
         for recorded in await self._store.read_streams({task_stream(TaskId(task.task_id)): 0}):
             event = recorded.event()
-            if not isinstance(event, TASK_EVENTS):
+            if not isinstance(event, TaskEvent):
                 raise ContractError(f"{recorded.stream} version {recorded.version} is a {recorded.type} v{recorded.schema_version}, unknown to this worker")
             state = evolve(state, event)
         return state

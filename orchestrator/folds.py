@@ -14,7 +14,7 @@ from crewlog.events.store import EventStore, Recorded
 from crewlog.orchestrator.run import RunState, active_tasks, evolve, initial_state
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import RunId, Stream, TaskId, run_stream, task_stream
-from crewlog.schemas.run_events import RUN_EVENTS
+from crewlog.schemas.run_events import RUN_EVENTS, RunEvent
 from crewlog.schemas.task_events import NOTICED_TYPES
 
 RUN_TYPES: Final = frozenset(cls.__name__ for cls in RUN_EVENTS)
@@ -48,7 +48,7 @@ class Fold:
         if recorded.version <= self.version:
             return
         event = recorded.event()
-        if not isinstance(event, RUN_EVENTS):
+        if not isinstance(event, RunEvent):
             raise ContractError(f"{recorded.stream} version {recorded.version} is a {recorded.type} v{recorded.schema_version}, unknown to this program")
         self.state = evolve(self.state, event)
         self.version = recorded.version
@@ -124,7 +124,7 @@ class Folds:
         streams = {run_stream(run_id): run_id for run_id in states}
         for recorded in await self._store.read_streams(versions, types=RUN_TYPES):
             event = recorded.event()
-            if isinstance(event, RUN_EVENTS):
+            if isinstance(event, RunEvent):
                 run_id = streams[recorded.stream]
                 states[run_id] = evolve(states[run_id], event)
         return {run_id: state for run_id, state in states.items() if state.status != "new"}

@@ -22,7 +22,6 @@ from crewlog.schemas.divergence import Divergence
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import Stream, TaskId, task_stream
 from crewlog.schemas.run_events import (
-    RUN_EVENTS,
     RunCancelled,
     RunEvent,
     RunFailed,
@@ -64,7 +63,7 @@ def verify_run(run_events: Sequence[Recorded], task_events: Sequence[Recorded]) 
     while at < len(run_events):
         first = run_events[at]
         event = first.event()
-        if not isinstance(event, RUN_EVENTS):
+        if not isinstance(event, RunEvent):
             return Divergence(first.stream, first.version, "schema_version", "known to this program", first.schema_version)
         command = _command(event, state, tasks)
         if command is None:

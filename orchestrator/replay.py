@@ -20,9 +20,9 @@ from crewlog.schemas.divergence import Divergence
 from crewlog.schemas.errors import ContractError, NotFound
 from crewlog.schemas.ids import Hash, RunId, Stream, category, run_stream
 from crewlog.schemas.payload import Payload, content_hash
-from crewlog.schemas.run_events import RUN_EVENTS
+from crewlog.schemas.run_events import RunEvent
 from crewlog.schemas.task import AgentTask
-from crewlog.schemas.task_events import TASK_EVENTS
+from crewlog.schemas.task_events import TaskEvent
 
 
 class ReplayReport(msgspec.Struct, frozen=True):
@@ -79,7 +79,7 @@ def _fold_run(events: Sequence[Recorded]) -> RunState:
     state = initial_state()
     for recorded in events:
         event = recorded.event()
-        if isinstance(event, RUN_EVENTS):
+        if isinstance(event, RunEvent):
             state = evolve(state, event)
     return state
 
@@ -93,7 +93,7 @@ def _gap(streams: Mapping[Stream, Sequence[Recorded]]) -> Divergence | None:
 
 
 async def _texts(store: EventStore, events: Sequence[Recorded]) -> Mapping[Hash, str]:
-    refs = sorted({p.ref for r in events if isinstance(event := r.event(), TASK_EVENTS) for p in _payloads(event) if p.ref is not None})
+    refs = sorted({p.ref for r in events if isinstance(event := r.event(), TaskEvent) for p in _payloads(event) if p.ref is not None})
     blobs = await store.get_blobs(refs)
     for ref in refs:
         if ref not in blobs:

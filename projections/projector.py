@@ -14,7 +14,7 @@ from crewlog.events.store import EventStore
 from crewlog.projections.read_model import ReadModel
 from crewlog.schemas.subjects import POKE
 
-PAGE_EVENTS_MAX: Final = 4_000
+PAGE_EVENTS_MAX: Final = 2_000
 """Most events in one transaction."""
 GATHER_S: Final = 0.05
 """How long after a poke the log is read, in seconds: rows that change several times meanwhile are written once."""
