@@ -94,7 +94,8 @@ def _difference(state: TaskState, setup: Setup | None, event: TaskEvent, read: R
             return _first(("approval_id", asked.approval_id if asked else None, event.approval_id), ("digest", asked.digest if asked else None, event.digest))
         case AttemptFailed() if event.error.code not in OBSERVED_FAILURES:
             step = next_step(state, setup)
-            return _first(("error", step.failure if isinstance(step, Fail) else type(step).__name__, event.error))
+            wanted = step.failure if isinstance(step, Fail) else type(step).__name__
+            return _first(("error", wanted, event.error), ("usage", state.usage, event.usage), ("cost_micro_usd", state.cost_micro_usd, event.cost_micro_usd))
         case TaskCompleted():
             return _completed(state, setup, event)
         case _:

@@ -255,7 +255,8 @@ class _Stretch:
         return TaskCompleted(outcome, state.usage, state.cost_micro_usd, state.turn, state.tool_calls, state.unpriced_calls)
 
     async def _fail(self, failure: Failure) -> Ended:
-        self._journal.record(AttemptFailed(self._journal.state.attempt or self._attempt, failure))
+        state = self._journal.state
+        self._journal.record(AttemptFailed(state.attempt or self._attempt, failure, state.usage, state.cost_micro_usd))
         await self._journal.commit()
         return "failed"
 

@@ -142,7 +142,8 @@ class Worker:
             return
         journal = Journal(self._store, self._shop.clock, state)
         retryable = not isinstance(error, OrchestrationError)
-        journal.record(AttemptFailed(max(state.attempt, attempt), Failure("internal", f"{type(error).__name__}: {error}", retryable)))
+        failure = Failure("internal", f"{type(error).__name__}: {error}", retryable)
+        journal.record(AttemptFailed(max(state.attempt, attempt), failure, state.usage, state.cost_micro_usd))
         await journal.commit()
 
     async def _fold(self, task: AgentTask) -> TaskState:

@@ -128,15 +128,24 @@ async def status(home: HomeOption = None, output: OutputOption = Output.TABLE) -
         except Unavailable as error:
             processes = []
             say(str(error))
-        workers = await client.workers()
+        workers, lag, problems = await client.workers(), await client.lag(), await client.problems()
     if output is Output.JSON:
         fields = ("kind", "worker", "slots", "model", "simulated", "unavailable", "started_at")
-        print_json({"home": str(config.home), "processes": plain(processes), "agents": [{f: plain(getattr(w, f)) for f in fields} for w in workers]})
+        agents = [{f: plain(getattr(w, f)) for f in fields} for w in workers]
+        print_json({"home": str(config.home), "processes": plain(processes), "agents": agents, "views": plain(lag), "problems": plain(problems)})
         return
     if processes:
         print_table(["PROCESS", "STATE", "PID", "RESTARTS"], [[p.name, p.state, p.pid, p.restarts] for p in processes])
         typer.echo()
     print_table(["AGENT", "WORKER", "SLOTS", "MODEL", ""], [[w.kind, w.worker, w.slots, w.model, w.unavailable] for w in workers])
+    typer.echo()
+    behind = [view for view in lag if view.waiting_since is not None]
+    if behind:
+        print_table(["VIEW BEHIND THE LOG", "AT", "LOG AT", "SINCE"], [[v.name, v.position, v.head, v.waiting_since] for v in behind])
+    else:
+        typer.echo("views: level with the log")
+    for problem in problems:
+        typer.echo(f"left out by {problem.projection}: position {problem.position}: {problem.error}")
 
 
 async def scale(

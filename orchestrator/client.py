@@ -31,7 +31,7 @@ from crewlog.orchestrator.control import ask_supervisor
 from crewlog.orchestrator.endpoints import with_login
 from crewlog.orchestrator.home import ProcessState
 from crewlog.projections.queries import LAST, CostColumn, Queries
-from crewlog.projections.query_rows import AgentView, ApprovalView, CostView, DocumentView, RunView, TaskView
+from crewlog.projections.query_rows import AgentView, ApprovalView, CostView, DocumentView, Lag, ProblemView, RunView, TaskView
 from crewlog.schemas import subjects
 from crewlog.schemas.errors import ContractError, NotFound, OrchestrationError, Unavailable
 from crewlog.schemas.ids import Hash, RunId, run_stream, task_stream
@@ -99,6 +99,27 @@ class Client:
             exits.push_async_callback(bus.close)
             yield cls(config, bus, clock=clock, exits=exits)
 
+    async def prepare(
+        self, what: str | AgentTask | Plan, *, attachments: Sequence[Path] = (), kind: str = RUN, auto_approve: bool = False, timeout_seconds: int = 900
+    ) -> AgentTask:  # fmt: skip
+        """Make the task that `submit` would send, and store its files. Its id is known before anybody else has it.
+
+        Args:
+            what, attachments, kind, auto_approve: as for `submit`.
+
+        Raises:
+            ContractError: the task breaks the contract; every problem is named.
+        """
+        files = await upload(collect(attachments), await self.artifact_store()) if attachments else ()
+        if isinstance(what, AgentTask):
+            return what if not files else parse_task({**what.model_dump(), "attachments": [*what.attachments, *files]})
+        plan = what if isinstance(what, Plan) else None
+        objective = what if isinstance(what, str) else "; ".join(step.objective for step in what.steps)[:2000]
+        fields = {"task_id": self._clock.random_id(), "tenant": self._config.tenant, "user": self._config.user, "type": RUN if plan else kind}
+        return parse_task(
+            {**fields, "objective": objective, "plan": plan, "attachments": files, "auto_approve": auto_approve, "timeout_seconds": timeout_seconds}
+        )
+
     async def submit(
         self, what: str | AgentTask | Plan, *, attachments: Sequence[Path] = (), kind: str = RUN, auto_approve: bool = False, timeout_seconds: int = 900
     ) -> Submitted:  # fmt: skip
@@ -114,16 +135,7 @@ class Client:
             ContractError: the task breaks the contract; every problem is named.
             Unavailable: no orchestrator answered. Sending the same `AgentTask` again is safe.
         """
-        files = await upload(collect(attachments), await self.artifact_store()) if attachments else ()
-        if isinstance(what, AgentTask):
-            task = what if not files else parse_task({**what.model_dump(), "attachments": [*what.attachments, *files]})
-        else:
-            plan = what if isinstance(what, Plan) else None
-            objective = what if isinstance(what, str) else "; ".join(step.objective for step in what.steps)[:2000]
-            fields = {"task_id": self._clock.random_id(), "tenant": self._config.tenant, "user": self._config.user, "type": RUN if plan else kind}
-            task = parse_task(
-                {**fields, "objective": objective, "plan": plan, "attachments": files, "auto_approve": auto_approve, "timeout_seconds": timeout_seconds}
-            )
+        task = await self.prepare(what, attachments=attachments, kind=kind, auto_approve=auto_approve, timeout_seconds=timeout_seconds)
         answer = await self._request("tasks.submit", task)
         return msgspec.convert({"run_id": answer["run_id"], "task_id": answer["task_id"], "status": answer["status"]}, Submitted)
 
@@ -310,6 +322,14 @@ class Client:
     async def processes(self) -> list[ProcessState]:
         """List the processes of a `crewlog up`."""
         return msgspec.convert((await ask_supervisor(self._bus, "status"))["processes"], list[ProcessState])
+
+    async def lag(self) -> list[Lag]:
+        """Say for each view how far it is behind the log."""
+        return await self._read().lag()
+
+    async def problems(self) -> list[ProblemView]:
+        """List events that the views had to leave out."""
+        return await self._read().problems()
 
     async def store(self) -> EventStore:
         """Return the log, opened on first use with the operator's login."""

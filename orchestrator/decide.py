@@ -63,6 +63,7 @@ SUBMITTED_BYTES_MAX: Final = 96 * 1024
 GOAL_CHARS_MAX: Final = 500
 DEADLINE: Final = "deadline"
 
+NOTHING_USED: Final = Usage()
 NO_KINDS: Final[Kinds] = MappingProxyType({})
 
 
@@ -233,7 +234,7 @@ def _attempt_ended(draft: Draft, command: AttemptEnded) -> None:
         if due_us < state.deadline_us:
             draft.emit(TaskRetryScheduled(task.task_id, task.key, failed.attempt + 1, due_us, failed.error))
             return
-    _give_up(draft, task, failed.error)
+    _give_up(draft, task, failed.error, failed.usage, failed.cost_micro_usd)
     advance(draft)
 
 
@@ -242,9 +243,9 @@ def _jitter(task: TaskState) -> float:
     return zlib.crc32(task.task_id.bytes + task.attempt.to_bytes(4, "big")) / 2**32
 
 
-def _give_up(draft: Draft, task: TaskState, error: Failure) -> None:
+def _give_up(draft: Draft, task: TaskState, error: Failure, usage: Usage = NOTHING_USED, cost_micro_usd: int = 0) -> None:
     draft.write(task.task_id, TaskFailed(error))
-    draft.emit(TaskReviewed(task.task_id, task.key, "failed", error=error, usage=Usage()))
+    draft.emit(TaskReviewed(task.task_id, task.key, "failed", error=error, usage=usage, cost_micro_usd=cost_micro_usd))
 
 
 def _approval_asked(draft: Draft, command: ApprovalAsked) -> None:

@@ -150,10 +150,12 @@ class ApprovalDecided(TaskEvent, frozen=True):
 
 
 class AttemptFailed(TaskEvent, frozen=True):
-    """This attempt is over; the orchestrator decides between another one and `TaskFailed`."""
+    """This attempt is over; the orchestrator decides between another one and `TaskFailed`. Usage and cost are the task's so far."""
 
     attempt: int
     error: Failure
+    usage: Usage = Usage()
+    cost_micro_usd: int = 0
 
 
 class TaskCompleted(TaskEvent, frozen=True):
