@@ -252,6 +252,16 @@ def is_weak(clause: Clause) -> bool:
     return stem(clause.first) in _WEAK
 
 
+def is_question(clause: Clause) -> bool:
+    """Say whether the clause asks something."""
+    return clause.text.rstrip().endswith("?") or bool(_QUESTION.match(strip_fillers(clause.text)))
+
+
+def is_about_files(clause: Clause) -> bool:
+    """Say whether the clause can be about any attached file: it names no kind of document that would have to be searched for."""
+    return not {stem(word) for word in words(clause.text)} & (_OBJECTS["research"] - {stem("report"), stem("figures")})
+
+
 def is_frame(clause: Clause) -> bool:
     """Say whether the clause only names the product of the whole goal, as in "prepare the release note"."""
     return clause.first in _FRAME_VERBS.split()

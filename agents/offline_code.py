@@ -125,7 +125,7 @@ def _summary(talk: Conversation, run: TestRun) -> str:
     if not first.failed and not first.passed:
         return f"There are no tests to go by, so nothing was changed. {shorten(' '.join(first.text.split()), 400)}"
     if not first.failed:
-        return f"All {first.passed} tests pass; nothing was changed."
+        return f"{_all(first.passed)}; nothing was changed."
     names = ", ".join(f"`{failing.test.rsplit('::', 1)[-1]}`" for failing in first.failing[:6])
     lines = [f"{first.failed} of {first.failed + first.passed} tests failed: {names}."]
     lines += [f"- {failing.test}: {shorten(failing.message, 200)}" for failing in first.failing[:6] if failing.message]
@@ -139,10 +139,14 @@ def _summary(talk: Conversation, run: TestRun) -> str:
     if _kept(talk):
         lines += [
             "",
-            f"All {first.failed + first.passed} tests pass now. {CAVEAT}",
+            f"{_all(first.failed + first.passed)} now. {CAVEAT}",
         ]
         return "\n".join(lines)
-    lines += ["", f"{run.failed} tests still fail after trying {pool_size} small edits" + (", so the files are as they were." if not changes else ".")]
+    lines += [
+        "",
+        f"{run.failed} {'test still fails' if run.failed == 1 else 'tests still fail'} after trying {pool_size} small edits"
+        + (", so the files are as they were." if not changes else "."),
+    ]
     if suspects := suspicious_lines(files, run):
         lines += ["", "The most suspicious lines:", "", *(f"- `{line}`" for line in suspects)]
     return "\n".join(lines)
@@ -162,3 +166,7 @@ def _shown(change: dict[str, str]) -> str:
 
 def _marked(sign: str, text: str) -> str:
     return "\n".join(f"{sign}{line}" for line in text.split("\n"))
+
+
+def _all(count: int) -> str:
+    return "The only test passes" if count == 1 else f"All {count} tests pass"

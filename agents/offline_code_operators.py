@@ -126,13 +126,13 @@ def _arithmetic(source: Source, node: ast.BinOp) -> Iterator[Edit]:
     if isinstance(node.left, ast.BinOp) and isinstance(node.op, ast.Mult | ast.Div | ast.Sub | ast.Add):
         yield source.replace(node, f"({source.segment(node.left)}) {old} {source.segment(node.right)}", 0.3, "parentheses")
     if isinstance(node.right, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub) and isinstance(node.right.op, ast.Mult | ast.Div):
-        inner = node.right
-        yield source.replace(
-            node,
-            f"({source.segment(node.left)} {old} {source.segment(inner.left)}) {_SYMBOLS[type(inner.op)]} {source.segment(inner.right)}",
-            0.45,
-            "parentheses",
-        )
+        first: ast.expr = node.right
+        while isinstance(first, ast.BinOp):
+            first = first.left
+        start, end = source.span(node.left)[0], source.span(first)[1]
+        yield Edit(start, end, f"({source.text[start:end]})", 0.45, node.lineno, "parentheses")
+    if isinstance(node.op, ast.FloorDiv):
+        yield source.replace(node, f"-(-{source.segment(node.left)} // {source.segment(node.right)})", 0.45, "round up instead of down")
 
 
 def _constant(source: Source, node: ast.Constant) -> Iterator[Edit]:
@@ -168,6 +168,9 @@ def _call(source: Source, node: ast.Call) -> Iterator[Edit]:
         text = source.segment(node.args[0])
         yield source.replace(node.args[0], f"{text}.strip()", 0.2, "strip before converting")
         yield source.replace(node.args[0], f'{text}.replace(",", "")', 0.15, "drop thousands separators")
+    if name == "split" and isinstance(node.func, ast.Attribute) and len(node.args) == 1 and not node.keywords:
+        yield source.replace(node, f"{source.segment(node.func)}()", 0.4, "split at any blank")
+        yield source.replace(node.args[0], f"{source.segment(node.args[0])}, 1", 0.4, "split once")
     if name == "sort" and isinstance(node.func, ast.Attribute) and isinstance(source.parents.get(node), ast.Return | ast.Assign):
         yield source.replace(node, f"sorted({source.segment(node.func.value)})", 0.9, "sort() returns nothing")
     if isinstance(node.func, ast.Attribute) and name in ("lower", "upper", "strip", "copy", "reverse") and not node.args:
@@ -229,7 +232,8 @@ def _assign(source: Source, node: ast.Assign) -> Iterator[Edit]:
         yield source.replace(value, f"{text}.copy()", 0.35, "a copy instead of another name")
         yield source.replace(value, f"list({text})", 0.3, "a copy instead of another name")
     inside = source.parents.get(node)
-    if isinstance(inside, ast.For | ast.While) and isinstance(target, ast.Name | ast.Attribute | ast.Subscript):
+    is_kept = isinstance(target, ast.Attribute | ast.Subscript) and not isinstance(value, ast.Constant | ast.List | ast.Dict)
+    if is_kept or (isinstance(inside, ast.For | ast.While) and isinstance(target, ast.Name | ast.Attribute | ast.Subscript)):
         yield from _between(source, target, value, "=", "+=", 0.45, "add up instead of assign")
 
 

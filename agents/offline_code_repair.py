@@ -54,13 +54,15 @@ def suspicious_lines(files: Mapping[str, str], run: TestRun, most: int = 5) -> l
     """Return the lines a defect most likely sits in, as `path:line: text`."""
     ordered = sorted(run.suspicious.items(), key=lambda entry: (-entry[1], entry[0]))
     places = [place for place, _ in ordered if not is_test(place[0])] or [(f.path, f.line) for f in run.failing if f.path]
-    shown = []
+    shown: list[str] = []
+    headers: list[str] = []
     for path, line in dict.fromkeys(places):
         text = next(
             (content.split("\n")[line - 1].strip() for name, content in files.items() if same_file(name, path) and 0 < line <= content.count("\n") + 1), ""
         )
-        shown.append(f"{path}:{line}: {text}" if text else f"{path}:{line}")
-    return shown[:most]
+        # a function's first line runs when the file is imported: it says where, seldom what
+        (headers if re.match(r"(?:async def|def|class|@|import|from)\b", text) else shown).append(f"{path}:{line}: {text}" if text else f"{path}:{line}")
+    return (shown or headers)[:most]
 
 
 def _edits(source: Source, messages: Sequence[str], expected: Sequence[str], literals: Sequence[str]) -> Iterator[tuple[Edit, bool]]:

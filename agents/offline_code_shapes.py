@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -11,6 +12,7 @@ from crewlog.agents.offline_code_edits import Edit, Source
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 GUARD_VALUES: Final = ("None", "0", "[]", '""', "False", "True", "0.0", "{}", "1")
 NAMES_MAX: Final = 8
+BRANCHES_MAX: Final = 5
 
 
 def shape_edits(source: Source, expected: Sequence[str]) -> Iterator[Edit]:
@@ -26,6 +28,7 @@ def shape_edits(source: Source, expected: Sequence[str]) -> Iterator[Edit]:
             yield from _guards(source, node, expected)
             yield from _other_name(source, node)
             yield from _early_return(source, node)
+            yield from _branch_order(source, node)
         elif isinstance(node, ast.ClassDef):
             yield from _other_attribute(source, node)
 
@@ -56,6 +59,27 @@ def _early_return(source: Source, node: Function) -> Iterator[Edit]:
             yield Edit(start, source.span(last)[1], f"{' ' * loop.col_offset}{source.segment(last)}", 0.9, last.lineno, "return behind the loop")
         if isinstance(loop, ast.Return) and loop.value is not None and isinstance(loop.value, ast.Name | ast.BinOp | ast.Call):
             yield source.replace(loop.value, f"not {source.segment(loop.value)}", 0.12, "the opposite")
+
+
+def _branch_order(source: Source, node: Function) -> Iterator[Edit]:
+    """Two conditions of which the first hides the second: let them change places."""
+    chains: list[list[ast.If]] = []
+    for inner in _own_statements(node):
+        if isinstance(inner, ast.If) and not any(inner in chain for chain in chains):
+            chain = [inner]
+            while len(chain[-1].orelse) == 1 and isinstance(following := chain[-1].orelse[0], ast.If):
+                chain.append(following)
+            chains.append(chain)
+    blocks = [node.body, *(inner.body for inner in _own_statements(node) if isinstance(inner, ast.For | ast.While | ast.With))]
+    chains += [[statement for statement in block if isinstance(statement, ast.If) and not statement.orelse] for block in blocks]
+    for chain in chains:
+        for one, other in itertools.combinations(chain[:BRANCHES_MAX], 2):
+            (test, test_end), (body, end) = source.span(one.test), (source.span(one.body[0])[0], source.span(one.body[-1])[1])
+            (later, later_end), (last, stop) = source.span(other.test), (source.span(other.body[0])[0], source.span(other.body[-1])[1])
+            if one.body[0].lineno > one.lineno and other.body[0].lineno > other.lineno:
+                text = source.text
+                swapped = text[later:later_end] + text[test_end:body] + text[last:stop] + text[end:later]
+                yield Edit(test, stop, swapped + text[test:test_end] + text[later_end:last] + text[body:end], 0.4, one.lineno, "the other order of conditions")
 
 
 def _mutable_default(source: Source, node: Function) -> Iterator[Edit]:

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from crewlog.agents.offline_conversation import Conversation, Turn, Want
 from crewlog.agents.offline_data_ask import Ask, understand
 from crewlog.agents.offline_data_facts import Source, described, source_names
-from crewlog.agents.offline_data_sql import Query, queries, values_query
+from crewlog.agents.offline_data_sql import Query, queries, said, values_query
 from crewlog.agents.offline_data_words import figures_of, spread, write_summary
 from crewlog.agents.offline_tables import Table, as_number, read_table
 from crewlog.agents.offline_text import closeness, cut_words, terms
@@ -110,9 +110,13 @@ def _chart(talk: Conversation, asks: Sequence[Ask], answered: Sequence[Answered]
     wants_chart = any(ask.wants_chart for ask in asks)
     if not talk.offers("make_chart") or not (wants_chart or any(ask.shape in ("profile", "trend", "correlation") for ask in asks)) or talk.made("make_chart"):
         return None
+    if wants_chart:
+        # what the drawing was asked for comes first; the rest only when that cannot be drawn
+        answered = sorted(answered, key=lambda a: (not a.ask.wants_chart, a.query.chart != "histogram" and a.ask.draws == "histogram"))
     candidates = [a for a in answered if a.query.chart and (_only_drawn(a.query) or (a.table is not None and len(a.table.rows) >= 2))]
     grouped = [a for a in candidates if a.query.title.startswith("by ")]
     ranked = sorted(grouped, key=lambda a: (-spread(a.table, a.query.y), answered.index(a))) if grouped else []
+    ranked = [a for a in candidates if a.query.chart == "histogram" and a.ask.draws] + ranked
     ranked += [a for a in candidates if a not in ranked and a.query.title != "missing values"] + [
         a for a in candidates if a.query.title == "missing values" and (wants_chart and not grouped)
     ]
@@ -129,7 +133,7 @@ def _chart(talk: Conversation, asks: Sequence[Ask], answered: Sequence[Answered]
         if best.table
         else best.ask.source.rows
     )
-    subject = y or f"distribution of {query.x}"
+    subject = said(y) if y else f"distribution of {query.x}"
     title = f"{subject} by {query.x}" if query.chart in ("bar", "line") and y else f"{query.x} and {y}" if y else subject
     arguments: dict[str, Any] = {"sql": query.sql, "chart": query.chart, "x": query.x, "title": f"{title[:1].upper()}{title[1:]} (n = {count})"}
     return Want("make_chart", {**arguments, "y": y} if y else arguments)

@@ -31,12 +31,14 @@ class Column:
     nulls: int = 0
     distinct: int = 0
     values: tuple[str, ...] = ()
+    factors: tuple[Column, ...] = ()
+    """The columns it is the product of; empty for a column of the table."""
 
     @property
     def words(self) -> tuple[str, ...]:
         """Stems of the name without its unit."""
         tokens = tuple(name_tokens(self.name))
-        return tuple(token for token in tokens if token not in UNITS) or tokens
+        return tokens[:-1] if len(tokens) > 1 and tokens[-1] in UNITS else tokens
 
     @property
     def is_yes_or_no(self) -> bool:
@@ -69,7 +71,14 @@ class Source:
     @property
     def measures(self) -> list[Column]:
         """Numeric columns that measure something: no ids, no years."""
-        return [c for c in self.of("number") if not is_key(c, self.rows) and not is_year(c)]
+        return [c for c in self.of("number") if not is_key(c, self.rows) and not is_year(c) and c is not self.numbering]
+
+    @property
+    def numbering(self) -> Column | None:
+        """A first column of whole numbers, different in each row, before columns that say something: it numbers the rows, whatever its name."""
+        first = self.columns[0]
+        is_whole = "INT" in first.type.upper()
+        return first if is_whole and self.rows >= 10 and first.distinct >= self.rows and len(self.of("text", "bool", "date")) > 0 else None
 
     @property
     def categories(self) -> list[Column]:

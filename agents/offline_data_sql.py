@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from crewlog.agents.offline_data_ask import Ask, Function
 from crewlog.agents.offline_data_facts import MISSING_SPELLINGS, Column, Source
+from crewlog.agents.offline_text import join_words
 
 if TYPE_CHECKING:
     from sqlglot import exp
 
 GROUPS_MAX = 40
+COLUMNS_MAX = 6
 VALUES_MAX = 60
 
 
@@ -41,13 +43,20 @@ def values_query(source: Source, column: Column) -> str:
 
 def queries(ask: Ask) -> list[Query]:
     """Return the statements that answer an ask."""
-    build = {"profile": _profile, "missing": _missing, "correlation": _correlation, "trend": _trend, "share": _share, "top": _top}.get(ask.shape, _aggregates)
-    return build(ask)
+    build = {"profile": _profile, "missing": _missing, "correlation": _correlation, "trend": _trend, "share": _share, "top": _top, "rows": _rows}.get(
+        ask.shape, _aggregates
+    )
+    made = build(ask)
+    if ask.draws == "histogram" and (measure := next((m for m in ask.measures or ask.source.measures if m.sort == "number"), None)):
+        made = [query for query in made if query.chart != "histogram"] + [_distribution(ask, measure)]
+    return made
 
 
 def label(function: Function, measure: Column | None) -> str:
     """Name a result column: `mean body_mass_g`, or `n` for a count of rows."""
-    return "n" if measure is None else f"percent {measure.name}" if function == "rate" else f"{function} {measure.name}"
+    if measure is None:
+        return "n"
+    return f"percent {measure.name}" if function == "rate" else measure.name if function == "value" else f"{function} {measure.name}"
 
 
 def said(name: str) -> str:
@@ -128,12 +137,19 @@ def _trend(ask: Ask) -> list[Query]:
     assert ask.date is not None
     axis: exp.Expr = exp.func("DATE_TRUNC", exp.Literal.string(ask.period), _name(ask.date)) if ask.period else _name(ask.date)
     name = ask.period or ask.date.name
-    if ask.period:
+    if ask.period and ask.period != "hour":
         axis = exp.cast(axis, "date")
     outputs = _outputs(ask)
-    select = _where(_from(exp.select(_aliased(axis, name), *(expression for _, expression in outputs)), ask.source), ask)
-    select = select.where(_name(ask.date).is_(exp.Null()).not_()).group_by(axis.copy()).order_by(axis.copy()).limit(400)
-    return [Query(f"{said(outputs[0][0])} by {name}", _text(select), name, outputs[0][0], "line")]
+    counted = [expression for _, expression in outputs] + ([] if any(label == "n" for label, _ in outputs) else [_aliased(_count(), "n")])
+    keys = [_name(column) for column in ask.groups]
+    labelled = [_aliased(key, column.name) for key, column in zip(keys, ask.groups, strict=True)]
+    select = _where(_from(exp.select(_aliased(axis, name), *labelled, *counted), ask.source), ask)
+    for column in ask.groups:
+        select = select.where(exp.not_(_is_missing(column)))
+    order = [axis, *keys]
+    select = select.where(_name(ask.date).is_(exp.Null()).not_()).group_by(*(key.copy() for key in order)).order_by(*(key.copy() for key in order)).limit(400)
+    by = join_words([name, *(column.name for column in ask.groups)])
+    return [Query(f"{said(outputs[0][0])} by {by}", _text(select), name, outputs[0][0], "" if ask.groups else "line")]
 
 
 def _share(ask: Ask) -> list[Query]:
@@ -159,7 +175,7 @@ def _top(ask: Ask) -> list[Query]:
     grouped = _grouped(
         ask.source,
         [group],
-        [outputs[0][1], *([_aliased(_count(), "n")] if name != "n" else [])],
+        [outputs[0][1], *([_aliased(_count(), "n")] if name != "n" and ask.functions != ("value",) else [])],
         ask,
         order=name,
         descending=not ask.is_ascending,
@@ -183,9 +199,26 @@ def _aggregates(ask: Ask) -> list[Query]:
         return [Query(f"{title} by {', '.join(c.name for c in ask.groups)}", _text(grouped), ask.groups[0].name, outputs[0][0], "bar")]
     made = [Query(title, _text(_where(_from(exp.select(*counted), ask.source), ask)))]
     if ask.wants_chart and (numbers := [m for m in ask.measures if m.sort == "number"]):
-        values = _where(_from(exp.select(_aliased(_number(numbers[0]), numbers[0].name)), ask.source), ask).limit(50_000)
-        made.append(Query(f"distribution of {numbers[0].name}", _text(values), numbers[0].name, "", "histogram"))
+        made.append(_distribution(ask, numbers[0]))
     return made
+
+
+def _distribution(ask: Ask, measure: Column) -> Query:
+    from sqlglot import exp
+
+    values = _where(_from(exp.select(_aliased(_number(measure), measure.name)), ask.source), ask).limit(50_000)
+    return Query(f"distribution of {measure.name}", _text(values), measure.name, "", "histogram")
+
+
+def _rows(ask: Ask) -> list[Query]:
+    from sqlglot import exp
+
+    used = [*(column for column, _, _ in ask.filters), *ask.measures]
+    shown = [c for at, c in enumerate(ask.source.columns) if at < COLUMNS_MAX or c in used]
+    listed = _where(_from(exp.select(*(_name(column) for column in shown)), ask.source), ask)
+    listed = listed.order_by(*(_name(column) for column in shown[:2])).limit(GROUPS_MAX)
+    counted = _where(_from(_select(_count()), ask.source), ask)
+    return [Query("rows", _text(counted)), Query("listed", _text(listed))]
 
 
 def _outputs(ask: Ask) -> list[tuple[str, Any]]:
@@ -229,6 +262,7 @@ def _aggregate(function: Function, measure: Column) -> exp.Expr:
         "median": exp.Median(this=number),
         "min": exp.Min(this=number),
         "max": exp.Max(this=number),
+        "value": exp.Max(this=number),
         "stddev": exp.StddevSamp(this=number),
     }
     return exp.func("ROUND", made[function], exp.Literal.number(4)) if function in ("mean", "median", "stddev") else made[function]
@@ -239,16 +273,32 @@ def _where(select: exp.Select, ask: Ask) -> exp.Select:
 
     for column, operator, values in ask.filters:
         literals = [exp.Literal.string(value) if isinstance(value, str) else exp.Literal.number(f"{value:.15g}") for value in values]
-        if operator == "in":
-            select = select.where(exp.In(this=_name(column), expressions=literals))
+        if operator in ("in", "not in"):
+            listed = exp.In(this=_name(column), expressions=literals)
+            select = select.where(listed if operator == "in" else exp.not_(listed))
+        elif operator == "between":
+            select = select.where(exp.Between(this=_number(column), low=literals[0], high=literals[1]))
+        elif operator == "span":
+            select = _within(select, column, str(values[0]), str(values[1]))
+        elif operator == "month":
+            select = select.where(exp.EQ(this=exp.func("MONTH", _name(column)), expression=literals[0]))
+        elif operator in ("> mean", "< mean"):
+            mean = _from(exp.select(exp.Avg(this=_number(column))), ask.source).subquery()
+            select = select.where((exp.GT if operator == "> mean" else exp.LT)(this=_number(column), expression=mean))
         elif operator == "true":
             select = select.where(exp.cast(_number(column), "boolean"))
-        elif operator == "year":
-            select = select.where(exp.EQ(this=exp.func("YEAR", _name(column)), expression=literals[0]))
         else:
             kind = {"=": exp.EQ, ">": exp.GT, ">=": exp.GTE, "<": exp.LT, "<=": exp.LTE}[operator]
             select = select.where(kind(this=_number(column), expression=literals[0]))
     return select
+
+
+def _within(select: exp.Select, column: Column, start: str, end: str) -> exp.Select:
+    from sqlglot import exp
+
+    if start:
+        select = select.where(exp.GTE(this=_name(column), expression=exp.cast(exp.Literal.string(start), "date")))
+    return select.where(exp.LT(this=_name(column), expression=exp.cast(exp.Literal.string(end), "date"))) if end else select
 
 
 def _is_missing(column: Column) -> exp.Expr:
@@ -273,6 +323,9 @@ def _value(column: Column) -> exp.Expr:
 def _number(column: Column) -> exp.Expr:
     from sqlglot import exp
 
+    if column.factors:
+        one, other = (_number(factor) for factor in column.factors)
+        return exp.Mul(this=one, expression=other)
     return exp.TryCast(this=_name(column), to=exp.DataType.build("double")) if column.is_text_number else _name(column)
 
 

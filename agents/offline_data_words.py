@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from datetime import date, timedelta
 from typing import Any, Final
 
 from crewlog.agents.offline_data_ask import Ask
 from crewlog.agents.offline_data_facts import Column, Source
-from crewlog.agents.offline_data_sql import Query
+from crewlog.agents.offline_data_sql import Query, said
+from crewlog.agents.offline_data_time import MONTHS
 from crewlog.agents.offline_report import show
 from crewlog.agents.offline_tables import Table, as_number, markdown_table
 from crewlog.agents.offline_text import capital, join_words
 
-ROWS_SHOWN_MAX: Final = 12
+ROWS_SHOWN_MAX: Final = 16
+FIGURES_OF_GROUPS_MAX: Final = 12
 Part = tuple[Ask, Query, Table]
 
 
@@ -22,11 +25,15 @@ def write_summary(asks: Sequence[Ask], parts: Sequence[Part]) -> str:
     lines: list[str] = []
     for ask in asks:
         mine = [(query, table) for owner, query, table in parts if owner is ask]
-        lines += [*_profile(ask, mine)] if ask.shape == "profile" else [line for query, table in mine for line in _result(ask, query, table)]
-        lines += [f"Note: {note}." for note in ask.notes]
+        lines += [text for doubt in ask.doubts for text in (f"Careful: {doubt}.", "")]
+        if ask.shape in ("profile", "rows"):
+            lines += _profile(ask, mine) if ask.shape == "profile" else _rows(ask, mine)
+        else:
+            lines += [line for query, table in mine for line in _result(ask, query, table)]
+        lines += [text for note in ask.notes for text in (f"Note: {note}.", "")]
     if missing := _caveat(asks):
-        lines += ["", missing]
-    return "\n".join(lines).strip()
+        lines += [missing]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
 
 
 def figures_of(parts: Sequence[Part]) -> list[dict[str, Any]]:
@@ -36,17 +43,25 @@ def figures_of(parts: Sequence[Part]) -> list[dict[str, Any]]:
         if query.title == "missing values":
             total = sum(int(as_number(v) or 0) for v in table.column("missing"))
             figures.append({"label": f"missing values in {ask.source.name}", "value": total, "unit": ""})
+        elif query.title == "listed":
+            continue
         elif query.title == "rows":
-            figures.append({"label": f"rows in {ask.source.name}", "value": table.rows[0][0] if table.rows else 0, "unit": ""})
+            figures.append(
+                {
+                    "label": f"number of rows{_conditions(ask)}" if ask.filters else f"rows in {ask.source.name}",
+                    "value": table.rows[0][0] if table.rows else 0,
+                    "unit": "",
+                }
+            )
         elif query.title == "measures":
             figures += [_figure(f"mean {row[0]}", row[2], _column(ask.source, str(row[0]))) for row in table.rows if row[2] is not None]
         elif query.title.startswith("by "):
             continue
         elif ask.groups or ask.shape == "trend":
             at = table.columns.index(query.y) if query.y in table.columns else len(ask.groups)
-            keys = max(1, len(ask.groups)) if ask.shape != "trend" else 1
-            shown = table.rows[:8]
-            figures += [_figure(f"{query.y}, {_keys(row, keys, ask.period)}", row[at], _named_in(ask, query.y)) for row in shown if row[at] is not None]
+            keys = _key_count(ask)
+            shown = table.rows[:FIGURES_OF_GROUPS_MAX]
+            figures += [_figure(f"{said(query.y)}, {_keys(row, keys, ask.period)}", row[at], _named_in(ask, query.y)) for row in shown if row[at] is not None]
         elif len(table.rows) == 1:
             figures += [
                 _figure(_what(ask, name).removeprefix("the "), value, _named_in(ask, name))
@@ -97,6 +112,17 @@ def _contrast(query: Query, table: Table, source: Source) -> str:
     return f"{capital(query.title)}, {best} differs most: {show(low[at])}{unit} for {low[0]} up to {show(high[at])}{unit} for {high[0]}."
 
 
+def _rows(ask: Ask, results: Sequence[tuple[Query, Table]]) -> list[str]:
+    found = {query.title: table for query, table in results}
+    count = found["rows"].rows[0][0] if "rows" in found and found["rows"].rows else 0
+    lines = [f"{count} {'row fits' if count == 1 else 'rows fit'}{_conditions(ask)}" + (":" if count else "."), ""]
+    return [*lines, _table(found["listed"]), ""] if count and "listed" in found else lines
+
+
+def _key_count(ask: Ask) -> int:
+    return 1 + len(ask.groups) if ask.shape == "trend" else max(1, len(ask.groups))
+
+
 def _result(ask: Ask, query: Query, table: Table) -> list[str]:
     if not table.rows:
         return [f"{capital(query.title)}: no rows fit{_conditions(ask)}.", ""]
@@ -104,13 +130,13 @@ def _result(ask: Ask, query: Query, table: Table) -> list[str]:
         return []
     if len(table.rows) == 1 and not ask.groups and ask.shape not in ("trend", "missing"):
         count = dict(zip(table.columns, table.rows[0], strict=True)).get("n")
-        said = [
+        texts = [
             f"{_what(ask, name)} is {show(value)}{_unit(_named_in(ask, name))}"
             for name, value in zip(table.columns, table.rows[0], strict=True)
             if (name != "n" or ask.functions == ("count",)) and value is not None
         ]
         of = f" (n = {count})" if count is not None and ask.functions != ("count",) else ""
-        return [capital("; ".join(said)) + of + "." if said else f"There is no value{_conditions(ask)}.", ""]
+        return [capital("; ".join(texts)) + of + "." if texts else f"There is no value{_conditions(ask)}.", ""]
     return [_headline(ask, query, table), "", _table(table, ask.period), ""]
 
 
@@ -121,12 +147,16 @@ def _headline(ask: Ask, query: Query, table: Table) -> str:
             f"{sum(n for _, n in gaps)} in all, " + join_words(f"{name} {count}" for name, count in gaps) + "." if gaps else "none."
         )
     at = table.columns.index(query.y) if query.y in table.columns else -1
-    keys = 1 if ask.shape == "trend" else max(1, len(ask.groups))
+    keys = _key_count(ask)
     ranked = sorted((row for row in table.rows if as_number(row[at]) is not None), key=lambda row: (-(as_number(row[at]) or 0.0), str(row[0])))
+    if not ranked and ask.shape == "top":
+        return f"{capital(query.title)}{_conditions(ask)}: {_keys(table.rows[0], keys)} is first with {_key(table.rows[0][at])}."
     if not ranked:
         return f"{capital(query.title)}{_conditions(ask)}:"
     unit = _unit(_named_in(ask, query.y)) if not query.y.startswith("percent") else " %"
     high, low = ranked[0], ranked[-1]
+    if focused := [row for row in ranked if show(row[0]) in ask.focus]:
+        return f"{capital(query.title)}{_conditions(ask)}: " + join_words(f"{_keys(row, keys)} has {show(row[at])}{unit}" for row in focused) + "."
     if len(ranked) > 1 and high[at] == low[at]:
         return f"{capital(query.title)}{_conditions(ask)}: the same for all ({show(high[at])}{unit})."
     text = f"{capital(query.title)}{_conditions(ask)}: "
@@ -156,17 +186,29 @@ def _what(ask: Ask, name: str) -> str:
 
 
 def _conditions(ask: Ask) -> str:
-    said = []
-    for column, operator, values in ask.filters:
-        if column in ask.groups:
-            continue
-        listed = join_words(show(value) for value in values) or "true"
-        said.append(f"{column.name} {'is' if operator in ('in', '=', 'true') else 'in' if operator == 'year' else operator} {listed}")
-    return f" where {join_words(said)}" if said else ""
+    texts = [f"{column.name} {_condition(operator, values)}" for column, operator, values in ask.filters if column not in ask.groups or operator != "in"]
+    return f" where {join_words(texts)}" if texts else ""
+
+
+def _condition(operator: str, values: Sequence[str | float]) -> str:
+    listed = [show(value) for value in values]
+    if operator == "span":
+        last = (date.fromisoformat(listed[1]) - timedelta(days=1)).isoformat() if listed[1] else ""
+        if listed[0] and last:
+            return f"is {last}" if listed[0] == last else f"is between {listed[0]} and {last}"
+        return f"is {listed[0]} or later" if listed[0] else f"is {last} or earlier"
+    if operator == "month":
+        return f"is in {MONTHS[int(values[0]) - 1].capitalize()}"
+    if operator == "between":
+        return f"is between {join_words(listed)}"
+    if operator.endswith("mean"):
+        return f"is {'above' if operator.startswith('>') else 'below'} its mean"
+    word = {"in": "is", "=": "is", "true": "is", "not in": "is not"}.get(operator, operator)
+    return f"{word} {' or '.join(listed) or 'true'}"
 
 
 def _caveat(asks: Sequence[Ask]) -> str:
-    used = dict.fromkeys(column for ask in asks for column in ask.measures if column.nulls)
+    used = dict.fromkeys(column for ask in asks if ask.shape != "missing" for column in ask.measures if column.nulls)
     return f"Missing values are left out: {join_words(f'{column.name} {column.nulls}' for column in used)}." if used else ""
 
 
@@ -175,14 +217,14 @@ def _figure(label: str, value: Any, column: Column | None) -> dict[str, Any]:
     return {
         "label": label,
         "value": value if number is None else int(number) if number.is_integer() else round(number, 4),
-        "unit": column.unit if column and "distinct" not in label else "",
+        "unit": "%" if label.startswith("percent") else column.unit if column and "distinct" not in label else "",
     }
 
 
 def _key(value: Any, period: str = "") -> str:
     """Show a group's name; a month or year by as much of its first day as names it."""
     text = show(value).removesuffix(" 00:00:00")
-    return text[: {"month": 7, "year": 4}.get(period, 10)] if period and re.match(r"\d{4}-\d\d-\d\d", text) else text
+    return text[: {"month": 7, "year": 4, "hour": 16}.get(period, 10)].replace("T", " ") if period and re.match(r"\d{4}-\d\d-\d\d", text) else text
 
 
 def _keys(row: Sequence[Any], count: int, period: str = "") -> str:
@@ -207,7 +249,7 @@ def _named_in(ask: Ask, name: str) -> Column | None:
 
 def _table(table: Table, period: str = "") -> str:
     shown = [[_key(cell, period) if cell is not None else "" for cell in row] for row in table.rows[:ROWS_SHOWN_MAX]]
-    more = f"\n\n({len(table.rows) - ROWS_SHOWN_MAX} more rows)" if len(table.rows) > ROWS_SHOWN_MAX else ""
+    more = f"\n\n(the first {ROWS_SHOWN_MAX} rows are shown)" if len(table.rows) > ROWS_SHOWN_MAX else ""
     return markdown_table(_labels(table.columns), shown) + more
 
 

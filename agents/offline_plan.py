@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from crewlog.agents.offline_clauses import BUILT_IN, Clause, KindInfo, is_frame, is_weak, score, split_goal
+from crewlog.agents.offline_clauses import BUILT_IN, Clause, KindInfo, is_about_files, is_frame, is_question, is_weak, score, split_goal
 from crewlog.agents.offline_conversation import KINDS_KEY, NOT_DONE, PART_OF, Attached, Conversation, Turn, Want
 from crewlog.agents.offline_text import EMAIL, URL, capital, join_words, name_tokens, terms
 from crewlog.schemas.text import shorten
@@ -19,6 +19,8 @@ _CHART: Final = re.compile(r"\b(?:charts?|plots?|graphs?|histograms?|visuali[sz]
 _WORDS_MAX: Final = re.compile(r"\b(?:at most|no more than|under|up to|maximum(?: of)?|within|in|fewer than|less than)\s+(\d{1,5})\s+words\b", re.IGNORECASE)
 _MENTION: Final = re.compile(r"\bmust mention\s+[\"“`]([^\"”`\n]+)[\"”`]", re.IGNORECASE)
 _AVOID: Final = re.compile(r"\b(?:do not|don't|never|without) (?:mention|use|say|mentioning|using|saying)\s+[\"“`]([^\"”`\n]+)[\"”`]", re.IGNORECASE)
+WORKERS: Final = ("data", "code", "research")
+"""The built-in kinds that work on files."""
 GOAL_CHARS_MAX: Final = 600
 _OPENING: Final = frozenset({"read", "study", "open", "use", "consult", "examine", "look"})
 """Verbs that only introduce the question that follows: "read the handbook and tell me …"."""
@@ -36,7 +38,10 @@ class Draft:
     @property
     def text(self) -> str:
         """The clauses in the user's words."""
-        return "; ".join(clause.text.rstrip(".;,") if len(self.clauses) > 1 else clause.text for clause in self.clauses)
+        if len(self.clauses) == 1:
+            return self.clauses[0].text
+        texts = [clause.text.rstrip(".;,") for clause in self.clauses]
+        return "".join(text + ("" if at == len(texts) - 1 else " " if text.endswith("?") else "; ") for at, text in enumerate(texts))
 
 
 def plan(talk: Conversation) -> Turn:
@@ -132,6 +137,11 @@ def make_drafts(goal: str, attachments: Sequence[Attached], kinds: Sequence[Kind
 def _kinds_for(clause: Clause, kinds: Sequence[KindInfo], files: Mapping[str, Sequence[str]]) -> list[str]:
     scores = score(clause, kinds, files)
     names = {info.kind for info in kinds}
+    only: list[str] = [kind for kind in WORKERS if kind in names and files.get(kind)]
+    if len(only) == 1 and not is_frame(clause) and (is_about_files(clause) if scores else is_question(clause)):
+        likeliest = max(scores, key=lambda kind: scores[kind], default="research")
+        if likeliest in WORKERS and not files.get(likeliest):
+            return only
     if not scores:
         if is_weak(clause) and not is_frame(clause):
             return [kind for kind in ("data", "code", "research") if kind in names and files.get(kind)]

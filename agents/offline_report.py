@@ -12,7 +12,7 @@ from crewlog.agents.offline_text import capital, cut_words, join_words
 from crewlog.schemas.text import shorten
 from crewlog.schemas.values import ContextItem
 
-SIMULATED_NOTICE: Final = "No API key found: an offline rule-based planner chose the steps. Tool results are real; wording is template-based."
+SIMULATED_NOTICE: Final = "No model provider is configured: offline rules chose the steps and the words. Tool results are real."
 SECTION_WORDS_MAX: Final = 450
 FIGURES_SHOWN_MAX: Final = 12
 
@@ -40,7 +40,9 @@ def section(item: ContextItem, *, heading: str = "##", words_max: int = SECTION_
     lines = [f"{heading} {shorten(capital(' '.join(question.split()).rstrip('.')), 160)}", ""]
     summary = cut_words(deepen(refer(item), heading), words_max)
     lines += [summary or "This task ended without a result.", ""]
-    if figures := [line for line in figure_lines(item.outcome.output) if not _is_said(line, summary)]:
+    figures = figure_lines(item.outcome.output)
+    if any(not _is_said(line, summary) for line in figures):
+        # a list with gaps would look as if the rest did not exist
         lines += [*figures, ""]
     if sources := source_lines(item, summary):
         lines += ["Sources:", "", *sources, ""]

@@ -68,6 +68,26 @@ async def test_a_share_of_yes_and_no_is_a_rate_and_who_is_a_name(folder: Path) -
     assert "P39 is first with 59" in oldest.result.summary
 
 
+async def test_time_negation_and_revenue_are_computed(folder: Path) -> None:
+    rows = [(f"2024-0{1 + n % 3}-1{n % 5}", ("Oslo", "Rome", "Bern")[n % 3], n % 4 + 1, (2.5, 4.0)[n % 2]) for n in range(30)]
+    table = "day,shop,quantity,unit_price\n" + "".join(f"{day},{shop},{quantity},{price}\n" for day, shop, quantity, price in rows)
+    asked = "How many sales between 2024-02-11 and 2024-03-12 were not in Rome? Which shop made the highest revenue?"
+    found = figures(await work("data", asked, {"t.csv": table}, folder))
+    expected = sum("2024-02-11" <= day <= "2024-03-12" and shop != "Rome" for day, shop, _, _ in rows)
+    assert found["number of rows where shop is not Rome and day is between 2024-02-11 and 2024-03-12"] == expected > 0
+    for name in ("Oslo", "Rome", "Bern"):
+        assert found[f"sum quantity × unit_price, {name}"] == sum(quantity * price for _, shop, quantity, price in rows if shop == name)
+
+
+async def test_groups_and_their_chart_are_found_in_one_goal(folder: Path) -> None:
+    goal = "How many penguins of each species are in the table, and what is the mean body mass per species? Draw a bar chart."
+    solo = await work("data", goal, {"penguins.csv": (DEMO / "penguins.csv").read_text()}, folder)
+    assert figures(solo)["number of rows, Adelie"] == 152
+    assert figures(solo)["mean body_mass_g, Gentoo"] == 5076.0163
+    chart = json.loads(solo.used("make_chart")[0])
+    assert (chart["chart"], chart["x"], chart["y"]) == ("bar", "species", "mean body_mass_g")
+
+
 async def test_changing_the_table_changes_the_answer(folder: Path) -> None:
     for lines, count in ((3, 3), (5, 5)):
         solo = await work("data", "How many rows are there?", {"t.csv": "a,b\n" + "1,x\n" * lines}, folder)
@@ -104,6 +124,14 @@ DEFECTS = {
     "missing return": project("def slug(text):\n    text = text.strip()\n    text.lower()\n", "slug(' A ') == 'a'"),
     "new key": project("def count(words):\n    seen = {}\n    for word in words:\n        seen[word] += 1\n    return seen\n", "count(['a', 'a']) == {'a': 2}"),
     "early return": project("def same(xs):\n    out = []\n    for x in xs:\n        out.append(x)\n        return out\n", "same([1, 2]) == [1, 2]"),
+    "hidden branch": project(
+        "def fee(age):\n    if age < 18:\n        return 5\n    if age < 6:\n        return 0\n    return 9\n", "fee(3) == 0", "fee(10) == 5", "fee(40) == 9"
+    ),
+    "overwritten": project(
+        "class Jar:\n    def __init__(self):\n        self.coins = 0\n\n    def put(self, n):\n        self.coins = n\n        return self\n",
+        "Jar().put(2).put(3).coins == 5",
+        "Jar().coins == 0",
+    ),
     "syntax": project("def double(x)\n    return 2 * x\n", "double(2) == 4"),
     "two defects": project(
         "def mean(xs):\n    return sum(xs) / len(xs)\n\n\ndef is_adult(age):\n    return age > 18\n", "mean([1, 3]) == 2", "mean([]) == 0", "is_adult(18)"

@@ -14,7 +14,7 @@ from crewlog.schemas.ids import Hash
 from crewlog.schemas.plan import Constraints
 from crewlog.schemas.values import ArtifactRef, Citation, ContextItem, Outcome
 
-NOTICE = "No API key found: an offline rule-based planner chose the steps. Tool results are real; wording is template-based."
+NOTICE = "No model provider is configured: offline rules chose the steps and the words. Tool results are real."
 FACTS = earlier("facts", "It lasts two years [1].", citations=(Citation("w.md", 3, "It lasts two years."),))
 NUMBERS = earlier("numbers", "See the table.", output={"figures": [{"label": "mean price", "value": 12.5, "unit": "EUR"}]})
 BROKEN = earlier("broken", "2 tests still fail.", output={"tests": {"passed": 3, "failed": 2}, "diff_lines": 0}, flags=("tests_failing",))

@@ -1,0 +1,201 @@
+"""The conditions in a question: values that stand in the data, comparisons, spans of time; and what was said but matches nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Final
+
+from crewlog.agents.offline_data_facts import MISSING_SPELLINGS, Column, Source, is_year
+from crewlog.agents.offline_data_match import GROUP, NEAR, likely_columns
+from crewlog.agents.offline_data_time import MONTHS, Span, spans
+from crewlog.agents.offline_tables import as_number
+from crewlog.agents.offline_text import NUMBER, closeness, name_tokens, quoted, stem, stems, terms, words
+
+Condition = tuple[Column, str, tuple[str | float, ...]]
+"""A column, an operator and its operands: `in`, `not in`, `true`, a comparison, `span` (from, before), `month`, or a comparison with the mean."""
+
+_COMPARE: Final = re.compile(
+    (
+        r"([A-Za-z_][\w ]{0,40}?)\s*(?:is |are |was |were )?(over|above|greater than|more than|higher than|larger than|at least|from|"
+        r"under|below|less than|lower than|smaller than|fewer than|at most|[a-z]+er than|more [a-z]+ than|>=|<=|>|<|=|equals?)\s*[$€£]?(-?\d[\d,]*(?:\.\d+)?)"
+    ),
+    re.IGNORECASE,
+)
+_LESS: Final = re.compile(
+    r"^(?:under|below|<)|\b(?:less|lower|smaller|fewer|younger|cheaper|shorter|lighter|colder|cooler|earlier|faster|quicker)\b", re.IGNORECASE
+)
+_OPERATORS: Final = {"at least": ">=", "from": ">=", ">=": ">=", "at most": "<=", "<=": "<=", "=": "=", "equal": "=", "equals": "="}
+_BETWEEN: Final = re.compile(
+    r"([A-Za-z_][\w ]{0,40}?)\s*\b(?:between|from)\s+[$€£]?(-?\d[\d,]*(?:\.\d+)?)\s+(?:and|to)\s+[$€£]?(-?\d[\d,]*(?:\.\d+)?)", re.IGNORECASE
+)
+_OR_MORE: Final = re.compile(
+    r"([A-Za-z_][\w ]{0,40}?)\s+(-?\d[\d,]*(?:\.\d+)?)\s+(?:[a-z]+\s+)?or (more|older|higher|above|over|longer|less|fewer|younger|lower|below|under|shorter)\b",
+    re.IGNORECASE,
+)
+AVERAGE: Final = re.compile(
+    r"\b(above|over|below|under|(?:more|less|higher|lower|larger|smaller|greater|\w+er) than)\s+(?:the\s+)?(?:average|mean)\b", re.IGNORECASE
+)
+_NOT: Final = r"\b(?:not|except|excluding|without|other than|besides|outside|apart from|exclude|ignoring)\s+(?:\w+\s+){0,3}"
+_NAME: Final = re.compile(r"(?<=[\w,] )([A-Z][\w-]*[a-z][\w-]*(?: [A-Z][\w-]*[a-z][\w-]*)*)")
+_ALIASES: Final = {"wom[ae]n": "female", "m[ae]n": "male"}
+_ORDER: Final = re.compile(
+    r"\b(?:top|best|first|bottom|worst|last|highest|lowest|largest|smallest|biggest)\s+\d{1,3}\b|\b\d{1,3}\s+(?=(?:highest|largest|biggest|best|most|top|lowest|smallest|cheapest|worst)\b)",
+    re.IGNORECASE,
+)
+
+
+def find_filters(question: str, source: Source) -> tuple[Condition, ...]:
+    """Return the conditions in a question: values that stand in the data, comparisons with numbers, spans of time."""
+    found = _values(question, source)
+    used = terms(GROUP.sub(" ", question))
+    found += [(column, "true", ()) for column in source.columns if column.is_yes_or_no and closeness(used, " ".join(column.words)) >= 0.8]
+    timed, plain = _times(question, source)
+    found += timed
+    found += _comparisons(plain, source)
+    found += [c for c in _equal_numbers(plain, source) if not any(c[0] is other[0] for other in found)]
+    return tuple(dict.fromkeys(found))
+
+
+def _values(question: str, source: Source) -> list[Condition]:
+    found: list[Condition] = []
+    names = {token for column in source.columns for token in name_tokens(column.name)}
+    lowered = f" {_plain(question)} "
+    for alias, value in _ALIASES.items():
+        lowered = re.sub(rf"\b{alias}\b", value, lowered)
+    for column in source.of("text", "bool"):
+        hits = [
+            v for v in column.values if v not in MISSING_SPELLINGS and _says(lowered, v) and (v in quoted(question) or not {stem(w) for w in words(v)} <= names)
+        ]
+        if hits and column.sort == "text":
+            refused = [v for v in hits if re.search(_NOT + re.escape(_plain(v)), lowered)]
+            kept = [v for v in hits if v not in refused]
+            found += [(column, "in", tuple(sorted(kept)))] if kept else []
+            found += [(column, "not in", tuple(sorted(refused)))] if refused else []
+    return found
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", " ", text.lower()).strip()
+
+
+def _says(lowered: str, value: str) -> bool:
+    plain = _plain(value)
+    if len(plain) < 2 or plain.isdigit():
+        return False
+    return f" {plain} " in lowered or (len(plain) > 2 and (f" {plain}s " in lowered or (plain.endswith("y") and f" {plain[:-1]}ies " in lowered)))
+
+
+def _times(question: str, source: Source) -> tuple[list[Condition], str]:
+    """Return the conditions on time, and the question without the words they were made of."""
+    dates = source.of("date")
+    used = terms(question)
+    date = max(dates, key=lambda c: (closeness(used, c.name), -dates.index(c)), default=None)
+    year = next((c for c in source.columns if is_year(c)), None)
+    found: list[Condition] = []
+    plain = question
+    for span in spans(question):
+        made = _on_year(year, span) if year is not None and span.is_years else _on_date(date, span)
+        if made is not None:
+            found.append(made)
+            plain = plain.replace(span.text, " " * len(span.text), 1)
+    return found, plain
+
+
+def _on_year(year: Column, span: Span) -> Condition:
+    first, end = (int(text[:4]) if text else None for text in (span.start, span.end))
+    if first is not None and end is not None and end - first == 1:
+        return (year, "=", (float(first),))
+    if first is not None and end is not None:
+        return (year, "between", (float(first), float(end - 1)))
+    return (year, ">=", (float(first),)) if first is not None else (year, "<", (float(end or 0),))
+
+
+def _on_date(date: Column | None, span: Span) -> Condition | None:
+    if date is None:
+        return None
+    return (date, "month", (float(span.month),)) if span.month else (date, "span", (span.start, span.end))
+
+
+def _comparisons(question: str, source: Source) -> list[Condition]:
+    found: list[Condition] = []
+    for match in _BETWEEN.finditer(question):
+        low, high = (as_number(match.group(n).replace(",", "")) for n in (2, 3))
+        if low is not None and high is not None and (column := _compared(match.group(1), question, source)):
+            found.append((column, "between", (low, high)))
+            question = question.replace(match.group(), " " * len(match.group()), 1)
+    for match in _OR_MORE.finditer(question):
+        number = as_number(match.group(2).replace(",", ""))
+        is_less = match.group(3).lower() in ("less", "fewer", "younger", "lower", "below", "under", "shorter")
+        if number is not None and (column := _compared(f"{match.group(1)} {match.group(3)}", question, source)):
+            found.append((column, "<=" if is_less else ">=", (number,)))
+    for match in _COMPARE.finditer(question):
+        said = match.group(2).lower()
+        operator = _OPERATORS.get(said, "<" if _LESS.search(said) else ">")
+        number = as_number(match.group(3).replace(",", ""))
+        own = "" if said in _OPERATORS else said
+        if number is not None:
+            found += [(column, operator, (number,)) for column in _compared_all(f"{match.group(1)} {own}", question, match.end(), source)]
+    for match in AVERAGE.finditer(question):
+        if column := _compared(question[: match.start()] + match.group(1), question, source):
+            found.append((column, "< mean" if _LESS.search(match.group(1)) else "> mean", ()))
+    return found
+
+
+def _compared_all(before: str, question: str, end: int, source: Source) -> list[Column]:
+    """Return the columns a comparison is about: as `_compared`, or all that are named after it, as in "more than 80 in maths and physics"."""
+    after = terms(re.split(r"[,.;?]", question[end:], maxsplit=1)[0])[:6]
+    named = [c for c in source.of("number") if after and closeness(after, " ".join(c.words)) >= 0.99 and not is_year(c)]
+    tail = terms(before)[-3:]
+    if named and not any(closeness(tail, " ".join(c.words)) >= NEAR for c in source.of("number")):
+        return named
+    return [column] if (column := _compared(before, question, source)) else []
+
+
+def _compared(before: str, question: str, source: Source) -> Column | None:
+    """Return the column a comparison is about: named just before it, else meant by its adjective, else named anywhere in the question."""
+    numbers = [c for c in source.of("number") if c is not source.numbering]
+    tail = terms(before)[-3:]
+    for used in (tail, terms(question)):
+        scored = sorted(((closeness(used, " ".join(c.words)), -at, c) for at, c in enumerate(numbers)), key=lambda entry: entry[:2], reverse=True)
+        if scored and scored[0][0] >= NEAR:
+            return scored[0][2]
+        if likely := likely_columns([*used, *(stem(word) for word in words(before)[-2:])], numbers):
+            return likely[0]
+    return None
+
+
+def _equal_numbers(question: str, source: Source) -> list[Condition]:
+    """Find numbers that are values of a column: "status 500", or "500 errors" when one column alone holds 500."""
+    found: list[Condition] = []
+    holders = [c for c in source.of("number") if c.distinct and c.distinct <= 30 and not is_year(c)]
+    plain = _ORDER.sub(" ", question)
+    for match in re.finditer(r"(?<![\w.,-])(\d{1,9})(?![\w.,]*\d|\w|%)", plain):
+        if re.search(r"(?:than|over|above|below|under|least|most|[<>=$€£]|between|from|and|to)\s*$", plain[: match.start()], re.IGNORECASE):
+            continue
+        having = [c for c in holders if match.group(1) in c.values]
+        before = [stem(word) for word in words(plain[: match.start()])[-3:]]
+        named = [c for c in having if set(c.words) & set(before)]
+        if named or (len(having) == 1 and len(match.group(1)) >= 3):
+            found.append(((named or having)[0], "=", (float(match.group(1)),)))
+    return found
+
+
+def unmatched(question: str, source: Source, conditions: Sequence[Condition]) -> list[str]:
+    """Return the numbers, quoted texts and names of a question that look like conditions and match nothing that is known of the table."""
+    _, plain = _times(question, source)
+    plain = _ORDER.sub(" ", plain)
+    known = {_plain(str(value)) for _, _, values in conditions for value in values}
+    known |= {f"{value:g}" for _, _, values in conditions for value in values if isinstance(value, float)}
+    tokens = {token for column in source.columns for token in name_tokens(column.name)} | set(name_tokens(source.name))
+    tokens |= {stem(word) for value in known for word in value.split()} | {stem(month) for month in MONTHS}
+    found = [number for number in (n.replace(",", "") for n in NUMBER.findall(plain)) if number not in known and number not in tokens]
+    said = [*quoted(plain), *(name.group(1) for name in _NAME.finditer(plain))]
+    for text in said:
+        stems_ = {stem(word) for word in words(text)}
+        if _plain(text) and _plain(text) not in known and not stems_ <= tokens and not stems_ <= _COMMON:
+            found.append(text)
+    return list(dict.fromkeys(found))
+
+
+_COMMON: Final = stems("i mean median average sum count total csv sql table chart plot bar line scatter histogram top give show draw list")

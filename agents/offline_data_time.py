@@ -1,0 +1,106 @@
+"""Spans of time in the words of a question: days, months, quarters and years, "between", "since", "before". Pure functions, English only."""
+
+from __future__ import annotations
+
+import re
+from datetime import date, timedelta
+from typing import Final, NamedTuple
+
+MONTHS: Final = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december")
+_MONTH: Final = "|".join(f"{month}|{month[:3]}" if month != "september" else "september|sept|sep" for month in MONTHS if month != "may") + "|May"
+_YEAR: Final = r"(?:19|20)\d\d"
+_POINT: Final = re.compile(
+    rf"(?P<iso>{_YEAR}-\d\d-\d\d)|(?P<isomonth>{_YEAR}-\d\d)(?![-\d])|"
+    rf"(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?: of)? (?P<daymonth>(?i:{_MONTH}))\.? (?P<dayyear>{_YEAR})|"
+    rf"(?P<usmonth>(?i:{_MONTH}))\.? (?P<usday>\d{{1,2}})(?:st|nd|rd|th)?,? (?P<usyear>{_YEAR})|(?:(?P<month>(?i:{_MONTH}))\.?(?: of)? (?P<monthyear>{_YEAR}))|"
+    rf"(?i:q(?P<quarter>[1-4]))(?: of)? (?P<quarteryear>{_YEAR})|(?P<year>\b{_YEAR})(?![-\d.,]\d|\d)|(?P<only>\b(?i:{_MONTH})\b)"
+)
+_RANGE: Final = re.compile(r"^\s*(?:and|to|until|till|through|[-–])\s*(?:the\s+)?$", re.IGNORECASE)
+_LEAD: Final = re.compile(
+    r"\b(between|from|since|after|starting(?: in| on)?|before|until|till|up to|through|by|in|on|during|for|of|and|to)\s+(?:the\s+)?$", re.IGNORECASE
+)
+
+
+class Span(NamedTuple):
+    """A span of time: from `start`, before `end`, both as ISO days and either one empty when open; or one month of every year."""
+
+    text: str
+    start: str = ""
+    end: str = ""
+    month: int = 0
+    is_years: bool = False
+    """It was said in whole years."""
+
+
+def spans(question: str) -> list[Span]:
+    """Return the spans of time a question names, in its order. A year alone needs a word such as "in" or "since" before it."""
+    points = [(match, *bounds) for match in _POINT.finditer(question) if (bounds := _bounds(match))]
+    found: list[Span] = []
+    at = 0
+    while at < len(points):
+        match, start, end, month = points[at]
+        lead = _LEAD.search(question[: match.start()])
+        word = lead.group(1).lower() if lead else ""
+        at += 1
+        if at < len(points) and _RANGE.match(question[match.end() : points[at][0].start()]) and not points[at][3]:
+            last, other, until, _ = points[at]
+            if month:
+                # "January and February 2024": the year stands once, for both
+                (start, end), month = _months(other.year, month, 1), 0
+            if word in ("between", "from") or until == start or other == end:
+                first = match.start() if not lead else lead.start()
+                found.append(
+                    Span(question[first : last.end()], min(start, other).isoformat(), max(end, until).isoformat(), 0, bool(match["year"] and last["year"]))
+                )
+                at += 1
+                continue
+        if not word and (match["year"] or match["only"]):
+            continue
+        found.append(_single(question[lead.start() if lead else match.start() : match.end()], word, start, end, month, is_years=bool(match["year"])))
+    return found
+
+
+def _single(text: str, word: str, start: date, end: date, month: int, *, is_years: bool) -> Span:
+    if month:
+        return Span(text, month=month)
+    if word in ("since", "from") or word.startswith("starting"):
+        return Span(text, start.isoformat(), "", 0, is_years)
+    if word == "after":
+        return Span(text, end.isoformat(), "", 0, is_years)
+    if word == "before":
+        return Span(text, "", start.isoformat(), 0, is_years)
+    if word in ("until", "till", "up to", "through", "by", "to"):
+        return Span(text, "", end.isoformat(), 0, is_years)
+    return Span(text, start.isoformat(), end.isoformat(), 0, is_years)
+
+
+def _bounds(match: re.Match[str]) -> tuple[date, date, int] | None:
+    """Return the first day and the day after the last of a point in time, and the month when it has no year; None for a day that does not exist."""
+    try:
+        if text := match["iso"]:
+            day = date.fromisoformat(text)
+            return day, day + timedelta(days=1), 0
+        if match["day"] or match["usday"]:
+            number, name, year = (match[a] or match[b] for a, b in (("day", "usday"), ("daymonth", "usmonth"), ("dayyear", "usyear")))
+            day = date(int(year), _number(name), int(number))
+            return day, day + timedelta(days=1), 0
+        if match["only"]:
+            return date.min, date.min, _number(match["only"])
+        if match["year"]:
+            return date(int(match["year"]), 1, 1), date(int(match["year"]) + 1, 1, 1), 0
+        if match["quarter"]:
+            return *_months(int(match["quarteryear"]), 3 * int(match["quarter"]) - 2, 3), 0
+        if match["isomonth"]:
+            return *_months(int(match["isomonth"][:4]), int(match["isomonth"][5:]), 1), 0
+        return *_months(int(match["monthyear"]), _number(match["month"]), 1), 0
+    except ValueError:
+        return None
+
+
+def _months(year: int, month: int, count: int) -> tuple[date, date]:
+    last = month + count
+    return date(year, month, 1), date(year + (last > 12), last - 12 * (last > 12), 1)
+
+
+def _number(name: str) -> int:
+    return next(number for number, month in enumerate(MONTHS, 1) if month.startswith(name.lower()[:3]))

@@ -1,0 +1,42 @@
+"""The repair operators: the wanted change is among the edits, and every edit leaves a file that parses."""
+
+from __future__ import annotations
+
+import pytest
+
+from crewlog.agents.offline_code_edits import Source, is_valid
+from crewlog.agents.offline_code_operators import operator_edits
+from crewlog.agents.offline_code_repair import suspicious_lines
+from crewlog.agents.offline_code_report import read_run
+from crewlog.agents.offline_code_shapes import shape_edits
+
+ORDER = "def size(n):\n    if n > 1:\n        return 'some'\n    {}if n > 100:\n        return 'many'\n    return 'one'\n"
+SWAPPED = "def size(n):\n    if n > 100:\n        return 'many'\n    {}if n > 1:\n        return 'some'\n    return 'one'\n"
+
+
+def results(text: str) -> list[str]:
+    source = Source("m.py", text)
+    edits = [*operator_edits(source), *shape_edits(source, [])]
+    return [text[: edit.start] + edit.new + text[edit.end :] for edit in edits if is_valid(text, edit)]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("def share(a, b):\n    return a - b * 100 / 7\n", "def share(a, b):\n    return (a - b) * 100 / 7\n"),
+        ("def boxes(n, size):\n    return n // size\n", "def boxes(n, size):\n    return -(-n // size)\n"),
+        ("def words(s):\n    return s.split(' ')\n", "def words(s):\n    return s.split()\n"),
+        ("def pair(s):\n    return s.split(':')\n", "def pair(s):\n    return s.split(':', 1)\n"),
+        ("def give(box, n):\n    box.count = n\n", "def give(box, n):\n    box.count += n\n"),
+        (ORDER.format(""), SWAPPED.format("")),
+        (ORDER.format("el"), SWAPPED.format("el")),
+    ],
+)
+def test_the_repair_is_among_the_edits(before: str, after: str) -> None:
+    assert after in results(before)
+
+
+def test_a_header_is_only_suspicious_when_nothing_else_is() -> None:
+    files = {"m.py": "def f(x):\n    return x\n"}
+    run = read_run("0 passed, 1 failed")._replace(suspicious={("m.py", 1): 1.0, ("m.py", 2): 0.5})
+    assert suspicious_lines(files, run) == ["m.py:2: return x"]

@@ -1,0 +1,200 @@
+"""What the data rules understand of a question: shape, functions, measures, groups, conditions, and what they say they did not understand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from crewlog.agents.offline_data_ask import Ask, understand
+from crewlog.agents.offline_data_facts import Column, Source
+from crewlog.agents.offline_data_sql import queries
+from crewlog.agents.offline_data_time import spans
+
+
+def number(name: str, distinct: int = 90, *values: str, kind: str = "BIGINT") -> Column:
+    return Column(name, kind, "number", distinct=distinct, values=values)
+
+
+def text(name: str, *values: str, distinct: int = 0) -> Column:
+    return Column(name, "VARCHAR", "text", distinct=distinct or len(values), values=values)
+
+
+BOOKINGS = Source(
+    "bookings",
+    500,
+    (
+        number("nr", 500),
+        Column("Arrival", "DATE", "date", distinct=200),
+        text("Hotel", "Alpha", "Beta", "Gamma"),
+        text("Guest", "Ann", "Bob", distinct=300),
+        number("Nights", 14, "1", "2", "3"),
+        number("Price (EUR)", 40, kind="DOUBLE"),
+        number("Discount", 5, "0", "5", "10"),
+        Column("cancelled", "BOOLEAN", "bool", distinct=2, values=("false", "true")),
+    ),
+)
+CALLS = Source(
+    "calls",
+    80,
+    (
+        text("agent_name", *(f"Agent{n}" for n in range(5)), distinct=80),
+        Column("started_at", "TIMESTAMP", "date", distinct=80),
+        number("code", 4, "200", "404", "503"),
+        number("wait_s", 60),
+        number("temp_max_c", 60),
+        number("temp_min_c", 60),
+        text("gender", "female", "male"),
+        text("would_recommend", "yes", "no", "unknown"),
+    ),
+)
+
+
+def one(question: str, source: Source = BOOKINGS) -> Ask:
+    asks = understand(question, [source])
+    assert len(asks) == 1, [ask.shape for ask in asks]
+    return asks[0]
+
+
+def conditions(ask: Ask) -> list[tuple[Any, ...]]:
+    return [(column.name, operator, *values) for column, operator, values in ask.filters]
+
+
+def names(columns: tuple[Column, ...]) -> list[str]:
+    return [column.name for column in columns]
+
+
+def test_a_chart_clause_belongs_to_the_question_before_it() -> None:
+    first, second = understand("How many bookings of each hotel are there, and what are the mean nights per hotel? Draw a bar chart.", [BOOKINGS])
+    assert (first.functions, names(first.groups), first.wants_chart) == (("count",), ["Hotel"], False)
+    assert (second.functions, names(second.measures), names(second.groups), second.wants_chart) == (("mean",), ["Nights"], ["Hotel"], True)
+
+
+def test_a_histogram_is_drawn_when_it_is_named() -> None:
+    assert [query.chart for query in queries(one("Draw a histogram of the nights"))][-1] == "histogram"
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("How many bookings between 2024-02-01 and 2024-02-29?", ("Arrival", "span", "2024-02-01", "2024-03-01")),
+        ("How many bookings since March 2024?", ("Arrival", "span", "2024-03-01", "")),
+        ("How many bookings before 5 May 2023?", ("Arrival", "span", "", "2023-05-05")),
+        ("How many bookings in Q4 2023?", ("Arrival", "span", "2023-10-01", "2024-01-01")),
+        ("How many bookings after 2022?", ("Arrival", "span", "2023-01-01", "")),
+        ("How many bookings in April?", ("Arrival", "month", 4.0)),
+        ("How many bookings with nights between 2 and 5?", ("Nights", "between", 2.0, 5.0)),
+        ("How many bookings of 7 nights or more?", ("Nights", ">=", 7.0)),
+        ("How many bookings cheaper than 90?", ("Price (EUR)", "<", 90.0)),
+        ("How many bookings have nights above the average?", ("Nights", "> mean")),
+        ("How many bookings were not for Alpha?", ("Hotel", "not in", "Alpha")),
+        ("How many bookings had discount 10?", ("Discount", "=", 10.0)),
+    ],
+)
+def test_conditions(question: str, expected: tuple[Any, ...]) -> None:
+    ask = one(question)
+    assert conditions(ask) == [expected]
+    assert ask.functions == ("count",)
+    assert not ask.doubts
+
+
+def test_more_conditions_and_other_words_for_values() -> None:
+    assert conditions(one("How many 503 errors were there?", CALLS)) == [("code", "=", 503.0)]
+    assert conditions(one("How many calls waited longer than 30?", CALLS)) == [("wait_s", ">", 30.0)]
+    assert conditions(one("What is the mean wait of women?", CALLS)) == [("gender", "in", "female")]
+    both = one("How many days with more than 20 in temp_max_c and temp_min_c?", CALLS)
+    assert conditions(both) == [("temp_max_c", ">", 20.0), ("temp_min_c", ">", 20.0)]
+
+
+@pytest.mark.parametrize("question", ["Total nights in Lisbon", 'Total nights for "Delta"', "Total nights where the floor is 17"])
+def test_what_matches_nothing_is_said(question: str) -> None:
+    (doubt,) = one(question).doubts
+    assert "not among the known values of bookings" in doubt
+
+
+def test_a_negation_without_a_value_is_said() -> None:
+    assert "negation" in one("Which guests did not arrive in April?").doubts[0]
+
+
+def test_revenue_is_computed_from_quantity_and_price() -> None:
+    orders = Source("orders", 50, (text("item", "pen", "ink"), number("qty"), number("unit_price", kind="DOUBLE"), number("discount_pct", 3)))
+    ask = one("Which item made the most revenue?", orders)
+    assert (ask.shape, names(ask.measures), ask.functions) == ("top", ["qty × unit_price"], ("sum",))
+    assert "discount_pct is not taken off" in ask.notes[0]
+    assert 'SUM("qty" * "unit_price")' in queries(ask)[0].sql
+
+
+def test_without_a_column_for_it_rows_are_counted_and_that_is_said() -> None:
+    assert "rows are counted instead" in one("Revenue per month", CALLS).doubts[0]
+
+
+def test_a_trend_keeps_its_group() -> None:
+    ask = one("Total nights by hotel and month")
+    assert (ask.shape, names(ask.groups), ask.period) == ("trend", ["Hotel"], "month")
+    assert one("Show bookings per hour").functions == ("count",)
+
+
+@pytest.mark.parametrize(
+    ("question", "source", "labels", "measures", "functions", "is_ascending"),
+    [
+        ("Which hotel has the fewest nights?", BOOKINGS, ["Hotel"], ["Nights"], ("sum",), True),
+        ("What is the most common hotel?", BOOKINGS, ["Hotel"], [], ("count",), False),
+        ("Top 3 hotels by nights", BOOKINGS, ["Hotel"], ["Nights"], ("sum",), False),
+        ("What was the coldest day?", CALLS, ["started_at"], ["temp_min_c"], ("value",), True),
+        ("Who waited longest?", CALLS, ["agent_name"], ["wait_s"], ("value",), False),
+        ("Who called most recently?", CALLS, ["agent_name"], ["started_at"], ("value",), False),
+    ],
+)
+def test_rankings(question: str, source: Source, labels: list[str], measures: list[str], functions: tuple[str, ...], *, is_ascending: bool) -> None:
+    ask = one(question, source)
+    assert (ask.shape, names(ask.groups), names(ask.measures), ask.functions, ask.is_ascending) == ("top", labels, measures, functions, is_ascending)
+
+
+def test_a_share_of_answers_names_the_answers() -> None:
+    ask = one("What share of callers would recommend us?", CALLS)
+    assert (ask.shape, names(ask.groups)) == ("share", ["would_recommend"])
+    assert one("What percentage of calls ended with code 404?", CALLS).focus == ("404",)
+
+
+def test_a_maximum_in_a_name_is_no_function() -> None:
+    ask = one("What is the mean maximum temp?", CALLS)
+    assert (ask.functions, names(ask.measures)) == (("mean",), ["temp_max_c"])
+
+
+def test_different_things_are_counted_once() -> None:
+    ask = one("How many hotels did Ann book?")
+    assert (ask.functions, names(ask.measures), conditions(ask)) == (("distinct",), ["Hotel"], [("Guest", "in", "Ann")])
+
+
+def test_rows_are_listed() -> None:
+    ask = one("List the bookings of Ann over 100 euros in price")
+    assert ask.shape == "rows"
+    assert len(queries(ask)) == 2
+
+
+def test_what_numbers_the_rows_is_no_measure() -> None:
+    assert "nr" not in names(tuple(BOOKINGS.measures))
+
+
+def test_yes_and_no_are_compared() -> None:
+    ask = one("Compare the mean price of cancelled and other bookings")
+    assert (names(ask.groups), ask.functions, ask.filters) == (["cancelled"], ("mean",), ())
+
+
+@pytest.mark.parametrize(
+    ("text", "start", "end"),
+    [
+        ("from 2021 to 2023", "2021-01-01", "2024-01-01"),
+        ("between March 3rd, 2024 and 9 April 2024", "2024-03-03", "2024-04-10"),
+        ("until 2024-12", "", "2025-01-01"),
+        ("on 2024-02-29", "2024-02-29", "2024-03-01"),
+        ("in January and February 2024", "2024-01-01", "2024-03-01"),
+    ],
+)
+def test_spans_of_time(text: str, start: str, end: str) -> None:
+    assert [(span.start, span.end) for span in spans(f"How many {text}?") if not span.month] == [(start, end)]
+
+
+@pytest.mark.parametrize("text", ["on 2024-02-30", "2050 rows", "may it rain", "march on"])
+def test_what_is_no_time(text: str) -> None:
+    assert spans(text) == []
