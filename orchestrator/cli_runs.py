@@ -26,9 +26,10 @@ from crewlog.orchestrator.cli_output import (
 )
 
 if TYPE_CHECKING:
-    from crewlog.orchestrator.client import Client
+    from crewlog.orchestrator.client import Client, Submitted
     from crewlog.projections.queries import CostColumn
     from crewlog.schemas.ids import RunId
+    from crewlog.schemas.task import AgentTask
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run, or its first characters; - or @last for the one submitted last.")]
 TimeoutOption = Annotated[float | None, typer.Option("--timeout", min=0.0, help="Wait at most this many seconds; the run goes on.")]
@@ -68,7 +69,7 @@ async def submit(
 
     what = _read_submission(goal, file)
     async with Client.connect(load_config(home)) as client:
-        submitted = await client.submit(what, attachments=attach or (), kind=kind, auto_approve=yes)
+        submitted = await _hand_in(client, await client.prepare(what, attachments=attach or (), kind=kind, auto_approve=yes), home)
         if not wait:
             if output is Output.JSON:
                 print_json(plain(submitted))
@@ -77,6 +78,19 @@ async def submit(
                 say(f"{submitted.status}; follow it with: crewlog watch {str(submitted.run_id)[:8]}")
             return Exit.OK
         return await _follow(client, submitted.run_id, home, output, timeout=timeout, fail_on_approval=fail_on_approval)
+
+
+async def _hand_in(client: Client, task: AgentTask, home: Path | None) -> Submitted:
+    """Submit a task. A Ctrl-C meanwhile waits for the answer: once it was sent, the run may be in the log, and one must be able to find it."""
+    sending = asyncio.create_task(client.submit(task))
+    try:
+        return await asyncio.shield(sending)
+    except asyncio.CancelledError:
+        raise Detached(_come_back((await sending).run_id, home)) from None
+
+
+def _come_back(run_id: RunId, home: Path | None) -> str:
+    return f"crewlog watch {str(run_id)[:8]}" + (f" --home {home}" if home else "")
 
 
 async def watch(
@@ -96,7 +110,7 @@ async def watch(
 async def _follow(client: Client, run_id: RunId, home: Path | None, output: Output, *, timeout: float | None, fail_on_approval: bool) -> int:
     from crewlog.orchestrator.cli_live import follow
 
-    come_back = f"crewlog watch {str(run_id)[:8]}" + (f" --home {home}" if home else "")
+    come_back = _come_back(run_id, home)
     try:
         async with asyncio.timeout(timeout):
             ending, _ = await follow(client, run_id, live=sys.stderr.isatty(), stop_on_approval=fail_on_approval)

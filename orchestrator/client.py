@@ -102,14 +102,7 @@ class Client:
     async def prepare(
         self, what: str | AgentTask | Plan, *, attachments: Sequence[Path] = (), kind: str = RUN, auto_approve: bool = False, timeout_seconds: int = 900
     ) -> AgentTask:  # fmt: skip
-        """Make the task that `submit` would send, and store its files. Its id is known before anybody else has it.
-
-        Args:
-            what, attachments, kind, auto_approve: as for `submit`.
-
-        Raises:
-            ContractError: the task breaks the contract; every problem is named.
-        """
+        """Make the task that `submit` with these arguments sends, and store its files. Its id is known before anybody else has it."""
         files = await upload(collect(attachments), await self.artifact_store()) if attachments else ()
         if isinstance(what, AgentTask):
             return what if not files else parse_task({**what.model_dump(), "attachments": [*what.attachments, *files]})
@@ -373,13 +366,17 @@ class Client:
         noun, verb = what.split(".")
         data = body.model_dump_json().encode() if isinstance(body, AgentTask) else msgspec.json.encode(body)
         reply = await self._bus.request(subjects.api(self._config.tenant, noun, verb), data, timeout_s=REQUEST_TIMEOUT_S)
-        answer: dict[str, Any] = json.loads(reply.data)
-        if answer["ok"]:
-            return answer
-        error = answer["error"]
-        if error["code"] == ContractError.code:
-            raise ContractError(error["message"], problems=tuple((p["pointer"], p["message"]) for p in error.get("problems", ())))
-        raise RequestRefused(error["code"], error["message"])
+        return _accepted(json.loads(reply.data))
+
+
+def _accepted(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return an answer that is no refusal."""
+    if answer["ok"]:
+        return answer
+    error = answer["error"]
+    if error["code"] == ContractError.code:
+        raise ContractError(error["message"], problems=tuple((p["pointer"], p["message"]) for p in error.get("problems", ())))
+    raise RequestRefused(error["code"], error["message"])
 
 
 def _inside(folder: Path, name: str) -> Path | None:

@@ -20,7 +20,7 @@ from crewlog.events.clock import SystemClock
 from crewlog.events.readiness import READY_FD
 from crewlog.orchestrator.client import Client
 
-CLI = (sys.executable, "-P", "-m", "crewlog.orchestrator.cli")
+CLI = (sys.executable, "-P", "-m", "crewlog.orchestrator")
 READY_WITHIN_S = 60.0
 DEMO = Path(__file__).parents[2] / "orchestrator" / "demo"
 

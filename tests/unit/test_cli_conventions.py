@@ -22,7 +22,7 @@ from crewlog.orchestrator.home import AlreadyRunning
 from crewlog.orchestrator.supervisor import parse_counts
 from crewlog.schemas.errors import ConfigError, ConflictError, ContractError, NotFound, Unavailable
 
-CLI = (sys.executable, "-P", "-m", "crewlog.orchestrator.cli")
+CLI = (sys.executable, "-P", "-m", "crewlog.orchestrator")
 HELP_WITHIN_S = 0.4
 
 
