@@ -21,6 +21,8 @@ _FRAME_VERBS = "prepare write draft produce publish compile build put start begi
 _ALL_VERBS: Final = (
     f"{_COMMUNICATE_VERBS} {_CODE_VERBS} {_DATA_VERBS} {_RESEARCH_VERBS} {_WEAK_VERBS} {_FRAME_VERBS} run convert translate get apply add remove change"
 )
+OPENING: Final = frozenset({"read", "study", "open", "use", "consult", "examine", "look"})
+"""Verbs that only introduce the question that follows: "read the handbook and tell me …"."""
 VERBS: Final = frozenset(_ALL_VERBS.split())
 _LEADING: Final = (
     "also|please|finally|lastly|afterwards|then|next|first|second|third|now|and|so|to|can you|could you|would you|i want you to|i "
@@ -34,6 +36,11 @@ _STRONG: Final[Mapping[str, frozenset[str]]] = {
     "research": stems(_RESEARCH_VERBS),
 }
 _WEAK: Final = stems(_WEAK_VERBS)
+_VAGUE: Final = re.compile(
+    r"^(?:(?:tell|show) me )?(?:what (?:matters|is (?:important|interesting|in|there|this|these)|'?s (?:in|this|these))|(?:some|any|every)thing|"
+    r"about (?:this|these|it|them))\b",
+    re.IGNORECASE,
+)
 _OBJECTS: Final[Mapping[str, frozenset[str]]] = {
     "communicate": stems("recipient inbox newsletter slack webhook"),
     "code": stems(
@@ -260,6 +267,11 @@ def is_question(clause: Clause) -> bool:
 def is_about_files(clause: Clause) -> bool:
     """Say whether the clause can be about any attached file: it names no kind of document that would have to be searched for."""
     return not {stem(word) for word in words(clause.text)} & (_OBJECTS["research"] - {stem("report"), stem("figures")})
+
+
+def is_vague(clause: Clause) -> bool:
+    """Say whether the clause asks what matters in whatever is there, as in "tell me what matters"."""
+    return bool(_VAGUE.match(strip_fillers(clause.text)))
 
 
 def is_frame(clause: Clause) -> bool:

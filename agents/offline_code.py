@@ -138,7 +138,6 @@ def _summary(talk: Conversation, run: TestRun) -> str:
         lines += ["", "Changed:", "", *(_shown(change) for change in changes)]
     if _kept(talk):
         lines += [
-            "",
             f"{_all(first.failed + first.passed)} now. {CAVEAT}",
         ]
         return "\n".join(lines)

@@ -35,6 +35,13 @@ class Unit:
     order: int
     """Its place in its document."""
     is_list_item: bool = False
+    columns: str = ""
+    """The first row of the table it is a row of."""
+
+    @property
+    def is_columns(self) -> bool:
+        """It is the first row of a table, which names and states nothing."""
+        return self.columns == self.text
 
     @property
     def tokens(self) -> frozenset[str]:
@@ -62,7 +69,7 @@ def cut_units(lines: Mapping[str, Mapping[int, str]]) -> list[Unit]:
     for source, numbered in lines.items():
         heading, in_code = PurePosixPath(source).stem, False
         paragraph: list[tuple[int, str]] = []
-        last = 0
+        last, columns = 0, ""
         for number in sorted(numbered):
             text = numbered[number]
             if text.strip().startswith(("```", "~~~")):
@@ -70,14 +77,16 @@ def cut_units(lines: Mapping[str, Mapping[int, str]]) -> list[Unit]:
             found = _HEADING.match(text) if not in_code else None
             breaks = found or not text.strip() or _ITEM.match(text) or number != last + 1 or _UNDERLINE.match(text) or text.lstrip().startswith("|")
             if breaks or _NUMBERED_HEADING.match(text):
-                _flush(units, source, heading, paragraph)
+                _flush(units, source, heading, paragraph, columns)
                 paragraph = []
+            is_row = text.lstrip().startswith("|") and not in_code
+            columns = (columns or text.strip()) if is_row else ""
             if found or (_NUMBERED_HEADING.match(text) and not _ITEM.match(text)):
                 heading = found.group(2) if found else text.strip()
             elif text.strip() and not _UNDERLINE.match(text) and not in_code:
                 paragraph.append((number, text))
             last = number
-        _flush(units, source, heading, paragraph)
+        _flush(units, source, heading, paragraph, columns)
     return units
 
 
@@ -86,7 +95,7 @@ def headings(lines: Mapping[str, Mapping[int, str]]) -> list[tuple[str, str]]:
     return [(source, found.group(2)) for source, numbered in lines.items() for number in sorted(numbered) if (found := _HEADING.match(numbered[number]))]
 
 
-def _flush(units: list[Unit], source: str, heading: str, paragraph: Sequence[tuple[int, str]]) -> None:
+def _flush(units: list[Unit], source: str, heading: str, paragraph: Sequence[tuple[int, str]], columns: str) -> None:
     if not paragraph:
         return
     is_item = bool(_ITEM.match(paragraph[0][1]))
@@ -102,7 +111,7 @@ def _flush(units: list[Unit], source: str, heading: str, paragraph: Sequence[tup
         begins = next(number for start, number in reversed(starts) if start <= offset)
         offset += len(sentence)
         if len(sentence.split()) >= 3 and len(sentence) <= SENTENCE_CHARS_MAX:
-            units.append(Unit(source, begins, sentence, heading, len(units), is_item))
+            units.append(Unit(source, begins, sentence, heading, len(units), is_item, columns))
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +210,7 @@ def centrality(units: Sequence[Unit]) -> list[tuple[float, float, Unit]]:
 
 
 def _heading_tokens(unit: Unit) -> frozenset[str]:
-    return frozenset([*(stem(word) for word in words(unit.heading)), *name_tokens(PurePosixPath(unit.source).name)])
+    return frozenset([*(stem(word) for word in words(f"{unit.heading} {unit.columns}")), *name_tokens(PurePosixPath(unit.source).name)])
 
 
 def _shape_bonus(unit: Unit, want: Wanted, *, has_hit: bool) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from crewlog.agents.offline_clauses import BUILT_IN, Clause, KindInfo, is_about_files, is_frame, is_question, is_weak, score, split_goal
+from crewlog.agents.offline_clauses import BUILT_IN, OPENING, Clause, KindInfo, is_about_files, is_frame, is_question, is_vague, is_weak, score, split_goal
 from crewlog.agents.offline_conversation import KINDS_KEY, NOT_DONE, PART_OF, Attached, Conversation, Turn, Want
 from crewlog.agents.offline_text import EMAIL, URL, capital, join_words, name_tokens, terms
 from crewlog.schemas.text import shorten
@@ -22,8 +22,6 @@ _AVOID: Final = re.compile(r"\b(?:do not|don't|never|without) (?:mention|use|say
 WORKERS: Final = ("data", "code", "research")
 """The built-in kinds that work on files."""
 GOAL_CHARS_MAX: Final = 600
-_OPENING: Final = frozenset({"read", "study", "open", "use", "consult", "examine", "look"})
-"""Verbs that only introduce the question that follows: "read the handbook and tell me …"."""
 
 
 @dataclass(slots=True)
@@ -117,6 +115,8 @@ def make_drafts(goal: str, attachments: Sequence[Attached], kinds: Sequence[Kind
     """Turn a goal into steps and a note that says what was done and what was not understood."""
     files = route(attachments)
     headline, clauses = split_goal(goal)
+    # "look at these files and tell me what matters" is one piece of work
+    clauses = [clause for at, clause in enumerate(clauses) if not (clause.first in OPENING and at + 1 < len(clauses) and is_vague(clauses[at + 1]))]
     drafts: list[Draft] = []
     unclear: list[Clause] = []
     for clause in clauses:
@@ -138,12 +138,14 @@ def _kinds_for(clause: Clause, kinds: Sequence[KindInfo], files: Mapping[str, Se
     scores = score(clause, kinds, files)
     names = {info.kind for info in kinds}
     only: list[str] = [kind for kind in WORKERS if kind in names and files.get(kind)]
-    if len(only) == 1 and not is_frame(clause) and (is_about_files(clause) if scores else is_question(clause)):
+    if len(only) == 1 and not is_frame(clause) and is_about_files(clause) and (scores or is_question(clause)):
         likeliest = max(scores, key=lambda kind: scores[kind], default="research")
         if likeliest in WORKERS and not files.get(likeliest):
             return only
-    if not scores:
-        if is_weak(clause) and not is_frame(clause):
+    if not scores and is_question(clause) and not is_about_files(clause) and "research" in names:
+        return ["research"]
+    if not scores or is_vague(clause):
+        if (is_weak(clause) or is_vague(clause)) and not is_frame(clause):
             return [kind for kind in ("data", "code", "research") if kind in names and files.get(kind)]
         return []
     if is_frame(clause) and max(scores.values()) < 3.0 and "communicate" not in scores:
@@ -192,7 +194,7 @@ def _place(drafts: list[Draft], kind: str, clause: Clause, names: list[str]) -> 
     if drafts and drafts[-1].kind == kind and kind != "communicate" and clause.has_pronoun and not clause.refers_back:
         drafts[-1].clauses.append(clause)
         return
-    if drafts and drafts[-1].kind == kind == "research" and drafts[-1].clauses[-1].first in _OPENING:
+    if drafts and drafts[-1].kind == kind == "research" and drafts[-1].clauses[-1].first in OPENING:
         drafts[-1].clauses.append(clause)
         return
     if same and kind == "data" and _CHART.search(clause.text) and len(terms(clause.text)) <= 3 and same[-1] is drafts[-1]:

@@ -25,14 +25,22 @@ _META: Final = stems(
     cite quote search look explain information detail details point points regarding concerning text file files summarise summarize summary
     describe read report check review following given attached attachment attachments source sources citation citations passage passages
     evidence page pages say says tell respectively key main important about please show result results overview everything anything something
-    compare comparison two three both difference differences differ
+    compare comparison two three both difference differences differ matter matters interesting relevant essential gist happen happens look
+    words sentences
     """
 )
 _FRAME: Final = stems("prepare write draft produce publish compile build note report make create new short our")
 _HOW: Final = re.compile(r"\bhow (?:long|often|far|old|big|high|large|fast|soon|late|early)\b", re.IGNORECASE)
 _SUMMARY: Final = re.compile(
-    r"\b(?:summari[sz]e|summary|overview|key points|main points|what (?:is|are) (?:this|these|it|they) about|describe)\b", re.IGNORECASE
+    r"\b(?:summari[sz]e|summary|overview|gist|key points|main points|(?:what|is) (?:matters|(?:is )?(?:important|interesting))|"
+    r"what (?:is|are) (?:this|these|it|they) about|describe)\b",
+    re.IGNORECASE,
 )
+_LENGTH: Final = re.compile(
+    r"\b(?:in|within|using|with|under|to)?\s*(?:(?:at most|no more than|fewer than|less than)\s+)?\d+ (?:words|sentences|lines|points|bullets?)\b",
+    re.IGNORECASE,
+)
+"""How long the answer is to be: nothing to look for."""
 _LISTED: Final = re.compile(r"^\s*[-*]\s+(.+?): (.*) \((\d+) lines?\)(\s+\[library\])?", re.MULTILINE)
 
 
@@ -50,7 +58,8 @@ def research(talk: Conversation) -> Turn:
         return Turn("I look which documents there are.", (Want("list_documents", {}),))
     shelf = _shelf(talk)
     if not shelf and talk.tried("list_documents"):
-        return _submit_nothing(talk, "There are no documents: nothing is attached and the library is empty.", shelf)
+        advice = "Attach the files the question is about, or add documents to the library."
+        return _submit_nothing(talk, f"There are no documents: nothing is attached and the library is empty. {advice}", shelf)
     core, setting = look_for(talk, shelf)
     if wants := _search(talk, core, setting):
         return Turn("", wants)
@@ -64,7 +73,7 @@ def look_for(talk: Conversation, shelf: Sequence[Shelf]) -> tuple[list[str], lis
     names = [set(name_tokens(document.name)) for document in shelf]
     on_all = set.intersection(*names) if len(names) > 1 else set()
     goal = [term for term in terms(talk.goal) if term not in _META and term not in _FRAME and term not in on_all]
-    question = [term for term in terms(_HOW.sub("how", talk.question)) if term not in _META]
+    question = [term for term in terms(_LENGTH.sub(" ", _HOW.sub("how", talk.question))) if term not in _META]
     core = [term for term in question if term not in on_all and not (len(names) == 1 and term in names[0] and len(question) > 1)]
     if not core and not _SUMMARY.search(talk.question):
         # "which playbook rules apply": the subject is in the goal the question is part of
@@ -127,7 +136,7 @@ def _conclude(talk: Conversation, shelf: Sequence[Shelf], core: Sequence[str], s
     if len(refused) > 2:
         return Turn(f"I could not hand in the findings. The last reply was: {shorten(refused[-1].result or '', 500)}")
     lines = read_lines(talk)
-    units = [unit for unit in cut_units(lines) if not _is_refused(unit, talk)]
+    units = [unit for unit in cut_units(lines) if not unit.is_columns and not _is_refused(unit, talk)]
     if not units:
         return _submit_nothing(talk, f"Nothing was found in {len(shelf)} documents.", shelf)
     least = talk.constraints.citations_min
@@ -183,8 +192,8 @@ def _wording(talk: Conversation, chosen: Sequence[Unit], shelf: Sequence[Shelf],
         title = titles.get(source) or source
         text += f"- **{title}**: " + " ".join(f"“{_plain(unit.text)}” [{numbered[unit]}]" for unit in chosen if unit.source == source) + "\n"
     if len(sources) == 1:
-        text += "\n".join(f"- “{_plain(unit.text)}” [{numbered[unit]}]" for unit in chosen) + "\n"
-    said = {token for unit in chosen for token in (*unit.tokens, *(stem(word) for word in words(unit.heading)))}
+        text += "\n".join(f"- “{_plain(unit.text)}” [{numbered[unit]}]{_columns(unit)}" for unit in chosen) + "\n"
+    said = {token for unit in chosen for token in (*unit.tokens, *(stem(word) for word in words(f"{unit.heading} {unit.columns}")))}
     absent = [word for word in dict.fromkeys(words(talk.question)) if stem(word) in core and stem(word) not in said]
     if absent and not tight and len(absent) < len(core):
         text += f"\nNot in these passages: {join_words(absent[:6])}.\n"
@@ -192,6 +201,11 @@ def _wording(talk: Conversation, chosen: Sequence[Unit], shelf: Sequence[Shelf],
         if phrase.lower() not in text.lower():
             text += f"\nNothing was found on “{phrase}”.\n"
     return text.strip()
+
+
+def _columns(unit: Unit) -> str:
+    """Say what the cells of a table's row mean."""
+    return f" (columns: {join_words(cell.strip() for cell in unit.columns.strip('| ').split('|'))})" if unit.columns else ""
 
 
 def _plain(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from support.solo import Solo, carry_out
 from support.toolbox import bench, earlier
@@ -50,6 +51,22 @@ async def test_open_points_are_declared() -> None:
 
 async def test_an_answer_without_outcomes_says_so() -> None:
     assert "nothing to report" in (await answer()).result.summary
+
+
+async def test_what_no_task_was_given_is_said() -> None:
+    done = earlier("data", "The number of rows is 3.")
+    goal = "Count the rows of a.csv. Ponder the colour of time."
+    context = (replace(done, objective="Count the rows of a.csv"),)
+    at = await bench(goal, kind="planner", key="@synthesis", context=context, attachments={"a.csv": b"x\n", "b.xlsx": b"PK"})
+    summary = (await carry_out(planner_agent(), OfflineModel(), at)).result.summary
+    assert "- No step was made for: Ponder the colour of time" in summary
+    assert "no rule reads files of this type: b.xlsx" in summary
+
+
+async def test_a_list_of_figures_has_no_gaps() -> None:
+    told = earlier("n", "Highest for Adelie (152).", output={"figures": [{"label": "Adelie", "value": 152}, {"label": "Gentoo", "value": 124}]})
+    summary = (await answer(told)).result.summary
+    assert "- Adelie: 152\n- Gentoo: 124" in summary
 
 
 async def test_long_outcomes_are_cut_to_what_an_answer_may_hold() -> None:

@@ -152,3 +152,16 @@ def test_an_and_between_nouns_does_not_split() -> None:
 
 def test_quoted_text_is_not_split() -> None:
     assert [c.text for c in split_goal('Search for "read it, then count it" in the notes')[1]] == ['Search for "read it, then count it" in the notes']
+
+
+@pytest.mark.parametrize("goal", ["tell me smth about this", "What is the longest distance?", "so, what's in here?", "anything odd in this table?"])
+async def test_a_question_goes_to_the_only_kind_that_has_files(goal: str) -> None:
+    assert shape(await plan(goal, "rides.parquet")) == [("data", ())]
+
+
+async def test_what_matters_is_asked_of_every_file_once() -> None:
+    assert shape(await plan("Look at these files and tell me what matters", "terms.md", "sold.csv")) == [("data", ()), ("research", ())]
+
+
+async def test_a_search_in_documents_is_not_given_to_a_table() -> None:
+    assert shape(await plan("What does our travel policy say about trains?", "trips.csv")) == [("research", ())]

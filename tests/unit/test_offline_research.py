@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import pytest
 from support.solo import Solo, carry_out
 from support.toolbox import bench
 
@@ -111,3 +112,23 @@ async def test_constraints_are_kept() -> None:
 async def test_numbers_in_brackets_of_a_document_are_no_markers() -> None:
     outcome = (await ask("How long is the warranty?", {"w.md": b"# Warranty\n\nThe warranty lasts two years [7] and covers all parts.\n"})).result
     assert outcome.citations[0].quote.startswith("The warranty lasts two years [7]")
+
+
+RATES = b"# Tickets\n\n| Group | Price per day |\n|---|---|\n| Adults | 12 euros |\n| Pupils | 4 euros |\n"
+RATES += b"\nWhen visitors exceed the opening hours, the guard is called.\n"
+
+
+async def test_a_row_of_a_table_is_found_by_its_cells_and_its_columns() -> None:
+    outcome = (await ask("What is the price for pupils?", {"museum.md": RATES})).result
+    assert outcome.citations[0].quote == "| Pupils | 4 euros |"
+    assert "columns: Group and Price per day" in outcome.summary
+
+
+FILLED = ("What happens if I exceed opening hours?", "Summarise the museum page in at most 30 words", "What matters in this?")
+
+
+@pytest.mark.parametrize("question", FILLED)
+async def test_filler_words_are_not_looked_for(question: str) -> None:
+    outcome = (await ask(question, {"museum.md": RATES})).result
+    assert "not_found" not in outcome.flags
+    assert any("guard is called" in citation.quote for citation in outcome.citations)
