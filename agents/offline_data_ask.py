@@ -31,7 +31,7 @@ _FUNCTIONS: Final[tuple[tuple[Function, re.Pattern[str]], ...]] = (
 )
 _COUNT: Final = re.compile(r"\b(?:how many|count|number of|frequency|counts)\b", re.IGNORECASE)
 _MISSING: Final = re.compile(r"\b(?:missing|nulls?|empty cells?|incomplete|NAs?|completeness)\b")
-_CORRELATION: Final = re.compile(r"\b(?:correlat\w*|relationship|relation|related|association|depends? on|linked)\b", re.IGNORECASE)
+_CORRELATION: Final = re.compile(r"\b(?:correlat\w*|relat(?:e|es|ed|ion|ionship)|association|depends? on|linked)\b", re.IGNORECASE)
 _SHARE: Final = re.compile(r"\b(?:shares?|percentages?|proportions?|fraction|percent|rates?)\b|%", re.IGNORECASE)
 _DISTINCT: Final = re.compile(r"\b(?:distinct|different|unique)\b", re.IGNORECASE)
 _PERIODS: Final = "hour|day|week|month|quarter|year"
@@ -58,7 +58,13 @@ _EXTREME_OF: Final = re.compile(
     re.IGNORECASE,
 )
 """The noun after a superlative: "what was the hottest day in May?"."""
-_FREQUENT: Final = re.compile(r"\b(?:most|least) (?:common|frequent|popular|often)\b", re.IGNORECASE)
+_FREQUENT: Final = re.compile(r"\b(?:most|least) (?:common|frequent|popular|often)\b(?:\s+(\w+))?", re.IGNORECASE)
+_BEYOND: Final = re.compile(
+    r"\b(percentiles?|quartiles?|quantiles?|variance|ratio|growth|moving average|running total|cumulative|forecast|predict\w*|regression|"
+    r"significan\w+|outliers?|p-?value|cluster\w*)\b",
+    re.IGNORECASE,
+)
+"""What the rules cannot compute; to be said, not passed over."""
 _RECENT: Final = re.compile(
     r"\b(?:most )?(recent|recently|latest|newest|last|first|earliest)\b(?! (?:name|\d|hour|day|week|month|quarter|year))", re.IGNORECASE
 )
@@ -167,7 +173,9 @@ def _ignored(question: str, ask: Ask) -> list[str]:
     if names := unmatched(question, ask.source, conditions):
         listed = join_words(f"“{text}”" for text in names)
         doubts.append(f"{listed} is not among the known values of {ask.source.name}, so the numbers below are not limited to it")
-    if _NEGATION.search(question) and ask.shape != "missing" and not any(operator == "not in" for _, operator, _ in conditions):
+    if beyond := _BEYOND.search(question):
+        doubts.append(f"these rules do not compute what “{beyond.group(1)}” asks for")
+    if _NEGATION.search(question) and ask.shape != "missing" and not any(operator in ("not in", "false") for _, operator, _ in conditions):
         doubts.append("the negation in the question was not understood, so the numbers below leave it out of account")
     return doubts
 
@@ -271,9 +279,15 @@ def _aggregate(question: str, base: Ask) -> Ask:
         functions = tuple(dict.fromkeys(default_function(measure) for measure in measures)) or ("count",)
     if not measures and functions != ("count",):
         measures = tuple(m for m in source.measures if functions != ("sum",) or default_function(m) == "sum")[:4] or tuple(source.measures[:4])
-        notes = (*base.notes, f"no column is named, so these are taken: {', '.join(m.name for m in measures)}") if measures else base.notes
+        notes = (
+            (*base.notes, f"no column is named, so {join_words(m.name for m in measures)} {'is' if len(measures) == 1 else 'are'} taken")
+            if measures
+            else base.notes
+        )
         return _with(base, shape=shape, functions=functions if measures else ("count",), measures=measures, notes=notes)
-    return _with(base, shape=shape, functions=functions, measures=measures)
+    doubts = _uncounted(question, measures)
+    notes = base.notes if measures or doubts else (*base.notes, "no column to compute with is named, so rows are counted")
+    return _with(base, shape=shape, functions=functions, measures=measures, notes=notes, doubts=doubts)
 
 
 def amounts_counted(question: str, measures: Sequence[Column]) -> tuple[Column, ...]:
@@ -320,8 +334,10 @@ def _trend(question: str, base: Ask) -> Ask | None:
         measures = amounts_counted(question, measures)
         functions = ("sum",)
     doubts = _uncounted(question, measures)
+    notes = base.notes
     if not measures:
         functions = ("count",)
+        notes = () if doubts or _COUNT.search(question) else ("no column to compute with is named, so rows are counted",)
     kept = tuple(column for column in base.groups if column != axis and column.sort != "date")[:1]
     return _with(
         base,
@@ -331,6 +347,7 @@ def _trend(question: str, base: Ask) -> Ask | None:
         functions=functions[:1],
         measures=measures[:3],
         groups=kept,
+        notes=notes,
         doubts=doubts,
     )
 
@@ -350,7 +367,7 @@ def _top(question: str, base: Ask) -> Ask | None:
     who = re.match(r"\s*who(?:se)?\b", question, re.IGNORECASE)
     compared = re.search(r"\b(?:most|best|more|higher|larger|bigger|less|fewer|lower|smaller)\b", question, re.IGNORECASE)
     extreme = compared or _RECENT.search(question) or any(function in ("min", "max") for function in base.functions)
-    labels = _labels(question, base, which or extreme_of)
+    labels = _labels(question, base, frequent if frequent and frequent.group(1) else which or extreme_of)
     is_about_labels = (which or who) and extreme
     if extreme_of and not which:
         is_about_labels = is_about_labels or any(closeness(terms(extreme_of.group(1)), c.name) >= NEAR for c in labels) or _is_day(extreme_of.group(1), labels)

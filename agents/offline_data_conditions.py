@@ -25,6 +25,7 @@ _COMPARE: Final = re.compile(
 _LESS: Final = re.compile(
     r"^(?:under|below|<)|\b(?:less|lower|smaller|fewer|younger|cheaper|shorter|lighter|colder|cooler|earlier|faster|quicker)\b", re.IGNORECASE
 )
+_ORDERED: Final = frozenset({">", ">=", "<", "<=", "="})
 _OPERATORS: Final = {"at least": ">=", "from": ">=", ">=": ">=", "at most": "<=", "<=": "<=", "=": "=", "equal": "=", "equals": "="}
 _BETWEEN: Final = re.compile(
     r"([A-Za-z_][\w ]{0,40}?)\s*\b(?:between|from)\s+[$€£]?(-?\d[\d,]*(?:\.\d+)?)\s+(?:and|to)\s+[$€£]?(-?\d[\d,]*(?:\.\d+)?)", re.IGNORECASE
@@ -38,7 +39,18 @@ AVERAGE: Final = re.compile(
 )
 _NOT: Final = r"\b(?:not|except|excluding|without|other than|besides|outside|apart from|exclude|ignoring)\s+(?:\w+\s+){0,3}"
 _NAME: Final = re.compile(r"(?<=[\w,] )([A-Z][\w-]*[a-z][\w-]*(?: [A-Z][\w-]*[a-z][\w-]*)*)")
-_ALIASES: Final = {"wom[ae]n": "female", "m[ae]n": "male"}
+_WOMEN: Final = frozenset({"woman", "women", "female", "females", "girl", "girls"})
+_MEN: Final = frozenset({"man", "men", "male", "males", "boy", "boys"})
+_PEOPLE: Final = re.compile(
+    r"\b(?:people|persons?|patients?|passengers?|employees?|children|students?|customers?|respondents?|users?|men|women|aged?)"
+    r"(?:\s+(?:over|above|under|below))?\W*$",
+    re.IGNORECASE,
+)
+_SECONDS: Final = {"millisecond": 0.001, "second": 1.0, "minute": 60.0, "hour": 3600.0, "day": 86_400.0, "week": 604_800.0}
+_TIME_UNITS: Final = {
+    **{name: name for name in _SECONDS}, **{f"{name}s": name for name in _SECONDS}, "ms": "millisecond", "s": "second", "sec": "second", "secs": "second",
+    "min": "minute", "mins": "minute", "h": "hour", "hr": "hour", "hrs": "hour",
+}  # fmt: skip
 _ORDER: Final = re.compile(
     r"\b(?:top|best|first|bottom|worst|last|highest|lowest|largest|smallest|biggest)\s+\d{1,3}\b|\b\d{1,3}\s+(?=(?:highest|largest|biggest|best|most|top|lowest|smallest|cheapest|worst)\b)",
     re.IGNORECASE,
@@ -49,7 +61,10 @@ def find_filters(question: str, source: Source) -> tuple[Condition, ...]:
     """Return the conditions in a question: values that stand in the data, comparisons with numbers, spans of time."""
     found = _values(question, source)
     used = terms(GROUP.sub(" ", question))
-    found += [(column, "true", ()) for column in source.columns if column.is_yes_or_no and closeness(used, " ".join(column.words)) >= 0.8]
+    for column in source.columns:
+        if column.is_yes_or_no and closeness(used, " ".join(column.words)) >= 0.8:
+            is_refused = any(re.search(rf"(?:\b(?:not|never|no)\s+|n't\s+|\bnon-?)(?:\w+\s+)?{re.escape(word[:5])}", question.lower()) for word in column.words)
+            found.append((column, "false" if is_refused else "true", ()))
     timed, plain = _times(question, source)
     found += timed
     found += _comparisons(plain, source)
@@ -61,9 +76,13 @@ def _values(question: str, source: Source) -> list[Condition]:
     found: list[Condition] = []
     names = {token for column in source.columns for token in name_tokens(column.name)}
     lowered = f" {_plain(question)} "
-    for alias, value in _ALIASES.items():
-        lowered = re.sub(rf"\b{alias}\b", value, lowered)
+    said = set(lowered.split())
     for column in source.of("text", "bool"):
+        if {"sex", "gender"} & set(column.words):
+            meant = [*(("f", "w") if said & _WOMEN else ()), *(("m",) if said & _MEN else ())]
+            if kept := [v for v in column.values if meant and v.lower().startswith(tuple(meant)) and (len(v) == 1 or v.lower() in _WOMEN | _MEN)]:
+                found.append((column, "in", tuple(sorted(kept))))
+            continue
         hits = [
             v for v in column.values if v not in MISSING_SPELLINGS and _says(lowered, v) and (v in quoted(question) or not {stem(w) for w in words(v)} <= names)
         ]
@@ -135,11 +154,22 @@ def _comparisons(question: str, source: Source) -> list[Condition]:
         number = as_number(match.group(3).replace(",", ""))
         own = "" if said in _OPERATORS else said
         if number is not None:
-            found += [(column, operator, (number,)) for column in _compared_all(f"{match.group(1)} {own}", question, match.end(), source)]
+            columns = _compared_all(f"{match.group(1)} {own}", question, match.end(), source)
+            found += [(column, operator, (_converted(number, question[match.end() :], column),)) for column in columns]
     for match in AVERAGE.finditer(question):
         if column := _compared(question[: match.start()] + match.group(1), question, source):
             found.append((column, "< mean" if _LESS.search(match.group(1)) else "> mean", ()))
     return found
+
+
+def _converted(number: float, after: str, column: Column) -> float:
+    """Convert a time to the unit of a column: "2 hours" to 120 for `runtime_minutes`."""
+    said = re.match(r"\s*([a-z]+)\b", after, re.IGNORECASE)
+    given = _TIME_UNITS.get(said.group(1).lower(), "") if said else ""
+    held = next(
+        (_TIME_UNITS[part] for part in reversed(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", column.name).lower())) if part in _TIME_UNITS), ""
+    )
+    return number * _SECONDS[given] / _SECONDS[held] if given and held else number
 
 
 def _compared_all(before: str, question: str, end: int, source: Source) -> list[Column]:
@@ -162,6 +192,8 @@ def _compared(before: str, question: str, source: Source) -> Column | None:
             return scored[0][2]
         if likely := likely_columns([*used, *(stem(word) for word in words(before)[-2:])], numbers):
             return likely[0]
+        if _PEOPLE.search(before) and (ages := [c for c in numbers if "age" in c.words]):
+            return ages[0]
     return None
 
 
@@ -185,6 +217,8 @@ def unmatched(question: str, source: Source, conditions: Sequence[Condition]) ->
     """Return the numbers, quoted texts and names of a question that look like conditions and match nothing that is known of the table."""
     _, plain = _times(question, source)
     plain = _ORDER.sub(" ", plain)
+    if any(operator in _ORDERED for _, operator, _ in conditions):
+        plain = _COMPARE.sub(" ", plain)  # the number may have been converted to the column's unit
     known = {_plain(str(value)) for _, _, values in conditions for value in values}
     known |= {f"{value:g}" for _, _, values in conditions for value in values if isinstance(value, float)}
     tokens = {token for column in source.columns for token in name_tokens(column.name)} | set(name_tokens(source.name))

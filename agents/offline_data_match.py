@@ -19,7 +19,7 @@ _GROUP_END: Final = re.compile(r"\b(?:best|worst|top|most|highest|lowest|where|w
 SYNONYMS: Final = tuple(
     stems(group)
     for group in (
-        "revenue sales amount turnover total value sold sell earned earn income proceeds",
+        "revenue sales amount turnover total value sold sell earned earns earn income proceeds gross",
         "price cost amount fee charge expensive cheap cheaper cheapest",
         "salary wage pay paid income earn earns earnings compensation richest",
         "quantity qty units count items sold number",
@@ -28,7 +28,7 @@ SYNONYMS: Final = tuple(
         "height tall tallest taller altitude elevation",
         "score rating points grade mark",
         "age old older oldest young younger youngest",
-        "temperature temp heat hot hotter hottest warm warmer warmest cold colder coldest cool coolest",
+        "temperature temp celsius fahrenheit degrees heat hot hotter hottest warm warmer warmest cold colder coldest cool coolest",
         "rain rainfall precipitation wet wetter wettest dry drier driest",
         "wind windy windiest gust",
         "distance far farthest longest length",

@@ -285,8 +285,9 @@ def _where(select: exp.Select, ask: Ask) -> exp.Select:
         elif operator in ("> mean", "< mean"):
             mean = _from(exp.select(exp.Avg(this=_number(column))), ask.source).subquery()
             select = select.where((exp.GT if operator == "> mean" else exp.LT)(this=_number(column), expression=mean))
-        elif operator == "true":
-            select = select.where(exp.cast(_number(column), "boolean"))
+        elif operator in ("true", "false"):
+            holds = exp.cast(_number(column), "boolean")
+            select = select.where(holds if operator == "true" else exp.not_(holds))
         else:
             kind = {"=": exp.EQ, ">": exp.GT, ">=": exp.GTE, "<": exp.LT, "<=": exp.LTE}[operator]
             select = select.where(kind(this=_number(column), expression=literals[0]))

@@ -13,7 +13,7 @@ _POINT: Final = re.compile(
     rf"(?P<iso>{_YEAR}-\d\d-\d\d)|(?P<isomonth>{_YEAR}-\d\d)(?![-\d])|"
     rf"(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?: of)? (?P<daymonth>(?i:{_MONTH}))\.? (?P<dayyear>{_YEAR})|"
     rf"(?P<usmonth>(?i:{_MONTH}))\.? (?P<usday>\d{{1,2}})(?:st|nd|rd|th)?,? (?P<usyear>{_YEAR})|(?:(?P<month>(?i:{_MONTH}))\.?(?: of)? (?P<monthyear>{_YEAR}))|"
-    rf"(?i:q(?P<quarter>[1-4]))(?: of)? (?P<quarteryear>{_YEAR})|(?P<year>\b{_YEAR})(?![-\d.,]\d|\d)|(?P<only>\b(?i:{_MONTH})\b)"
+    rf"(?i:q(?P<quarter>[1-4]))(?: of)? (?P<quarteryear>{_YEAR})|(?P<decade>\b(?:19|20)\d0)s\b|(?P<year>\b{_YEAR})(?![-\d.,]\d|\d)|(?P<only>\b(?i:{_MONTH})\b)"
 )
 _RANGE: Final = re.compile(r"^\s*(?:and|to|until|till|through|[-–])\s*(?:the\s+)?$", re.IGNORECASE)
 _LEAD: Final = re.compile(
@@ -56,7 +56,9 @@ def spans(question: str) -> list[Span]:
                 continue
         if not word and (match["year"] or match["only"]):
             continue
-        found.append(_single(question[lead.start() if lead else match.start() : match.end()], word, start, end, month, is_years=bool(match["year"])))
+        found.append(
+            _single(question[lead.start() if lead else match.start() : match.end()], word, start, end, month, is_years=bool(match["year"] or match["decade"]))
+        )
     return found
 
 
@@ -86,6 +88,8 @@ def _bounds(match: re.Match[str]) -> tuple[date, date, int] | None:
             return day, day + timedelta(days=1), 0
         if match["only"]:
             return date.min, date.min, _number(match["only"])
+        if match["decade"]:
+            return date(int(match["decade"]), 1, 1), date(int(match["decade"]) + 10, 1, 1), 0
         if match["year"]:
             return date(int(match["year"]), 1, 1), date(int(match["year"]) + 1, 1, 1), 0
         if match["quarter"]:

@@ -203,8 +203,8 @@ def _condition(operator: str, values: Sequence[str | float]) -> str:
         return f"is between {join_words(listed)}"
     if operator.endswith("mean"):
         return f"is {'above' if operator.startswith('>') else 'below'} its mean"
-    word = {"in": "is", "=": "is", "true": "is", "not in": "is not"}.get(operator, operator)
-    return f"{word} {' or '.join(listed) or 'true'}"
+    word = {"in": "is", "=": "is", "true": "is", "false": "is", "not in": "is not"}.get(operator, operator)
+    return f"{word} {' or '.join(listed) or operator}"
 
 
 def _caveat(asks: Sequence[Ask]) -> str:

@@ -106,6 +106,52 @@ def test_more_conditions_and_other_words_for_values() -> None:
     assert conditions(both) == [("temp_max_c", ">", 20.0), ("temp_min_c", ">", 20.0)]
 
 
+WARD = Source(
+    "ward",
+    200,
+    (
+        text("PatientID", *(f"P{n}" for n in range(9)), distinct=200),
+        text("Sex", "F", "M"),
+        text("Diagnosis", "flu", "burn"),
+        number("Age", 80),
+        number("stayMinutes", 90),
+        number("year", 30),
+        Column("readmitted", "BOOLEAN", "bool", distinct=2, values=("false", "true")),
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("How many women are there?", ("Sex", "in", "F")),
+        ("How many patients under 18 are there?", ("Age", "<", 18.0)),
+        ("How many stayed longer than 2 hours?", ("stayMinutes", ">", 120.0)),
+        ("How many came in the 1990s?", ("year", "between", 1990.0, 1999.0)),
+        ("How many were not readmitted?", ("readmitted", "false")),
+    ],
+)
+def test_people_units_decades_and_what_is_not_so(question: str, expected: tuple[Any, ...]) -> None:
+    ask = one(question, WARD)
+    assert conditions(ask) == [expected]
+    assert not ask.doubts
+
+
+def test_the_sexes_are_compared() -> None:
+    ask = one("Difference between the mean age of men and women", WARD)
+    assert (names(ask.groups), ask.functions, names(ask.measures)) == (["Sex"], ("mean",), ["Age"])
+
+
+def test_the_noun_after_most_frequent_is_ranked() -> None:
+    ask = one("What is the most frequent diagnosis among patients under 18?", WARD)
+    assert (names(ask.groups), ask.functions, conditions(ask)) == (["Diagnosis"], ("count",), [("Age", "<", 18.0)])
+
+
+@pytest.mark.parametrize("question", ["What is the 90th percentile of age?", "Forecast the age per year", "What was the profit per diagnosis?"])
+def test_what_cannot_be_computed_is_said(question: str) -> None:
+    assert one(question, WARD).doubts
+
+
 @pytest.mark.parametrize("question", ["Total nights in Lisbon", 'Total nights for "Delta"', "Total nights where the floor is 17"])
 def test_what_matches_nothing_is_said(question: str) -> None:
     (doubt,) = one(question).doubts
