@@ -103,7 +103,9 @@ def open_points(items: Sequence[ContextItem]) -> list[str]:
     """List what a reader must know before relying on the result."""
     points = []
     for item in items:
-        texts = [text for flag in item.outcome.flags if (text := _FLAG_TEXTS.get(flag, flag.replace("_", " ")))]
+        # what was not found cannot be cited either: to say both would sound like two faults
+        flags = [flag for flag in item.outcome.flags if flag != "review_failed" or "not_found" not in item.outcome.flags]
+        texts = [text for flag in flags if (text := _FLAG_TEXTS.get(flag, flag.replace("_", " ")))]
         if texts:
             points.append(f"- {shorten(item.objective.split(PART_OF, 1)[0], 120)} (`{item.key}`): {join_words(texts)}.")
         elif not item.outcome.summary.strip():

@@ -53,6 +53,11 @@ async def test_an_answer_without_outcomes_says_so() -> None:
     assert "nothing to report" in (await answer()).result.summary
 
 
+async def test_what_was_not_found_is_one_open_point() -> None:
+    summary = (await answer(earlier("lost", "Not found in 2 documents.", flags=("not_found", "review_failed")))).result.summary
+    assert "(`lost`): no answer was found in the documents." in summary
+
+
 async def test_what_no_task_was_given_is_said() -> None:
     done = earlier("data", "The number of rows is 3.")
     goal = "Count the rows of a.csv. Ponder the colour of time."
