@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from crewlog import projections
 from crewlog.events.bus import Bus
@@ -89,9 +89,9 @@ class Servers:
         if self._config.nats_url is None:
             assert self._credentials is not None
             self._nats = NatsServer(self._home.path / "nats", self._credentials.nats, port=(before and before.nats_port) or 0)
-        await asyncio.gather(*(server.start() for server in self._embedded()))
+        await _all(*(server.start() for server in self._embedded()))
         self._keepers = [asyncio.create_task(self._keep(server)) for server in self._embedded()]
-        await asyncio.gather(self._prepare_database(), self._prepare_streams())
+        await _all(self._prepare_database(), self._prepare_streams())
 
     def env_for(self, process: str) -> dict[str, str]:
         """Return the two addresses with the credentials of this kind of process."""
@@ -156,6 +156,13 @@ class Servers:
                 wait_s = _RESTART_FIRST_S
             except OrchestrationError as error:
                 self._say(f"{type(server).__name__} did not start: {error}")
+
+
+async def _all(*steps: Coroutine[Any, Any, None]) -> None:
+    """Carry out steps side by side. When one fails the others still come to their end: nothing may be half started when everything is stopped."""
+    for outcome in await asyncio.gather(*steps, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
 
 
 def _known(credentials: Credentials | None) -> Credentials:

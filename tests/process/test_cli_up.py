@@ -51,6 +51,18 @@ def test_a_home_that_cannot_be_written_is_said_before_anything_starts(tmp_path: 
         assert "--home" in done.stderr
 
 
+@pytest.mark.parametrize("part", ["nats", "postgres"])
+def test_a_server_that_cannot_have_its_folder_leaves_the_other_one_stopped(part: str) -> None:
+    with a_crew(start=False) as crew:
+        (crew.home / part).touch()
+        said = crew.run("up", code=2).stderr
+        assert f"cannot write to {crew.home / part}" in said
+        assert "Traceback" not in said
+        assert of_home(crew) == {}
+        (crew.home / part).unlink()
+        crew.start("--agents", "planner=0,research=0,code=0,data=0,communicate=0")
+
+
 def test_a_taken_port_is_named_and_nothing_is_left(tmp_path: Path) -> None:
     with a_crew() as crew:
         crew.stop()
