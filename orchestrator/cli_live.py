@@ -66,6 +66,7 @@ async def follow(client: Client, run_id: RunId, *, live: bool, stop_on_approval:
                 say(event_line(recorded, first_us))
             position = max(position, recorded.position)
             if stop_on_approval and recorded.type == "TaskSuspended" and recorded.position > after:
+                await client.asked(run_id)  # what comes next looks at the views, which may not have heard of it
                 return Followed("waiting", position)
         await client.ended(run_id)
     finally:

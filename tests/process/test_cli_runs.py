@@ -54,9 +54,10 @@ SHAPES = {
     "event": "event_id type schema_version stream version position run_id task_id occurred_at causation_id actor data",
     "cost": "group calls input_tokens output_tokens cached_tokens cost_micro_usd unpriced_calls simulated",
     "replay": "run_id events streams model_calls state_hash divergence",
-    "status": "home processes agents",
+    "status": "home processes agents views problems",
     "process": "name kind state pid restarts",
     "agent": "kind worker slots model simulated unavailable started_at",
+    "view": "name position head waiting_since",
 }
 
 
@@ -77,6 +78,7 @@ def test_shapes_that_json_prints_keep_their_fields(crew: LiveCrew, finished: dic
     assert set(status) == fields("status")
     assert set(status["processes"][0]) == fields("process")
     assert set(status["agents"][0]) == fields("agent")
+    assert set(status["views"][0]) == fields("view")
     assert crew.json("why", run_id) == []
     assert crew.json("approvals") == []
 
