@@ -147,6 +147,10 @@ def _constant(source: Source, node: ast.Constant) -> Iterator[Edit]:
         for value in (node.value * 10, node.value // 10 if node.value >= 10 else 0):
             if value not in (0, node.value):
                 yield source.replace(node, str(value), 0.12, f"{value} instead of {node.value}")
+    elif isinstance(node.value, str) and "a-z]" in node.value:
+        text = source.segment(node)
+        for wider in ("a-z0-9]", "a-zA-Z]", "a-zA-Z0-9]"):
+            yield source.replace(node, text.replace("a-z]", wider), 0.3, f"{wider[:-1]} in the pattern")
     elif isinstance(node.value, float) and node.value:
         for text in (repr(node.value / 10), repr(node.value * 10), repr(node.value / 100), repr(-node.value)):
             yield source.replace(node, text if not text.startswith("-") else f"({text})", 0.15, f"{text} instead of {node.value}")

@@ -27,6 +27,7 @@ def results(text: str) -> list[str]:
         ("def boxes(n, size):\n    return n // size\n", "def boxes(n, size):\n    return -(-n // size)\n"),
         ("def words(s):\n    return s.split(' ')\n", "def words(s):\n    return s.split()\n"),
         ("def pair(s):\n    return s.split(':')\n", "def pair(s):\n    return s.split(':', 1)\n"),
+        ("def only(s):\n    return re.findall('[a-z]+', s)\n", "def only(s):\n    return re.findall('[a-z0-9]+', s)\n"),
         ("def give(box, n):\n    box.count = n\n", "def give(box, n):\n    box.count += n\n"),
         (ORDER.format(""), SWAPPED.format("")),
         (ORDER.format("el"), SWAPPED.format("el")),
