@@ -176,6 +176,9 @@ def _begins_work(text: str) -> bool:
     if not found:
         return False
     first, second = found.group(1).lower(), (found.group(2) or "").lower()
+    if first in ("average", "total", "sum"):
+        # "total units and average price": a noun, unless it has an article behind it
+        return second in ("the", "all", "up", "our", "each")
     if first in VERBS:
         # "totals and counts", "sales and report totals": a verb form only counts where an object or an adverb follows it
         return (

@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from crewlog.agents.offline_clauses import split_goal
 from crewlog.agents.offline_data_conditions import AVERAGE, Condition, find_filters, unmatched
-from crewlog.agents.offline_data_facts import Column, Source, is_year
+from crewlog.agents.offline_data_facts import Column, Source, is_key, is_year
 from crewlog.agents.offline_data_match import GROUP, NEAR, group_columns, is_additive, measure_columns, names_extreme, what_counts
 from crewlog.agents.offline_report import show
 from crewlog.agents.offline_text import STOP_WORDS, closeness, join_words, name_tokens, stem, stems, terms, words
@@ -60,7 +60,7 @@ _EXTREME_OF: Final = re.compile(
 """The noun after a superlative: "what was the hottest day in May?"."""
 _FREQUENT: Final = re.compile(r"\b(?:most|least) (?:common|frequent|popular|often)\b(?:\s+(\w+))?", re.IGNORECASE)
 _BEYOND: Final = re.compile(
-    r"\b(percentiles?|quartiles?|quantiles?|variance|ratio|growth|moving average|running total|cumulative|forecast|predict\w*|regression|"
+    r"\b(percentiles?|quartiles?|quantiles?|variance|ratio|growth|grew|grows|grown|moving average|running total|cumulative|forecast|predict\w*|regression|"
     r"significan\w+|outliers?|p-?value|cluster\w*)\b",
     re.IGNORECASE,
 )
@@ -270,6 +270,8 @@ def _aggregate(question: str, base: Ask) -> Ask:
         if columns:
             return _with(base, shape="group" if base.groups else "value", functions=("distinct",), measures=tuple(columns[:1]))
     shape: Shape = "group" if base.groups else "value"
+    if _COUNT.search(question) and base.groups and not measures and set(functions) <= {"mean", "median"} and functions:
+        return _with(base, shape=shape, functions=("count",), measures=(), doubts=(f"these are the counts; their {functions[0]} is not computed",))
     if is_plain_count:
         amounts = amounts_counted(question, measures)
         return _with(base, shape=shape, functions=("sum",) if amounts else ("count",), measures=amounts, notes=base.notes if amounts else ())
@@ -419,6 +421,8 @@ def _labels(question: str, base: Ask, which: re.Match[str] | None) -> list[Colum
     """Return the columns that name what is ranked: the noun of the question, a group, or names."""
     source = base.source
     used = terms(which.group(1)) if which else terms(re.split(r"\bby\b|\bwith\b|\bin terms of\b", question, maxsplit=1, flags=re.IGNORECASE)[0])
+    if keys := [c for c in source.columns if is_key(c, source.rows) and set(c.words) <= set(used) and len(name_tokens(c.name)) > 1]:
+        return keys
     kinds = [c for c in source.columns if c.sort in ("text", "bool", "date") and closeness(used, c.name) >= NEAR and c not in base.measures]
     if re.match(r"\s*who(?:se)?\b", question, re.IGNORECASE):
         kinds = [c for c in kinds if c.sort != "date"]

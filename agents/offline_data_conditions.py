@@ -185,16 +185,20 @@ def _compared_all(before: str, question: str, end: int, source: Source) -> list[
 def _compared(before: str, question: str, source: Source) -> Column | None:
     """Return the column a comparison is about: named just before it, else meant by its adjective, else named anywhere in the question."""
     numbers = [c for c in source.of("number") if c is not source.numbering]
+    if _PEOPLE.search(before) and (ages := [c for c in numbers if "age" in c.words]):
+        return ages[0]
     tail = terms(before)[-3:]
-    for used in (tail, terms(question)):
-        scored = sorted(((closeness(used, " ".join(c.words)), -at, c) for at, c in enumerate(numbers)), key=lambda entry: entry[:2], reverse=True)
-        if scored and scored[0][0] >= NEAR:
-            return scored[0][2]
-        if likely := likely_columns([*used, *(stem(word) for word in words(before)[-2:])], numbers):
-            return likely[0]
-        if _PEOPLE.search(before) and (ages := [c for c in numbers if "age" in c.words]):
-            return ages[0]
-    return None
+    if named := _nearest(tail, numbers):
+        return named
+    if likely := likely_columns([*tail, *(stem(word) for word in words(before)[-2:])], numbers):
+        return likely[0]
+    return _nearest(terms(question), numbers) or next(iter(likely_columns(terms(question), numbers)), None)
+
+
+def _nearest(used: Sequence[str], numbers: Sequence[Column]) -> Column | None:
+    scored = [(closeness(used, " ".join(column.words)), -at) for at, column in enumerate(numbers)]
+    score, at = max(scored, default=(0.0, 0))
+    return numbers[-at] if score >= NEAR else None
 
 
 def _equal_numbers(question: str, source: Source) -> list[Condition]:

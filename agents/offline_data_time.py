@@ -9,11 +9,14 @@ from typing import Final, NamedTuple
 MONTHS: Final = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december")
 _MONTH: Final = "|".join(f"{month}|{month[:3]}" if month != "september" else "september|sept|sep" for month in MONTHS if month != "may") + "|May"
 _YEAR: Final = r"(?:19|20)\d\d"
+_NTH: Final = {name: number for number, names in enumerate(("first 1st", "second 2nd", "third 3rd", "fourth 4th")) for name in names.split()}
 _POINT: Final = re.compile(
     rf"(?P<iso>{_YEAR}-\d\d-\d\d)|(?P<isomonth>{_YEAR}-\d\d)(?![-\d])|"
     rf"(?P<day>\d{{1,2}})(?:st|nd|rd|th)?(?: of)? (?P<daymonth>(?i:{_MONTH}))\.? (?P<dayyear>{_YEAR})|"
     rf"(?P<usmonth>(?i:{_MONTH}))\.? (?P<usday>\d{{1,2}})(?:st|nd|rd|th)?,? (?P<usyear>{_YEAR})|(?:(?P<month>(?i:{_MONTH}))\.?(?: of)? (?P<monthyear>{_YEAR}))|"
-    rf"(?i:q(?P<quarter>[1-4]))(?: of)? (?P<quarteryear>{_YEAR})|(?P<decade>\b(?:19|20)\d0)s\b|(?P<year>\b{_YEAR})(?![-\d.,]\d|\d)|(?P<only>\b(?i:{_MONTH})\b)"
+    rf"(?i:q(?P<quarter>[1-4]))(?: of)? (?P<quarteryear>{_YEAR})|"
+    rf"(?P<nth>(?i:first|second|third|fourth|1st|2nd|3rd|4th)) (?P<part>(?i:quarter|half))(?: of)? (?P<partyear>{_YEAR})|"
+    rf"(?P<decade>\b(?:19|20)\d0)s\b|(?P<year>\b{_YEAR})(?![-\d.,]\d|\d)|(?P<only>\b(?i:{_MONTH})\b)"
 )
 _RANGE: Final = re.compile(r"^\s*(?:and|to|until|till|through|[-–])\s*(?:the\s+)?$", re.IGNORECASE)
 _LEAD: Final = re.compile(
@@ -88,6 +91,9 @@ def _bounds(match: re.Match[str]) -> tuple[date, date, int] | None:
             return day, day + timedelta(days=1), 0
         if match["only"]:
             return date.min, date.min, _number(match["only"])
+        if match["nth"]:
+            count = 3 if match["part"].lower() == "quarter" else 6
+            return *_months(int(match["partyear"]), 1 + count * _NTH[match["nth"].lower()], count), 0
         if match["decade"]:
             return date(int(match["decade"]), 1, 1), date(int(match["decade"]) + 10, 1, 1), 0
         if match["year"]:

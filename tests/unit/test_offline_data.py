@@ -137,6 +137,20 @@ def test_people_units_decades_and_what_is_not_so(question: str, expected: tuple[
     assert not ask.doubts
 
 
+def test_people_are_compared_by_age_even_when_another_column_is_named() -> None:
+    assert conditions(one("Mean stay of patients over 60", WARD)) == [("Age", ">", 60.0)]
+
+
+def test_a_mean_of_counts_is_not_passed_over() -> None:
+    assert "not computed" in one("How many patients per diagnosis on average?", WARD).doubts[0]
+
+
+def test_rows_with_a_number_of_their_own_are_ranked_by_it() -> None:
+    orders = Source("orders", 50, (number("order_id", 50), Column("order_date", "DATE", "date", distinct=40), number("price", kind="DOUBLE")))
+    ask = one("Show me the 5 cheapest orders", orders)
+    assert (names(ask.groups), names(ask.measures), ask.functions, ask.limit, ask.is_ascending) == (["order_id"], ["price"], ("value",), 5, True)
+
+
 def test_the_sexes_are_compared() -> None:
     ask = one("Difference between the mean age of men and women", WARD)
     assert (names(ask.groups), ask.functions, names(ask.measures)) == (["Sex"], ("mean",), ["Age"])
@@ -232,6 +246,8 @@ def test_yes_and_no_are_compared() -> None:
     [
         ("from 2021 to 2023", "2021-01-01", "2024-01-01"),
         ("between March 3rd, 2024 and 9 April 2024", "2024-03-03", "2024-04-10"),
+        ("in the third quarter of 2023", "2023-07-01", "2023-10-01"),
+        ("in the second half of 2023", "2023-07-01", "2024-01-01"),
         ("until 2024-12", "", "2025-01-01"),
         ("on 2024-02-29", "2024-02-29", "2024-03-01"),
         ("in January and February 2024", "2024-01-01", "2024-03-01"),

@@ -165,3 +165,8 @@ async def test_what_matters_is_asked_of_every_file_once() -> None:
 
 async def test_a_search_in_documents_is_not_given_to_a_table() -> None:
     assert shape(await plan("What does our travel policy say about trains?", "trips.csv")) == [("research", ())]
+
+
+def test_a_total_is_a_noun_unless_it_has_an_article() -> None:
+    assert len(split_goal("Total quantity and average price by category")[1]) == 1
+    assert len(split_goal("Read the table and average the prices")[1]) == 2
