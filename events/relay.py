@@ -36,7 +36,7 @@ from crewlog.schemas.run_events import RunSubmitted
 BATCH: Final = 256
 POLL_S: Final = 5.0
 """How long to wait for a poke before looking all the same, in seconds."""
-LINGER_S: Final = 0.05
+LINGER_S: Final = 0.1
 """Pause after a batch that emptied the log: under load events are then published by the dozen, which costs a fraction of one by one."""
 CONFIRM_TIMEOUT_S: Final = 10.0
 RETRY_FIRST_S: Final = 0.1

@@ -16,7 +16,7 @@ from crewlog.schemas.subjects import POKE
 
 PAGE_EVENTS_MAX: Final = 2_000
 """Most events in one transaction."""
-GATHER_S: Final = 0.05
+GATHER_S: Final = 0.1
 """How long after a poke the log is read, in seconds: rows that change several times meanwhile are written once."""
 POLL_S: Final = 5.0
 """How often the log is read without a poke, in seconds."""
