@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from crewlog.events.child_launch import spawn
 from crewlog.schemas.errors import OrchestrationError
 
 Killed = Literal["timeout", "memory", "output"]
@@ -116,7 +117,7 @@ async def run_child(
     spec = _spec(argv, cwd=cwd, limits=limits, env=env, isolation=isolation, readable=readable, writable=writable or cwd) | {"status": write_end}
     try:
         try:
-            launcher = await asyncio.create_subprocess_exec(
+            launcher = await spawn(
                 *(sys.executable, "-I", "-S", str(LAUNCHER), json.dumps(spec)),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,

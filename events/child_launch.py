@@ -8,13 +8,16 @@ in a process that may have threads.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import signal
 import sys
+from asyncio.subprocess import Process
 from collections.abc import Sequence
 from pathlib import Path
 from pwd import struct_passwd
-from typing import Final
+from typing import Any, Final
 
 _LAUNCH: Final = """
 import ctypes, os, sys
@@ -44,3 +47,20 @@ def launch_command(command: Sequence[str | Path], *, user: struct_passwd | None 
     """
     ids = (user.pw_uid, user.pw_gid) if user else (-1, -1)
     return [sys.executable, "-I", "-S", "-c", _LAUNCH, *map(str, (*ids, int(signal_number), os.getpid(), *command))]
+
+
+async def spawn(*command: str | Path, **options: Any) -> Process:
+    """Start a child as `asyncio.create_subprocess_exec` does, and survive being cancelled meanwhile.
+
+    There, a cancellation between the fork and the connection of the pipes can wait for ever for an end that is never told. Here the
+    start always comes to its end, and a child that nobody wants any more is killed.
+    """
+    starting = asyncio.ensure_future(asyncio.create_subprocess_exec(*command, **options))
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        process = await starting
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.communicate()
+        raise

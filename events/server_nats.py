@@ -21,7 +21,7 @@ from urllib.parse import quote
 import msgspec
 
 from crewlog.events import jetstream
-from crewlog.events.child_launch import launch_command
+from crewlog.events.child_launch import launch_command, spawn
 from crewlog.events.nats_permissions import permissions
 from crewlog.schemas.errors import ConfigError, Unavailable
 
@@ -82,9 +82,7 @@ class NatsServer:
         with self._log.open("ab") as log:
             logged = log.tell()
             # the standard streams only get what cannot go to the log file: faults in the configuration, a crash
-            self._process = await asyncio.create_subprocess_exec(
-                *launch_command([binary, "-c", config]), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._directory
-            )
+            self._process = await spawn(*launch_command([binary, "-c", config]), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._directory)
         try:
             async with asyncio.timeout(START_S):
                 await self._until_ready(self._process)

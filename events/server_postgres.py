@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from crewlog.events.child_launch import launch_command
+from crewlog.events.child_launch import launch_command, spawn
 from crewlog.events.credentials import ADMIN, DATABASE
 from crewlog.schemas.errors import ConfigError, Unavailable
 
@@ -168,9 +168,7 @@ class PostgresServer:
         )
         with self._log.open("ab") as log:
             logged = log.tell()
-            self._process = process = await asyncio.create_subprocess_exec(
-                *command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", env=_environment()
-            )
+            self._process = process = await spawn(*command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", env=_environment())
         while process.returncode is None:
             if self._is_ready(process.pid):
                 return None
@@ -187,7 +185,7 @@ class PostgresServer:
 
     async def _run(self, *command: str | Path) -> tuple[int, str]:
         launched = launch_command(command, user=self._user, signal_number=signal.SIGKILL)
-        process = await asyncio.create_subprocess_exec(
+        process = await spawn(
             *launched, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, cwd="/", env=_environment()
         )
         output, _ = await process.communicate()

@@ -148,13 +148,14 @@ class Supervisor:
 
     async def _unless_stopped(self, start: Any) -> None:
         starting, stopping = asyncio.ensure_future(start), asyncio.ensure_future(self._stop.wait())
-        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if not starting.done():
+        try:
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+        finally:  # also when we are cancelled: nothing may go on being started while everything is stopped
+            stopping.cancel()
             starting.cancel()
-            await asyncio.wait({starting})
-        elif error := starting.exception():
-            raise error
+            await asyncio.wait({starting, stopping})
 
     async def _start(self) -> None:
         self._servers = Servers(self._config, self._home, say=self._on_phase)

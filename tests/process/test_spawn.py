@@ -1,0 +1,33 @@
+"""Starting a child may be cancelled at any moment: it neither hangs nor leaves the child behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import pytest
+from support.reaper import descendants
+
+from crewlog.events.child_launch import spawn
+
+QUIET = asyncio.subprocess.DEVNULL
+
+
+@pytest.mark.parametrize("output", [QUIET, asyncio.subprocess.PIPE])
+@pytest.mark.parametrize("turns", range(8))
+async def test_a_start_that_is_cancelled_after_so_many_turns_of_the_loop_ends(turns: int, output: int) -> None:
+    before = set(descendants(os.getpid()))
+    starting = asyncio.create_task(spawn("sleep", "60", stdin=QUIET, stdout=output))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    starting.cancel()
+    async with asyncio.timeout(10):
+        try:
+            process = await starting
+        except asyncio.CancelledError:
+            pass
+        else:
+            process.kill()
+            await process.wait()
+        while set(descendants(os.getpid())) - before:  # noqa: ASYNC110 — nobody waits for it any more
+            await asyncio.sleep(0.01)
