@@ -59,13 +59,15 @@ async def agents(sturdy: LiveCrew, gate: Gate) -> AsyncIterator[GatedAgents]:
 
 
 async def kill(client: Client, *names: str) -> None:
-    """Kill processes of the crew, all at the same moment; one that is not up yet since it was killed last is waited for."""
+    """Kill processes of the crew, all at the same moment, and wait until that was noticed; one that is not up yet again is waited for."""
     async with asyncio.timeout(30):
         while not all(pids := [p.pid for p in await client.processes() if p.name in names]):  # noqa: ASYNC110 — the supervisor sends no signal
             await asyncio.sleep(0.02)
-    assert len(pids) == len(names)
-    for pid in pids:
-        os.kill(pid or 0, signal.SIGKILL)
+        assert len(pids) == len(names)
+        for pid in pids:
+            os.kill(pid or 0, signal.SIGKILL)
+        while not {p.pid for p in await client.processes()}.isdisjoint(pids):  # noqa: ASYNC110 — likewise
+            await asyncio.sleep(0.02)
 
 
 def plan(**steps: str) -> Plan:
