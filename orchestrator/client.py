@@ -143,7 +143,7 @@ class Client:
         for wait_s in VIEWS_FOLLOW_WITHIN_S:
             await asyncio.sleep(wait_s)
             with suppress(NotFound):  # the views may not have heard of a run that was quick
-                run = await self.run(run_id)
+                run = await self._read().run(str(run_id))
                 if run.finished_at is not None:
                     return run
         raise Unavailable(f"run {run_id} has ended, but the views do not show it: is a projector running?")
@@ -190,7 +190,18 @@ class Client:
         Raises:
             NotFound: no run, or several.
         """
-        return await self._read().run(LAST if run_id in NEWEST else str(run_id))
+        name = LAST if run_id in NEWEST else str(run_id)
+        with suppress(NotFound):
+            return await self._read().run(name)
+        for wait_s in VIEWS_FOLLOW_WITHIN_S:  # it may be so new that the views have not heard of it
+            behind = any(view.waiting_since is not None for view in await self.lag())
+            try:
+                return await self._read().run(name)
+            except NotFound as error:
+                if error.candidates or not behind:
+                    raise
+            await asyncio.sleep(wait_s)
+        return await self._read().run(name)
 
     async def find_run(self, name: str) -> RunId:
         """Return the id of the run that `name` means: an id, the first characters of one, `@last` or `-`."""
