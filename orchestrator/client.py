@@ -190,18 +190,7 @@ class Client:
         Raises:
             NotFound: no run, or several.
         """
-        name = LAST if run_id in NEWEST else str(run_id)
-        with suppress(NotFound):
-            return await self._read().run(name)
-        for wait_s in VIEWS_FOLLOW_WITHIN_S:  # it may be so new that the views have not heard of it
-            behind = any(view.waiting_since is not None for view in await self.lag())
-            try:
-                return await self._read().run(name)
-            except NotFound as error:
-                if error.candidates or not behind:
-                    raise
-            await asyncio.sleep(wait_s)
-        return await self._read().run(name)
+        return await _run_once_known(self._read(), LAST if run_id in NEWEST else str(run_id))
 
     async def find_run(self, name: str) -> RunId:
         """Return the id of the run that `name` means: an id, the first characters of one, `@last` or `-`."""
@@ -378,6 +367,21 @@ class Client:
         data = body.model_dump_json().encode() if isinstance(body, AgentTask) else msgspec.json.encode(body)
         reply = await self._bus.request(subjects.api(self._config.tenant, noun, verb), data, timeout_s=REQUEST_TIMEOUT_S)
         return _accepted(json.loads(reply.data))
+
+
+async def _run_once_known(views: Queries, name: str) -> RunView:
+    """Find a run; one that is so new that the views have not heard of it is waited for."""
+    with suppress(NotFound):
+        return await views.run(name)
+    for wait_s in VIEWS_FOLLOW_WITHIN_S:
+        behind = any(view.waiting_since is not None for view in await views.lag())
+        try:
+            return await views.run(name)
+        except NotFound as error:
+            if error.candidates or not behind:
+                raise
+        await asyncio.sleep(wait_s)
+    return await views.run(name)
 
 
 def _accepted(answer: dict[str, Any]) -> dict[str, Any]:
