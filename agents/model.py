@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, Protocol, runtime_checkable
 
 from crewlog.schemas.blocks import ModelReply, ModelRequest
 from crewlog.schemas.errors import OrchestrationError
+from crewlog.schemas.usage import Usage
 from crewlog.schemas.values import Failure
 
 ErrorKind = Literal[
@@ -31,21 +33,47 @@ class ModelError(OrchestrationError):
 
     code = "model"
 
-    def __init__(self, kind: ErrorKind, message: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        kind: ErrorKind,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        status: int | None = None,
+        request_id: str = "",
+        usage: Usage | None = None,
+    ) -> None:
+        """Describe the failure.
+
+        Args:
+            retry_after_s: how long the provider asks to wait, in seconds; None when it does not say.
+            status: HTTP status of the answer; None when there was none.
+            request_id: the provider's name for the call; empty when it gave none.
+            usage: what was used, and is billed, although the call failed; None when nothing is known of it.
+        """
         super().__init__(f"{kind}: {message}")
         self.kind, self.message, self.retry_after_s = kind, message, retry_after_s
+        self.status, self.request_id, self.usage = status, request_id, usage
 
     def failure(self) -> Failure:
         """Return this error as data for an event."""
         return Failure(f"model_{self.kind}", self.message, self.kind in RETRYABLE, self.retry_after_s)
 
 
+OnText = Callable[[str], None]
+"""Takes the next piece of text while an answer is being written. For eyes only: the answer is what `complete` returns. Must not block."""
+
+
 class Model(Protocol):
     """One model of one provider."""
 
     @property
+    def wire(self) -> str:
+        """The protocol spoken: `anthropic.messages`, `openai.responses`, `openai.chat`, `gemini.generate_content` or `offline`."""
+
+    @property
     def provider(self) -> str:
-        """`offline`, `anthropic` …"""
+        """`offline`, `anthropic`, `openai`, `google`, or the name configured for a server of one's own."""
 
     @property
     def name(self) -> str:
@@ -55,8 +83,12 @@ class Model(Protocol):
     def simulated(self) -> bool:
         """True for the offline provider: its wording must be labelled wherever a person could mistake it."""
 
-    async def complete(self, request: ModelRequest, *, timeout_s: float) -> ModelReply:
+    async def complete(self, request: ModelRequest, *, timeout_s: float, on_text: OnText | None = None) -> ModelReply:
         """Ask once. No retries in here.
+
+        Args:
+            timeout_s: longest time the whole call may take, in seconds.
+            on_text: given, the answer is streamed and its text passed on as it comes.
 
         Raises:
             ModelError: with the kind that decides between retry, fallback and failure.

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from crewlog.agents.model import ErrorKind, ModelError
+from crewlog.agents.model import ErrorKind, ModelError, OnText
 from crewlog.schemas.blocks import Message, ModelReply, ModelRequest, StopReason, Text, ToolResult, ToolUse
 from crewlog.schemas.text import shorten
 from crewlog.schemas.usage import Usage
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _STOPS: Final[Mapping[str, StopReason]] = {
     "end_turn": "end_turn",
+    "pause_turn": "pause",
     "stop_sequence": "end_turn",
     "tool_use": "tool_use",
     "max_tokens": "max_tokens",
@@ -53,6 +54,7 @@ class AnthropicModel:
         base_url: address of the API without `/v1`; None for the SDK's default (or `ANTHROPIC_BASE_URL`).
     """
 
+    wire = "anthropic.messages"
     provider = "anthropic"
     simulated = False
 
@@ -61,7 +63,7 @@ class AnthropicModel:
         self._api_key, self._base_url = api_key, base_url
         self._client: anthropic.AsyncAnthropic | None = None
 
-    async def complete(self, request: ModelRequest, *, timeout_s: float) -> ModelReply:
+    async def complete(self, request: ModelRequest, *, timeout_s: float, on_text: OnText | None = None) -> ModelReply:  # noqa: ARG002
         """Ask once.
 
         Raises:

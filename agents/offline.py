@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Literal, get_args
 
+from crewlog.agents.model import OnText
 from crewlog.agents.offline_answer import synthesise
 from crewlog.agents.offline_code import repair
 from crewlog.agents.offline_communicate import communicate
@@ -48,6 +49,7 @@ class OfflineModel:
         fault: a misbehaviour, by configuration only; empty for none.
     """
 
+    wire = "offline"
     provider = "offline"
     simulated = True
 
@@ -55,7 +57,7 @@ class OfflineModel:
         self.name = f"{RULES}:{fault}" if fault else RULES
         self._fault = fault
 
-    async def complete(self, request: ModelRequest, *, timeout_s: float) -> ModelReply:  # noqa: ARG002  (the port's; nothing is waited for here)
+    async def complete(self, request: ModelRequest, *, timeout_s: float, on_text: OnText | None = None) -> ModelReply:  # noqa: ARG002  (the port's; nothing is waited for here)
         """Answer by rules."""
         talk = read_conversation(request)
         if self._fault == "refuse" and talk.turns == 0:

@@ -11,6 +11,7 @@ import sys
 from pydantic import BaseModel
 
 from crewlog.agents import AgentSpec, ToolContext, ToolOutput, ToolSpec
+from crewlog.agents.model import OnText
 from crewlog.agents.process import run_worker
 from crewlog.events.config import load
 from crewlog.schemas.blocks import ModelReply, ModelRequest, ToolUse
@@ -32,9 +33,9 @@ async def note(_: ToolContext, args: Note) -> ToolOutput:
 class InstantModel:
     """Answers at once and always the same: what is measured is crewlog."""
 
-    provider, name, simulated = "offline", "instant-1", True
+    wire, provider, name, simulated = "offline", "offline", "instant-1", True
 
-    async def complete(self, request: ModelRequest, *, timeout_s: float) -> ModelReply:  # noqa: ARG002
+    async def complete(self, request: ModelRequest, *, timeout_s: float, on_text: OnText | None = None) -> ModelReply:  # noqa: ARG002
         arguments = '{"text":"' + "x" * 300 + '"}'
         return ModelReply((ToolUse("call", "note", arguments),), "tool_use", Usage(100, 20), self.name)
 

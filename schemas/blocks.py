@@ -40,11 +40,28 @@ class ToolResult(msgspec.Struct, frozen=True, tag="tool_result"):
 Block = Text | ToolUse | ToolResult
 
 
-class Message(msgspec.Struct, frozen=True):
-    """One turn of the conversation. Tool results travel in user messages."""
+class Native(msgspec.Struct, frozen=True):
+    """An assistant message as its provider wrote it: `items` is the JSON list of the provider's own items, in order and unchanged.
+
+    It holds what the neutral blocks cannot say (signatures, encrypted reasoning, item ids), and is sent back only to the same model
+    over the same wire.
+    """
+
+    wire: str
+    model: str
+    items: msgspec.Raw
+
+
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One turn of the conversation. Tool results travel in user messages.
+
+    Fields with a default are left out of the canonical bytes while they hold it, so that requests recorded before keep their hash.
+    """
 
     role: Literal["user", "assistant"]
     content: tuple[Block, ...]
+    native: Native | None = None
+    """Of an assistant message: what the provider itself wrote, when the next call goes to the same model over the same wire."""
 
 
 class ToolDef(msgspec.Struct, frozen=True):
@@ -55,14 +72,25 @@ class ToolDef(msgspec.Struct, frozen=True):
     parameters: dict[str, Any]
 
 
-class ModelRequest(msgspec.Struct, frozen=True):
-    """Everything a model sees in one call."""
+class OutputFormat(msgspec.Struct, frozen=True):
+    """The answer must be one JSON value that satisfies `schema`, a JSON Schema of an object."""
+
+    name: str
+    schema: dict[str, Any]
+
+
+class ModelRequest(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Everything a model sees in one call. Fields with a default are left out of the canonical bytes while they hold it."""
 
     model: str
     system: str
     tools: tuple[ToolDef, ...]
     messages: tuple[Message, ...]
     max_tokens: int
+    output: OutputFormat | None = None
+    """Set for a structured answer; no tool may be called then."""
+    effort: str = ""
+    """How hard to think, in the provider's words; empty leaves it to the provider."""
 
     def canonical(self) -> bytes:
         """Return the bytes whose hash names this request: JSON with sorted keys."""
@@ -73,7 +101,8 @@ class ModelRequest(msgspec.Struct, frozen=True):
         return content_hash(self.canonical())
 
 
-StopReason = Literal["end_turn", "tool_use", "max_tokens", "refusal"]
+StopReason = Literal["end_turn", "tool_use", "max_tokens", "refusal", "pause"]
+"""`pause`: the provider wants to be called again with what it has said so far."""
 
 
 class ModelReply(msgspec.Struct, frozen=True):
@@ -86,3 +115,9 @@ class ModelReply(msgspec.Struct, frozen=True):
     """The model that really answered, as the provider names it."""
     raw: bytes = b""
     """The provider's own response body, for audits; empty for the offline provider."""
+    native: Native | None = None
+    """The assistant message as the provider wrote it, to be sent back unchanged; None for the offline provider."""
+    thinking: str = ""
+    """Readable reasoning, kept apart from the answer; empty when the provider shows none."""
+    request_id: str = ""
+    """The provider's name for this call, for its support."""

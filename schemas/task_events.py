@@ -20,12 +20,15 @@ Effect = Literal["read", "idempotent", "compensable", "irreversible"]
 
 
 class TaskEvent(msgspec.Struct, frozen=True):
-    """Base of all task events; carries the schema version of its subclass."""
+    """Base of all task events; carries the schema version of its subclass.
+
+    Classes that got fields after their first release leave defaults out, so that what was stored before and what is stored now look alike.
+    """
 
     schema_version: ClassVar[int] = 1
 
 
-class TaskOpened(TaskEvent, frozen=True):
+class TaskOpened(TaskEvent, frozen=True, omit_defaults=True):
     """By the orchestrator: the task exists. `task` is the AgentTask as sent to the agent, as JSON."""
 
     kind: str
@@ -34,7 +37,7 @@ class TaskOpened(TaskEvent, frozen=True):
     task: msgspec.Raw
 
 
-class TaskStarted(TaskEvent, frozen=True):
+class TaskStarted(TaskEvent, frozen=True, omit_defaults=True):
     """A worker took the task, for the first time or again.
 
     `setup` is the JSON of what is the same for all tasks of this agent version (system text, tools with their rules), `opening`
@@ -52,7 +55,7 @@ class TaskStarted(TaskEvent, frozen=True):
     taken_over_from: str = ""
 
 
-class ModelCallStarted(TaskEvent, frozen=True):
+class ModelCallStarted(TaskEvent, frozen=True, omit_defaults=True):
     """A model is about to be asked. `request_hash` names the exact request; a replay rebuilds it and compares."""
 
     call_id: str
@@ -71,7 +74,7 @@ class ToolCall(msgspec.Struct, frozen=True):
     arguments: Payload
 
 
-class ModelCallFinished(TaskEvent, frozen=True):
+class ModelCallFinished(TaskEvent, frozen=True, omit_defaults=True):
     """The model answered."""
 
     call_id: str
@@ -86,9 +89,17 @@ class ModelCallFinished(TaskEvent, frozen=True):
     simulated: bool
     latency_ms: int
     raw: Hash | None = None
+    wire: str = ""
+    """The protocol the model was asked over."""
+    native: Payload | None = None
+    """The assistant message as the provider wrote it: JSON of its items, see `blocks.Native`."""
+    thinking: Payload | None = None
+    """Readable reasoning: kept apart from `text`, never part of an outcome."""
+    request_id: str = ""
+    """The provider's name for the call."""
 
 
-class ModelCallFailed(TaskEvent, frozen=True):
+class ModelCallFailed(TaskEvent, frozen=True, omit_defaults=True):
     """One call to one provider failed; the price covers what was billed all the same."""
 
     call_id: str
@@ -100,7 +111,7 @@ class ModelCallFailed(TaskEvent, frozen=True):
     price: Price = Price(0, "offline")
 
 
-class ToolStarted(TaskEvent, frozen=True):
+class ToolStarted(TaskEvent, frozen=True, omit_defaults=True):
     """Intent: this tool call was validated and authorised and is about to run. Durable before the effect."""
 
     call_id: str

@@ -13,6 +13,7 @@ import re
 from pydantic import BaseModel
 
 from crewlog.agents import AgentSpec, ToolContext, ToolOutput, ToolSpec
+from crewlog.agents.model import OnText
 from crewlog.agents.process import run_worker
 from crewlog.events.config import load
 from crewlog.orchestrator.endpoints import with_login
@@ -31,9 +32,9 @@ class Nothing(BaseModel):
 class Script:
     """A model that calls the tools the objective names, one each turn."""
 
-    provider, name, simulated = "offline", "script-1", True
+    wire, provider, name, simulated = "offline", "offline", "script-1", True
 
-    async def complete(self, request: ModelRequest, *, timeout_s: float) -> ModelReply:
+    async def complete(self, request: ModelRequest, *, timeout_s: float, on_text: OnText | None = None) -> ModelReply:
         opening = request.messages[0].content[0]
         assert isinstance(opening, Text)
         found = re.search(r'"objective":"([a-z_ ]+)"', opening.text)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict
 
-from crewlog.agents.model import ModelError
+from crewlog.agents.model import ModelError, OnText
 from crewlog.agents.spec import AgentSpec, ToolContext, ToolFailed, ToolOutput, ToolSpec
 from crewlog.schemas.blocks import ModelReply, ModelRequest, Text, ToolUse
 from crewlog.schemas.task_events import Effect
@@ -35,11 +35,12 @@ class ScriptedModel:
 
     lines: list[Line]
     requests: list[ModelRequest] = field(default_factory=list)
+    wire: str = "offline"
     provider: str = "offline"
     name: str = "script-1"
     simulated: bool = True
 
-    async def complete(self, request: ModelRequest, *, timeout_s: float) -> ModelReply:
+    async def complete(self, request: ModelRequest, *, timeout_s: float, on_text: OnText | None = None) -> ModelReply:
         self.requests.append(request)
         line = self.lines[len(self.requests) - 1]
         if isinstance(line, ModelError):

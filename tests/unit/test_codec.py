@@ -15,20 +15,19 @@ from crewlog.schemas.task_events import NOTICED_TYPES, TERMINAL_TYPES
 GOLDEN = Path(__file__).parent.parent / "golden" / "events.jsonl"
 
 
-def golden() -> dict[tuple[str, int], bytes]:
-    """Read the golden lines: type, schema version and the exact JSON, separated by tabs."""
+def golden() -> list[tuple[str, int, bytes]]:
+    """Read the golden lines: type, schema version and the exact JSON, separated by tabs. A type that got new fields has one more line."""
     rows = (line.split(b"\t") for line in GOLDEN.read_bytes().splitlines())
-    return {(name.decode(), int(version)): data for name, version, data in rows}
+    return [(name.decode(), int(version), data) for name, version, data in rows]
 
 
 def test_every_type_and_version_has_golden_bytes() -> None:
     wanted = {(name, version) for name, cls in EVENT_TYPES.items() for version in range(1, cls.schema_version + 1)}
-    assert set(golden()) == wanted, "add a line to tests/golden/events.jsonl for a new type or version; never change one that is there"
+    assert {(name, version) for name, version, _ in golden()} == wanted, "add a line to tests/golden/events.jsonl for a new type or version; never change one that is there"
 
 
-@pytest.mark.parametrize(("name", "version"), sorted(golden()))
-def test_golden_bytes_decode_and_the_current_version_encodes_to_the_same_bytes(name: str, version: int) -> None:
-    data = golden()[name, version]
+@pytest.mark.parametrize(("name", "version", "data"), golden())
+def test_golden_bytes_decode_and_the_current_version_encodes_to_the_same_bytes(name: str, version: int, data: bytes) -> None:
     event = decode(name, version, data)
     assert not isinstance(event, Unknown)
     assert type_name(event) == name
@@ -61,4 +60,4 @@ def test_type_sets_name_existing_types() -> None:
 
 
 def test_golden_lines_are_json_objects() -> None:
-    assert all(isinstance(json.loads(data), dict) for data in golden().values())
+    assert all(isinstance(json.loads(data), dict) for _, _, data in golden())
