@@ -23,7 +23,8 @@ def golden() -> list[tuple[str, int, bytes]]:
 
 def test_every_type_and_version_has_golden_bytes() -> None:
     wanted = {(name, version) for name, cls in EVENT_TYPES.items() for version in range(1, cls.schema_version + 1)}
-    assert {(name, version) for name, version, _ in golden()} == wanted, "add a line to tests/golden/events.jsonl for a new type or version; never change one that is there"
+    found = {(name, version) for name, version, _ in golden()}
+    assert found == wanted, "add a line to tests/golden/events.jsonl for a new type or version; never change one that is there"
 
 
 @pytest.mark.parametrize(("name", "version", "data"), golden())
