@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from crewlog.agents.setup import Setup
-from crewlog.agents.turn import Exchange, TaskState
+from crewlog.agents.task_state import Exchange, TaskState
 from crewlog.schemas.blocks import Message, ModelRequest, Text, ToolResult, ToolUse
 from crewlog.schemas.payload import Payload
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from crewlog.agents.turn import TaskState, evolve
+from crewlog.agents.task_state import TaskState, evolve
 from crewlog.events import faults
 from crewlog.events.clock import Clock
 from crewlog.events.store import Appended, AppendRequest, EventStore, Write

@@ -13,8 +13,9 @@ import msgspec
 
 from crewlog.agents.conversation import build_request
 from crewlog.agents.setup import Setup
+from crewlog.agents.task_state import Call, TaskState, evolve, initial_state
 from crewlog.agents.tool_runner import REPEATABLE
-from crewlog.agents.turn import AskModel, Call, Fail, Finish, RunCalls, TaskState, approval_of, digest_of, evolve, initial_state, next_step
+from crewlog.agents.turn import AskModel, Fail, Finish, RunCalls, approval_of, digest_of, next_step
 from crewlog.events.store import Recorded
 from crewlog.schemas.divergence import Divergence
 from crewlog.schemas.ids import RunId, TaskId, idempotency_key

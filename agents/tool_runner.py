@@ -11,7 +11,8 @@ from pydantic import BaseModel, ValidationError
 
 from crewlog.agents.setup import Setup, SetupTool
 from crewlog.agents.spec import ToolContext, ToolFailed, ToolOutput, ToolSpec
-from crewlog.agents.turn import Call, TaskState, approval_of, digest_of
+from crewlog.agents.task_state import Call, TaskState
+from crewlog.agents.turn import approval_of, digest_of
 from crewlog.events import faults
 from crewlog.events.clock import Clock
 from crewlog.schemas.errors import ConflictError, OrchestrationError, Unavailable

@@ -15,8 +15,9 @@ from crewlog.agents.model import Model, ModelError
 from crewlog.agents.prices import price
 from crewlog.agents.setup import Setup, make_setup, opening_message
 from crewlog.agents.spec import AgentSpec, ToolContext, ToolOutput, ToolSpec
+from crewlog.agents.task_state import Call
 from crewlog.agents.tool_runner import Ask, Ran, Refuse, Run, judge, run_tool
-from crewlog.agents.turn import AskModel, Call, Done, Fail, Finish, RunCalls, Start, Step, Wait, next_step
+from crewlog.agents.turn import AskModel, Done, Fail, Finish, RunCalls, Start, Step, Wait, next_step
 from crewlog.events.artifacts import ArtifactStore
 from crewlog.events.clock import Clock
 from crewlog.schemas.blocks import ModelReply, ToolUse

@@ -16,7 +16,7 @@ import msgspec
 
 from crewlog.agents.journal import Journal
 from crewlog.agents.spec import ToolSpec
-from crewlog.agents.turn import TaskState, evolve, initial_state, opened_state
+from crewlog.agents.task_state import TaskState, evolve, initial_state, opened_state
 from crewlog.agents.work import Workshop, work
 from crewlog.events import faults
 from crewlog.events.bus import Bus, Consuming, Delivery, Message, Subscription

@@ -25,7 +25,7 @@ from measure import machine
 from crewlog.agents.conversation import build_request
 from crewlog.agents.rederive import replay_task
 from crewlog.agents.setup import Setup, SetupTool, opening_message
-from crewlog.agents.turn import TaskState, evolve, initial_state
+from crewlog.agents.task_state import TaskState, evolve, initial_state
 from crewlog.events.clock import SystemClock
 from crewlog.events.memory import settle_memory
 from crewlog.events.migrate import ensure_database, migrate

@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from crewlog.agents.setup import Setup, SetupTool
-from crewlog.agents.turn import AskModel, Done, Fail, Finish, RunCalls, Start, Step, TaskState, Wait, approval_of, digest_of, evolve, initial_state, next_step
+from crewlog.agents.task_state import TaskState, evolve, initial_state
+from crewlog.agents.turn import AskModel, Done, Fail, Finish, RunCalls, Start, Step, Wait, approval_of, digest_of, next_step
 from crewlog.schemas.blocks import ToolDef
 from crewlog.schemas.ids import ApprovalId, Hash
 from crewlog.schemas.payload import EMPTY, pack
