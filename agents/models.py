@@ -1,10 +1,17 @@
-"""Which model each kind uses: reads `Config.models` and builds the adapter for a kind."""
+"""Which models each role uses: reads `Config.models` and builds the chain of a role, in order of preference.
+
+    CREWLOG_MODELS = entry, entry, …       entry = [ROLE =] link > link > …       link = PROVIDER:MODEL[@URL] | offline
+
+A role is an agent kind, or one of the planner's tasks (`router`, `critic`, `synthesis`), which use the planner's chain unless they have
+their own. An entry without a role is for all roles that have none.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
+from urllib.parse import urlsplit
 
 from crewlog.agents.model import Model
 from crewlog.events.config import Config
@@ -12,72 +19,160 @@ from crewlog.schemas.errors import ConfigError
 from crewlog.schemas.ids import TOKEN
 
 DEFAULT: Final = "*"
-"""Key of the choice for every kind that has none of its own."""
-PROVIDERS: Final = ("anthropic", "offline")
-_SYNTAX: Final = "write CREWLOG_MODELS as `offline`, `anthropic:<model>`, or per kind: `planner=anthropic:<model>,research=offline`"
+"""Key of the chain for every role that has none of its own."""
+PLANNERS_TASKS: Final = ("router", "critic", "synthesis")
+"""Roles that are tasks of the planner, and use its chain unless they have their own."""
+OFFLINE: Final = "offline"
+LINKS_MAX: Final = 8
+_SYNTAX: Final = (
+    "write CREWLOG_MODELS as `offline`, `anthropic:<model>`, a chain `anthropic:<model> > offline`, "
+    "or per kind: `planner=anthropic:<model>, research=offline`"
+)
 
 
 class ModelChoice(NamedTuple):
-    """A provider and one of its models. For `offline` the model is empty, or names a fault to play."""
+    """One link of a chain: a provider and one of its models. For `offline` the model is empty, or names a fault to play."""
 
     provider: str
     model: str = ""
+    base_url: str = ""
+    """Where the provider's API is served; empty for the provider's own address."""
 
     def __str__(self) -> str:
-        return f"{self.provider}:{self.model}" if self.model else self.provider
+        return f"{self.provider}{':' if self.model else ''}{self.model}{'@' if self.base_url else ''}{self.base_url}"
 
 
-def parse_models(spec: str) -> Mapping[str, ModelChoice]:
-    """Read a model setting: kind -> choice, with `DEFAULT` for all others; without a default of its own that is `offline`.
+Chain = tuple[ModelChoice, ...]
+
+
+def parse_models(spec: str) -> Mapping[str, Chain]:
+    """Read a model setting: role -> chain, with `DEFAULT` for all others; without a default of its own that is `offline`.
 
     Raises:
         ConfigError: naming the entry that cannot be understood, and the providers there are.
     """
-    choices: dict[str, ModelChoice] = {}
+    chains: dict[str, Chain] = {}
     for entry in re.split(r"\s*,\s*", spec.strip()):
-        kind, equals, text = entry.rpartition("=")
-        kind = kind.strip() if equals else DEFAULT
-        if equals and not TOKEN.fullmatch(kind):
-            raise ConfigError(f"models: {entry!r} names no agent kind before '='", hint=_SYNTAX)
-        if kind in choices:
-            raise ConfigError(
-                f"models: {'the default' if kind == DEFAULT else f'kind {kind!r}'} is set twice, to {choices[kind]} and {text.strip()}", hint=_SYNTAX
-            )
-        choices[kind] = _choice(text.strip(), entry)
-    return {DEFAULT: ModelChoice("offline"), **choices}
+        role, text = _split_role(entry)
+        if role in chains:
+            what = "the default" if role == DEFAULT else f"kind {role!r}"
+            raise ConfigError(f"models: {what} is set twice, to {show_chain(chains[role])} and {text}", hint=_SYNTAX)
+        chains[role] = _chain(text, entry)
+    return {DEFAULT: (ModelChoice(OFFLINE),), **chains}
 
 
-def _choice(text: str, entry: str) -> ModelChoice:
-    provider, _, model = text.partition(":")
-    if provider not in PROVIDERS:
-        raise ConfigError(f"models: unknown provider {provider!r} in {entry!r}; known providers: {', '.join(PROVIDERS)}", hint=_SYNTAX)
-    if provider == "offline":
+def chain_of(role: str, chains: Mapping[str, Chain]) -> Chain:
+    """Return the chain of a role: its own, else for the planner's tasks the planner's, else the default."""
+    order = (role, "planner", DEFAULT) if role in PLANNERS_TASKS else (role, DEFAULT)
+    return next(chains[key] for key in order if key in chains)
+
+
+def show_chain(chain: Chain) -> str:
+    """Write a chain as it stands in the setting."""
+    return " > ".join(map(str, chain))
+
+
+def _split_role(entry: str) -> tuple[str, str]:
+    role, equals, text = entry.partition("=")
+    if not equals or ":" in role:  # an equals sign behind a colon belongs to an address
+        return DEFAULT, entry.strip()
+    if not TOKEN.fullmatch(role.strip()):
+        raise ConfigError(f"models: {entry!r} names no agent kind before '='", hint=_SYNTAX)
+    return role.strip(), text.strip()
+
+
+def _chain(text: str, entry: str) -> Chain:
+    links = tuple(_link(part.strip(), entry) for part in text.split(">"))
+    if len(links) > LINKS_MAX:
+        raise ConfigError(f"models: {entry!r} has {len(links)} models; a chain has at most {LINKS_MAX}")
+    if twice := next((link for link in links if links.count(link) > 1), None):
+        raise ConfigError(f"models: {entry!r} names {twice} twice", hint="a model that failed is not asked again further down the chain")
+    if any(link.provider == OFFLINE for link in links[:-1]):
+        raise ConfigError(f"models: {entry!r} has models behind offline", hint="offline always answers: it can only be the last of a chain")
+    return links
+
+
+def _link(text: str, entry: str) -> ModelChoice:
+    provider, _, rest = text.partition(":")
+    model, base_url = _split_address(rest)
+    if provider not in _BUILDERS:
+        raise ConfigError(f"models: unknown provider {provider!r} in {entry!r}; known providers: {', '.join(_BUILDERS)}", hint=_SYNTAX)
+    if provider == OFFLINE:
         from crewlog.agents.offline import parse_fault
 
-        parse_fault(model)
-    elif not model:
+        return ModelChoice(OFFLINE, parse_fault(rest))
+    if not model:
         raise ConfigError(f"models: {entry!r} names no model", hint=f"write {provider}:<model>, with the model's id as the provider names it")
-    return ModelChoice(provider, model)
+    return ModelChoice(provider, model, base_url)
+
+
+def _split_address(text: str) -> tuple[str, str]:
+    """Split `model@http://host/path`. A model's id may hold an `@` of its own.
+
+    Raises:
+        ConfigError: the address is none, or holds a password: it would show up wherever the model's name does.
+    """
+    model, at, address = text.rpartition("@http")
+    if not at:
+        return text, ""
+    parts = urlsplit("http" + address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"models: {'http' + address!r} is no address", hint="write http://host:port/v1 or https://…")
+    if parts.username or parts.password:
+        raise ConfigError(f"models: the address of {model!r} holds a user or password", hint="put the key into CREWLOG_<PROVIDER>_API_KEY instead")
+    return model, "http" + address
+
+
+def build_chain(role: str, config: Config) -> tuple[Model, ...]:
+    """Make the models that a role uses, in order of preference.
+
+    Args:
+        role: an agent kind, or one of `PLANNERS_TASKS`.
+
+    Raises:
+        ConfigError: the setting is wrong, or keys are missing; all that are missing are named.
+    """
+    chain = chain_of(role, parse_models(config.models))
+    if lacking := missing_keys(chain, config):
+        variables = " and ".join(lacking)
+        raise ConfigError(
+            f"{role!r} uses {show_chain(chain)}, but there is no key in {variables}",
+            hint=f"set {variables} in the environment, or CREWLOG_MODELS={OFFLINE} to work without a key",
+        )
+    return tuple(_BUILDERS[link.provider](link, config) for link in chain)
 
 
 def build_model(kind: str, config: Config) -> Model:
-    """Make the model that an agent kind uses.
+    """Make the first model of the chain that an agent kind uses.
 
     Raises:
-        ConfigError: the setting is wrong, or the provider's key is missing.
+        ConfigError: the setting is wrong, or keys are missing.
     """
-    choices = parse_models(config.models)
-    choice = choices.get(kind, choices[DEFAULT])
-    if choice.provider == "offline":
-        from crewlog.agents.offline import OfflineModel, parse_fault
+    return build_chain(kind, config)[0]
 
-        return OfflineModel(fault=parse_fault(choice.model))
-    key = config.anthropic_api_key.get_secret_value().strip() if config.anthropic_api_key else ""
-    if not key:
-        raise ConfigError(
-            f"kind {kind!r} uses {choice}, but there is no key for it",
-            hint="set ANTHROPIC_API_KEY in the environment, or CREWLOG_MODELS=offline to work without a key",
-        )
+
+def missing_keys(chain: Sequence[ModelChoice], config: Config) -> tuple[str, ...]:
+    """List the environment variables of keys that a chain needs and that are not set, each once."""
+    wanted = (_KEYS[link.provider] for link in chain if link.provider in _KEYS)
+    return tuple(dict.fromkeys(variable for variable in wanted if not _key(variable, config)))
+
+
+def _key(variable: str, config: Config) -> str:
+    found = {"ANTHROPIC_API_KEY": config.anthropic_api_key}[variable]
+    return found.get_secret_value().strip() if found else ""
+
+
+def _offline(link: ModelChoice, config: Config) -> Model:  # noqa: ARG001  (all builders are called alike)
+    from crewlog.agents.offline import OfflineModel, parse_fault
+
+    return OfflineModel(fault=parse_fault(link.model))
+
+
+def _anthropic(link: ModelChoice, config: Config) -> Model:
     from crewlog.agents.model_anthropic import AnthropicModel
 
-    return AnthropicModel(choice.model, api_key=key)
+    return AnthropicModel(link.model, api_key=_key("ANTHROPIC_API_KEY", config), base_url=link.base_url or None)
+
+
+_BUILDERS: Final[Mapping[str, Callable[[ModelChoice, Config], Model]]] = {"anthropic": _anthropic, OFFLINE: _offline}
+_KEYS: Final[Mapping[str, str]] = {"anthropic": "ANTHROPIC_API_KEY"}

@@ -12,12 +12,8 @@ from support.messages_server import Canned, MessagesServer, serve_messages
 
 from crewlog.agents.model import RETRYABLE, Closable, ModelError
 from crewlog.agents.model_anthropic import AnthropicModel, retry_after_s
-from crewlog.agents.models import DEFAULT, ModelChoice, build_model, parse_models
-from crewlog.agents.offline import OfflineModel
 from crewlog.agents.prices import price
-from crewlog.events.config import load
 from crewlog.schemas.blocks import Message, ModelReply, ModelRequest, Text, ToolDef, ToolResult, ToolUse
-from crewlog.schemas.errors import ConfigError
 from crewlog.schemas.usage import Usage
 
 MODEL = "claude-haiku-5-5"
@@ -229,40 +225,3 @@ def test_prices_are_whole_micro_dollars_of_a_named_list() -> None:
     assert price("offline", "rules-1", Usage(5, 5)).cost_micro_usd == 0
     assert price("anthropic", "claude-of-tomorrow", Usage(5, 5)).cost_micro_usd is None
     assert price("anthropic", MODEL, Usage(5, 5, cache_read_tokens=50)).source == "unpriced"
-
-
-def test_models_are_read_per_kind_with_a_default() -> None:
-    assert parse_models("offline") == {DEFAULT: ModelChoice("offline")}
-    assert parse_models(f"planner=anthropic:{MODEL}, research=offline") == {
-        DEFAULT: ModelChoice("offline"),
-        "planner": ModelChoice("anthropic", MODEL),
-        "research": ModelChoice("offline"),
-    }
-    assert parse_models(f"anthropic:{MODEL},code=offline:loop")[DEFAULT] == ModelChoice("anthropic", MODEL)
-
-
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("", "unknown provider ''.*known providers: anthropic, offline"),
-        ("acme:x", "unknown provider 'acme'"),
-        ("anthropic", "names no model"),
-        ("offline,offline", "the default is set twice"),
-        ("code=offline,code=offline", "kind 'code' is set twice"),
-        ("=offline", "names no agent kind"),
-        ("offline:explode", "no fault 'explode'"),
-    ],
-)
-def test_a_wrong_model_setting_is_explained(spec: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        parse_models(spec)
-
-
-def test_a_model_is_built_for_a_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
-    config = load(models=f"anthropic:{MODEL},code=offline")
-    assert isinstance(build_model("code", config), OfflineModel)
-    with pytest.raises(ConfigError, match="set ANTHROPIC_API_KEY"):
-        build_model("data", config)
-    monkeypatch.setenv("ANTHROPIC_API_KEY", "k")
-    assert build_model("data", load(models=f"anthropic:{MODEL}")).name == MODEL
