@@ -19,8 +19,8 @@ from crewlog.agents.offline_conversation import Conversation, Turn, Want, read_c
 from crewlog.agents.offline_data import analyse
 from crewlog.agents.offline_plan import plan
 from crewlog.agents.offline_research import research
-from crewlog.agents.offline_tokens import estimate_usage
 from crewlog.agents.offline_tools import use_tools
+from crewlog.agents.tokens import estimate_usage
 from crewlog.schemas.blocks import ModelReply, ModelRequest, Text, ToolUse
 from crewlog.schemas.errors import ConfigError
 from crewlog.schemas.text import clean

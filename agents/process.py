@@ -70,6 +70,7 @@ async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | N
             artifacts=await open_artifacts(config.artifacts_url or config.home / "artifacts"),
             clock=clock,
             workspaces=config.home / "workspaces",
+            prices=config.prices,
             approval_ttl_s=config.approval_ttl_s,
         )
         worker = Worker(shop, store, bus, slots=config.slots, unavailable=missing_extras(spec))

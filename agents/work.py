@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, assert_never
 
@@ -22,6 +23,7 @@ from crewlog.events.artifacts import ArtifactStore
 from crewlog.events.clock import Clock
 from crewlog.schemas.blocks import ModelReply, ToolUse
 from crewlog.schemas.ids import Hash, RunId, TaskId, idempotency_key
+from crewlog.schemas.price_table import TokenPrices
 from crewlog.schemas.task_events import (
     ApprovalRequested,
     AttemptFailed,
@@ -52,6 +54,8 @@ class Workshop:
     artifacts: ArtifactStore
     clock: Clock
     workspaces: Path
+    prices: Mapping[str, TokenPrices] = field(default_factory=dict)
+    """The operator's own prices of models."""
     model_timeout_s: float = 300.0
     approval_ttl_s: float = 86_400.0
 
@@ -172,7 +176,14 @@ class _Stretch:
             # our own call ids: unique within the task, whatever the provider numbers its calls
             tool_calls=tuple(ToolCall(f"t{step.turn}-{n}", u.name, journal.pack(u.arguments)) for n, u in enumerate(uses, 1)),
             usage=reply.usage,
-            price=price(model.provider, reply.model, reply.usage),
+            price=price(
+                model.provider,
+                reply.model,
+                reply.usage,
+                asked=model.name,
+                at_us=self._shop.clock.now_us() - latency_ms * 1000,
+                table=self._shop.prices,
+            ),
             provider=model.provider,
             model=reply.model,
             simulated=model.simulated,

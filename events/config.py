@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal
 
 import platformdirs
 from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError, TomlConfigSettingsSource
 
 from crewlog.schemas.errors import ConfigError
+from crewlog.schemas.price_table import PriceTable
 
 
 def default_home() -> Path:
@@ -43,6 +44,11 @@ class Config(BaseSettings):
     models: str = "offline"
     """Which model each kind uses: `offline`, `anthropic:<model>`, or per kind `planner=anthropic:<model>,research=offline`;
     a name without a kind is the default for all others."""
+    prices: PriceTable = Field(default_factory=dict)
+    """What models cost that no price list knows, or that you pay otherwise: `<provider>:<model>` (`*` stands for anything) -> `input`,
+    `output`, `cache_read`, `cache_write` in USD per million tokens. They go before the list that comes with crewlog. JSON in the environment."""
+    unpriced: Literal["refuse", "allow"] = "refuse"
+    """What becomes of a call nobody knows the price of when its task may spend only so much: nobody could hold it to a limit."""
     slots: Annotated[int, Field(ge=1, le=1000)] = 4
     """Tasks one worker works on at once: models are slow, waiting is cheap."""
     shutdown_grace_s: Annotated[float, Field(ge=0)] = 10.0
@@ -88,6 +94,8 @@ def load(**given: Any) -> Config:
     """
     try:
         return Config(**given)
+    except SettingsError as error:  # a value that must be JSON and is none
+        raise ConfigError(f"configuration: {error}: it must be JSON", hint="settings are CREWLOG_<NAME> in the environment or <name> in crewlog.toml") from None
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False, include_input=False))
         raise ConfigError(f"configuration: {faults}", hint="settings are CREWLOG_<NAME> in the environment or <name> in crewlog.toml") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 
 
@@ -24,12 +26,24 @@ class Usage(msgspec.Struct, frozen=True):
         )
 
 
-class Price(msgspec.Struct, frozen=True):
+OFFLINE: Final = "offline"
+"""Price source of a call that cost nothing, because nobody outside was asked."""
+CONFIG: Final = "config"
+"""Price source of a call that is priced by the operator's own table."""
+WORST_CASE: Final = "worst case"
+"""Price source of a call nobody knows the bill of: charged with the most it can have cost."""
+UNPRICED: Final = "unpriced"
+"""Price source of a call no table has a price for."""
+
+
+class Price(msgspec.Struct, frozen=True, omit_defaults=True):
     """What one call cost and who says so. `cost_micro_usd` is None when no price is known: unpriced, never free."""
 
     cost_micro_usd: int | None
     source: str
-    """`offline` (the call cost nothing), `genai-prices <version>`, `config`, or `unpriced`."""
+    """`offline`, `genai-prices <version>`, `config`, `worst case` or `unpriced`."""
+    uncached_micro_usd: int | None = None
+    """What the same call would have cost at the same price without prompt caching; None when the cache was not touched."""
 
 
 def format_usd(micro_usd: int | None) -> str:

@@ -12,7 +12,6 @@ from support.messages_server import Canned, MessagesServer, serve_messages
 
 from crewlog.agents.model import RETRYABLE, Closable, ModelError
 from crewlog.agents.model_anthropic import AnthropicModel, retry_after_s
-from crewlog.agents.prices import price
 from crewlog.schemas.blocks import Message, ModelReply, ModelRequest, Text, ToolDef, ToolResult, ToolUse
 from crewlog.schemas.usage import Usage
 
@@ -215,13 +214,3 @@ async def test_nobody_listening_is_a_connection_error() -> None:
 
 def test_a_worker_sees_that_it_has_to_be_closed() -> None:
     assert isinstance(AnthropicModel("claude-test", api_key="k"), Closable)
-
-
-def test_prices_are_whole_micro_dollars_of_a_named_list() -> None:
-    found = price("anthropic", MODEL, Usage(1_000_000, 0))
-    assert found.cost_micro_usd is not None
-    assert found.cost_micro_usd > 0
-    assert found.source.startswith("genai-prices ")
-    assert price("offline", "rules-1", Usage(5, 5)).cost_micro_usd == 0
-    assert price("anthropic", "claude-of-tomorrow", Usage(5, 5)).cost_micro_usd is None
-    assert price("anthropic", MODEL, Usage(5, 5, cache_read_tokens=50)).source == "unpriced"

@@ -16,8 +16,8 @@ from support.toolbox import bench
 from crewlog.agents.offline import Fault, OfflineModel, parse_fault
 from crewlog.agents.offline_conversation import read_conversation, result_data
 from crewlog.agents.offline_text import EMAIL, cut_words, sentences, stem
-from crewlog.agents.offline_tokens import estimate_tokens
 from crewlog.agents.spec import AgentSpec, ToolContext, ToolFailed, ToolOutput, ToolSpec
+from crewlog.agents.tokens import estimate_tokens
 from crewlog.schemas.blocks import Message, ModelRequest, Text, ToolDef, ToolResult, ToolUse
 from crewlog.schemas.errors import ConfigError
 from crewlog.schemas.values import Outcome
