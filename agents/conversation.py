@@ -45,4 +45,5 @@ def _turn(exchange: Exchange, setup: Setup, read: ReadText) -> list[Message]:
         # an assistant message must not be empty, and the model is told why it goes on
         return [Message("assistant", tuple(said) or (Text("(no answer)"),)), Message("user", (Text(setup.nudge),))]
     results = tuple(ToolResult(r.call_id, r.tool, read(r.content), r.is_error) for r in exchange.results)
-    return [Message("assistant", (*said, *calls)), Message("user", results)]
+    told = (Text(exchange.said),) if exchange.said else ()
+    return [Message("assistant", (*said, *calls)), Message("user", (*results, *told))]

@@ -15,7 +15,7 @@ from crewlog.agents.conversation import build_request
 from crewlog.agents.setup import Setup
 from crewlog.agents.task_state import Call, TaskState, evolve, initial_state
 from crewlog.agents.tool_runner import REPEATABLE
-from crewlog.agents.turn import AskModel, Fail, Finish, RunCalls, approval_of, digest_of, next_step
+from crewlog.agents.turn import AskModel, Fail, Finish, Nudge, RunCalls, approval_of, digest_of, next_step
 from crewlog.events.store import Recorded
 from crewlog.schemas.divergence import Divergence
 from crewlog.schemas.ids import RunId, TaskId, idempotency_key
@@ -27,6 +27,7 @@ from crewlog.schemas.task_events import (
     ModelCallFailed,
     ModelCallFinished,
     ModelCallStarted,
+    Nudged,
     TaskCompleted,
     TaskEvent,
     TaskStarted,
@@ -38,8 +39,8 @@ ReadText = Callable[[Payload], str]
 Difference = tuple[str, Any, Any]
 """Field, expected, got."""
 
-OBSERVED_FAILURES: Final = frozenset({"timeout", "internal"})
-"""Ends of an attempt that no decision leads to: the clock, or a defect."""
+OBSERVED_FAILURES: Final = frozenset({"timeout", "limit_idle_seconds", "internal", "limit"})
+"""Ends of an attempt that no decision leads to: the clock, or a defect; `limit` is what reaching any limit was called before each had a code."""
 
 
 class TaskReplay(msgspec.Struct, frozen=True):
@@ -93,6 +94,9 @@ def _difference(state: TaskState, setup: Setup | None, event: TaskEvent, read: R
         case ApprovalDecided():
             asked = next((c for c in state.calls if c.call.call_id == event.call_id and c.status == "asked"), None)
             return _first(("approval_id", asked.approval_id if asked else None, event.approval_id), ("digest", asked.digest if asked else None, event.digest))
+        case Nudged():
+            step = next_step(state, setup)
+            return _first(("text", step.text if isinstance(step, Nudge) else type(step).__name__, event.text))
         case AttemptFailed() if event.error.code not in OBSERVED_FAILURES:
             step = next_step(state, setup)
             wanted = step.failure if isinstance(step, Fail) else type(step).__name__

@@ -29,6 +29,7 @@ from crewlog.schemas.task_events import (
     ModelCallFailed,
     ModelCallFinished,
     ModelCallStarted,
+    Nudged,
     TaskCancelled,
     TaskCompleted,
     TaskEvent,
@@ -75,6 +76,8 @@ class Exchange(msgspec.Struct, frozen=True):
     text: Payload
     calls: tuple[ToolCall, ...]
     results: tuple[Result, ...] = ()
+    said: str = ""
+    """What the model is told behind the results: a nudge."""
 
 
 class TaskState(msgspec.Struct, frozen=True):
@@ -106,6 +109,9 @@ class TaskState(msgspec.Struct, frozen=True):
     started: tuple[str, ...] = ()
     """Tools of all calls that were started, in order."""
     nudges: int = 0
+    """Answers in plain text so far; each but the last one is answered with the setup's nudge."""
+    looped_turn: int = 0
+    """The turn behind which the model was told that it repeats itself; 0 when it never was."""
     artifacts: tuple[ArtifactRef, ...] = ()
     trust: Trust = "trusted"
 
@@ -150,6 +156,9 @@ def evolve(state: TaskState, event: TaskEvent) -> TaskState:
             status: CallStatus = "approved" if event.decision == "approved" else "denied"
             note = f"{event.decision} by {event.actor}" + (f": {event.note}" if event.note else "")
             return replace(state, version=version, calls=_updated(state.calls, event.call_id, lambda c: replace(c, status=status, note=note)))
+        case Nudged():
+            nudged = replace(state.exchanges[-1], said=event.text)
+            return replace(state, version=version, exchanges=(*state.exchanges[:-1], nudged), looped_turn=len(state.exchanges))
         case AttemptFailed():
             return replace(state, version=version, phase="between_attempts", failure=event.error, attempt=event.attempt)
         case TaskFailed() | TaskCancelled():

@@ -11,7 +11,8 @@ from typing import assert_never
 import msgspec
 
 from crewlog.agents.setup import Setup
-from crewlog.agents.task_state import Call, TaskState, joined
+from crewlog.agents.task_state import Call, Exchange, TaskState, joined
+from crewlog.agents.trajectory import describe_cycle, find_cycle
 from crewlog.schemas.ids import ApprovalId, Hash, TaskId, derived_approval_id
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.task import AgentTask
@@ -29,6 +30,12 @@ class AskModel(msgspec.Struct, frozen=True):
 
     call_id: str
     turn: int
+
+
+class Nudge(msgspec.Struct, frozen=True):
+    """Tell the model that it goes round in circles."""
+
+    text: str
 
 
 class RunCalls(msgspec.Struct, frozen=True):
@@ -59,7 +66,7 @@ class Done(msgspec.Struct, frozen=True):
     """Nothing to do here: the stream or this attempt has its end, or a call is running."""
 
 
-Step = Start | AskModel | RunCalls | Wait | Finish | Fail | Done
+Step = Start | AskModel | Nudge | RunCalls | Wait | Finish | Fail | Done
 
 
 def next_step(state: TaskState, setup: Setup | None) -> Step:
@@ -89,7 +96,7 @@ def _next_while_working(state: TaskState, setup: Setup) -> Step:
         return Fail(Failure("model_truncated", f"the answer was cut at {setup.max_tokens} tokens; ask for less in one task"))
     open_calls = tuple(c for c in state.calls if c.status in ("new", "interrupted", "approved", "denied"))
     if open_calls and state.tool_calls > task.limits.tool_calls_max:
-        return Fail(Failure("limit", f"limit tool_calls_max reached: the model asked for {state.tool_calls} calls, {task.limits.tool_calls_max} are allowed"))
+        return Fail(limit_failure("tool_calls_max", state.tool_calls, task.limits.tool_calls_max))
     if open_calls:
         return RunCalls(open_calls)
     if any(c.status == "running" for c in state.calls):
@@ -101,16 +108,47 @@ def _next_while_working(state: TaskState, setup: Setup) -> Step:
         return Finish(_finished(state, Outcome(summary=last.text.inline or "", artifacts=state.artifacts, flags=("plain_answer",) if setup.nudge else ())))
     if limit := _limit_reached(state, task):
         return Fail(limit)
+    if setup.repeats_max and (cycle := find_cycle(state.exchanges[state.looped_turn :], setup.repeats_max)):
+        return _stop_cycle(state, cycle, setup.repeats_max)
     return AskModel(f"m{state.turn + 1}-{state.tries + 1}", state.turn + 1)
 
 
 def _limit_reached(state: TaskState, task: AgentTask) -> Failure | None:
-    if state.turn >= task.limits.turns_max:
-        return Failure("limit", f"limit turns_max reached: {state.turn} of {task.limits.turns_max} model turns without a result")
+    limits, used = task.limits, state.usage
+    if state.turn >= limits.turns_max:
+        return limit_failure("turns_max", state.turn, limits.turns_max)
+    if limits.output_tokens_max is not None and used.output_tokens >= limits.output_tokens_max:
+        return limit_failure("output_tokens_max", used.output_tokens, limits.output_tokens_max)
+    if limits.tokens_max is not None and used.input_tokens + used.output_tokens >= limits.tokens_max:
+        return limit_failure("tokens_max", used.input_tokens + used.output_tokens, limits.tokens_max)
     hard = task.budget.hard_micro_usd
     if hard is not None and state.cost_micro_usd > 0 and state.cost_micro_usd >= hard:
         return Failure("budget", f"budget reached: {state.cost_micro_usd} of {hard} micro-USD spent on this task")
     return None
+
+
+def limit_failure(name: str, used: int, limit_max: int, *, retryable: bool = False) -> Failure:
+    """Say which of the task's `Limits` was reached. Each has a code of its own, `limit_<name>`."""
+    reached = f"limit {name} reached: {used} of max {limit_max}, raise limits.{name} to go on"
+    return Failure(f"limit_{name}", reached, retryable)
+
+
+def _stop_cycle(state: TaskState, cycle: tuple[Exchange, ...], repeats: int) -> Nudge | Fail:
+    """Tell the model once; when it goes on in circles all the same, stop."""
+    named = describe_cycle(cycle)
+    if not state.looped_turn:
+        return Nudge(
+            f"You are going round in circles: {named} was done {repeats} times and gave the same results each time. "
+            "Doing it again will not change them. Try something else, or finish with what you have and say what is missing."
+        )
+    first = state.turn - len(cycle) * repeats + 1
+    return Fail(
+        Failure(
+            "loop_detected",
+            f"the agent goes round in circles: turns {first} to {state.turn} repeat {named} {repeats} times with the same results, "
+            f"although it was told so behind turn {state.looped_turn}; say in the objective what else to try, or use another model",
+        )
+    )
 
 
 def approval_of(state: TaskState, call: Call) -> ApprovalId:

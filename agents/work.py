@@ -18,7 +18,7 @@ from crewlog.agents.setup import Setup, make_setup, opening_message
 from crewlog.agents.spec import AgentSpec, ToolContext, ToolOutput, ToolSpec
 from crewlog.agents.task_state import Call
 from crewlog.agents.tool_runner import Ask, Ran, Refuse, Run, judge, run_tool
-from crewlog.agents.turn import AskModel, Done, Fail, Finish, RunCalls, Start, Step, Wait, next_step
+from crewlog.agents.turn import AskModel, Done, Fail, Finish, Nudge, RunCalls, Start, Step, Wait, limit_failure, next_step
 from crewlog.events.artifacts import ArtifactStore
 from crewlog.events.clock import Clock
 from crewlog.schemas.blocks import ModelReply, ToolUse
@@ -30,6 +30,7 @@ from crewlog.schemas.task_events import (
     ModelCallFailed,
     ModelCallFinished,
     ModelCallStarted,
+    Nudged,
     TaskCompleted,
     TaskStarted,
     ToolCall,
@@ -80,24 +81,40 @@ class _Stretch:
         self._tools: dict[str, ToolSpec] = {t.name: t for t in shop.spec.tools_for(self._task)}
         self._setup: Setup | None = None
         self._holds_task = False
+        self._idle = asyncio.timeout(None)
 
     async def run(self) -> Ended:
+        task, wall = self._task, asyncio.timeout(self._task.timeout_seconds)
         try:
-            async with asyncio.timeout(self._task.timeout_seconds):
+            async with wall, self._idle:
                 return await self._run()
         except TimeoutError:
             await self._journal.abandon()
-            return await self._fail(Failure("timeout", f"the task did not finish within timeout_seconds={self._task.timeout_seconds}"))
+            if wall.expired():
+                seconds = task.timeout_seconds
+                return await self._fail(Failure("timeout", f"limit timeout_seconds reached: {seconds} of max {seconds}, raise timeout_seconds to go on"))
+            if not self._idle.expired():
+                raise
+            # whatever hangs may answer the next time, and nothing that was done is lost
+            return await self._fail(limit_failure("idle_seconds", task.limits.idle_seconds, task.limits.idle_seconds, retryable=True))
+
+    def _moved(self, _: str = "") -> None:
+        """Note a sign of progress: an event, a piece of an answer."""
+        if not self._idle.expired():
+            self._idle.reschedule(asyncio.get_running_loop().time() + self._task.limits.idle_seconds)
 
     async def _run(self) -> Ended:
         journal = self._journal
         while True:
+            self._moved()
             step = self._next()
             match step:
                 case Start():
                     await self._start()
                 case AskModel():
                     await self._ask(step)
+                case Nudge():
+                    journal.record(Nudged("loop", step.text))
                 case RunCalls():
                     await self._run_calls(step.calls)
                 case Wait():
@@ -227,6 +244,7 @@ class _Stretch:
         try:
             while left:
                 done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+                self._moved()
                 for event in sorted((task.result() for task in done), key=lambda e: e.call_id):
                     journal.record(event)
                 if left:

@@ -19,6 +19,7 @@ from crewlog.schemas.task_events import (
     ModelCallFailed,
     ModelCallFinished,
     ModelCallStarted,
+    Nudged,
     TaskCancelled,
     TaskCompleted,
     TaskFailed,
@@ -76,7 +77,7 @@ _RUN = _names(*RUN_EVENTS)
 _AGENTS = _names(AgentRegistered, AgentStopped)
 _DOCUMENTS = _names(DocumentIngested)
 _WORK = _names(
-    TaskStarted, ModelCallStarted, ModelCallFinished, ModelCallFailed, ToolStarted, ToolFinished, ApprovalRequested, AttemptFailed, TaskCompleted
+    TaskStarted, ModelCallStarted, ModelCallFinished, ModelCallFailed, ToolStarted, ToolFinished, ApprovalRequested, Nudged, AttemptFailed, TaskCompleted
 )  # fmt: skip
 
 GRANTS: Final = (

@@ -26,6 +26,7 @@ from crewlog.schemas.task_events import (
     ModelCallFailed,
     ModelCallFinished,
     ModelCallStarted,
+    Nudged,
     TaskCancelled,
     TaskCompleted,
     TaskFailed,
@@ -86,6 +87,8 @@ def _describe(event: Event | Unknown) -> str:  # noqa: C901, PLR0912  (one arm p
             return f"{event.tool}: {event.reason}"
         case ApprovalDecided():
             return f"{event.decision} by {event.actor}" + (f": {event.note}" if event.note else "")
+        case Nudged():
+            return f"{event.reason}: {event.text}"
         case AttemptFailed():
             return f"attempt {event.attempt}: {event.error.code}: {event.error.message}"
         case TaskCompleted():

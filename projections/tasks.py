@@ -21,6 +21,7 @@ from crewlog.schemas.task_events import (
     ModelCallFailed,
     ModelCallFinished,
     ModelCallStarted,
+    Nudged,
     TaskCancelled,
     TaskCompleted,
     TaskEvent,
@@ -145,6 +146,10 @@ def _rest(task: TaskState, changed: Changed) -> None:
         changed.tasks[task.row] = None
 
 
+def _no_row(task: TaskState, recorded: Recorded, event: TaskEvent, changed: Changed) -> None:
+    """For what happens inside a task and no view shows: it stands in the log."""
+
+
 _FOLDS: Final[dict[type[TaskEvent], Callable[[TaskState, Recorded, Any, Changed], None]]] = {
     TaskStarted: _started,
     ModelCallStarted: model_call_started,
@@ -154,6 +159,7 @@ _FOLDS: Final[dict[type[TaskEvent], Callable[[TaskState, Recorded, Any, Changed]
     ToolFinished: _tool_finished,
     ApprovalRequested: _approval_requested,
     ApprovalDecided: approval_decided,
+    Nudged: _no_row,
     AttemptFailed: _attempt_failed,
     TaskCompleted: _completed,
     TaskFailed: _failed,

@@ -33,7 +33,7 @@ class Attachment(BaseModel):
 
 
 class Limits(BaseModel):
-    """Where one task stops, each with its own error. Defaults suit interactive work."""
+    """Where one task stops, each with its own error `limit_<name>`. Defaults suit interactive work; None means no limit."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -41,6 +41,13 @@ class Limits(BaseModel):
     tool_calls_max: Annotated[int, Field(ge=0, le=10_000)] = 200
     attempts_max: Annotated[int, Field(ge=1, le=20)] = 3
     """Attempts at a task whose failures are worth retrying."""
+    idle_seconds: Annotated[int, Field(ge=1, le=86_400)] = 600
+    """Longest time without a sign of progress: no event, no piece of an answer, no result of a tool. Longer than any single model or
+    tool call of the built-in kinds may take, so that it is reached only when something hangs."""
+    output_tokens_max: Annotated[int, Field(ge=1)] | None = None
+    """Tokens that the models may write in all answers together."""
+    tokens_max: Annotated[int, Field(ge=1)] | None = None
+    """Tokens in all requests and answers together; what is read from a provider's cache counts."""
 
 
 class Budget(BaseModel):

@@ -160,6 +160,13 @@ class ApprovalDecided(TaskEvent, frozen=True):
     note: str = ""
 
 
+class Nudged(TaskEvent, frozen=True):
+    """The agent goes round in circles and is told so: `text` is what the model reads behind the results of its last turn."""
+
+    reason: Literal["loop"]
+    text: str
+
+
 class AttemptFailed(TaskEvent, frozen=True):
     """This attempt is over; the orchestrator decides between another one and `TaskFailed`. Usage and cost are the task's so far."""
 
@@ -203,6 +210,7 @@ TASK_EVENTS: tuple[type[TaskEvent], ...] = (
     ToolFinished,
     ApprovalRequested,
     ApprovalDecided,
+    Nudged,
     AttemptFailed,
     TaskCompleted,
     TaskFailed,

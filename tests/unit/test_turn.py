@@ -9,7 +9,7 @@ import pytest
 
 from crewlog.agents.setup import Setup, SetupTool
 from crewlog.agents.task_state import TaskState, evolve, initial_state
-from crewlog.agents.turn import AskModel, Done, Fail, Finish, RunCalls, Start, Step, Wait, approval_of, digest_of, next_step
+from crewlog.agents.turn import AskModel, Done, Fail, Finish, Nudge, RunCalls, Start, Step, Wait, approval_of, digest_of, next_step
 from crewlog.schemas.blocks import ToolDef
 from crewlog.schemas.ids import ApprovalId, Hash
 from crewlog.schemas.payload import EMPTY, pack
@@ -22,6 +22,7 @@ from crewlog.schemas.task_events import (
     ModelCallFailed,
     ModelCallFinished,
     ModelCallStarted,
+    Nudged,
     TaskCancelled,
     TaskCompleted,
     TaskEvent,
@@ -195,19 +196,60 @@ def test_an_answer_that_cannot_be_used_fails_the_attempt(stop: str, code: str) -
     assert not step.failure.retryable
 
 
-def test_limits_have_errors_of_their_own() -> None:
-    few_turns = a_task(limits={"turns_max": 1})
-    step = then(opened(few_turns), started(), asked(), answered("look"), running("t1-1", "look"), result("t1-1", "look"))
-    assert isinstance(step, Fail)
-    assert "turns_max reached: 1 of 1" in step.failure.message
-    few_calls = a_task(limits={"tool_calls_max": 1})
-    step = then(opened(few_calls), started(), asked(), answered("look", "look"))
-    assert isinstance(step, Fail)
-    assert "tool_calls_max" in step.failure.message
+@pytest.mark.parametrize(
+    ("limits", "name", "used"),
+    [
+        ({"turns_max": 1}, "turns_max", "1 of max 1"),
+        ({"output_tokens_max": 5}, "output_tokens_max", "5 of max 5"),
+        ({"tokens_max": 12}, "tokens_max", "15 of max 12"),
+    ],
+)
+def test_every_limit_has_an_error_of_its_own_that_says_what_to_raise(limits: dict[str, int], name: str, used: str) -> None:
+    step = then(opened(a_task(limits=limits)), started(), asked(), answered("look"), running("t1-1", "look"), result("t1-1", "look"))
+    assert step == Fail(Failure(f"limit_{name}", f"limit {name} reached: {used}, raise limits.{name} to go on"))
+
+
+def test_too_many_tool_calls_are_not_begun() -> None:
+    step = then(opened(a_task(limits={"tool_calls_max": 1})), started(), asked(), answered("look", "look"))
+    assert step == Fail(Failure("limit_tool_calls_max", "limit tool_calls_max reached: 2 of max 1, raise limits.tool_calls_max to go on"))
+
+
+def test_a_task_stops_when_its_money_is_spent() -> None:
     poor = a_task(budget={"hard_micro_usd": 100})
     step = then(opened(poor), started(), asked(), answered("look", cost=100), running("t1-1", "look"), result("t1-1", "look"))
     assert isinstance(step, Fail)
     assert step.failure.code == "budget"
+
+
+def looks(first: int, last: int) -> list[TaskEvent]:
+    """The same look in each of these turns, with the same result."""
+    turns: list[TaskEvent] = []
+    for n in range(first, last + 1):
+        turns += [asked(n), answered("look", turn=n), running(f"t{n}-1", "look"), result(f"t{n}-1", "look")]
+    return turns
+
+
+WATCHED = msgspec.structs.replace(SETUP, repeats_max=3)
+
+
+def test_a_loop_is_nudged_once_and_then_stopped_with_its_name() -> None:
+    begun = (opened(), started())
+    assert then(*begun, *looks(1, 2), setup=WATCHED) == AskModel("m3-1", 3)
+    nudge = then(*begun, *looks(1, 3), setup=WATCHED)
+    assert isinstance(nudge, Nudge)
+    assert "look {} was done 3 times" in nudge.text
+    told = (*begun, *looks(1, 3), Nudged("loop", nudge.text))
+    assert then(*told, setup=WATCHED) == AskModel("m4-1", 4)
+    assert then(*told, *looks(4, 5), setup=WATCHED) == AskModel("m6-1", 6)
+    step = then(*told, *looks(4, 6), setup=WATCHED)
+    assert isinstance(step, Fail)
+    assert step.failure.code == "loop_detected"
+    assert "turns 4 to 6 repeat look {} 3 times" in step.failure.message
+    assert not step.failure.retryable
+
+
+def test_a_task_that_began_before_anybody_looked_for_loops_keeps_its_rules() -> None:
+    assert then(opened(), started(), *looks(1, 9)) == AskModel("m10-1", 10)
 
 
 def test_an_ended_task_does_nothing_more() -> None:

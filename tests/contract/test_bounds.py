@@ -1,0 +1,95 @@
+"""Where a task stops by itself, carried out by a real worker: loops, standstill, and what a replay makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from support.scripted import Recorder, calls
+from support.worker_bench import Bench, names, worker_bench
+
+from crewlog.agents.rederive import replay_task
+from crewlog.schemas.blocks import Text, ToolResult
+from crewlog.schemas.task_events import AttemptFailed, Nudged, TaskCompleted
+
+SUBMIT = calls(("submit", '{"text":"done"}'))
+LOOK = calls(("look", '{"text":"a"}'))
+LOOK_SPACED = calls(("look", '{ "text": "a" }'))
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with worker_bench(tmp_path) as bench:
+        yield bench
+
+
+async def test_an_agent_that_goes_round_in_circles_is_told_and_can_go_on(bench: Bench) -> None:
+    model = await bench.worker(Recorder(), LOOK, LOOK_SPACED, LOOK, SUBMIT)
+    task = await bench.open()
+    await bench.dispatch(task)
+
+    events = await bench.rest(task)
+
+    assert isinstance(events[-1], TaskCompleted)
+    (nudged,) = [e for e in events if isinstance(e, Nudged)]
+    result, told = model.requests[3].messages[-1].content
+    assert isinstance(result, ToolResult)
+    assert told == Text(nudged.text)
+
+
+async def test_an_agent_that_goes_on_in_circles_is_stopped_and_the_loop_named(bench: Bench) -> None:
+    recorder = Recorder()
+    other = calls(("put", '{"text":"b"}'))
+    await bench.worker(recorder, *[LOOK, other] * 6)
+    task = await bench.open()
+    await bench.dispatch(task)
+
+    events = await bench.rest(task)
+
+    assert names(events).count("Nudged") == 1
+    assert isinstance(events[-1], AttemptFailed)
+    assert events[-1].error.code == "loop_detected"
+    assert 'look {"text":"a"} → put {"text":"b"} 3 times' in events[-1].error.message
+    assert len(recorder.calls) == 12
+
+
+async def test_a_nudge_nobody_decided_is_found_by_a_replay(bench: Bench) -> None:
+    await bench.worker(Recorder(), LOOK, LOOK, LOOK, SUBMIT)
+    task = await bench.open()
+    await bench.dispatch(task)
+    await bench.rest(task)
+    recorded = await bench.recorded(task)
+    at = next(n for n, r in enumerate(recorded) if r.type == "Nudged")
+
+    shortened = replay_task([r for n, r in enumerate(recorded) if n != at], lambda p: p.inline or "")
+
+    assert shortened.divergence is not None
+    assert (shortened.divergence.field, shortened.divergence.expected) == ("step", "Nudge")
+
+
+async def test_a_task_that_stands_still_ends_with_the_limit_it_reached(bench: Bench) -> None:
+    recorder = Recorder(gate=asyncio.Event())  # never set: the tool hangs
+    await bench.worker(recorder, LOOK)
+    task = await bench.open(limits={"idle_seconds": 1})
+    await bench.dispatch(task)
+
+    events = await bench.rest(task)
+
+    assert isinstance(events[-1], AttemptFailed)
+    error = events[-1].error
+    assert (error.code, error.retryable) == ("limit_idle_seconds", True)
+    assert error.message == "limit idle_seconds reached: 1 of max 1, raise limits.idle_seconds to go on"
+
+
+async def test_the_time_of_a_task_has_an_end(bench: Bench) -> None:
+    recorder = Recorder(gate=asyncio.Event())
+    await bench.worker(recorder, LOOK)
+    task = await bench.open(timeout_seconds=1)
+    await bench.dispatch(task)
+
+    error = (await bench.rest(task))[-1].error  # type: ignore[attr-defined]
+
+    assert (error.code, error.retryable) == ("timeout", False)
+    assert error.message == "limit timeout_seconds reached: 1 of max 1, raise timeout_seconds to go on"
