@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from crewlog.agents.knowledge import Knowledge
-from crewlog.agents.spec import AgentSpec
+from crewlog.agents.spec import AgentSpec, ToolSpec
+from crewlog.events.clock import SystemClock
 from crewlog.events.config import Config
 from crewlog.events.store import EventStore
 from crewlog.schemas.errors import ConfigError
@@ -35,7 +36,18 @@ def _planner(_: Services) -> AgentSpec:
 def _research(services: Services) -> AgentSpec:
     from crewlog.agents.specialist_research import research_agent
 
-    return research_agent(services.store, services.knowledge)
+    return research_agent(services.store, services.knowledge, web=_web_tools(services))
+
+
+def _web_tools(services: Services) -> tuple[ToolSpec, ...]:
+    """Return the tools for the web that the configuration allows; without hosts and engines there are none."""
+    config = services.config
+    if not config.fetch_hosts:
+        return ()
+    from crewlog.agents.url_guard import Hosts
+    from crewlog.agents.web_pages import HOSTS_SETTING, WebPages
+
+    return (WebPages(services.store, SystemClock(), Hosts(config.fetch_hosts, HOSTS_SETTING)).tool(),)
 
 
 def _code(services: Services) -> AgentSpec:

@@ -53,12 +53,12 @@ def read_lines(talk: Conversation) -> dict[str, dict[int, str]]:
     """Collect every line of a document that a search or a read has shown: source -> line number -> text."""
     found: dict[str, dict[int, str]] = {}
     for call in talk.calls:
-        if call.tool in ("search_documents", "read_document") and call.result and not call.is_error:
+        if call.tool in ("search_documents", "read_document", "fetch_url") and call.result and not call.is_error:
             source = str(call.arguments.get("name", ""))
             for row in call.result.splitlines():
                 if block := _BLOCK.match(row):
                     source = block.group(1)
-                elif (line := _LINE.match(row)) and source:
+                elif (line := _LINE.match(row)) and source and not line.group(2).startswith(f"Source: {source}"):
                     found.setdefault(source, {})[int(line.group(1))] = line.group(2)
     return found
 

@@ -13,6 +13,7 @@ from crewlog.schemas.text import shorten
 
 READ_LINES: Final = 60
 READS_MAX: Final = 6
+FETCHES_MAX: Final = 4
 SMALL_LINES: Final = 240
 """Documents that together have no more lines are read as a whole: no search can miss a synonym then."""
 SMALL_DOCUMENTS: Final = 20
@@ -41,6 +42,7 @@ _LENGTH: Final = re.compile(
     re.IGNORECASE,
 )
 """How long the answer is to be: nothing to look for."""
+_URL: Final = re.compile(r"https?://[^\s<>\"`“”]+")
 _LISTED: Final = re.compile(r"^\s*[-*]\s+(.+?): (.*) \((\d+) lines?\)(\s+\[library\])?", re.MULTILINE)
 
 
@@ -53,7 +55,9 @@ class Shelf(NamedTuple):
 
 
 def research(talk: Conversation) -> Turn:
-    """Go one step on: list, search, read, submit."""
+    """Go one step on: fetch what the goal names, list, search, read, submit."""
+    if urls := _named_pages(talk):
+        return Turn("I fetch what the goal names.", tuple(Want("fetch_url", {"url": url}) for url in urls))
     if talk.is_due("list_documents"):
         return Turn("I look which documents there are.", (Want("list_documents", {}),))
     shelf = _shelf(talk)
@@ -68,12 +72,19 @@ def research(talk: Conversation) -> Turn:
     return _conclude(talk, shelf, core, setting)
 
 
+def _named_pages(talk: Conversation) -> list[str]:
+    """Return the URLs that the objective or its goal names and nobody has tried to fetch, when fetching is offered."""
+    if not talk.offers("fetch_url") or talk.tried("fetch_url"):
+        return []
+    return list(dict.fromkeys(url.rstrip(".,;:!?)'”’") for url in _URL.findall(talk.objective)))[:FETCHES_MAX]
+
+
 def look_for(talk: Conversation, shelf: Sequence[Shelf]) -> tuple[list[str], list[str]]:
     """Split what is looked for into stems the answer must hold, and stems of the goal that only set the scene."""
     names = [set(name_tokens(document.name)) for document in shelf]
     on_all = set.intersection(*names) if len(names) > 1 else set()
-    goal = [term for term in terms(talk.goal) if term not in _META and term not in _FRAME and term not in on_all]
-    question = [term for term in terms(_LENGTH.sub(" ", _HOW.sub("how", talk.question))) if term not in _META]
+    goal = [term for term in terms(_URL.sub(" ", talk.goal)) if term not in _META and term not in _FRAME and term not in on_all]
+    question = [term for term in terms(_LENGTH.sub(" ", _HOW.sub("how", _URL.sub(" ", talk.question)))) if term not in _META]
     core = [term for term in question if term not in on_all and not (len(names) == 1 and term in names[0] and len(question) > 1)]
     if not core and not _SUMMARY.search(talk.question):
         # "which playbook rules apply": the subject is in the goal the question is part of
@@ -197,10 +208,17 @@ def _wording(talk: Conversation, chosen: Sequence[Unit], shelf: Sequence[Shelf],
     absent = [word for word in dict.fromkeys(words(talk.question)) if stem(word) in core and stem(word) not in said]
     if absent and not tight and len(absent) < len(core):
         text += f"\nNot in these passages: {join_words(absent[:6])}.\n"
+    for missing in _unfetched(talk):
+        text += f"\n{missing}\n"
     for phrase in talk.constraints.must_mention:
         if phrase.lower() not in text.lower():
             text += f"\nNothing was found on “{phrase}”.\n"
     return text.strip()
+
+
+def _unfetched(talk: Conversation) -> list[str]:
+    """Say which pages the goal names and nobody could read, and why."""
+    return [f"{call.arguments.get('url')} was not read: {shorten(_plain(call.result or ''), 300)}." for call in talk.failed("fetch_url")]
 
 
 def _columns(unit: Unit) -> str:
@@ -229,6 +247,7 @@ def _submit_nothing(talk: Conversation, reason: str, shelf: Sequence[Shelf], *, 
         text = f"{reason} The documents speak of {join_words(topics)}."
     else:
         text = reason
+    text = " ".join([text, *_unfetched(talk)])
     for phrase in talk.constraints.must_mention:
         if phrase.lower() not in text.lower():
             text += f" Nothing was found on “{phrase}”."

@@ -99,8 +99,14 @@ async def open_shelf(context: ToolContext, *, store: EventStore, knowledge: Know
     if position:
         await _wait(knowledge, position)
         known = {info.document: info for info in await knowledge.documents(tenant, list(wanted))}
-    attached = [(name, known[hash_]) for hash_, (name, _) in wanted.items() if hash_ in known]
+    # a page that was fetched is known by its URL, whatever its file is called
+    attached = [(info.name if is_url(info.name) else name, info) for hash_, (name, _) in wanted.items() if (info := known.get(hash_))]
     return Shelf(attached, await knowledge.documents(tenant, None), unreadable)
+
+
+def is_url(name: str) -> bool:
+    """Tell whether a document was fetched from the web: file names are relative paths and hold no `//`."""
+    return name.startswith(("https://", "http://"))
 
 
 async def _ingest(files: TaskFiles, name: str, ref: ArtifactRef, *, tenant: str, store: EventStore, clock: Clock) -> int:

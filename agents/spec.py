@@ -1,16 +1,16 @@
 """What an agent is: a kind, instructions, and tools. The four built-in specialists and a user's own are made the same way.
 
-    from pydantic import BaseModel
-    from crewlog.agents import AgentSpec, ToolContext, ToolOutput, ToolSpec
+from pydantic import BaseModel
+from crewlog.agents import AgentSpec, ToolContext, ToolOutput, ToolSpec
 
-    class Shout(BaseModel):
-        text: str
+class Shout(BaseModel):
+    text: str
 
-    async def shout(context: ToolContext, args: Shout) -> ToolOutput:
-        return ToolOutput(args.text.upper())
+async def shout(context: ToolContext, args: Shout) -> ToolOutput:
+    return ToolOutput(args.text.upper())
 
-    AGENT = AgentSpec(kind="shouter", description="Writes text in capitals.", instructions="Use shout on the text you are given.",
-                      tools=(ToolSpec("shout", "Return the text in capitals.", Shout, shout, effect="read"),))
+AGENT = AgentSpec(kind="shouter", description="Writes text in capitals.", instructions="Use shout on the text you are given.",
+                  tools=(ToolSpec("shout", "Return the text in capitals.", Shout, shout, effect="read"),))
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from crewlog.agents import webhook
 from crewlog.agents.files import TaskFiles
 from crewlog.agents.mail import ADDRESSES, MailFile, MailSettings, NotSent, OutcomeUnknown, address_problem, compose, message_id, send
 from crewlog.agents.spec import AgentSpec, ToolContext, ToolFailed, ToolOutput, ToolSpec
+from crewlog.agents.url_guard import URL_CHARS_MAX, Hosts, Refused, resolve
 from crewlog.events.clock import Clock, SystemClock
 from crewlog.schemas.checks import SafeText
 from crewlog.schemas.task import AgentTask
@@ -92,7 +93,7 @@ class PostWebhook(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    url: Annotated[SafeText, Field(min_length=8, max_length=webhook.URL_CHARS_MAX, description="Where to post; the operator lists the hosts that are allowed.")]
+    url: Annotated[SafeText, Field(min_length=8, max_length=URL_CHARS_MAX, description="Where to post; the operator lists the hosts that are allowed.")]
     body: Annotated[dict[str, Any], Field(description="JSON object to post.")]
 
 
@@ -108,7 +109,7 @@ class CommunicateTools:
     """The four tools over one mail server and one list of hosts."""
 
     def __init__(self, mail: MailSettings, webhook_hosts: Sequence[str], clock: Clock) -> None:
-        self._mail, self._hosts, self._clock = mail, tuple(webhook_hosts), clock
+        self._mail, self._hosts, self._clock = mail, Hosts(tuple(webhook_hosts), webhook.HOSTS_SETTING), clock
 
     async def draft_message(self, context: ToolContext, args: DraftMessage) -> ToolOutput:
         """Store a draft after the checks that sending makes, too."""
@@ -150,9 +151,9 @@ class CommunicateTools:
         if len(body) > webhook.REQUEST_BYTES_MAX:
             raise ToolFailed(f"the body has {len(body)} bytes; at most {webhook.REQUEST_BYTES_MAX} are posted")
         try:
-            target = await webhook.resolve(args.url, self._hosts)
+            target = await resolve(args.url, self._hosts)
             answer = await webhook.post(target, body, key=context.idempotency_key)
-        except webhook.Refused as error:
+        except Refused as error:
             raise ToolFailed(f"nothing was posted: {error}") from error
         except webhook.OutcomeUnknown as error:
             raise ToolFailed(f"{error}. The post may have been taken: do not repeat it, report it as unknown") from error
@@ -230,7 +231,7 @@ def communicate_agent(mail: MailSettings, webhook_hosts: tuple[str, ...], *, clo
 
     Args:
         mail: the server to send through; without one, sending fails with a hint and drafts still work.
-        webhook_hosts: `name` (ports 80 and 443, public addresses) or `name:port` (also private ones); empty for none.
+        webhook_hosts: entries of `url_guard.Hosts`; empty for none.
         clock: None for the real one.
     """
     tools = CommunicateTools(mail, webhook_hosts, clock or SystemClock())

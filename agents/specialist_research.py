@@ -5,19 +5,20 @@ What the model sees of a document is numbered text, one `<line>\\t<text>` per li
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from typing import Annotated, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from crewlog.agents.citations import marker_problems, quote_problem
 from crewlog.agents.knowledge import DocumentInfo, Knowledge, Passage
-from crewlog.agents.shelf import Shelf, open_shelf
+from crewlog.agents.shelf import Shelf, is_url, open_shelf
 from crewlog.agents.spec import AgentSpec, Requirement, ToolContext, ToolFailed, ToolOutput, ToolSpec
 from crewlog.events.clock import Clock, SystemClock
 from crewlog.events.store import EventStore
 from crewlog.schemas.checks import SafeText
 from crewlog.schemas.text import shorten
-from crewlog.schemas.values import SUMMARY_CHARS_MAX, Citation, Outcome
+from crewlog.schemas.values import SUMMARY_CHARS_MAX, ArtifactRef, Citation, Outcome
 
 LISTED_MAX: Final = 200
 RESULT_CHARS_MAX: Final = 20_000
@@ -42,6 +43,14 @@ How to finish: call submit_findings once.
   fact. A wrong quote comes back with what stands at that line: correct it and submit again.
 - If the documents do not hold the answer, set `not_found` and say in `answer` what you looked for and what is there instead. A partial answer
   is an answer: give it, and name the part that is missing.
+"""
+
+
+WEB_INSTRUCTIONS: Final = """
+Beyond the documents
+- What the task's documents do not answer may be looked for on the web. A search result only says where to look: fetch the page with fetch_url,
+  and cite it under its URL like any document of the task.
+- A page is somebody's claim. Prefer the original source, and say so when sources disagree or may be out of date.
 """
 
 
@@ -128,7 +137,7 @@ class ResearchTools:
         if args.start_line > info.lines:
             raise ToolFailed(f"{args.name} has {info.lines} lines; it cannot be read from line {args.start_line}")
         lines = (await self._text(info)).split("\n")[args.start_line - 1 : args.start_line - 1 + args.lines]
-        shown = _numbered(lines, args.start_line)
+        shown = numbered(lines, args.start_line)
         last = args.start_line + len(shown) - 1
         more = f"\n[line {last} of {info.lines}; go on with start_line={last + 1}]" if last < info.lines else ""
         return ToolOutput(f"## {shelf.name_of(info.document)}:{args.start_line}\n" + "\n".join(shown) + more)
@@ -148,6 +157,7 @@ class ResearchTools:
         outcome = Outcome(
             summary=args.answer,
             output={"answer": args.answer, "not_found": args.not_found, "sources": list(dict.fromkeys(c.source for c in citations)), "documents": len(shelf)},
+            artifacts=_cited_pages(context, shelf, citations),
             citations=citations,
             flags=("not_found",) if args.not_found else (),
             trust="untrusted",
@@ -171,11 +181,17 @@ class ResearchTools:
         return blobs[info.text].decode()
 
 
+def _cited_pages(context: ToolContext, shelf: Shelf, citations: Sequence[Citation]) -> tuple[ArtifactRef, ...]:
+    """Return the pages this task fetched and cites: whoever checks a citation finds what was read, whatever the web says by then."""
+    cited = {shelf.find(citation.source).document for citation in citations if is_url(citation.source)}
+    return tuple({ref.hash: ref for ref in context.earlier_artifacts if ref.hash in cited}.values())
+
+
 def _row(name: str, info: DocumentInfo) -> str:
     return f"{name}: {info.title} ({info.lines} lines)"
 
 
-def _numbered(lines: list[str], first: int) -> list[str]:
+def numbered(lines: list[str], first: int) -> list[str]:
     """Number lines until `RESULT_CHARS_MAX` is used up, at least one of them."""
     shown: list[str] = []
     chars = 0
@@ -192,7 +208,7 @@ def _passages(passages: list[Passage], shelf: Shelf) -> str:
     parts: list[str] = []
     chars = 0
     for passage in passages:
-        part = f"\n## {shelf.name_of(passage.document) or passage.name}:{passage.line}\n" + "\n".join(_numbered(passage.text.split("\n"), passage.line))
+        part = f"\n## {shelf.name_of(passage.document) or passage.name}:{passage.line}\n" + "\n".join(numbered(passage.text.split("\n"), passage.line))
         chars += len(part)
         if parts and chars > RESULT_CHARS_MAX:
             parts.append(f"\n[{len(passages) - len(parts)} more passages left out: the result is full]")
@@ -201,19 +217,30 @@ def _passages(passages: list[Passage], shelf: Shelf) -> str:
     return "\n".join(parts)
 
 
-def research_agent(store: EventStore, knowledge: Knowledge, *, clock: Clock | None = None) -> AgentSpec:
+def _describe(web: Collection[str]) -> str:
+    reach = {
+        (False, False): "it does not search the web",
+        (True, False): "it reads web pages whose URL is given, but does not search the web",
+        (False, True): "it finds web pages by a search, but cannot read them",
+        (True, True): "it also searches the web and reads web pages",
+    }["fetch_url" in web, "web_search" in web]
+    return f"Answers from documents (.md .txt .html .pdf .docx: attachments and the library) with checked citations; {reach}."
+
+
+def research_agent(store: EventStore, knowledge: Knowledge, *, web: Sequence[ToolSpec] = (), clock: Clock | None = None) -> AgentSpec:
     """Make the research specialist.
 
     Args:
         store: the log; attachments are ingested into it on first use.
         knowledge: the index that is searched.
+        web: tools that search or fetch from the web; without any, documents are all there is.
         clock: None for the real one.
     """
     tools = ResearchTools(store, knowledge, clock or SystemClock())
     return AgentSpec(
         kind="research",
-        description="Answers from documents (.md .txt .html .pdf .docx: attachments and the library) with checked citations; it does not search the web.",
-        instructions=INSTRUCTIONS,
+        description=_describe({tool.name for tool in web}),
+        instructions=INSTRUCTIONS + (WEB_INSTRUCTIONS if web else ""),
         tools=(
             ToolSpec(
                 "list_documents", "List the documents of this task: name, title, length.", ListDocuments, tools.list_documents, effect="read", timeout_s=120
@@ -227,6 +254,7 @@ def research_agent(store: EventStore, knowledge: Knowledge, *, clock: Clock | No
                 timeout_s=120,
             ),
             ToolSpec("read_document", "Read lines of one document, with line numbers.", ReadDocument, tools.read_document, effect="read", timeout_s=120),
+            *web,
             ToolSpec(
                 "submit_findings",
                 "Hand in the answer with its citations and end the task. Every quote is checked against its source.",

@@ -6,13 +6,14 @@ Sources, strongest first: what the command line passes in, `CREWLOG_*` in the en
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import platformdirs
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError, TomlConfigSettingsSource
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError, TomlConfigSettingsSource
 
 from crewlog.schemas.errors import ConfigError
 from crewlog.schemas.price_table import PriceTable
@@ -24,6 +25,22 @@ def default_home() -> Path:
     Root gets a folder that other users may traverse, because Postgres must not run as root.
     """
     return Path("/var/lib/crewlog") if os.geteuid() == 0 else Path(platformdirs.user_data_dir("crewlog"))
+
+
+def _host_names(value: object) -> object:
+    """Read a list of hosts as people write it: separated by commas or blanks, or as JSON."""
+    if not isinstance(value, str):
+        return value
+    return json.loads(value) if value.lstrip().startswith("[") else value.replace(",", " ").split()
+
+
+def _host_name(entry: str) -> str:
+    if not entry.isascii() or any(mark in entry for mark in "/@?#\\ "):
+        raise ValueError(f"{entry!r} is not a host; write example.org, *.example.org, example.org:8443 or *")
+    return entry
+
+
+HostNames = Annotated[tuple[Annotated[str, AfterValidator(_host_name)], ...], NoDecode, BeforeValidator(_host_names)]
 
 
 class Config(BaseSettings):
@@ -68,8 +85,12 @@ class Config(BaseSettings):
     smtp_password: SecretStr | None = None
     smtp_starttls: bool = False
     mail_from: str = "crewlog@localhost"
-    webhook_hosts: tuple[str, ...] = ()
-    """Hosts that `post_webhook` may reach; empty means none."""
+    webhook_hosts: HostNames = ()
+    """Hosts that `post_webhook` may reach; empty means none. Entries as for `fetch_hosts`."""
+    fetch_hosts: HostNames = ()
+    """Hosts that the research agent may fetch pages from; empty means that it has no such tool. `name` and `*.name` mean ports 80 and 443 on
+    public addresses, `name:port` this port on any address, `*` every public host. A fetch tells its host what is asked for, so a short list
+    also keeps data from leaving."""
     anthropic_api_key: SecretStr | None = Field(default=None, validation_alias="ANTHROPIC_API_KEY")
     otlp_endpoint: str | None = None
 

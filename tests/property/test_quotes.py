@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from crewlog.agents.citations import normalised, quote_problem
 from crewlog.agents.mail import address_problem
-from crewlog.agents.webhook import is_public
+from crewlog.agents.url_guard import is_public
 from crewlog.schemas.values import Citation
 
 LINES = st.lists(st.text(alphabet="ab .\t", max_size=12), min_size=1, max_size=12)
