@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Final, TypeVar
+from uuid import UUID
 
 import msgspec
 
@@ -47,7 +48,7 @@ def arguments(batch: Sequence[Encoded], actor: str) -> list[Any]:
     e_id: list[Any] = []
     e_data: list[str] = []
     for index, (request, documents, _) in enumerate(batch, 1):
-        for stream, events, expected, kind in request.writes:
+        for stream, events, expected, kind, _ in request.writes:
             w_request.append(index)
             w_stream.append(number[stream])
             w_expected.append(expected)
@@ -102,6 +103,18 @@ def partly_known(request: AppendRequest) -> ContractError:
     """Say that some event ids of a request are taken, but not all of them by the same request."""
     return ContractError(
         f"append to {', '.join(write.stream for write in request.writes)}: some of its event ids are in the log already; make fresh ids for a new request"
+    )
+
+
+def reserved_already(stream: str, reservation_id: UUID) -> ContractError:
+    """Say that a reservation is there already, open or given back."""
+    return ContractError(f"append to {stream}: {reservation_id} is reserved already; each model call has a reservation of its own")
+
+
+def unreserved(stream: str) -> ContractError:
+    """Say that a model call on a stream with budgets was recorded without the money for it."""
+    return ContractError(
+        f"append to {stream}: ModelCallStarted on a stream with budgets is one per append, in its first write, and needs a reservation, of 0 if it is free"
     )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
 
+from crewlog.events.append_money import check_money
 from crewlog.events.store import ANY, EVENT_BYTES_MAX, EVENTS_PER_APPEND_MAX, STREAMS_PER_APPEND_MAX, AppendRequest
 from crewlog.schemas.codec import encode, type_name
 from crewlog.schemas.errors import ContractError
@@ -38,7 +39,8 @@ def encode_request(request: AppendRequest) -> Encoded:
         raise ContractError(f"an append writes to 1 to {STREAMS_PER_APPEND_MAX} streams, not {len(writes)}")
     documents: list[str] = []
     size = 0
-    for stream, events, expected, _ in writes:
+    is_money = request.reserve is not None or bool(request.settle or request.limits)
+    for stream, events, expected, _, scopes in writes:
         if not events or expected < ANY or not stream or "\0" in stream:
             raise ContractError(f"append to {stream!r} of {len(events)} events at version {expected}: it needs a name, an event, and a version from {ANY} up")
         for event in events:
@@ -56,9 +58,12 @@ def encode_request(request: AppendRequest) -> Encoded:
             size += len(document)
         if len(events) > 1 and any(type_name(event) in TERMINAL_TYPES for event in events[:-1]):
             raise ContractError(f"append to {stream}: the event that closes it must be the last one")
+        is_money = is_money or bool(scopes) or stream.startswith("budget/")
     if len(writes) > 1 and len({write.stream for write in writes}) < len(writes):
         raise ContractError(f"an append names each stream once, got {', '.join(write.stream for write in writes)}")
     _check_ids(event_ids, len(documents), writes[0].stream)
+    if is_money:
+        check_money(request)
     return Encoded(request, documents, size)
 
 

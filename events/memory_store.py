@@ -10,16 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from crewlog.events.append_call import partly_known
+from crewlog.events.append_call import partly_known, unreserved
 from crewlog.events.append_request import encode_request
 from crewlog.events.appender import OnCommit
 from crewlog.events.grants import GRANTS, Grant, owner_grants
-from crewlog.events.store import Appended, AppendRequest, Page, Recorded, Write
+from crewlog.events.memory_ledger import MemoryLedger
+from crewlog.events.store import Appended, AppendRequest, BudgetState, OpenReservation, Page, Recorded, Write
 from crewlog.schemas.codec import type_name
 from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, Unavailable
 from crewlog.schemas.ids import Hash, RunId, Stream, category
 from crewlog.schemas.payload import content_hash
-from crewlog.schemas.task_events import TERMINAL_TYPES
+from crewlog.schemas.task_events import TERMINAL_TYPES, ModelCallStarted
 
 OWNER = "owner"
 """The role that may write everything, like the login that owns a database."""
@@ -29,6 +30,7 @@ OWNER = "owner"
 class _Stream:
     run_id: RunId | None
     kind: str | None
+    scopes: tuple[str, ...] = ()
     events: list[Recorded] = field(default_factory=list)
     closed: bool = False
 
@@ -42,6 +44,7 @@ class MemoryLog:
     streams: dict[Stream, _Stream] = field(default_factory=dict)
     blobs: dict[Hash, bytes] = field(default_factory=dict)
     timers: dict[RunId, int] = field(default_factory=dict)
+    ledger: MemoryLedger = field(default_factory=MemoryLedger)
 
 
 class MemoryStore:
@@ -67,10 +70,12 @@ class MemoryStore:
             raise Unavailable(f"append to {request.writes[0].stream}: this process is closing its log")
         for write in request.writes:
             self._authorise(write)
+        self._authorise_settlements(request)
         if known := self._known(request):
             return known
         for write in request.writes:
             self._check(write, request.run_id)
+        self._book(request)
         written = self._write(request, documents)
         if self._on_commit is not None:
             self._on_commit(written.positions[-1])
@@ -122,6 +127,13 @@ class MemoryStore:
             del self.log.timers[run_id]
         return [run_id for _, run_id in due]
 
+    async def budgets(self, scopes: Sequence[str]) -> Mapping[str, BudgetState]:
+        return self.log.ledger.states(scopes)
+
+    async def open_reservations(self, older_than_us: int, limit: int) -> Sequence[OpenReservation]:
+        found = (reservation for reservation in self.log.ledger.open_reservations() if reservation.since_us < older_than_us)
+        return sorted(found, key=lambda reservation: (reservation.since_us, reservation.reservation_id))[:limit]
+
     async def close(self) -> None:
         self._closed = True
 
@@ -134,6 +146,13 @@ class MemoryStore:
             if type_name(event) not in grant.types:
                 raise NotAuthorised(self._actor, "append", reason=f"{type_name(event)} on {write.stream}")
 
+    def _authorise_settlements(self, request: AppendRequest) -> None:
+        for settlement in request.settle:
+            stream = self.log.ledger.stream_of(settlement.reservation_id)
+            grant = self._grants.get(category(stream)) if stream else None
+            if stream and (grant is None or not grant.covers(self.log.streams[stream].kind)):
+                raise NotAuthorised(self._actor, "append", reason=f"reservation {settlement.reservation_id} of {stream} is not for {self._role}")
+
     def _known(self, request: AppendRequest) -> Appended | None:
         """Answer a request some of whose event ids are in the log: duplicates come before versions."""
         streams = [write.stream for write in request.writes for _ in write.events]
@@ -142,7 +161,8 @@ class MemoryStore:
             return None
         if not all(event is not None and event.stream == stream for event, stream in zip(known, streams, strict=True)):
             raise partly_known(request)
-        return Appended([event.version for event in known if event], [event.position for event in known if event], duplicate=True)
+        warned = self.log.ledger.warned(request, self.log.streams[streams[0]].scopes)
+        return Appended([event.version for event in known if event], [event.position for event in known if event], duplicate=True, warned=warned)
 
     def _check(self, write: Write, run_id: RunId | None) -> None:
         stream = self.log.streams.get(write.stream)
@@ -153,11 +173,25 @@ class MemoryStore:
         if stream is None and run_id is None and category(write.stream) == "run":
             raise ContractError(f"append to {write.stream}: opening a run needs the run's id")
 
+    def _book(self, request: AppendRequest) -> None:
+        """Reserve and settle, if what is spent on streams with scopes is reserved as it must be."""
+        for write in request.writes:
+            scopes = self._scopes(write)
+            calls = sum(isinstance(event, ModelCallStarted) for event in write.events)
+            if scopes and calls and (request.reserve is None or calls > 1 or write is not request.writes[0]):
+                raise unreserved(write.stream)
+        opened = [limit for write in request.writes if write.stream not in self.log.streams for limit in write.scopes]
+        self.log.ledger.book(request, self._scopes(request.writes[0]), opened)
+
+    def _scopes(self, write: Write) -> tuple[str, ...]:
+        stream = self.log.streams.get(write.stream)
+        return stream.scopes if stream else tuple(limit.scope for limit in write.scopes)
+
     def _write(self, request: AppendRequest, documents: Sequence[str]) -> Appended:
         versions: list[int] = []
         positions: list[int] = []
         for write in request.writes:
-            stream = self.log.streams.setdefault(write.stream, _Stream(request.run_id, write.kind))
+            stream = self.log.streams.setdefault(write.stream, _Stream(request.run_id, write.kind, self._scopes(write)))
             for event in write.events:
                 at = len(versions)
                 recorded = Recorded(
@@ -171,7 +205,7 @@ class MemoryStore:
                 versions.append(recorded.version)
                 positions.append(recorded.position)
             stream.closed = stream.closed or type_name(write.events[-1]) in TERMINAL_TYPES
-        return Appended(versions, positions)
+        return Appended(versions, positions, warned=self.log.ledger.warned(request, self._scopes(request.writes[0])))
 
 
 def _position(event: Recorded) -> int:

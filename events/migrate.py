@@ -192,7 +192,7 @@ async def _grant_rights(connection: Any, role: str) -> None:
     writes = any(grant.role == role for grant in grants.GRANTS)
     rights = [
         "USAGE ON SCHEMA es",
-        "SELECT ON es.streams, es.events, es.blobs",
+        "SELECT ON es.streams, es.events, es.blobs, es.budgets, es.reservations",
         "SELECT ON SEQUENCE es.event_position",
         "EXECUTE ON FUNCTION es.high_water, es.read_all",
     ]

@@ -10,7 +10,8 @@ from crewlog.events.appender import Appender, OnCommit
 from crewlog.events.blobs import BlobCache, pack_blob, unpack_blob
 from crewlog.events.clock import Clock
 from crewlog.events.connections import Connections, connector
-from crewlog.events.store import Appended, AppendRequest, Page, Recorded
+from crewlog.events.store import Appended, AppendRequest, BudgetState, OpenReservation, Page, Recorded
+from crewlog.schemas.errors import ConfigError
 from crewlog.schemas.ids import Hash, RunId, Stream
 from crewlog.schemas.payload import content_hash
 
@@ -41,6 +42,11 @@ _REMOVE_TIMERS: Final = "DELETE FROM es.timers WHERE run_id = ANY ($1::uuid[])"
 _TAKE_DUE: Final = """
 DELETE FROM es.timers WHERE run_id IN (SELECT run_id FROM es.timers WHERE due_us <= $1 ORDER BY due_us LIMIT $2 FOR UPDATE SKIP LOCKED)
 RETURNING run_id
+"""
+_BUDGETS: Final = "SELECT scope, soft, hard, spent, reserved FROM es.budgets WHERE scope = ANY ($1::text[])"
+_OPEN_RESERVATIONS: Final = """
+SELECT reservation_id, stream_id, run_id, task_id, amount, since_us FROM es.reservations
+ WHERE since_us < $1 AND released_at IS NULL ORDER BY since_us, reservation_id LIMIT $2
 """
 _CHECK: Final = "SELECT FROM es.streams WHERE stream_id = ''"
 _NIL: Final = RunId(UUID(int=0))
@@ -73,6 +79,8 @@ class PostgresStore:
         return cls(Appender(connect, actor=actor, clock=clock, lanes=lanes, on_commit=on_commit), connections)
 
     async def append(self, request: AppendRequest) -> Appended:
+        if request.reserve or request.settle or request.limits or any(write.scopes for write in request.writes):
+            raise ConfigError("this database cannot keep budgets yet", hint="open the log in memory")
         return await self._appender.submit(request)
 
     async def read_streams(self, after: Mapping[Stream, int], *, types: frozenset[str] | None = None) -> Sequence[Recorded]:
@@ -125,6 +133,14 @@ class PostgresStore:
 
     async def take_due(self, now_us: int, limit: int) -> Sequence[RunId]:
         return [RunId(row[0]) for row in await self._connections.fetch("take due timers", _TAKE_DUE, now_us, limit)]
+
+    async def budgets(self, scopes: Sequence[str]) -> Mapping[str, BudgetState]:
+        rows = await self._connections.fetch("look at budgets", _BUDGETS, list(scopes))
+        return {row[0]: BudgetState(*row[1:]) for row in rows}
+
+    async def open_reservations(self, older_than_us: int, limit: int) -> Sequence[OpenReservation]:
+        rows = await self._connections.fetch("list open reservations", _OPEN_RESERVATIONS, older_than_us, limit)
+        return [OpenReservation(*row) for row in rows]
 
     async def close(self) -> None:
         await self._appender.close()

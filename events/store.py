@@ -12,6 +12,7 @@ from uuid import UUID
 
 import msgspec
 
+from crewlog.schemas.budget import ScopeLimit
 from crewlog.schemas.codec import Event, Unknown, decode
 from crewlog.schemas.ids import Hash, RunId, Stream, TaskId
 
@@ -23,15 +24,40 @@ ANY: Final = -1
 EVENTS_PER_APPEND_MAX: Final = 1_000
 STREAMS_PER_APPEND_MAX: Final = 128
 EVENT_BYTES_MAX: Final = 256 * 1024
+SCOPES_PER_STREAM_MAX: Final = 16
+SETTLEMENTS_PER_APPEND_MAX: Final = 256
 
 
 class Write(NamedTuple):
-    """Events for one stream. `kind` is the agent kind a task stream is opened for; it stays with the stream."""
+    """Events for one stream. `kind` is the agent kind a task stream is opened for; it stays with the stream.
+
+    `scopes` come with the first event of a stream (expected version NO_STREAM) and are bound to it for good: model calls recorded there
+    are charged to all of them. A scope that is new gets the given limits; one that exists keeps its own.
+    """
 
     stream: Stream
     events: Sequence[Event]
     expected: int = ANY
     kind: str | None = None
+    scopes: Sequence[ScopeLimit] = ()
+
+
+class Reservation(NamedTuple):
+    """Money held back for a model call: its worst price. 0 for a call that is free or has no price; that touches no budget."""
+
+    reservation_id: UUID
+    amount_micro_usd: int
+
+
+class Settlement(NamedTuple):
+    """What became of a reservation: the price in fact, also when it is above the reserved amount; None gives the money back.
+
+    Only the first one counts, so sending it again is harmless; but a price that comes after the money was given back is charged all the
+    same: the call did happen. A reservation that was never made is left alone.
+    """
+
+    reservation_id: UUID
+    actual_micro_usd: int | None
 
 
 class AppendRequest(NamedTuple):
@@ -48,6 +74,12 @@ class AppendRequest(NamedTuple):
     task_id: TaskId | None = None
     causation_id: UUID | None = None
     trace_id: UUID | None = None
+    reserve: Reservation | None = None
+    """Charged to the scopes of the first write's stream. `ModelCallStarted` on a stream with scopes needs one, and to be in that write."""
+    settle: Sequence[Settlement] = ()
+    """Take effect before `reserve`, except the one of the same reservation."""
+    limits: Sequence[ScopeLimit] = ()
+    """New limits, each together with the `BudgetChanged` in `budget/<scope>` that says the same; whoever may write that may set them."""
 
 
 class Appended(NamedTuple):
@@ -59,6 +91,28 @@ class Appended(NamedTuple):
     versions: Sequence[int]
     positions: Sequence[int]
     duplicate: bool = False
+    warned: Sequence[str] = ()
+    """Scopes of the first write's stream that are over their soft limit behind this append, if it reserves or settles more than 0."""
+
+
+class BudgetState(NamedTuple):
+    """A budget as it is, in micro-USD. Its hard limit holds for the sum of spent and reserved."""
+
+    soft: int | None
+    hard: int | None
+    spent: int
+    reserved: int
+
+
+class OpenReservation(NamedTuple):
+    """Money that is held back for a call nobody has settled; run and task are those of the append that reserved it."""
+
+    reservation_id: UUID
+    stream: Stream
+    run_id: RunId | None
+    task_id: TaskId | None
+    amount_micro_usd: int
+    since_us: int
 
 
 class Recorded(msgspec.Struct, frozen=True):
@@ -102,8 +156,9 @@ class EventStore(Protocol):
 
         Raises:
             ConflictError: a stream is not at its expected version, or is closed (it has its terminal event).
-            NotAuthorised: this login may not write such an event to such a stream.
+            NotAuthorised: this login may not write such an event to such a stream, or settle what was reserved there.
             ContractError: the request is malformed, or some but not all of its event ids are known already.
+            OverBudget: the reservation does not fit a scope; nothing is written.
         """
 
     async def read_streams(self, after: Mapping[Stream, int], *, types: frozenset[str] | None = None) -> Sequence[Recorded]:
@@ -137,6 +192,12 @@ class EventStore(Protocol):
 
     async def take_due(self, now_us: int, limit: int) -> Sequence[RunId]:
         """Take runs whose timer is due, each by one caller only, and remove their timers."""
+
+    async def budgets(self, scopes: Sequence[str]) -> Mapping[str, BudgetState]:
+        """Look at budgets; a scope that nothing was ever bound to is missing from the answer."""
+
+    async def open_reservations(self, older_than_us: int, limit: int) -> Sequence[OpenReservation]:
+        """List reservations nobody has settled or given back, made before a time in microseconds since 1970, oldest first."""
 
     async def close(self) -> None:
         """Write what is queued, then let go of the connections. Safe to call twice."""

@@ -18,7 +18,7 @@ from crewlog.schemas.run_events import (
     TaskReviewed,
     TaskSuspended,
 )
-from crewlog.schemas.system_events import AgentRegistered, AgentStopped, DocumentIngested
+from crewlog.schemas.system_events import AgentRegistered, AgentStopped, BudgetChanged, DocumentIngested
 from crewlog.schemas.task_events import (
     ApprovalDecided,
     ApprovalRequested,
@@ -99,10 +99,16 @@ def _describe(event: Event | Unknown) -> str:  # noqa: C901, PLR0912  (one arm p
             return event.worker
         case DocumentIngested():
             return f"{event.name}, {event.lines} lines"
+        case BudgetChanged():
+            return f"{event.scope}: limit {_limit(event.hard_micro_usd)}, warning at {_limit(event.soft_micro_usd)}, by {event.actor}"
         case Unknown():
             return f"a type this program does not know (schema version {event.schema_version})"
         case _:
             return ""
+
+
+def _limit(micro_usd: int | None) -> str:
+    return "none" if micro_usd is None else format_usd(micro_usd)
 
 
 def _text(payload: Payload) -> str:

@@ -9,12 +9,15 @@
     │   └── Unavailable      the operator, if it lasts: a server cannot be reached
     ├── TerminalError        the task stops; a retry would end the same way
     │   └── LimitExceeded    a named limit was reached
+    │       └── OverBudget   a budget does not allow what a model call may cost
     └── NotAuthorised        the operator or the approver: the principal may not do this
 
 Errors carry fields; the text is made from them. Each text says what was attempted, with ids, expected against got, and the next step.
 """
 
 from __future__ import annotations
+
+from crewlog.schemas.usage import format_usd
 
 
 class OrchestrationError(Exception):
@@ -101,6 +104,21 @@ class LimitExceeded(TerminalError):
     def __init__(self, limit: str, *, used: float, limit_max: float) -> None:
         super().__init__(f"limit {limit} reached: {used:g} of {limit_max:g}")
         self.limit, self.used, self.limit_max = limit, used, limit_max
+
+
+class OverBudget(LimitExceeded):
+    """The budget `scope` has no room: `needed_micro_usd` more on top of what is spent and reserved would pass its hard limit."""
+
+    code = "budget"
+
+    def __init__(self, scope: str, *, limit_micro_usd: int, used_micro_usd: int, needed_micro_usd: int) -> None:
+        super().__init__(scope, used=used_micro_usd, limit_max=limit_micro_usd)
+        self.scope, self.limit_micro_usd, self.used_micro_usd, self.needed_micro_usd = scope, limit_micro_usd, used_micro_usd, needed_micro_usd
+        used, limit, needed = map(format_usd, (used_micro_usd, limit_micro_usd, needed_micro_usd))
+        self.reason = f"budget {scope}: a call that may cost {needed} does not fit, {used} of {limit} are spent or reserved; raise the limit"
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class NotAuthorised(OrchestrationError):

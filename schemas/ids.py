@@ -45,6 +45,11 @@ def agent_stream(kind: str) -> Stream:
     return Stream(f"agent/{kind}")
 
 
+def budget_stream(scope: str) -> Stream:
+    """Name the stream of the changes of one budget's limits."""
+    return Stream(f"budget/{scope}")
+
+
 def category(stream: str) -> str:
     """Return what stands before the first slash of a stream name."""
     return stream.split("/", 1)[0]
@@ -58,6 +63,11 @@ def derived_task_id(run_id: RunId, *, key: str, revision: int) -> TaskId:
 def derived_approval_id(task_id: TaskId, *, call_id: str) -> ApprovalId:
     """Derive the approval id of one tool call: asking again after a crash asks for the same approval."""
     return ApprovalId(uuid5(_NAMESPACE, f"{task_id}/approval/{call_id}"))
+
+
+def reservation_id(task_id: TaskId, call_id: str) -> UUID:
+    """Derive the id of the money reserved for one model call: whoever knows the task and the call can settle it."""
+    return uuid5(_NAMESPACE, f"{task_id}/reservation/{call_id}")
 
 
 def idempotency_key(run_id: RunId, task_id: TaskId, call_id: str) -> str:

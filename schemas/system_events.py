@@ -1,4 +1,5 @@
-"""Facts outside runs: agents that register (`agent/<kind>`) and documents that are ingested (`doc/<tenant>/<sha-256>`)."""
+"""Facts outside runs: agents that register (`agent/<kind>`), documents that are ingested (`doc/<tenant>/<sha-256>`), limits of budgets
+that are changed (`budget/<scope>`)."""
 
 from __future__ import annotations
 
@@ -62,4 +63,14 @@ class DocumentIngested(SystemEvent, frozen=True):
     title: str
 
 
-SYSTEM_EVENTS: tuple[type[SystemEvent], ...] = (AgentRegistered, AgentStopped, DocumentIngested)
+class BudgetChanged(SystemEvent, frozen=True):
+    """A person or a rule set the limits of a budget; None is no limit. They hold from this append on, whatever is spent already."""
+
+    scope: str
+    soft_micro_usd: int | None
+    hard_micro_usd: int | None
+    actor: str
+    reason: str = ""
+
+
+SYSTEM_EVENTS: tuple[type[SystemEvent], ...] = (AgentRegistered, AgentStopped, DocumentIngested, BudgetChanged)

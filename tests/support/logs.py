@@ -52,6 +52,11 @@ class InPostgres:
         self._opened.append(store)
         return store
 
+    async def open_as_owner(self) -> EventStore:
+        store = await PostgresStore.open(self.database.admin_url, actor="owner@test", clock=CLOCK)
+        self._opened.append(store)
+        return store
+
     async def close(self) -> None:
         for store in self._opened:
             await store.close()

@@ -1,0 +1,79 @@
+"""Check what an append request says about money, in the caller: amounts, names of scopes, and that limits are changed by their event."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from crewlog.events.store import NO_STREAM, SCOPES_PER_STREAM_MAX, SETTLEMENTS_PER_APPEND_MAX, AppendRequest, Write
+from crewlog.schemas.budget import MICRO_USD_MAX, SCOPE_CHARS_MAX, ScopeLimit
+from crewlog.schemas.errors import ContractError
+from crewlog.schemas.ids import budget_stream
+from crewlog.schemas.system_events import BudgetChanged
+
+
+def check_money(request: AppendRequest) -> None:
+    """Check reservation, settlements, limits, and the scopes that streams are opened with.
+
+    Raises:
+        ContractError: the text says what is wrong.
+    """
+    stream = request.writes[0].stream
+    for write in request.writes:
+        if write.scopes:
+            _check_scopes(write)
+    if request.reserve is not None:
+        _check_id(stream, request.reserve.reservation_id)
+        _check_amount(stream, "a reservation", request.reserve.amount_micro_usd)
+    if len(request.settle) > SETTLEMENTS_PER_APPEND_MAX:
+        raise ContractError(f"append to {stream}: {len(request.settle)} settlements, at most {SETTLEMENTS_PER_APPEND_MAX}")
+    for reservation_id, actual in request.settle:
+        _check_id(stream, reservation_id)
+        if actual is not None:
+            _check_amount(stream, "a settlement", actual)
+    _check_limits(request)
+
+
+def _check_scopes(write: Write) -> None:
+    if write.expected != NO_STREAM:
+        raise ContractError(f"append to {write.stream}: scopes are bound to a stream when it is opened, with expected version {NO_STREAM}")
+    if len(write.scopes) > SCOPES_PER_STREAM_MAX or len({limit.scope for limit in write.scopes}) < len(write.scopes):
+        raise ContractError(f"append to {write.stream}: a stream has at most {SCOPES_PER_STREAM_MAX} scopes, each once; got {len(write.scopes)}")
+    for limit in write.scopes:
+        _check_limit(write.stream, limit)
+
+
+def _check_limits(request: AppendRequest) -> None:
+    said = {
+        (write.stream, event.scope, event.soft_micro_usd, event.hard_micro_usd)
+        for write in request.writes
+        for event in write.events
+        if isinstance(event, BudgetChanged)
+    }
+    for limit in request.limits:
+        _check_limit(request.writes[0].stream, limit)
+    asked = {(budget_stream(limit.scope), limit.scope, limit.soft_micro_usd, limit.hard_micro_usd) for limit in request.limits}
+    if said != asked or len(asked) < len(request.limits) or len({scope for _, scope, _, _ in asked}) < len(asked):
+        stream = request.writes[0].stream
+        raise ContractError(f"append to {stream}: a limit is changed once, together with the BudgetChanged in budget/<scope> that says the same")
+
+
+def _check_limit(stream: str, limit: ScopeLimit) -> None:
+    if not 1 <= len(limit.scope) <= SCOPE_CHARS_MAX or "\0" in limit.scope:
+        raise ContractError(f"append to {stream}: {limit.scope[:40]!r} is no name of a scope: it takes 1 to {SCOPE_CHARS_MAX} characters without NUL")
+    for amount in (limit.soft_micro_usd, limit.hard_micro_usd):
+        if amount is not None:
+            _check_amount(stream, f"a limit of {limit.scope}", amount)
+    if limit.soft_micro_usd is not None and limit.hard_micro_usd is not None and limit.soft_micro_usd > limit.hard_micro_usd:
+        raise ContractError(f"append to {stream}: the soft limit of {limit.scope} ({limit.soft_micro_usd}) is above its hard limit ({limit.hard_micro_usd})")
+
+
+def _check_id(stream: str, reservation_id: Any) -> None:
+    if not isinstance(reservation_id, UUID):
+        raise ContractError(f"append to {stream}: reservation id {reservation_id!r} is not a UUID")
+
+
+def _check_amount(stream: str, what: str, amount: Any) -> None:
+    # Values arrive from prices that others compute: a float (NaN!) or a bool is as wrong as a negative amount.
+    if type(amount) is not int or not 0 <= amount <= MICRO_USD_MAX:
+        raise ContractError(f"append to {stream}: {what} is a whole number of micro-USD from 0 to {MICRO_USD_MAX}, not {amount!r}")

@@ -1,0 +1,56 @@
+"""Budgets: what a model call is charged to, and how much may be spent there.
+
+A scope is the name of a budget. A task stream is bound to its scopes when it is opened, and every model call of the task is charged to
+all of them: reserved at its worst price before it is made, settled with its real price behind it. Amounts are micro-USD.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Final
+
+import msgspec
+
+from crewlog.schemas.ids import RunId, TaskId
+
+MICRO_USD_MAX: Final = 10**15
+"""Largest amount and limit: a thousand million USD. Sums of thousands of them still fit the log's 64-bit integers."""
+SCOPE_CHARS_MAX: Final = 300
+
+
+class ScopeLimit(msgspec.Struct, frozen=True):
+    """How much may be spent in a scope. Over the soft limit there are warnings, over the hard limit there is nothing. None is no limit."""
+
+    scope: str
+    soft_micro_usd: int | None
+    hard_micro_usd: int | None
+
+
+def run_scope(run_id: RunId) -> str:
+    """Name the budget of one run."""
+    return f"run/{run_id}"
+
+
+def tree_scope(root: TaskId) -> str:
+    """Name the budget of a task and all tasks that come from it."""
+    return f"tree/{root}"
+
+
+def kind_scope(tenant: str, kind: str, day: str) -> str:
+    """Name the budget of a tenant's agents of one kind on one day."""
+    return f"kind/{tenant}/{kind}/{day}"
+
+
+def user_scope(tenant: str, user: str, day: str) -> str:
+    """Name the budget of one user on one day."""
+    return f"user/{tenant}/{user}/{day}"
+
+
+def tenant_scope(tenant: str, day: str) -> str:
+    """Name the budget of a tenant on one day."""
+    return f"tenant/{tenant}/{day}"
+
+
+def utc_day(time_us: int) -> str:
+    """Return the day that daily scopes end in, as `yyyy-mm-dd` in UTC, for a time in microseconds since 1970."""
+    return datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y-%m-%d")
