@@ -26,6 +26,7 @@ from crewlog.schemas.task_events import (
     ApprovalDecided,
     ApprovalRequested,
     AttemptFailed,
+    BudgetWarned,
     ModelCallFailed,
     ModelCallFinished,
     ModelCallStarted,
@@ -126,7 +127,7 @@ def opened_state(task: AgentTask) -> TaskState:
     return TaskState(version=1, task=task, phase="opened", trust=joined(item.outcome.trust for item in task.context))
 
 
-def evolve(state: TaskState, event: TaskEvent) -> TaskState:
+def evolve(state: TaskState, event: TaskEvent) -> TaskState:  # noqa: C901  (one arm per event type)
     """Apply one fact. The most frequent ones come first: a replay goes through here for every event of the log."""
     version = state.version + 1
     match event:
@@ -163,6 +164,8 @@ def evolve(state: TaskState, event: TaskEvent) -> TaskState:
             return replace(state, version=version, phase="between_attempts", failure=event.error, attempt=event.attempt)
         case TaskFailed() | TaskCancelled():
             return replace(state, version=version, phase="ended")
+        case BudgetWarned():
+            return replace(state, version=version)
         case _:
             raise TypeError(f"{type(event).__name__} is not an event of a task stream")
 

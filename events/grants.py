@@ -9,13 +9,14 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from crewlog.schemas.run_events import RUN_EVENTS
-from crewlog.schemas.system_events import AgentRegistered, AgentStopped, BudgetChanged, DocumentIngested
+from crewlog.schemas.system_events import AgentRegistered, AgentStopped, BudgetChanged, CallSettled, DocumentIngested
 from crewlog.schemas.task_events import (
     TASK_EVENTS,
     TERMINAL_TYPES,
     ApprovalDecided,
     ApprovalRequested,
     AttemptFailed,
+    BudgetWarned,
     ModelCallFailed,
     ModelCallFinished,
     ModelCallStarted,
@@ -77,8 +78,10 @@ _RUN = _names(*RUN_EVENTS)
 _AGENTS = _names(AgentRegistered, AgentStopped)
 _DOCUMENTS = _names(DocumentIngested)
 _BUDGETS = _names(BudgetChanged)
+_SPEND = _names(CallSettled)
 _WORK = _names(
-    TaskStarted, ModelCallStarted, ModelCallFinished, ModelCallFailed, ToolStarted, ToolFinished, ApprovalRequested, Nudged, AttemptFailed, TaskCompleted
+    *(TaskStarted, ModelCallStarted, ModelCallFinished, ModelCallFailed, ToolStarted, ToolFinished),
+    *(ApprovalRequested, Nudged, BudgetWarned, AttemptFailed, TaskCompleted),
 )  # fmt: skip
 
 GRANTS: Final = (
@@ -86,6 +89,7 @@ GRANTS: Final = (
     Grant(ORCHESTRATOR, "task", _names(TaskOpened, ApprovalDecided, TaskFailed, TaskCancelled), opens=True),
     Grant(ORCHESTRATOR, "agent", _AGENTS, opens=True),
     Grant(ORCHESTRATOR, "budget", _BUDGETS, opens=True),
+    *(Grant(role, "spend", _SPEND, opens=True) for role in (ORCHESTRATOR, *map(kind_role, BUILT_IN_KINDS), SPECIALIST)),
     *(Grant(kind_role(kind), "task", _WORK, kind=kind) for kind in BUILT_IN_KINDS),
     Grant(SPECIALIST, "task", _WORK, except_kinds=frozenset(BUILT_IN_KINDS)),
     Grant(kind_role("research"), "doc", _DOCUMENTS, opens=True),
@@ -95,5 +99,5 @@ GRANTS: Final = (
 
 def owner_grants(role: str) -> tuple[Grant, ...]:
     """Return the rights of the login that owns the database: everything, so that one URL is enough for a small installation."""
-    everything = (("run", _RUN), ("task", _names(*TASK_EVENTS)), ("agent", _AGENTS), ("doc", _DOCUMENTS), ("budget", _BUDGETS))
+    everything = (("run", _RUN), ("task", _names(*TASK_EVENTS)), ("agent", _AGENTS), ("doc", _DOCUMENTS), ("budget", _BUDGETS), ("spend", _SPEND))
     return tuple(Grant(role, category, types, opens=True) for category, types in everything)

@@ -56,6 +56,7 @@ class TaskMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     parent_task_id: UUID | None = None
     tenant: str = "default"
     user: str = "anonymous"
+    surface: str = "default"
     context: tuple[msgspec.Raw, ...] = ()
     attachments: tuple[dict[str, Any], ...] = ()
     constraints: msgspec.Raw | None = None
@@ -85,6 +86,7 @@ def task_message(state: RunState, step: Step, *, task_id: TaskId, context: Seque
             parent_task_id=brief.parent_task_id if task_id == brief.task_id else brief.task_id,
             tenant=brief.tenant,
             user=brief.user,
+            surface=brief.surface,
             context=(*brief.context, *fit_context(context)),
             attachments=attachments,
             constraints=None if bytes(step.constraints) == b"{}" else step.constraints,

@@ -10,19 +10,23 @@ from crewlog.schemas.run_events import (
     RunCancelled,
     RunCompleted,
     RunFailed,
+    RunHeld,
     RunPlanned,
+    RunReleased,
     RunSubmitted,
     TaskDispatched,
+    TaskHeld,
     TaskResumed,
     TaskRetryScheduled,
     TaskReviewed,
     TaskSuspended,
 )
-from crewlog.schemas.system_events import AgentRegistered, AgentStopped, BudgetChanged, DocumentIngested
+from crewlog.schemas.system_events import AgentRegistered, AgentStopped, BudgetChanged, CallSettled, DocumentIngested
 from crewlog.schemas.task_events import (
     ApprovalDecided,
     ApprovalRequested,
     AttemptFailed,
+    BudgetWarned,
     ModelCallFailed,
     ModelCallFinished,
     ModelCallStarted,
@@ -62,6 +66,13 @@ def _describe(event: Event | Unknown) -> str:  # noqa: C901, PLR0912  (one arm p
             return f"{event.key}: {event.decision} by {event.actor}"
         case TaskReviewed():
             return f"{event.key} {event.verdict}" + "".join(f"; {issue.rule}: {issue.message}" for issue in event.issues)
+        case TaskHeld():
+            return f"{event.key} has no money left: {event.error.message}"
+        case RunHeld():
+            used, limit = format_usd(event.used_micro_usd), format_usd(event.limit_micro_usd)
+            return f"{event.scope}: {used} of {limit} used, {format_usd(event.needed_micro_usd)} needed; crewlog budget raise {event.scope} --hard USD"
+        case RunReleased():
+            return f"{event.scope} has room again"
         case RunCompleted():
             return f"{len(event.artifacts)} files, {format_usd(event.cost_micro_usd)}" + (f"; {', '.join(event.flags)}" if event.flags else "")
         case RunFailed() | TaskFailed():
@@ -89,6 +100,8 @@ def _describe(event: Event | Unknown) -> str:  # noqa: C901, PLR0912  (one arm p
             return f"{event.decision} by {event.actor}" + (f": {event.note}" if event.note else "")
         case Nudged():
             return f"{event.reason}: {event.text}"
+        case BudgetWarned():
+            return f"{event.scope} is over its soft limit"
         case AttemptFailed():
             return f"attempt {event.attempt}: {event.error.code}: {event.error.message}"
         case TaskCompleted():
@@ -101,6 +114,8 @@ def _describe(event: Event | Unknown) -> str:  # noqa: C901, PLR0912  (one arm p
             return f"{event.name}, {event.lines} lines"
         case BudgetChanged():
             return f"{event.scope}: limit {_limit(event.hard_micro_usd)}, warning at {_limit(event.soft_micro_usd)}, by {event.actor}"
+        case CallSettled():
+            return f"{event.call_id} to {event.provider}/{event.model}: {format_usd(event.price.cost_micro_usd)} ({event.price.source})"
         case Unknown():
             return f"a type this program does not know (schema version {event.schema_version})"
         case _:

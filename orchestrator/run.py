@@ -54,6 +54,7 @@ class BudgetBrief(msgspec.Struct, frozen=True, omit_defaults=True):
     """`Budget` as recorded."""
 
     hard_micro_usd: int | None = None
+    soft_micro_usd: int | None = None
 
 
 class Brief(msgspec.Struct, frozen=True):
@@ -70,6 +71,7 @@ class Brief(msgspec.Struct, frozen=True):
     key: str | None = None
     tenant: str = "default"
     user: str = "anonymous"
+    surface: str = "default"
     context: tuple[msgspec.Raw, ...] = ()
     attachments: tuple[dict[str, Any], ...] = ()
     constraints: msgspec.Raw = msgspec.Raw(b"{}")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from crewlog.events.store import Recorded
 from crewlog.projections.rows import ModelCallRow, ToolCallRow
-from crewlog.projections.run_state import Changed, TaskState, add_artifacts, close_model_call
+from crewlog.projections.run_state import Changed, RunState, TaskState, add_artifacts, close_model_call
+from crewlog.schemas.errors import ContractError
+from crewlog.schemas.ids import task_stream
+from crewlog.schemas.system_events import CallSettled
 from crewlog.schemas.task_events import ModelCallFailed, ModelCallFinished, ModelCallStarted, ToolFinished, ToolStarted
+from crewlog.schemas.usage import Usage
 
 
 def model_call_started(task: TaskState, recorded: Recorded, event: ModelCallStarted, changed: Changed) -> None:
     """Open a row; a call still open then belongs to a worker that died."""
     close_model_call(task, changed)
-    task.model_call = _new_model_call(task, recorded, event)
+    task.model_call = _new_model_call(task, recorded, event, turn=event.turn)
     changed.model_calls[task.model_call] = None
     changed.tasks[task.row] = None
 
@@ -19,15 +23,10 @@ def model_call_started(task: TaskState, recorded: Recorded, event: ModelCallStar
 def model_call_finished(task: TaskState, recorded: Recorded, event: ModelCallFinished, changed: Changed) -> None:
     """Close the row with what the answer used and cost, and note the tool calls it asks for."""
     call = _close(task, recorded, event, changed)
-    usage, total = event.usage, task.row
     call.status, call.stop, call.simulated = "ok", event.stop, event.simulated
-    call.input_tokens, call.output_tokens, call.reasoning_tokens = usage.input_tokens, usage.output_tokens, usage.reasoning_tokens
-    call.cache_read_tokens, call.cache_write_tokens = usage.cache_read_tokens, usage.cache_write_tokens
-    total.turns += 1
-    total.tool_calls += len(event.tool_calls)
-    total.input_tokens += usage.input_tokens
-    total.output_tokens += usage.output_tokens
-    total.cached_tokens += usage.cache_read_tokens
+    _count_tokens(task, call, event.usage)
+    task.row.turns += 1
+    task.row.tool_calls += len(event.tool_calls)
     for asked in event.tool_calls:
         row = ToolCallRow(task.row.task_id, asked.call_id, task.row.run_id, event.turn, asked.tool, "requested", recorded.occurred_us)
         row.requested_position = recorded.position
@@ -39,6 +38,23 @@ def model_call_failed(task: TaskState, recorded: Recorded, event: ModelCallFaile
     """Close the row with the error and with what was billed all the same."""
     call = _close(task, recorded, event, changed)
     call.status, call.error_code, call.error = "failed", event.error.code, event.error.message
+
+
+def call_settled(run: RunState, recorded: Recorded, event: CallSettled, changed: Changed) -> None:
+    """Charge a call that nobody has heard the end of to its task, which is over.
+
+    Raises:
+        ContractError: the run has no such task.
+    """
+    task = run.by_stream.get(task_stream(event.task_id))
+    if task is None:
+        raise ContractError(f"{recorded.stream} version {recorded.version} settles a call of task {event.task_id}, but run {run.row.run_id} knows no such task")
+    if task.model_call is not None and task.model_call.call_id == event.call_id:
+        close_model_call(task, changed)
+    call = task.lost_calls.pop(event.call_id, None) or _new_model_call(task, recorded, event, turn=task.row.turns + 1)
+    call.status = "abandoned"
+    _charge(task, call, recorded, event, changed)
+    _count_tokens(task, call, event.usage)
 
 
 def tool_started(task: TaskState, recorded: Recorded, event: ToolStarted, changed: Changed) -> None:
@@ -66,26 +82,41 @@ def _close(task: TaskState, recorded: Recorded, event: ModelCallFinished | Model
     call = task.model_call
     if call is None or call.call_id != event.call_id:
         # an outcome without an intent, or of an earlier call: still a call that happened and may have cost money
-        call = _new_model_call(task, recorded, event)
+        call = task.lost_calls.pop(event.call_id, None) or _new_model_call(task, recorded, event, turn=event.turn)
     else:
         task.model_call = None
+    call.latency_ms = event.latency_ms
+    _charge(task, call, recorded, event, changed)
+    return call
+
+
+def _charge(task: TaskState, call: ModelCallRow, recorded: Recorded, event: ModelCallFinished | ModelCallFailed | CallSettled, changed: Changed) -> None:
     cost = event.price.cost_micro_usd
     call.provider, call.model = event.provider, event.model
     call.cost_micro_usd, call.price_source = cost, event.price.source
-    call.finished_us, call.latency_ms, call.outcome_position = recorded.occurred_us, event.latency_ms, recorded.position
+    call.finished_us, call.outcome_position = recorded.occurred_us, recorded.position
     if cost is None:
         task.row.unpriced_calls += 1
     else:
         task.row.cost_micro_usd += cost
     changed.model_calls[call] = None
     changed.tasks[task.row] = None
-    return call
 
 
-def _new_model_call(task: TaskState, recorded: Recorded, event: ModelCallStarted | ModelCallFinished | ModelCallFailed) -> ModelCallRow:
+def _count_tokens(task: TaskState, call: ModelCallRow, usage: Usage) -> None:
+    call.input_tokens, call.output_tokens, call.reasoning_tokens = usage.input_tokens, usage.output_tokens, usage.reasoning_tokens
+    call.cache_read_tokens, call.cache_write_tokens = usage.cache_read_tokens, usage.cache_write_tokens
+    task.row.input_tokens += usage.input_tokens
+    task.row.output_tokens += usage.output_tokens
+    task.row.cached_tokens += usage.cache_read_tokens
+
+
+def _new_model_call(
+    task: TaskState, recorded: Recorded, event: ModelCallStarted | ModelCallFinished | ModelCallFailed | CallSettled, *, turn: int
+) -> ModelCallRow:
     row = task.row
     row.model_calls += 1
-    return ModelCallRow(row.task_id, row.model_calls, row.run_id, event.call_id, event.turn, event.provider, event.model, "running", recorded.occurred_us)
+    return ModelCallRow(row.task_id, row.model_calls, row.run_id, event.call_id, turn, event.provider, event.model, "running", recorded.occurred_us)
 
 
 def _new_tool_call(task: TaskState, recorded: Recorded, event: ToolStarted | ToolFinished) -> ToolCallRow:

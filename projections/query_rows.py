@@ -12,6 +12,18 @@ from crewlog.schemas.payload import Payload
 from crewlog.schemas.values import ArtifactRef, Citation, Issue, Outcome
 
 
+class HoldView(msgspec.Struct, frozen=True):
+    """Why a run is held: `scope` has no room for the `needed_micro_usd` of its next model call. It fails at `expires_us`."""
+
+    reason: str
+    scope: str
+    limit_micro_usd: int
+    used_micro_usd: int
+    needed_micro_usd: int
+    since_us: int
+    expires_us: int
+
+
 class RunView(msgspec.Struct, frozen=True):
     """A run, with the totals of its tasks."""
 
@@ -42,6 +54,10 @@ class RunView(msgspec.Struct, frozen=True):
     citations: tuple[Citation, ...] | None
     error_code: str | None
     error: str | None
+    hold: HoldView | None
+    """Set while a budget holds the run; `answer` and `artifacts` are then what it has so far."""
+    warnings: tuple[str, ...]
+    """Budget scopes that were over their soft limit when the run was charged."""
 
 
 class TaskView(msgspec.Struct, frozen=True):

@@ -14,8 +14,10 @@ import msgspec
 Json = NewType("Json", str)
 """JSON text of a `jsonb` column."""
 
-RunStatus = Literal["planning", "running", "completed", "failed", "cancelled"]
-TaskStatus = Literal["planned", "queued", "running", "suspended", "retrying", "deciding", "reviewing", "completed", "revised", "failed", "cancelled", "skipped"]
+RunStatus = Literal["planning", "running", "held", "completed", "failed", "cancelled"]
+TaskStatus = Literal[
+    "planned", "queued", "running", "suspended", "retrying", "deciding", "held", "reviewing", "completed", "revised", "failed", "cancelled", "skipped"
+]  # fmt: skip
 FINISHED: frozenset[TaskStatus] = frozenset({"completed", "revised", "failed", "cancelled", "skipped"})
 """Task states that nothing follows. `revised`: a further revision takes its place; `skipped`: the run went on without it."""
 
@@ -43,6 +45,9 @@ class RunRow(msgspec.Struct, eq=False):
     artifacts: Json = Json("[]")
     error_code: str | None = None
     error: str | None = None
+    hold: Json | None = None
+    hold_position: int | None = None
+    warnings: Json = Json("[]")
 
 
 class TaskRow(msgspec.Struct, eq=False):

@@ -15,6 +15,7 @@ import asyncpg
 import msgspec
 
 from crewlog.events.store import EventStore, Recorded
+from crewlog.projections.calls import call_settled
 from crewlog.projections.projection import Fact, decode
 from crewlog.projections.rows import ApprovalRow, ModelCallRow, RunRow, TaskRow, ToolCallRow
 from crewlog.projections.run_state import Changed, RunState
@@ -25,6 +26,7 @@ from crewlog.projections.waiting import waiting_reason
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import RunId
 from crewlog.schemas.run_events import RUN_EVENTS, RunSubmitted
+from crewlog.schemas.system_events import CallSettled
 from crewlog.schemas.task_events import TASK_EVENTS
 
 RUNS: Final = Table("runs", RunRow, key=("run_id",))
@@ -55,8 +57,8 @@ class RunProjection:
     """Keeps the tables of runs and of all that happens in them."""
 
     name = "runs"
-    version = 1
-    types: frozenset[type] = frozenset((*RUN_EVENTS, *TASK_EVENTS))
+    version = 2
+    types: frozenset[type] = frozenset((*RUN_EVENTS, *TASK_EVENTS, CallSettled))
     tables = (RUNS.name, TASKS.name, MODEL_CALLS.name, TOOL_CALLS.name, APPROVALS.name)
     facts_max = None
 
@@ -136,4 +138,5 @@ def _settle(run: RunState, changed: Changed) -> None:
 _FOLDS: Final[dict[type, Callable[[RunState, Recorded, Any, Changed], None]]] = {
     **dict.fromkeys(RUN_EVENTS, fold_run_event),
     **dict.fromkeys(TASK_EVENTS, fold_task_event),
+    CallSettled: call_settled,
 }

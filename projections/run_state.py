@@ -13,7 +13,7 @@ import msgspec
 from crewlog.projections.json_text import to_json
 from crewlog.projections.rows import FINISHED, ApprovalRow, ModelCallRow, RunRow, TaskRow, TaskStatus, ToolCallRow
 from crewlog.schemas.ids import Stream, TaskId, task_stream
-from crewlog.schemas.values import ArtifactRef
+from crewlog.schemas.values import ArtifactRef, Shortfall
 
 
 class TaskState(msgspec.Struct, eq=False):
@@ -30,6 +30,10 @@ class TaskState(msgspec.Struct, eq=False):
     """When the agent said that the work is done, before anybody judged it."""
     decision: str = ""
     """The last decision of a person, as text, until the task is taken up again."""
+    shortfall: Shortfall | None = None
+    """The limit that leaves no room for its next model call, while it is held."""
+    lost_calls: dict[str, ModelCallRow] = msgspec.field(default_factory=dict)
+    """Model calls whose worker was gone before the outcome came: they may be settled later."""
 
     @property
     def is_finished(self) -> bool:
@@ -44,6 +48,13 @@ class RunState(msgspec.Struct, eq=False):
     tasks: dict[tuple[str, int], TaskState] = msgspec.field(default_factory=dict)
     by_stream: dict[Stream, TaskState] = msgspec.field(default_factory=dict)
     latest: dict[str, TaskState] = msgspec.field(default_factory=dict)
+    warned: dict[str, None] = msgspec.field(default_factory=dict)
+    """Budget scopes that were found to be over their soft limit, in this order."""
+
+    @property
+    def starved(self) -> TaskState | None:
+        """Return the first task that a budget holds, if any: nothing is dispatched then."""
+        return next((task for task in self.tasks.values() if task.row.status == "held" and task.shortfall is not None), None)
 
     @property
     def is_over(self) -> bool:
@@ -120,5 +131,6 @@ def close_model_call(task: TaskState, changed: Changed) -> None:
     """Mark a model call that nobody will hear the end of: its worker is gone."""
     if task.model_call is not None:
         task.model_call.status = "abandoned"
+        task.lost_calls[task.model_call.call_id] = task.model_call
         changed.model_calls[task.model_call] = None
         task.model_call = None

@@ -10,7 +10,7 @@ import msgspec
 
 from crewlog.events.store import Recorded
 from crewlog.projections.json_text import to_json
-from crewlog.projections.rows import RunStatus, TaskRow, TaskStatus
+from crewlog.projections.rows import Json, RunStatus, TaskRow, TaskStatus
 from crewlog.projections.run_state import Changed, RunState, TaskState, finish, open_task
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import RunId, TaskId, derived_task_id, task_stream
@@ -19,10 +19,13 @@ from crewlog.schemas.run_events import (
     RunCompleted,
     RunEvent,
     RunFailed,
+    RunHeld,
     RunPlanned,
+    RunReleased,
     RunSubmitted,
     Step,
     TaskDispatched,
+    TaskHeld,
     TaskResumed,
     TaskRetryScheduled,
     TaskReviewed,
@@ -89,6 +92,7 @@ def _dispatched(run: RunState, recorded: Recorded, event: TaskDispatched, change
     task = open_task(run, key=event.key, revision=event.revision, task_id=event.task_id, kind=event.kind, at_us=recorded.occurred_us, changed=changed)
     row = task.row
     row.attempt, row.deadline_us = event.attempt, event.deadline_us
+    task.shortfall = None
     if not task.is_finished:
         row.status, row.dispatched_us = "queued", recorded.occurred_us
 
@@ -107,7 +111,29 @@ def _suspended(run: RunState, recorded: Recorded, event: TaskSuspended, changed:
 def _resumed(run: RunState, recorded: Recorded, event: TaskResumed, changed: Changed) -> None:
     task = _task(run, event.task_id, recorded)
     if not task.approvals.keys() - {event.approval_id}:  # the decision itself may stand before or behind this event
-        _enter(task, "queued", changed)
+        _enter(task, "held" if run.starved else "queued", changed)
+
+
+def _task_held(run: RunState, recorded: Recorded, event: TaskHeld, changed: Changed) -> None:
+    task = _task(run, event.task_id, recorded)
+    if _enter(task, "held", changed):
+        task.shortfall = event.shortfall
+        task.row.error_code, task.row.error = event.error.code, event.error.message
+
+
+def _held(run: RunState, recorded: Recorded, event: RunHeld, changed: Changed) -> None:
+    row = run.row
+    row.status, row.hold_position, row.artifacts = "held", recorded.position, to_json(event.artifacts)
+    names = ("reason", "scope", "limit_micro_usd", "used_micro_usd", "needed_micro_usd", "since_us", "expires_us")
+    row.hold = to_json({name: getattr(event, name) for name in names})
+    changed.runs[row] = None
+
+
+def _released(run: RunState, _: Recorded, __: RunReleased, changed: Changed) -> None:
+    row = run.row
+    row.status, row.artifacts = "planning" if row.plan_origin is None else "running", Json("[]")
+    row.hold = row.hold_position = None
+    changed.runs[row] = None
 
 
 def _enter(task: TaskState, status: TaskStatus, changed: Changed) -> bool:
@@ -151,6 +177,7 @@ def _cancelled(run: RunState, recorded: Recorded, event: RunCancelled, changed: 
 
 def _end(run: RunState, recorded: Recorded, status: RunStatus, changed: Changed) -> None:
     run.row.status, run.row.finished_us, run.row.end_position = status, recorded.occurred_us, recorded.position
+    run.row.hold = run.row.hold_position = None
     changed.runs[run.row] = None
     for task in run.tasks.values():
         if task.row.status == "reviewing":
@@ -179,4 +206,7 @@ _FOLDS: Final[dict[type[RunEvent], Callable[[RunState, Recorded, Any, Changed], 
     RunCompleted: _completed,
     RunFailed: _failed,
     RunCancelled: _cancelled,
+    TaskHeld: _task_held,
+    RunHeld: _held,
+    RunReleased: _released,
 }

@@ -10,6 +10,7 @@ import msgspec
 from crewlog.events.store import Recorded
 from crewlog.projections.approvals import approval_decided, approval_requested
 from crewlog.projections.calls import model_call_failed, model_call_finished, model_call_started, tool_finished, tool_started
+from crewlog.projections.json_text import to_json
 from crewlog.projections.rows import TaskStatus
 from crewlog.projections.run_state import Changed, RunState, TaskState, add_artifacts, close_model_call, finish, open_task
 from crewlog.schemas.errors import ContractError
@@ -18,6 +19,7 @@ from crewlog.schemas.task_events import (
     ApprovalDecided,
     ApprovalRequested,
     AttemptFailed,
+    BudgetWarned,
     ModelCallFailed,
     ModelCallFinished,
     ModelCallStarted,
@@ -52,6 +54,9 @@ def fold_task_event(run: RunState, recorded: Recorded, event: TaskEvent, changed
     task = run.by_stream.get(recorded.stream)
     if task is None:
         raise ContractError(f"{recorded.stream} version {recorded.version} is a {recorded.type}, but run {run.row.run_id} knows no such task")
+    if type(event) is BudgetWarned:
+        _warned(run, event, changed)
+        return
     _FOLDS[type(event)](task, recorded, event, changed)
 
 
@@ -73,6 +78,12 @@ def _opened(run: RunState, recorded: Recorded, event: TaskOpened, changed: Chang
     task_id = task_of(recorded.stream)
     task = open_task(run, key=event.key, revision=event.revision, task_id=task_id, kind=event.kind, at_us=recorded.occurred_us, changed=changed)
     task.row.objective = _decode_sent(event.task).objective or task.row.objective
+
+
+def _warned(run: RunState, event: BudgetWarned, changed: Changed) -> None:
+    run.warned[event.scope] = None
+    run.row.warnings = to_json(list(run.warned))
+    changed.runs[run.row] = None
 
 
 def _started(task: TaskState, recorded: Recorded, event: TaskStarted, changed: Changed) -> None:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Final, assert_never
 
 from crewlog.projections.run_state import RunState, TaskState
+from crewlog.schemas.usage import format_usd
 
 _TIME_US_MAX: Final = 253_402_300_800_000_000  # the year 10000, where calendars of most programs end
 
@@ -25,10 +26,14 @@ def waiting_reason(run: RunState, task: TaskState) -> str | None:
             return f"working: {_activity(task)}"
         case "suspended":
             return _approval(task)
+        case "retrying" if run.starved:
+            return _held(run, run.starved)
         case "retrying":
             return f"retry: attempt {row.attempt} due at {format_time(task.retry_due_us)}" + _cause(task)
         case "deciding":
             return f"attempt {row.attempt} failed{_cause(task)}: the orchestrator decides what follows"
+        case "held":
+            return _held(run, task)
         case "reviewing":
             return "the outcome waits for review by the orchestrator"
         case "completed" | "revised" | "failed" | "cancelled" | "skipped":
@@ -50,7 +55,7 @@ def _planned(run: RunState, task: TaskState) -> str:
         return f"{_named('step', failed)} did not succeed: the orchestrator decides what follows"
     if unfinished := [key for key, status in before if status != "completed"]:
         return f"waiting for {_named('step', unfinished)}"
-    return "ready: the orchestrator has yet to dispatch it"
+    return _held(run, run.starved) if run.starved else "ready: the orchestrator has yet to dispatch it"
 
 
 def _activity(task: TaskState) -> str:
@@ -69,6 +74,14 @@ def _approval(task: TaskState) -> str:
     first = min(task.approvals.values(), key=lambda approval: (approval.expires_us, approval.approval_id))
     tools = ", ".join(sorted({approval.tool for approval in task.approvals.values()}))
     return f"approval of {tools} by a person until {format_time(first.expires_us)}"
+
+
+def _held(run: RunState, task: TaskState) -> str:
+    short = task.shortfall or (run.starved.shortfall if run.starved else None)
+    if short is None:
+        return "the orchestrator has yet to dispatch it again"
+    used, limit, needed = map(format_usd, (short.used_micro_usd, short.limit_micro_usd, short.needed_micro_usd))
+    return f"budget {short.scope}: {used} of {limit} used, {needed} needed; go on with: crewlog budget raise {short.scope} --hard USD"
 
 
 def _cause(task: TaskState) -> str:

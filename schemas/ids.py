@@ -50,6 +50,11 @@ def budget_stream(scope: str) -> Stream:
     return Stream(f"budget/{scope}")
 
 
+def spend_stream(task_id: TaskId) -> Stream:
+    """Name the stream of money that was spent for a task whose own stream is closed."""
+    return Stream(f"spend/{task_id}")
+
+
 def category(stream: str) -> str:
     """Return what stands before the first slash of a stream name."""
     return stream.split("/", 1)[0]
@@ -68,6 +73,11 @@ def derived_approval_id(task_id: TaskId, *, call_id: str) -> ApprovalId:
 def reservation_id(task_id: TaskId, call_id: str) -> UUID:
     """Derive the id of the money reserved for one model call: whoever knows the task and the call can settle it."""
     return uuid5(_NAMESPACE, f"{task_id}/reservation/{call_id}")
+
+
+def settled_event_id(task_id: TaskId, call_id: str) -> EventId:
+    """Derive the event id under which a model call is settled outside of its task's stream: whoever comes second is answered as a duplicate."""
+    return EventId(uuid5(_NAMESPACE, f"{task_id}/settled/{call_id}"))
 
 
 def idempotency_key(run_id: RunId, task_id: TaskId, call_id: str) -> str:

@@ -14,7 +14,7 @@ import msgspec
 from crewlog.schemas.ids import ApprovalId, Hash, RunId, TaskId
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.usage import Usage
-from crewlog.schemas.values import ArtifactRef, Citation, Failure, Issue, Outcome
+from crewlog.schemas.values import ArtifactRef, Citation, Failure, Issue, Outcome, Shortfall
 
 
 class RunEvent(msgspec.Struct, frozen=True):
@@ -119,6 +119,48 @@ class TaskReviewed(RunEvent, frozen=True):
     cost_micro_usd: int = 0
 
 
+class TaskHeld(RunEvent, frozen=True, omit_defaults=True):
+    """An attempt ended because a budget has no room for the next model call. Nothing more is dispatched until the run is released;
+    then the task goes on where it was, with another attempt that does not count. Usage and cost are the task's so far."""
+
+    task_id: TaskId
+    key: str
+    attempt: int
+    error: Failure
+    shortfall: Shortfall
+    usage: Usage = Usage()
+    cost_micro_usd: int = 0
+
+
+class RunHeld(RunEvent, frozen=True, omit_defaults=True):
+    """Everything that was under way is done and a budget lets nothing more be started: the run waits for a person and costs nothing.
+
+    `partial` and `artifacts` are what it has, `needed_micro_usd` is what its next model call would take out of `scope`.
+    The run's deadline stands still from `since_us`; at `expires_us` the run fails with what it has.
+    """
+
+    reason: Literal["budget"]
+    scope: str
+    limit_micro_usd: int
+    used_micro_usd: int
+    needed_micro_usd: int
+    partial: Payload
+    artifacts: tuple[ArtifactRef, ...] = ()
+    since_us: int = 0
+    expires_us: int = 0
+
+
+class RunReleased(RunEvent, frozen=True, omit_defaults=True):
+    """The scope that held the run has room again: its tasks are dispatched again. `limit_micro_usd` is the scope's hard limit now,
+    None for no limit, and `used_micro_usd` what is spent or reserved of it, both as the orchestrator saw them."""
+
+    scope: str
+    limit_micro_usd: int | None
+    used_micro_usd: int
+    run_deadline_us: int = 0
+    """The run's deadline from now on, moved by the time it was held; 0 when it still stands still or never ends."""
+
+
 class RunCompleted(RunEvent, frozen=True):
     """The run has its answer. `flags` names open points: steps that failed or were accepted with issues, simulated models."""
 
@@ -158,4 +200,7 @@ RUN_EVENTS: tuple[type[RunEvent], ...] = (
     RunCompleted,
     RunFailed,
     RunCancelled,
+    TaskHeld,
+    RunHeld,
+    RunReleased,
 )

@@ -1,5 +1,5 @@
-"""Facts outside runs: agents that register (`agent/<kind>`), documents that are ingested (`doc/<tenant>/<sha-256>`), limits of budgets
-that are changed (`budget/<scope>`)."""
+"""Facts outside of runs and tasks: agents that register (`agent/<kind>`), documents that are ingested (`doc/<tenant>/<sha-256>`), limits
+of budgets that are changed (`budget/<scope>`), and model calls that were paid for when their task was over (`spend/<task_id>`)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import msgspec
 
-from crewlog.schemas.ids import Hash
+from crewlog.schemas.ids import Hash, RunId, TaskId
 from crewlog.schemas.task_events import Effect
+from crewlog.schemas.usage import Price, Usage
 
 
 class SystemEvent(msgspec.Struct, frozen=True):
@@ -73,4 +74,20 @@ class BudgetChanged(SystemEvent, frozen=True):
     reason: str = ""
 
 
-SYSTEM_EVENTS: tuple[type[SystemEvent], ...] = (AgentRegistered, AgentStopped, DocumentIngested, BudgetChanged)
+class CallSettled(SystemEvent, frozen=True):
+    """A model call was billed although its task's stream had no place for the outcome: the task ended meanwhile, or its worker died.
+
+    A price with source `worst case` is what was reserved for a call whose real price nobody can know. Its event id is
+    `settled_event_id(task_id, call_id)`, so that a call is settled here once.
+    """
+
+    task_id: TaskId
+    run_id: RunId
+    call_id: str
+    provider: str
+    model: str
+    usage: Usage
+    price: Price
+
+
+SYSTEM_EVENTS: tuple[type[SystemEvent], ...] = (AgentRegistered, AgentStopped, DocumentIngested, BudgetChanged, CallSettled)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from crewlog.schemas.checks import Kind, Objective, RelativePath, SafeText, TaskKey, Token
 from crewlog.schemas.errors import ContractError
+from crewlog.schemas.money import MICRO_USD_MAX
 from crewlog.schemas.plan import Constraints, Plan
 from crewlog.schemas.values import ContextItem
 
@@ -51,11 +52,20 @@ class Limits(BaseModel):
 
 
 class Budget(BaseModel):
-    """Money for a task or run, in micro-USD. None means no limit."""
+    """Money for a run, in micro-USD. None means no limit of its own; a limit that the operator has set for all runs counts in any case."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    hard_micro_usd: Annotated[int, Field(ge=0)] | None = None
+    hard_micro_usd: Annotated[int, Field(ge=0, le=MICRO_USD_MAX)] | None = None
+    """No model call starts that might take the run beyond it. 0: nothing may be spent."""
+    soft_micro_usd: Annotated[int, Field(ge=0, le=MICRO_USD_MAX)] | None = None
+    """Reaching it warns. None: 70 % of the hard limit."""
+
+    @model_validator(mode="after")
+    def _soft_is_not_above_hard(self) -> Budget:
+        if self.soft_micro_usd is not None and self.hard_micro_usd is not None and self.soft_micro_usd > self.hard_micro_usd:
+            raise ValueError(f"soft_micro_usd {self.soft_micro_usd} is above hard_micro_usd {self.hard_micro_usd}: it would never warn in time")
+        return self
 
 
 class AgentTask(BaseModel):
@@ -75,6 +85,8 @@ class AgentTask(BaseModel):
     """Key of the plan step this task carries out; set by the orchestrator."""
     tenant: Token = "default"
     user: Token = "anonymous"
+    surface: Token = "default"
+    """Where the work comes from, such as `batch` or `free`: the operator may set budgets for each. One without any has those of `default`."""
     type: Kind
     objective: Objective
     context: tuple[ContextItem, ...] = ()

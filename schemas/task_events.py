@@ -14,7 +14,7 @@ from crewlog.schemas.blocks import StopReason
 from crewlog.schemas.ids import ApprovalId, Hash
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.usage import Price, Usage
-from crewlog.schemas.values import ArtifactRef, Failure, Outcome, Trust
+from crewlog.schemas.values import ArtifactRef, Failure, Outcome, Shortfall, Trust
 
 Effect = Literal["read", "idempotent", "compensable", "irreversible"]
 
@@ -174,6 +174,16 @@ class AttemptFailed(TaskEvent, frozen=True):
     error: Failure
     usage: Usage = Usage()
     cost_micro_usd: int = 0
+    shortfall: Shortfall | msgspec.UnsetType = msgspec.UNSET
+    """With error code `budget`: the limit that left no room for the next model call. The task goes on once that is raised."""
+
+
+class BudgetWarned(TaskEvent, frozen=True, omit_defaults=True):
+    """A budget that the task is charged to is over its soft limit; written once per task and scope."""
+
+    scope: str
+    call_id: str = ""
+    """The model call that was reserved or settled when this was noticed."""
 
 
 class TaskCompleted(TaskEvent, frozen=True):
@@ -215,6 +225,7 @@ TASK_EVENTS: tuple[type[TaskEvent], ...] = (
     TaskCompleted,
     TaskFailed,
     TaskCancelled,
+    BudgetWarned,
 )
 
 TERMINAL_TYPES: frozenset[str] = frozenset({"TaskCompleted", "TaskFailed", "TaskCancelled", "RunCompleted", "RunFailed", "RunCancelled"})

@@ -69,6 +69,16 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True)
+class Shortfall:
+    """Money that was not there: the call needed `needed_micro_usd`, and `scope` had `used_micro_usd` of its hard limit spent or reserved."""
+
+    scope: str
+    limit_micro_usd: int
+    used_micro_usd: int
+    needed_micro_usd: int
+
+
+@dataclass(frozen=True, slots=True)
 class Issue:
     """One rule of the critic that the outcome breaks."""
 

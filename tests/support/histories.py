@@ -15,26 +15,42 @@ import msgspec
 from crewlog.events.memory_store import MemoryStore
 from crewlog.events.store import ANY, AppendRequest, EventStore, Recorded, Write
 from crewlog.schemas.codec import Event
-from crewlog.schemas.ids import ApprovalId, Hash, RunId, Stream, TaskId, agent_stream, derived_approval_id, derived_task_id, run_stream, task_stream
+from crewlog.schemas.ids import (
+    ApprovalId,
+    Hash,
+    RunId,
+    Stream,
+    TaskId,
+    agent_stream,
+    derived_approval_id,
+    derived_task_id,
+    run_stream,
+    spend_stream,
+    task_stream,
+)
 from crewlog.schemas.payload import EMPTY, Payload
 from crewlog.schemas.run_events import (
     RunCancelled,
     RunCompleted,
     RunFailed,
+    RunHeld,
     RunPlanned,
+    RunReleased,
     RunSubmitted,
     Step,
     TaskDispatched,
+    TaskHeld,
     TaskResumed,
     TaskRetryScheduled,
     TaskReviewed,
     TaskSuspended,
 )
-from crewlog.schemas.system_events import AgentRegistered, AgentStopped, ToolInfo
+from crewlog.schemas.system_events import AgentRegistered, AgentStopped, CallSettled, ToolInfo
 from crewlog.schemas.task_events import (
     ApprovalDecided,
     ApprovalRequested,
     AttemptFailed,
+    BudgetWarned,
     ModelCallFailed,
     ModelCallFinished,
     ModelCallStarted,
@@ -48,7 +64,7 @@ from crewlog.schemas.task_events import (
     ToolStarted,
 )
 from crewlog.schemas.usage import Price, Usage
-from crewlog.schemas.values import ArtifactRef, Failure, Issue, Outcome
+from crewlog.schemas.values import ArtifactRef, Failure, Issue, Outcome, Shortfall
 
 BEGIN_US = 1_700_000_000_000_000
 KINDS = ("research", "data", "code", "communicate")
@@ -105,6 +121,8 @@ class TaskScript:
                     failed = ModelCallFailed(self.call_id(), self.turn + 1, "offline", "rules-1", FAILURE, 12, Price(random.choice([None, 0, 7]), "config"))
                     self.write(failed, AttemptFailed(self.attempt, FAILURE))
                     self.phase = "failed"
+                elif random.random() < 0.05:
+                    self.write(BudgetWarned(f"run/{self.run.run_id}"))
                 else:
                     self.answer()
             case "tools":
@@ -214,7 +232,7 @@ class RunScript:
             self.end(RunCancelled("not needed any more", "ann"))
         else:
             able = [t for t in self.tasks.values() if t.phase in ("queued", "asking", "tools")]
-            noticed = [t for t in self.tasks.values() if t.phase in ("completed", "failed", "suspended", "retrying", "asked")]
+            noticed = [t for t in self.tasks.values() if t.phase in ("completed", "failed", "suspended", "retrying", "asked", "held")]
             task = random.choice([*able, *noticed])
             if task in able:
                 task.move()
@@ -258,7 +276,7 @@ class RunScript:
         if self.over or self.tasks.get(task.key) is not task:
             return
         handlers: dict[str, Callable[[TaskScript], None]] = {
-            "completed": self.review, "failed": self.failed, "suspended": self.suspend, "asked": self.answer, "retrying": self.retry
+            "completed": self.review, "failed": self.failed, "suspended": self.suspend, "asked": self.answer, "retrying": self.retry, "held": self.release
         }  # fmt: skip
         handlers[task.phase](task)
 
@@ -279,6 +297,12 @@ class RunScript:
             self.dispatch(events, self.ready())
 
     def failed(self, task: TaskScript) -> None:
+        if self.history.random.random() < 0.3:
+            short, error = Shortfall(f"run/{self.run_id}", 10, 8, 5), Failure("budget", "no room")
+            held = [TaskHeld(task.task_id, task.key, task.attempt, error, short), RunHeld("budget", short.scope, 10, 8, 5, text("so far"))]
+            self.history.append(self.run_id, (self.stream, held, None))
+            task.phase = "held"
+            return
         if task.attempt < 3 and self.history.random.random() < 0.8:
             task.phase, task.attempt = "retrying", task.attempt + 1
             due_us = self.history.now_us + 1_500_000
@@ -287,6 +311,10 @@ class RunScript:
         closing = (task_stream(task.task_id), [TaskFailed(FAILURE)], None)
         task.phase = "over"
         self.end(RunFailed(FAILURE, text("partial")), TaskReviewed(task.task_id, task.key, "failed", error=FAILURE), extra=(closing,))
+
+    def release(self, task: TaskScript) -> None:
+        task.phase, task.attempt = "queued", task.attempt + 1
+        self.history.append(self.run_id, (self.stream, [RunReleased(f"run/{self.run_id}", None, 8), self.dispatched(task)], None))
 
     def retry(self, task: TaskScript) -> None:
         task.phase = "queued"
@@ -319,6 +347,10 @@ class RunScript:
         ]
         ending = (self.stream, [*before, event], None)
         self.history.append(self.run_id, *([ending, *cancelled, *extra] if self.history.random.random() < 0.5 else [*cancelled, *extra, ending]))
+        for task in self.tasks.values():
+            if task.phase == "asking" and task.key not in self.done and self.history.random.random() < 0.5:
+                settled = CallSettled(task.task_id, self.run_id, task.call_id(), "offline", "rules-1", Usage(), Price(9, "worst case"))
+                self.history.append(self.run_id, (spend_stream(task.task_id), [settled], None))
         self.over = True
 
 

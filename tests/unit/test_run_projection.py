@@ -20,7 +20,7 @@ from crewlog.schemas.codec import EVENT_TYPES, Unknown
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.run_events import RUN_EVENTS
 from crewlog.schemas.system_events import BudgetChanged
-from crewlog.schemas.task_events import TASK_EVENTS, TERMINAL_TYPES, TaskOpened
+from crewlog.schemas.task_events import TASK_EVENTS, TERMINAL_TYPES, BudgetWarned, TaskOpened
 
 
 def cut(events: Sequence[Recorded], random: Random) -> list[Sequence[Recorded]]:
@@ -74,7 +74,7 @@ async def test_totals_follow_from_the_calls(seed: int) -> None:
 
 def test_every_event_has_exactly_one_fold() -> None:
     assert set(runs._FOLDS) == set(RUN_EVENTS)
-    assert {*tasks._FOLDS, TaskOpened} == set(TASK_EVENTS)
+    assert {*tasks._FOLDS, TaskOpened, BudgetWarned} == set(TASK_EVENTS)
     folded = [type_ for projection in all_projections(MemoryStore()) for type_ in projection.types]
     assert len(set(folded)) == len(folded)
     kept_by_the_log = {BudgetChanged}  # the gate itself keeps what they say, in es.budgets
