@@ -41,13 +41,17 @@ def _research(services: Services) -> AgentSpec:
 
 def _web_tools(services: Services) -> tuple[ToolSpec, ...]:
     """Return the tools for the web that the configuration allows; without hosts and engines there are none."""
-    config = services.config
-    if not config.fetch_hosts:
-        return ()
     from crewlog.agents.url_guard import Hosts
+    from crewlog.agents.web_engines import engines
     from crewlog.agents.web_pages import HOSTS_SETTING, WebPages
+    from crewlog.agents.web_search import WebSearchTool
 
-    return (WebPages(services.store, SystemClock(), Hosts(config.fetch_hosts, HOSTS_SETTING)).tool(),)
+    config, tools = services.config, []
+    if configured := engines(config):
+        tools.append(WebSearchTool(configured).tool())
+    if config.fetch_hosts:
+        tools.append(WebPages(services.store, SystemClock(), Hosts(config.fetch_hosts, HOSTS_SETTING)).tool())
+    return tuple(tools)
 
 
 def _code(services: Services) -> AgentSpec:

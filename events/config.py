@@ -91,6 +91,11 @@ class Config(BaseSettings):
     """Hosts that the research agent may fetch pages from; empty means that it has no such tool. `name` and `*.name` mean ports 80 and 443 on
     public addresses, `name:port` this port on any address, `*` every public host. A fetch tells its host what is asked for, so a short list
     also keeps data from leaving."""
+    brave_api_key: SecretStr | None = Field(default=None, validation_alias="BRAVE_API_KEY")
+    """Key of the Brave Search API. Each configured engine lets the research agent search the web; they are asked in this order."""
+    tavily_api_key: SecretStr | None = Field(default=None, validation_alias="TAVILY_API_KEY")
+    searxng_url: str | None = None
+    """Address of a SearXNG instance that allows the format json, such as `http://127.0.0.1:8888`."""
     anthropic_api_key: SecretStr | None = Field(default=None, validation_alias="ANTHROPIC_API_KEY")
     otlp_endpoint: str | None = None
 

@@ -32,6 +32,8 @@ STOP_MARGIN_S: Final = 2.0
 _ALIGN: Final = 14
 _SECRETS: Final[Mapping[str, frozenset[str]]] = {
     "ANTHROPIC_API_KEY": frozenset(BUILT_IN_KINDS),
+    "BRAVE_API_KEY": frozenset({"research"}),
+    "TAVILY_API_KEY": frozenset({"research"}),
     "CREWLOG_SMTP_PASSWORD": frozenset({"communicate"}),
 }
 """Environment variables that only some kinds of process get."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from ssl import SSLContext
 from typing import NamedTuple
 
 
@@ -42,6 +42,22 @@ class Website:
     pages: dict[str, Answer] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
     port: int = 0
+    _open: set[asyncio.Task[None]] = field(default_factory=set)
+
+    async def connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._open.add(task)
+        try:
+            await self.handle(reader, writer)
+        finally:
+            self._open.discard(task)
+
+    async def hang_up(self) -> None:
+        """End the requests that nobody answers."""
+        for task in self._open:
+            task.cancel()
+        await asyncio.gather(*self._open, return_exceptions=True)
 
     def url(self, path: str = "/", host: str = "127.0.0.1") -> str:
         return f"http://{host}:{self.port}{path}"
@@ -71,13 +87,18 @@ class Website:
             pass  # the client had enough
         finally:
             writer.close()
+            with suppress(ConnectionError, ssl.SSLError):
+                await writer.wait_closed()
 
 
 @asynccontextmanager
-async def serving(pages: Mapping[str, Answer] | None = None, *, tls: SSLContext | None = None) -> AsyncIterator[Website]:
+async def serving(pages: Mapping[str, Answer] | None = None, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[Website]:
     """Run a site."""
     site = Website(dict(pages or {}))
-    server = await asyncio.start_server(site.handle, "127.0.0.1", 0, ssl=tls)
+    server = await asyncio.start_server(site.connected, "127.0.0.1", 0, ssl=tls)
     site.port = server.sockets[0].getsockname()[1]
     async with server:
-        yield site
+        try:
+            yield site
+        finally:
+            await site.hang_up()
