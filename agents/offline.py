@@ -62,6 +62,8 @@ class OfflineModel:
         talk = read_conversation(request)
         if self._fault == "refuse" and talk.turns == 0:
             return _reply(self.name, request, (Text("I will not answer this."),), refused=True)
+        if talk.unread:
+            return _reply(self.name, request, self._blocks(request, Turn("", talk.unread), first=False))
         turn = _offered(choose_role(talk)(talk), talk)
         if self._fault == "loop" and talk.calls:
             turn = Turn("", (Want(talk.calls[0].tool, talk.calls[0].arguments),))

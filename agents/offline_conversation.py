@@ -6,13 +6,15 @@ Progress is never remembered, only inferred: the same request gives the same con
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import msgspec
 from pydantic import ValidationError
 
+from crewlog.agents.recall import READ_CONTEXT
 from crewlog.schemas.blocks import ModelRequest, Text, ToolDef, ToolResult, ToolUse
 from crewlog.schemas.plan import Constraints
 from crewlog.schemas.values import ArtifactRef, ContextItem
@@ -23,6 +25,8 @@ OPEN_KEY: Final = "@open"
 """Context items of the orchestrator: the kinds a plan may use, and the steps that have no result."""
 NOT_DONE: Final = "\n\nCould not be done: "
 """Separates what a message has to say about failed steps; written by the planner when it plans again."""
+PART: Final = re.compile(r"\A\[part \d+ of (\d+)\]\n")
+"""Begins one part of a result that is read in several."""
 PART_OF: Final = "\n\nPart of: "
 """Separates what a step has to do from the goal it belongs to; the planner writes it, the specialists read it."""
 
@@ -77,6 +81,8 @@ class Conversation:
     """What the user side said after the opening message, such as corrections."""
     turns: int
     """Assistant messages so far."""
+    unread: tuple[Want, ...] = ()
+    """Calls that read what the task only lists of earlier results, as far as nobody has made them yet."""
 
     @property
     def question(self) -> str:
@@ -144,18 +150,24 @@ def read_conversation(request: ModelRequest) -> Conversation:
         if isinstance(a, dict) and a.get("name")
     )
     schema = task.get("output_schema")
+    calls = _calls(request)
+    listed = [item for item in task.get("available_context") or () if isinstance(item, dict) and item.get("key")]
+    told = [item for item in map(_item, [*(task.get("context") or ()), *_fetched(listed, calls)]) if item is not None]
+    own = tuple(call for call in calls if call.tool != READ_CONTEXT)
     return Conversation(
         objective=str(task.get("objective") or ""),
         type=str(task.get("type") or ""),
         key=str(task.get("key") or ""),
         attachments=attachments,
-        context=tuple(item for item in map(_item, task.get("context") or ()) if item is not None),
+        context=tuple(told),
         constraints=_constraints(task.get("constraints")),
         output_schema=schema if isinstance(schema, dict) else None,
         tools={tool.name: tool for tool in request.tools},
-        calls=_calls(request),
+        calls=own,
         feedback=tuple(block.text for message in request.messages[1:] if message.role == "user" for block in message.content if isinstance(block, Text)),
-        turns=sum(message.role == "assistant" for message in request.messages),
+        # the turn that only read what others found is none of the rules' own
+        turns=sum(message.role == "assistant" for message in request.messages) - len({call.turn for call in calls} - {call.turn for call in own}),
+        unread=tuple(_unread(listed, calls)) if any(tool.name == READ_CONTEXT for tool in request.tools) else (),
     )
 
 
@@ -173,6 +185,36 @@ def result_data(text: str | None) -> Any:
         except json.JSONDecodeError:
             continue
     return None
+
+
+def _read_parts(calls: Sequence[Call]) -> Mapping[str, dict[int, str | None]]:
+    """Return, by key, the parts of earlier results that were read; None for one that could not be."""
+    parts: dict[str, dict[int, str | None]] = {}
+    for call in calls:
+        if call.tool == READ_CONTEXT:
+            part = call.arguments.get("part", 1)
+            parts.setdefault(str(call.arguments.get("key")), {})[part if isinstance(part, int) else 1] = None if call.is_error else call.result
+    return parts
+
+
+def _unread(listed: Sequence[Mapping[str, Any]], calls: Sequence[Call]) -> Iterator[Want]:
+    parts = _read_parts(calls)
+    for item in listed:
+        known = parts.get(str(item["key"]))
+        if known is None:
+            yield Want(READ_CONTEXT, {"key": item["key"]})
+        elif (more := PART.match(known.get(1) or "")) is not None:
+            yield from (Want(READ_CONTEXT, {"key": item["key"], "part": part}) for part in range(2, int(more[1]) + 1) if part not in known)
+
+
+def _fetched(listed: Sequence[Mapping[str, Any]], calls: Sequence[Call]) -> Iterator[Mapping[str, Any]]:
+    """Put what was read beside what is listed about it."""
+    parts = _read_parts(calls)
+    for item in listed:
+        known = parts.get(str(item["key"]), {})
+        outcome = result_data("".join(PART.sub("", text or "", count=1) for _, text in sorted(known.items())))
+        if isinstance(outcome, dict):
+            yield {"key": item["key"], "type": item.get("type"), "objective": item.get("objective"), "outcome": outcome}
 
 
 def _task(opening: str) -> Mapping[str, Any]:

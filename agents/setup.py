@@ -6,21 +6,27 @@ Recorded with `TaskStarted`, so a replay rebuilds every model request although p
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
+from crewlog.agents.recall import READ_CONTEXT_TOOL, RECALL_TOOL
 from crewlog.agents.spec import AgentSpec, ToolSpec
 from crewlog.schemas.blocks import ToolDef
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import Effect
-from crewlog.schemas.values import Trust
+from crewlog.schemas.values import ContextItem, Trust
+
+SYSTEM = "system"
+"""Type of the context items that the orchestrator writes itself: kinds, open points, what a critic found."""
 
 MAX_TOKENS = 8_192
 """Output tokens a model may use in one answer."""
 
 REPEATS_MAX = 3
 """Twice happens to careful people: they look again to be sure."""
+
+ContextMode = Literal["inject", "retrieve"]
 
 CONDUCT = """
 You are one specialist of a crew. Work only with the tools you are given; call several at once when they do not depend on each other.
@@ -29,7 +35,7 @@ State only what tool results support. When something cannot be done or found, sa
 """
 
 
-class SetupTool(msgspec.Struct, frozen=True):
+class SetupTool(msgspec.Struct, frozen=True, omit_defaults=True):
     """One tool as it was when the task began: what the model saw, and the rules its calls were held to."""
 
     definition: ToolDef
@@ -39,6 +45,24 @@ class SetupTool(msgspec.Struct, frozen=True):
     needs_approval: bool
     ends_task: bool
     calls_max: int | None
+    is_late: bool = False
+    """Not offered before something was left out of the conversation."""
+
+
+class Room(msgspec.Struct, frozen=True):
+    """How much of a model's context window a conversation may fill before old results are left out of it."""
+
+    share: float = 0.75
+    """A request that is estimated to need more of the window is made shorter first. The estimate errs by a quarter at most once a call was counted."""
+    share_after: float = 0.5
+    """To which share it is cut down: far enough that what a provider caches stays the same for many turns."""
+    window: int = 128_000
+    """Tokens of a window of which nobody knows the size."""
+    turns_kept: int = 4
+    """The last turns, which are never touched: the agent is at work on them."""
+
+
+ROOM = Room()
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -53,6 +77,10 @@ class Setup(msgspec.Struct, frozen=True):
     """What a model is told that answers in plain text although a tool has to end the task; empty when none has to."""
     repeats_max: int = 0
     """How often a task may go through the same turns before it is a loop; 0 for tasks that began before anybody looked."""
+    room: Room | None = None
+    """None for tasks that began when conversations were sent whole, whatever their length."""
+    context: ContextMode = "inject"
+    """Whether the opening message tells the outcomes of earlier tasks, or lists them for `read_context`."""
 
     def tool(self, name: str) -> SetupTool | None:
         """Return the tool of this name."""
@@ -60,30 +88,52 @@ class Setup(msgspec.Struct, frozen=True):
 
 
 @lru_cache(maxsize=256)
-def make_setup(spec: AgentSpec, tools: tuple[ToolSpec, ...]) -> tuple[Setup, str]:
-    """Fix an agent's prompt and tool rules; returns them and their JSON. Most tasks of a kind share one, so it is made once."""
+def make_setup(spec: AgentSpec, tools: tuple[ToolSpec, ...], context: ContextMode = "inject") -> tuple[Setup, str]:
+    """Fix an agent's prompt and tool rules; returns them and their JSON. Most tasks of a kind share one, so it is made once.
+
+    Args:
+        tools: the agent's own; those that every agent has come behind them.
+    """
     ends = [t.name for t in tools if t.ends_task]
+    names = {t.name for t in tools}
+    added = [t for t in ((READ_CONTEXT_TOOL,) if context == "retrieve" else ()) + (RECALL_TOOL,) if t.name not in names]
     setup = Setup(
         kind=spec.kind,
         version=spec.version,
         system=spec.instructions.strip() + "\n" + CONDUCT,
-        tools=tuple(SetupTool(t.definition(), t.version, t.effect, t.trust, t.needs_approval, t.ends_task, t.calls_max) for t in tools),
+        tools=tuple(_setup_tool(t, is_late=t is RECALL_TOOL) for t in (*tools, *added)),
         max_tokens=MAX_TOKENS,
         nudge=f"Plain text does not finish this task. Finish it by calling {' or '.join(ends)}." if ends else "",
         repeats_max=REPEATS_MAX,
+        room=ROOM,
+        context=context,
     )
     return setup, msgspec.json.encode(setup).decode()
 
 
-def opening_message(task: AgentTask) -> str:
-    """Write the first user message: the task as JSON, so that people, models and rules read the same."""
+def _setup_tool(tool: ToolSpec, *, is_late: bool) -> SetupTool:
+    return SetupTool(tool.definition(), tool.version, tool.effect, tool.trust, tool.needs_approval, tool.ends_task, tool.calls_max, is_late=is_late)
+
+
+def opening_message(task: AgentTask, context: ContextMode = "inject") -> str:
+    """Write the first user message: the task as JSON, so that people, models and rules read the same.
+
+    With `retrieve` it lists the outcomes of earlier tasks; what the orchestrator itself has to say is told in any case.
+    """
+    told = [item for item in task.context if context == "inject" or item.type == SYSTEM]
     content: dict[str, Any] = {
         "objective": task.objective,
         "type": task.type,
         "key": task.key,
         "attachments": [{"name": a.name, "media_type": a.media_type, "size": a.size} for a in task.attachments],
-        "context": msgspec.to_builtins(task.context),
+        "context": msgspec.to_builtins(told),
         "constraints": task.constraints.model_dump(exclude_defaults=True),
         "output_schema": task.output_schema,
     }
+    if context == "retrieve":
+        content["available_context"] = [_listed(item) for item in task.context if item.type != SYSTEM]
     return f"Carry out this task.\n\n```json\n{msgspec.json.encode(content).decode()}\n```"
+
+
+def _listed(item: ContextItem) -> dict[str, Any]:
+    return {"key": item.key, "type": item.type, "objective": item.objective, "size": len(msgspec.json.encode(item.outcome))}

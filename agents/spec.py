@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
@@ -27,6 +27,11 @@ from crewlog.schemas.blocks import ToolDef
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import Effect
 from crewlog.schemas.values import ArtifactRef, Outcome, Trust
+
+
+async def nothing_to_recall(call_id: str) -> str | None:  # noqa: ARG001  (what every `recall` takes)
+    """Recall for tools that run outside a task."""
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +47,8 @@ class ToolContext:
     """A folder of this task on this machine. It may be empty again after a crash: rebuild from artifacts."""
     earlier_artifacts: tuple[ArtifactRef, ...] = ()
     """Artifacts that earlier tool calls of this task made, in order."""
+    recall: Callable[[str], Awaitable[str | None]] = nothing_to_recall
+    """Given a call id, returns the whole result of that call of this task; None when there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +116,8 @@ class AgentSpec:
     """The tools, or a function that picks those a task needs."""
     requires: tuple[Requirement, ...] = field(default=())
     version: str = "1"
+    context: Literal["inject", "retrieve"] | None = None
+    """Whether outcomes of earlier tasks are told at the start or fetched with `read_context`; None: as the crew is configured."""
 
     def tools_for(self, task: AgentTask) -> tuple[ToolSpec, ...]:
         """Return the tools this task gets."""

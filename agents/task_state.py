@@ -14,7 +14,7 @@ clock or knows a provider.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 from msgspec.structs import replace
@@ -27,6 +27,7 @@ from crewlog.schemas.task_events import (
     ApprovalRequested,
     AttemptFailed,
     BudgetWarned,
+    ContextCompacted,
     ModelCallFailed,
     ModelCallFinished,
     ModelCallStarted,
@@ -43,6 +44,9 @@ from crewlog.schemas.task_events import (
 )
 from crewlog.schemas.usage import Usage
 from crewlog.schemas.values import ArtifactRef, Failure, Outcome, Trust
+
+COUNTS_KEPT: Final = 5
+"""Calls whose estimate is remembered beside what the provider counted."""
 
 CallStatus = Literal["new", "running", "interrupted", "asked", "approved", "denied", "done"]
 
@@ -69,6 +73,8 @@ class Result(msgspec.Struct, frozen=True):
     tool: str
     content: Payload
     is_error: bool
+    shown: str = ""
+    """What the model is shown in place of the content, once that was left out to make room."""
 
 
 class Exchange(msgspec.Struct, frozen=True):
@@ -79,6 +85,19 @@ class Exchange(msgspec.Struct, frozen=True):
     results: tuple[Result, ...] = ()
     said: str = ""
     """What the model is told behind the results: a nudge."""
+    text_shown: str = ""
+    """What is shown in place of the text, once that was left out to make room."""
+    is_compacted: bool = False
+    """Something of it was left out."""
+
+
+class Count(msgspec.Struct, frozen=True):
+    """Input tokens of one call: estimated before it, counted by its provider."""
+
+    provider: str
+    model: str
+    estimated: int
+    counted: int
 
 
 class TaskState(msgspec.Struct, frozen=True):
@@ -113,6 +132,10 @@ class TaskState(msgspec.Struct, frozen=True):
     """Answers in plain text so far; each but the last one is answered with the setup's nudge."""
     looped_turn: int = 0
     """The turn behind which the model was told that it repeats itself; 0 when it never was."""
+    counts: tuple[Count, ...] = ()
+    """Of the last calls, the latest last; the last one lacks its count while the call is under way."""
+    is_compacted: bool = False
+    """Something was left out of the conversation."""
     artifacts: tuple[ArtifactRef, ...] = ()
     trust: Trust = "trusted"
 
@@ -137,7 +160,7 @@ def evolve(state: TaskState, event: TaskEvent) -> TaskState:  # noqa: C901  (one
         case ToolFinished():
             return _tool_finished(state, event, version)
         case ModelCallStarted():
-            return replace(state, version=version, tries=state.tries + 1)
+            return replace(state, version=version, tries=state.tries + 1, counts=_estimated(state.counts, event))
         case ModelCallFinished():
             return _answered(state, event, version)
         case TaskOpened():
@@ -160,6 +183,8 @@ def evolve(state: TaskState, event: TaskEvent) -> TaskState:  # noqa: C901  (one
         case Nudged():
             nudged = replace(state.exchanges[-1], said=event.text)
             return replace(state, version=version, exchanges=(*state.exchanges[:-1], nudged), looped_turn=len(state.exchanges))
+        case ContextCompacted():
+            return _compacted(state, event, version)
         case AttemptFailed():
             return replace(state, version=version, phase="between_attempts", failure=event.error, attempt=event.attempt)
         case TaskFailed() | TaskCancelled():
@@ -194,6 +219,7 @@ def _answered(state: TaskState, event: ModelCallFinished, version: int) -> TaskS
         version=version,
         turn=event.turn,
         tries=0,
+        counts=_counted(state.counts, event.usage.input_tokens),
         stop=event.stop,
         usage=state.usage + event.usage,
         exchanges=(*state.exchanges, Exchange(event.text, event.tool_calls)),
@@ -202,6 +228,29 @@ def _answered(state: TaskState, event: ModelCallFinished, version: int) -> TaskS
         tool_calls=state.tool_calls + len(event.tool_calls),
         **_charge(state, event.price.cost_micro_usd),
     )
+
+
+def _estimated(counts: tuple[Count, ...], event: ModelCallStarted) -> tuple[Count, ...]:
+    known = [c for c in counts if c.counted]  # what was never answered was never counted
+    return (*known[-COUNTS_KEPT + 1 :], Count(event.provider, event.model, event.estimated_tokens, 0)) if event.estimated_tokens else tuple(known)
+
+
+def _counted(counts: tuple[Count, ...], tokens: int) -> tuple[Count, ...]:
+    return (*counts[:-1], replace(counts[-1], counted=tokens)) if counts and not counts[-1].counted else counts
+
+
+def _compacted(state: TaskState, event: ContextCompacted, version: int) -> TaskState:
+    exchanges = list(state.exchanges)
+    for item in event.replaced:
+        exchange = replace(exchanges[item.turn - 1], is_compacted=True)
+        if item.what == "text":
+            exchange = replace(exchange, text_shown=item.by)
+        else:
+            results = tuple([replace(r, shown=item.by) if r.call_id == item.call_id else r for r in exchange.results])
+            exchange = replace(exchange, results=results)
+        exchanges[item.turn - 1] = exchange
+    # what was too long is shorter now
+    return replace(state, version=version, exchanges=tuple(exchanges), is_compacted=True, failure=None)
 
 
 def _charge(state: TaskState, cost_micro_usd: int | None) -> dict[str, int]:

@@ -14,7 +14,8 @@ from crewlog.agents.conversation import build_request, payloads_of
 from crewlog.agents.journal import Journal
 from crewlog.agents.model import Model, ModelError
 from crewlog.agents.prices import price
-from crewlog.agents.setup import Setup, make_setup, opening_message
+from crewlog.agents.recall import READ_CONTEXT_TOOL, RECALL_TOOL
+from crewlog.agents.setup import ContextMode, Setup, make_setup, opening_message
 from crewlog.agents.spec import AgentSpec, ToolContext, ToolOutput, ToolSpec
 from crewlog.agents.task_state import Call
 from crewlog.agents.tool_runner import Ask, Ran, Refuse, Run, judge, run_tool
@@ -59,6 +60,8 @@ class Workshop:
     """The operator's own prices of models."""
     model_timeout_s: float = 300.0
     approval_ttl_s: float = 86_400.0
+    context: ContextMode = "inject"
+    """For agents that do not say themselves how they want the outcomes of earlier tasks."""
 
 
 async def work(shop: Workshop, journal: Journal, *, attempt: int) -> Ended:
@@ -78,7 +81,8 @@ class _Stretch:
         assert journal.state.task is not None
         self._shop, self._journal, self._attempt = shop, journal, attempt
         self._task = journal.state.task
-        self._tools: dict[str, ToolSpec] = {t.name: t for t in shop.spec.tools_for(self._task)}
+        self._own_tools = shop.spec.tools_for(self._task)
+        self._tools: dict[str, ToolSpec] = {t.name: t for t in (READ_CONTEXT_TOOL, RECALL_TOOL, *self._own_tools)}
         self._setup: Setup | None = None
         self._holds_task = False
         self._idle = asyncio.timeout(None)
@@ -144,9 +148,10 @@ class _Stretch:
     async def _start(self) -> None:
         journal, state, shop = self._journal, self._journal.state, self._shop
         if state.setup is None or state.opening is None:
-            self._setup, setup_json = make_setup(shop.spec, tuple(self._tools.values()))
+            context = shop.spec.context or shop.context
+            self._setup, setup_json = make_setup(shop.spec, self._own_tools, context)
             setup = journal.pack(setup_json)
-            opening = journal.pack(opening_message(self._task))
+            opening = journal.pack(opening_message(self._task, context))
         else:
             setup, opening = state.setup, state.opening
             await journal.load([setup, *payloads_of(state)])
@@ -263,9 +268,18 @@ class _Stretch:
             artifacts=self._shop.artifacts,
             workspace=self._shop.workspaces / str(self._task.task_id),
             earlier_artifacts=self._journal.state.artifacts,
+            recall=self._recall,
         )
         ran = await run_tool(tool, context, self._journal.read(call.call.arguments), self._shop.clock)
         return self._finished(call, tool, ran)
+
+    async def _recall(self, call_id: str) -> str | None:
+        journal = self._journal
+        found = next((r.content for e in journal.state.exchanges for r in e.results if r.call_id == call_id), None)
+        if found is None:
+            return None
+        await journal.load([found])
+        return journal.read(found)
 
     def _finished(self, call: Call, tool: ToolSpec, ran: Ran) -> ToolFinished:
         output: ToolOutput = ran.output

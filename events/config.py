@@ -66,6 +66,9 @@ class Config(BaseSettings):
     `output`, `cache_read`, `cache_write` in USD per million tokens. They go before the list that comes with crewlog. JSON in the environment."""
     unpriced: Literal["refuse", "allow"] = "refuse"
     """What becomes of a call nobody knows the price of when its task may spend only so much: nobody could hold it to a limit."""
+    context: Literal["inject", "retrieve"] = "inject"
+    """How a task is given the outcomes of earlier ones: `inject` tells them all at the start; `retrieve` lists them and offers a tool that
+    reads one, which costs a turn and keeps a long chain of tasks short. An agent may say otherwise for itself."""
     slots: Annotated[int, Field(ge=1, le=1000)] = 4
     """Tasks one worker works on at once: models are slow, waiting is cheap."""
     shutdown_grace_s: Annotated[float, Field(ge=0)] = 10.0

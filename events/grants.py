@@ -17,6 +17,7 @@ from crewlog.schemas.task_events import (
     ApprovalRequested,
     AttemptFailed,
     BudgetWarned,
+    ContextCompacted,
     ModelCallFailed,
     ModelCallFinished,
     ModelCallStarted,
@@ -81,7 +82,7 @@ _BUDGETS = _names(BudgetChanged)
 _SPEND = _names(CallSettled)
 _WORK = _names(
     *(TaskStarted, ModelCallStarted, ModelCallFinished, ModelCallFailed, ToolStarted, ToolFinished),
-    *(ApprovalRequested, Nudged, BudgetWarned, AttemptFailed, TaskCompleted),
+    *(ApprovalRequested, Nudged, ContextCompacted, BudgetWarned, AttemptFailed, TaskCompleted),
 )  # fmt: skip
 
 GRANTS: Final = (

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, assert_never
 
 from crewlog.schemas.codec import Event, Unknown
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.run_events import (
     RunCancelled,
     RunCompleted,
+    RunEvent,
     RunFailed,
     RunHeld,
     RunPlanned,
@@ -21,18 +22,20 @@ from crewlog.schemas.run_events import (
     TaskReviewed,
     TaskSuspended,
 )
-from crewlog.schemas.system_events import AgentRegistered, AgentStopped, BudgetChanged, CallSettled, DocumentIngested
+from crewlog.schemas.system_events import AgentRegistered, AgentStopped, BudgetChanged, CallSettled, DocumentIngested, SystemEvent
 from crewlog.schemas.task_events import (
     ApprovalDecided,
     ApprovalRequested,
     AttemptFailed,
     BudgetWarned,
+    ContextCompacted,
     ModelCallFailed,
     ModelCallFinished,
     ModelCallStarted,
     Nudged,
     TaskCancelled,
     TaskCompleted,
+    TaskEvent,
     TaskFailed,
     TaskOpened,
     TaskStarted,
@@ -50,7 +53,21 @@ def describe(event: Event | Unknown) -> str:
     return shorten(" ".join(_describe(event).split()), TEXT_CHARS_MAX)
 
 
-def _describe(event: Event | Unknown) -> str:  # noqa: C901, PLR0912  (one arm per event type)
+def _describe(event: Event | Unknown) -> str:
+    match event:
+        case RunEvent():
+            return _describe_run(event)
+        case TaskEvent():
+            return _describe_task(event)
+        case SystemEvent():
+            return _describe_system(event)
+        case Unknown():
+            return f"a type this program does not know (schema version {event.schema_version})"
+        case _:
+            assert_never(event)
+
+
+def _describe_run(event: RunEvent) -> str:
     match event:
         case RunSubmitted():
             return event.goal
@@ -75,10 +92,16 @@ def _describe(event: Event | Unknown) -> str:  # noqa: C901, PLR0912  (one arm p
             return f"{event.scope} has room again"
         case RunCompleted():
             return f"{len(event.artifacts)} files, {format_usd(event.cost_micro_usd)}" + (f"; {', '.join(event.flags)}" if event.flags else "")
-        case RunFailed() | TaskFailed():
+        case RunFailed():
             return f"{event.error.code}: {event.error.message}"
-        case RunCancelled() | TaskCancelled():
+        case RunCancelled():
             return f"by {event.actor}: {event.reason}"
+        case _:
+            return ""
+
+
+def _describe_task(event: TaskEvent) -> str:  # noqa: C901, PLR0912  (one arm per event type)
+    match event:
         case TaskOpened():
             return f"{event.key} for {event.kind}"
         case TaskStarted():
@@ -102,10 +125,22 @@ def _describe(event: Event | Unknown) -> str:  # noqa: C901, PLR0912  (one arm p
             return f"{event.reason}: {event.text}"
         case BudgetWarned():
             return f"{event.scope} is over its soft limit"
+        case ContextCompacted():
+            return f"turn {event.turn}: {len(event.replaced)} texts left out, about {event.tokens_before} to {event.tokens_after} tokens"
         case AttemptFailed():
             return f"attempt {event.attempt}: {event.error.code}: {event.error.message}"
         case TaskCompleted():
             return event.outcome.summary
+        case TaskFailed():
+            return f"{event.error.code}: {event.error.message}"
+        case TaskCancelled():
+            return f"by {event.actor}: {event.reason}"
+        case _:
+            return ""
+
+
+def _describe_system(event: SystemEvent) -> str:
+    match event:
         case AgentRegistered():
             return f"{event.worker}, {event.slots} slots, {event.model}" + (f"; unavailable: {event.unavailable}" if event.unavailable else "")
         case AgentStopped():
@@ -116,8 +151,6 @@ def _describe(event: Event | Unknown) -> str:  # noqa: C901, PLR0912  (one arm p
             return f"{event.scope}: limit {_limit(event.hard_micro_usd)}, warning at {_limit(event.soft_micro_usd)}, by {event.actor}"
         case CallSettled():
             return f"{event.call_id} to {event.provider}/{event.model}: {format_usd(event.price.cost_micro_usd)} ({event.price.source})"
-        case Unknown():
-            return f"a type this program does not know (schema version {event.schema_version})"
         case _:
             return ""
 

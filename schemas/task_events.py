@@ -64,6 +64,8 @@ class ModelCallStarted(TaskEvent, frozen=True, omit_defaults=True):
     model: str
     request_hash: Hash
     messages: int
+    estimated_tokens: int = 0
+    """What its input was estimated at before any correction; what the provider counts in the end corrects the next estimates."""
 
 
 class ToolCall(msgspec.Struct, frozen=True):
@@ -167,6 +169,35 @@ class Nudged(TaskEvent, frozen=True):
     text: str
 
 
+class Replaced(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One text that later requests no longer hold: `by` stands in its place."""
+
+    turn: int
+    """Place of its turn in the conversation, from 1."""
+    what: Literal["result", "text"]
+    """The result of the call `call_id`, or what the model said."""
+    size: int
+    """UTF-8 bytes of what was left out."""
+    by: str
+    call_id: str = ""
+
+
+class ContextCompacted(TaskEvent, frozen=True):
+    """Texts of finished turns were left out of the conversation, so that the next request fits. Nothing is lost: their events hold them."""
+
+    turn: int
+    """The turn that is about to be asked for."""
+    reason: Literal["room", "refused"]
+    """`room`: by estimate. `refused`: a provider found the request too long."""
+    provider: str
+    model: str
+    tokens_before: int
+    """Estimates of the whole request; `tokens_max` is what it should have stayed below."""
+    tokens_after: int
+    tokens_max: int
+    replaced: tuple[Replaced, ...]
+
+
 class AttemptFailed(TaskEvent, frozen=True):
     """This attempt is over; the orchestrator decides between another one and `TaskFailed`. Usage and cost are the task's so far."""
 
@@ -221,6 +252,7 @@ TASK_EVENTS: tuple[type[TaskEvent], ...] = (
     ApprovalRequested,
     ApprovalDecided,
     Nudged,
+    ContextCompacted,
     AttemptFailed,
     TaskCompleted,
     TaskFailed,

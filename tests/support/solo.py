@@ -9,7 +9,8 @@ from typing import Any
 from support.toolbox import Bench
 
 from crewlog.agents.model import Model
-from crewlog.agents.setup import make_setup, opening_message
+from crewlog.agents.recall import READ_CONTEXT_TOOL
+from crewlog.agents.setup import ContextMode, make_setup, opening_message
 from crewlog.agents.spec import AgentSpec, ToolOutput, ToolSpec
 from crewlog.agents.tool_runner import arguments_problem, run_tool
 from crewlog.events.clock import SystemClock
@@ -39,19 +40,20 @@ class Solo:
         return self.outcome
 
 
-async def carry_out(spec: AgentSpec, model: Model, at: Bench, *, deny: Sequence[str] = (), turns_max: int = 25) -> Solo:
+async def carry_out(spec: AgentSpec, model: Model, at: Bench, *, deny: Sequence[str] = (), turns_max: int = 25, context: ContextMode = "inject") -> Solo:
     """Run a task to its end.
 
     Args:
         at: the bench that holds the task and its files.
         deny: tools that a person refuses.
+        context: how it is given the outcomes of earlier tasks.
     """
     tools = spec.tools_for(at.task)
-    setup, _ = make_setup(spec, tools)
-    messages: list[Message] = [Message("user", (Text(opening_message(at.task)),))]
+    setup, _ = make_setup(spec, tools, context)
+    messages: list[Message] = [Message("user", (Text(opening_message(at.task, context)),))]
     solo = Solo()
     for _ in range(turns_max):
-        request = ModelRequest(model.name, setup.system, tuple(t.definition for t in setup.tools), tuple(messages), setup.max_tokens)
+        request = ModelRequest(model.name, setup.system, tuple(t.definition for t in setup.tools if not t.is_late), tuple(messages), setup.max_tokens)
         reply = await model.complete(request, timeout_s=5)
         solo.replies.append(reply)
         solo.requests.append(request)
@@ -60,7 +62,7 @@ async def carry_out(spec: AgentSpec, model: Model, at: Bench, *, deny: Sequence[
         if not uses:
             solo.text = " ".join(block.text for block in reply.content if isinstance(block, Text))
             return solo
-        results = [await _run(use, {t.name: t for t in tools}, at, deny) for use in uses]
+        results = [await _run(use, {t.name: t for t in (*tools, READ_CONTEXT_TOOL)}, at, deny) for use in uses]
         for use, (output, is_ok) in zip(uses, results, strict=True):
             solo.calls.append((use.name, use.arguments, output.content, not is_ok))
             solo.outcome = output.outcome or solo.outcome

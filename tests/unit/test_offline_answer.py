@@ -134,3 +134,14 @@ async def test_own_words_are_sent_as_they_are() -> None:
     draft = json.loads(solo.used("draft_message")[0])
     assert draft["subject"] == "Hours"
     assert "We close at noon." in draft["body_markdown"]
+
+
+async def test_earlier_results_that_are_only_listed_are_read_first_whatever_their_size() -> None:
+    long = earlier("long", "It lasts two years [1]. " + "Nothing else was found. " * 1_500, citations=(Citation("w.md", 3, "It lasts two years."),))
+    for items in ((FACTS, NUMBERS), (long, NUMBERS)):
+        at = await bench("Prepare the price report: find the facts", kind="planner", key="@synthesis", context=items)
+        told = await carry_out(planner_agent(), OfflineModel(), at)
+        fetched = await carry_out(planner_agent(), OfflineModel(), at, context="retrieve")
+        assert fetched.result == told.result
+        assert "outcome" not in str(fetched.requests[0].messages)
+        assert len(fetched.used("read_context")) >= 2
