@@ -1,4 +1,4 @@
-"""How runs look in a terminal: a live tree while one works, its screen when it has ended, approvals and costs."""
+"""How runs look in a terminal: a live tree while one works, its screen when it has ended, and approvals."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import typer
 
 from crewlog.events.clock import SystemClock
-from crewlog.orchestrator.cli_output import print_table, printable, say, stderr_console
+from crewlog.orchestrator.cli_output import printable, say, stderr_console
 from crewlog.orchestrator.event_text import describe
-from crewlog.projections.query_rows import ApprovalView, CostView, RunView, TaskView
+from crewlog.projections.query_rows import ApprovalView, RunView, TaskView
 from crewlog.schemas.ids import RunId, run_stream
 from crewlog.schemas.task_events import TERMINAL_TYPES
 from crewlog.schemas.text import shorten
@@ -190,31 +190,6 @@ def show_approval(approval: ApprovalView, arguments: str) -> None:
             typer.echo(f"        {printable(line)}")
     typer.echo(f"    why: {approval.reason}")
     say(f"    answer: crewlog approve {short}   or   crewlog deny {short} --note REASON")
-
-
-def print_costs(costs: Sequence[CostView]) -> None:
-    """Print usage and money per group, with a total."""
-    names = list(costs[0].group) if costs else []
-    rows = [
-        [
-            *c.group.values(),
-            c.calls,
-            c.input_tokens,
-            c.output_tokens,
-            format_usd(None if c.unpriced_calls else c.cost_micro_usd),
-            "simulated" if c.simulated else "",
-        ]
-        for c in costs
-    ]
-    if len(costs) > 1:
-        total = [sum(c.calls for c in costs), sum(c.input_tokens for c in costs), sum(c.output_tokens for c in costs)]
-        unpriced = any(c.unpriced_calls for c in costs)
-        rows.append(["total", *[""] * (len(names) - 1), *total, format_usd(sum(c.cost_micro_usd for c in costs)) + ("+" if unpriced else ""), ""])
-    headings = [*(_HEADINGS.get(name, name.upper()) for name in names), "CALLS", "TOKENS IN", "TOKENS OUT", "COST", ""]
-    print_table(headings, rows, right=frozenset({"CALLS", "TOKENS IN", "TOKENS OUT", "COST"}))
-
-
-_HEADINGS: Final = {"kind": "AGENT", "run_id": "RUN", "task_id": "TASK", "key": "STEP", "user_name": "USER"}
 
 
 def elapsed(begin: datetime, end: datetime | None) -> str:

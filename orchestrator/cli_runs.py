@@ -1,4 +1,4 @@
-"""Commands about runs: submit, watch, runs, show, events, costs, why, cancel, replay."""
+"""Commands about runs: submit, watch, runs, show, events, why, cancel, replay."""
 
 from __future__ import annotations
 
@@ -27,28 +27,17 @@ from crewlog.orchestrator.cli_output import (
 
 if TYPE_CHECKING:
     from crewlog.orchestrator.client import Client, Submitted
-    from crewlog.projections.queries import CostColumn
     from crewlog.schemas.ids import RunId
     from crewlog.schemas.task import AgentTask
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run, or its first characters; - or @last for the one submitted last.")]
 TimeoutOption = Annotated[float | None, typer.Option("--timeout", min=0.0, help="Wait at most this many seconds; the run goes on.")]
-_COST_COLUMNS: dict[str, CostColumn] = {
-    "agent": "kind",
-    "model": "model",
-    "provider": "provider",
-    "run": "run_id",
-    "task": "task_id",
-    "step": "key",
-    "user": "user_name",
-    "day": "day",
-}
 _ENDINGS = {"completed": Exit.OK, "failed": Exit.RUN_FAILED, "cancelled": Exit.RUN_FAILED, "waiting": Exit.WAITING_FOR_APPROVAL}
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (submit, watch, runs, show, events, costs, why, cancel, replay):
+    for command in (submit, watch, runs, show, events, why, cancel, replay):
         app.command()(run_async(command))
 
 
@@ -205,28 +194,6 @@ async def events(
                 print_json_line(event_json(recorded))
             else:
                 typer.echo(event_line(recorded, first_us))
-
-
-async def costs(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Only this run; without it, all runs.")] = None,
-    by: Annotated[str, typer.Option("--by", help=f"What to sum up by: {', '.join(_COST_COLUMNS)}; several with commas.")] = "agent,model",
-    home: HomeOption = None,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """Show tokens and money."""
-    from crewlog.orchestrator.cli_live import print_costs
-    from crewlog.orchestrator.client import Client
-    from crewlog.schemas.errors import ContractError
-
-    columns = [_COST_COLUMNS[name] for name in by.split(",") if name in _COST_COLUMNS]
-    if len(columns) != len(by.split(",")):
-        raise ContractError(f"--by {by}: costs can be summed up by {', '.join(_COST_COLUMNS)}")
-    async with Client.connect(load_config(home)) as client:
-        found = await client.costs(columns, run_id=await client.find_run(run) if run else None)
-    if output is Output.JSON:
-        print_json([plain(cost) for cost in found])
-    else:
-        print_costs(found)
 
 
 async def why(

@@ -30,8 +30,8 @@ from crewlog.orchestrator.attachments import collect, upload
 from crewlog.orchestrator.control import ask_supervisor
 from crewlog.orchestrator.endpoints import with_login
 from crewlog.orchestrator.home import ProcessState
-from crewlog.projections.queries import LAST, CostColumn, Queries
-from crewlog.projections.query_rows import AgentView, ApprovalView, CostView, DocumentView, Lag, ProblemView, RunView, TaskView
+from crewlog.projections.queries import LAST, Queries
+from crewlog.projections.query_rows import AgentView, ApprovalView, DocumentView, Lag, ProblemView, RunView, TaskView
 from crewlog.schemas import subjects
 from crewlog.schemas.errors import ContractError, NotFound, OrchestrationError, Unavailable
 from crewlog.schemas.ids import Hash, RunId, run_stream, task_stream
@@ -143,7 +143,7 @@ class Client:
         for wait_s in VIEWS_FOLLOW_WITHIN_S:
             await asyncio.sleep(wait_s)
             with suppress(NotFound):  # the views may not have heard of a run that was quick
-                run = await self._read().run(str(run_id))
+                run = await self.queries().run(str(run_id))
                 if run.finished_at is not None:
                     return run
         raise Unavailable(f"run {run_id} has ended, but the views do not show it: is a projector running?")
@@ -182,7 +182,7 @@ class Client:
 
     async def runs(self, *, limit: int = 50, status: str | None = None) -> list[RunView]:
         """List runs, the newest first."""
-        return await self._read().runs(tenant=self._config.tenant, status=status, limit=limit)
+        return await self.queries().runs(tenant=self._config.tenant, status=status, limit=limit)
 
     async def run(self, run_id: RunId | str) -> RunView:
         """Return one run by its id, the first characters of it, or `@last`.
@@ -190,7 +190,7 @@ class Client:
         Raises:
             NotFound: no run, or several.
         """
-        return await _run_once_known(self._read(), LAST if run_id in NEWEST else str(run_id))
+        return await _run_once_known(self.queries(), LAST if run_id in NEWEST else str(run_id))
 
     async def find_run(self, name: str) -> RunId:
         """Return the id of the run that `name` means: an id, the first characters of one, `@last` or `-`."""
@@ -200,7 +200,7 @@ class Client:
 
     async def tasks(self, run_id: RunId) -> list[TaskView]:
         """List the tasks of a run in the order they were planned."""
-        return await self._read().tasks(run_id)
+        return await self.queries().tasks(run_id)
 
     async def answer(self, run: RunView) -> str:
         """Return the answer of a run in Markdown; empty while there is none."""
@@ -212,16 +212,12 @@ class Client:
             return payload.inline or ""
         return (await (await self.store()).get_blobs([payload.ref]))[payload.ref].decode()
 
-    async def costs(self, by: Sequence[CostColumn] = ("kind", "model"), *, run_id: RunId | None = None) -> list[CostView]:
-        """Sum up model usage, of one run or of all, the most expensive group first."""
-        return await self._read().costs(by, run_id=run_id, tenant=self._config.tenant)
-
     async def why(self, name: str) -> list[TaskView]:
         """List the unfinished tasks of a run, or the one unfinished task, that `name` means; each says what it waits for."""
         try:
             run_id = await self.find_run(name)
         except NotFound as not_a_run:
-            found = [t for t in await self._read().waiting(limit=WAITING_MAX) if str(t.task_id).startswith(name.lower())]
+            found = [t for t in await self.queries().waiting(limit=WAITING_MAX) if str(t.task_id).startswith(name.lower())]
             if len(found) != 1:
                 raise (NotFound("task", name, candidates=tuple(str(t.task_id) for t in found)) if found else not_a_run) from None
             return found
@@ -230,11 +226,11 @@ class Client:
 
     async def workers(self) -> list[AgentView]:
         """List the agents that are up, as they registered."""
-        return await self._read().agents(running_only=True)
+        return await self.queries().agents(running_only=True)
 
     async def documents(self) -> list[DocumentView]:
         """List the documents of the library."""
-        return await self._read().documents(self._config.tenant)
+        return await self.queries().documents(self._config.tenant)
 
     async def indexed(self, position: int) -> None:
         """Wait until documents recorded up to a position of the log can be searched.
@@ -244,13 +240,13 @@ class Client:
         """
         for wait_s in VIEWS_FOLLOW_WITHIN_S:
             await asyncio.sleep(wait_s)
-            if all(lag.position >= position for lag in await self._read().lag() if lag.name == "knowledge"):
+            if all(lag.position >= position for lag in await self.queries().lag() if lag.name == "knowledge"):
                 return
         raise Unavailable("the documents are recorded, but not searchable yet: is a projector running?")
 
     async def approvals(self, *, pending_only: bool = True, run_id: RunId | None = None) -> list[ApprovalView]:
         """List questions to people, the oldest first."""
-        return await self._read().approvals(pending_only=pending_only, run_id=run_id)
+        return await self.queries().approvals(pending_only=pending_only, run_id=run_id)
 
     async def asked(self, run_id: RunId) -> list[ApprovalView]:
         """Return what a run asks people now, as soon as the views have it. Call it when the log has a `TaskSuspended` that nobody answered."""
@@ -263,7 +259,7 @@ class Client:
     async def find_approval(self, name: str) -> ApprovalView:
         """Return the approval that `name` means: an id, the first characters of one, or `-` for the only one that waits."""
         if name not in NEWEST:
-            return await self._read().approval(name)
+            return await self.queries().approval(name)
         waiting = await self.approvals()
         if len(waiting) != 1:
             raise NotFound("approval", name, candidates=tuple(str(a.approval_id) for a in waiting))
@@ -318,11 +314,11 @@ class Client:
 
     async def lag(self) -> list[Lag]:
         """Say for each view how far it is behind the log."""
-        return await self._read().lag()
+        return await self.queries().lag()
 
     async def problems(self) -> list[ProblemView]:
         """List events that the views had to leave out."""
-        return await self._read().problems()
+        return await self.queries().problems()
 
     async def store(self) -> EventStore:
         """Return the log, opened on first use with the operator's login."""
@@ -345,7 +341,8 @@ class Client:
                 self._artifacts = await open_artifacts(self._config.artifacts_url or self._config.home / "artifacts")
             return self._artifacts
 
-    def _read(self) -> Queries:
+    def queries(self) -> Queries:
+        """Return the reads of the views: costs, and whatever else has no method here."""
         if self._queries is None:
             self._queries = Queries(self._database_url(), self._clock)
             self._exits.push_async_callback(self._queries.close)

@@ -18,12 +18,14 @@ from typing import Final
 from crewlog.agents.smtp_sink import SmtpSink
 from crewlog.events.clock import SystemClock
 from crewlog.events.config import Config, default_home, load
-from crewlog.orchestrator.cli_live import follow, headline, print_costs, show_approval
+from crewlog.orchestrator.cli_live import follow, headline, show_approval
 from crewlog.orchestrator.cli_output import Exit, complain, say
 from crewlog.orchestrator.client import Client
+from crewlog.orchestrator.cost_text import print_costs
 from crewlog.orchestrator.replay import ReplayReport, replay
 from crewlog.orchestrator.supervised import reading_pipe
 from crewlog.orchestrator.supervisor import Supervisor
+from crewlog.projections.queries import CostFilter
 from crewlog.projections.query_rows import RunView
 from crewlog.schemas.ids import RunId
 
@@ -114,7 +116,7 @@ async def _tell(client: Client, config: Config, sink: SmtpSink, *, yes: bool) ->
     for mail in sink.received:
         say(f"Mail        {mail}")
     say("")
-    print_costs(await client.costs(run_id=submitted.run_id))
+    print_costs(await client.queries().costs(("kind", "model"), CostFilter(run_id=submitted.run_id)))
     short = str(run.run_id)[:8]
     same = "identical" if report.divergence is None else f"DIVERGES: {report.divergence}"
     say(f"\nReplay      {same}: state hash {report.state_hash[:12]}, {report.events} events, 0 model calls made of {report.model_calls} recorded")

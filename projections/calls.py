@@ -24,7 +24,8 @@ def model_call_finished(task: TaskState, recorded: Recorded, event: ModelCallFin
     """Close the row with what the answer used and cost, and note the tool calls it asks for."""
     call = _close(task, recorded, event, changed)
     call.status, call.stop, call.simulated = "ok", event.stop, event.simulated
-    _count_tokens(task, call, event.usage)
+    call.wire, call.request_id = event.wire or None, event.request_id or None
+    _count_usage(task, call, event.usage)
     task.row.turns += 1
     task.row.tool_calls += len(event.tool_calls)
     for asked in event.tool_calls:
@@ -41,7 +42,7 @@ def model_call_failed(task: TaskState, recorded: Recorded, event: ModelCallFaile
 
 
 def call_settled(run: RunState, recorded: Recorded, event: CallSettled, changed: Changed) -> None:
-    """Charge a call that nobody has heard the end of to its task, which is over.
+    """Charge a call to its task, which is over. The first bill of a call counts, as in the budgets: a second one changes nothing.
 
     Raises:
         ContractError: the run has no such task.
@@ -49,12 +50,12 @@ def call_settled(run: RunState, recorded: Recorded, event: CallSettled, changed:
     task = run.by_stream.get(task_stream(event.task_id))
     if task is None:
         raise ContractError(f"{recorded.stream} version {recorded.version} settles a call of task {event.task_id}, but run {run.row.run_id} knows no such task")
-    if task.model_call is not None and task.model_call.call_id == event.call_id:
-        close_model_call(task, changed)
-    call = task.lost_calls.pop(event.call_id, None) or _new_model_call(task, recorded, event, turn=task.row.turns + 1)
-    call.status = "abandoned"
-    _charge(task, call, recorded, event, changed)
-    _count_tokens(task, call, event.usage)
+    call = task.model_calls.get(event.call_id)
+    if call is not None and call.outcome_position is not None:
+        return
+    call = _bill(task, call or _new_model_call(task, recorded, event, turn=task.row.turns + 1), recorded, event, changed)
+    call.status = "unused"
+    _count_usage(task, call, event.usage)
 
 
 def tool_started(task: TaskState, recorded: Recorded, event: ToolStarted, changed: Changed) -> None:
@@ -79,36 +80,37 @@ def tool_finished(task: TaskState, recorded: Recorded, event: ToolFinished, chan
 
 
 def _close(task: TaskState, recorded: Recorded, event: ModelCallFinished | ModelCallFailed, changed: Changed) -> ModelCallRow:
-    call = task.model_call
-    if call is None or call.call_id != event.call_id:
-        # an outcome without an intent, or of an earlier call: still a call that happened and may have cost money
-        call = task.lost_calls.pop(event.call_id, None) or _new_model_call(task, recorded, event, turn=event.turn)
-    else:
-        task.model_call = None
+    call = task.model_calls.get(event.call_id)
+    if call is None or call.outcome_position is not None:
+        # an outcome without an intent, or a second one: still a call that happened and may have cost money
+        call = _new_model_call(task, recorded, event, turn=event.turn)
     call.latency_ms = event.latency_ms
-    _charge(task, call, recorded, event, changed)
+    return _bill(task, call, recorded, event, changed)
+
+
+def _bill(task: TaskState, call: ModelCallRow, recorded: Recorded, event: ModelCallFinished | ModelCallFailed | CallSettled, changed: Changed) -> ModelCallRow:
+    if call is task.model_call:
+        task.model_call = None
+    price = event.price
+    call.provider, call.model = event.provider, event.model
+    call.cost_micro_usd, call.price_source, call.uncached_micro_usd = price.cost_micro_usd, price.source, price.uncached_micro_usd
+    call.finished_us, call.outcome_position = recorded.occurred_us, recorded.position
+    if price.cost_micro_usd is None:
+        task.row.unpriced_calls += 1
+    else:
+        task.row.cost_micro_usd += price.cost_micro_usd
+    changed.model_calls[call] = None
+    changed.tasks[task.row] = None
     return call
 
 
-def _charge(task: TaskState, call: ModelCallRow, recorded: Recorded, event: ModelCallFinished | ModelCallFailed | CallSettled, changed: Changed) -> None:
-    cost = event.price.cost_micro_usd
-    call.provider, call.model = event.provider, event.model
-    call.cost_micro_usd, call.price_source = cost, event.price.source
-    call.finished_us, call.outcome_position = recorded.occurred_us, recorded.position
-    if cost is None:
-        task.row.unpriced_calls += 1
-    else:
-        task.row.cost_micro_usd += cost
-    changed.model_calls[call] = None
-    changed.tasks[task.row] = None
-
-
-def _count_tokens(task: TaskState, call: ModelCallRow, usage: Usage) -> None:
+def _count_usage(task: TaskState, call: ModelCallRow, usage: Usage) -> None:
     call.input_tokens, call.output_tokens, call.reasoning_tokens = usage.input_tokens, usage.output_tokens, usage.reasoning_tokens
     call.cache_read_tokens, call.cache_write_tokens = usage.cache_read_tokens, usage.cache_write_tokens
-    task.row.input_tokens += usage.input_tokens
-    task.row.output_tokens += usage.output_tokens
-    task.row.cached_tokens += usage.cache_read_tokens
+    total = task.row
+    total.input_tokens += usage.input_tokens
+    total.output_tokens += usage.output_tokens
+    total.cached_tokens += usage.cache_read_tokens
 
 
 def _new_model_call(
@@ -116,7 +118,9 @@ def _new_model_call(
 ) -> ModelCallRow:
     row = task.row
     row.model_calls += 1
-    return ModelCallRow(row.task_id, row.model_calls, row.run_id, event.call_id, turn, event.provider, event.model, "running", recorded.occurred_us)
+    call = ModelCallRow(row.task_id, row.model_calls, row.run_id, event.call_id, turn, event.provider, event.model, "running", recorded.occurred_us)
+    task.model_calls[event.call_id] = call
+    return call
 
 
 def _new_tool_call(task: TaskState, recorded: Recorded, event: ToolStarted | ToolFinished) -> ToolCallRow:

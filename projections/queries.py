@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from datetime import datetime
-from typing import Any, Final, Literal, Self, TypeVar, get_args
+from collections.abc import AsyncIterator, Sequence
+from datetime import date, datetime
+from typing import Any, Final, Literal, NamedTuple, Self, TypeVar, get_args
 from uuid import UUID
 
 import asyncpg
@@ -16,6 +16,7 @@ from crewlog.events.connections import CONNECT_TIMEOUT_S, Connections
 from crewlog.projections.query_rows import (
     AgentView,
     ApprovalView,
+    CallView,
     CostView,
     DocumentView,
     EventView,
@@ -33,7 +34,26 @@ CostColumn = Literal["run_id", "task_id", "key", "kind", "provider", "model", "u
 LAST: Final = "@last"
 """Stands for the run that was submitted last."""
 
+
+class CostFilter(NamedTuple):
+    """Which calls to count; None does not ask. Days are those of UTC on which a call began, `since` and `until` included."""
+
+    run_id: UUID | None = None
+    tenant: str | None = None
+    user: str | None = None
+    since: date | None = None
+    until: date | None = None
+
+
+EVERYTHING: Final = CostFilter()
+
 _CANDIDATES_MAX: Final = 10
+_CALLS_PAGE_MAX: Final = 10_000
+_COST_FILTER: Final = """
+WHERE ($1::uuid IS NULL OR run_id = $1) AND ($2::text IS NULL OR tenant = $2) AND ($3::text IS NULL OR user_name = $3)
+  AND ($4::date IS NULL OR day >= $4) AND ($5::date IS NULL OR day <= $5)
+"""
+_SUMS: Final = tuple(name for name in CostView.__struct_fields__ if name not in ("group", "simulated"))
 _EVENTS_MAX: Final = 100_000
 _HEX: Final = re.compile(r"[0-9a-f]{1,32}")
 _COST_COLUMNS: Final[tuple[str, ...]] = get_args(CostColumn)
@@ -146,28 +166,35 @@ class Queries:
         found = await self._read(ApprovalView, "find an approval", f"{_APPROVALS} {where}", low, high, _CANDIDATES_MAX)
         return _only("approval", prefix, found, [str(approval.approval_id) for approval in found])
 
-    async def costs(self, by: Sequence[CostColumn], *, run_id: UUID | None = None, tenant: str | None = None, since: datetime | None = None) -> list[CostView]:
+    async def costs(self, by: Sequence[CostColumn], of: CostFilter = EVERYTHING) -> list[CostView]:
         """Sum up model usage, the most expensive group first.
-
-        Args:
-            by: columns to group by.
-            since: only calls from this day (UTC) on.
 
         Raises:
             ContractError: a column that costs cannot be grouped by.
         """
-        unknown = [column for column in by if column not in _COST_COLUMNS]
-        if unknown or not by:
-            raise ContractError(f"costs cannot be grouped by {', '.join(unknown) or 'nothing'}; possible: {', '.join(_COST_COLUMNS)}")
-        names = ", ".join(dict.fromkeys(by))  # each of them was found in the list above
-        sql = f"""SELECT {names}, sum(calls)::bigint AS calls, sum(input_tokens)::bigint AS input_tokens, sum(output_tokens)::bigint AS output_tokens,
-                         sum(cached_tokens)::bigint AS cached_tokens, sum(cost_micro_usd)::bigint AS cost_micro_usd,
-                         sum(unpriced_calls)::bigint AS unpriced_calls, bool_or(simulated) AS simulated
-                    FROM crewlog.costs
-                   WHERE ($1::uuid IS NULL OR run_id = $1) AND ($2::text IS NULL OR tenant = $2) AND ($3::date IS NULL OR day >= $3)
+        names = ", ".join(_cost_columns(by))
+        sums = ", ".join(f"sum({name})::bigint AS {name}" for name in _SUMS)
+        # names come from fixed lists
+        sql = f"""SELECT {names}, {sums}, bool_or(simulated) AS simulated FROM crewlog.costs {_COST_FILTER}
                    GROUP BY {names} ORDER BY cost_micro_usd DESC, input_tokens DESC, {names}"""  # noqa: S608
-        rows = await self._connections.fetch("sum up costs", sql, run_id, tenant, since.date() if since else None)
+        rows = await self._connections.fetch("sum up costs", sql, *of)
         return [CostView(group={name: row[name] for name in by}, **{name: row[name] for name in CostView.__struct_fields__[1:]}) for row in rows]
+
+    async def calls(self, by: Sequence[CostColumn], of: CostFilter = EVERYTHING, *, page_max: int = _CALLS_PAGE_MAX) -> AsyncIterator[CallView]:
+        """Read what every single call used and cost, page by page, in the order of task and number.
+
+        Raises:
+            ContractError: a column that costs cannot be grouped by.
+        """
+        fields = CallView.__struct_fields__[1:]
+        names = ", ".join(dict.fromkeys([*_cost_columns(by), *fields]))
+        sql = f"""SELECT {names} FROM crewlog.model_calls {_COST_FILTER} AND (task_id, number) > ($6::uuid, $7::bigint)
+                   ORDER BY task_id, number LIMIT $8"""  # noqa: S608 - names come from fixed lists
+        after: tuple[UUID, int] = (UUID(int=0), 0)
+        while rows := await self._connections.fetch("read model calls", sql, *of, *after, page_max):
+            for row in rows:
+                yield CallView(group={name: row[name] for name in by}, **{name: row[name] for name in fields})
+            after = rows[-1]["task_id"], rows[-1]["number"]
 
     async def events(self, run_id: UUID, *, after: int = 0, limit: int = _EVENTS_MAX) -> list[EventView]:
         """Read the events of a run in the order of the log, from behind a position."""
@@ -194,6 +221,13 @@ class Queries:
     async def _read(self, view: type[V], what: str, sql: str, *arguments: Any) -> list[V]:
         rows = await self._connections.fetch(what, sql, *arguments)
         return [msgspec.convert(dict(row), view) for row in rows]
+
+
+def _cost_columns(by: Sequence[str]) -> list[str]:
+    unknown = [column for column in by if column not in _COST_COLUMNS]
+    if unknown or not by:
+        raise ContractError(f"costs cannot be grouped by {', '.join(unknown) or 'nothing'}; possible: {', '.join(_COST_COLUMNS)}")
+    return list(dict.fromkeys(by))
 
 
 def _range(what: str, prefix: str) -> tuple[UUID, UUID]:

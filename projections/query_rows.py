@@ -136,17 +136,53 @@ class ToolCallView(msgspec.Struct, frozen=True):
     result: Payload | None
 
 
-class CostView(msgspec.Struct, frozen=True):
-    """Model usage of one group; `group` holds the values of the columns it is grouped by."""
+Group = dict[str, str | UUID | date | None]
+"""The values of the columns that costs are grouped by."""
 
-    group: dict[str, str | UUID | date]
+
+class CostView(msgspec.Struct, frozen=True):
+    """Model usage of one group. `cost_micro_usd` holds all money; what failed, was not used or is a worst case is part of it."""
+
+    group: Group
     calls: int
     input_tokens: int
     output_tokens: int
     cached_tokens: int
+    """Read from the providers' caches; part of the input."""
     cost_micro_usd: int
     unpriced_calls: int
     simulated: bool
+    cache_write_tokens: int
+    reasoning_tokens: int
+    saved_micro_usd: int
+    """What prompt caching saved at the recorded prices; below zero when more was written to a cache than was read."""
+    failed_calls: int
+    failed_micro_usd: int
+    unused_calls: int
+    """Answered after their task had ended."""
+    unused_micro_usd: int
+    worst_case_calls: int
+    """Charged with the most they can have cost, because nobody knows the bill."""
+    worst_case_micro_usd: int
+    open_calls: int
+    """Without an outcome so far: nobody knows what they cost."""
+
+
+class CallView(msgspec.Struct, frozen=True):
+    """What one model call used and cost; `group` holds the values of the columns it was asked for."""
+
+    group: Group
+    task_id: UUID
+    number: int
+    provider: str
+    model: str
+    part: str
+    started_at: datetime
+    input_tokens: int
+    output_tokens: int
+    cache_read_tokens: int
+    cache_write_tokens: int
+    cost_micro_usd: int | None
 
 
 class EventView(msgspec.Struct, frozen=True):

@@ -21,7 +21,7 @@ TaskStatus = Literal[
 FINISHED: frozenset[TaskStatus] = frozenset({"completed", "revised", "failed", "cancelled", "skipped"})
 """Task states that nothing follows. `revised`: a further revision takes its place; `skipped`: the run went on without it."""
 
-ModelCallStatus = Literal["running", "ok", "failed", "abandoned"]
+ModelCallStatus = Literal["running", "ok", "failed", "abandoned", "unused"]
 ToolCallStatus = Literal["requested", "running", "interrupted", "ok", "error", "refused", "unknown", "not_run", "abandoned"]
 ApprovalStatus = Literal["pending", "approved", "denied", "expired", "withdrawn"]
 
@@ -114,6 +114,9 @@ class ModelCallRow(msgspec.Struct, eq=False):
     outcome_position: int | None = None
     error_code: str | None = None
     error: str | None = None
+    uncached_micro_usd: int | None = None
+    wire: str | None = None
+    request_id: str | None = None
 
 
 class ToolCallRow(msgspec.Struct, eq=False):

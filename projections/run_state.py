@@ -17,11 +17,14 @@ from crewlog.schemas.values import ArtifactRef, Shortfall
 
 
 class TaskState(msgspec.Struct, eq=False):
-    """One task while it is worked on. The dictionaries hold only what has no outcome yet."""
+    """One task while it is worked on. Tool calls and approvals are held only while they have no outcome."""
 
     row: TaskRow
     depends_on: tuple[str, ...] = ()
     model_call: ModelCallRow | None = None
+    """The call that is under way."""
+    model_calls: dict[str, ModelCallRow] = msgspec.field(default_factory=dict)
+    """The newest row of every call: the bill of one may come when its worker is long gone."""
     tool_calls: dict[str, ToolCallRow] = msgspec.field(default_factory=dict)
     approvals: dict[UUID, ApprovalRow] = msgspec.field(default_factory=dict)
     artifacts: dict[tuple[str, str], ArtifactRef] = msgspec.field(default_factory=dict)
@@ -32,8 +35,6 @@ class TaskState(msgspec.Struct, eq=False):
     """The last decision of a person, as text, until the task is taken up again."""
     shortfall: Shortfall | None = None
     """The limit that leaves no room for its next model call, while it is held."""
-    lost_calls: dict[str, ModelCallRow] = msgspec.field(default_factory=dict)
-    """Model calls whose worker was gone before the outcome came: they may be settled later."""
 
     @property
     def is_finished(self) -> bool:
@@ -131,6 +132,5 @@ def close_model_call(task: TaskState, changed: Changed) -> None:
     """Mark a model call that nobody will hear the end of: its worker is gone."""
     if task.model_call is not None:
         task.model_call.status = "abandoned"
-        task.lost_calls[task.model_call.call_id] = task.model_call
         changed.model_calls[task.model_call] = None
         task.model_call = None

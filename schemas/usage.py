@@ -48,4 +48,6 @@ class Price(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def format_usd(micro_usd: int | None) -> str:
     """Show an amount for people: `$0.0042`, or `unpriced`."""
-    return "unpriced" if micro_usd is None else f"${micro_usd / 1_000_000:.4f}"
+    if micro_usd is None:
+        return "unpriced"
+    return f"{'-' if micro_usd < 0 else ''}${abs(micro_usd) / 1_000_000:.4f}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from random import Random
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -17,7 +17,7 @@ from support.postgres import Database
 from support.views import follow, log_of, model_of
 
 from crewlog.events.clock import SystemClock
-from crewlog.projections.queries import LAST, Queries
+from crewlog.projections.queries import LAST, CostFilter, Queries
 from crewlog.schemas.errors import ContractError, NotFound
 
 
@@ -39,7 +39,7 @@ class Views(NamedTuple):
 @pytest_asyncio.fixture
 async def views(database: Database) -> AsyncIterator[Views]:
     async with log_of(database) as store, model_of(database, store) as model:
-        await store_history(store, write_history(Random(11), runs=15, moves=250))
+        await store_history(store, write_history(Random(19), runs=15, moves=250))
         await follow(model, store)
     async with Queries(database.url("crewlog_operator"), SystemClock()) as queries:
         yield Views(queries, database)
@@ -109,8 +109,8 @@ async def test_costs_by_every_column(views: Views) -> None:
     assert {tuple(row.group) for row in rows} == {("kind", "model")}
     assert [row.cost_micro_usd for row in rows] == sorted((row.cost_micro_usd for row in rows), reverse=True)
     run = (await views.queries.runs())[-1]
-    assert sum(row.cost_micro_usd for row in await views.queries.costs(["kind"], run_id=run.run_id)) == run.cost_micro_usd
-    assert await views.queries.costs(["kind"], since=datetime(2100, 1, 1, tzinfo=UTC)) == []
+    assert sum(row.cost_micro_usd for row in await views.queries.costs(["kind"], CostFilter(run_id=run.run_id))) == run.cost_micro_usd
+    assert await views.queries.costs(["kind"], CostFilter(since=date(2100, 1, 1))) == []
     for bad in (["kind; DROP TABLE rm.runs"], [], ["calls"]):
         with pytest.raises(ContractError, match="costs cannot be grouped by"):
             await views.queries.costs(bad)  # type: ignore[arg-type]

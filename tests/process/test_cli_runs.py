@@ -52,7 +52,10 @@ SHAPES = {
         "outcome error_code error"
     ),
     "event": "event_id type schema_version stream version position run_id task_id occurred_at causation_id actor data",
-    "cost": "group calls input_tokens output_tokens cached_tokens cost_micro_usd unpriced_calls simulated",
+    "cost": "group calls input_tokens output_tokens cached_tokens cost_micro_usd unpriced_calls simulated cache_write_tokens reasoning_tokens "
+    "saved_micro_usd failed_calls failed_micro_usd unused_calls unused_micro_usd worst_case_calls worst_case_micro_usd open_calls",
+    "repriced": "group calls repriced_calls repriced_micro_usd recorded_micro_usd unlisted_calls unlisted_models unlisted_micro_usd "
+    "unmeasured_calls unmeasured_micro_usd",
     "replay": "run_id events streams model_calls state_hash divergence",
     "status": "home processes agents views problems",
     "process": "name kind state pid restarts",
@@ -73,6 +76,7 @@ def test_shapes_that_json_prints_keep_their_fields(crew: LiveCrew, finished: dic
     assert set(crew.json("show", run_id)) == fields("run") | {"tasks"}
     assert {frozenset(json.loads(line)) for line in crew.run("events", run_id, "-o", "json").stdout.splitlines()} == {frozenset(fields("event"))}
     assert set(crew.json("costs", run_id, "--by", "agent")[0]) == fields("cost")
+    assert set(crew.json("costs", run_id, "--reprice", "genai-prices")[0]) == fields("repriced")
     assert set(crew.json("replay", run_id)) == fields("replay")
     status = crew.json("status")
     assert set(status) == fields("status")

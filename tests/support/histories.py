@@ -63,13 +63,15 @@ from crewlog.schemas.task_events import (
     ToolFinished,
     ToolStarted,
 )
-from crewlog.schemas.usage import Price, Usage
+from crewlog.schemas.usage import UNPRICED, WORST_CASE, Price, Usage
 from crewlog.schemas.values import ArtifactRef, Failure, Issue, Outcome, Shortfall
 
 BEGIN_US = 1_700_000_000_000_000
 KINDS = ("research", "data", "code", "communicate")
 TOOLS = {"read_document": "read", "run_sql": "read", "write_file": "idempotent", "send_email": "irreversible"}
 FAILURE = Failure("model_timeout", "timeout: no answer in 300 s", retryable=True)
+
+INTERRUPTED = Failure("interrupted", "the worker died while the model was asked", retryable=True)
 
 
 def text(value: str) -> Payload:
@@ -116,7 +118,7 @@ class TaskScript:
                 self.start()
             case "asking":
                 if random.random() < 0.08:
-                    self.start()  # the worker died, another one takes over
+                    self.take_over()
                 elif random.random() < 0.1:
                     failed = ModelCallFailed(self.call_id(), self.turn + 1, "offline", "rules-1", FAILURE, 12, Price(random.choice([None, 0, 7]), "config"))
                     self.write(failed, AttemptFailed(self.attempt, FAILURE))
@@ -148,16 +150,26 @@ class TaskScript:
         else:
             self.write(started, self.ask())
 
+    def take_over(self) -> None:
+        """The worker died while a model was asked; the next one charges the call with the most it can have cost, or an older program did not."""
+        if self.run.history.random.random() < 0.5:
+            self.start()
+            return
+        self.starts += 1
+        lost = ModelCallFailed(self.call_id(), self.turn + 1, "offline", "rules-1", INTERRUPTED, 0, Price(9_000, WORST_CASE))
+        self.write(TaskStarted(f"{self.kind}-{self.starts}", self.attempt, "1", "rules-1", "offline", True, EMPTY, EMPTY), lost, self.ask())
+
     def answer(self) -> None:
         random = self.run.history.random
+        said_to = self.call_id()
         self.turn, self.tries = self.turn + 1, 0
         tools = random.choices(list(TOOLS), k=random.choice([0, 1, 1, 2]))
         calls = tuple(ToolCall(f"t{self.turn}-{n}", tool, text('{"x":1}')) for n, tool in enumerate(tools, 1))
-        price = Price(random.choice([None, 0, 1500]), "genai-prices 1")
-        usage = Usage(random.randrange(1000), random.randrange(100), random.randrange(10))
+        price = random.choice([Price(None, UNPRICED), Price(0, "config"), Price(1500, "genai-prices 1"), Price(1500, "genai-prices 1", 2100)])
+        usage = Usage(random.randrange(10, 1000), random.randrange(100), random.randrange(10), random.randrange(2), random.randrange(5))
         words = text("Ünïcode, “quoted”\n\tand \\ back")
         stop = "tool_use" if calls else "end_turn"
-        said = ModelCallFinished(f"m{self.turn}-1", self.turn, stop, words, calls, usage, price, "offline", "rules-1", True, 40)  # type: ignore[arg-type]
+        said = ModelCallFinished(random.choice([said_to, f"m{self.turn}-1"]), self.turn, stop, words, calls, usage, price, "offline", "rules-1", True, 40)  # type: ignore[arg-type]
         self.calls += len(calls)
         if not calls:
             self.write(said, self.completed())
@@ -351,6 +363,9 @@ class RunScript:
             if task.phase == "asking" and task.key not in self.done and self.history.random.random() < 0.5:
                 settled = CallSettled(task.task_id, self.run_id, task.call_id(), "offline", "rules-1", Usage(), Price(9, "worst case"))
                 self.history.append(self.run_id, (spend_stream(task.task_id), [settled], None))
+                if self.history.random.random() < 0.3:  # its worker was not dead after all, and says what the call really cost: too late
+                    late = CallSettled(task.task_id, self.run_id, task.call_id(), "offline", "rules-1", Usage(5, 5), Price(3, "config"))
+                    self.history.append(self.run_id, (spend_stream(task.task_id), [late], None))
         self.over = True
 
 
