@@ -43,7 +43,7 @@ def advance(draft: Draft) -> None:
     missing = [step.key for step in state.steps if not is_finished(state, step.key)]
     if missing and over_budget:
         fail(draft, _budget_failure(state))
-    elif missing and _may_replan(state):
+    elif missing and _may_replan(state, missing):
         ask_planner(draft, f"{REPLAN_PREFIX}{_replans(state) + 1}")
     elif missing and not _has_end_result(state):
         fail(draft, _steps_failure(state, missing))
@@ -98,8 +98,11 @@ def _replans(state: RunState) -> int:
     return sum(key.startswith(REPLAN_PREFIX) for key in state.tasks)
 
 
-def _may_replan(state: RunState) -> bool:
+def _may_replan(state: RunState, missing: list[str]) -> bool:
     if state.origin != "planner" or _replans(state) >= REPLANS_MAX:
+        return False
+    failed = {key for key in missing if key in state.tasks}
+    if failed and failed <= state.repeated:  # a new plan led to the same failures again
         return False
     return all(task.phase != "failed" for key, task in state.tasks.items() if key.startswith(REPLAN_PREFIX))
 
@@ -129,4 +132,6 @@ def _steps_failure(state: RunState, missing: list[str]) -> Failure:
         return Failure("internal", f"steps {', '.join(missing)} cannot run; {done}")
     key, error = failed[0]
     more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+    if key in state.repeated:
+        more += " in the same way as before the plan was changed"
     return Failure(error.code, error.message if state.origin == "single" else f"step {key!r} failed{more}: {error.message}; {done}")

@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from crewlog.orchestrator.dispatch import outcomes_of
+from crewlog.orchestrator.repeats import NO_PROGRESS
 from crewlog.orchestrator.run import SYNTHESIS, RunState, blocked_steps
 from crewlog.schemas.values import ArtifactRef, Citation, ContextItem, Outcome
 
@@ -106,3 +107,5 @@ def _step_flags(state: RunState) -> Iterator[str]:
             yield f"skipped:{step.key}"
         elif task is not None and task.phase == "failed":
             yield f"failed:{step.key}"
+            if step.key in state.repeated:
+                yield f"{NO_PROGRESS}:{step.key}"

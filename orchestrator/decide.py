@@ -33,6 +33,7 @@ from crewlog.orchestrator.commands import (
 from crewlog.orchestrator.dispatch import earlier_item, fit_outcome, outcomes_of, planner_step, review_item
 from crewlog.orchestrator.draft import Decision, Draft
 from crewlog.orchestrator.planning import Kinds, check_kinds, given_steps, planned_steps, single_step
+from crewlog.orchestrator.repeats import NO_PROGRESS, work_hash
 from crewlog.orchestrator.run import PLAN, REPLAN_PREFIX, SYNTHESIS, RunState, TaskState, current_task, is_over_budget, next_due_us
 from crewlog.schemas.errors import ContractError, NotFound
 from crewlog.schemas.ids import ApprovalId, RunId
@@ -184,15 +185,18 @@ def _work_arrived(draft: Draft, command: TaskEnded, task: TaskState, outcome: Ou
     state = draft.state
     step = _step_of(state, task)
     issues = _judge(state, task, step, command.event.outcome)
+    # the same work again, although its issues were named: naming them once more will not help
+    repeated = bool(issues) and work_hash(step, outcome) in state.rejected
     if not issues:
         draft.emit(_review_event(task, command, outcome, "accepted", ()))
-    elif task.revised < REVISIONS_MAX and not is_over_budget(_charged(state, command)):
+    elif task.revised < REVISIONS_MAX and not repeated and not is_over_budget(_charged(state, command)):
         draft.emit(_review_event(task, command, outcome, "revise", issues))
         keys = [s.key for s in state.steps] if task.key == SYNTHESIS else step.depends_on
         context = [*outcomes_of(draft.state, keys), *earlier_item(draft.state.tasks[task.key], step), review_item(issues)]
         draft.open_task(step, context)
     else:
-        flagged = replace(outcome, flags=tuple(dict.fromkeys((*outcome.flags, "review_failed"))))
+        why = ("review_failed", NO_PROGRESS) if repeated else ("review_failed",)
+        flagged = replace(outcome, flags=tuple(dict.fromkeys((*outcome.flags, *why))))
         draft.emit(_review_event(task, command, flagged, "flagged", issues))
 
 

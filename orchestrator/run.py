@@ -19,6 +19,7 @@ from uuid import UUID
 import msgspec
 from msgspec.structs import replace
 
+from crewlog.orchestrator.repeats import work_hash
 from crewlog.schemas.ids import ApprovalId, Hash, RunId, TaskId
 from crewlog.schemas.retry import RetryPolicy
 from crewlog.schemas.run_events import (
@@ -176,6 +177,10 @@ class RunState(msgspec.Struct, frozen=True):
     revisions: Mapping[str, int] = {}
     """Step key -> revision of the next task that is opened for it."""
     approvals: Mapping[ApprovalId, DecidedApproval] = {}
+    rejected: frozenset[Hash] = frozenset()
+    """What came of work that was sent back or failed, see `repeats`."""
+    repeated: frozenset[str] = frozenset()
+    """Keys of steps that failed in the same way again after a new plan."""
     usage: Usage = Usage()
     cost_micro_usd: int = 0
     end: RunCompleted | RunFailed | RunCancelled | None = None
@@ -265,7 +270,19 @@ def _resumed(state: RunState, event: TaskResumed) -> RunState:
 def _reviewed(state: RunState, event: TaskReviewed) -> RunState:
     task = replace(state.tasks[event.key], phase=event.verdict, outcome=event.outcome, issues=event.issues, error=event.error, due_us=0, pending={})
     state = replace(state, tasks={**state.tasks, event.key: task}, usage=state.usage + event.usage, cost_micro_usd=state.cost_micro_usd + event.cost_micro_usd)
+    if event.verdict in ("revise", "failed"):
+        state = _rejected(state, event)
     return state if any(t.pending for t in state.tasks.values()) else replace(state, paused_since_us=0)
+
+
+def _rejected(state: RunState, event: TaskReviewed) -> RunState:
+    step = next((step for step in state.steps if step.key == event.key), None)
+    result = event.error if event.verdict == "failed" else event.outcome
+    found = work_hash(step, result) if step is not None and result is not None else None
+    if found is None:
+        return state
+    repeated = state.repeated | {event.key} if event.verdict == "failed" and found in state.rejected else state.repeated
+    return replace(state, rejected=state.rejected | {found}, repeated=repeated)
 
 
 def _with_task(state: RunState, task: TaskState) -> RunState:

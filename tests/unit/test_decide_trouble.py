@@ -63,11 +63,11 @@ def test_work_that_breaks_a_rule_goes_back_with_the_issues_twice() -> None:
     spec = Spec().given(submit(type="data", constraints={"words_max": 2}))
 
     for revision in (1, 2):
-        spec.when(ends("task", done("far too many words"))).then(TaskReviewed, TaskDispatched)
+        spec.when(ends("task", done(f"still too many words{' ' * revision}"))).then(TaskReviewed, TaskDispatched)
         assert spec.event(TaskReviewed).verdict == "revise"
         assert spec.event(TaskDispatched).revision == revision
         earlier, review = spec.message("task").context
-        assert earlier.outcome.summary == "far too many words"
+        assert earlier.outcome.summary.rstrip() == "still too many words"
         assert review.outcome.output == [{"rule": "words_max", "message": "the summary has 4 words, at most 2 are allowed; shorten it"}]
     spec.when(ends("task", done("far too many words"))).then(TaskReviewed, RunCompleted)
 
@@ -172,7 +172,7 @@ def test_a_failed_step_is_planned_again_when_everything_else_is_done() -> None:
 
 
 def test_planning_again_ends() -> None:
-    spec = Spec().given(submit(), plans(a="research"), breaks("a"), plans("@replan-1", a="research"), breaks("a"), plans("@replan-2", a="data"))
+    spec = Spec().given(submit(), plans(a="research"), breaks("a"), plans("@replan-1", a="code"), breaks("a"), plans("@replan-2", a="data"))
 
     spec.when(breaks("a")).then(TaskReviewed, RunFailed)
 
