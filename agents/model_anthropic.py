@@ -1,25 +1,30 @@
 """The Anthropic Messages API behind the model port: translates a request, asks once, translates the answer or the error.
 
-Retries and tracing of the SDK are off: the worker owns both. Whatever cannot be understood in an answer is `malformed`, never a crash.
+Retries and tracing of the SDK are off: the worker owns both. Answers are read as bytes and parsed here, because the SDK takes whatever
+comes for a message. Whatever cannot be understood in an answer is `malformed`, never a crash.
 """
 
 from __future__ import annotations
 
-import email.utils
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterable, Iterator, Mapping
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from crewlog.agents.model import ErrorKind, ModelError, OnText
-from crewlog.schemas.blocks import Message, ModelReply, ModelRequest, StopReason, Text, ToolResult, ToolUse
-from crewlog.schemas.text import shorten
+import msgspec
+
+from crewlog.agents.model import ModelError, OnText
+from crewlog.agents.model_calls import as_object, call_ids, check_tools, compact, native_items, raw_list, tool_name
+from crewlog.agents.model_errors import malformed, one_try, refusal, understanding, unreachable
+from crewlog.agents.model_stream import event_data
+from crewlog.agents.schema_dialect import NotStrict, express, instruction, original
+from crewlog.schemas.blocks import Message, ModelReply, ModelRequest, Native, StopReason, Text, ToolDef, ToolResult, ToolUse
 from crewlog.schemas.usage import Usage
 
 if TYPE_CHECKING:
     import anthropic
-    from anthropic.types import Message as Answer
 
+WIRE: Final = "anthropic.messages"
 _STOPS: Final[Mapping[str, StopReason]] = {
     "end_turn": "end_turn",
     "pause_turn": "pause",
@@ -28,21 +33,9 @@ _STOPS: Final[Mapping[str, StopReason]] = {
     "max_tokens": "max_tokens",
     "refusal": "refusal",
 }
-_CONTEXT: Final = re.compile(r"context.{0,12}(?:length|window)|too many tokens|prompt is too long|maximum.{0,20}tokens", re.IGNORECASE)
-_SPEND_LIMITS: Final = frozenset({"contract_spend_limit_reached", "enforced_spend_limit_reached"})
-_BY_STATUS: Final[Mapping[int, ErrorKind]] = {
-    401: "auth",
-    402: "billing",
-    403: "auth",
-    404: "not_found",
-    408: "timeout",
-    413: "context_length",
-    429: "rate_limit",
-    503: "overloaded",
-    504: "timeout",
-    529: "overloaded",
-}
-_MESSAGE_CHARS_MAX: Final = 1_000
+_CACHE: Final = {"type": "ephemeral"}
+_EFFORTS: Final = {"none": "low", "minimal": "low"}
+"""Efforts that other providers know, in the words of this one."""
 
 
 class AnthropicModel:
@@ -54,7 +47,7 @@ class AnthropicModel:
         base_url: address of the API without `/v1`; None for the SDK's default (or `ANTHROPIC_BASE_URL`).
     """
 
-    wire = "anthropic.messages"
+    wire = WIRE
     provider = "anthropic"
     simulated = False
 
@@ -63,7 +56,7 @@ class AnthropicModel:
         self._api_key, self._base_url = api_key, base_url
         self._client: anthropic.AsyncAnthropic | None = None
 
-    async def complete(self, request: ModelRequest, *, timeout_s: float, on_text: OnText | None = None) -> ModelReply:  # noqa: ARG002
+    async def complete(self, request: ModelRequest, *, timeout_s: float, on_text: OnText | None = None) -> ModelReply:
         """Ask once.
 
         Raises:
@@ -72,20 +65,18 @@ class AnthropicModel:
         # imported here: the SDK takes most of a second to load, and offline crews never need it
         import anthropic
 
-        # built before the guard below: a mistake in here is ours, and must not look like a bad answer
         arguments = render(request)
-        try:
-            answer = await self._connected(anthropic).messages.create(**arguments, timeout=timeout_s)
-        except anthropic.APITimeoutError as error:
-            raise ModelError("timeout", f"no answer from {self.name} within {timeout_s:g} s") from error
-        except anthropic.APIConnectionError as error:
-            raise ModelError("connection", f"{self.name} cannot be reached: {error.__cause__ or error}") from error
-        except anthropic.APIStatusError as error:
-            text = shorten(error.api_message or str(error), _MESSAGE_CHARS_MAX)
-            raise ModelError(kind_of(error.status_code, error.error_code or "", text), text, retry_after_s=retry_after_s(error.response.headers)) from error
-        except (anthropic.APIError, ValueError) as error:
-            raise ModelError("malformed", f"{self.name} sent what is no message: {shorten(str(error), _MESSAGE_CHARS_MAX)}") from error
-        return understand(answer, self.name)
+        written = Written()
+        async with one_try(self.name, timeout_s, anthropic.AnthropicError, self._explain, used=written.usage):
+            create = self._connected(anthropic).messages.with_streaming_response.create
+            if on_text is None:
+                async with create(**arguments, timeout=timeout_s) as response:
+                    body, request_id = await response.read(), response.request_id or ""
+            else:
+                async with create(**arguments, stream=True, timeout=timeout_s) as response:
+                    request_id = response.request_id or ""
+                    body = await self._streamed(response.iter_bytes(), written, on_text)
+        return understand(body, request, request_id)
 
     async def close(self) -> None:
         """Let go of the connections. Safe to call twice."""
@@ -100,20 +91,72 @@ class AnthropicModel:
             )
         return self._client
 
+    async def _streamed(self, chunks: AsyncIterable[bytes], written: Written, on_text: OnText) -> bytes:
+        async for data in event_data(chunks):
+            with understanding(self.name):
+                text = written.take(json.loads(data))
+            if written.refused:
+                error = written.refused
+                raise refusal(self.name, 0, ((error.get("details") or {}).get("error_code"), error.get("type")), str(error.get("message") or ""))
+            if text:
+                on_text(text)
+        with understanding(self.name):
+            return written.body()
+
+    def _explain(self, error: anthropic.AnthropicError) -> ModelError:
+        import anthropic
+
+        match error:
+            case anthropic.APITimeoutError():
+                return ModelError("timeout", f"no answer from {self.name}")
+            case anthropic.APIConnectionError():
+                return unreachable(self.name, error.__cause__ or error)
+            case anthropic.APIStatusError():
+                names = (error.error_code, error.type)
+                message = error.api_message or str(error)
+                return refusal(self.name, error.status_code, names, message, headers=error.response.headers, request_id=error.request_id)
+            case _:
+                return malformed(self.name, f"what the SDK does not understand: {error}")
+
 
 def render(request: ModelRequest) -> dict[str, Any]:
-    """Translate a request into arguments of `messages.create`. The same request gives the same bytes, which is what a prompt cache wants."""
-    arguments: dict[str, Any] = {
-        "model": request.model,
-        "max_tokens": request.max_tokens,
-        "messages": [{"role": message.role, "content": content} for message in request.messages if (content := list(_blocks(message)))],
-        "cache_control": {"type": "ephemeral"},
-    }
+    """Translate a request into arguments of `messages.create`.
+
+    The same request gives the same bytes, and what comes first stays the same from turn to turn. Three places end what a cache may keep:
+    tools and system, which all tasks of a kind share; the opening, which all turns of a task share; and the end, for the next turn.
+    """
+    check_tools(request)
+    messages: list[dict[str, Any]] = [
+        {"role": message.role, "content": content} for message in request.messages if (content := _content(message, request.model))
+    ]
+    arguments: dict[str, Any] = {"model": request.model, "max_tokens": request.max_tokens, "messages": messages, "cache_control": _CACHE}
+    if len(messages) > 1:
+        messages[0]["content"][-1]["cache_control"] = _CACHE
     if request.system:
-        arguments["system"] = [{"type": "text", "text": request.system}]
+        arguments["system"] = [{"type": "text", "text": request.system, "cache_control": _CACHE}]
     if request.tools:
-        arguments["tools"] = [{"name": tool.name, "description": tool.description, "input_schema": tool.parameters} for tool in request.tools]
+        arguments["tools"] = _tools(msgspec.json.encode(request.tools))
+    wanted: dict[str, Any] = {"effort": _EFFORTS.get(request.effort, request.effort)} if request.effort else {}
+    if request.output is not None:
+        if request.tools:
+            arguments["tool_choice"] = {"type": "none"}
+        try:
+            wanted["format"] = {"type": "json_schema", "schema": express(request.output.schema, "anthropic")}
+        except NotStrict:
+            messages.append({"role": "user", "content": [{"type": "text", "text": instruction(request.output.schema)}]})
+    if wanted:
+        arguments["output_config"] = wanted
     return arguments
+
+
+@lru_cache(maxsize=64)
+def _tools(encoded: bytes) -> list[dict[str, Any]]:
+    tools = msgspec.json.decode(encoded, type=tuple[ToolDef, ...])
+    return [{"name": tool.name, "description": tool.description, "input_schema": tool.parameters} for tool in tools]
+
+
+def _content(message: Message, model: str) -> list[dict[str, Any]]:
+    return native_items(message, WIRE, model) or list(_blocks(message))
 
 
 def _blocks(message: Message) -> Iterator[dict[str, Any]]:
@@ -124,81 +167,150 @@ def _blocks(message: Message) -> Iterator[dict[str, Any]]:
                 if block.text.strip():
                     yield {"type": "text", "text": block.text}
             case ToolUse():
-                yield {"type": "tool_use", "id": block.call_id, "name": block.name, "input": _object(block.arguments)}
+                yield {"type": "tool_use", "id": block.call_id, "name": tool_name(block.name), "input": as_object(block.arguments)}
             case ToolResult():
                 yield {"type": "tool_result", "tool_use_id": block.call_id, "content": block.content or "(nothing)", "is_error": block.is_error}
 
 
-def _object(arguments: str) -> dict[str, Any]:
-    """Return arguments as the object the API wants; what another model wrote that is none is passed on as text."""
-    try:
-        found = json.loads(arguments or "{}")
-    except ValueError:
-        found = None
-    return found if isinstance(found, dict) else {"invalid_json": arguments}
+class _Thoughts(msgspec.Struct):
+    thinking_tokens: int | None = None
 
 
-def understand(answer: Answer, asked: str) -> ModelReply:
+class _Used(msgspec.Struct):
+    input_tokens: int
+    output_tokens: int
+    cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    output_tokens_details: _Thoughts | None = None
+
+    def neutral(self) -> Usage:
+        """Count input with cache reads and writes, and output with thinking."""
+        read, written = self.cache_read_input_tokens or 0, self.cache_creation_input_tokens or 0
+        details = self.output_tokens_details
+        return Usage(self.input_tokens + read + written, self.output_tokens, read, written, (details.thinking_tokens or 0) if details else 0)
+
+
+class _Block(msgspec.Struct):
+    type: str
+    text: str | None = None
+    thinking: str | None = None
+    id: str | None = None
+    name: str = ""
+    input: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class _Answer(msgspec.Struct):
+    content: list[msgspec.Raw]
+    usage: _Used
+    stop_reason: str | None = None
+    model: str = ""
+
+
+def understand(body: bytes, request: ModelRequest, request_id: str = "") -> ModelReply:
     """Translate an answer.
+
+    Args:
+        body: the message as JSON.
 
     Raises:
         ModelError: it is no complete message, or the conversation no longer fits.
     """
-    try:
-        stop, content, usage, raw = answer.stop_reason, tuple(_said(answer)), _usage(answer), answer.to_json(indent=None).encode()
-        model = answer.model or asked
-    except (AttributeError, TypeError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelError("malformed", f"{asked} sent what is no message: {type(error).__name__}: {error}") from error
-    if stop is None:
-        raise ModelError("malformed", f"{asked} sent an answer without a stop reason: it was cut off")
-    if stop == "model_context_window_exceeded":
-        raise ModelError("context_length", f"the conversation does not fit into the context window of {asked}")
-    if stop not in _STOPS:
-        raise ModelError("malformed", f"{asked} stopped for a reason this version does not know: {stop}")
-    return ModelReply(content, _STOPS[stop], usage, model, raw)
+    asked = request.model
+    with understanding(asked):
+        answer = msgspec.json.decode(body, type=_Answer)
+        blocks = [msgspec.json.decode(item, type=_Block) for item in answer.content]
+        usage = answer.usage.neutral()
+    if answer.stop_reason is None:
+        raise malformed(asked, "an answer without a stop reason: it was cut off", usage=usage, request_id=request_id)
+    if answer.stop_reason == "model_context_window_exceeded":
+        raise ModelError("context_length", f"the conversation does not fit into the context window of {asked}", usage=usage, request_id=request_id)
+    if answer.stop_reason not in _STOPS:
+        raise malformed(asked, f"a stop reason this version does not know: {answer.stop_reason}", usage=usage, request_id=request_id)
+    ids, kept = call_ids((block.id for block in blocks if block.type == "tool_use"), request)
+    # arguments that are no object came through a stream and are kept as text: they cannot go back as an item
+    kept = kept and all(bytes(block.input)[:1] == b"{" for block in blocks if block.type == "tool_use")
+    items = [item for item, block in zip(answer.content, blocks, strict=True) if block.type != "text" or (block.text or "").strip()]
+    return ModelReply(
+        content=tuple(_said(blocks, iter(ids), request)),
+        stop=_STOPS[answer.stop_reason],
+        usage=usage,
+        model=answer.model or asked,
+        raw=body,
+        native=Native(WIRE, asked, raw_list(items)) if kept and items else None,
+        thinking="\n\n".join(block.thinking for block in blocks if block.type == "thinking" and block.thinking),
+        request_id=request_id,
+    )
 
 
-def _said(answer: Answer) -> Iterator[Text | ToolUse]:
-    for block in answer.content:
+def _said(blocks: list[_Block], ids: Iterator[str], request: ModelRequest) -> Iterator[Text | ToolUse]:
+    for block in blocks:
         if block.type == "text" and block.text:
-            yield Text(block.text)
+            yield Text(original(block.text, request.output.schema) if request.output else block.text)
         elif block.type == "tool_use":
-            yield ToolUse(block.id, block.name, json.dumps(block.input, ensure_ascii=False))
-        # thinking is the provider's own: kept in `raw`, never shown as an answer
+            broken = bytes(block.input)[:1] == b'"'
+            yield ToolUse(next(ids), block.name, msgspec.json.decode(block.input, type=str) if broken else compact(block.input))
 
 
-def _usage(answer: Answer) -> Usage:
-    """Count input with cache reads and writes, and output with thinking."""
-    used = answer.usage
-    read, written = used.cache_read_input_tokens or 0, used.cache_creation_input_tokens or 0
-    details = used.output_tokens_details
-    return Usage(used.input_tokens + read + written, used.output_tokens, read, written, details.thinking_tokens if details else 0)
+class Written:
+    """An answer while it is being streamed: events go in, a message as the API answers without streaming comes out."""
 
+    def __init__(self) -> None:
+        self._message: dict[str, Any] = {}
+        self._blocks: dict[int, dict[str, Any]] = {}
+        self._pieces: dict[int, list[str]] = {}
+        self.refused: dict[str, Any] | None = None
+        """The error that came instead of the rest."""
 
-def kind_of(status: int, code: str, message: str) -> ErrorKind:
-    """Say what an error answer means for whoever decides about another try.
+    def take(self, event: dict[str, Any]) -> str:
+        """Take in one event and return the text it adds to the answer."""
+        match event["type"]:
+            case "message_start":
+                self._message = dict(event["message"])
+            case "content_block_start":
+                self._blocks[event["index"]] = dict(event["content_block"])
+            case "content_block_delta":
+                return self._add(event["index"], event["delta"])
+            case "message_delta":
+                self._message |= event["delta"]
+                self._message["usage"] = self._message.get("usage", {}) | {key: value for key, value in event["usage"].items() if value is not None}
+            case "error":
+                self.refused = dict(event["error"])
+        return ""
 
-    Args:
-        code: the provider's stable machine code, or empty.
-    """
-    if status == 429 and code in _SPEND_LIMITS:
-        return "billing"
-    if found := _BY_STATUS.get(status):
-        return found
-    if status >= 500:
-        return "server"
-    return "context_length" if _CONTEXT.search(message) else "bad_request"
+    def _add(self, index: int, delta: dict[str, Any]) -> str:
+        block = self._blocks[index]
+        match delta["type"]:
+            case "text_delta" | "input_json_delta" | "thinking_delta":
+                piece: str = delta[{"text_delta": "text", "input_json_delta": "partial_json", "thinking_delta": "thinking"}[delta["type"]]]
+                self._pieces.setdefault(index, []).append(piece)
+                return piece if delta["type"] == "text_delta" else ""
+            case "signature_delta":
+                block["signature"] = delta["signature"]
+            case "citations_delta":
+                block["citations"] = [*(block.get("citations") or ()), delta["citation"]]
+        return ""
 
-
-def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Return how long the provider asks to wait, in seconds, from a number of milliseconds or seconds; None when it does not.
-
-    A date is measured against the provider's own `date` header, so no clock of ours is asked.
-    """
-    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+    def usage(self) -> Usage | None:
+        """What was reported as used so far; None while nothing was."""
         try:
-            return max(0.0, float(headers[name]) / unit)
-        except (KeyError, ValueError):
-            continue
-    until, now = (email.utils.parsedate_tz(headers.get(name, "")) for name in ("retry-after", "date"))
-    return max(0.0, float(email.utils.mktime_tz(until) - email.utils.mktime_tz(now))) if until and now else None
+            return msgspec.convert(self._message.get("usage"), _Used).neutral()
+        except msgspec.ValidationError:
+            return None
+
+    def body(self) -> bytes:
+        """Return the message as JSON."""
+        for index, pieces in self._pieces.items():
+            block, text = self._blocks[index], "".join(pieces)
+            if block["type"] == "tool_use":
+                block["input"] = _parsed(text)
+            else:
+                key = "thinking" if block["type"] == "thinking" else "text"
+                block[key] = (block.get(key) or "") + text
+        self._pieces.clear()
+        return json.dumps({**self._message, "content": list(self._blocks.values())}, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _parsed(text: str) -> Any:
+    """Return arguments as an object where they are one; broken ones stay text."""
+    found = as_object(text)
+    return text if "invalid_json" in found else found

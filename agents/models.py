@@ -2,6 +2,7 @@
 
     CREWLOG_MODELS = entry, entry, …       entry = [ROLE =] link > link > …       link = PROVIDER:MODEL[@URL] | offline
 
+A provider is `anthropic`, `openai`, `google`, or a name of one's own for a server that speaks Chat Completions at the given address.
 A role is an agent kind, or one of the planner's tasks (`router`, `critic`, `synthesis`), which use the planner's chain unless they have
 their own. An entry without a role is for all roles that have none.
 """
@@ -25,8 +26,8 @@ PLANNERS_TASKS: Final = ("router", "critic", "synthesis")
 OFFLINE: Final = "offline"
 LINKS_MAX: Final = 8
 _SYNTAX: Final = (
-    "write CREWLOG_MODELS as `offline`, `anthropic:<model>`, a chain `anthropic:<model> > offline`, "
-    "or per kind: `planner=anthropic:<model>, research=offline`"
+    "write CREWLOG_MODELS as `offline`, `anthropic:<model>`, `openai:<model>`, `google:<model>`, `<name>:<model>@http://host:port/v1` for a server "
+    "of your own, a chain `anthropic:<model> > openai:<model>`, or per kind: `planner=anthropic:<model>, research=offline`"
 )
 
 
@@ -95,8 +96,9 @@ def _chain(text: str, entry: str) -> Chain:
 def _link(text: str, entry: str) -> ModelChoice:
     provider, _, rest = text.partition(":")
     model, base_url = _split_address(rest)
-    if provider not in _BUILDERS:
-        raise ConfigError(f"models: unknown provider {provider!r} in {entry!r}; known providers: {', '.join(_BUILDERS)}", hint=_SYNTAX)
+    if provider not in _BUILDERS and not (base_url and TOKEN.fullmatch(provider)):
+        hint = f"a server of your own needs an address: {provider or '<name>'}:<model>@http://host:port/v1\n{_SYNTAX}"
+        raise ConfigError(f"models: unknown provider {provider!r} in {entry!r}; known providers: {', '.join(_BUILDERS)}", hint=hint)
     if provider == OFFLINE:
         from crewlog.agents.offline import parse_fault
 
@@ -119,7 +121,7 @@ def _split_address(text: str) -> tuple[str, str]:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"models: {'http' + address!r} is no address", hint="write http://host:port/v1 or https://…")
     if parts.username or parts.password:
-        raise ConfigError(f"models: the address of {model!r} holds a user or password", hint="put the key into CREWLOG_<PROVIDER>_API_KEY instead")
+        raise ConfigError(f"models: the address of {model!r} holds a user or password", hint="put a key into CREWLOG_<NAME>_API_KEY instead")
     return model, "http" + address
 
 
@@ -139,7 +141,7 @@ def build_chain(role: str, config: Config) -> tuple[Model, ...]:
             f"{role!r} uses {show_chain(chain)}, but there is no key in {variables}",
             hint=f"set {variables} in the environment, or CREWLOG_MODELS={OFFLINE} to work without a key",
         )
-    return tuple(_BUILDERS[link.provider](link, config) for link in chain)
+    return tuple(_BUILDERS.get(link.provider, _server)(link, config) for link in chain)
 
 
 def build_model(kind: str, config: Config) -> Model:
@@ -152,13 +154,22 @@ def build_model(kind: str, config: Config) -> Model:
 
 
 def missing_keys(chain: Sequence[ModelChoice], config: Config) -> tuple[str, ...]:
-    """List the environment variables of keys that a chain needs and that are not set, each once."""
-    wanted = (_KEYS[link.provider] for link in chain if link.provider in _KEYS)
-    return tuple(dict.fromkeys(variable for variable in wanted if not _key(variable, config)))
+    """List the environment variables of keys that a chain needs and that are not set, each once. A server of one's own may need none."""
+    wanted = (link.provider for link in chain if link.provider in _VARIABLES)
+    return tuple(dict.fromkeys(_VARIABLES[provider] for provider in wanted if not key_of(provider, config)))
 
 
-def _key(variable: str, config: Config) -> str:
-    found = {"ANTHROPIC_API_KEY": config.anthropic_api_key}[variable]
+def key_of(provider: str, config: Config) -> str:
+    """Return the key for a provider, or nothing."""
+    match provider:
+        case "anthropic":
+            found = config.anthropic_api_key
+        case "openai":
+            found = config.openai_api_key
+        case "google":
+            found = config.gemini_api_key
+        case _:
+            found = config.server_keys.get(provider.upper().replace("-", "_"))
     return found.get_secret_value().strip() if found else ""
 
 
@@ -171,8 +182,33 @@ def _offline(link: ModelChoice, config: Config) -> Model:  # noqa: ARG001  (all 
 def _anthropic(link: ModelChoice, config: Config) -> Model:
     from crewlog.agents.model_anthropic import AnthropicModel
 
-    return AnthropicModel(link.model, api_key=_key("ANTHROPIC_API_KEY", config), base_url=link.base_url or None)
+    return AnthropicModel(link.model, api_key=key_of(link.provider, config), base_url=link.base_url or None)
 
 
-_BUILDERS: Final[Mapping[str, Callable[[ModelChoice, Config], Model]]] = {"anthropic": _anthropic, OFFLINE: _offline}
-_KEYS: Final[Mapping[str, str]] = {"anthropic": "ANTHROPIC_API_KEY"}
+def _openai(link: ModelChoice, config: Config) -> Model:
+    from crewlog.agents.model_openai_responses import OpenAIResponsesModel
+
+    return OpenAIResponsesModel(link.model, api_key=key_of(link.provider, config), base_url=link.base_url or None)
+
+
+def _google(link: ModelChoice, config: Config) -> Model:
+    from crewlog.agents.model_gemini import GeminiModel
+
+    return GeminiModel(link.model, api_key=key_of(link.provider, config), base_url=link.base_url or None)
+
+
+def _server(link: ModelChoice, config: Config) -> Model:
+    from crewlog.agents.model_openai_chat import OpenAIChatModel
+
+    return OpenAIChatModel(
+        link.model,
+        provider=link.provider,
+        base_url=link.base_url,
+        api_key=key_of(link.provider, config),
+        max_tokens_field=config.server_max_tokens_field,
+        structured=config.server_structured_output,
+    )
+
+
+_BUILDERS: Final[Mapping[str, Callable[[ModelChoice, Config], Model]]] = {"anthropic": _anthropic, "openai": _openai, "google": _google, OFFLINE: _offline}
+_VARIABLES: Final[Mapping[str, str]] = {"anthropic": "ANTHROPIC_API_KEY", "openai": "OPENAI_API_KEY", "google": "GEMINI_API_KEY"}

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import platformdirs
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError, TomlConfigSettingsSource
 
 from crewlog.schemas.errors import ConfigError
 from crewlog.schemas.price_table import PriceTable
+
+SERVER_KEY: Final = re.compile(r"CREWLOG_([A-Z0-9_]+)_API_KEY")
+"""Environment variables that hold the key of a model server of one's own."""
 
 
 def default_home() -> Path:
@@ -43,6 +48,12 @@ def _host_name(entry: str) -> str:
 HostNames = Annotated[tuple[Annotated[str, AfterValidator(_host_name)], ...], NoDecode, BeforeValidator(_host_names)]
 
 
+def server_keys() -> Mapping[str, SecretStr]:
+    """Read the keys of model servers of one's own from the environment: `CREWLOG_LOCAL_API_KEY` is the key of `LOCAL`."""
+    found = ((SERVER_KEY.fullmatch(name), value) for name, value in os.environ.items())
+    return {name[1]: SecretStr(value) for name, value in found if name and value}
+
+
 class Config(BaseSettings):
     """All settings. Names in the environment are `CREWLOG_<FIELD>` in capitals."""
 
@@ -59,8 +70,8 @@ class Config(BaseSettings):
     tenant: str = "default"
     user: str = "anonymous"
     models: str = "offline"
-    """Which model each kind uses: `offline`, `anthropic:<model>`, or per kind `planner=anthropic:<model>,research=offline`;
-    a name without a kind is the default for all others."""
+    """Which models each kind uses, in order of preference: `offline`, `anthropic:<model>`, a chain `anthropic:<model> > openai:<model>`, a server
+    of one's own `<name>:<model>@http://host:port/v1`, or per kind `planner=google:<model>, research=offline`; what has no kind is the default."""
     prices: PriceTable = Field(default_factory=dict)
     """What models cost that no price list knows, or that you pay otherwise: `<provider>:<model>` (`*` stands for anything) -> `input`,
     `output`, `cache_read`, `cache_write` in USD per million tokens. They go before the list that comes with crewlog. JSON in the environment."""
@@ -100,6 +111,14 @@ class Config(BaseSettings):
     searxng_url: str | None = None
     """Address of a SearXNG instance that allows the format json, such as `http://127.0.0.1:8888`."""
     anthropic_api_key: SecretStr | None = Field(default=None, validation_alias="ANTHROPIC_API_KEY")
+    openai_api_key: SecretStr | None = Field(default=None, validation_alias="OPENAI_API_KEY")
+    gemini_api_key: SecretStr | None = Field(default=None, validation_alias=AliasChoices("GEMINI_API_KEY", "GOOGLE_API_KEY"))
+    server_keys: Mapping[str, SecretStr] = Field(default_factory=server_keys)
+    """Keys for model servers of one's own, by name in capitals: each `CREWLOG_<NAME>_API_KEY` of the environment. Many servers want none."""
+    server_max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """How model servers of one's own call the bound of an answer: nearly all know the older name."""
+    server_structured_output: Literal["schema", "tool", "instruction"] = "schema"
+    """How they are asked for structured answers: `response_format`, a forced tool call, or words. The answer is validated in any case."""
     otlp_endpoint: str | None = None
 
     @classmethod

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+from crewlog.agents.models import key_of
 from crewlog.agents.smtp_sink import SmtpSink
 from crewlog.events.clock import SystemClock
 from crewlog.events.config import Config, default_home, load
@@ -70,11 +71,10 @@ async def run_demo(home: Path | None, *, keep: bool, yes: bool) -> int:
 
 
 def _models(config: Config) -> str:
-    has_key = config.anthropic_api_key is not None and bool(config.anthropic_api_key.get_secret_value())
     if config.models != "offline":
         return f"models: {config.models}"
-    if has_key:
-        return "models: offline rules. A key is set; to use it: CREWLOG_MODELS=anthropic:<model> crewlog demo"
+    if provider := next((name for name in ("anthropic", "openai", "google") if key_of(name, config)), None):
+        return f"models: offline rules. A key is set; to use it: CREWLOG_MODELS={provider}:<model> crewlog demo"
     return "models: offline rules, no key needed. Servers, processes, tools and files are real; the wording is simulated"
 
 

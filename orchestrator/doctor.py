@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from crewlog.agents.models import missing_keys, parse_models
 from crewlog.events.config import Config
 from crewlog.orchestrator.home import Home
-from crewlog.schemas.errors import OrchestrationError
+from crewlog.schemas.errors import ConfigError, OrchestrationError
 
 DISK_MIN_BYTES: Final = 500 * 1024 * 1024
 _CONNECT_S: Final = 5.0
@@ -88,9 +89,12 @@ def _git() -> Finding:
 def _models(config: Config) -> Finding:
     if config.models == "offline":
         return Finding("models", True, "offline rules: tools are real, wording is simulated", needed=False)
-    has_key = config.anthropic_api_key is not None and bool(config.anthropic_api_key.get_secret_value())
-    needs_key = "anthropic:" in config.models
-    return Finding("models", has_key or not needs_key, config.models, "set ANTHROPIC_API_KEY")
+    try:
+        chains = parse_models(config.models)
+    except ConfigError as error:
+        return Finding("models", False, config.models, str(error))
+    lacking = missing_keys([link for chain in chains.values() for link in chain], config)
+    return Finding("models", not lacking, config.models, f"set {' and '.join(lacking)}")
 
 
 def _mail(config: Config) -> Finding:

@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, TextIO
 
 from crewlog.events.bus import Bus, Message
 from crewlog.events.clock import Clock
-from crewlog.events.config import Config
+from crewlog.events.config import SERVER_KEY, Config
 from crewlog.events.grants import BUILT_IN_KINDS
 from crewlog.orchestrator.home import Home, ProcessState, State
 from crewlog.orchestrator.servers import Servers
@@ -31,12 +31,18 @@ STOP_MARGIN_S: Final = 2.0
 """Added to the grace a process gives its own work before it is killed."""
 _ALIGN: Final = 14
 _SECRETS: Final[Mapping[str, frozenset[str]]] = {
-    "ANTHROPIC_API_KEY": frozenset(BUILT_IN_KINDS),
+    **dict.fromkeys(("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY"), frozenset(BUILT_IN_KINDS)),
     "BRAVE_API_KEY": frozenset({"research"}),
     "TAVILY_API_KEY": frozenset({"research"}),
     "CREWLOG_SMTP_PASSWORD": frozenset({"communicate"}),
 }
 """Environment variables that only some kinds of process get."""
+
+
+def may_have(kind: str, variable: str) -> bool:
+    """Say whether a process may see an environment variable: keys are for agents only."""
+    allowed = frozenset(BUILT_IN_KINDS) if SERVER_KEY.fullmatch(variable) else _SECRETS.get(variable)
+    return allowed is None or kind in allowed
 
 
 def parse_counts(parts: Iterable[str]) -> dict[str, int]:
@@ -176,8 +182,7 @@ class Supervisor:
 
     def _add(self, name: str, kind: str, command: tuple[str, ...]) -> Supervised:
         assert self._servers is not None
-        hidden = {key for key, kinds in _SECRETS.items() if kind not in kinds}
-        env = {key: value for key, value in os.environ.items() if key not in hidden} | self._servers.env_for(kind)
+        env = {key: value for key, value in os.environ.items() if may_have(kind, key)} | self._servers.env_for(kind)
         argv = (sys.executable, "-P", "-m", "crewlog.orchestrator.cli", *command)
         child = Supervised(
             Program(name, kind, argv, {**env, "CREWLOG_HOME": str(self._home.path), "CREWLOG_WORKER": name}), self._write_line, clock=self._clock

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from crewlog.agents.models import DEFAULT, ModelChoice, build_chain, build_model, chain_of, parse_models, show_chain
+from crewlog.agents.models import DEFAULT, ModelChoice, build_chain, build_model, chain_of, key_of, parse_models, show_chain
 from crewlog.agents.offline import OfflineModel
 from crewlog.events.config import load
+from crewlog.events.grants import BUILT_IN_KINDS
+from crewlog.orchestrator.supervisor import may_have
 from crewlog.schemas.errors import ConfigError
 
 OFFLINE = ModelChoice("offline")
@@ -53,6 +55,8 @@ def test_tasks_of_the_planner_use_its_chain_unless_they_have_their_own() -> None
         (" > ".join(f"anthropic:m{n}" for n in range(9)), "at most 8"),
         ("anthropic:a@http://", "is no address"),
         ("anthropic:a@http://me:secret@host/v1", "holds a user or password"),
+        ("acme:a@http://me:secret@host/v1", "holds a user or password"),
+        ("a.b:x@http://host/v1", "unknown provider 'a.b'"),
     ],
 )
 def test_a_wrong_model_setting_is_explained(spec: str, message: str) -> None:
@@ -61,12 +65,49 @@ def test_a_wrong_model_setting_is_explained(spec: str, message: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_a_chain_is_built_for_a_role(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
-    config = load(models="anthropic:claude-test > offline, code=offline")
+KEYS = ("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY", "CREWLOG_MY_BOX_API_KEY")
+ALL = "anthropic:a > openai:b > google:c > my-box:d@http://127.0.0.1:9/v1 > offline"
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in KEYS:
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_a_chain_is_built_for_a_role(environment: pytest.MonkeyPatch) -> None:
+    for name in KEYS[:3]:
+        environment.setenv(name, "k")
+    config = load(models=f"{ALL}, code=offline")
     assert isinstance(build_model("code", config), OfflineModel)
-    with pytest.raises(ConfigError, match=r"set ANTHROPIC_API_KEY.*or CREWLOG_MODELS=offline"):
-        build_chain("data", config)
-    monkeypatch.setenv("ANTHROPIC_API_KEY", "k")
-    chain = build_chain("data", load(models="anthropic:claude-test > offline, code=offline"))
-    assert [(model.provider, model.name, model.simulated) for model in chain] == [("anthropic", "claude-test", False), ("offline", "rules-1", True)]
+    assert [(model.wire, model.provider, model.name, model.simulated) for model in build_chain("data", config)] == [
+        ("anthropic.messages", "anthropic", "a", False),
+        ("openai.responses", "openai", "b", False),
+        ("gemini.generate_content", "google", "c", False),
+        ("openai.chat", "my-box", "d", False),
+        ("offline", "offline", "rules-1", True),
+    ]
+
+
+def test_all_keys_that_are_missing_are_named_with_both_ways_out(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("OPENAI_API_KEY", "k")
+    environment.setenv("GEMINI_API_KEY", " ")
+    with pytest.raises(ConfigError) as caught:
+        build_chain("data", load(models=ALL))
+    assert "no key in ANTHROPIC_API_KEY and GEMINI_API_KEY" in str(caught.value)
+    assert "set ANTHROPIC_API_KEY and GEMINI_API_KEY in the environment, or CREWLOG_MODELS=offline" in str(caught.value)
+
+
+def test_keys_come_from_the_environment_and_are_not_shown(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("GOOGLE_API_KEY", "secret-1")
+    environment.setenv("CREWLOG_MY_BOX_API_KEY", "secret-2")
+    config = load()
+    assert (key_of("google", config), key_of("my-box", config), key_of("other", config)) == ("secret-1", "secret-2", "")
+    assert "secret" not in repr(config)
+
+
+@pytest.mark.parametrize("variable", KEYS)
+def test_keys_are_handed_to_agents_only(variable: str) -> None:
+    assert [kind for kind in (*BUILT_IN_KINDS, "orchestrator", "projector") if may_have(kind, variable)] == list(BUILT_IN_KINDS)
+    assert may_have("orchestrator", "CREWLOG_HOME")

@@ -1,0 +1,213 @@
+"""What can go wrong in a call to a model, said in one language for all wires.
+
+Three places, three meanings: what the provider refuses has the kind of its status and code; what goes wrong on the way is `timeout` or
+`connection`; what cannot be understood in an answer is `malformed`. A mistake while a request is being built is ours and is `bad_request`:
+a chain must not walk through all providers to hide it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import math
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final
+
+from crewlog.agents.model import ErrorKind, ModelError
+from crewlog.schemas.text import shorten
+from crewlog.schemas.usage import Usage
+
+MESSAGE_CHARS_MAX: Final = 1_000
+"""Most of a provider's own words that goes into an error."""
+_CONTEXT: Final = re.compile(
+    r"context.{0,12}(?:length|window|size)|too many (?:input )?tokens|(?:prompt|input) is too long|maximum.{0,20}tokens|exceeds the maximum number of tokens",
+    re.IGNORECASE,
+)
+_NO_MONEY: Final = re.compile(r"credit balance|billing (?:is|account)|exceeded your current quota", re.IGNORECASE)
+_BY_NAME: Final[Mapping[str, ErrorKind]] = {
+    # what stays wrong until somebody pays or changes a setting
+    "insufficient_quota": "billing",
+    "contract_spend_limit_reached": "billing",
+    "enforced_spend_limit_reached": "billing",
+    "linked_organization_spend_limit_reached": "billing",
+    "organization_on_hold": "billing",
+    "billing_error": "billing",
+    "API_KEY_INVALID": "auth",
+    "invalid_api_key": "auth",
+    "authentication_error": "auth",
+    "permission_error": "auth",
+    "UNAUTHENTICATED": "auth",
+    "PERMISSION_DENIED": "auth",
+    "model_not_found": "not_found",
+    "not_found_error": "not_found",
+    # what the request itself is
+    "context_length_exceeded": "context_length",
+    "request_too_large": "context_length",
+    "content_filter": "content_filter",
+    "content_policy_violation": "content_filter",
+    "invalid_prompt": "content_filter",
+    # what passes
+    "rate_limit_error": "rate_limit",
+    "rate_limit_exceeded": "rate_limit",
+    "RESOURCE_EXHAUSTED": "rate_limit",
+    "overloaded_error": "overloaded",
+    "UNAVAILABLE": "overloaded",
+    "timeout_error": "timeout",
+    "DEADLINE_EXCEEDED": "timeout",
+    "api_error": "server",
+    "server_error": "server",
+    "INTERNAL": "server",
+}
+"""Machine-readable codes and types of all providers. They decide alone when there is no error status, as inside a stream."""
+_BEFORE_STATUS: Final[frozenset[ErrorKind]] = frozenset({"billing", "content_filter", "context_length"})
+"""Kinds a code says more exactly than a status: a 429 for lack of money must not be asked again, whatever its retry-after says."""
+_BY_STATUS: Final[Mapping[int, ErrorKind]] = {
+    401: "auth",
+    402: "billing",
+    403: "auth",
+    404: "not_found",
+    408: "timeout",
+    409: "server",
+    413: "context_length",
+    429: "rate_limit",
+    499: "timeout",
+    503: "overloaded",
+    504: "timeout",
+    529: "overloaded",
+}
+
+
+def kind_of(status: int, names: tuple[str | None, ...], message: str) -> ErrorKind:
+    """Say what a refusal means for whoever decides about another try.
+
+    Args:
+        status: HTTP status; below 400 when the refusal came inside an answer or a stream.
+        names: the provider's machine-readable codes and types, the most exact first.
+        message: the provider's words, asked only where no code tells.
+    """
+    named = next((_BY_NAME[name] for name in names if name and name in _BY_NAME), None)
+    if named is not None and (named in _BEFORE_STATUS or status <= 400):
+        return named
+    if found := _BY_STATUS.get(status):
+        return found
+    if status >= 500:
+        return "server"
+    if _CONTEXT.search(message):
+        return "context_length"
+    if _NO_MONEY.search(message):
+        return "billing"
+    return "bad_request" if status >= 400 else "server"
+
+
+def refusal(
+    asked: str,
+    status: int,
+    names: tuple[str | None, ...],
+    message: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    request_id: str | None = None,
+    retry_after: float | None = None,
+) -> ModelError:
+    """Make the error of a provider that refused.
+
+    Args:
+        asked: the model's name.
+        headers: of the answer; they may say how long to wait.
+        retry_after: what the body says about it, in seconds.
+    """
+    text = shorten(" ".join(message.split()) or f"status {status}", MESSAGE_CHARS_MAX)
+    said = retry_after_s(headers or {})
+    return ModelError(
+        kind_of(status, names, message),
+        f"{asked} refused: {text}",
+        status=status if status >= 400 else None,
+        retry_after_s=said if said is not None else retry_after,
+        request_id=request_id or "",
+    )
+
+
+def malformed(asked: str, what: str, *, usage: Usage | None = None, request_id: str = "") -> ModelError:
+    """Make the error of an answer that is none.
+
+    Args:
+        usage: what was used all the same.
+    """
+    return ModelError("malformed", f"{asked} sent {what}", usage=usage, request_id=request_id)
+
+
+@contextmanager
+def understanding(asked: str) -> Iterator[None]:
+    """Turn whatever goes wrong while an answer is being parsed into `malformed`. Nothing but parsing belongs inside.
+
+    Raises:
+        ModelError: the answer is not what the wire promises.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+        raise malformed(asked, f"what is no answer: {shorten(f'{type(error).__name__}: {error}', MESSAGE_CHARS_MAX)}") from error
+
+
+@asynccontextmanager
+async def one_try(
+    asked: str,
+    timeout_s: float,
+    refused: type[Exception],
+    explain: Callable[[Any], ModelError],
+    *,
+    used: Callable[[], Usage | None] = lambda: None,
+) -> AsyncIterator[None]:
+    """Bound one call in time and translate its failures.
+
+    Args:
+        timeout_s: longest time for the whole call, in seconds: the timeouts of SDKs count from one read to the next.
+        refused: what the SDK raises, and `explain` translates.
+        used: what the provider has reported as used so far, for errors that come after a part of the answer.
+
+    Raises:
+        ModelError: for everything the provider or the network does, and for a request that could not be built.
+    """
+    import httpx2
+
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except ModelError as error:
+        error.usage = error.usage or used()
+        raise
+    except (TimeoutError, httpx2.TimeoutException) as error:
+        raise ModelError("timeout", f"no answer from {asked} within {timeout_s:g} s", usage=used()) from error
+    except httpx2.DecodingError as error:
+        raise malformed(asked, "a body that cannot be decompressed", usage=used()) from error
+    except httpx2.HTTPError as error:
+        raise unreachable(asked, error, usage=used()) from error
+    except refused as error:
+        explained = explain(error)
+        explained.usage = explained.usage or used()
+        raise explained from error
+    except (TypeError, ValueError) as error:
+        raise ModelError("bad_request", f"the request to {asked} could not be built: {type(error).__name__}: {error}") from error
+
+
+def unreachable(asked: str, error: BaseException, *, usage: Usage | None = None) -> ModelError:
+    """Make the error of a connection that could not be opened or broke."""
+    return ModelError("connection", f"{asked} cannot be reached: {shorten(str(error) or type(error).__name__, MESSAGE_CHARS_MAX)}", usage=usage)
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Return how long the provider asks to wait, in seconds, from a number of milliseconds or seconds, or a date; None when it does not.
+
+    A date is measured against the provider's own `date` header, so no clock of ours is asked.
+    """
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers[name]) / unit
+        except (KeyError, ValueError):
+            continue
+        if math.isfinite(seconds):
+            return max(0.0, seconds)
+    until, now = (email.utils.parsedate_tz(headers.get(name, "")) for name in ("retry-after", "date"))
+    return max(0.0, float(email.utils.mktime_tz(until) - email.utils.mktime_tz(now))) if until and now else None
