@@ -15,18 +15,20 @@ AGENT = AgentSpec(kind="shouter", description="Writes text in capitals.", instru
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel
+from typing import Any, Final, Literal, Protocol
 
 from crewlog.events.artifacts import ArtifactStore
 from crewlog.schemas.blocks import ToolDef
+from crewlog.schemas.errors import ConfigError
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import Effect
 from crewlog.schemas.values import ArtifactRef, Outcome, Trust
+
+TOOL_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 
 async def nothing_to_recall(call_id: str) -> str | None:  # noqa: ARG001  (what every `recall` takes)
@@ -64,6 +66,20 @@ class ToolFailed(Exception):
     """Raise inside a tool to tell the model what went wrong in words it can act on. Not a crash: it is recorded as an error result."""
 
 
+class ArgsModel(Protocol):
+    """What describes and checks a tool's arguments: a class of pydantic, or `JsonSchemaArgs` for a schema that came from elsewhere."""
+
+    def model_json_schema(self) -> dict[str, Any]:
+        """Return the JSON Schema of an object that a model is shown."""
+
+    def model_validate_json(self, text: str, /) -> Any:
+        """Return the arguments as the tool takes them.
+
+        Raises:
+            ValidationError, ContractError: they do not fit.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
     """One tool: what the model sees, what runs, and what it does to the world.
@@ -73,7 +89,7 @@ class ToolSpec:
 
     name: str
     description: str
-    args: type[BaseModel]
+    args: ArgsModel
     run: Callable[[ToolContext, Any], Awaitable[ToolOutput]]
     effect: Effect = "irreversible"
     trust: Trust = "untrusted"
@@ -86,6 +102,15 @@ class ToolSpec:
     """Its output carries the outcome and the task is over."""
     calls_max: int | None = None
     """Most calls in one task."""
+
+    def __post_init__(self) -> None:
+        """Refuse a name that a model provider would refuse in the middle of a task.
+
+        Raises:
+            ConfigError: it does not match `TOOL_NAME`.
+        """
+        if not TOOL_NAME.fullmatch(self.name):
+            raise ConfigError(f"a tool cannot be called {self.name!r}", hint=f"its name must match {TOOL_NAME.pattern}: every model provider accepts that")
 
     def definition(self) -> ToolDef:
         """Return the tool as the model sees it."""
@@ -118,7 +143,20 @@ class AgentSpec:
     version: str = "1"
     context: Literal["inject", "retrieve"] | None = None
     """Whether outcomes of earlier tasks are told at the start or fetched with `read_context`; None: as the crew is configured."""
+    more_tools: Callable[[], tuple[ToolSpec, ...]] | None = None
+    """Tools that come from outside and change while the worker runs, such as those of MCP servers. A tool of the agent's own goes before one
+    of the same name."""
 
     def tools_for(self, task: AgentTask) -> tuple[ToolSpec, ...]:
         """Return the tools this task gets."""
-        return self.tools(task) if callable(self.tools) else self.tools
+        return self._with_more(self.tools(task) if callable(self.tools) else self.tools)
+
+    def known_tools(self) -> tuple[ToolSpec, ...]:
+        """Return the tools that do not depend on a task."""
+        return self._with_more(() if callable(self.tools) else self.tools)
+
+    def _with_more(self, own: tuple[ToolSpec, ...]) -> tuple[ToolSpec, ...]:
+        if self.more_tools is None:
+            return own
+        names = {tool.name for tool in own}
+        return (*own, *(tool for tool in self.more_tools() if tool.name not in names))

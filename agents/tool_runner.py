@@ -7,7 +7,7 @@ import json
 from typing import Any, Final
 
 import msgspec
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from crewlog.agents.setup import Setup, SetupTool
 from crewlog.agents.spec import ToolContext, ToolFailed, ToolOutput, ToolSpec
@@ -15,7 +15,7 @@ from crewlog.agents.task_state import Call, TaskState
 from crewlog.agents.turn import approval_of, digest_of
 from crewlog.events import faults
 from crewlog.events.clock import Clock
-from crewlog.schemas.errors import ConflictError, OrchestrationError, Unavailable
+from crewlog.schemas.errors import ConflictError, ContractError, OrchestrationError, Unavailable
 from crewlog.schemas.ids import ApprovalId
 from crewlog.schemas.task import contract_error
 from crewlog.schemas.text import clean
@@ -90,6 +90,8 @@ def arguments_problem(spec: ToolSpec, arguments: str) -> str | None:
         spec.args.model_validate_json(arguments or "{}")
     except ValidationError as error:
         return str(contract_error(f"the arguments of {spec.name} are not valid", error))
+    except ContractError as error:
+        return f"the arguments of {spec.name} are not valid: {error}"
     return None
 
 
@@ -111,7 +113,7 @@ async def run_tool(spec: ToolSpec, context: ToolContext, arguments: str, clock: 
     if faults.hook is not None:
         faults.hook("before_tool_effect")
     try:
-        args: BaseModel = spec.args.model_validate_json(arguments or "{}")
+        args = spec.args.model_validate_json(arguments or "{}")
         async with asyncio.timeout(spec.timeout_s):
             output: Any = await spec.run(context, args)
         if not isinstance(output, ToolOutput):

@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from crewlog.agents.journal import Journal
-from crewlog.agents.spec import ToolSpec
 from crewlog.agents.task_state import TaskState, evolve, initial_state, opened_state
 from crewlog.agents.work import Workshop, work
 from crewlog.events import faults
@@ -189,7 +187,6 @@ class Worker:
 
     def _registration(self) -> AgentRegistered:
         shop = self._shop
-        tools: Sequence[ToolSpec] = () if callable(shop.spec.tools) else shop.spec.tools
         return AgentRegistered(
             kind=shop.spec.kind,
             worker=shop.worker,
@@ -198,7 +195,7 @@ class Worker:
             slots=self._slots,
             model=f"{shop.model.provider}/{shop.model.name}",
             simulated=shop.model.simulated,
-            tools=tuple(ToolInfo(t.name, t.description, t.effect, t.needs_approval, t.version) for t in tools),
+            tools=tuple(ToolInfo(t.name, t.description, t.effect, t.needs_approval, t.version) for t in shop.spec.known_tools()),
             unavailable=self._unavailable,
         )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from crewlog.schemas.run_events import RUN_EVENTS
-from crewlog.schemas.system_events import AgentRegistered, AgentStopped, BudgetChanged, CallSettled, DocumentIngested
+from crewlog.schemas.system_events import AgentRegistered, AgentStopped, BudgetChanged, CallSettled, DocumentIngested, McpToolPinned
 from crewlog.schemas.task_events import (
     TASK_EVENTS,
     TERMINAL_TYPES,
@@ -78,6 +78,7 @@ def _names(*types: type) -> frozenset[str]:
 _RUN = _names(*RUN_EVENTS)
 _AGENTS = _names(AgentRegistered, AgentStopped)
 _DOCUMENTS = _names(DocumentIngested)
+_MCP = _names(McpToolPinned)
 _BUDGETS = _names(BudgetChanged)
 _SPEND = _names(CallSettled)
 _WORK = _names(
@@ -93,6 +94,7 @@ GRANTS: Final = (
     *(Grant(role, "spend", _SPEND, opens=True) for role in (ORCHESTRATOR, *map(kind_role, BUILT_IN_KINDS), SPECIALIST)),
     *(Grant(kind_role(kind), "task", _WORK, kind=kind) for kind in BUILT_IN_KINDS),
     Grant(SPECIALIST, "task", _WORK, except_kinds=frozenset(BUILT_IN_KINDS)),
+    *(Grant(role, "mcp", _MCP, opens=True) for role in (*map(kind_role, BUILT_IN_KINDS), SPECIALIST)),
     Grant(kind_role("research"), "doc", _DOCUMENTS, opens=True),
     Grant(OPERATOR, "doc", _DOCUMENTS, opens=True),
 )
@@ -100,5 +102,13 @@ GRANTS: Final = (
 
 def owner_grants(role: str) -> tuple[Grant, ...]:
     """Return the rights of the login that owns the database: everything, so that one URL is enough for a small installation."""
-    everything = (("run", _RUN), ("task", _names(*TASK_EVENTS)), ("agent", _AGENTS), ("doc", _DOCUMENTS), ("budget", _BUDGETS), ("spend", _SPEND))
+    everything = (
+        ("run", _RUN),
+        ("task", _names(*TASK_EVENTS)),
+        ("agent", _AGENTS),
+        ("doc", _DOCUMENTS),
+        ("mcp", _MCP),
+        ("budget", _BUDGETS),
+        ("spend", _SPEND),
+    )
     return tuple(Grant(role, category, types, opens=True) for category, types in everything)

@@ -22,7 +22,7 @@ from crewlog.schemas.run_events import (
     TaskReviewed,
     TaskSuspended,
 )
-from crewlog.schemas.system_events import AgentRegistered, AgentStopped, BudgetChanged, CallSettled, DocumentIngested, SystemEvent
+from crewlog.schemas.system_events import AgentRegistered, AgentStopped, BudgetChanged, CallSettled, DocumentIngested, McpToolPinned, SystemEvent
 from crewlog.schemas.task_events import (
     ApprovalDecided,
     ApprovalRequested,
@@ -147,6 +147,8 @@ def _describe_system(event: SystemEvent) -> str:
             return event.worker
         case DocumentIngested():
             return f"{event.name}, {event.lines} lines"
+        case McpToolPinned():
+            return f"{event.server}: {event.tool} {'accepted' if event.accepted else 'first seen'} as {event.digest[:12]}"
         case BudgetChanged():
             return f"{event.scope}: limit {_limit(event.hard_micro_usd)}, warning at {_limit(event.soft_micro_usd)}, by {event.actor}"
         case CallSettled():

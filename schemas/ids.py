@@ -40,6 +40,11 @@ def document_stream(tenant: str, content: Hash) -> Stream:
     return Stream(f"doc/{tenant}/{content}")
 
 
+def mcp_stream(server: str) -> Stream:
+    """Name the stream of what the tools of one MCP server are pinned to."""
+    return Stream(f"mcp/{server}")
+
+
 def agent_stream(kind: str) -> Stream:
     """Name the stream of registrations of one agent kind."""
     return Stream(f"agent/{kind}")

@@ -64,6 +64,23 @@ class DocumentIngested(SystemEvent, frozen=True):
     title: str
 
 
+class McpToolPinned(SystemEvent, frozen=True):
+    """This is what a tool of an MCP server is from now on: at first sight, or because the operator accepted a change.
+
+    Until the next such event, the tool is used only while the server describes it with exactly this definition.
+    """
+
+    server: str
+    tool: str
+    """Its name as the server says it."""
+    digest: Hash
+    """sha-256 of the definition."""
+    definition: msgspec.Raw
+    """JSON: name, description and parameters (a JSON Schema of an object)."""
+    accepted: bool
+    """False: at first sight. True: a change that the configuration accepts."""
+
+
 class BudgetChanged(SystemEvent, frozen=True):
     """A person or a rule set the limits of a budget; None is no limit. They hold from this append on, whatever is spent already."""
 
@@ -90,4 +107,4 @@ class CallSettled(SystemEvent, frozen=True):
     price: Price
 
 
-SYSTEM_EVENTS: tuple[type[SystemEvent], ...] = (AgentRegistered, AgentStopped, DocumentIngested, BudgetChanged, CallSettled)
+SYSTEM_EVENTS: tuple[type[SystemEvent], ...] = (AgentRegistered, AgentStopped, DocumentIngested, McpToolPinned, BudgetChanged, CallSettled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import mimetypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,7 +52,7 @@ class Bench:
 
     async def call(self, agent: AgentSpec, tool: str, arguments: Mapping[str, Any]) -> ToolOutput:
         spec = next(t for t in agent.tools_for(self.task) if t.name == tool)
-        output = await spec.run(self.context(), spec.args.model_validate(arguments))
+        output = await spec.run(self.context(), spec.args.model_validate_json(json.dumps(arguments)))
         self.made += output.artifacts
         return output
 
