@@ -15,8 +15,8 @@ from crewlog.events import faults
 from crewlog.events.clock import Clock
 from crewlog.events.store import Appended, AppendRequest, EventStore, Write
 from crewlog.schemas.errors import ConflictError, ContractError
-from crewlog.schemas.ids import RunId, Stream, TaskId, task_stream
-from crewlog.schemas.payload import INLINE_BYTES_MAX, Payload, pack
+from crewlog.schemas.ids import Hash, RunId, Stream, TaskId, task_stream
+from crewlog.schemas.payload import INLINE_BYTES_MAX, Payload, content_hash, pack
 from crewlog.schemas.task_events import TaskEvent
 
 
@@ -43,6 +43,11 @@ class Journal:
             self._blobs.append(blob)
             self._texts[payload.ref] = blob.decode()
         return payload
+
+    def keep(self, data: bytes) -> Hash:
+        """Store bytes before the next append, exactly as they are, and return their name."""
+        self._blobs.append(data)
+        return content_hash(data)
 
     def read(self, payload: Payload) -> str:
         """Return the text of a payload that `load` has fetched or this journal has packed."""

@@ -135,3 +135,14 @@ def _column(price: Decimal | TieredPrices | None) -> _Column | None:
 def _tiers(price: TieredPrices) -> Iterator[tuple[int, Decimal]]:
     for tier in price.tiers:
         yield tier.start, tier.price
+
+
+@lru_cache(maxsize=256)
+def context_window(provider: str, model: str) -> int:
+    """Return how many tokens input and output of a call may have together, as genai-prices lists it; 0 when it does not say."""
+    import genai_prices
+
+    try:
+        return genai_prices.calc_price(genai_prices.Usage(), model, provider_id=provider).model.context_window or 0
+    except LookupError:
+        return 0

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 from crewlog.agents.kinds import BUILT_IN, Services, load_agent, missing_extras
 from crewlog.agents.knowledge_postgres import PostgresKnowledge
 from crewlog.agents.model import Closable, Model
-from crewlog.agents.models import build_model
+from crewlog.agents.models import PLANNERS_TASKS, build_chain, chain_of, parse_models
 from crewlog.agents.spec import AgentSpec
 from crewlog.agents.work import Workshop
 from crewlog.agents.worker import Worker
@@ -41,7 +41,7 @@ async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | N
     """Run a worker of a built-in kind or of the given agent until SIGTERM or SIGINT.
 
     Args:
-        model: the model to use, which is closed at the end; by default the one that `config.models` names for the kind.
+        model: the one model to use, which is closed at the end; by default those that `config.models` names for the kind.
     """
     if config.database_url is None or config.nats_url is None:
         raise ConfigError("an agent needs CREWLOG_DATABASE_URL and CREWLOG_NATS_URL", hint="`crewlog up` passes them")
@@ -59,14 +59,16 @@ async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | N
         closing.push_async_callback(knowledge.close)
         store = await PostgresStore.open(database_url, actor=f"agent@{worker_id}", clock=clock, on_commit=poke.notify)
         closing.push_async_callback(store.close)
-        model = model or build_model(kind, config)
-        if isinstance(model, Closable):
-            closing.push_async_callback(model.close)
+        chain, roles = ((model,), {}) if model is not None else _chains(kind, config)
+        for link in {id(m): m for models in (chain, *roles.values()) for m in models}.values():
+            if isinstance(link, Closable):
+                closing.push_async_callback(link.close)
         spec = BUILT_IN[agent](Services(config, store, knowledge)) if isinstance(agent, str) else agent
         shop = Workshop(
             worker=worker_id,
             spec=spec,
-            model=model,
+            chain=chain,
+            roles=roles,
             artifacts=await open_artifacts(config.artifacts_url or config.home / "artifacts"),
             clock=clock,
             workspaces=config.home / "workspaces",
@@ -76,6 +78,13 @@ async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | N
         )
         worker = Worker(shop, store, bus, slots=config.slots, unavailable=missing_extras(spec))
         await _run(worker, config.shutdown_grace_s)
+
+
+def _chains(kind: str, config: Config) -> tuple[tuple[Model, ...], dict[str, tuple[Model, ...]]]:
+    """Build the chain of a kind, and of those of its tasks that have one of their own."""
+    choices = parse_models(config.models)
+    own = [role for role in PLANNERS_TASKS if kind == "planner" and chain_of(role, choices) != chain_of(kind, choices)]
+    return build_chain(kind, config), {role: build_chain(role, config) for role in own}
 
 
 async def _run(worker: Worker, grace_s: float) -> None:

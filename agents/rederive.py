@@ -11,7 +11,9 @@ from typing import Any, Final
 
 import msgspec
 
+from crewlog.agents.chain import INTERRUPTED
 from crewlog.agents.conversation import build_request
+from crewlog.agents.model_call import REPLY_INLINE_MAX
 from crewlog.agents.setup import Setup
 from crewlog.agents.task_state import Call, TaskState, evolve, initial_state
 from crewlog.agents.tool_runner import REPEATABLE
@@ -19,6 +21,7 @@ from crewlog.agents.turn import AskModel, Fail, Finish, Nudge, RunCalls, approva
 from crewlog.events.store import Recorded
 from crewlog.schemas.divergence import Divergence
 from crewlog.schemas.ids import RunId, TaskId, idempotency_key
+from crewlog.schemas.json_output import answer_problems
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.task_events import (
     ApprovalDecided,
@@ -26,6 +29,7 @@ from crewlog.schemas.task_events import (
     AttemptFailed,
     ModelCallFailed,
     ModelCallFinished,
+    ModelCallSkipped,
     ModelCallStarted,
     Nudged,
     TaskCompleted,
@@ -78,8 +82,10 @@ def _difference(state: TaskState, setup: Setup | None, event: TaskEvent, read: R
             return _first(("setup", state.setup, event.setup), ("opening", state.opening, event.opening))
         case ModelCallStarted():
             return _model_call(state, setup, event, read)
+        case ModelCallSkipped():
+            return _skipped(state, setup, event)
         case ModelCallFinished() | ModelCallFailed():
-            return _first(("call_id", f"m{state.turn + 1}-{state.tries}", event.call_id))
+            return _model_answer(state, event)
         case ToolStarted():
             return _tool_started(state, setup, event)
         case ToolFinished():
@@ -111,13 +117,42 @@ def _model_call(state: TaskState, setup: Setup | None, event: ModelCallStarted, 
     step = next_step(state, setup)
     if not isinstance(step, AskModel) or setup is None:
         return "step", type(step).__name__, "ModelCallStarted"
-    request = build_request(state, setup, read)
+    request = build_request(state, setup, read, link=step.link, purpose=step.purpose)
+    link = state.chain[step.link]
     return _first(
         ("call_id", step.call_id, event.call_id),
         ("turn", step.turn, event.turn),
+        ("purpose", step.purpose, event.purpose),
+        ("link", step.link, event.link),
+        ("provider", link.provider, event.provider),
+        ("model", link.model, event.model),
         ("messages", len(request.messages), event.messages),
         ("request_hash", request.request_hash(), event.request_hash),
     )
+
+
+def _skipped(state: TaskState, setup: Setup | None, event: ModelCallSkipped) -> Difference | None:
+    step = next_step(state, setup)
+    if not isinstance(step, AskModel):
+        return "step", type(step).__name__, "ModelCallSkipped"
+    return _first(("call_id", step.call_id, event.call_id), ("link", step.link, event.link))
+
+
+def _model_answer(state: TaskState, event: ModelCallFinished | ModelCallFailed) -> Difference | None:
+    asking = state.asking
+    if asking is None:
+        return "call_id", None, event.call_id
+    if isinstance(event, ModelCallFailed):
+        is_given_up = event.error.code == INTERRUPTED
+        price = asking.reserved_micro_usd if is_given_up else event.price.cost_micro_usd
+        return _first(
+            ("call_id", asking.call_id, event.call_id),
+            ("lost", asking.is_lost or is_given_up, is_given_up),
+            ("price", price, event.price.cost_micro_usd),
+        )
+    schema = state.task.output_schema if state.task is not None else None
+    fits = event.purpose != "output" or not answer_problems(event.text.inline or "", schema or {}, bytes_max=REPLY_INLINE_MAX)
+    return _first(("call_id", asking.call_id, event.call_id), ("purpose", asking.purpose, event.purpose), ("problems", fits, not event.problems))
 
 
 def _tool_started(state: TaskState, setup: Setup | None, event: ToolStarted) -> Difference | None:

@@ -102,6 +102,8 @@ class ToolSpec:
     """Its output carries the outcome and the task is over."""
     calls_max: int | None = None
     """Most calls in one task."""
+    refusals_max: int | None = None
+    """Calls of it that may be refused or end in an error before the task fails; None leaves that to the task's limits."""
 
     def __post_init__(self) -> None:
         """Refuse a name that a model provider would refuse in the middle of a task.

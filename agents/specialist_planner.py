@@ -134,7 +134,17 @@ def _trust(task: AgentTask) -> Any:
     return "untrusted" if any(item.outcome.trust == "untrusted" for item in task.context) else "trusted"
 
 
-_PLAN_TOOL: Final = ToolSpec("submit_plan", "Hand in the plan and end the task.", SubmitPlan, submit_plan, effect="read", trust="trusted", ends_task=True)
+PLAN_CORRECTIONS_MAX: Final = 2
+_PLAN_TOOL: Final = ToolSpec(
+    "submit_plan",
+    "Hand in the plan and end the task.",
+    SubmitPlan,
+    submit_plan,
+    effect="read",
+    trust="trusted",
+    ends_task=True,
+    refusals_max=PLAN_CORRECTIONS_MAX,
+)
 _ANSWER_TOOL: Final = ToolSpec(
     "submit_answer", "Hand in the answer of the run and end the task.", SubmitAnswer, submit_answer, effect="idempotent", trust="trusted", ends_task=True
 )

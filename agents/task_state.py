@@ -19,6 +19,7 @@ from typing import Final, Literal
 import msgspec
 from msgspec.structs import replace
 
+from crewlog.agents.chain import CONTENT_FILTER, CONTEXT_LENGTH, Tried
 from crewlog.schemas.ids import ApprovalId, Hash
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.task import AgentTask
@@ -27,9 +28,12 @@ from crewlog.schemas.task_events import (
     ApprovalRequested,
     AttemptFailed,
     BudgetWarned,
+    CallPurpose,
     ContextCompacted,
+    Link,
     ModelCallFailed,
     ModelCallFinished,
+    ModelCallSkipped,
     ModelCallStarted,
     Nudged,
     TaskCancelled,
@@ -89,6 +93,16 @@ class Exchange(msgspec.Struct, frozen=True):
     """What is shown in place of the text, once that was left out to make room."""
     is_compacted: bool = False
     """Something of it was left out."""
+    native: Payload | None = None
+    """What the provider itself wrote; for `wire` and `model` only."""
+    wire: str = ""
+    model: str = ""
+    """The model that was asked, by the name it was asked for."""
+    purpose: CallPurpose = "turn"
+    problems: tuple[str, ...] = ()
+    """What keeps a structured answer from satisfying the schema."""
+    is_paused: bool = False
+    """The provider wants to be called again with what it has said so far."""
 
 
 class Count(msgspec.Struct, frozen=True):
@@ -98,6 +112,21 @@ class Count(msgspec.Struct, frozen=True):
     model: str
     estimated: int
     counted: int
+
+
+class Asking(msgspec.Struct, frozen=True):
+    """A model call that was begun. `is_lost`: its worker died before the answer was recorded, so nobody knows what it cost."""
+
+    call_id: str
+    turn: int
+    wire: str
+    provider: str
+    model: str
+    link: int
+    """Its place in the chain; -1: the chain is another one by now."""
+    reserved_micro_usd: int
+    purpose: CallPurpose
+    is_lost: bool = False
 
 
 class TaskState(msgspec.Struct, frozen=True):
@@ -112,10 +141,20 @@ class TaskState(msgspec.Struct, frozen=True):
     model: str = ""
     setup: Payload | None = None
     opening: Payload | None = None
+    chain: tuple[Link, ...] = ()
+    """The models that may be asked; never empty once the task was started."""
+    falls_back: bool = False
+    """A failed call is followed by another one, as the chain says; False: it ends the attempt."""
+    refusals_fall_through: bool = False
+    first_link: int = 0
+    """Where the chain begins since a budget's soft limit was reached."""
+    asking: Asking | None = None
+    tried: tuple[Tried, ...] = ()
+    """Calls of this turn and attempt without an answer; those that found the conversation too long stay, as it only grows."""
     turn: int = 0
     """Model calls answered so far."""
     tries: int = 0
-    """Model calls begun in this turn."""
+    """Model calls begun or skipped in this turn."""
     exchanges: tuple[Exchange, ...] = ()
     calls: tuple[Call, ...] = ()
     """Calls of the last exchange; empty once the model has been told their results."""
@@ -160,7 +199,7 @@ def evolve(state: TaskState, event: TaskEvent) -> TaskState:  # noqa: C901  (one
         case ToolFinished():
             return _tool_finished(state, event, version)
         case ModelCallStarted():
-            return replace(state, version=version, tries=state.tries + 1, counts=_estimated(state.counts, event))
+            return _asked(state, event, version)
         case ModelCallFinished():
             return _answered(state, event, version)
         case TaskOpened():
@@ -169,24 +208,17 @@ def evolve(state: TaskState, event: TaskEvent) -> TaskState:  # noqa: C901  (one
             return _started(state, event, version)
         case TaskCompleted():
             return replace(state, version=version, phase="ended", outcome=event.outcome)
-        case ModelCallFailed():
-            return replace(state, version=version, failure=event.error, **_charge(state, event.price.cost_micro_usd))
-        case ApprovalRequested():
-            asked = _updated(
-                state.calls, event.call_id, lambda c: replace(c, status="asked", approval_id=event.approval_id, digest=event.digest, asks=c.asks + 1)
-            )
-            return replace(state, version=version, calls=asked)
-        case ApprovalDecided():
-            status: CallStatus = "approved" if event.decision == "approved" else "denied"
-            note = f"{event.decision} by {event.actor}" + (f": {event.note}" if event.note else "")
-            return replace(state, version=version, calls=_updated(state.calls, event.call_id, lambda c: replace(c, status=status, note=note)))
+        case ModelCallFailed() | ModelCallSkipped():
+            return _not_answered(state, event, version)
+        case ApprovalRequested() | ApprovalDecided():
+            return _approval(state, event, version)
         case Nudged():
             nudged = replace(state.exchanges[-1], said=event.text)
             return replace(state, version=version, exchanges=(*state.exchanges[:-1], nudged), looped_turn=len(state.exchanges))
         case ContextCompacted():
             return _compacted(state, event, version)
         case AttemptFailed():
-            return replace(state, version=version, phase="between_attempts", failure=event.error, attempt=event.attempt)
+            return replace(state, version=version, phase="between_attempts", failure=event.error, attempt=event.attempt, asking=None, tried=())
         case TaskFailed() | TaskCancelled():
             return replace(state, version=version, phase="ended")
         case BudgetWarned():
@@ -198,6 +230,11 @@ def evolve(state: TaskState, event: TaskEvent) -> TaskState:  # noqa: C901  (one
 def _started(state: TaskState, event: TaskStarted, version: int) -> TaskState:
     # what ran when the former worker died has an intent and no outcome
     calls = tuple(replace(c, status="interrupted", may_have_happened=True) if c.status == "running" else c for c in state.calls)
+    # a program that knew no chains recorded no wire either: what became of its call, or what it reserved, is not to be found out
+    chain = event.chain or (Link("", event.provider, event.model, event.simulated),)
+    asking = state.asking if state.asking is not None and state.asking.wire else None
+    if asking is not None:
+        asking = replace(asking, is_lost=True, link=asking.link if chain == state.chain else -1)
     return replace(
         state,
         version=version,
@@ -205,29 +242,84 @@ def _started(state: TaskState, event: TaskStarted, version: int) -> TaskState:
         worker=event.worker,
         attempt=event.attempt,
         model=event.model,
-        simulated=event.simulated,
+        simulated=state.simulated or event.simulated,
         setup=event.setup,
         opening=event.opening,
+        chain=chain,
+        falls_back=bool(event.chain),
+        refusals_fall_through=event.refusals_fall_through,
+        asking=asking,
+        tried=state.tried if chain == state.chain else (),
         calls=calls,
         failure=None,
     )
 
 
+def _asked(state: TaskState, event: ModelCallStarted, version: int) -> TaskState:
+    asking = Asking(event.call_id, event.turn, event.wire, event.provider, event.model, event.link, event.reserved_micro_usd, event.purpose)
+    return replace(state, version=version, tries=state.tries + 1, asking=asking, counts=_estimated(state.counts, event))
+
+
+def _not_answered(state: TaskState, event: ModelCallFailed | ModelCallSkipped, version: int) -> TaskState:
+    if isinstance(event, ModelCallSkipped):
+        skipped = Tried(event.link, event.reason, event.detail, event.retry_after_s)
+        return replace(state, version=version, tries=state.tries + 1, tried=(*state.tried, skipped))
+    paid = replace(state, version=version, asking=None, usage=state.usage + event.usage, **_charge(state, event.price.cost_micro_usd))
+    if not state.falls_back:
+        return replace(paid, failure=event.error)
+    if event.link < 0:
+        return paid
+    error = event.error
+    tried = Tried(event.link, error.code.removeprefix("model_"), error.message, error.retry_after_s or 0.0, event.status, event.request_id)
+    return replace(paid, tried=(*state.tried, tried))
+
+
 def _answered(state: TaskState, event: ModelCallFinished, version: int) -> TaskState:
-    return replace(
+    asked = state.asking
+    said = replace(
         state,
         version=version,
-        turn=event.turn,
-        tries=0,
+        asking=None,
         counts=_counted(state.counts, event.usage.input_tokens),
-        stop=event.stop,
         usage=state.usage + event.usage,
-        exchanges=(*state.exchanges, Exchange(event.text, event.tool_calls)),
-        calls=tuple([Call(c) for c in event.tool_calls]),
-        nudges=state.nudges + (not event.tool_calls),
-        tool_calls=state.tool_calls + len(event.tool_calls),
+        simulated=state.simulated or event.simulated,
         **_charge(state, event.price.cost_micro_usd),
     )
+    if event.stop == "refusal" and state.refusals_fall_through and asked is not None:
+        refused = Tried(asked.link, CONTENT_FILTER, "the model refused to answer", request_id=event.request_id)
+        return replace(said, tried=(*state.tried, refused))
+    exchange = Exchange(
+        event.text,
+        event.tool_calls,
+        native=event.native,
+        wire=event.wire,
+        model=asked.model if asked is not None else event.model,
+        purpose=event.purpose,
+        problems=event.problems,
+        is_paused=event.stop == "pause",
+    )
+    is_plain = not event.tool_calls and event.purpose == "turn" and event.stop != "pause"
+    return replace(
+        said,
+        turn=event.turn,
+        tries=0,
+        tried=tuple([t for t in state.tried if t.kind == CONTEXT_LENGTH]),
+        stop=event.stop,
+        exchanges=(*state.exchanges, exchange),
+        calls=tuple([Call(c) for c in event.tool_calls]),
+        nudges=state.nudges + is_plain,
+        tool_calls=state.tool_calls + len(event.tool_calls),
+    )
+
+
+def _approval(state: TaskState, event: ApprovalRequested | ApprovalDecided, version: int) -> TaskState:
+    def change(call: Call) -> Call:
+        if isinstance(event, ApprovalRequested):
+            return replace(call, status="asked", approval_id=event.approval_id, digest=event.digest, asks=call.asks + 1)
+        note = f"{event.decision} by {event.actor}" + (f": {event.note}" if event.note else "")
+        return replace(call, status="approved" if event.decision == "approved" else "denied", note=note)
+
+    return replace(state, version=version, calls=_updated(state.calls, event.call_id, change))
 
 
 def _estimated(counts: tuple[Count, ...], event: ModelCallStarted) -> tuple[Count, ...]:
@@ -250,7 +342,8 @@ def _compacted(state: TaskState, event: ContextCompacted, version: int) -> TaskS
             exchange = replace(exchange, results=results)
         exchanges[item.turn - 1] = exchange
     # what was too long is shorter now
-    return replace(state, version=version, exchanges=tuple(exchanges), is_compacted=True, failure=None)
+    tried = tuple(t for t in state.tried if t.kind != CONTEXT_LENGTH)
+    return replace(state, version=version, exchanges=tuple(exchanges), is_compacted=True, failure=None, tried=tried)
 
 
 def _charge(state: TaskState, cost_micro_usd: int | None) -> dict[str, int]:
@@ -269,7 +362,7 @@ def _tool_finished(state: TaskState, event: ToolFinished, version: int) -> TaskS
         state,
         version=version,
         calls=_updated(state.calls, event.call_id, lambda c: replace(c, status="done")),
-        exchanges=(*state.exchanges[:-1], Exchange(last.text, last.calls, results)),
+        exchanges=(*state.exchanges[:-1], replace(last, results=results)),
         artifacts=(*state.artifacts, *event.artifacts) if event.artifacts else state.artifacts,
         outcome=event.outcome if event.status == "ok" and event.outcome is not None else state.outcome,
         trust="untrusted" if event.trust == "untrusted" else state.trust,

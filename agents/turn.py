@@ -6,19 +6,29 @@ a provider; the shell in `work` performs a step and records what happened.
 
 from __future__ import annotations
 
-from typing import assert_never
+from dataclasses import replace
+from typing import Any, Final, assert_never
 
 import msgspec
 
+from crewlog.agents.chain import Exhausted, next_link
 from crewlog.agents.setup import Setup
-from crewlog.agents.task_state import Call, Exchange, TaskState, joined
+from crewlog.agents.task_state import Asking, Call, Exchange, TaskState, joined
 from crewlog.agents.trajectory import describe_cycle, find_cycle
 from crewlog.schemas.ids import ApprovalId, Hash, TaskId, derived_approval_id
+from crewlog.schemas.json_output import read_json, schema_problems
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.task import AgentTask
+from crewlog.schemas.task_events import CallPurpose
+from crewlog.schemas.text import shorten
 from crewlog.schemas.values import SUMMARY_CHARS_MAX, Failure, Outcome
 
-NUDGES_MAX = 1
+NUDGES_MAX: Final = 1
+PAUSES_MAX: Final = 5
+"""Times in a row that a provider may ask to be called again with what it has said so far."""
+CORRECTIONS_MAX: Final = 2
+"""Times a structured answer that does not satisfy its schema is sent back."""
+PROBLEM_CHARS_MAX: Final = 800
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -26,10 +36,19 @@ class Start(msgspec.Struct, frozen=True):
 
 
 class AskModel(msgspec.Struct, frozen=True):
-    """Call the model with the conversation so far."""
+    """Call the model at place `link` of the chain with the conversation so far, after a wait of `wait_s` seconds."""
 
     call_id: str
     turn: int
+    link: int = 0
+    wait_s: float = 0.0
+    purpose: CallPurpose = "turn"
+
+
+class GiveUpCall(msgspec.Struct, frozen=True):
+    """Record that nobody will ever know how this call ended: the worker that made it died."""
+
+    asking: Asking
 
 
 class Nudge(msgspec.Struct, frozen=True):
@@ -66,7 +85,7 @@ class Done(msgspec.Struct, frozen=True):
     """Nothing to do here: the stream or this attempt has its end, or a call is running."""
 
 
-Step = Start | AskModel | Nudge | RunCalls | Wait | Finish | Fail | Done
+Step = Start | AskModel | GiveUpCall | Nudge | RunCalls | Wait | Finish | Fail | Done
 
 
 def next_step(state: TaskState, setup: Setup | None) -> Step:
@@ -86,14 +105,12 @@ def next_step(state: TaskState, setup: Setup | None) -> Step:
 def _next_while_working(state: TaskState, setup: Setup) -> Step:
     task = state.task
     assert task is not None
-    if state.failure is not None:
-        return Fail(state.failure)
+    if state.asking is not None and state.asking.is_lost:
+        return GiveUpCall(state.asking)
+    if failure := state.failure or _unusable_answer(state, setup):
+        return Fail(failure)
     if state.outcome is not None:
-        return Finish(_finished(state, state.outcome))
-    if state.stop == "refusal":
-        return Fail(Failure("model_content_filter", "the model refused to answer; rephrase the objective"))
-    if state.stop == "max_tokens":
-        return Fail(Failure("model_truncated", f"the answer was cut at {setup.max_tokens} tokens; ask for less in one task"))
+        return _end(state, setup, task, state.outcome)
     open_calls = tuple(c for c in state.calls if c.status in ("new", "interrupted", "approved", "denied"))
     if open_calls and state.tool_calls > task.limits.tool_calls_max:
         return Fail(limit_failure("tool_calls_max", state.tool_calls, task.limits.tool_calls_max))
@@ -103,14 +120,82 @@ def _next_while_working(state: TaskState, setup: Setup) -> Step:
         return Done()
     if waiting := tuple(c.approval_id for c in state.calls if c.status == "asked" and c.approval_id):
         return Wait(waiting)
-    last = state.exchanges[-1] if state.exchanges else None
-    if last is not None and not last.calls and (not setup.nudge or state.nudges > NUDGES_MAX):
-        return Finish(_finished(state, Outcome(summary=last.text.inline or "", artifacts=state.artifacts, flags=("plain_answer",) if setup.nudge else ())))
-    if limit := _limit_reached(state, task):
+    if (plain := _plain_answer(state, setup, task)) is not None:
+        return _end(state, setup, task, plain)
+    if limit := _refused_too_often(state, setup) or _limit_reached(state, task):
         return Fail(limit)
     if setup.repeats_max and (cycle := find_cycle(state.exchanges[state.looped_turn :], setup.repeats_max)):
         return _stop_cycle(state, cycle, setup.repeats_max)
-    return AskModel(f"m{state.turn + 1}-{state.tries + 1}", state.turn + 1)
+    return _ask(state, task, "turn")
+
+
+def _unusable_answer(state: TaskState, setup: Setup) -> Failure | None:
+    if state.stop == "refusal":
+        return Failure("model_content_filter", "the model refused to answer; rephrase the objective")
+    if state.stop == "max_tokens":
+        return Failure("model_truncated", f"the answer was cut at {setup.max_tokens} tokens; ask for less in one task")
+    if state.stop == "pause" and all(e.is_paused for e in state.exchanges[-PAUSES_MAX - 1 :]) and len(state.exchanges) > PAUSES_MAX:
+        return Failure("model_paused", f"the model paused {PAUSES_MAX + 1} times in a row without an answer")
+    return None
+
+
+def _plain_answer(state: TaskState, setup: Setup, task: AgentTask) -> Outcome | None:
+    """Take the last answer as the outcome when it is plain text and the model was told often enough that a tool has to end the task."""
+    last = next((e for e in reversed(state.exchanges) if e.purpose == "turn"), None)
+    if last is None or last.calls or last.is_paused or (setup.nudge and state.nudges <= NUDGES_MAX):
+        return None
+    text = last.text.inline or ""
+    output = _json_of(text) if task.output_schema is not None and setup.output_prompt else None
+    return Outcome(text, output, state.artifacts, flags=("plain_answer",) if setup.nudge else ())
+
+
+def _end(state: TaskState, setup: Setup, task: AgentTask, outcome: Outcome) -> Step:
+    """Finish, once the output satisfies the task's schema: the outcome's own, or that of a structured answer asked for behind it."""
+    if task.output_schema is None or not setup.output_prompt:
+        return Finish(_finished(state, outcome))
+    answers = [e for e in state.exchanges if e.purpose == "output" and not e.is_paused]
+    if not answers and not schema_problems(outcome.output, task.output_schema):
+        return Finish(_finished(state, outcome))
+    if answers and not answers[-1].problems:
+        return Finish(_finished(state, replace(outcome, output=_json_of(answers[-1].text.inline or ""))))
+    if len(answers) > CORRECTIONS_MAX:
+        problems = shorten("; ".join(answers[-1].problems), PROBLEM_CHARS_MAX)
+        return Fail(Failure("output_invalid", f"{len(answers)} answers did not satisfy output_schema; the last one: {problems}"))
+    if limit := _budget_reached(state, task):
+        return Fail(limit)
+    return _ask(state, task, "output")
+
+
+def _json_of(text: str) -> Any:
+    try:
+        return read_json(text)
+    except ValueError:
+        return None
+
+
+def _refused_too_often(state: TaskState, setup: Setup) -> Failure | None:
+    for tool in setup.tools:
+        if tool.refusals_max is None:
+            continue
+        name = tool.definition.name
+        refused = [r for e in state.exchanges for r in e.results if r.tool == name and r.is_error]
+        if len(refused) > tool.refusals_max:
+            said = shorten(refused[-1].content.inline or "", PROBLEM_CHARS_MAX)
+            return Failure("output_invalid", f"{name} was refused {len(refused)} times; the last time: {said}")
+    return None
+
+
+def _ask(state: TaskState, task: AgentTask, purpose: CallPurpose) -> Step:
+    turn = state.turn + 1
+    call_id = f"m{turn}-{state.tries + 1}"
+    if not state.falls_back:
+        return AskModel(call_id, turn, purpose=purpose)
+    found = next_link(
+        state.chain, state.tried, task_id=TaskId(task.task_id), call_id=call_id, first=state.first_link, refusals_fall_through=state.refusals_fall_through
+    )
+    if isinstance(found, Exhausted):
+        return Fail(found.failure)
+    return AskModel(call_id, turn, found.link, found.wait_s, purpose)
 
 
 def _limit_reached(state: TaskState, task: AgentTask) -> Failure | None:
@@ -121,6 +206,10 @@ def _limit_reached(state: TaskState, task: AgentTask) -> Failure | None:
         return limit_failure("output_tokens_max", used.output_tokens, limits.output_tokens_max)
     if limits.tokens_max is not None and used.input_tokens + used.output_tokens >= limits.tokens_max:
         return limit_failure("tokens_max", used.input_tokens + used.output_tokens, limits.tokens_max)
+    return _budget_reached(state, task)
+
+
+def _budget_reached(state: TaskState, task: AgentTask) -> Failure | None:
     hard = task.budget.hard_micro_usd
     if hard is not None and state.cost_micro_usd > 0 and state.cost_micro_usd >= hard:
         return Failure("budget", f"budget reached: {state.cost_micro_usd} of {hard} micro-USD spent on this task")

@@ -6,42 +6,36 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal, assert_never
+from typing import Literal, assert_never
 
 import msgspec
 
-from crewlog.agents.conversation import build_request, payloads_of
+from crewlog.agents.breaker import Breakers
+from crewlog.agents.conversation import payloads_of
 from crewlog.agents.journal import Journal
-from crewlog.agents.model import Model, ModelError
-from crewlog.agents.prices import price
+from crewlog.agents.model import Model
+from crewlog.agents.model_call import ModelCalls, given_up
 from crewlog.agents.recall import READ_CONTEXT_TOOL, RECALL_TOOL
 from crewlog.agents.setup import ContextMode, Setup, make_setup, opening_message
 from crewlog.agents.spec import AgentSpec, ToolContext, ToolOutput, ToolSpec
 from crewlog.agents.task_state import Call
 from crewlog.agents.tool_runner import Ask, Ran, Refuse, Run, judge, run_tool
-from crewlog.agents.turn import AskModel, Done, Fail, Finish, Nudge, RunCalls, Start, Step, Wait, limit_failure, next_step
+from crewlog.agents.turn import AskModel, Done, Fail, Finish, GiveUpCall, Nudge, RunCalls, Start, Step, Wait, limit_failure, next_step
 from crewlog.events.artifacts import ArtifactStore
 from crewlog.events.clock import Clock
-from crewlog.schemas.blocks import ModelReply, ToolUse
 from crewlog.schemas.ids import Hash, RunId, TaskId, idempotency_key
 from crewlog.schemas.price_table import TokenPrices
+from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import (
     ApprovalRequested,
     AttemptFailed,
-    ModelCallFailed,
-    ModelCallFinished,
-    ModelCallStarted,
     Nudged,
     TaskCompleted,
     TaskStarted,
-    ToolCall,
     ToolFinished,
     ToolStarted,
 )
 from crewlog.schemas.values import Failure, Outcome
-
-REPLY_INLINE_MAX: Final = 64 * 1024
-"""A model's text stays in the event: it is the outcome when no tool ends the task."""
 
 Ended = Literal["completed", "failed", "suspended", "nothing"]
 
@@ -52,16 +46,28 @@ class Workshop:
 
     worker: str
     spec: AgentSpec
-    model: Model
+    chain: tuple[Model, ...]
+    """Its models, in order of preference."""
     artifacts: ArtifactStore
     clock: Clock
     workspaces: Path
     prices: Mapping[str, TokenPrices] = field(default_factory=dict)
     """The operator's own prices of models."""
     model_timeout_s: float = 300.0
+    """Longest time one model call may take, in seconds."""
+    refusals_fall_through: bool = False
+    """A model that refuses is followed by the next one of the chain."""
+    breakers: Breakers = field(default_factory=Breakers)
+    roles: Mapping[str, tuple[Model, ...]] = field(default_factory=dict)
+    """Chains of their own for some tasks, by the task's key without its `@`: `synthesis`, `critic`, `router`."""
     approval_ttl_s: float = 86_400.0
     context: ContextMode = "inject"
     """For agents that do not say themselves how they want the outcomes of earlier tasks."""
+
+    def model_calls(self, task: AgentTask) -> ModelCalls:
+        """Return what the model calls of one task go through."""
+        role = (task.key or "").removeprefix("@").partition("-")[0]
+        return ModelCalls(self.roles.get(role, self.chain), self.clock, self.breakers, self.prices, self.model_timeout_s)
 
 
 async def work(shop: Workshop, journal: Journal, *, attempt: int) -> Ended:
@@ -84,6 +90,7 @@ class _Stretch:
         self._own_tools = shop.spec.tools_for(self._task)
         self._tools: dict[str, ToolSpec] = {t.name: t for t in (READ_CONTEXT_TOOL, RECALL_TOOL, *self._own_tools)}
         self._setup: Setup | None = None
+        self._calls = shop.model_calls(self._task)
         self._holds_task = False
         self._idle = asyncio.timeout(None)
 
@@ -94,6 +101,7 @@ class _Stretch:
                 return await self._run()
         except TimeoutError:
             await self._journal.abandon()
+            self._give_up_call()
             if wall.expired():
                 seconds = task.timeout_seconds
                 return await self._fail(Failure("timeout", f"limit timeout_seconds reached: {seconds} of max {seconds}, raise timeout_seconds to go on"))
@@ -101,6 +109,12 @@ class _Stretch:
                 raise
             # whatever hangs may answer the next time, and nothing that was done is lost
             return await self._fail(limit_failure("idle_seconds", task.limits.idle_seconds, task.limits.idle_seconds, retryable=True))
+
+    def _give_up_call(self) -> None:
+        """Close the call that was under way: it may have been billed. A simulated one never reached the log."""
+        asking = self._journal.state.asking
+        if asking is not None and asking.wire and not self._journal.state.chain[asking.link].simulated:
+            self._journal.record(given_up(asking, message="the time of the task was over before an answer came"))
 
     def _moved(self, _: str = "") -> None:
         """Note a sign of progress: an event, a piece of an answer."""
@@ -116,7 +130,10 @@ class _Stretch:
                 case Start():
                     await self._start()
                 case AskModel():
-                    await self._ask(step)
+                    assert self._setup is not None
+                    await self._calls.make(journal, self._setup, step, self._moved)
+                case GiveUpCall():
+                    journal.record(given_up(step.asking))
                 case Nudge():
                     journal.record(Nudged("loop", step.text))
                 case RunCalls():
@@ -156,61 +173,23 @@ class _Stretch:
             setup, opening = state.setup, state.opening
             await journal.load([setup, *payloads_of(state)])
             self._setup = msgspec.json.decode(journal.read(setup), type=Setup)
+        chain = self._calls.links()
         journal.record(
             TaskStarted(
                 worker=shop.worker,
                 attempt=max(self._attempt, 1),
                 agent_version=self._setup.version,
-                model=shop.model.name,
-                provider=shop.model.provider,
-                simulated=shop.model.simulated,
+                model=chain[0].model,
+                provider=chain[0].provider,
+                simulated=chain[0].simulated,
                 setup=setup,
                 opening=opening,
                 taken_over_from=state.worker,
+                chain=() if len(chain) == 1 and chain[0].simulated else chain,
+                refusals_fall_through=shop.refusals_fall_through,
             )
         )
         self._holds_task = True
-
-    async def _ask(self, step: AskModel) -> None:
-        journal, model = self._journal, self._shop.model
-        assert self._setup is not None
-        request = build_request(journal.state, self._setup, journal.read)
-        journal.record(ModelCallStarted(step.call_id, step.turn, model.provider, model.name, request.request_hash(), len(request.messages)))
-        if not model.simulated:  # a simulated call touches nothing outside: its intent may travel with its outcome
-            await journal.commit()
-        began = self._shop.clock.monotonic()
-        try:
-            reply = await model.complete(request, timeout_s=self._shop.model_timeout_s)
-        except ModelError as error:
-            journal.record(ModelCallFailed(step.call_id, step.turn, model.provider, model.name, error.failure(), self._since(began)))
-            return
-        journal.record(self._answered(step, reply, self._since(began)))
-
-    def _answered(self, step: AskModel, reply: ModelReply, latency_ms: int) -> ModelCallFinished:
-        journal, model = self._journal, self._shop.model
-        text = "\n\n".join(b.text for b in reply.content if not isinstance(b, ToolUse))
-        uses = [b for b in reply.content if isinstance(b, ToolUse)]
-        return ModelCallFinished(
-            call_id=step.call_id,
-            turn=step.turn,
-            stop=reply.stop,
-            text=journal.pack(text, inline_max=REPLY_INLINE_MAX),
-            # our own call ids: unique within the task, whatever the provider numbers its calls
-            tool_calls=tuple(ToolCall(f"t{step.turn}-{n}", u.name, journal.pack(u.arguments)) for n, u in enumerate(uses, 1)),
-            usage=reply.usage,
-            price=price(
-                model.provider,
-                reply.model,
-                reply.usage,
-                asked=model.name,
-                at_us=self._shop.clock.now_us() - latency_ms * 1000,
-                table=self._shop.prices,
-            ),
-            provider=model.provider,
-            model=reply.model,
-            simulated=model.simulated,
-            latency_ms=latency_ms,
-        )
 
     async def _run_calls(self, calls: tuple[Call, ...]) -> None:
         journal, setup = self._journal, self._setup

@@ -193,8 +193,8 @@ class Worker:
             description=shop.spec.description,
             version=shop.spec.version,
             slots=self._slots,
-            model=f"{shop.model.provider}/{shop.model.name}",
-            simulated=shop.model.simulated,
+            model=" > ".join(f"{model.provider}/{model.name}" for model in shop.chain),
+            simulated=shop.chain[0].simulated,
             tools=tuple(ToolInfo(t.name, t.description, t.effect, t.needs_approval, t.version) for t in shop.spec.known_tools()),
             unavailable=self._unavailable,
         )

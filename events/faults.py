@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Final
 
 POINTS: Final = (
+    "after_model_call",
     "after_run_append",
     "after_task_append",
     "after_tool_effect",
     "after_work_published",
+    "before_model_call",
     "before_work_ack",
     "before_tool_effect",
 )

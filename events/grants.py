@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from crewlog.schemas.run_events import RUN_EVENTS
-from crewlog.schemas.system_events import AgentRegistered, AgentStopped, BudgetChanged, CallSettled, DocumentIngested, McpToolPinned
+from crewlog.schemas.system_events import AgentRegistered, AgentStopped, BudgetChanged, CallSettled, DocumentIngested, McpToolPinned, ProviderStateChanged
 from crewlog.schemas.task_events import (
     TASK_EVENTS,
     TERMINAL_TYPES,
@@ -20,6 +20,7 @@ from crewlog.schemas.task_events import (
     ContextCompacted,
     ModelCallFailed,
     ModelCallFinished,
+    ModelCallSkipped,
     ModelCallStarted,
     Nudged,
     TaskCancelled,
@@ -81,8 +82,9 @@ _DOCUMENTS = _names(DocumentIngested)
 _MCP = _names(McpToolPinned)
 _BUDGETS = _names(BudgetChanged)
 _SPEND = _names(CallSettled)
+_PROVIDERS = _names(ProviderStateChanged)
 _WORK = _names(
-    *(TaskStarted, ModelCallStarted, ModelCallFinished, ModelCallFailed, ToolStarted, ToolFinished),
+    *(TaskStarted, ModelCallStarted, ModelCallFinished, ModelCallFailed, ModelCallSkipped, ToolStarted, ToolFinished),
     *(ApprovalRequested, Nudged, ContextCompacted, BudgetWarned, AttemptFailed, TaskCompleted),
 )  # fmt: skip
 
@@ -95,6 +97,7 @@ GRANTS: Final = (
     *(Grant(kind_role(kind), "task", _WORK, kind=kind) for kind in BUILT_IN_KINDS),
     Grant(SPECIALIST, "task", _WORK, except_kinds=frozenset(BUILT_IN_KINDS)),
     *(Grant(role, "mcp", _MCP, opens=True) for role in (*map(kind_role, BUILT_IN_KINDS), SPECIALIST)),
+    *(Grant(role, "provider", _PROVIDERS, opens=True) for role in (*map(kind_role, BUILT_IN_KINDS), SPECIALIST)),
     Grant(kind_role("research"), "doc", _DOCUMENTS, opens=True),
     Grant(OPERATOR, "doc", _DOCUMENTS, opens=True),
 )
@@ -110,5 +113,6 @@ def owner_grants(role: str) -> tuple[Grant, ...]:
         ("mcp", _MCP),
         ("budget", _BUDGETS),
         ("spend", _SPEND),
+        ("provider", _PROVIDERS),
     )
     return tuple(Grant(role, category, types, opens=True) for category, types in everything)

@@ -1,4 +1,4 @@
-"""Commands about the crew as a whole: demo, up, down, status, scale, doctor."""
+"""Commands about the crew as a whole: demo, up, down, status, providers, scale, doctor."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def register(app: typer.Typer) -> None:
     app.command()(run_async(up))
     app.command()(run_async(down))
     app.command()(run_async(status))
+    app.command()(run_async(providers))
     app.command()(run_async(scale))
     app.command()(run_async(doctor))
 
@@ -129,16 +130,21 @@ async def status(home: HomeOption = None, output: OutputOption = Output.TABLE) -
             processes = []
             say(str(error))
         workers, lag, problems = await client.workers(), await client.lag(), await client.problems()
+        troubled = [p for p in await client.providers() if p.state != "closed"]
     if output is Output.JSON:
         fields = ("kind", "worker", "slots", "model", "simulated", "unavailable", "started_at")
         agents = [{f: plain(getattr(w, f)) for f in fields} for w in workers]
-        print_json({"home": str(config.home), "processes": plain(processes), "agents": agents, "views": plain(lag), "problems": plain(problems)})
+        views = {"providers": plain(troubled), "views": plain(lag), "problems": plain(problems)}
+        print_json({"home": str(config.home), "processes": plain(processes), "agents": agents, **views})
         return
     if processes:
         print_table(["PROCESS", "STATE", "PID", "RESTARTS"], [[p.name, p.state, p.pid, p.restarts] for p in processes])
         typer.echo()
     print_table(["AGENT", "WORKER", "SLOTS", "MODEL", ""], [[w.kind, w.worker, w.slots, w.model, w.unavailable] for w in workers])
     typer.echo()
+    for provider in troubled:
+        until = f" until {provider.until_at:%H:%M:%S}" if provider.until_at else ""
+        typer.echo(f"{provider.worker} does not ask {provider.provider}/{provider.model}{until}: {provider.reason}")
     behind = [view for view in lag if view.waiting_since is not None]
     if behind:
         print_table(["VIEW BEHIND THE LOG", "AT", "LOG AT", "SINCE"], [[v.name, v.position, v.head, v.waiting_since] for v in behind])
@@ -146,6 +152,21 @@ async def status(home: HomeOption = None, output: OutputOption = Output.TABLE) -
         typer.echo("views: level with the log")
     for problem in problems:
         typer.echo(f"left out by {problem.projection}: position {problem.position}: {problem.error}")
+
+
+async def providers(home: HomeOption = None, output: OutputOption = Output.TABLE) -> None:
+    """Show which models failed the agents that run, which are not asked for a while, and why."""
+    from crewlog.orchestrator.client import Client
+
+    async with Client.connect(load_config(home)) as client:
+        found = await client.providers()
+    if output is Output.JSON:
+        print_json({"providers": plain(found)})
+    elif found:
+        rows = [[p.provider, p.model, p.state, p.reason, p.until_at, p.kind, p.worker] for p in found]
+        print_table(["PROVIDER", "MODEL", "STATE", "REASON", "UNTIL", "AGENT", "WORKER"], rows)
+    else:
+        typer.echo("no model failed an agent that runs")
 
 
 async def scale(

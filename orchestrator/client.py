@@ -31,7 +31,7 @@ from crewlog.orchestrator.control import ask_supervisor
 from crewlog.orchestrator.endpoints import with_login
 from crewlog.orchestrator.home import ProcessState
 from crewlog.projections.queries import LAST, Queries
-from crewlog.projections.query_rows import AgentView, ApprovalView, DocumentView, Lag, ProblemView, RunView, TaskView
+from crewlog.projections.query_rows import AgentView, ApprovalView, DocumentView, Lag, ProblemView, ProviderView, RunView, TaskView
 from crewlog.schemas import subjects
 from crewlog.schemas.errors import ContractError, NotFound, OrchestrationError, Unavailable
 from crewlog.schemas.ids import Hash, RunId, run_stream, task_stream
@@ -158,7 +158,7 @@ class Client:
         async with AsyncExitStack() as exits:
             hint = asyncio.Event()
             if follow:  # listen first, then read: what happens in between is seen twice, never missed
-                await self._hints(run_id, hint, exits)
+                await _hear(self._bus, subjects.events(self._config.tenant, run_id, "*"), hint, exits)
             batch = await store.read_run(run_id)
             if not batch:
                 raise NotFound("run", str(run_id))
@@ -227,6 +227,10 @@ class Client:
     async def workers(self) -> list[AgentView]:
         """List the agents that are up, as they registered."""
         return await self.queries().agents(running_only=True)
+
+    async def providers(self) -> list[ProviderView]:
+        """List models that failed a running worker, and whether it asks them again."""
+        return await self.queries().providers()
 
     async def documents(self) -> list[DocumentView]:
         """List the documents of the library."""
@@ -352,18 +356,20 @@ class Client:
         assert self._config.database_url is not None
         return self._config.database_url.get_secret_value()
 
-    async def _hints(self, run_id: RunId, hint: asyncio.Event, exits: AsyncExitStack) -> None:
-        async def wake(_: Message) -> None:
-            hint.set()
-
-        subscription = await self._bus.subscribe(subjects.events(self._config.tenant, run_id, "*"), wake)
-        exits.push_async_callback(subscription.stop)
-
     async def _request(self, what: str, body: AgentTask | dict[str, Any]) -> dict[str, Any]:
         noun, verb = what.split(".")
         data = body.model_dump_json().encode() if isinstance(body, AgentTask) else msgspec.json.encode(body)
         reply = await self._bus.request(subjects.api(self._config.tenant, noun, verb), data, timeout_s=REQUEST_TIMEOUT_S)
         return _accepted(json.loads(reply.data))
+
+
+async def _hear(bus: Bus, subject: str, hint: asyncio.Event, exits: AsyncExitStack) -> None:
+    """Set `hint` with each message on a subject, until the stack is closed."""
+
+    async def wake(_: Message) -> None:
+        hint.set()
+
+    exits.push_async_callback((await bus.subscribe(subject, wake)).stop)
 
 
 async def _run_once_known(views: Queries, name: str) -> RunView:

@@ -7,11 +7,11 @@ from fnmatch import fnmatchcase
 from typing import Any, Final
 
 from crewlog.schemas.errors import ContractError
+from crewlog.schemas.json_output import schema_problems
 from crewlog.schemas.plan import Constraints
 from crewlog.schemas.text import shorten
 from crewlog.schemas.values import Issue, Outcome
 
-SCHEMA_ISSUES_MAX: Final = 5
 SCHEMA_DEPTH_MAX: Final = 64
 
 REFERENCES_MAX: Final = 500
@@ -26,7 +26,9 @@ _REFUSED: Final = {"pattern": _NO_PATTERN, "patternProperties": _NO_PATTERN} | d
 
 def review(outcome: Outcome, constraints: Constraints, output_schema: Mapping[str, Any] | None = None) -> tuple[Issue, ...]:
     """Return every rule the outcome breaks, in a fixed order; nothing means accepted."""
-    return (*_text_issues(outcome, constraints), *_evidence_issues(outcome, constraints), *_schema_issues(outcome.output, output_schema))
+    problems = schema_problems(outcome.output, output_schema) if output_schema is not None else ()
+    schema_issues = (Issue("output_schema", problem) for problem in problems)
+    return (*_text_issues(outcome, constraints), *_evidence_issues(outcome, constraints), *schema_issues)
 
 
 def _text_issues(outcome: Outcome, constraints: Constraints) -> Iterator[Issue]:
@@ -60,25 +62,6 @@ def _test_issues(output: Any) -> Iterator[Issue]:
         yield Issue("tests_pass", "the outcome does not say how many tests passed and failed; run the tests")
     elif failed > 0 or passed < 1:
         yield Issue("tests_pass", f"{failed} tests fail and {passed} pass; none may fail and at least one must pass")
-
-
-def _schema_issues(output: Any, schema: Mapping[str, Any] | None) -> Iterator[Issue]:
-    if schema is None:
-        return
-    # imported here: most runs bring no schema, and the library takes a while to load
-    import jsonschema
-    import referencing
-    from referencing.exceptions import Unresolvable
-
-    # an empty registry: the library would otherwise fetch references from the network
-    validator = jsonschema.Draft202012Validator(schema, registry=referencing.Registry())
-    try:
-        faults = sorted(validator.iter_errors(output), key=lambda fault: (fault.json_path, fault.message))
-    except (Unresolvable, RecursionError) as error:
-        yield Issue("output_schema", f"the output cannot be checked against the schema: {shorten(str(error), 200)}")
-        return
-    for fault in faults[:SCHEMA_ISSUES_MAX]:
-        yield Issue("output_schema", f"{fault.json_path}: {shorten(fault.message, 300)}")
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:

@@ -22,7 +22,16 @@ from crewlog.schemas.run_events import (
     TaskReviewed,
     TaskSuspended,
 )
-from crewlog.schemas.system_events import AgentRegistered, AgentStopped, BudgetChanged, CallSettled, DocumentIngested, McpToolPinned, SystemEvent
+from crewlog.schemas.system_events import (
+    AgentRegistered,
+    AgentStopped,
+    BudgetChanged,
+    CallSettled,
+    DocumentIngested,
+    McpToolPinned,
+    ProviderStateChanged,
+    SystemEvent,
+)
 from crewlog.schemas.task_events import (
     ApprovalDecided,
     ApprovalRequested,
@@ -31,6 +40,7 @@ from crewlog.schemas.task_events import (
     ContextCompacted,
     ModelCallFailed,
     ModelCallFinished,
+    ModelCallSkipped,
     ModelCallStarted,
     Nudged,
     TaskCancelled,
@@ -113,6 +123,8 @@ def _describe_task(event: TaskEvent) -> str:  # noqa: C901, PLR0912  (one arm pe
             return f"turn {event.turn}: " + (f"calls {asked}" if asked else _text(event.text))
         case ModelCallFailed():
             return f"turn {event.turn}: {event.error.code}: {event.error.message}"
+        case ModelCallSkipped():
+            return f"turn {event.turn}: {event.provider}/{event.model} is not asked: {event.reason}" + (f" ({event.detail})" if event.detail else "")
         case ToolStarted():
             return f"{event.tool} ({event.effect})"
         case ToolFinished():
@@ -145,6 +157,8 @@ def _describe_system(event: SystemEvent) -> str:
             return f"{event.worker}, {event.slots} slots, {event.model}" + (f"; unavailable: {event.unavailable}" if event.unavailable else "")
         case AgentStopped():
             return event.worker
+        case ProviderStateChanged():
+            return f"{event.provider}/{event.model} {event.state} for {event.worker}" + (f": {event.reason}" if event.reason else "")
         case DocumentIngested():
             return f"{event.name}, {event.lines} lines"
         case McpToolPinned():

@@ -1,4 +1,4 @@
-"""The projection of workers: who registered, with which tools and model, and who left."""
+"""The projection of workers: who registered, with which tools and models, who left, and which providers fail them."""
 
 from __future__ import annotations
 
@@ -11,25 +11,29 @@ import msgspec
 from crewlog.events.store import Recorded
 from crewlog.projections.json_text import to_json
 from crewlog.projections.projection import Fact
-from crewlog.projections.rows import AgentRow
+from crewlog.projections.rows import AgentRow, ProviderRow
 from crewlog.projections.table import Table
-from crewlog.schemas.system_events import AgentRegistered, AgentStopped
+from crewlog.schemas.system_events import AgentRegistered, AgentStopped, ProviderStateChanged
 
 AGENTS: Final = Table("agents", AgentRow, key=("kind", "worker"))
+
+PROVIDERS: Final = Table("providers", ProviderRow, key=("worker", "wire", "provider", "model"))
 
 Worker = tuple[str, str]
 """Kind and name."""
 
 
 class AgentChanges(msgspec.Struct):
-    """Workers that registered, and workers of earlier pages that left since."""
+    """Workers that registered, workers of earlier pages that left since, and what workers saw of providers."""
 
     registered: dict[Worker, AgentRow] = msgspec.field(default_factory=dict)
     stopped_us: dict[Worker, int] = msgspec.field(default_factory=dict)
+    providers: dict[tuple[str, str, str, str], ProviderRow] = msgspec.field(default_factory=dict)
 
     async def apply(self, connection: asyncpg.Connection) -> None:
-        """Write both sets."""
+        """Write all sets."""
         await AGENTS.write(connection, self.registered.values())
+        await PROVIDERS.write(connection, self.providers.values())
         if self.stopped_us:
             kinds, workers = zip(*self.stopped_us, strict=True)
             await connection.execute(
@@ -42,12 +46,12 @@ class AgentChanges(msgspec.Struct):
 
 
 class AgentProjection:
-    """Keeps the table of workers."""
+    """Keeps the tables of workers and of providers."""
 
     name = "agents"
-    version = 1
-    types: frozenset[type] = frozenset((AgentRegistered, AgentStopped))
-    tables = (AGENTS.name,)
+    version = 2
+    types: frozenset[type] = frozenset((AgentRegistered, AgentStopped, ProviderStateChanged))
+    tables = (AGENTS.name, PROVIDERS.name)
     facts_max = None
 
     def __init__(self) -> None:
@@ -73,6 +77,9 @@ class AgentProjection:
                 unavailable=event.unavailable,
                 started_us=recorded.occurred_us,
             )
+        elif isinstance(event, ProviderStateChanged):
+            key = (event.worker, event.wire, event.provider, event.model)
+            self._changes.providers[key] = ProviderRow(*key, event.state, event.until_us or None, event.reason, recorded.occurred_us)
         elif isinstance(event, AgentStopped):
             row = self._changes.registered.get((event.kind, event.worker))
             if row is not None:

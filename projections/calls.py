@@ -24,8 +24,6 @@ def model_call_finished(task: TaskState, recorded: Recorded, event: ModelCallFin
     """Close the row with what the answer used and cost, and note the tool calls it asks for."""
     call = _close(task, recorded, event, changed)
     call.status, call.stop, call.simulated = "ok", event.stop, event.simulated
-    call.wire, call.request_id = event.wire or None, event.request_id or None
-    _count_usage(task, call, event.usage)
     task.row.turns += 1
     task.row.tool_calls += len(event.tool_calls)
     for asked in event.tool_calls:
@@ -85,6 +83,8 @@ def _close(task: TaskState, recorded: Recorded, event: ModelCallFinished | Model
         # an outcome without an intent, or a second one: still a call that happened and may have cost money
         call = _new_model_call(task, recorded, event, turn=event.turn)
     call.latency_ms = event.latency_ms
+    call.wire, call.request_id = event.wire or None, event.request_id or None
+    _count_usage(task, call, event.usage)
     return _bill(task, call, recorded, event, changed)
 
 

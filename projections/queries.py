@@ -22,6 +22,7 @@ from crewlog.projections.query_rows import (
     EventView,
     Lag,
     ProblemView,
+    ProviderView,
     RunView,
     TaskView,
     ToolCallView,
@@ -71,6 +72,7 @@ _TASKS: Final = _select(TaskView, "tasks")
 _APPROVALS: Final = _select(ApprovalView, "approvals")
 _TOOL_CALLS: Final = _select(ToolCallView, "tool_calls")
 _EVENTS: Final = _select(EventView, "events")
+_PROVIDERS: Final = _select(ProviderView, "providers")
 _AGENTS: Final = _select(AgentView, "agents")
 _DOCUMENTS: Final = _select(DocumentView, "documents")
 _PROBLEMS: Final = _select(ProblemView, "problems")
@@ -203,6 +205,10 @@ class Queries:
     async def agents(self, *, running_only: bool = False) -> list[AgentView]:
         """List workers as they registered last, by kind."""
         return await self._read(AgentView, "list agents", f"{_AGENTS} WHERE NOT $1 OR stopped_at IS NULL ORDER BY kind, started_at, worker", running_only)
+
+    async def providers(self) -> list[ProviderView]:
+        """List models that failed a running worker, with the state of each."""
+        return await self._read(ProviderView, "list providers", f"{_PROVIDERS} ORDER BY provider, model, kind, worker")
 
     async def documents(self, tenant: str, *, library_only: bool = True) -> list[DocumentView]:
         """List the indexed documents of a tenant by name."""

@@ -202,6 +202,20 @@ class EventView(msgspec.Struct, frozen=True):
     data: Any
 
 
+class ProviderView(msgspec.Struct, frozen=True):
+    """What a running worker saw last of a model that failed it: `closed` (asked as usual), `open` (not asked) or `half_open` (one call tries)."""
+
+    kind: str
+    worker: str
+    wire: str
+    provider: str
+    model: str
+    state: str
+    reason: str
+    until_at: datetime | None
+    changed_at: datetime
+
+
 class AgentView(msgspec.Struct, frozen=True):
     """A worker as it registered last."""
 

@@ -177,6 +177,19 @@ class AgentRow(msgspec.Struct, eq=False):
     stopped_us: int | None = None
 
 
+class ProviderRow(msgspec.Struct, eq=False):
+    """What one worker saw last of one model that failed it."""
+
+    worker: str
+    wire: str
+    provider: str
+    model: str
+    state: str
+    until_us: int | None
+    reason: str
+    changed_us: int
+
+
 class DocumentRow(msgspec.Struct, eq=False):
     """One document of one tenant."""
 

@@ -60,6 +60,11 @@ def spend_stream(task_id: TaskId) -> Stream:
     return Stream(f"spend/{task_id}")
 
 
+def provider_stream(provider: str) -> Stream:
+    """Name the stream of what workers observe of one provider."""
+    return Stream(f"provider/{provider}")
+
+
 def category(stream: str) -> str:
     """Return what stands before the first slash of a stream name."""
     return stream.split("/", 1)[0]

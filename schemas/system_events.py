@@ -1,9 +1,10 @@
 """Facts outside of runs and tasks: agents that register (`agent/<kind>`), documents that are ingested (`doc/<tenant>/<sha-256>`), limits
-of budgets that are changed (`budget/<scope>`), and model calls that were paid for when their task was over (`spend/<task_id>`)."""
+of budgets that are changed (`budget/<scope>`), model calls that were paid for when their task was over (`spend/<task_id>`), and
+providers that do not answer (`provider/<name>`)."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import msgspec
 
@@ -47,6 +48,23 @@ class AgentStopped(SystemEvent, frozen=True):
 
     kind: str
     worker: str
+
+
+BreakerState = Literal["closed", "open", "half_open"]
+
+
+class ProviderStateChanged(SystemEvent, frozen=True, omit_defaults=True):
+    """A worker asks a model no more, tries it with one call, or asks it as usual again."""
+
+    worker: str
+    wire: str
+    provider: str
+    model: str
+    state: BreakerState
+    until_us: int = 0
+    """`open`: when one call will be tried; 0 when that is due."""
+    reason: str = ""
+    """Kind of the error that opened the breaker."""
 
 
 class DocumentIngested(SystemEvent, frozen=True):
@@ -107,4 +125,12 @@ class CallSettled(SystemEvent, frozen=True):
     price: Price
 
 
-SYSTEM_EVENTS: tuple[type[SystemEvent], ...] = (AgentRegistered, AgentStopped, DocumentIngested, McpToolPinned, BudgetChanged, CallSettled)
+SYSTEM_EVENTS: tuple[type[SystemEvent], ...] = (
+    AgentRegistered,
+    AgentStopped,
+    DocumentIngested,
+    McpToolPinned,
+    BudgetChanged,
+    CallSettled,
+    ProviderStateChanged,
+)

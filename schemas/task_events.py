@@ -18,6 +18,11 @@ from crewlog.schemas.values import ArtifactRef, Failure, Outcome, Shortfall, Tru
 
 Effect = Literal["read", "idempotent", "compensable", "irreversible"]
 
+CallPurpose = Literal["turn", "output"]
+"""`turn`: the next turn of the conversation. `output`: the task's result as JSON that satisfies its `output_schema`; no tool may be called."""
+
+SkipReason = Literal["breaker_open", "over_budget"]
+
 
 class TaskEvent(msgspec.Struct, frozen=True):
     """Base of all task events; carries the schema version of its subclass.
@@ -37,6 +42,20 @@ class TaskOpened(TaskEvent, frozen=True, omit_defaults=True):
     task: msgspec.Raw
 
 
+class Link(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One model of a worker's chain."""
+
+    wire: str
+    provider: str
+    model: str
+    simulated: bool = False
+    window: int = 0
+    """Tokens that input and output may have together; 0: not known."""
+
+    def __str__(self) -> str:
+        return f"{self.provider}/{self.model}"
+
+
 class TaskStarted(TaskEvent, frozen=True, omit_defaults=True):
     """A worker took the task, for the first time or again.
 
@@ -53,6 +72,10 @@ class TaskStarted(TaskEvent, frozen=True, omit_defaults=True):
     setup: Payload
     opening: Payload
     taken_over_from: str = ""
+    chain: tuple[Link, ...] = ()
+    """The models that may be asked, in order of preference. Left out for the offline model alone: a failed call ends the attempt then."""
+    refusals_fall_through: bool = False
+    """Setting of the worker: a model that refuses is followed by the next one of the chain instead of ending the task."""
 
 
 class ModelCallStarted(TaskEvent, frozen=True, omit_defaults=True):
@@ -66,6 +89,31 @@ class ModelCallStarted(TaskEvent, frozen=True, omit_defaults=True):
     messages: int
     estimated_tokens: int = 0
     """What its input was estimated at before any correction; what the provider counts in the end corrects the next estimates."""
+    wire: str = ""
+    """The protocol it is asked over; empty for the offline model alone."""
+    reserved_micro_usd: int = 0
+    """The most it can cost: reserved in the append that holds this event."""
+    purpose: CallPurpose = "turn"
+    link: int = 0
+    """Place of the model in the chain of the worker."""
+
+
+class ModelCallSkipped(TaskEvent, frozen=True, omit_defaults=True):
+    """A model of the chain was not asked, and why."""
+
+    call_id: str
+    turn: int
+    wire: str
+    provider: str
+    model: str
+    reason: SkipReason
+    link: int = 0
+    until_us: int = 0
+    """`breaker_open`: when it may be asked again; 0 when nobody can say."""
+    retry_after_s: float = 0.0
+    """The same as a span from now, in seconds."""
+    detail: str = ""
+    """`over_budget`: the scope that has no room, and what the call would have needed."""
 
 
 class ToolCall(msgspec.Struct, frozen=True):
@@ -99,6 +147,9 @@ class ModelCallFinished(TaskEvent, frozen=True, omit_defaults=True):
     """Readable reasoning: kept apart from `text`, never part of an outcome."""
     request_id: str = ""
     """The provider's name for the call."""
+    purpose: CallPurpose = "turn"
+    problems: tuple[str, ...] = ()
+    """Of an `output` call: what keeps the answer from satisfying the schema, as the model is told."""
 
 
 class ModelCallFailed(TaskEvent, frozen=True, omit_defaults=True):
@@ -111,6 +162,15 @@ class ModelCallFailed(TaskEvent, frozen=True, omit_defaults=True):
     error: Failure
     latency_ms: int
     price: Price = Price(0, "offline")
+    wire: str = ""
+    link: int = 0
+    """Place of the model in the chain; -1: it was in the chain of a former worker."""
+    status: int | None = None
+    """HTTP status of the answer; None when there was none."""
+    request_id: str = ""
+    """The provider's name for the call."""
+    usage: Usage = Usage()
+    """What was used, and is billed, although the call failed."""
 
 
 class ToolStarted(TaskEvent, frozen=True, omit_defaults=True):
@@ -247,6 +307,7 @@ TASK_EVENTS: tuple[type[TaskEvent], ...] = (
     ModelCallStarted,
     ModelCallFinished,
     ModelCallFailed,
+    ModelCallSkipped,
     ToolStarted,
     ToolFinished,
     ApprovalRequested,

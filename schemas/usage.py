@@ -32,6 +32,8 @@ CONFIG: Final = "config"
 """Price source of a call that is priced by the operator's own table."""
 WORST_CASE: Final = "worst case"
 """Price source of a call nobody knows the bill of: charged with the most it can have cost."""
+NOT_BILLED: Final = "not billed"
+"""Price source of a call that failed without any sign that it was billed."""
 UNPRICED: Final = "unpriced"
 """Price source of a call no table has a price for."""
 
@@ -41,7 +43,7 @@ class Price(msgspec.Struct, frozen=True, omit_defaults=True):
 
     cost_micro_usd: int | None
     source: str
-    """`offline`, `genai-prices <version>`, `config`, `worst case` or `unpriced`."""
+    """`offline`, `genai-prices <version>`, `config`, `worst case`, `not billed` or `unpriced`."""
     uncached_micro_usd: int | None = None
     """What the same call would have cost at the same price without prompt caching; None when the cache was not touched."""
 

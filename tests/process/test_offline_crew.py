@@ -65,7 +65,7 @@ class Working(Crew):
             communicate_agent(self.mail, ()),
         ]
         artifacts = await open_artifacts(self.folder / "artifacts")
-        shops = [Workshop(f"{spec.kind}-1", spec, OfflineModel(), artifacts, SystemClock(), self.folder / "work") for spec in specs]
+        shops = [Workshop(f"{spec.kind}-1", spec, (OfflineModel(),), artifacts, SystemClock(), self.folder / "work") for spec in specs]
         workers = [Worker(shop, store, MemoryBus(self.broker), slots=2) for shop in shops]
         for worker in workers:
             await worker.start()

@@ -49,7 +49,7 @@ class Bench:
         model = ScriptedModel(list(lines))
         artifacts = await open_artifacts(self.tmp / "artifacts")
         spec = agent.agent() if isinstance(agent, Recorder) else agent
-        worker = Worker(Workshop(name, spec, model, artifacts, self.clock, self.tmp / "work", **shop), self.store, self.bus, slots=slots)
+        worker = Worker(Workshop(name, spec, (model,), artifacts, self.clock, self.tmp / "work", **shop), self.store, self.bus, slots=slots)
         await worker.start()
         self.workers.append(worker)
         return model

@@ -43,7 +43,8 @@ def test_help_loads_nothing_heavy() -> None:
 def test_commands_are_those_of_the_manual() -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
     manual = (
-        "demo up down status doctor submit watch runs show events costs why approvals approve deny cancel replay scale docs agent orchestrator projector db"
+        "demo up down status providers doctor submit watch runs show events costs why approvals approve deny cancel replay scale docs "
+        "agent orchestrator projector db"
     )
     assert set(commands) == {*manual.split(), "nats", "version"}
     assert {name: set(commands[name].commands) for name in ("db", "docs", "nats")} == {

@@ -1,0 +1,206 @@
+"""One model call of a task: record the intent, ask once, record what came of it. Which model is asked was decided by `next_step`.
+
+What the log must know before money can be spent is durable before the call: which model, which request, what it can cost. A simulated
+call touches nothing outside, so its intent travels with its outcome.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from crewlog.agents.breaker import Admission, Breakers
+from crewlog.agents.chain import INTERRUPTED
+from crewlog.agents.conversation import build_request
+from crewlog.agents.journal import Journal
+from crewlog.agents.model import Model, ModelError, OnText
+from crewlog.agents.prices import context_window, price
+from crewlog.agents.setup import Setup
+from crewlog.agents.task_state import Asking
+from crewlog.agents.turn import AskModel
+from crewlog.events import faults
+from crewlog.events.clock import Clock
+from crewlog.schemas.blocks import ModelReply, ModelRequest, Text, ToolUse
+from crewlog.schemas.json_output import answer_problems
+from crewlog.schemas.price_table import TokenPrices
+from crewlog.schemas.task_events import Link, ModelCallFailed, ModelCallFinished, ModelCallSkipped, ModelCallStarted, ToolCall
+from crewlog.schemas.usage import NOT_BILLED, WORST_CASE, Price, Usage
+from crewlog.schemas.values import Failure
+
+log = logging.getLogger(__name__)
+
+REPLY_INLINE_MAX: Final = 64 * 1024
+"""A model's text stays in the event: it is the outcome when no tool ends the task."""
+_LOUD: Final = frozenset({"auth", "billing", "not_found"})
+"""Errors that only the operator can mend, even if another model took over."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCalls:
+    """What the calls of a worker share: its models in order of preference, and what limits and prices them."""
+
+    chain: tuple[Model, ...]
+    clock: Clock
+    breakers: Breakers
+    prices: Mapping[str, TokenPrices]
+    timeout_s: float
+    """Longest time one call may take, in seconds; the task's own deadline may end it sooner."""
+
+    def links(self) -> tuple[Link, ...]:
+        """Describe the chain as the log keeps it."""
+        return tuple(Link(m.wire, m.provider, m.name, m.simulated, 0 if m.simulated else context_window(m.provider, m.name)) for m in self.chain)
+
+    async def make(self, journal: Journal, setup: Setup, step: AskModel, on_text: OnText) -> None:
+        """Carry out one step: the call it names, or the note why it was not made."""
+        if step.wait_s > 0:
+            await journal.commit()
+            await asyncio.sleep(step.wait_s)
+        model, link = self.chain[step.link], journal.state.chain[step.link]
+        if model.simulated:
+            await self._ask(journal, setup, step, model, link, None, on_text)
+            return
+        admitted = self.breakers.of(model).admit(self.clock.monotonic())
+        if not isinstance(admitted, Admission):
+            until_us = self.clock.now_us() + round(admitted.for_s * 1e6)
+            skipped = ModelCallSkipped(
+                step.call_id, step.turn, link.wire, link.provider, link.model, "breaker_open", step.link, until_us, admitted.for_s, admitted.reason
+            )
+            journal.record(skipped)
+            return
+        try:
+            await self._ask(journal, setup, step, model, link, admitted, on_text)
+        except BaseException:
+            admitted.released()
+            raise
+
+    async def _ask(self, journal: Journal, setup: Setup, step: AskModel, model: Model, link: Link, admitted: Admission | None, on_text: OnText) -> None:
+        request = build_request(journal.state, setup, journal.read, link=step.link, purpose=step.purpose)
+        self._intend(journal, step, link, request)
+        if admitted is not None:
+            await journal.commit()
+        if faults.hook is not None:
+            faults.hook("before_model_call")
+        began = self.clock.monotonic()
+        try:
+            reply = await self._complete(model, request, on_text)
+        except ModelError as error:
+            self._failed(journal, step, model, link, admitted, error, began)
+            return
+        if faults.hook is not None:
+            faults.hook("after_model_call")
+        if admitted is not None:
+            admitted.succeeded()
+        journal.record(self._answered(journal, step, model, link, reply, self._since(began)))
+
+    async def _complete(self, model: Model, request: ModelRequest, on_text: OnText) -> ModelReply:
+        if model.simulated:
+            return await model.complete(request, timeout_s=self.timeout_s)
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                return await model.complete(request, timeout_s=self.timeout_s, on_text=on_text)
+        except TimeoutError:
+            # the SDKs' own limits are per read: an answer that trickles in can exceed them
+            raise ModelError("timeout", f"no whole answer from {model.name} within {self.timeout_s:g} s") from None
+
+    def _intend(self, journal: Journal, step: AskModel, link: Link, request: ModelRequest) -> None:
+        journal.record(
+            ModelCallStarted(
+                step.call_id,
+                step.turn,
+                link.provider,
+                link.model,
+                request.request_hash(),
+                len(request.messages),
+                wire=link.wire,
+                purpose=step.purpose,
+                link=step.link,
+            )
+        )
+
+    def _failed(self, journal: Journal, step: AskModel, model: Model, link: Link, admitted: Admission | None, error: ModelError, began: float) -> None:
+        if admitted is not None:
+            admitted.failed(error.kind, self.clock.monotonic(), retry_after_s=error.retry_after_s)
+        if error.kind in _LOUD:
+            log.error("%s refused the call of task %s: %s", link, journal.state.task and journal.state.task.task_id, error)
+        latency_ms, used = self._since(began), error.usage
+        journal.record(
+            ModelCallFailed(
+                step.call_id,
+                step.turn,
+                link.provider,
+                link.model,
+                error.failure(),
+                latency_ms,
+                self._price_of_failure(journal, model, error, latency_ms),
+                wire=link.wire,
+                link=step.link,
+                status=error.status,
+                request_id=error.request_id,
+                usage=used or Usage(),
+            )
+        )
+
+    def _answered(self, journal: Journal, step: AskModel, model: Model, link: Link, reply: ModelReply, latency_ms: int) -> ModelCallFinished:
+        text = "\n\n".join(b.text for b in reply.content if isinstance(b, Text))
+        uses = [b for b in reply.content if isinstance(b, ToolUse)]
+        problems: tuple[str, ...] = ()
+        native = reply.native
+        if step.purpose == "output":
+            schema = journal.state.task.output_schema if journal.state.task is not None else None
+            if uses:  # it may call none; what it says besides is no result
+                text, uses, native = "", [], None
+            problems = answer_problems(text, schema or {}, bytes_max=REPLY_INLINE_MAX)
+        return ModelCallFinished(
+            call_id=step.call_id,
+            turn=step.turn,
+            stop=reply.stop,
+            text=journal.pack(text, inline_max=REPLY_INLINE_MAX),
+            # our own call ids: unique within the task, whatever the provider numbers its calls
+            tool_calls=tuple(ToolCall(f"t{step.turn}-{n}", u.name, journal.pack(u.arguments)) for n, u in enumerate(uses, 1)),
+            usage=reply.usage,
+            price=self._price(model, reply.model, reply.usage, latency_ms),
+            provider=link.provider,
+            model=reply.model,
+            simulated=model.simulated,
+            latency_ms=latency_ms,
+            raw=journal.keep(reply.raw) if reply.raw else None,
+            wire=link.wire,
+            native=journal.pack(bytes(native.items).decode()) if native is not None else None,
+            thinking=journal.pack(reply.thinking) if reply.thinking else None,
+            request_id=reply.request_id,
+            purpose=step.purpose,
+            problems=problems,
+        )
+
+    def _price_of_failure(self, journal: Journal, model: Model, error: ModelError, latency_ms: int) -> Price:
+        if error.usage is not None:
+            return self._price(model, "", error.usage, latency_ms)
+        asking = journal.state.asking
+        if error.kind == "timeout" and error.status is None and asking is not None and asking.reserved_micro_usd:
+            return Price(asking.reserved_micro_usd, WORST_CASE)  # the provider may still be writing, and bill it
+        return Price(0, NOT_BILLED)
+
+    def _price(self, model: Model, answered: str, usage: Usage, latency_ms: int) -> Price:
+        at_us = self.clock.now_us() - latency_ms * 1000
+        return price(model.provider, answered or model.name, usage, asked=model.name, at_us=at_us, table=self.prices)
+
+    def _since(self, began: float) -> int:
+        return round((self.clock.monotonic() - began) * 1000)
+
+
+def given_up(asking: Asking, *, code: str = INTERRUPTED, message: str = "the worker that made this call died before an answer was recorded") -> ModelCallFailed:
+    """Record a call whose answer nobody has: it may have been billed, so what was reserved counts as spent."""
+    return ModelCallFailed(
+        asking.call_id,
+        asking.turn,
+        asking.provider,
+        asking.model,
+        Failure(code, message, retryable=True),
+        0,
+        Price(asking.reserved_micro_usd, WORST_CASE),
+        wire=asking.wire,
+        link=asking.link,
+    )
