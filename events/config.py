@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import platformdirs
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, PlainValidator, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError, TomlConfigSettingsSource
 
+from crewlog.events.limits import Limits, parse_limits
 from crewlog.schemas.errors import ConfigError
 from crewlog.schemas.price_table import PriceTable
 
@@ -90,6 +91,14 @@ class Config(BaseSettings):
     """A dispatched task without any sign of life for this long is published again, in seconds."""
     approval_ttl_s: Annotated[float, Field(gt=0)] = 86_400.0
     """How long an approval may wait for a person, in seconds."""
+    budgets: Annotated[Limits, NoDecode, PlainValidator(parse_limits)] = {}
+    """What may be spent, per surface and kind of scope, in US dollars: `run=0.50, tenant/day=20:14, batch.run=5`, see `events/limits.py`.
+    Empty: nothing is limited but by a task's own `budget`. Limits apply to scopes that are new; `crewlog budget raise` changes those there are."""
+    hold_ttl_s: Annotated[int, Field(gt=0)] | None = None
+    """How long a run may wait for its budget to be raised before it fails with what it has, in seconds; None: as long as an approval."""
+    settle_grace_s: Annotated[float, Field(gt=0)] = 900.0
+    """How old a reservation of a task that is over must be before the orchestrator settles it at the reserved price, in seconds: longer than
+    any model call takes, since a worker that is alive settles its own."""
     sandbox_minimum: Literal["limits-only", "namespaces"] = "limits-only"
     """Weakest isolation in which the code and data agents may run anything; `namespaces` refuses on a machine that has none."""
     smtp_host: str = "127.0.0.1"

@@ -3,8 +3,8 @@
 How a run ends when steps failed: everything that does not depend on a failed step is finished first. Then, if the planner made the
 plan, it may plan again from there, at most `REPLANS_MAX` times. After that the run completes with flags (`failed:<step>`,
 `skipped:<step>`) when at least one end result is there, a step that no other step depends on; otherwise it fails, and its `partial`
-holds every outcome that was finished. A run over its budget starts nothing more: tasks under way finish, then it fails in the same
-way, unless all steps are done and only the wording of the answer is missing.
+holds every outcome that was finished. When a budget has no room for a task's next model call, nothing more is started: tasks under way
+finish, then the run is held with what it has, until the budget is raised (`ReleaseRun`) or the time for that is over.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from collections.abc import Collection
 from typing import Final
 
 from crewlog.orchestrator import answer, critic
-from crewlog.orchestrator.dispatch import kinds_item, open_points_item, outcomes_of, planner_step
+from crewlog.orchestrator.dispatch import earlier_item, kinds_item, open_points_item, outcomes_of, planner_step, review_item
 from crewlog.orchestrator.draft import ORCHESTRATOR, Draft
 from crewlog.orchestrator.planning import offers
-from crewlog.orchestrator.run import PLAN, REPLAN_PREFIX, SYNTHESIS, RunState, active_tasks, is_finished, is_over_budget, ready_steps
-from crewlog.schemas.errors import LimitExceeded
+from crewlog.orchestrator.run import PLAN, REPLAN_PREFIX, SYNTHESIS, RunState, TaskState, active_tasks, is_finished, ready_steps, starving, unrevised
 from crewlog.schemas.ids import TaskId
 from crewlog.schemas.plan import Constraints
-from crewlog.schemas.run_events import RunCompleted, RunFailed
+from crewlog.schemas.run_events import RunCompleted, RunFailed, RunHeld, Step
 from crewlog.schemas.values import ContextItem, Failure, Outcome
 
 REPLANS_MAX: Final = 2
@@ -30,10 +29,13 @@ def advance(draft: Draft) -> None:
     """Decide everything that the state allows, until the run waits for something or is over."""
     if draft.state.status != "open":
         return
-    over_budget = is_over_budget(draft.state)
-    if not over_budget:
-        for step in ready_steps(draft.state):
-            draft.open_task(step, outcomes_of(draft.state, step.depends_on))
+    if held := starving(draft.state):
+        _hold(draft, held[0])
+        return
+    for task in unrevised(draft.state):
+        _open_revision(draft, task)
+    for step in ready_steps(draft.state):
+        draft.open_task(step, outcomes_of(draft.state, step.depends_on))
     state = draft.state
     if next(active_tasks(state), None) is not None:
         return
@@ -41,13 +43,11 @@ def advance(draft: Draft) -> None:
         _make_plan(draft)
         return
     missing = [step.key for step in state.steps if not is_finished(state, step.key)]
-    if missing and over_budget:
-        fail(draft, _budget_failure(state))
-    elif missing and _may_replan(state, missing):
+    if missing and _may_replan(state, missing):
         ask_planner(draft, f"{REPLAN_PREFIX}{_replans(state) + 1}")
     elif missing and not _has_end_result(state):
         fail(draft, _steps_failure(state, missing))
-    elif _wants_synthesis(state) and not over_budget:
+    elif _wants_synthesis(state):
         items = [*answer.finished_items(state), *open_points_item(state)]
         draft.open_task(planner_step(state, SYNTHESIS), items)
     else:
@@ -67,6 +67,47 @@ def fail(draft: Draft, error: Failure, *, ended: Collection[TaskId] = ()) -> Non
     state = draft.state
     partial = draft.pack(answer.collected(state))
     draft.emit(RunFailed(error, partial, answer.artifacts(state), state.usage, state.cost_micro_usd))
+
+
+def _hold(draft: Draft, task: TaskState) -> None:
+    """Hold the run once nothing of it is with an agent any more."""
+    state, short = draft.state, task.shortfall
+    if short is None or state.hold is not None or any(t.phase == "dispatched" for t in state.tasks.values()):
+        return
+    draft.emit(
+        RunHeld(
+            reason="budget",
+            scope=short.scope,
+            limit_micro_usd=short.limit_micro_usd,
+            used_micro_usd=short.used_micro_usd,
+            needed_micro_usd=short.needed_micro_usd,
+            partial=draft.pack(answer.collected(state)),
+            artifacts=answer.artifacts(state),
+            since_us=draft.now_us,
+            expires_us=draft.now_us + state.hold_s * 1_000_000,
+        )
+    )
+
+
+def _open_revision(draft: Draft, task: TaskState) -> None:
+    """Give work that the critic sent back to a new task, with the issues."""
+    state = draft.state
+    step = step_of(state, task)
+    if is_plan(task.key):
+        ask_planner(draft, task.key, (*earlier_item(task, step), review_item(task.issues)))
+        return
+    keys = [s.key for s in state.steps] if task.key == SYNTHESIS else step.depends_on
+    draft.open_task(step, [*outcomes_of(state, keys), *earlier_item(task, step), review_item(task.issues)])
+
+
+def is_plan(key: str) -> bool:
+    """Say whether a task makes a plan."""
+    return key == PLAN or key.startswith(REPLAN_PREFIX)
+
+
+def step_of(state: RunState, task: TaskState) -> Step:
+    """Return the plan's step that a task carries out, or what stands for one of the orchestrator's own."""
+    return next((step for step in state.steps if step.key == task.key), None) or planner_step(state, task.key)
 
 
 def _make_plan(draft: Draft) -> None:
@@ -118,11 +159,6 @@ def _is_synthesised(state: RunState) -> bool:
 
 def _wants_synthesis(state: RunState) -> bool:
     return _is_synthesised(state) and SYNTHESIS not in state.tasks
-
-
-def _budget_failure(state: RunState) -> Failure:
-    reached = LimitExceeded("budget_micro_usd", used=state.cost_micro_usd, limit_max=state.brief.budget.hard_micro_usd or 0)
-    return Failure(reached.code, f"{reached}; raise budget.hard_micro_usd to go on")
 
 
 def _steps_failure(state: RunState, missing: list[str]) -> Failure:

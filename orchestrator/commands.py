@@ -6,6 +6,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from crewlog.schemas.budget import ScopeLimit
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import ApprovalId, TaskId
 from crewlog.schemas.task import AgentTask
@@ -16,11 +17,20 @@ CLOCK: Final = "clock"
 """The actor of what no person decided: a deadline, an expiry."""
 
 
+class Terms(msgspec.Struct, frozen=True):
+    """On what terms a run is accepted: from the configuration, and from the run its task belongs to. Recorded in `RunSubmitted`."""
+
+    limits: tuple[ScopeLimit, ...] = ()
+    tree: TaskId | None = None
+    hold_s: int = 86_400
+
+
 class SubmitRun(msgspec.Struct, frozen=True):
     """Start a run for a validated task."""
 
     task: AgentTask
     source: Literal["subject", "api"]
+    terms: Terms = Terms()
 
 
 class TaskEnded(msgspec.Struct, frozen=True):
@@ -53,6 +63,14 @@ class DecideApproval(msgspec.Struct, frozen=True):
     note: str = ""
 
 
+class ReleaseRun(msgspec.Struct, frozen=True):
+    """A budget that holds the run was looked at and has room for what the run needs of it: `used_micro_usd` of `limit_micro_usd` (None: no limit)."""
+
+    scope: str
+    limit_micro_usd: int | None
+    used_micro_usd: int
+
+
 class CancelRun(msgspec.Struct, frozen=True):
     """Somebody stops the run."""
 
@@ -72,7 +90,7 @@ class Tick(msgspec.Struct, frozen=True):
     """Time has passed: do what is due."""
 
 
-Command = SubmitRun | TaskEnded | AttemptEnded | ApprovalAsked | DecideApproval | CancelRun | AbortRun | Tick
+Command = SubmitRun | TaskEnded | AttemptEnded | ApprovalAsked | DecideApproval | ReleaseRun | CancelRun | AbortRun | Tick
 
 
 class TooLate(ContractError):

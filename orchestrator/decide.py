@@ -15,7 +15,7 @@ from typing import Any, Final, assert_never
 import msgspec
 
 from crewlog.orchestrator import critic
-from crewlog.orchestrator.advance import advance, ask_planner, fail
+from crewlog.orchestrator.advance import advance, fail, is_plan, step_of
 from crewlog.orchestrator.commands import (
     CLOCK,
     AbortRun,
@@ -25,25 +25,29 @@ from crewlog.orchestrator.commands import (
     CancelRun,
     Command,
     DecideApproval,
+    ReleaseRun,
     SubmitRun,
     TaskEnded,
     Tick,
     TooLate,
 )
-from crewlog.orchestrator.dispatch import earlier_item, fit_outcome, outcomes_of, planner_step, review_item
+from crewlog.orchestrator.dispatch import fit_outcome, outcomes_of
 from crewlog.orchestrator.draft import Decision, Draft
 from crewlog.orchestrator.planning import Kinds, check_kinds, given_steps, planned_steps, single_step
 from crewlog.orchestrator.repeats import NO_PROGRESS, work_hash
-from crewlog.orchestrator.run import PLAN, REPLAN_PREFIX, SYNTHESIS, RunState, TaskState, current_task, is_over_budget, next_due_us
+from crewlog.orchestrator.run import SYNTHESIS, RunState, TaskState, current_task, next_due_us, starving
 from crewlog.schemas.errors import ContractError, NotFound
 from crewlog.schemas.ids import ApprovalId, RunId
 from crewlog.schemas.plan import Constraints
 from crewlog.schemas.retry import RetryPolicy
 from crewlog.schemas.run_events import (
     RunCancelled,
+    RunHeld,
     RunPlanned,
+    RunReleased,
     RunSubmitted,
     Step,
+    TaskHeld,
     TaskResumed,
     TaskRetryScheduled,
     TaskReviewed,
@@ -52,8 +56,8 @@ from crewlog.schemas.run_events import (
 from crewlog.schemas.task import RUN, AgentTask
 from crewlog.schemas.task_events import ApprovalDecided, TaskFailed
 from crewlog.schemas.text import shorten
-from crewlog.schemas.usage import Usage
-from crewlog.schemas.values import Failure, Issue, Outcome
+from crewlog.schemas.usage import Usage, format_usd
+from crewlog.schemas.values import Failure, Issue, Outcome, Shortfall
 
 REVISIONS_MAX: Final = 2
 """Times the critic may send one step's work back; after that it is accepted with a flag."""
@@ -63,6 +67,7 @@ SUBMITTED_BYTES_MAX: Final = 96 * 1024
 """A submitted task as JSON. Larger texts belong into attachments: the log keeps the task with every run."""
 GOAL_CHARS_MAX: Final = 500
 DEADLINE: Final = "deadline"
+BUDGET: Final = "budget"
 
 NOTHING_USED: Final = Usage()
 NO_KINDS: Final[Kinds] = MappingProxyType({})
@@ -93,6 +98,8 @@ def decide(command: Command, state: RunState, now_us: int, kinds: Kinds = NO_KIN
             _approval_asked(draft, command)
         case DecideApproval():
             _decide_approval(draft, command)
+        case ReleaseRun():
+            _release(draft, command)
         case CancelRun():
             if state.status == "open":
                 draft.close_tasks(command.reason, command.actor)
@@ -121,6 +128,9 @@ def _submit(draft: Draft, command: SubmitRun) -> None:
             task=msgspec.Raw(recorded),
             source=command.source,
             deadline_us=draft.now_us + task.timeout_seconds * 1_000_000,
+            limits=command.terms.limits,
+            tree=command.terms.tree,
+            hold_s=command.terms.hold_s,
         )
     )
     if task.type != RUN:
@@ -154,7 +164,7 @@ def _task_ended(draft: Draft, command: TaskEnded) -> None:
         return
     done = command.event
     outcome = _labelled(draft.state, task, done.outcome, unpriced=done.unpriced_calls > 0)
-    if task.key == PLAN or task.key.startswith(REPLAN_PREFIX):
+    if is_plan(task.key):
         _plan_arrived(draft, command, task, outcome)
     else:
         _work_arrived(draft, command, task, outcome)
@@ -164,16 +174,9 @@ def _task_ended(draft: Draft, command: TaskEnded) -> None:
 def _labelled(state: RunState, task: TaskState, outcome: Outcome, *, unpriced: bool) -> Outcome:
     """Bound an outcome, and label it with what its agent need not be believed about: taint of its sources, calls without a price."""
     flags = (*outcome.flags, "unpriced") if unpriced else outcome.flags
-    sources = [s.key for s in state.steps] if task.key.startswith("@") else _step_of(state, task).depends_on
+    sources = [s.key for s in state.steps] if task.key.startswith("@") else step_of(state, task).depends_on
     tainted = state.brief.is_tainted or any(item.outcome.trust == "untrusted" for item in outcomes_of(state, sources))
     return fit_outcome(replace(outcome, flags=tuple(dict.fromkeys(flags)), trust="untrusted" if tainted else outcome.trust))
-
-
-def _step_of(state: RunState, task: TaskState) -> Step:
-    for step in state.steps:
-        if step.key == task.key:
-            return step
-    return planner_step(state, task.key)
 
 
 def _review_event(task: TaskState, command: TaskEnded, outcome: Outcome, verdict: Any, issues: tuple[Issue, ...], error: Failure | None = None) -> TaskReviewed:
@@ -183,17 +186,14 @@ def _review_event(task: TaskState, command: TaskEnded, outcome: Outcome, verdict
 
 def _work_arrived(draft: Draft, command: TaskEnded, task: TaskState, outcome: Outcome) -> None:
     state = draft.state
-    step = _step_of(state, task)
+    step = step_of(state, task)
     issues = _judge(state, task, step, command.event.outcome)
     # the same work again, although its issues were named: naming them once more will not help
     repeated = bool(issues) and work_hash(step, outcome) in state.rejected
     if not issues:
         draft.emit(_review_event(task, command, outcome, "accepted", ()))
-    elif task.revised < REVISIONS_MAX and not repeated and not is_over_budget(_charged(state, command)):
+    elif task.revised < REVISIONS_MAX and not repeated:
         draft.emit(_review_event(task, command, outcome, "revise", issues))
-        keys = [s.key for s in state.steps] if task.key == SYNTHESIS else step.depends_on
-        context = [*outcomes_of(draft.state, keys), *earlier_item(draft.state.tasks[task.key], step), review_item(issues)]
-        draft.open_task(step, context)
     else:
         why = ("review_failed", NO_PROGRESS) if repeated else ("review_failed",)
         flagged = replace(outcome, flags=tuple(dict.fromkeys((*outcome.flags, *why))))
@@ -207,18 +207,13 @@ def _judge(state: RunState, task: TaskState, step: Step, outcome: Outcome) -> tu
     return critic.review(outcome, Constraints.model_validate_json(bytes(step.constraints)), schema)
 
 
-def _charged(state: RunState, command: TaskEnded) -> RunState:
-    return msgspec.structs.replace(state, cost_micro_usd=state.cost_micro_usd + command.event.cost_micro_usd)
-
-
 def _plan_arrived(draft: Draft, command: TaskEnded, task: TaskState, outcome: Outcome) -> None:
     try:
         steps, note = planned_steps(draft.state, command.event.outcome, task.offered)
     except ContractError as error:
         issues = tuple(Issue("plan", f"{pointer}: {text}" if pointer else text) for pointer, text in error.problems) or (Issue("plan", error.message),)
-        if task.revised < PLAN_CORRECTIONS_MAX and not is_over_budget(_charged(draft.state, command)):
+        if task.revised < PLAN_CORRECTIONS_MAX:
             draft.emit(_review_event(task, command, outcome, "revise", issues))
-            ask_planner(draft, task.key, (*earlier_item(draft.state.tasks[task.key], _step_of(draft.state, task)), review_item(issues)))
         else:
             draft.emit(_review_event(task, command, outcome, "failed", issues, Failure("contract", f"the planner made no usable plan: {error}")))
         return
@@ -229,14 +224,20 @@ def _plan_arrived(draft: Draft, command: TaskEnded, task: TaskState, outcome: Ou
 def _attempt_ended(draft: Draft, command: AttemptEnded) -> None:
     state, failed = draft.state, command.event
     task = current_task(state, command.task_id)
-    if task is None or task.phase == "retrying" or failed.attempt != task.attempt:
+    if task is None or task.phase in ("retrying", "held") or failed.attempt != task.attempt:
+        return
+    if isinstance(failed.shortfall, Shortfall):
+        draft.emit(TaskHeld(task.task_id, task.key, failed.attempt, failed.error, failed.shortfall, failed.usage, failed.cost_micro_usd))
+        advance(draft)
         return
     policy = RetryPolicy(attempts_max=state.brief.attempts_max)
-    if failed.error.retryable and failed.attempt < policy.attempts_max and not is_over_budget(state):
-        wait_s = max(policy.delay_s(failed.attempt, _jitter(task)), failed.error.retry_after_s or 0.0)
+    counted = failed.attempt - task.holds
+    if failed.error.retryable and counted < policy.attempts_max:
+        wait_s = max(policy.delay_s(counted, _jitter(task)), failed.error.retry_after_s or 0.0)
         due_us = draft.now_us + round(wait_s * 1e6)
         if due_us < state.deadline_us:
             draft.emit(TaskRetryScheduled(task.task_id, task.key, failed.attempt + 1, due_us, failed.error))
+            advance(draft)
             return
     _give_up(draft, task, failed.error, failed.usage, failed.cost_micro_usd)
     advance(draft)
@@ -269,6 +270,7 @@ def _approval_asked(draft: Draft, command: ApprovalAsked) -> None:
             since_us=draft.now_us,
         )
     )
+    advance(draft)
 
 
 def _decide_approval(draft: Draft, command: DecideApproval) -> None:
@@ -290,12 +292,25 @@ def _decide_approval(draft: Draft, command: DecideApproval) -> None:
 def _answer(draft: Draft, task: TaskState, approval_id: ApprovalId, decision: Any, actor: str, note: str = "") -> None:
     asked, state = task.pending[approval_id], draft.state
     draft.write(task.task_id, ApprovalDecided(approval_id, asked.call_id, asked.digest, decision, actor, note))
-    is_last = sum(len(t.pending) for t in state.tasks.values()) == 1
+    is_last = sum(len(t.pending) for t in state.tasks.values()) == 1 and state.hold is None
     run_deadline_us = state.deadline_us + draft.now_us - state.paused_since_us if is_last else 0
     draft.emit(TaskResumed(task.task_id, task.key, approval_id, decision, actor, run_deadline_us))
     left = draft.state.tasks[task.key]
-    if not left.pending:
+    if not left.pending and not starving(draft.state):
         draft.dispatch_again(left, left.attempt)
+
+
+def _release(draft: Draft, command: ReleaseRun) -> None:
+    state = draft.state
+    if state.status != "open" or state.hold is None or all(task.shortfall is None or task.shortfall.scope != command.scope for task in starving(state)):
+        return
+    asks = any(task.pending for task in state.tasks.values())
+    run_deadline_us = 0 if asks else state.deadline_us + draft.now_us - state.paused_since_us
+    draft.emit(RunReleased(command.scope, command.limit_micro_usd, command.used_micro_usd, run_deadline_us))
+    for task in state.tasks.values():
+        if task.phase == "held":  # one that only waited for the others goes on with the attempt it is in
+            draft.dispatch_again(task, task.attempt + 1 if task.shortfall is not None else task.attempt)
+    advance(draft)
 
 
 def _tick(draft: Draft) -> None:
@@ -306,6 +321,9 @@ def _tick(draft: Draft) -> None:
         brief = draft.state.brief
         fail(draft, Failure(DEADLINE, f"run {draft.state.run_id} did not finish within timeout_seconds={brief.timeout_seconds}"))
         return
+    if draft.state.hold is not None and draft.state.hold.expires_us <= draft.now_us:
+        _end_hold(draft, draft.state.hold)
+        return
     for key in list(draft.state.tasks):
         task = draft.state.tasks[key]
         if task.is_active and task.due_us <= draft.now_us:
@@ -313,19 +331,26 @@ def _tick(draft: Draft) -> None:
     advance(draft)
 
 
+def _end_hold(draft: Draft, hold: RunHeld) -> None:
+    used, limit, needed = map(format_usd, (hold.used_micro_usd, hold.limit_micro_usd, hold.needed_micro_usd))
+    error = Failure(BUDGET, f"budget {hold.scope} had no room for {needed} ({used} of {limit} used), and nobody raised it within {draft.state.hold_s} s")
+    for task in starving(draft.state):
+        _give_up(draft, task, error, task.usage, task.cost_micro_usd)
+    fail(draft, error)
+
+
 def _task_due(draft: Draft, task: TaskState) -> None:
     match task.phase:
         case "dispatched":
             _give_up(draft, task, Failure(DEADLINE, f"task {task.task_id} ({task.key}) did not end in time, its wait in the queue included"))
-        case "retrying" if is_over_budget(draft.state) and task.error is not None:
-            _give_up(draft, task, task.error)
         case "retrying":
-            draft.dispatch_again(task, task.attempt)
+            if not starving(draft.state):
+                draft.dispatch_again(task, task.attempt)
         case "suspended":
             for approval_id, asked in task.pending.items():
                 if asked.expires_us <= draft.now_us:
                     _answer(draft, draft.state.tasks[task.key], approval_id, "expired", CLOCK)
-        case "accepted" | "flagged" | "revise" | "failed":
+        case "held" | "accepted" | "flagged" | "revise" | "failed":
             pass
         case _:
             assert_never(task.phase)

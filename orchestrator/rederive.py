@@ -13,7 +13,19 @@ from typing import Any
 import msgspec
 
 from crewlog.events.store import Recorded
-from crewlog.orchestrator.commands import AbortRun, ApprovalAsked, AttemptEnded, CancelRun, Command, DecideApproval, SubmitRun, TaskEnded, Tick
+from crewlog.orchestrator.commands import (
+    AbortRun,
+    ApprovalAsked,
+    AttemptEnded,
+    CancelRun,
+    Command,
+    DecideApproval,
+    ReleaseRun,
+    SubmitRun,
+    TaskEnded,
+    Terms,
+    Tick,
+)
 from crewlog.orchestrator.decide import DEADLINE, decide
 from crewlog.orchestrator.planning import PLANNER, Kinds, Offer
 from crewlog.orchestrator.run import RunState, active_tasks, initial_state
@@ -25,8 +37,10 @@ from crewlog.schemas.run_events import (
     RunCancelled,
     RunEvent,
     RunFailed,
+    RunReleased,
     RunSubmitted,
     TaskDispatched,
+    TaskHeld,
     TaskResumed,
     TaskRetryScheduled,
     TaskReviewed,
@@ -121,7 +135,9 @@ class _Tasks:
 def _command(event: RunEvent, state: RunState, tasks: _Tasks) -> Command | None:
     match event:
         case RunSubmitted():
-            return SubmitRun(parse_task(bytes(event.task)), event.source)
+            return SubmitRun(parse_task(bytes(event.task)), event.source, Terms(event.limits, event.tree, event.hold_s))
+        case RunReleased():
+            return ReleaseRun(event.scope, event.limit_micro_usd, event.used_micro_usd)
         case RunCancelled():
             return CancelRun(event.reason, event.actor)
         case RunFailed():
@@ -130,7 +146,7 @@ def _command(event: RunEvent, state: RunState, tasks: _Tasks) -> Command | None:
             return Tick()
         case TaskResumed():
             return Tick() if event.decision == "expired" else _decided(event, tasks)
-        case TaskRetryScheduled() | TaskSuspended() | TaskReviewed():
+        case TaskRetryScheduled() | TaskHeld() | TaskSuspended() | TaskReviewed():
             return _noticed(event, state, tasks)
         case _:
             return None
@@ -148,7 +164,7 @@ def _decided(event: TaskResumed, tasks: _Tasks) -> Command | None:
     return None
 
 
-def _noticed(event: TaskRetryScheduled | TaskSuspended | TaskReviewed, state: RunState, tasks: _Tasks) -> Command | None:
+def _noticed(event: TaskRetryScheduled | TaskHeld | TaskSuspended | TaskReviewed, state: RunState, tasks: _Tasks) -> Command | None:
     """Find the agent's event that a decision answers; a review without one was due by the clock."""
     task = state.tasks.get(event.key)
     attempt = task.attempt if task is not None else 0

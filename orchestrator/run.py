@@ -3,9 +3,9 @@
     state = initial_state();  for event in run_stream: state = evolve(state, event)
 
     a step:   (waits for dependencies) ──TaskDispatched──▶ dispatched ──TaskReviewed──▶ accepted | flagged | failed | revise
-                                                           │   ▲  │ ▲                                          │
-                                        TaskRetryScheduled ▼   │  ▼ │ TaskResumed                              ▼
-                                                         retrying  suspended                      dispatched as a new task
+                                                           │   ▲  │ ▲  │ ▲                                      │
+                                        TaskRetryScheduled ▼   │  ▼ │  ▼ │ RunReleased                          ▼
+                                                         retrying  suspended  held                dispatched as a new task
 
 Folding this one stream rebuilds the run; nothing here waits, reads a clock or knows a store.
 """
@@ -20,6 +20,7 @@ import msgspec
 from msgspec.structs import replace
 
 from crewlog.orchestrator.repeats import work_hash
+from crewlog.schemas.budget import ScopeLimit
 from crewlog.schemas.ids import ApprovalId, Hash, RunId, TaskId
 from crewlog.schemas.retry import RetryPolicy
 from crewlog.schemas.run_events import (
@@ -27,27 +28,30 @@ from crewlog.schemas.run_events import (
     RunCompleted,
     RunEvent,
     RunFailed,
+    RunHeld,
     RunPlanned,
+    RunReleased,
     RunSubmitted,
     Step,
     TaskDispatched,
+    TaskHeld,
     TaskResumed,
     TaskRetryScheduled,
     TaskReviewed,
     TaskSuspended,
 )
-from crewlog.schemas.usage import Usage
-from crewlog.schemas.values import Failure, Issue, Outcome, Trust
+from crewlog.schemas.usage import Usage, format_usd
+from crewlog.schemas.values import Failure, Issue, Outcome, Shortfall, Trust
 
 PLAN: Final = "@plan"
 SYNTHESIS: Final = "@synthesis"
 REPLAN_PREFIX: Final = "@replan-"
 
-Phase = Literal["dispatched", "retrying", "suspended", "accepted", "flagged", "revise", "failed"]
+Phase = Literal["dispatched", "retrying", "suspended", "held", "accepted", "flagged", "revise", "failed"]
 Status = Literal["new", "open", "completed", "failed", "cancelled"]
 Origin = Literal["given", "planner", "single"]
 
-ACTIVE: Final = frozenset({"dispatched", "retrying", "suspended"})
+ACTIVE: Final = frozenset({"dispatched", "retrying", "suspended", "held"})
 FINISHED: Final = frozenset({"accepted", "flagged"})
 
 
@@ -138,6 +142,13 @@ class TaskState(msgspec.Struct, frozen=True):
     """Deadline while dispatched, time of the next attempt while retrying, first expiry while suspended."""
     dispatches: int = 1
     """How often it was put on its queue."""
+    holds: int = 0
+    """Attempts that a budget ended: they do not count."""
+    shortfall: Shortfall | None = None
+    """The limit that has no room for its next model call, while it is held for that."""
+    usage: Usage = Usage()
+    """What it has used so far, known while it is held."""
+    cost_micro_usd: int = 0
     revised: int = 0
     """How often the critic has sent this step's work back since it was planned."""
     offered: tuple[str, ...] = ()
@@ -148,7 +159,7 @@ class TaskState(msgspec.Struct, frozen=True):
 
     @property
     def is_active(self) -> bool:
-        """True until it was reviewed: an agent, a queue, the clock or a person has it."""
+        """True until it was reviewed: an agent, a queue, the clock, a person or a budget has it."""
         return self.phase in ACTIVE
 
     @property
@@ -166,6 +177,12 @@ class RunState(msgspec.Struct, frozen=True):
     deadline_us: int = 0
     paused_since_us: int = 0
     """Since when at least one question to a person is open; 0 when none is. The run's deadline stands still meanwhile."""
+    limits: tuple[ScopeLimit, ...] = ()
+    tree: TaskId = TaskId(_NIL)
+    """The task whose tree the run's tasks belong to."""
+    hold_s: int = 0
+    hold: RunHeld | None = None
+    """Set while a budget holds the run: nothing of it is under way."""
     origin: Origin | None = None
     steps: tuple[Step, ...] = ()
     plans: int = 0
@@ -195,7 +212,7 @@ def evolve(state: RunState, event: RunEvent) -> RunState:
     """Apply one fact."""
     match event:
         case RunSubmitted():
-            return replace(state, run_id=event.run_id, brief=_decode_brief(event.task), status="open", deadline_us=event.deadline_us)
+            return _submitted(state, event)
         case RunPlanned():
             return _planned(state, event)
         case TaskDispatched():
@@ -208,6 +225,14 @@ def evolve(state: RunState, event: RunEvent) -> RunState:
             return _resumed(state, event)
         case TaskReviewed():
             return _reviewed(state, event)
+        case TaskHeld():
+            held = replace(state.tasks[event.key], phase="held", shortfall=event.shortfall, error=event.error, usage=event.usage)
+            return _with_task(state, replace(held, holds=held.holds + 1, cost_micro_usd=event.cost_micro_usd, due_us=0))
+        case RunHeld():
+            return replace(state, hold=event, paused_since_us=state.paused_since_us or event.since_us)
+        case RunReleased():
+            tasks = {key: replace(task, shortfall=None) if task.shortfall else task for key, task in state.tasks.items()}
+            return _settled(replace(state, hold=None, tasks=tasks, deadline_us=event.run_deadline_us or state.deadline_us))
         case RunCompleted():
             return replace(state, status="completed", end=event)
         case RunFailed():
@@ -216,6 +241,13 @@ def evolve(state: RunState, event: RunEvent) -> RunState:
             return replace(state, status="cancelled", end=event)
         case _:
             raise TypeError(f"{type(event).__name__} is not an event of a run stream")
+
+
+def _submitted(state: RunState, event: RunSubmitted) -> RunState:
+    brief = _decode_brief(event.task)
+    tree = event.tree or TaskId(brief.task_id)
+    terms = replace(state, limits=event.limits, tree=tree, hold_s=event.hold_s)
+    return replace(terms, run_id=event.run_id, brief=brief, status="open", deadline_us=event.deadline_us)
 
 
 def _planned(state: RunState, event: RunPlanned) -> RunState:
@@ -258,21 +290,29 @@ def _suspended(state: RunState, event: TaskSuspended) -> RunState:
 def _resumed(state: RunState, event: TaskResumed) -> RunState:
     task = state.tasks[event.key]
     pending = {key: value for key, value in task.pending.items() if key != event.approval_id}
-    due_us = min((p.expires_us for p in pending.values()), default=task.due_us)
-    state = replace(
-        _with_task(state, replace(task, pending=pending, due_us=due_us)),
-        approvals={**state.approvals, event.approval_id: DecidedApproval(event.decision, event.actor)},
-        deadline_us=event.run_deadline_us or state.deadline_us,
+    # with its last question answered it is ready to go on: it is dispatched at once, unless a budget holds everything
+    phase: Phase = "suspended" if pending else "held"
+    due_us = min((p.expires_us for p in pending.values()), default=0)
+    return _settled(
+        replace(
+            _with_task(state, replace(task, phase=phase, pending=pending, due_us=due_us)),
+            approvals={**state.approvals, event.approval_id: DecidedApproval(event.decision, event.actor)},
+            deadline_us=event.run_deadline_us or state.deadline_us,
+        )
     )
-    return state if any(t.pending for t in state.tasks.values()) else replace(state, paused_since_us=0)
 
 
 def _reviewed(state: RunState, event: TaskReviewed) -> RunState:
     task = replace(state.tasks[event.key], phase=event.verdict, outcome=event.outcome, issues=event.issues, error=event.error, due_us=0, pending={})
-    state = replace(state, tasks={**state.tasks, event.key: task}, usage=state.usage + event.usage, cost_micro_usd=state.cost_micro_usd + event.cost_micro_usd)
+    state = _with_task(state, replace(task, shortfall=None))
     if event.verdict in ("revise", "failed"):
         state = _rejected(state, event)
-    return state if any(t.pending for t in state.tasks.values()) else replace(state, paused_since_us=0)
+    return _settled(replace(state, usage=state.usage + event.usage, cost_micro_usd=state.cost_micro_usd + event.cost_micro_usd))
+
+
+def _settled(state: RunState) -> RunState:
+    """Let the run's clock go on unless something still waits for a person."""
+    return state if waits_for_person(state) else replace(state, paused_since_us=0)
 
 
 def _rejected(state: RunState, event: TaskReviewed) -> RunState:
@@ -306,6 +346,21 @@ def is_finished(state: RunState, key: str) -> bool:
     return task is not None and task.is_finished
 
 
+def waits_for_person(state: RunState) -> bool:
+    """Say whether the run's deadline stands still: a question is open, or a budget holds the run."""
+    return state.hold is not None or any(task.pending for task in state.tasks.values())
+
+
+def starving(state: RunState) -> list[TaskState]:
+    """Return the tasks for whose next model call a budget has no room; while there are any, nothing is dispatched."""
+    return [task for task in state.tasks.values() if task.shortfall is not None]
+
+
+def unrevised(state: RunState) -> list[TaskState]:
+    """Return the tasks that the critic sent back and that were not opened again yet."""
+    return [task for task in state.tasks.values() if task.phase == "revise"]
+
+
 def ready_steps(state: RunState) -> list[Step]:
     """Return the steps whose dependencies are finished and that nobody was given yet, in the plan's order."""
     return [s for s in state.steps if s.key not in state.tasks and all(is_finished(state, key) for key in s.depends_on)]
@@ -326,19 +381,16 @@ def blocked_steps(state: RunState) -> dict[str, str]:
     return blocked
 
 
-def is_over_budget(state: RunState) -> bool:
-    """Say whether what was spent has reached the hard limit; a limit of 0 is reached by the first cost."""
-    hard = state.brief.budget.hard_micro_usd
-    return hard is not None and state.cost_micro_usd > 0 and state.cost_micro_usd >= hard
-
-
 def next_due_us(state: RunState) -> int | None:
     """Return when the clock must be asked about this run again, in microseconds since 1970; None when never."""
     if state.status != "open":
         return None
-    dues = [task.due_us for task in active_tasks(state)]
+    waiting = ("held", "retrying") if starving(state) else ("held",)
+    dues = [task.due_us for task in active_tasks(state) if task.phase not in waiting]
     if state.deadline_us and not state.paused_since_us:
         dues.append(state.deadline_us)
+    if state.hold is not None:
+        dues.append(state.hold.expires_us)
     return min(dues, default=None)
 
 
@@ -355,8 +407,9 @@ def waiting_reason(state: RunState, key: str) -> Waiting | None:
     if state.status != "open":
         return None
     task = state.tasks.get(key)
+    held = starving(state)
     if task is not None:
-        return _task_waits(task)
+        return _budget_waits(state, held[0]) if held and task.phase in ("held", "retrying", "revise") else _task_waits(task)
     step = next((s for s in state.steps if s.key == key), None)
     if step is None or key in blocked_steps(state):
         return None
@@ -364,7 +417,14 @@ def waiting_reason(state: RunState, key: str) -> Waiting | None:
     if missing:
         return Waiting("dependency", f"waits for {', '.join(missing)}")
     # every other ready step was dispatched in the append that made it ready
-    return Waiting("budget", f"{state.cost_micro_usd} micro-USD spent; the run ends when the tasks under way are done")
+    return _budget_waits(state, held[0]) if held else None
+
+
+def _budget_waits(state: RunState, task: TaskState) -> Waiting:
+    short = task.shortfall
+    assert short is not None
+    used, limit, needed = map(format_usd, (short.used_micro_usd, short.limit_micro_usd, short.needed_micro_usd))
+    return Waiting("budget", f"{short.scope} has no room for {needed}: {used} of {limit} used", state.hold.expires_us if state.hold else None)
 
 
 def _task_waits(task: TaskState) -> Waiting | None:
@@ -375,7 +435,7 @@ def _task_waits(task: TaskState) -> Waiting | None:
             return Waiting("retry", f"attempt {task.attempt} follows after {task.error.message if task.error else 'a failure'}", task.due_us)
         case "suspended":
             return Waiting("approval", f"a person must decide about {', '.join(sorted(p.tool for p in task.pending.values()))}", task.due_us)
-        case "accepted" | "flagged" | "failed" | "revise":
-            return None  # a revision is dispatched in the append that asks for it
+        case "accepted" | "flagged" | "failed" | "revise" | "held":
+            return None  # a revision is dispatched in the append that asks for it, unless a budget holds everything
         case _:
             assert_never(task.phase)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from crewlog.schemas.budget import MICRO_USD_MAX
 from crewlog.schemas.errors import ContractError
-
-MICRO_USD_MAX: Final = 10**15
-"""One billion USD: larger amounts are mistakes."""
 
 _USD: Final = re.compile(r"\$?([0-9]+)(?:\.([0-9]+))?")
 _MICRO: Final = re.compile(r"([0-9]+) ?micro(?:-?usd)?", re.IGNORECASE)

@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 
 import msgspec
 
+from crewlog.schemas.budget import ScopeLimit
 from crewlog.schemas.ids import ApprovalId, Hash, RunId, TaskId
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.usage import Usage
@@ -23,8 +24,8 @@ class RunEvent(msgspec.Struct, frozen=True):
     schema_version: ClassVar[int] = 1
 
 
-class RunSubmitted(RunEvent, frozen=True):
-    """A task was accepted: `task` is the validated AgentTask as JSON."""
+class RunSubmitted(RunEvent, frozen=True, omit_defaults=True):
+    """A task was accepted: `task` is the validated AgentTask as JSON, the rest are the terms on which it runs."""
 
     run_id: RunId
     tenant: str
@@ -34,6 +35,13 @@ class RunSubmitted(RunEvent, frozen=True):
     source: Literal["subject", "api"]
     deadline_us: int = 0
     """When the run fails if it has no answer by then; 0 means never. It moves while the run waits for a person."""
+    limits: tuple[ScopeLimit, ...] = ()
+    """What the operator allows to be spent by work from this surface: `scope` is the kind of a scope, such as `run` or `tenant/day`, with the
+    surface behind it (`tenant/day/batch`) when that has an account of its own."""
+    tree: TaskId | None = None
+    """The task that this one's tree of tasks began with; None when that is this one."""
+    hold_s: int = 86_400
+    """How long a budget may hold the run before it fails, in seconds."""
 
 
 class Step(msgspec.Struct, frozen=True):

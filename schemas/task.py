@@ -10,9 +10,9 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from crewlog.schemas.budget import MICRO_USD_MAX
 from crewlog.schemas.checks import Kind, Objective, RelativePath, SafeText, TaskKey, Token
 from crewlog.schemas.errors import ContractError
-from crewlog.schemas.money import MICRO_USD_MAX
 from crewlog.schemas.plan import Constraints, Plan
 from crewlog.schemas.values import ContextItem
 

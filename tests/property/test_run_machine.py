@@ -7,15 +7,15 @@ from uuid import UUID
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.decider import broken, done, submit
+from support.decider import broken, done, starved, submit
 from support.runlog import RunLog
 
-from crewlog.orchestrator.commands import ApprovalAsked, CancelRun, DecideApproval, Tick
+from crewlog.orchestrator.commands import ApprovalAsked, CancelRun, DecideApproval, ReleaseRun, Tick
 from crewlog.orchestrator.rederive import verify_run
-from crewlog.orchestrator.run import TaskState, active_tasks, blocked_steps, is_finished, next_due_us, waiting_reason
+from crewlog.orchestrator.run import TaskState, active_tasks, blocked_steps, is_finished, next_due_us, starving, waiting_reason
 from crewlog.schemas.ids import ApprovalId, Hash
 from crewlog.schemas.payload import EMPTY
-from crewlog.schemas.run_events import RunCancelled, RunCompleted, RunFailed, TaskDispatched
+from crewlog.schemas.run_events import RunCancelled, RunCompleted, RunFailed, RunReleased, TaskDispatched
 from crewlog.schemas.task_events import ApprovalRequested
 
 KINDS = ("research", "code", "data", "communicate")
@@ -42,7 +42,7 @@ def plans(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def submissions(draw: st.DrawFn) -> dict[str, Any]:
-    fields: dict[str, Any] = {"timeout_seconds": draw(st.sampled_from([60, 900])), "budget": {"hard_micro_usd": draw(st.sampled_from([None, 30, 200]))}}
+    fields: dict[str, Any] = {"timeout_seconds": draw(st.sampled_from([60, 900]))}
     match draw(st.sampled_from(["given", "planner", "single"])):
         case "given":
             fields["plan"] = draw(plans())
@@ -59,6 +59,7 @@ class World:
         self.data = data
         self.log = RunLog()
         self.approvals = 0
+        self.before = self.log.state
         self.log.decides(submit(**fields))
         self.check()
 
@@ -71,6 +72,8 @@ class World:
                 self._agent(task, calm=calm)
             case "suspended":
                 self._person(task)
+            case "held":
+                self._budget()
             case _:
                 self._clock()
         self.check()
@@ -79,7 +82,7 @@ class World:
             self.check()
 
     def _agent(self, task: TaskState, *, calm: bool) -> None:
-        choices = ["good"] if calm else ["good", "good", "wordy", "fail", "retry", "ask", "clock", "again"]
+        choices = ["good"] if calm else ["good", "good", "wordy", "fail", "retry", "ask", "clock", "starve"]
         match self.data.draw(st.sampled_from(choices), label=task.key):
             case "good":
                 self.log.says(task.task_id, done("fine", output=self._plan() if "plan" in task.key else None))
@@ -99,6 +102,19 @@ class World:
                 assert len(self.log.run_events) == before, "an event that was dealt with is no news"
             case "clock":
                 self._clock()
+            case "starve":
+                scope = self.data.draw(st.sampled_from(["run/1", "tenant/default/2025-11-21"]), label="scope")
+                self.log.says(task.task_id, starved(attempt=task.attempt, scope=scope))
+
+    def _budget(self) -> None:
+        """Look at a budget that holds a task: it has room now, or the clock ends the wait."""
+        hold = self.log.state.hold
+        if hold is not None and self.data.draw(st.integers(0, 3), label="raise"):
+            scopes = [task.shortfall.scope for task in starving(self.log.state) if task.shortfall]
+            release = ReleaseRun(self.data.draw(st.sampled_from([*scopes, "run/2"]), label="scope"), None, 7)
+            self.log.decides(release)
+        else:
+            self._clock()
 
     def _plan(self) -> dict[str, Any]:
         return {**self.data.draw(plans(), label="plan"), "note": "so"}
@@ -112,21 +128,30 @@ class World:
 
     def _clock(self) -> None:
         due_us = next_due_us(self.log.state)
-        assert due_us is not None, "an open run that waits for nothing"
+        if due_us is None:
+            assert starving(self.log.state), "an open run that waits for nothing"
+            return
         self.log.decides(Tick(), after_s=max(0.0, (due_us - self.log.spec.now_us) / 1e6))
 
     def check(self) -> None:
         """Hold what must hold after every append."""
-        state, history = self.log.state, self.log.spec.history
+        state, history, before = self.log.state, self.log.spec.history, self.before
+        self.before = state
         assert sum(isinstance(event, ENDS) for event in history) == (state.status != "open")
         for key in {*state.tasks, *(step.key for step in state.steps)}:
             task = state.tasks.get(key)
-            over = state.status != "open" or key in blocked_steps(state) or (task is not None and not task.is_active)
+            waits = task is not None and (task.is_active or (task.phase == "revise" and bool(starving(state))))
+            over = state.status != "open" or key in blocked_steps(state) or (task is not None and not waits)
             assert (waiting_reason(state, key) is None) == over, key
         for event in self.log.spec.last.events:
             if isinstance(event, TaskDispatched) and not event.key.startswith("@"):
                 step = next(s for s in state.steps if s.key == event.key)
                 assert all(is_finished(state, key) for key in step.depends_on), "dispatched before its dependencies"
+        at_work = any(task.phase == "dispatched" for task in state.tasks.values())
+        assert (state.hold is not None) == (state.status == "open" and bool(starving(state)) and not at_work) or state.status != "open"
+        if starving(before):
+            released = any(isinstance(event, RunReleased) for event in self.log.spec.last.events)
+            assert released or not self.log.spec.last.dispatches, "dispatched although a budget has no room"
         if state.status == "open":
             assert next_due_us(state) is not None
             assert any(active_tasks(state)), "an open run with nothing under way"

@@ -17,7 +17,7 @@ from crewlog.schemas.run_events import RunEvent
 from crewlog.schemas.task import AgentTask, parse_task
 from crewlog.schemas.task_events import AttemptFailed, TaskCompleted
 from crewlog.schemas.usage import Usage
-from crewlog.schemas.values import Failure, Outcome
+from crewlog.schemas.values import Failure, Outcome, Shortfall
 
 RUN_UUID = UUID("00000000-0000-4000-8000-00000000000a")
 START_US = 1_000_000_000
@@ -46,6 +46,12 @@ def done(summary: str = "done", *, output: Any = None, cost: int = 10, unpriced:
 def broken(*, attempt: int = 1, retryable: bool = False, code: str = "model_server", retry_after_s: float | None = None) -> AttemptFailed:
     """What an agent says when it cannot go on."""
     return AttemptFailed(attempt, Failure(code, "it broke", retryable, retry_after_s))
+
+
+def starved(*, attempt: int = 1, scope: str = "", used: int = 90, limit: int = 100, needed: int = 20, cost: int = 5) -> AttemptFailed:
+    """What an agent says when a budget has no room for its next model call."""
+    short = Shortfall(scope or f"run/{RUN_UUID}", limit, used, needed)
+    return AttemptFailed(attempt, Failure("budget", f"no room in {short.scope}"), Usage(10, 5), cost, short)
 
 
 class Spec:

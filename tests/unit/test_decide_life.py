@@ -75,6 +75,7 @@ def test_the_dispatched_task_carries_what_the_run_was_submitted_with() -> None:
             "constraints": {"words_max": 5},
             "timeout_seconds": 60,
             **fields,
+            "budget": {},  # its money is bound to its stream
         }
     )
 
@@ -224,7 +225,7 @@ def test_the_brief_has_the_defaults_of_the_contract() -> None:
         elif name == "limits":
             ours, theirs = brief.attempts_max, task.limits.attempts_max
         elif name == "budget":
-            ours, theirs = ours.hard_micro_usd, theirs.hard_micro_usd
+            ours, theirs = (ours.hard_micro_usd, ours.soft_micro_usd), (theirs.hard_micro_usd, theirs.soft_micro_usd)
         assert ours == theirs, name
 
 

@@ -191,41 +191,6 @@ def test_without_a_synthesis_the_outcomes_are_the_answer() -> None:
     assert (spec.event(RunCompleted).answer.inline, spec.event(RunCompleted).flags) == ("result of a", ("synthesis_failed",))
 
 
-def test_a_spent_budget_starts_nothing_more_and_keeps_what_was_finished() -> None:
-    spec = Spec().given(submit(plan=a_plan(a="research", b="data", c="code a"), budget={"hard_micro_usd": 100}))
-
-    spec.when(ends("a", done("first", cost=100))).then(TaskReviewed)
-    assert waiting_reason(spec.state, "c").reason == "budget"  # type: ignore[union-attr]
-    spec.when(ends("b", done("second", cost=5))).then(TaskReviewed, RunFailed)
-
-    assert spec.event(RunFailed).error.code == "limit"
-    assert "budget_micro_usd reached: 105 of 100" in spec.event(RunFailed).error.message
-    assert spec.event(RunFailed).partial.inline == "## a\n\nfirst\n\n## b\n\nsecond"
-
-
-def test_a_spent_budget_sends_nothing_back_and_tries_nothing_again() -> None:
-    rules = {"words_max": 1}
-    spec = Spec().given(submit(type="data", constraints=rules, budget={"hard_micro_usd": 10}))
-    assert spec.when(ends("task", done("two words", cost=10))).event(RunCompleted).flags == ("review_failed",)
-
-    plan = a_plan(a="research", b="data", c="code")
-    spec = Spec().given(submit(plan=plan, budget={"hard_micro_usd": 10}), breaks("b", broken(retryable=True)), ends("a"))
-    spec.when(Tick(), after_s=5).then(TaskReviewed)
-    spec.when(ends("c")).then(TaskReviewed, RunFailed)
-
-
-def test_a_budget_that_is_spent_by_the_last_step_does_not_spoil_the_run() -> None:
-    spec = Spec().given(submit(budget={"hard_micro_usd": 20}), plans(a="research")).when(ends("a", done("all there", cost=50)))
-
-    assert spec.event(RunCompleted).answer.inline == "all there"
-
-
-def test_each_task_gets_what_is_left_of_the_budget() -> None:
-    spec = Spec().given(submit(plan=a_plan(a="research", b="data a"), budget={"hard_micro_usd": 100})).when(ends("a", done(cost=30)))
-
-    assert spec.message("b").budget.hard_micro_usd == 70
-
-
 def test_the_run_fails_at_its_deadline_and_closes_its_tasks() -> None:
     spec = Spec().given(submit(plan=a_plan(a="research", b="data"), timeout_seconds=60), ends("a"))
     assert next_due_us(spec.state) == spec.state.deadline_us

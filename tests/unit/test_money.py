@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crewlog.schemas.budget import MICRO_USD_MAX
 from crewlog.schemas.errors import ContractError
-from crewlog.schemas.money import MICRO_USD_MAX, parse_usd
+from crewlog.schemas.money import parse_usd
 
 
 @pytest.mark.parametrize(
