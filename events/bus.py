@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 
@@ -60,6 +60,9 @@ class Bus(Protocol):
 
     async def publish(self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None) -> None:
         """Send a hint or a telemetry message; nobody confirms it."""
+
+    async def publish_all(self, messages: Sequence[Message]) -> None:
+        """Send messages in this order, as `publish` would one after the other; their `reply` is left out."""
 
     async def flush(self) -> None:
         """Wait until what was published has left this process."""

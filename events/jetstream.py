@@ -108,7 +108,7 @@ WORK: Final = StreamSpec(
     # larger messages than TASKS: the orchestrator adds the outcomes a task depends on
     "WORK", "work.>", "workqueue", "new", _GIB, _DAY_S, 600, messages_max=100_000, message_bytes_max=_MIB - 64 * 1024, deliver_max=5
 )  # fmt: skip
-EVENTS: Final = StreamSpec("EVENTS", "events.>", "limits", "old", 8 * _GIB, 7 * _DAY_S, 600)
+EVENTS: Final = StreamSpec("EVENTS", "events.>", "limits", "old", 8 * _GIB, 7 * _DAY_S, 10)  # a busy log would fill the server's memory with ids
 REJECTED: Final = StreamSpec("REJECTED", "rejected.>", "limits", "old", _GIB, 14 * _DAY_S, 600)
 DLQ: Final = StreamSpec("DLQ", "dlq.>", "limits", "old", _GIB, 30 * _DAY_S, _HOUR_S)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -279,6 +279,12 @@ class MemoryBus:
     async def publish(self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None) -> None:
         _check_size(data)
         self.broker.publish(Message(subject, data, headers or {}))
+
+    async def publish_all(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            _check_size(message.data)
+        for message in messages:
+            self.broker.publish(message._replace(reply=""))
 
     async def flush(self) -> None:
         """Nothing is buffered."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
@@ -96,6 +96,14 @@ class NatsBus:
             raise self._too_large(data) from None
         except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError, nats.errors.ConnectionDrainingError) as error:
             self._log_once(f"a message was dropped while disconnected: {error}")
+
+    async def publish_all(self, messages: Sequence[Message]) -> None:
+        try:
+            await self._nc.publish_all(messages)
+        except nats.errors.MaxPayloadError:
+            raise self._too_large(max((message.data for message in messages), key=len)) from None
+        except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError, nats.errors.ConnectionDrainingError) as error:
+            self._log_once(f"{len(messages)} messages were dropped while disconnected: {error}")
 
     async def flush(self) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Tell the projector and the relay that the log has grown: at most one message in 20 ms, however many appends there were.
+"""Tell the projector and the relay that the log has grown: soon after the first append, then ten times a second, however many there are.
 
 The message is a hint without content. Losing one costs latency, never an event: readers look for themselves every few seconds.
 """
@@ -11,19 +11,23 @@ from typing import Final
 from crewlog.events.bus import Bus
 from crewlog.schemas.subjects import POKE
 
-INTERVAL_S: Final = 0.025
+DELAY_S: Final = 0.025
+"""Time between the first append after a quiet moment and its poke, in seconds."""
+INTERVAL_S: Final = 0.1
+"""Shortest time between two pokes, in seconds: followers gather for as long."""
 
 
 class Poke:
-    """Coalesces pokes of one process: the first append starts the interval, one poke at its end stands for all appends in it.
+    """Coalesces pokes of one process: the first append starts a delay, one poke at its end stands for all appends in it.
 
     At the end rather than at once, because what is poked for comes in bursts: a task's appends are a few milliseconds apart, and each
     poke wakes the server and every reader.
     """
 
-    def __init__(self, bus: Bus, *, interval_s: float = INTERVAL_S) -> None:
+    def __init__(self, bus: Bus, *, delay_s: float = DELAY_S, interval_s: float = INTERVAL_S) -> None:
         self._bus = bus
-        self._interval_s = interval_s
+        self._delay_s, self._interval_s = delay_s, interval_s
+        self._next_at = 0.0
         self._wanted = False
         self._pause: asyncio.TimerHandle | None = None
         self._sending: set[asyncio.Task[None]] = set()
@@ -32,7 +36,8 @@ class Poke:
         """Note that something was appended. Cheap, returns at once; call it on the event loop's thread."""
         self._wanted = True
         if self._pause is None:
-            self._pause = asyncio.get_running_loop().call_later(self._interval_s, self._send)
+            loop = asyncio.get_running_loop()
+            self._pause = loop.call_at(max(loop.time() + self._delay_s, self._next_at), self._send)
 
     async def close(self) -> None:
         """Send what is still wanted. Safe to call twice."""
@@ -46,6 +51,8 @@ class Poke:
 
     def _send(self) -> None:
         self._pause, self._wanted = None, False
-        task = asyncio.get_running_loop().create_task(self._bus.publish(POKE))
+        loop = asyncio.get_running_loop()
+        self._next_at = loop.time() + self._interval_s
+        task = loop.create_task(self._bus.publish(POKE))
         self._sending.add(task)
         task.add_done_callback(self._sending.discard)

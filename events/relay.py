@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from base64 import b64decode
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple, NoReturn
 from uuid import UUID
@@ -27,6 +27,7 @@ import msgspec
 from crewlog.events import jetstream
 from crewlog.events.bus import Bus, Message
 from crewlog.events.clock import Clock
+from crewlog.events.shared_pages import PageReader
 from crewlog.events.store import EventStore, Recorded
 from crewlog.schemas import subjects
 from crewlog.schemas.errors import OrchestrationError
@@ -47,6 +48,7 @@ TENANTS_MAX: Final = 10_000
 NO_RUN: Final = "system"
 """Tenant and run of events outside runs."""
 
+_NO_RUN: Final = subjects.events(NO_RUN, NO_RUN, "")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _log = logging.getLogger(__name__)
@@ -83,6 +85,11 @@ class _Outgoing(NamedTuple):
     event_id: str
     position: int
 
+    def behind(self, sequence: int) -> Message:
+        """Make the message that must follow message `sequence` of the copy."""
+        headers = {"Nats-Msg-Id": self.event_id, "Es-Position": str(self.position), "Nats-Expected-Last-Sequence": str(sequence)}
+        return Message(self.subject, self.data, headers)
+
 
 class _Last(NamedTuple):
     """The last message of the copy: which event it is."""
@@ -100,11 +107,18 @@ class OutOfStep(OrchestrationError):
 class Relay:
     """Keeps EVENTS a copy of the log. One runs at a time; the caller sees to that, and a second one does no harm but double work."""
 
-    def __init__(self, store: EventStore, bus: Bus, clock: Clock) -> None:
+    def __init__(self, store: EventStore, bus: Bus, clock: Clock, *, pages: PageReader | None = None) -> None:
+        """Prepare; `run` does the work.
+
+        Args:
+            pages: reads the log in place of `store`, for a process with several followers.
+        """
         self._store = store
+        self._pages = pages or store
         self._bus = bus
         self._clock = clock
-        self._tenants: dict[RunId, str] = {}
+        self._prefixes: dict[RunId, str] = {}
+        """Run -> what its events' subjects begin with."""
         self._poked = asyncio.Event()
         self._tail = Tail(0, 0)
         self._one_by_one = False
@@ -140,7 +154,7 @@ class Relay:
     async def _step(self) -> None:
         """Publish one batch, or wait until there may be one."""
         self._poked.clear()
-        page = await self._store.read_all(self._tail.position, BATCH)
+        page = await self._pages.read_all(self._tail.position, BATCH)
         if not page.events:
             await self._wait()
             return
@@ -166,9 +180,8 @@ class Relay:
         if not outgoing:
             return sequence
         *before, last = outgoing
-        for message in before:
-            await self._bus.publish(message.subject, message.data, headers=_headers(message, sequence))
-            sequence += 1
+        await self._bus.publish_all([message.behind(sequence + n) for n, message in enumerate(before)])
+        sequence += len(before)
         stored, _ = await self._confirmed(last, sequence)
         if stored != sequence + 1:
             raise OutOfStep(f"event {last.event_id} became message {stored} of EVENTS, expected {sequence + 1}")
@@ -184,7 +197,8 @@ class Relay:
         return sequence
 
     async def _confirmed(self, message: _Outgoing, sequence: int) -> tuple[int, bool]:
-        reply = await self._bus.request(message.subject, message.data, timeout_s=CONFIRM_TIMEOUT_S, headers=_headers(message, sequence))
+        subject, data, headers, _ = message.behind(sequence)
+        reply = await self._bus.request(subject, data, timeout_s=CONFIRM_TIMEOUT_S, headers=headers)
         try:
             answer = jetstream.decode_reply(message.subject, reply.data)
         except jetstream.ApiError as error:
@@ -222,7 +236,7 @@ class Relay:
         return _Last(headers["Nats-Msg-Id"], int(headers["Es-Position"]))
 
     async def _check_same_log(self, last: _Last) -> None:
-        page = await self._store.read_all(last.position - 1, 1)
+        page = await self._pages.read_all(last.position - 1, 1)
         if page.events and (str(page.events[0].event_id), page.events[0].position) != last:
             await self._start_over(f"event {last.event_id} at position {last.position} is not in this log")
         if page.events:
@@ -245,34 +259,30 @@ class Relay:
     async def _outgoing(self, events: Sequence[Recorded]) -> list[_Outgoing]:
         oldest_us = self._clock.now_us() - jetstream.EVENTS.age_max_s * 1_000_000
         wanted = [event for event in events if event.occurred_us >= oldest_us]
-        await self._learn_tenants(wanted)
+        await self._learn_runs(wanted)
         return [self._message(event) for event in wanted]
 
-    async def _learn_tenants(self, events: Iterable[Recorded]) -> None:
-        while len(self._tenants) > TENANTS_MAX:  # whoever is forgotten is looked up again
-            del self._tenants[next(iter(self._tenants))]
-        unknown: set[RunId] = set()
+    async def _learn_runs(self, events: Sequence[Recorded]) -> None:
+        """Know the tenant of every run that has one among these events."""
+        while len(self._prefixes) > TENANTS_MAX:  # whoever is forgotten is looked up again
+            del self._prefixes[next(iter(self._prefixes))]
         for event in events:
-            if event.run_id is not None and event.run_id not in self._tenants:
-                unknown.add(event.run_id)
-            self._learn_tenant(event)
-        unknown -= self._tenants.keys()
+            if event.type == RunSubmitted.__name__:
+                self._learn_run(event)
+        unknown = {event.run_id for event in events} - self._prefixes.keys() - {None}
         if unknown:
-            after = {run_stream(run_id): 0 for run_id in unknown}
+            after = {run_stream(run_id): 0 for run_id in unknown if run_id is not None}
             for event in await self._store.read_streams(after, types=frozenset({RunSubmitted.__name__})):
-                self._learn_tenant(event)
+                self._learn_run(event)
 
-    def _learn_tenant(self, recorded: Recorded) -> None:
-        if recorded.type == RunSubmitted.__name__:
-            event = recorded.event()
-            if isinstance(event, RunSubmitted):
-                self._tenants[event.run_id] = event.tenant if TOKEN.fullmatch(event.tenant) else "invalid"
+    def _learn_run(self, recorded: Recorded) -> None:
+        event = recorded.event()
+        if isinstance(event, RunSubmitted):
+            tenant = event.tenant if TOKEN.fullmatch(event.tenant) else "invalid"
+            self._prefixes[event.run_id] = subjects.events(tenant, event.run_id, "")
 
     def _message(self, event: Recorded) -> _Outgoing:
-        if event.run_id is None:
-            subject = subjects.events(NO_RUN, NO_RUN, event.type)
-        else:
-            subject = subjects.events(self._tenants.get(event.run_id, NO_RUN), event.run_id, event.type)
+        prefix = _NO_RUN if event.run_id is None else self._prefixes.get(event.run_id) or subjects.events(NO_RUN, event.run_id, "")
         envelope = Envelope(
             event_id=event.event_id,
             type=event.type,
@@ -287,8 +297,5 @@ class Relay:
             actor=event.actor,
             data=msgspec.Raw(event.data),
         )
-        return _Outgoing(subject, _encoder.encode(envelope), str(event.event_id), event.position)
+        return _Outgoing(prefix + event.type, _encoder.encode(envelope), str(event.event_id), event.position)
 
-
-def _headers(message: _Outgoing, sequence: int) -> dict[str, str]:
-    return {"Nats-Msg-Id": message.event_id, "Es-Position": str(message.position), "Nats-Expected-Last-Sequence": str(sequence)}

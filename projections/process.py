@@ -20,6 +20,7 @@ from crewlog.events.nats_bus import NatsBus
 from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.readiness import announce_ready
 from crewlog.events.relay import Relay
+from crewlog.events.shared_pages import SharedPages
 from crewlog.projections.catalog import all_projections
 from crewlog.projections.projector import Projector
 from crewlog.projections.read_model import ReadModel
@@ -96,7 +97,8 @@ async def _lead_once(url: str, store: PostgresStore, bus: NatsBus, clock: Clock)
             log.warning("rebuilding %s, which an older program made", ", ".join(outdated))
             await rebuild(url, store, names=outdated)
         await model.open()
-        await _until_one_ends(Projector(store, bus, model).run(), Relay(store, bus, clock).run(), _watch(connection))
+        pages = SharedPages(store)
+        await _until_one_ends(Projector(pages, bus, model).run(), Relay(store, bus, clock, pages=pages).run(), _watch(connection))
     finally:
         connection.terminate()  # its lock goes with it, and a standby takes over at once
 

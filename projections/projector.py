@@ -10,7 +10,7 @@ import asyncio
 from typing import Final
 
 from crewlog.events.bus import Bus, Message
-from crewlog.events.store import EventStore
+from crewlog.events.shared_pages import PageReader
 from crewlog.projections.read_model import ReadModel
 from crewlog.schemas.subjects import POKE
 
@@ -25,8 +25,8 @@ POLL_S: Final = 5.0
 class Projector:
     """Keeps one read model, which is open already. Whoever runs it must hold the leader's lock on the read model's connection."""
 
-    def __init__(self, store: EventStore, bus: Bus, model: ReadModel, *, gather_s: float = GATHER_S, poll_s: float = POLL_S) -> None:
-        self._store, self._bus, self._model = store, bus, model
+    def __init__(self, pages: PageReader, bus: Bus, model: ReadModel, *, gather_s: float = GATHER_S, poll_s: float = POLL_S) -> None:
+        self._pages, self._bus, self._model = pages, bus, model
         self._gather_s, self._poll_s = gather_s, poll_s
         self._woken = asyncio.Event()
 
@@ -48,7 +48,7 @@ class Projector:
     async def catch_up(self) -> None:
         """Take in everything the log has now."""
         while True:
-            page = await self._store.read_all(self._model.position, PAGE_EVENTS_MAX)
+            page = await self._pages.read_all(self._model.position, PAGE_EVENTS_MAX)
             if page.events:
                 await self._model.advance(page.events)
             if len(page.events) < PAGE_EVENTS_MAX:

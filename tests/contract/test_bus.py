@@ -90,6 +90,31 @@ async def test_wildcards_reach_every_subscriber(bus: Bus, connect: Connect) -> N
     assert await seen.until(2) == ["wake.run-1=now it's me"] * 2
 
 
+async def test_messages_published_together_arrive_in_order_with_their_headers(bus: Bus, connect: Connect) -> None:
+    other, seen = await connect(), Seen()
+
+    async def note(message: Message) -> None:
+        await seen.add(f"{message.subject}={message.data.decode()} {message.headers.get('Who', '')}")
+
+    await bus.subscribe("wake.*", note)
+    await other.publish_all([Message(f"wake.{n}", f"ä{n}".encode(), {"Who": f"it's {n}", "More": ""} if n % 2 else {}) for n in range(100)])
+    await other.publish("wake.end")
+    assert await seen.until(101) == [f"wake.{n}=ä{n} {f'it{chr(39)}s {n}' if n % 2 else ''}" for n in range(100)] + ["wake.end= "]
+
+
+async def test_together_or_not_at_all(bus: Bus, connect: Connect) -> None:
+    other, seen = await connect(), Seen()
+
+    async def note(message: Message) -> None:
+        await seen.add(message.subject)
+
+    await bus.subscribe("wake.*", note)
+    with pytest.raises(LimitExceeded):
+        await other.publish_all([Message("wake.a", b"", {}), Message("wake.b", b"x" * 2_000_000, {})])
+    await other.publish("wake.end")
+    assert await seen.until(1) == ["wake.end"]
+
+
 async def test_a_queue_group_shares_messages(bus: Bus, connect: Connect) -> None:
     other, seen = await connect(), Seen()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -288,7 +289,7 @@ async def test_pokes_are_merged(nats_bus: NatsBus) -> None:
         poked.append(asyncio.get_running_loop().time())
 
     subscription = await nats_bus.subscribe(subjects.POKE, note)
-    poke = Poke(nats_bus, interval_s=0.05)
+    poke = Poke(nats_bus, delay_s=0.005, interval_s=0.05)
     for _ in range(1000):
         poke.notify(1)
         await asyncio.sleep(0)
@@ -297,3 +298,4 @@ async def test_pokes_are_merged(nats_bus: NatsBus) -> None:
     await nats_bus.flush()
     await subscription.stop()
     assert 1 <= len(poked) <= 20
+    assert all(later - earlier > 0.03 for earlier, later in itertools.pairwise(poked[:-1]))  # the last one is sent by `close`

@@ -5,11 +5,14 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import nats.errors
 import pytest
 
 from crewlog.events import jetstream
+from crewlog.events.bus import Message
 from crewlog.events.credentials import NATS_USERS
 from crewlog.events.memory_bus import matches
+from crewlog.events.nats_client import OrderedClient
 from crewlog.events.nats_permissions import permissions
 from crewlog.events.puller import NatsDelivery
 from crewlog.events.slots import NAK_DELAY_MAX_S, nak_delay_s
@@ -72,3 +75,9 @@ def test_agents_may_not_touch_streams(user: str) -> None:
     allowed = permissions(user)["publish"]["allow"]
     assert all(subject.startswith("$JS.API.CONSUMER.MSG.NEXT.WORK.") for subject in allowed if subject.startswith("$JS.API"))
     assert not any(subject.startswith(("tasks", "work", "events", "supervisor", ">")) for subject in allowed)
+
+
+@pytest.mark.parametrize("message", [Message("a b", b"", {}), Message("", b"", {}), Message("a", b"", {"X": "1\r\nY: 2"}), Message("a", b"", {"X": "1\r"})])
+async def test_nothing_in_a_message_can_become_a_command_to_the_server(message: Message) -> None:
+    with pytest.raises((nats.errors.BadSubjectError, nats.errors.BadHeaderError)):
+        await OrderedClient().publish_all([message])
