@@ -1,0 +1,223 @@
+"""An asyncio event loop in virtual time whose schedule is a pure function of a seed.
+
+Code runs unchanged in it: timers fire in order of their time without anybody waiting, and there is no outside world (sockets, threads,
+children and signals raise `RealIO`). Every callback belongs to an *actor*, which stands for a process: a context variable that tasks
+and timers inherit. Inside an actor callbacks keep their order, as asyncio promises; between actors the seed decides who goes next.
+An actor can be killed (all that belongs to it vanishes) and frozen (it stands still while timers expire, and wakes up later).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import heapq
+import random
+import zlib
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, NoReturn
+
+ACTOR: Final[contextvars.ContextVar[int]] = contextvars.ContextVar("actor", default=0)
+"""Actor 0 is the world itself: the network and the servers. It is never killed."""
+
+
+class SimError(BaseException):
+    """The simulation itself has come to an end; no code under test may swallow it."""
+
+
+class Killed(SimError):
+    """The calling actor is dead: nothing it does from here on counts."""
+
+
+class Deadlock(SimError):
+    """Nothing can run any more."""
+
+
+class StepLimit(SimError):
+    """The schedule does not come to an end."""
+
+
+class RealIO(SimError):
+    """Something asked for the outside world."""
+
+
+class _Task(asyncio.Task[Any]):
+    """Sets of tasks iterate by hash: a counter instead of an address keeps their order the same in every process."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], *, loop: SimLoop, number: int, **options: Any) -> None:
+        self._number = number
+        super().__init__(coroutine, loop=loop, **options)
+
+    def __hash__(self) -> int:
+        return self._number
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+class _Future(asyncio.Future[Any]):
+    def __init__(self, *, loop: SimLoop, number: int) -> None:
+        self._number = number
+        super().__init__(loop=loop)
+
+    def __hash__(self) -> int:
+        return self._number
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+class SimLoop(asyncio.BaseEventLoop):
+    """The loop. `digest` sums up everything that happened: two runs of one seed must agree in it."""
+
+    def __init__(self, rng: random.Random, *, steps_max: int = 200_000, time_max_s: float = 100_000.0) -> None:
+        super().__init__()
+        self._rng, self._steps_max, self._time_max_s = rng, steps_max, time_max_s
+        self._now = 0.0
+        self._count = 0
+        self._tasks: list[asyncio.Task[Any]] = []
+        """All of them: what is collected early runs its `finally` blocks at a moment nobody chose."""
+        self.steps = 0
+        self.digest = 0
+        self.dead: set[int] = set()
+        self.frozen: set[int] = set()
+        self.failures: list[dict[str, Any]] = []
+        self._queues: dict[int, deque[asyncio.Handle]] = {}
+        self._ready_actors: list[int] = []
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self.set_task_factory(self._make_task)  # type: ignore[arg-type]  # the stub wants a Future, we give a Task
+        self.set_exception_handler(lambda _, context: self.failures.append(context))
+
+    def number(self) -> int:
+        """Count up: for hashes and for the order of timers of one instant."""
+        self._count += 1
+        return self._count
+
+    def note(self, text: str) -> None:
+        """Let a fact count in the digest."""
+        self.digest = zlib.crc32(text.encode(), self.digest)
+
+    def time(self) -> float:
+        return self._now
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return _Future(loop=self, number=self.number())
+
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> asyncio.Handle:
+        handle = asyncio.Handle(callback, args, self, context)
+        self._enqueue(handle)
+        return handle
+
+    def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> asyncio.TimerHandle:
+        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        heapq.heappush(self._timers, (when, self.number(), handle))
+        handle._scheduled = True  # type: ignore[attr-defined]  # as BaseEventLoop does
+        return handle
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> asyncio.TimerHandle:
+        return self.call_at(self._now + max(0.0, delay), callback, *args, context=context)
+
+    def kill(self, actor: int) -> None:
+        """Let an actor vanish between two of its callbacks."""
+        self.dead.add(actor)
+        self.frozen.discard(actor)
+        self._queues.pop(actor, None)
+        if actor in self._ready_actors:
+            self._ready_actors.remove(actor)
+
+    def freeze(self, actor: int) -> None:
+        """Let an actor stand still, as SIGSTOP does."""
+        if actor not in self.dead:
+            self.frozen.add(actor)
+            if actor in self._ready_actors:
+                self._ready_actors.remove(actor)
+
+    def thaw(self, actor: int) -> None:
+        """Let a frozen actor go on; whatever came meanwhile is there at once."""
+        if actor in self.frozen:
+            self.frozen.discard(actor)
+            if self._queues.get(actor):
+                self._ready_actors.append(actor)
+
+    def forget(self) -> None:
+        """Drop what is left after the checks, without noise, and close."""
+        for task in self._tasks:
+            task._log_destroy_pending = False  # type: ignore[attr-defined]
+            coroutine: Any = task.get_coro()
+            try:
+                coroutine.close()
+            except (SimError, RuntimeError):
+                continue  # a `finally` block that wanted to wait, or to use a port of a dead actor
+        self._queues.clear()
+        self._timers.clear()
+        self._ready_actors.clear()
+        self.close()
+
+    def _make_task(self, _: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any) -> asyncio.Task[Any]:
+        task = _Task(coroutine, loop=self, number=self.number(), **options)
+        self._tasks.append(task)
+        return task
+
+    def _enqueue(self, handle: asyncio.Handle) -> None:
+        actor = handle._context.get(ACTOR, 0)  # type: ignore[attr-defined]
+        if actor in self.dead:
+            return
+        queue = self._queues.setdefault(actor, deque())
+        if not queue and actor not in self.frozen:
+            self._ready_actors.append(actor)
+        queue.append(handle)
+
+    def _run_once(self) -> None:
+        ready = self._ready_actors
+        if not ready:
+            self._advance()
+        actor = ready[0] if len(ready) == 1 else ready[int(self._rng.random() * len(ready))]
+        queue = self._queues[actor]
+        handle = queue.popleft()
+        if not queue:
+            ready.remove(actor)
+        if handle.cancelled():
+            return
+        self.steps += 1
+        if self.steps > self._steps_max:
+            raise StepLimit(f"{self._steps_max} steps and no end, at {self._now:.3f} s")
+        self.digest = (self.digest * 1_000_003 + actor * 7919 + int(self._now * 1e6)) & 0xFFFFFFFF
+        handle._run()
+
+    def _advance(self) -> None:
+        """Move the time to the next timer that still means something."""
+        while not self._ready_actors:
+            if not self._timers:
+                raise Deadlock(f"nothing can run any more at {self._now:.3f} s, step {self.steps}")
+            when, _, handle = heapq.heappop(self._timers)
+            if handle.cancelled():
+                continue
+            self._now = max(self._now, when)
+            self._enqueue(handle)
+            while self._timers and self._timers[0][0] <= self._now:
+                handle = heapq.heappop(self._timers)[2]
+                if not handle.cancelled():
+                    self._enqueue(handle)
+        if self._now > self._time_max_s:
+            raise StepLimit(f"no end after {self._time_max_s:g} s of virtual time")
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """Cancelled timers are dropped when their time comes."""
+
+    def _process_events(self, event_list: object) -> None:
+        """There is no selector."""
+
+    def _write_to_self(self) -> None:
+        """There is no selector to wake."""
+
+
+def _no_outside_world(*_: object, **__: object) -> NoReturn:
+    raise RealIO("real I/O, a thread or a signal was asked for inside the simulation")
+
+
+for _name in (
+    *("call_soon_threadsafe", "run_in_executor", "getaddrinfo", "getnameinfo", "create_connection", "create_server", "create_datagram_endpoint"),
+    *("create_unix_connection", "create_unix_server", "subprocess_exec", "subprocess_shell", "connect_read_pipe", "connect_write_pipe"),
+    *("add_reader", "add_writer", "sock_recv", "sock_sendall", "sock_connect", "sock_accept", "add_signal_handler"),
+):
+    setattr(SimLoop, _name, _no_outside_world)

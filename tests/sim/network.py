@@ -1,0 +1,347 @@
+"""Between actors and servers: a network that delays, loses and repeats, and the ports of the log and the bus behind it.
+
+The servers' side is the memory log and broker of the product; it belongs to actor 0 and goes on when an actor dies. A request that was
+sent before its sender died still arrives: committed, and nobody knows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import random
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from functools import partial
+from typing import Any, Final, TypeVar
+from uuid import UUID
+
+from sim.loop import ACTOR, Killed, SimLoop
+from sim.plan import Mix
+
+from crewlog.events.bus import Delivery, DeliveryHandler, Handler, Message
+from crewlog.events.memory_bus import MemoryBroker, MemoryBus, MemoryConsuming, MemoryDelivery, MemorySubscription
+from crewlog.events.memory_store import MemoryStore
+from crewlog.events.store import AppendRequest, EventStore
+from crewlog.schemas.errors import OrchestrationError, Unavailable
+
+CALL_TIMEOUT_S: Final = 3.0
+"""How long a caller waits for one answer before it asks again."""
+WAIT_S: Final = 20.0
+"""How long a caller of the log asks again before it gives up."""
+ACK_WAIT_S: Final = 10.0
+
+T = TypeVar("T")
+
+
+class SimClock:
+    """Virtual time and ids from the seed."""
+
+    def __init__(self, loop: SimLoop, rng: random.Random) -> None:
+        self._loop, self._rng = loop, rng
+
+    def now_us(self) -> int:
+        return 1_700_000_000_000_000 + int(self._loop.time() * 1e6)
+
+    def monotonic(self) -> float:
+        return self._loop.time()
+
+    def new_id(self) -> UUID:
+        return UUID(int=self._rng.getrandbits(128), version=4)
+
+    def random_id(self) -> UUID:
+        return UUID(int=self._rng.getrandbits(128), version=4)
+
+    def fraction(self) -> float:
+        return self._rng.random()
+
+
+class Network:
+    """All messages go through here."""
+
+    def __init__(self, loop: SimLoop, rng: random.Random, mix: Mix) -> None:
+        self.loop, self.rng, self.mix = loop, rng, mix
+        self.calls: Counter[int] = Counter()
+        self.cut: set[int] = set()
+        """Actors that hear and are heard by nobody."""
+        self.log_is_away = False
+        self.on_call: Callable[[int, int], bool] = lambda _actor, _number: False
+        """Asked after call `number` of `actor` was carried out; True means that the actor dies before it hears of it."""
+        self._world = contextvars.copy_context()
+        self._world.run(ACTOR.set, 0)
+
+    def alive(self) -> int:
+        """Return the calling actor.
+
+        Raises:
+            Killed: it is dead; what its `finally` blocks do does not count.
+        """
+        actor = ACTOR.get()
+        if actor in self.loop.dead:
+            raise Killed
+        return actor
+
+    async def call(self, serve: Callable[[], T], *, to_log: bool = False) -> T:
+        """Ask a server once: `serve` runs on its side, at once and whole.
+
+        Raises:
+            TimeoutError: no answer; it may have been carried out all the same.
+        """
+        actor = self.alive()
+        answer: asyncio.Future[T] = self.loop.create_future()
+        self.calls[actor] += 1
+        number = self.calls[actor]
+
+        def arrive() -> None:
+            if self._lost(actor) or (to_log and self.log_is_away):
+                return
+            try:
+                result = serve()
+            except OrchestrationError as error:
+                reply: Callable[[], None] = partial(_fail, answer, error)
+            else:
+                reply = partial(_resolve, answer, result)
+            if not self.on_call(actor, number) and not self._lost(actor):
+                self.loop.call_later(self._delay(), reply, context=self._world)
+
+        self.loop.call_later(self._delay(), arrive, context=self._world)
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            return await answer
+
+    def cast(self, serve: Callable[[], object], *, repeatable: bool = True) -> None:
+        """Send something nobody answers; it may vanish, or arrive twice."""
+        actor = self.alive()
+        copies = 2 if repeatable and self.rng.random() < self.mix.duplication else 1
+        for _ in range(copies):
+            self.loop.call_later(self._delay(), lambda: None if self._lost(actor) else serve(), context=self._world)
+
+    def hand_over(self, context: contextvars.Context, make: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        """Start a coroutine that belongs to the actor of this context."""
+        self.loop.call_soon(lambda: self.loop.create_task(make()), context=context)
+
+    def in_the_world(self, serve: Callable[[], T]) -> T:
+        """Do something on the servers' side; tasks made there belong to nobody who can die."""
+        context = contextvars.copy_context()
+        context.run(ACTOR.set, 0)
+        return context.run(serve)
+
+    def reaches(self, actor: int) -> bool:
+        """Say whether a message to this actor arrives."""
+        return actor not in self.loop.dead and not self._lost(actor)
+
+    def _lost(self, actor: int) -> bool:
+        return actor in self.cut or self.rng.random() < self.mix.loss
+
+    def _delay(self) -> float:
+        return self.rng.random() * self.mix.latency_s
+
+
+def _resolve(answer: asyncio.Future[T], result: T) -> None:
+    if not answer.done():
+        answer.set_result(result)
+
+
+def _fail(answer: asyncio.Future[Any], error: Exception) -> None:
+    if not answer.done():
+        answer.set_exception(error)
+
+
+def at_once(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never waits; the memory log's methods are such."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    raise AssertionError(f"{coroutine} waits")
+
+
+class SimStore:
+    """The log as one actor sees it: every call crosses the network, and is asked again with the same ids until it is answered."""
+
+    def __init__(self, network: Network, store: MemoryStore) -> None:
+        self._network, self._store = network, store
+
+    async def append(self, request: AppendRequest) -> Any:
+        return await self._ask(lambda: self._store.append(request))
+
+    async def close(self) -> None:
+        """Nothing is queued."""
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        method = getattr(self._store, name)
+
+        async def asked(*args: Any, **kwargs: Any) -> Any:
+            return await self._ask(lambda: method(*args, **kwargs))
+
+        return asked
+
+    async def _ask(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        deadline = self._network.loop.time() + WAIT_S
+        while True:
+            try:
+                return await self._network.call(lambda: at_once(make()), to_log=True)
+            except TimeoutError:
+                if self._network.loop.time() >= deadline:
+                    raise Unavailable(f"no answer from the log for {WAIT_S:g} s") from None
+
+
+def store_of(network: Network, store: MemoryStore) -> EventStore:
+    """Put the network in front of a store."""
+    sim: Any = SimStore(network, store)
+    port: EventStore = sim
+    return port
+
+
+class SimDelivery:
+    """A delivery at its actor: verdicts travel back over the network and may be lost."""
+
+    def __init__(self, network: Network, inner: MemoryDelivery) -> None:
+        self._network, self.inner = network, inner
+        self.subject, self.data, self.headers = inner.subject, inner.data, inner.headers
+        self.deliveries, self.sequence = inner.deliveries, inner.sequence
+
+    async def ack(self) -> None:
+        self._network.cast(lambda: at_once(self.inner.ack()))
+
+    async def nak(self, delay_s: float = 0.0) -> None:
+        self._network.cast(lambda: at_once(self.inner.nak(delay_s)))
+
+    async def term(self, reason: str) -> None:
+        self._network.cast(lambda: at_once(self.inner.term(reason)))
+
+    async def in_progress(self) -> None:
+        """The server's side watches its actor, see `SimBus.consume`."""
+
+
+class SimBus:
+    """The bus as one actor sees it."""
+
+    def __init__(self, network: Network, broker: MemoryBroker) -> None:
+        self._network, self._server, self._actor = network, MemoryBus(broker), ACTOR.get()
+        self._context = contextvars.copy_context()
+        self._subscriptions: list[MemorySubscription] = []
+        self._consuming: list[MemoryConsuming] = []
+
+    def vanish(self) -> None:
+        """Let the server forget a connection whose actor has died."""
+        for subscription in self._subscriptions:
+            self._server.broker.unsubscribe(subscription)
+        for consuming in self._consuming:
+            self._server.broker.stop_pull(consuming)
+
+    async def publish(self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None) -> None:
+        self._network.cast(lambda: self._server.broker.publish(Message(subject, data, dict(headers or {}))))
+
+    async def flush(self) -> None:
+        self._network.alive()
+
+    async def enqueue(self, subject: str, data: bytes, *, message_id: str, headers: Mapping[str, str] | None = None) -> int:
+        message = Message(subject, data, {**(headers or {}), "Nats-Msg-Id": message_id})
+        try:
+            return await self._network.call(lambda: self._server.broker.enqueue(message, message_id))
+        except TimeoutError:
+            raise Unavailable(f"enqueue to {subject}: no confirmation") from None
+
+    async def request(self, subject: str, data: bytes, *, timeout_s: float, headers: Mapping[str, str] | None = None) -> Message:
+        answer: asyncio.Future[Message] = self._network.loop.create_future()
+
+        async def answered(message: Message) -> None:
+            if not answer.done():
+                answer.set_result(message)
+
+        inbox = await self.subscribe(self._server.broker.inbox(), answered)
+        try:
+            self._network.cast(lambda: self._server.broker.publish(Message(subject, data, dict(headers or {}), inbox.subject)))
+            async with asyncio.timeout(timeout_s):
+                return await answer
+        except TimeoutError:
+            raise Unavailable(f"no answer on {subject} within {timeout_s:g} s") from None
+        finally:
+            self._server.broker.unsubscribe(inbox)
+            self._subscriptions.remove(inbox)
+
+    async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> MemorySubscription:
+        self._network.alive()
+
+        async def forward(message: Message) -> None:
+            async def handle() -> None:
+                await handler(message)
+
+            if self._network.reaches(self._actor):
+                self._network.hand_over(self._context, handle)
+
+        subscription = MemorySubscription(self._server.broker, subject, forward, queue)
+        self._server.broker.subscribe(subscription)
+        self._subscriptions.append(subscription)
+        return subscription
+
+    async def consume(self, stream: str, consumers: Mapping[str, int], handler: DeliveryHandler, *, slots: int) -> Any:
+        self._network.alive()
+
+        async def forward(delivery: Delivery) -> None:
+            """Runs on the server's side until the message has its end, or its actor has given no sign of life for the ack wait."""
+            assert isinstance(delivery, MemoryDelivery)
+            handled = self._network.loop.create_future()
+
+            async def handle() -> None:
+                try:
+                    await handler(SimDelivery(self._network, delivery))
+                except Exception as error:  # noqa: BLE001  (it travels to whoever ends the delivery)
+                    if not handled.done():
+                        handled.set_exception(error)
+                else:
+                    if not handled.done():
+                        handled.set_result(None)
+
+            if self._network.reaches(self._actor):
+                self._network.hand_over(self._context, handle)
+                await self._watch(delivery, handled)
+            else:
+                await asyncio.sleep(ACK_WAIT_S)
+                await delivery.nak()
+
+        consuming = self._network.in_the_world(lambda: at_once(self._server.consume(stream, consumers, forward, slots=slots)))
+        self._consuming.append(consuming)
+        return _Consuming(self._network, consuming)
+
+    async def _watch(self, delivery: MemoryDelivery, handled: asyncio.Future[None]) -> None:
+        loop = self._network.loop
+        heard = loop.time()
+        while not delivery.ended:
+            if handled.done():
+                if error := handled.exception():
+                    raise error
+            elif self._actor not in loop.dead and self._actor not in loop.frozen and self._actor not in self._network.cut:
+                heard = loop.time()  # a consumer keeps what it works on by itself
+            if loop.time() - heard >= ACK_WAIT_S:
+                await delivery.nak()
+                return
+            await asyncio.sleep(ACK_WAIT_S / 20)
+
+    async def backlog(self, stream: str, consumer: str) -> int:
+        try:
+            return await self._network.call(lambda: self._server.broker.backlog(stream, consumer))
+        except TimeoutError:
+            raise Unavailable("no answer about a backlog") from None
+
+    async def ensure_kind(self, kind: str) -> None:
+        await self.ensure_kinds([kind])
+
+    async def ensure_kinds(self, kinds: Collection[str]) -> None:
+        names = list(kinds)
+        try:
+            await self._network.call(lambda: list(map(self._server.broker.add_consumers, names)))
+        except TimeoutError:
+            raise Unavailable("the bus does not answer") from None
+
+    async def close(self) -> None:
+        self.vanish()
+
+
+class _Consuming:
+    def __init__(self, network: Network, inner: MemoryConsuming) -> None:
+        self._network, self._inner = network, inner
+
+    async def stop(self, *, grace_s: float) -> None:
+        self._network.alive()
+        await self._inner.stop(grace_s=grace_s)

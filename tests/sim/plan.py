@@ -1,0 +1,99 @@
+"""What goes wrong in one schedule, as data drawn from a seed: a schedule is a pure function of its plan, so it can be replayed and shrunk.
+
+Each seed draws a mix of its own (how slow, how lossy) and a few faults; such a swarm finds more than one fixed mix does.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Final, Literal, NamedTuple
+
+from crewlog.events import faults
+
+FaultKind = Literal["kill", "kill_at_call", "kill_at_point", "freeze", "cut", "wipe_queues", "log_away"]
+Role = Literal["orchestrator", "worker"]
+
+KINDS: Final[tuple[FaultKind, ...]] = (
+    *("kill", "kill_at_call", "kill_at_call", "kill_at_point", "kill_at_point"),
+    *("freeze", "freeze", "cut", "wipe_queues", "log_away"),
+)
+"""As often as they are drawn."""
+
+
+class Mix(NamedTuple):
+    """How the network behaves until the faults are over."""
+
+    latency_s: float
+    """Longest one-way delay; each message draws its own."""
+    loss: float
+    """Share of messages, requests and answers that vanish."""
+    duplication: float
+    """Share of messages that arrive twice."""
+    model_failures: float
+    """Share of model calls that end in an error that is worth another try."""
+
+
+class Fault(NamedTuple):
+    """One thing that goes wrong.
+
+    `kill` and the others with a time happen at `at` seconds. `kill_at_call`: the victim dies when its call number `at` on a port has
+    been carried out and before it hears of it. `kill_at_point`: it dies when it passes the fault point `point` for the `at`-th time.
+    """
+
+    kind: FaultKind
+    role: Role
+    index: int
+    at: float
+    lasts_s: float = 0.0
+    point: str = ""
+
+
+class Plan(NamedTuple):
+    """One schedule."""
+
+    seed: int
+    mix: Mix
+    faults: tuple[Fault, ...]
+    runs: int
+
+
+ORCHESTRATORS: Final = 2
+WORKERS: Final = 3
+FAULTS_UNTIL_S: Final = 30.0
+"""No fault begins later than this; a victim that waits for a call or a point is spared from then on."""
+
+
+def draw_plan(seed: int) -> Plan:
+    """Draw the plan of a seed."""
+    rng = random.Random(f"{seed}/plan")
+    mix = Mix(rng.choice((0.001, 0.05, 0.5)), rng.choice((0.0, 0.02, 0.15)), rng.choice((0.0, 0.05, 0.3)), rng.choice((0.0, 0.0, 0.2)))
+    faults = tuple(_draw_fault(rng) for _ in range(rng.randrange(5)))
+    return Plan(seed, mix, faults, rng.randint(1, 3))
+
+
+def _draw_fault(rng: random.Random) -> Fault:
+    kind: FaultKind = rng.choice(
+        ("kill", "kill_at_call", "kill_at_call", "kill_at_point", "kill_at_point", "freeze", "freeze", "cut", "wipe_queues", "log_away")
+    )
+    role: Role = rng.choice(("orchestrator", "worker", "worker"))
+    index = rng.randrange(ORCHESTRATORS if role == "orchestrator" else WORKERS)
+    at = rng.uniform(0, FAULTS_UNTIL_S / 3) if rng.random() < 0.8 else rng.uniform(0, FAULTS_UNTIL_S)
+    match kind:
+        case "kill_at_call":
+            return Fault(kind, role, index, rng.randint(1, 60))
+        case "kill_at_point":
+            return Fault(kind, role, index, rng.randint(1, 4), point=rng.choice(faults.POINTS))
+        case _:
+            return Fault(kind, role, index, at, lasts_s=rng.choice((0.5, 5.0, 40.0)))
+
+
+def simpler(plan: Plan) -> list[Plan]:
+    """Return plans that are one step simpler, most promising first: what shrinking tries."""
+    fewer = [plan._replace(faults=plan.faults[:n] + plan.faults[n + 1 :]) for n in range(len(plan.faults))]
+    calmer = [
+        plan._replace(mix=plan.mix._replace(**{field: value}))
+        for field, value in (("loss", 0.0), ("duplication", 0.0), ("model_failures", 0.0), ("latency_s", 0.001))
+        if getattr(plan.mix, field) != value
+    ]
+    smaller = [plan._replace(runs=plan.runs - 1)] if plan.runs > 1 else []
+    return [*fewer, *smaller, *calmer]

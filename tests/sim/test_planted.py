@@ -1,0 +1,88 @@
+"""Tests of the tests: defects planted in the product, each of which the explorer must find within a fixed number of seeds.
+
+A defect is a replaced function here, never a switch in the product.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any, Final
+
+import pytest
+from sim.network import SimStore
+from sim.plan import draw_plan
+from sim.world import run
+
+from crewlog.agents import tool_runner, work
+from crewlog.agents.journal import Journal
+from crewlog.agents.worker import Worker
+from crewlog.events.store import ANY, Appended, AppendRequest
+from crewlog.orchestrator.sweep import Sweep
+from crewlog.schemas.ids import category
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+SEEDS_MAX: Final = 400
+
+
+def ack_before_commit(patch: pytest.MonkeyPatch) -> None:
+    """A task is acknowledged before anything of it is durable."""
+    handle = Worker.handle
+
+    async def hasty(self: Worker, delivery: Any) -> None:
+        await delivery.ack()
+        await handle(self, delivery)
+
+    patch.setattr(Worker, "handle", hasty)
+    patch.setattr(Sweep, "_check", _nothing)  # the sweep would find the lost task after all
+
+
+def no_expected_version(patch: pytest.MonkeyPatch) -> None:
+    """Workers append without saying which version they own."""
+    append = SimStore.append
+
+    async def unfenced(self: SimStore, request: AppendRequest) -> Any:
+        writes = [w if category(w.stream) != "task" or w.kind else w._replace(expected=ANY) for w in request.writes]
+        return await append(self, request._replace(writes=writes))
+
+    patch.setattr(SimStore, "append", unfenced)
+    patch.setattr(Journal, "_append", _unchecked)
+
+
+def key_with_the_attempt(patch: pytest.MonkeyPatch) -> None:
+    """The idempotency key changes with every try."""
+    count = itertools.count()
+    key = work.idempotency_key
+    patch.setattr(work, "idempotency_key", lambda run, task, call: key(run, task, f"{call}#{next(count)}"))
+
+
+def no_sweep(patch: pytest.MonkeyPatch) -> None:
+    """Nobody looks for what stands still."""
+    patch.setattr(Sweep, "sweep", _nothing)
+
+
+def blind_repeat(patch: pytest.MonkeyPatch) -> None:
+    """What may have happened is done again without asking."""
+    patch.setattr(tool_runner, "REPEATABLE", frozenset({"read", "idempotent", "irreversible", "compensable"}))
+
+
+async def _nothing(*_: Any) -> None:
+    return None
+
+
+async def _unchecked(self: Journal, request: AppendRequest, blobs: list[bytes], before: Any) -> Appended:
+    if blobs:
+        await self._store.put_blobs(blobs)
+    if before is not None:
+        await before
+    return await self._store.append(request)
+
+
+PLANTS: Final[tuple[Plant, ...]] = (ack_before_commit, no_expected_version, key_with_the_attempt, no_sweep, blind_repeat)
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__)
+def test_a_planted_defect_is_found(plant: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch)
+    found = next((seed for seed in range(SEEDS_MAX) if run(draw_plan(seed)).violations), None)
+    assert found is not None, f"{plant.__name__}: {SEEDS_MAX} schedules did not show it"

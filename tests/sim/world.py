@@ -1,0 +1,351 @@
+"""One crew in one schedule: orchestrators and workers of the product on the memory log and bus, the outside world they act on, a person.
+
+`run(plan)` plays a plan to its end and returns what was found. After the last fault everything that is down or standing still comes
+back and the network behaves; then every run must come to its end within a bounded time. Without that second phase a system that has
+stopped for ever would pass every check.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import json
+import logging
+import random
+import zlib
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from uuid import UUID, uuid5
+
+from pydantic import BaseModel
+from sim.invariants import NO_ANSWER, check
+from sim.loop import ACTOR, Deadlock, Killed, SimLoop, StepLimit
+from sim.network import Network, SimBus, SimClock, store_of
+from sim.plan import FAULTS_UNTIL_S, ORCHESTRATORS, WORKERS, Fault, Mix, Plan
+from support.toolbox import MemoryArtifacts
+
+from crewlog.agents.model import ModelError, OnText
+from crewlog.agents.spec import AgentSpec, ToolContext, ToolOutput, ToolSpec
+from crewlog.agents.work import Workshop
+from crewlog.agents.worker import Worker
+from crewlog.events import faults
+from crewlog.events.grants import ORCHESTRATOR, SPECIALIST
+from crewlog.events.memory_bus import MemoryBroker
+from crewlog.events.memory_store import MemoryLog, MemoryStore
+from crewlog.orchestrator.planning import Offer
+from crewlog.orchestrator.service import OrchestratorService, Settings
+from crewlog.schemas.blocks import ModelReply, ModelRequest, ToolUse
+from crewlog.schemas.errors import OrchestrationError, Unavailable
+from crewlog.schemas.ids import RunId, run_stream
+from crewlog.schemas.task_events import ApprovalDecided, ApprovalRequested, Effect
+from crewlog.schemas.usage import Usage
+from crewlog.schemas.values import Outcome
+
+KIND: Final = "crafts"
+SETTINGS: Final = Settings(sweep_interval_s=5.0, dispatch_lease_s=20.0, shutdown_grace_s=1.0)
+LIVENESS_S: Final = 900.0
+"""Virtual time in which everything must end once the faults are over."""
+CALM: Final = Mix(0.01, 0.0, 0.0, 0.0)
+_NAMES: Final = UUID("7a1d4c52-9f0e-4b53-8e0a-0d6a5f6c1b77")
+
+
+class Report(NamedTuple):
+    """What one schedule showed."""
+
+    violations: Sequence[str]
+    digest: int
+    history: int
+    """Hash of the order of event types: how different two schedules were."""
+    steps: int
+
+
+class Sink:
+    """The outside world: counts what reaches it, and does each key once, as a receiver that knows idempotency keys."""
+
+    def __init__(self) -> None:
+        self.arrivals: Counter[str] = Counter()
+        self.explained: dict[str, str] = {}
+        """Key -> `task/tool/text` of its first arrival."""
+
+    def take(self, key: str, what: str) -> str:
+        """Do something, once per key."""
+        self.arrivals[key] += 1
+        return self.explained.setdefault(key, what)
+
+
+class Words(BaseModel):
+    """Arguments of every tool."""
+
+    text: str
+
+
+class Puppet:
+    """A model whose next words follow from the conversation alone: look and put, then send, then submit."""
+
+    wire, provider, name = "offline", "offline", "puppet-1"
+
+    def __init__(self, world: World, *, simulated: bool) -> None:
+        self.simulated = simulated
+        self._world = world
+
+    async def complete(self, request: ModelRequest, *, timeout_s: float, on_text: OnText | None = None) -> ModelReply:
+        await asyncio.sleep(self._world.effects.random() * 2)
+        if self._world.effects.random() < self._world.network.mix.model_failures:
+            raise ModelError("overloaded", "try again")
+        turn = sum(message.role == "assistant" for message in request.messages)
+        asked = [("look", "put"), ("send",), ("submit",)][min(turn, 2)]
+        uses = tuple(ToolUse(f"c{turn}-{n}", tool, json.dumps({"text": f"{tool}-{turn}"})) for n, tool in enumerate(asked))
+        return ModelReply(uses, "tool_use", Usage(10, 5), self.name)
+
+
+_WORLD: Final[contextvars.ContextVar[World]] = contextvars.ContextVar("world")
+"""Where the tools find what they act on: the agent is one value for all schedules, so that its prompt is made once."""
+
+
+def _tool(name: str, effect: Effect, *, ends: bool = False) -> ToolSpec:
+    async def run(context: ToolContext, args: Words) -> ToolOutput:
+        world = _WORLD.get()
+        await asyncio.sleep(world.effects.random())
+        if effect != "read":
+            what = f"{context.task.task_id}/{name}/{args.text}"
+            try:
+                await world.network.call(lambda: world.sink.take(context.idempotency_key, what))
+            except TimeoutError:
+                return ToolOutput(f"{name}: {NO_ANSWER}")
+        return ToolOutput(f"{name} done", outcome=Outcome(args.text) if ends else None)
+
+    return ToolSpec(name, name, Words, run, effect=effect, trust="trusted", ends_task=ends, timeout_s=30)
+
+
+AGENT: Final = AgentSpec(
+    KIND,
+    "makes things",
+    "Do what you are told.",
+    (_tool("look", "read"), _tool("put", "idempotent"), _tool("send", "irreversible"), _tool("submit", "read", ends=True)),
+)
+
+
+class World:
+    """Everything of one schedule."""
+
+    def __init__(self, plan: Plan) -> None:
+        _WORLD.set(self)  # before anything copies the context
+        self.plan = plan
+        self.loop = SimLoop(random.Random(f"{plan.seed}/schedule"))
+        self.network = Network(self.loop, random.Random(f"{plan.seed}/net"), plan.mix)
+        self.effects = random.Random(f"{plan.seed}/effects")
+        self.clock = SimClock(self.loop, random.Random(f"{plan.seed}/ids"))
+        self.log, self.broker, self.sink = MemoryLog(), MemoryBroker(), Sink()
+        self.accepted: set[RunId] = set()
+        self._actors = 0
+        self._places: dict[tuple[str, int], int] = {}
+        """(role, index) -> the actor that fills it now."""
+        self._buses: dict[int, SimBus] = {}
+        self._doomed_calls: dict[int, int] = {}
+        self._doomed_points: dict[int, tuple[str, int]] = {}
+        self.network.on_call = self._dies_at_call
+
+    def spawn(self, role: str, index: int) -> int:
+        """Start a process: a new actor in a place."""
+        self._actors += 1
+        actor = self._actors
+        context = contextvars.copy_context()
+        context.run(ACTOR.set, actor)
+        self._places[role, index] = actor
+        context.run(self._start, role, actor)
+        return actor
+
+    def _start(self, role: str, actor: int) -> None:
+        bus = self._buses[actor] = SimBus(self.network, self.broker)
+        login = ORCHESTRATOR if role == "orchestrator" else SPECIALIST
+        store = store_of(self.network, MemoryStore(self.log, role=login, actor=f"{role}@{actor}"))
+        if role == "orchestrator":
+            service = OrchestratorService(store, bus, self.clock, SETTINGS, kinds={KIND: Offer("makes things")})
+            self.loop.create_task(_start_in_the_end(service.start))
+        else:
+            shop = Workshop(f"worker-{actor}", AGENT, Puppet(self, simulated=False), MemoryArtifacts(), self.clock, Path("/nonexistent"))
+            self.loop.create_task(_start_in_the_end(Worker(shop, store, bus, slots=2).start))
+
+    async def play(self) -> None:
+        """Play the plan, then wait for every run to come to its end."""
+        for role, count in (("orchestrator", ORCHESTRATORS), ("worker", WORKERS)):
+            for index in range(count):
+                self.spawn(role, index)
+        for fault in self.plan.faults:
+            self._arm(fault)
+        me = SimBus(self.network, self.broker)
+        person = self.loop.create_task(self._person(me))
+        for number in range(self.plan.runs):
+            self.loop.create_task(self._submit(me, number))
+        self.loop.call_later(FAULTS_UNTIL_S, self._calm_down)
+        try:
+            async with asyncio.timeout(FAULTS_UNTIL_S + LIVENESS_S):
+                while not self._is_over():  # noqa: ASYNC110  (a moment of virtual time costs nothing)
+                    await asyncio.sleep(1.0)
+        except TimeoutError:
+            return  # the checks say what is missing
+        finally:
+            person.cancel()
+
+    def point(self, name: str) -> None:
+        """A fault point was passed: the hook of `events.faults`."""
+        actor = self.network.alive()
+        armed = self._doomed_points.get(actor)
+        if armed is not None and armed[0] == name:
+            self._doomed_points[actor] = (name, armed[1] - 1)
+            if armed[1] <= 1:
+                self.kill(actor)
+                raise Killed
+
+    def kill(self, actor: int) -> None:
+        """Let a process die, and another one take its place a little later."""
+        if actor in self.loop.dead:
+            return
+        self.loop.kill(actor)
+        self._buses[actor].vanish()
+        place = next(place for place, holder in self._places.items() if holder == actor)
+        self._in_the_world(self.effects.random() * 5, lambda: self.spawn(*place))
+
+    def _is_over(self) -> bool:
+        return len(self.accepted) == self.plan.runs and all(map(self._ended, self.accepted)) and not self.broker.messages("WORK")
+
+    def _ended(self, run_id: RunId) -> bool:
+        stream = self.log.streams.get(run_stream(run_id))
+        return stream is not None and stream.closed
+
+    def _in_the_world(self, delay_s: float, what: Callable[[], object]) -> None:
+        context = contextvars.copy_context()
+        context.run(ACTOR.set, 0)
+        self.loop.call_later(delay_s, what, context=context)
+
+    def _arm(self, fault: Fault) -> None:
+        place = (fault.role, fault.index)
+        match fault.kind:
+            case "kill_at_call":
+                self._doomed_calls[self._places[place]] = int(fault.at)
+            case "kill_at_point":
+                self._doomed_points[self._places[place]] = (fault.point, int(fault.at))
+            case _:
+                self._in_the_world(fault.at, lambda: self._strike(fault, self._places[place]))
+
+    def _strike(self, fault: Fault, actor: int) -> None:
+        match fault.kind:
+            case "kill":
+                self.kill(actor)
+            case "freeze":
+                self.loop.freeze(actor)
+                self._in_the_world(fault.lasts_s, lambda: self.loop.thaw(actor))
+            case "cut":
+                self.network.cut.add(actor)
+                self._in_the_world(fault.lasts_s, lambda: self.network.cut.discard(actor))
+            case "wipe_queues":
+                for message in list(self.broker._streams["WORK"].messages.values()):
+                    if not message.in_flight:
+                        self.broker._streams["WORK"].messages.pop(message.sequence)
+            case "log_away":
+                self.network.log_is_away = True
+                self._in_the_world(fault.lasts_s, lambda: setattr(self.network, "log_is_away", False))
+            case _:
+                raise AssertionError(fault)
+
+    def _dies_at_call(self, actor: int, number: int) -> bool:
+        if self._doomed_calls.get(actor) != number:
+            return False
+        self.kill(actor)
+        return True
+
+    def _calm_down(self) -> None:
+        self._doomed_calls.clear()
+        self._doomed_points.clear()
+        self.network.mix = CALM
+        self.network.log_is_away = False
+
+    async def _submit(self, bus: SimBus, number: int) -> None:
+        """Submit a run until the verdict arrives: the same task id every time."""
+        task_id = str(uuid5(_NAMES, f"{self.plan.seed}/{number}"))
+        body: dict[str, Any] = {"task_id": task_id, "type": KIND, "objective": "make it", "timeout_seconds": 3600, "limits": {"attempts_max": 20}}
+        if number % 2:
+            steps = [{"key": key, "type": KIND, "objective": key, "depends_on": list(after)} for key, after in (("a", ""), ("b", ""), ("c", "ab"))]
+            body |= {"type": "run", "plan": {"steps": steps}}
+        await asyncio.sleep(self.effects.random() * 3)
+        while True:
+            try:
+                answer = json.loads((await bus.request("api.default.tasks.submit", json.dumps(body).encode(), timeout_s=5.0)).data)
+            except Unavailable:
+                continue
+            if answer["ok"]:
+                self.accepted.add(RunId(UUID(answer["run_id"])))
+                return
+            await asyncio.sleep(1.0)
+
+    async def _person(self, bus: SimBus) -> None:
+        """Answer every question a little later: yes to what has not happened, no to what has."""
+        read = 0
+        while True:
+            await asyncio.sleep(5.0 + self.effects.random() * 20)
+            fresh, read = self.log.events[read:], len(self.log.events)
+            for recorded in fresh:
+                if recorded.type == "ApprovalRequested":
+                    event = recorded.event()
+                    assert isinstance(event, ApprovalRequested)
+                    self.loop.create_task(self._decide(bus, RunId(UUID(str(recorded.run_id))), str(recorded.task_id), event))
+
+    async def _decide(self, bus: SimBus, run_id: RunId, task_id: str, asked: ApprovalRequested) -> None:
+        has_happened = any(what.startswith(f"{task_id}/{asked.tool}/") for what in self.sink.explained.values())
+        decision = "denied" if has_happened else "approved"
+        body = {"run_id": str(run_id), "approval_id": str(asked.approval_id), "decision": decision, "actor": "person"}
+        while not self._is_decided(asked):
+            try:
+                answer = json.loads((await bus.request("api.default.approvals.decide", json.dumps(body).encode(), timeout_s=5.0)).data)
+            except Unavailable:
+                continue
+            if answer["ok"] or self._ended(run_id):
+                return
+            await asyncio.sleep(2.0)  # the orchestrator may not have heard of the question yet
+
+    def _is_decided(self, asked: ApprovalRequested) -> bool:
+        decided = (recorded.event() for recorded in self.log.events if recorded.type == "ApprovalDecided")
+        return any(isinstance(event, ApprovalDecided) and event.approval_id == asked.approval_id for event in decided)
+
+
+async def _start_in_the_end(start: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+    """Start a service as its supervisor does: again, while the servers are away."""
+    while True:
+        try:
+            await start()
+        except OrchestrationError:
+            await asyncio.sleep(1.0)
+        else:
+            return
+
+
+def run(plan: Plan, *, world: Callable[[Plan], World] = World) -> Report:
+    """Play one plan and check everything that must hold."""
+    made = world(plan)
+    loop, before = made.loop, logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    faults.hook = made.point
+    stopped: list[str] = []
+    try:
+        try:
+            loop.run_until_complete(made.play())
+        except (Deadlock, StepLimit) as error:
+            stopped.append(f"{type(error).__name__}: {error}")
+        violations = [*stopped, *check(made.log, made.accepted, made.sink.arrivals, made.sink.explained, expected=plan.runs)]
+        violations += [f"unhandled: {context.get('message')}: {context.get('exception')!r}" for context in loop.failures if not _is_killed(context)]
+        if not stopped and made.broker.messages("WORK"):
+            violations.append(f"{len(made.broker.messages('WORK'))} messages are left in the work queue")
+        for recorded in made.log.events:
+            loop.note(f"{recorded.stream}/{recorded.version}/{recorded.type}")
+        history = zlib.crc32(" ".join(recorded.type for recorded in made.log.events).encode())
+        return Report(violations, loop.digest, history, loop.steps)
+    finally:
+        loop.forget()
+        faults.hook = None
+        logging.disable(before)
+
+
+def _is_killed(context: dict[str, Any]) -> bool:
+    return isinstance(context.get("exception"), Killed)
