@@ -94,7 +94,8 @@ class Worker:
                 fresh = False
                 if state.phase in {"ended", "absent"}:
                     break
-                if await self._held_elsewhere(state):
+                # looked at once more after the question: another delivery of the same task may have begun here meanwhile
+                if await self._held_elsewhere(state) or str(task.task_id) in self._held:
                     await delivery.nak(HELD_ELSEWHERE_NAK_S)
                     return
                 if await self._work(task, state, attempt):

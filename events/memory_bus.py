@@ -9,6 +9,7 @@ import asyncio
 import itertools
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -25,6 +26,7 @@ MESSAGE_BYTES_MAX: Final = 1024 * 1024
 _log = logging.getLogger(__name__)
 
 
+@lru_cache(maxsize=4096)
 def matches(pattern: str, subject: str) -> bool:
     """Tell whether a subject fits a NATS pattern: `*` is one token, a last `>` is one or more.
 
