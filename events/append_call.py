@@ -8,12 +8,14 @@ from uuid import UUID
 
 import msgspec
 
+from crewlog.events.append_money import money_arguments
 from crewlog.events.append_request import Encoded
 from crewlog.events.store import Appended, AppendRequest
 from crewlog.schemas.codec import Event
-from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, OrchestrationError
+from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, OrchestrationError, OverBudget
 
 SQL: Final = "SELECT * FROM es.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"
+SQL_WITH_MONEY: Final = SQL.removesuffix(")") + ", $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31)"
 
 T = TypeVar("T")
 
@@ -29,14 +31,24 @@ class _Special(msgspec.Struct):
     reason: str = ""
     versions: tuple[int, ...] = ()
     positions: tuple[int, ...] = ()
+    warned: tuple[str, ...] = ()
+    scope: str = ""
+    limit: int = 0
+    used: int = 0
+    needed: int = 0
 
 
 _specials: Final = msgspec.json.Decoder(list[_Special])
 
 
+def statement(given: Sequence[Any]) -> str:
+    """Return the call that takes these arguments: those about money are left out where there is none."""
+    return SQL_WITH_MONEY if len(given) > 17 else SQL
+
+
 def arguments(batch: Sequence[Encoded], actor: str) -> list[Any]:
     """Lay out a batch as the parameters of `es.append`, see there."""
-    names = sorted({write.stream for request, _, _ in batch for write in request.writes})  # code points sort like the server's "C"
+    names = sorted({write.stream for request, *_ in batch for write in request.writes})  # code points sort like the server's "C"
     number = {name: index for index, name in enumerate(names, 1)}
     w_request: list[int] = []
     w_stream: list[int] = []
@@ -47,7 +59,7 @@ def arguments(batch: Sequence[Encoded], actor: str) -> list[Any]:
     e_type: list[int] = []
     e_id: list[Any] = []
     e_data: list[str] = []
-    for index, (request, documents, _) in enumerate(batch, 1):
+    for index, (request, documents, *_) in enumerate(batch, 1):
         for stream, events, expected, kind, _ in request.writes:
             w_request.append(index)
             w_stream.append(number[stream])
@@ -59,14 +71,17 @@ def arguments(batch: Sequence[Encoded], actor: str) -> list[Any]:
                 e_type.append(types.get(cls) or types.setdefault(cls, len(types) + 1))
         e_id += request.event_ids
         e_data += documents
-    requests = [request for request, _, _ in batch]
-    return [
+    requests = [request for request, *_ in batch]
+    given = [
         *(names, w_request, w_stream, w_expected, w_events, _sparse(w_kind)),
         *([r.occurred_us for r in requests], _sparse([r.run_id for r in requests]), _sparse([r.task_id for r in requests])),
         *(_sparse([r.causation_id for r in requests]), _sparse([r.trace_id for r in requests])),
         *([cls.__name__ for cls in types], [cls.schema_version for cls in types]),
         *(e_type, e_id, e_data, actor),
     ]
+    if any(encoded.has_money for encoded in batch):
+        given += money_arguments(requests)
+    return given
 
 
 def answers(batch: Sequence[Encoded], row: Any, actor: str) -> list[Appended | OrchestrationError]:
@@ -74,20 +89,25 @@ def answers(batch: Sequence[Encoded], row: Any, actor: str) -> list[Appended | O
     versions, positions, special = row
     found: list[Appended | OrchestrationError] = []
     at = 0
-    for _, documents, _ in batch:
+    for _, documents, *_ in batch:
         end = at + len(documents)
         found.append(Appended(versions[at:end], positions[at:end]))
         at = end
     if special is not None:
         for item in _specials.decode(special):
-            found[item.request - 1] = _special_answer(item, batch[item.request - 1].request, actor)
+            index = item.request - 1
+            written = found[index]
+            if item.status == "warned" and isinstance(written, Appended):
+                found[index] = written._replace(warned=item.warned)
+            else:
+                found[index] = _special_answer(item, batch[index].request, actor)
     return found
 
 
 def _special_answer(item: _Special, request: AppendRequest, actor: str) -> Appended | OrchestrationError:
     match item.status:
         case "duplicate":
-            return Appended(item.versions, item.positions, duplicate=True)
+            return Appended(item.versions, item.positions, duplicate=True, warned=item.warned)
         case "conflict":
             expected = next(write.expected for write in request.writes if write.stream == item.stream)
             return ConflictError(item.stream, expected=expected, actual=item.version, closed=item.closed)
@@ -95,6 +115,12 @@ def _special_answer(item: _Special, request: AppendRequest, actor: str) -> Appen
             return partly_known(request)
         case "denied":
             return NotAuthorised(actor, "append", reason=item.reason)
+        case "over_budget":
+            return OverBudget(item.scope, limit_micro_usd=item.limit, used_micro_usd=item.used, needed_micro_usd=item.needed)
+        case "unreserved":
+            return unreserved(item.stream)
+        case "reserved":
+            return reserved_already(item.stream, UUID(item.reason))
         case _:
             return ContractError(f"append: {item.reason}")
 

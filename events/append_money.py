@@ -1,8 +1,10 @@
-"""Check what an append request says about money, in the caller: amounts, names of scopes, and that limits are changed by their event."""
+"""What append requests say about money: checked in the caller, and laid out as arrays for one call of `es.append`."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any, Final
 from uuid import UUID
 
 from crewlog.events.store import NO_STREAM, SCOPES_PER_STREAM_MAX, SETTLEMENTS_PER_APPEND_MAX, AppendRequest, Write
@@ -10,6 +12,8 @@ from crewlog.schemas.budget import MICRO_USD_MAX, SCOPE_CHARS_MAX, ScopeLimit
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import budget_stream
 from crewlog.schemas.system_events import BudgetChanged
+
+_int: Final = attrgetter("int")  # ids in the server's order, compared fast
 
 
 def check_money(request: AppendRequest) -> None:
@@ -32,6 +36,36 @@ def check_money(request: AppendRequest) -> None:
         if actual is not None:
             _check_amount(stream, "a settlement", actual)
     _check_limits(request)
+
+
+def money_arguments(requests: Sequence[AppendRequest]) -> list[Any]:
+    """Lay out scopes, limits, reservations and settlements of a batch as the further parameters of `es.append`, see there."""
+    limits: dict[ScopeLimit, int] = {}
+    binds: list[tuple[int, int]] = []
+    changes: list[tuple[int, int]] = []
+    write_number = 0
+    settled = sorted({settlement.reservation_id for request in requests for settlement in request.settle}, key=_int)
+    held = {reservation_id: number for number, reservation_id in enumerate(settled, 1)}
+    reservations: list[tuple[int, int, int]] = []
+    settlements: list[tuple[int, int, int | None]] = []
+    for number, request in enumerate(requests, 1):
+        for write in request.writes:
+            write_number += 1
+            binds += [(write_number, limits.setdefault(limit, len(limits) + 1)) for limit in write.scopes]
+        changes += [(number, limits.setdefault(limit, len(limits) + 1)) for limit in request.limits]
+        if request.reserve is not None:
+            reservation_id, amount = request.reserve
+            reservations.append((number, held.setdefault(reservation_id, len(held) + 1), amount))
+        settlements += [(number, held[reservation_id], actual) for reservation_id, actual in request.settle]
+    return [
+        *([limit.scope for limit in limits], [limit.soft_micro_usd for limit in limits], [limit.hard_micro_usd for limit in limits]),
+        *(*_columns(binds, 2), *_columns(changes, 2)),
+        *(list(held), *_columns(reservations, 3), *_columns(settlements, 3)),
+    ]
+
+
+def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]
 
 
 def _check_scopes(write: Write) -> None:

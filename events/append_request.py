@@ -21,11 +21,12 @@ _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class Encoded(NamedTuple):
-    """A request, the JSON of its events in the order of the writes, and their size in bytes."""
+    """A request, the JSON of its events in the order of the writes, their size in bytes, and whether anything in it is about money."""
 
     request: AppendRequest
     documents: Sequence[str]
     size: int
+    has_money: bool = False
 
 
 def encode_request(request: AppendRequest) -> Encoded:
@@ -39,7 +40,7 @@ def encode_request(request: AppendRequest) -> Encoded:
         raise ContractError(f"an append writes to 1 to {STREAMS_PER_APPEND_MAX} streams, not {len(writes)}")
     documents: list[str] = []
     size = 0
-    is_money = request.reserve is not None or bool(request.settle or request.limits)
+    has_money = request.reserve is not None or bool(request.settle or request.limits)
     for stream, events, expected, _, scopes in writes:
         if not events or expected < ANY or not stream or "\0" in stream:
             raise ContractError(f"append to {stream!r} of {len(events)} events at version {expected}: it needs a name, an event, and a version from {ANY} up")
@@ -58,13 +59,13 @@ def encode_request(request: AppendRequest) -> Encoded:
             size += len(document)
         if len(events) > 1 and any(type_name(event) in TERMINAL_TYPES for event in events[:-1]):
             raise ContractError(f"append to {stream}: the event that closes it must be the last one")
-        is_money = is_money or bool(scopes) or stream.startswith("budget/")
+        has_money = has_money or bool(scopes) or stream.startswith("budget/")
     if len(writes) > 1 and len({write.stream for write in writes}) < len(writes):
         raise ContractError(f"an append names each stream once, got {', '.join(write.stream for write in writes)}")
     _check_ids(event_ids, len(documents), writes[0].stream)
-    if is_money:
+    if has_money:
         check_money(request)
-    return Encoded(request, documents, size)
+    return Encoded(request, documents, size, has_money)
 
 
 def _check_ids(event_ids: Sequence[UUID], count: int, stream: str) -> None:

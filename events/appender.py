@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Any, Final, NamedTuple
 
-from crewlog.events.append_call import SQL, answers, arguments
+from crewlog.events.append_call import answers, arguments, statement
 from crewlog.events.append_request import Encoded, encode_request
 from crewlog.events.clock import Clock
 from crewlog.events.connections import CALL_TIMEOUT_S, WAIT_S, Connect, explain, fetch, is_retryable
@@ -155,7 +155,8 @@ class Appender:
                 sent = [item.encoded for item in batch]
                 if not sent:
                     return
-                (row,) = await fetch(lane.connection, SQL, arguments(sent, self._actor), timeout_s=self._call_timeout_s)
+                given = arguments(sent, self._actor)
+                (row,) = await fetch(lane.connection, statement(given), given, timeout_s=self._call_timeout_s)
             except Exception as error:  # noqa: BLE001  (whatever it is, the callers get it)
                 if not is_retryable(error, lane.connection):
                     await self._take_apart(lane, batch, error)

@@ -11,7 +11,6 @@ from crewlog.events.blobs import BlobCache, pack_blob, unpack_blob
 from crewlog.events.clock import Clock
 from crewlog.events.connections import Connections, connector
 from crewlog.events.store import Appended, AppendRequest, BudgetState, OpenReservation, Page, Recorded
-from crewlog.schemas.errors import ConfigError
 from crewlog.schemas.ids import Hash, RunId, Stream
 from crewlog.schemas.payload import content_hash
 
@@ -79,8 +78,6 @@ class PostgresStore:
         return cls(Appender(connect, actor=actor, clock=clock, lanes=lanes, on_commit=on_commit), connections)
 
     async def append(self, request: AppendRequest) -> Appended:
-        if request.reserve or request.settle or request.limits or any(write.scopes for write in request.writes):
-            raise ConfigError("this database cannot keep budgets yet", hint="open the log in memory")
         return await self._appender.submit(request)
 
     async def read_streams(self, after: Mapping[Stream, int], *, types: frozenset[str] | None = None) -> Sequence[Recorded]:

@@ -15,7 +15,7 @@ from crewlog.events.grants import OPERATOR, ORCHESTRATOR, PROJECTOR, SPECIALIST
 from crewlog.events.store import ANY, NO_STREAM, AppendRequest, BudgetState, EventStore, Reservation, Settlement, Write
 from crewlog.schemas.budget import MICRO_USD_MAX, ScopeLimit, run_scope, tenant_scope
 from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, OverBudget
-from crewlog.schemas.ids import Stream, TaskId, budget_stream, reservation_id, run_stream, task_stream
+from crewlog.schemas.ids import Stream, TaskId, budget_stream, reservation_id, task_stream
 from crewlog.schemas.system_events import AgentStopped, BudgetChanged
 from crewlog.schemas.task_events import TaskCancelled
 
@@ -23,7 +23,7 @@ TENANT = tenant_scope("default", "2026-11-25")
 FAR_US = 2**60
 
 
-@pytest.fixture(params=["memory"])
+@pytest.fixture(params=["memory", "postgres"])
 def kept_in(request: pytest.FixtureRequest) -> Log:
     return InMemory() if request.param == "memory" else InPostgres(request.getfixturevalue("database"))
 
@@ -96,9 +96,10 @@ async def test_only_who_may_open_binds(worker: EventStore) -> None:
 
 
 async def test_a_refused_opening_leaves_no_budget(store: EventStore) -> None:
-    run_id, task_id = new_run(), new_task()
+    task_id = new_task()
     refused = opened(task_id, ScopeLimit("run/1", 1, 1))
-    refused = refused._replace(writes=[*refused.writes, Write(run_stream(run_id), [AgentStopped("x", "y")], 5)], event_ids=[CLOCK.new_id(), CLOCK.new_id()])
+    denied = Write(Stream("doc/default/x"), [AgentStopped("x", "y")], 5)
+    refused = refused._replace(writes=[*refused.writes, denied], event_ids=[CLOCK.new_id(), CLOCK.new_id()])
     with pytest.raises(NotAuthorised):
         await store.append(refused)
     lost = opened(task_id, ScopeLimit("run/1", 1, 1))
