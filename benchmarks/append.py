@@ -1,6 +1,6 @@
 """How fast the gate appends, beside two floors measured in the same run.
 
-    python benchmarks/append.py [--seconds 1.0] [--rounds 5] [--producers 1,32,128]
+    python benchmarks/append.py [--seconds 1.0] [--rounds 5] [--producers 1,32,128] [--money]
 
 Closed loop: N producers, each appending one event of about 580 bytes of JSON to a stream of its own with the exact expected version,
 and waiting for the answer. All three share the same group-commit idea and an embedded Postgres with durability on:
@@ -8,6 +8,12 @@ and waiting for the answer. All three share the same group-commit idea and an em
     F0    a minimal client and INSERT … SELECT unnest into (position, stream, version, data) with two unique indexes; no checks
     F1    the store's own client and the same statement into a table equal to es.events; one connection, no checks, no streams
     gate  PostgresStore.append with two lanes, as a login bound to one agent kind
+
+With --money: what reservations add to the gate. Every producer reserves for a call with one event and settles it with the next:
+
+    free      no scopes, no reservations
+    one run   all tasks are charged to the same five scopes: run, tree, kind, user, tenant
+    own runs  every task has a run and a tree of its own, and shares the other three
 
 Rounds are interleaved, and ratios are medians of the rounds' own ratios, because a shared machine drifts.
 """
@@ -20,9 +26,10 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
+from uuid import UUID
 
 import msgspec
 
@@ -33,7 +40,8 @@ from crewlog.events.grants import ORCHESTRATOR, kind_role
 from crewlog.events.migrate import connect, ensure_database, ensure_roles, migrate
 from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.server_postgres import PostgresServer
-from crewlog.events.store import ANY, AppendRequest, EventStore, Write
+from crewlog.events.store import NO_STREAM, AppendRequest, EventStore, Reservation, Settlement, Write
+from crewlog.schemas.budget import ScopeLimit, kind_scope, run_scope, tenant_scope, tree_scope, user_scope
 from crewlog.schemas.codec import encode
 from crewlog.schemas.ids import RunId, TaskId, task_stream
 from crewlog.schemas.payload import pack
@@ -144,13 +152,38 @@ async def floor_one(url: str) -> Appender:
     return Appender(plain, actor="bench@1", clock=CLOCK, lanes=1)
 
 
-async def open_tasks(store: EventStore, count: int) -> list[tuple[RunId, TaskId]]:
+Scopes = Callable[[RunId, TaskId], Sequence[str]]
+"""What a task is charged to."""
+DAILY: Final = (kind_scope("default", "research", "2026-01-01"), user_scope("default", "anna", "2026-01-01"), tenant_scope("default", "2026-01-01"))
+
+
+def free(run_id: RunId, task_id: TaskId) -> Sequence[str]:  # noqa: ARG001
+    """Charge nothing."""
+    return ()
+
+
+def one_run(run_id: RunId, task_id: TaskId) -> Sequence[str]:  # noqa: ARG001
+    """Charge all tasks to the same scopes, as agents of one run do."""
+    return (run_scope(RunId(UUID(int=1))), tree_scope(TaskId(UUID(int=1))), *DAILY)
+
+
+def own_runs(run_id: RunId, task_id: TaskId) -> Sequence[str]:
+    """Charge every task to a run of its own."""
+    return (run_scope(run_id), tree_scope(task_id), *DAILY)
+
+
+async def open_tasks(store: EventStore, count: int, scopes: Scopes = free) -> list[tuple[RunId, TaskId]]:
     """Open a task stream for each producer."""
     tasks = [(RunId(CLOCK.random_id()), TaskId(CLOCK.random_id())) for _ in range(count)]
     opened = TaskOpened("research", "step", 0, msgspec.Raw(b"{}"))
     await asyncio.gather(
         *(
-            store.append(AppendRequest([Write(task_stream(task), [opened], ANY, "research")], [CLOCK.new_id()], CLOCK.now_us(), run, task))
+            store.append(
+                AppendRequest(
+                    [Write(task_stream(task), [opened], NO_STREAM, "research", [ScopeLimit(scope, None, 10**12) for scope in scopes(run, task)])],
+                    *([CLOCK.new_id()], CLOCK.now_us(), run, task),
+                )
+            )
             for run, task in tasks
         )
     )
@@ -170,6 +203,57 @@ def producer_of(store: EventStore | Appender, tasks: list[tuple[RunId, TaskId]])
     return append
 
 
+def spender_of(store: EventStore, tasks: list[tuple[RunId, TaskId]]) -> Append:
+    """Return what appends one event to a producer's own task stream and reserves or settles with it, in turn."""
+    streams = [task_stream(task) for _, task in tasks]
+
+    async def append(producer: int, version: int) -> object:
+        run_id, task_id = tasks[producer]
+        request = AppendRequest((Write(streams[producer], (EVENT,), version),), (CLOCK.new_id(),), CLOCK.now_us(), run_id, task_id)
+        call = UUID(int=task_id.int ^ (version + 1) // 2)
+        if version % 2:
+            return await store.append(request._replace(reserve=Reservation(call, 100)))
+        return await store.append(request._replace(settle=(Settlement(call, 70),)))
+
+    return append
+
+
+async def compare_money(server: PostgresServer, credentials: Credentials, *, loads: list[int], seconds: float, rounds: int) -> None:
+    """Measure the gate with and without reservations and print the table."""
+    orchestrator = await PostgresStore.open(credentials.postgres_url(ORCHESTRATOR, server.port), actor="bench@0", clock=CLOCK)
+    worker = await PostgresStore.open(credentials.postgres_url(kind_role("research"), server.port), actor="bench@1", clock=CLOCK)
+    print("producers |          free |       one run |      own runs | one run adds | own runs add   (events/s, p50 ms)")
+    for producers in loads:
+        contenders = {
+            "free": producer_of(worker, await open_tasks(orchestrator, producers)),
+            "one run": spender_of(worker, await open_tasks(orchestrator, producers, one_run)),
+            "own runs": spender_of(worker, await open_tasks(orchestrator, producers, own_runs)),
+        }
+        cells = await measure_in_turn(contenders, {name: [1] * producers for name in contenders}, producers, seconds=seconds, rounds=rounds)
+        added = [statistics.median(c.p50_ms - f.p50_ms for c, f in zip(cells[n], cells["free"], strict=True)) for n in ("one run", "own runs")]
+        print(f"{producers:9} | {' | '.join(map(shown, cells.values()))} | {added[0]:9.2f} ms | {added[1]:9.2f} ms", flush=True)
+    for closing in (orchestrator, worker):
+        await closing.close()
+
+
+async def measure_in_turn(
+    contenders: Mapping[str, Append], versions: Mapping[str, list[int]], producers: int, *, seconds: float, rounds: int
+) -> dict[str, list[Cell]]:
+    """Measure each contender in every round; a shorter round before the first warms up."""
+    cells: dict[str, list[Cell]] = {name: [] for name in contenders}
+    for number in range(rounds + 1):
+        for name, append in contenders.items():
+            cell = await measure(append, producers, seconds if number else seconds / 4, versions[name])
+            if number:
+                cells[name].append(cell)
+    return cells
+
+
+def shown(cells: list[Cell]) -> str:
+    """Show the medians of a contender's rounds."""
+    return f"{statistics.median(c.events_per_s for c in cells):7.0f} {statistics.median(c.p50_ms for c in cells):5.2f}"
+
+
 async def compare(server: PostgresServer, credentials: Credentials, *, loads: list[int], seconds: float, rounds: int) -> None:
     """Measure all cells and print the table."""
     orchestrator = await PostgresStore.open(credentials.postgres_url(ORCHESTRATOR, server.port), actor="bench@0", clock=CLOCK)
@@ -180,15 +264,9 @@ async def compare(server: PostgresServer, credentials: Credentials, *, loads: li
         tasks = await open_tasks(orchestrator, producers)
         contenders = {"F0": zero.append, "F1": producer_of(one, tasks), "gate": producer_of(worker, tasks)}
         versions = {"F0": [1 + producers * 10**7] * producers, "F1": [1] * producers, "gate": [1] * producers}
-        cells: dict[str, list[Cell]] = {name: [] for name in contenders}
-        for number in range(rounds + 1):
-            for name, append in contenders.items():
-                cell = await measure(append, producers, seconds if number else seconds / 4, versions[name])
-                if number:  # the first round warms up
-                    cells[name].append(cell)
-        shown = [f"{statistics.median(c.events_per_s for c in cells[n]):7.0f} {statistics.median(c.p50_ms for c in cells[n]):5.2f}" for n in contenders]
+        cells = await measure_in_turn(contenders, versions, producers, seconds=seconds, rounds=rounds)
         ratios = [statistics.median(g.events_per_s / f.events_per_s for g, f in zip(cells["gate"], cells[n], strict=True)) for n in ("F0", "F1")]
-        print(f"{producers:9} | {shown[0]} | {shown[1]} | {shown[2]} | {ratios[0]:7.2f} | {ratios[1]:7.2f}", flush=True)
+        print(f"{producers:9} | {' | '.join(map(shown, cells.values()))} | {ratios[0]:7.2f} | {ratios[1]:7.2f}", flush=True)
     for closing in (zero, one, orchestrator, worker):
         await closing.close()
 
@@ -199,6 +277,7 @@ async def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="length of one measurement")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--producers", default="1,32,128", help="how many append at once, one table row each")
+    parser.add_argument("--money", action="store_true", help="compare the gate with and without reservations instead")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="crewlog-bench-"))
     credentials = Credentials(postgres=dict.fromkeys(POSTGRES_ROLES, "bench"), nats={})
@@ -208,7 +287,8 @@ async def main() -> None:
         await ensure_database(server.admin_url())
         await migrate(server.admin_url())
         await ensure_roles(server.admin_url(), {role: "bench" for role in POSTGRES_ROLES if role != ADMIN})
-        await compare(server, credentials, loads=[int(n) for n in options.producers.split(",")], seconds=options.seconds, rounds=options.rounds)
+        work = compare_money if options.money else compare
+        await work(server, credentials, loads=[int(n) for n in options.producers.split(",")], seconds=options.seconds, rounds=options.rounds)
     finally:
         await server.stop()
         shutil.rmtree(folder, ignore_errors=True)
