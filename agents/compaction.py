@@ -10,19 +10,19 @@ full texts stay in the log, and `recall_result` reads them back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from math import ceil
 from typing import Final, Literal, NamedTuple
 
 import msgspec
 
+from crewlog.agents.conversation import ReadText, build_request, payloads_of
 from crewlog.agents.recall import RECALL
 from crewlog.agents.setup import Room, Setup
 from crewlog.agents.task_state import Exchange, TaskState
 from crewlog.agents.tokens import FACTOR_UNKNOWN, FACTORS, estimate_request, estimate_tokens
-from crewlog.schemas.blocks import ModelRequest
 from crewlog.schemas.payload import Payload
-from crewlog.schemas.task_events import Replaced
+from crewlog.schemas.task_events import CallPurpose, Link, Replaced
 from crewlog.schemas.values import Failure
 
 REPLACED_MAX: Final = 256
@@ -30,67 +30,75 @@ REPLACED_MAX: Final = 256
 RATIO_MIN: Final = 0.5
 RATIO_MAX: Final = 3.0
 """Bounds of counted to estimated tokens: beyond them a count is a mistake rather than a measurement."""
-
-ReadText = Callable[[Payload], str]
+TOKENS_PER_BYTE_MAX: Final = 1.25
+"""What a byte of text is estimated at, at most: 0.87 for punctuation and digits, times the largest factor of a provider."""
+TOKENS_AROUND_MAX: Final = 50
+"""What stands around one text, at most: its message, block, ids and names."""
+TOKENS_FIRST_MAX: Final = 1_000
+"""What a provider puts before everything, at most."""
 
 
 class Compact(msgspec.Struct, frozen=True):
     """Leave these texts out. Tokens are estimates of the whole request; `tokens_max` is what it should have stayed below."""
 
+    reason: Literal["room", "refused"]
     replaced: tuple[Replaced, ...]
     tokens_before: int
     tokens_after: int
     tokens_max: int
 
 
-class Target(NamedTuple):
-    """The model that is about to be asked. `window`: tokens of input and output together, 0 when nobody knows."""
-
-    provider: str
-    model: str
-    window: int = 0
-
-
-def make_room(state: TaskState, setup: Setup, request: ModelRequest, target: Target, read: ReadText, *, refused: bool = False) -> Compact | Failure | None:
-    """Decide whether the next request must become shorter before it is sent; None: it may be sent as it is.
+def make_room(
+    state: TaskState, setup: Setup, read: ReadText, *, link: int = 0, purpose: CallPurpose = "turn", is_too_long: bool = False
+) -> Compact | Failure | int:
+    """Decide whether the conversation must become shorter before the next request is sent.
 
     Args:
-        request: what would be sent, built from `state`.
-        refused: the provider has said that it is too long, whatever the estimate says.
+        read: returns the text of a payload.
+        link: place in the chain of the model that is about to be asked.
+        purpose: as in `build_request`.
+        is_too_long: the provider has said so, whatever the estimate says.
 
     Returns:
-        What to leave out; or the failure when the request cannot fit and nothing more can be left out.
+        What to leave out; or the failure when the request cannot fit and nothing more can be left out; or, when it may be sent as it is,
+        its estimated tokens, uncorrected, and 0 for one that is far too short to need an estimate.
     """
-    room = setup.room
+    room, target = setup.room, state.chain[link]
     if room is None:
-        return None
-    needed = tokens_of(state, request, target)
+        return 0
     window = target.window or room.window
-    allowed = min(int(window * room.share), max(window - request.max_tokens, window // 2))
-    if needed <= allowed and not refused:
-        return None
-    wanted = min(int(window * room.share_after), needed // 2) if refused else int(window * room.share_after)
-    scale = ratio_of(state, target) * FACTORS.get(target.provider, FACTOR_UNKNOWN)
+    allowed = min(int(window * room.share), max(window - setup.max_tokens, window // 2))
+    ratio = ratio_of(state, target)
+    if not is_too_long and _tokens_max(state) * max(ratio, 1.0) < allowed:
+        return 0
+    estimate = estimate_request(build_request(state, setup, read, link=link, purpose=purpose), provider=target.provider)
+    needed = ceil(estimate * ratio)
+    if needed <= allowed and not is_too_long:
+        return estimate
+    wanted = min(int(window * room.share_after), needed // 2 if is_too_long else needed)
+    scale = ratio * FACTORS.get(target.provider, FACTOR_UNKNOWN)
     replaced, freed = _choose(state, setup, read, (needed - wanted) / scale)
     if replaced:
-        return Compact(replaced, needed, max(needed - ceil(freed * scale), 0), allowed)
-    return _too_long(needed, target, room) if refused or needed > (target.window or needed) else None
-
-
-def tokens_of(state: TaskState, request: ModelRequest, target: Target) -> int:
-    """Estimate the tokens of a request, corrected by what earlier calls of this task to the same model were counted as."""
-    return ceil(estimate_request(request, provider=target.provider) * ratio_of(state, target))
-
-
-def ratio_of(state: TaskState, target: Target) -> float:
-    """Return the largest ratio of counted to estimated tokens among the last calls to this model; 1 before the first."""
-    ratios = [c.counted / c.estimated for c in state.counts if c.counted and (c.provider, c.model) == (target.provider, target.model)]
-    return min(max(RATIO_MIN, *ratios), RATIO_MAX) if ratios else 1.0
+        return Compact("refused" if is_too_long else "room", replaced, needed, max(needed - ceil(freed * scale), 0), allowed)
+    return _too_long(needed, target, room) if is_too_long or needed > (target.window or needed) else estimate
 
 
 def can_shrink(state: TaskState, setup: Setup) -> bool:
     """Say whether anything could be left out, as far as sizes tell."""
     return setup.room is not None and any(c.payload.size > len(c.by) for c in _candidates(state, setup))
+
+
+def ratio_of(state: TaskState, link: Link) -> float:
+    """Return the largest ratio of counted to estimated tokens among the last calls to this model; 1 before the first."""
+    ratios = [c.counted / c.estimated for c in state.counts if c.counted and (c.provider, c.model) == (link.provider, link.model)]
+    return min(max(RATIO_MIN, *ratios), RATIO_MAX) if ratios else 1.0
+
+
+def _tokens_max(state: TaskState) -> float:
+    """Bound a request's estimate from above without looking at any text."""
+    sizes = [payload.size for payload in payloads_of(state)]
+    given = state.setup.size if state.setup is not None else 0
+    return TOKENS_FIRST_MAX + TOKENS_AROUND_MAX * len(sizes) + TOKENS_PER_BYTE_MAX * (given + sum(sizes))
 
 
 class _Candidate(NamedTuple):
@@ -121,11 +129,11 @@ def _results(turn: int, exchange: Exchange, *, can_recall: bool) -> Iterator[_Ca
             yield _Candidate(turn, "result", result.content, line, result.call_id)
 
 
-def _too_long(needed: int, target: Target, room: Room) -> Failure:
-    window = f"has a context window of {target.window} tokens" if target.window else "has a smaller context window"
+def _too_long(needed: int, link: Link, room: Room) -> Failure:
+    window = f"has a context window of {link.window} tokens" if link.window else "has a smaller context window"
     return Failure(
         "model_context_length",
-        f"the conversation needs about {needed} tokens and {target.provider}/{target.model} {window}; everything but the task itself and the last "
+        f"the conversation needs about {needed} tokens and {link} {window}; everything but the task itself and the last "
         f"{room.turns_kept} turns was left out already. Ask for less in one task, attach large texts as files, or use a model with a larger window",
     )
 

@@ -23,7 +23,7 @@ def payloads_of(state: TaskState) -> Iterator[Payload]:
     for exchange in state.exchanges:
         if not exchange.text_shown:
             yield exchange.text
-        if exchange.native is not None and not exchange.text_shown:
+        if exchange.native is not None and not exchange.is_compacted:
             yield exchange.native
         yield from (call.arguments for call in exchange.calls)
         yield from (result.content for result in exchange.results if not result.shown)
@@ -81,7 +81,7 @@ def _said(exchange: Exchange, read: ReadText) -> tuple[Block, ...]:
 
 
 def _native(exchange: Exchange, target: Link, read: ReadText) -> Native | None:
-    if exchange.native is None or exchange.text_shown or (exchange.wire, exchange.model) != (target.wire, target.model):
+    if exchange.native is None or exchange.is_compacted or (exchange.wire, exchange.model) != (target.wire, target.model):
         return None
     return Native(exchange.wire, exchange.model, msgspec.Raw(read(exchange.native).encode()))
 

@@ -117,6 +117,7 @@ class ModelCalls:
                 wire=link.wire,
                 purpose=step.purpose,
                 link=step.link,
+                estimated_tokens=step.estimated_tokens,
             )
         )
 

@@ -75,6 +75,7 @@ async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | N
             prices=config.prices,
             approval_ttl_s=config.approval_ttl_s,
             context=config.context,
+            context_window=config.context_window,
         )
         worker = Worker(shop, store, bus, slots=config.slots, unavailable=missing_extras(spec))
         await _run(worker, config.shutdown_grace_s)

@@ -12,12 +12,13 @@ from typing import Any, Final
 import msgspec
 
 from crewlog.agents.chain import INTERRUPTED
+from crewlog.agents.compaction import Compact, make_room
 from crewlog.agents.conversation import build_request
 from crewlog.agents.model_call import REPLY_INLINE_MAX
 from crewlog.agents.setup import Setup
 from crewlog.agents.task_state import Call, TaskState, evolve, initial_state
 from crewlog.agents.tool_runner import REPEATABLE
-from crewlog.agents.turn import AskModel, Fail, Finish, Nudge, RunCalls, approval_of, digest_of, next_step
+from crewlog.agents.turn import AskModel, Fail, Finish, Nudge, RunCalls, Step, approval_of, digest_of, next_step
 from crewlog.events.store import Recorded
 from crewlog.schemas.divergence import Divergence
 from crewlog.schemas.ids import RunId, TaskId, idempotency_key
@@ -27,6 +28,7 @@ from crewlog.schemas.task_events import (
     ApprovalDecided,
     ApprovalRequested,
     AttemptFailed,
+    ContextCompacted,
     ModelCallFailed,
     ModelCallFinished,
     ModelCallSkipped,
@@ -38,6 +40,7 @@ from crewlog.schemas.task_events import (
     ToolFinished,
     ToolStarted,
 )
+from crewlog.schemas.values import Failure
 
 ReadText = Callable[[Payload], str]
 Difference = tuple[str, Any, Any]
@@ -103,9 +106,11 @@ def _difference(state: TaskState, setup: Setup | None, event: TaskEvent, read: R
         case Nudged():
             step = next_step(state, setup)
             return _first(("text", step.text if isinstance(step, Nudge) else type(step).__name__, event.text))
+        case ContextCompacted():
+            return _compacted(state, setup, event, read)
         case AttemptFailed() if event.error.code not in OBSERVED_FAILURES:
-            step = next_step(state, setup)
-            wanted = step.failure if isinstance(step, Fail) else type(step).__name__
+            step, room = _ask(state, setup, read)
+            wanted = step.failure if isinstance(step, Fail) else room if isinstance(room, Failure) else type(step).__name__
             return _first(("error", wanted, event.error), ("usage", state.usage, event.usage), ("cost_micro_usd", state.cost_micro_usd, event.cost_micro_usd))
         case TaskCompleted():
             return _completed(state, setup, event)
@@ -113,10 +118,35 @@ def _difference(state: TaskState, setup: Setup | None, event: TaskEvent, read: R
             return None
 
 
-def _model_call(state: TaskState, setup: Setup | None, event: ModelCallStarted, read: ReadText) -> Difference | None:
+def _ask(state: TaskState, setup: Setup | None, read: ReadText) -> tuple[Step, Compact | Failure | int | None]:
+    """Return the next step, and for a model call whether there is room for its request."""
     step = next_step(state, setup)
     if not isinstance(step, AskModel) or setup is None:
+        return step, None
+    return step, make_room(state, setup, read, link=step.link, purpose=step.purpose, is_too_long=step.is_too_long)
+
+
+def _compacted(state: TaskState, setup: Setup | None, event: ContextCompacted, read: ReadText) -> Difference | None:
+    step, room = _ask(state, setup, read)
+    if not isinstance(step, AskModel) or not isinstance(room, Compact):
+        return "step", type(room).__name__ if isinstance(room, Failure) else type(step).__name__, "ContextCompacted"
+    link = state.chain[step.link]
+    return _first(
+        ("turn", step.turn, event.turn),
+        ("reason", room.reason, event.reason),
+        ("provider", link.provider, event.provider),
+        ("model", link.model, event.model),
+        ("replaced", room.replaced, event.replaced),
+        ("tokens", (room.tokens_before, room.tokens_after, room.tokens_max), (event.tokens_before, event.tokens_after, event.tokens_max)),
+    )
+
+
+def _model_call(state: TaskState, setup: Setup | None, event: ModelCallStarted, read: ReadText) -> Difference | None:
+    step, room = _ask(state, setup, read)
+    if not isinstance(step, AskModel) or setup is None:
         return "step", type(step).__name__, "ModelCallStarted"
+    if isinstance(room, Compact | Failure):
+        return "step", type(room).__name__, "ModelCallStarted"
     request = build_request(state, setup, read, link=step.link, purpose=step.purpose)
     link = state.chain[step.link]
     return _first(
@@ -127,6 +157,7 @@ def _model_call(state: TaskState, setup: Setup | None, event: ModelCallStarted, 
         ("provider", link.provider, event.provider),
         ("model", link.model, event.model),
         ("messages", len(request.messages), event.messages),
+        ("estimated_tokens", room, event.estimated_tokens),
         ("request_hash", request.request_hash(), event.request_hash),
     )
 

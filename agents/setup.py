@@ -23,6 +23,9 @@ SYSTEM = "system"
 MAX_TOKENS = 8_192
 """Output tokens a model may use in one answer."""
 
+WINDOW = 128_000
+"""What the models of most providers have at least, in tokens of input and output together."""
+
 REPEATS_MAX = 3
 """Twice happens to careful people: they look again to be sure."""
 
@@ -64,13 +67,10 @@ class Room(msgspec.Struct, frozen=True):
     """A request that is estimated to need more of the window is made shorter first. The estimate errs by a quarter at most once a call was counted."""
     share_after: float = 0.5
     """To which share it is cut down: far enough that what a provider caches stays the same for many turns."""
-    window: int = 128_000
+    window: int = WINDOW
     """Tokens of a window of which nobody knows the size."""
     turns_kept: int = 4
     """The last turns, which are never touched: the agent is at work on them."""
-
-
-ROOM = Room()
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -100,11 +100,12 @@ class Setup(msgspec.Struct, frozen=True):
 
 
 @lru_cache(maxsize=256)
-def make_setup(spec: AgentSpec, tools: tuple[ToolSpec, ...], context: ContextMode = "inject") -> tuple[Setup, str]:
+def make_setup(spec: AgentSpec, tools: tuple[ToolSpec, ...], context: ContextMode = "inject", window: int = WINDOW) -> tuple[Setup, str]:
     """Fix an agent's prompt and tool rules; returns them and their JSON. Most tasks of a kind share one, so it is made once.
 
     Args:
         tools: the agent's own; those that every agent has come behind them.
+        window: tokens of a context window of which nobody knows the size.
     """
     ends = [t.name for t in tools if t.ends_task]
     names = {t.name for t in tools}
@@ -117,7 +118,7 @@ def make_setup(spec: AgentSpec, tools: tuple[ToolSpec, ...], context: ContextMod
         max_tokens=MAX_TOKENS,
         nudge=f"Plain text does not finish this task. Finish it by calling {' or '.join(ends)}." if ends else "",
         repeats_max=REPEATS_MAX,
-        room=ROOM,
+        room=Room(window=window),
         context=context,
         output_prompt=OUTPUT_PROMPT,
         correction_prompt=CORRECTION_PROMPT,

@@ -11,7 +11,8 @@ from typing import Any, Final, assert_never
 
 import msgspec
 
-from crewlog.agents.chain import Exhausted, next_link
+from crewlog.agents.chain import CONTEXT_LENGTH, Exhausted, next_link
+from crewlog.agents.compaction import can_shrink
 from crewlog.agents.setup import Setup
 from crewlog.agents.task_state import Asking, Call, Exchange, TaskState, joined
 from crewlog.agents.trajectory import describe_cycle, find_cycle
@@ -43,6 +44,10 @@ class AskModel(msgspec.Struct, frozen=True):
     link: int = 0
     wait_s: float = 0.0
     purpose: CallPurpose = "turn"
+    is_too_long: bool = False
+    """This model, and every other that is left, found the conversation too long: something must be left out of it first."""
+    estimated_tokens: int = 0
+    """Of the request, once somebody had to look (see `make_room`); it goes into the log with the call."""
 
 
 class GiveUpCall(msgspec.Struct, frozen=True):
@@ -126,7 +131,7 @@ def _next_while_working(state: TaskState, setup: Setup) -> Step:
         return Fail(limit)
     if setup.repeats_max and (cycle := find_cycle(state.exchanges[state.looped_turn :], setup.repeats_max)):
         return _stop_cycle(state, cycle, setup.repeats_max)
-    return _ask(state, task, "turn")
+    return _ask(state, setup, task, "turn")
 
 
 def _unusable_answer(state: TaskState, setup: Setup) -> Failure | None:
@@ -163,7 +168,7 @@ def _end(state: TaskState, setup: Setup, task: AgentTask, outcome: Outcome) -> S
         return Fail(Failure("output_invalid", f"{len(answers)} answers did not satisfy output_schema; the last one: {problems}"))
     if limit := _budget_reached(state, task):
         return Fail(limit)
-    return _ask(state, task, "output")
+    return _ask(state, setup, task, "output")
 
 
 def _json_of(text: str) -> Any:
@@ -185,7 +190,7 @@ def _refused_too_often(state: TaskState, setup: Setup) -> Failure | None:
     return None
 
 
-def _ask(state: TaskState, task: AgentTask, purpose: CallPurpose) -> Step:
+def _ask(state: TaskState, setup: Setup, task: AgentTask, purpose: CallPurpose) -> Step:
     turn = state.turn + 1
     call_id = f"m{turn}-{state.tries + 1}"
     if not state.falls_back:
@@ -194,6 +199,9 @@ def _ask(state: TaskState, task: AgentTask, purpose: CallPurpose) -> Step:
         state.chain, state.tried, task_id=TaskId(task.task_id), call_id=call_id, first=state.first_link, refusals_fall_through=state.refusals_fall_through
     )
     if isinstance(found, Exhausted):
+        if found.too_long and can_shrink(state, setup):
+            refused = next(t.link for t in reversed(state.tried) if t.kind == CONTEXT_LENGTH)
+            return AskModel(call_id, turn, refused, purpose=purpose, is_too_long=True)
         return Fail(found.failure)
     return AskModel(call_id, turn, found.link, found.wait_s, purpose)
 

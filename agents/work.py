@@ -11,12 +11,13 @@ from typing import Literal, assert_never
 import msgspec
 
 from crewlog.agents.breaker import Breakers
+from crewlog.agents.compaction import Compact, make_room
 from crewlog.agents.conversation import payloads_of
 from crewlog.agents.journal import Journal
 from crewlog.agents.model import Model
 from crewlog.agents.model_call import ModelCalls, given_up
 from crewlog.agents.recall import READ_CONTEXT_TOOL, RECALL_TOOL
-from crewlog.agents.setup import ContextMode, Setup, make_setup, opening_message
+from crewlog.agents.setup import WINDOW, ContextMode, Setup, make_setup, opening_message
 from crewlog.agents.spec import AgentSpec, ToolContext, ToolOutput, ToolSpec
 from crewlog.agents.task_state import Call
 from crewlog.agents.tool_runner import Ask, Ran, Refuse, Run, judge, run_tool
@@ -29,6 +30,7 @@ from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import (
     ApprovalRequested,
     AttemptFailed,
+    ContextCompacted,
     Nudged,
     TaskCompleted,
     TaskStarted,
@@ -63,6 +65,8 @@ class Workshop:
     approval_ttl_s: float = 86_400.0
     context: ContextMode = "inject"
     """For agents that do not say themselves how they want the outcomes of earlier tasks."""
+    context_window: int = WINDOW
+    """Tokens of the window of a model of which nobody knows it."""
 
     def model_calls(self, task: AgentTask) -> ModelCalls:
         """Return what the model calls of one task go through."""
@@ -130,8 +134,8 @@ class _Stretch:
                 case Start():
                     await self._start()
                 case AskModel():
-                    assert self._setup is not None
-                    await self._calls.make(journal, self._setup, step, self._moved)
+                    if failure := await self._ask(step):
+                        return await self._fail(failure)
                 case GiveUpCall():
                     journal.record(given_up(step.asking))
                 case Nudge():
@@ -166,7 +170,7 @@ class _Stretch:
         journal, state, shop = self._journal, self._journal.state, self._shop
         if state.setup is None or state.opening is None:
             context = shop.spec.context or shop.context
-            self._setup, setup_json = make_setup(shop.spec, self._own_tools, context)
+            self._setup, setup_json = make_setup(shop.spec, self._own_tools, context, shop.context_window)
             setup = journal.pack(setup_json)
             opening = journal.pack(opening_message(self._task, context))
         else:
@@ -190,6 +194,22 @@ class _Stretch:
             )
         )
         self._holds_task = True
+
+    async def _ask(self, step: AskModel) -> Failure | None:
+        """Make the call, or note what must be left out of the conversation first; returns why neither is possible."""
+        journal, setup = self._journal, self._setup
+        assert setup is not None
+        room = make_room(journal.state, setup, journal.read, link=step.link, purpose=step.purpose, is_too_long=step.is_too_long)
+        match room:
+            case Compact():
+                link = journal.state.chain[step.link]
+                tokens = (room.tokens_before, room.tokens_after, room.tokens_max)
+                journal.record(ContextCompacted(step.turn, room.reason, link.provider, link.model, *tokens, room.replaced))
+            case Failure():
+                return room
+            case _:
+                await self._calls.make(journal, setup, msgspec.structs.replace(step, estimated_tokens=room), self._moved)
+        return None
 
     async def _run_calls(self, calls: tuple[Call, ...]) -> None:
         journal, setup = self._journal, self._setup

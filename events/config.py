@@ -81,6 +81,9 @@ class Config(BaseSettings):
     context: Literal["inject", "retrieve"] = "inject"
     """How a task is given the outcomes of earlier ones: `inject` tells them all at the start; `retrieve` lists them and offers a tool that
     reads one, which costs a turn and keeps a long chain of tasks short. An agent may say otherwise for itself."""
+    context_window: Annotated[int, Field(ge=1_000)] = 128_000
+    """Tokens that input and output of a model may have together when nobody knows its window, as for a server of one's own. Old results
+    are left out of a conversation before it reaches three quarters of that; set it to what the server really holds."""
     slots: Annotated[int, Field(ge=1, le=1000)] = 4
     """Tasks one worker works on at once: models are slow, waiting is cheap."""
     shutdown_grace_s: Annotated[float, Field(ge=0)] = 10.0

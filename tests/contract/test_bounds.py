@@ -10,9 +10,10 @@ import pytest
 from support.scripted import Recorder, calls
 from support.worker_bench import Bench, names, worker_bench
 
+from crewlog.agents.model import ModelError
 from crewlog.agents.rederive import replay_task
-from crewlog.schemas.blocks import Text, ToolResult
-from crewlog.schemas.task_events import AttemptFailed, Nudged, TaskCompleted
+from crewlog.schemas.blocks import ModelReply, Text, ToolResult
+from crewlog.schemas.task_events import AttemptFailed, ContextCompacted, Nudged, TaskCompleted, ToolFinished
 
 SUBMIT = calls(("submit", '{"text":"done"}'))
 LOOK = calls(("look", '{"text":"a"}'))
@@ -93,3 +94,66 @@ async def test_the_time_of_a_task_has_an_end(bench: Bench) -> None:
 
     assert (error.code, error.retryable) == ("timeout", False)
     assert error.message == "limit timeout_seconds reached: 1 of max 1, raise timeout_seconds to go on"
+
+
+def page(n: int) -> ModelReply:
+    """A call whose result is long, and different each time."""
+    return calls(("look", f'{{"text":"{n} {"row " * 800}"}}'))
+
+
+TOO_LONG = ModelError("context_length", "too many tokens")
+
+
+async def test_a_conversation_the_provider_finds_too_long_is_cut_and_goes_on(bench: Bench) -> None:
+    model = await bench.worker(Recorder(), *map(page, range(8)), TOO_LONG, SUBMIT, provider="openai")
+    task = await bench.open()
+    await bench.dispatch(task)
+
+    events = await bench.rest(task)
+
+    assert isinstance(events[-1], TaskCompleted)
+    (cut,) = [e for e in events if isinstance(e, ContextCompacted)]
+    assert (cut.reason, cut.turn, {r.call_id for r in cut.replaced}) == ("refused", 9, {"t1-1", "t2-1", "t3-1", "t4-1"})
+    assert len(model.requests[9].canonical()) < len(model.requests[8].canonical())
+
+
+async def test_what_was_left_out_can_be_read_back(bench: Bench) -> None:
+    recall = calls(("recall_result", '{"call_id":"t2-1"}'), ("recall_result", '{"call_id":"t77-1"}'))
+    model = await bench.worker(Recorder(), *map(page, range(8)), TOO_LONG, recall, SUBMIT, provider="openai")
+    task = await bench.open()
+    await bench.dispatch(task)
+
+    finished = {e.call_id: e for e in await bench.rest(task) if isinstance(e, ToolFinished)}
+
+    assert finished["t9-1"].result == finished["t2-1"].result, "the same bytes are stored once"
+    assert finished["t9-2"].status == "error"
+    assert "recall_result" not in str(model.requests[8].tools)
+    assert "recall_result" in str(model.requests[9].tools)
+
+
+async def test_another_worker_goes_on_with_the_conversation_as_it_was_cut(bench: Bench) -> None:
+    recorder = Recorder()
+    await bench.worker(recorder, *map(page, range(8)), TOO_LONG, ModelError("auth", "the key was revoked"), provider="openai", name="w1")
+    task = await bench.open()
+    await bench.dispatch(task)
+    events = await bench.rest(task)
+    assert names(events)[-3:] == ["ModelCallStarted", "ModelCallFailed", "AttemptFailed"]
+    await bench.workers.pop().stop(grace_s=1)
+
+    model = await bench.worker(Recorder(), SUBMIT, provider="openai", name="w2")
+    await bench.dispatch(task, attempt=2, version=len(events))
+
+    assert isinstance((await bench.rest(task))[-1], TaskCompleted)
+    assert "left out to make room" in str(model.requests[0].messages[2])
+
+
+async def test_a_task_that_is_too_long_from_the_start_says_so(bench: Bench) -> None:
+    await bench.worker(Recorder(), TOO_LONG, provider="openai")
+    task = await bench.open()
+    await bench.dispatch(task)
+
+    last = (await bench.rest(task))[-1]
+
+    assert isinstance(last, AttemptFailed)
+    assert (last.error.code, last.error.retryable) == ("model_context_length", False)
+    assert "no model has room for the conversation: openai/script-1 context_length: too many tokens" in last.error.message

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from support.turns import SETUP, Texts, Used, state_behind, turn, turns
 
-from crewlog.agents.compaction import Compact, Target, make_room, tokens_of
+from crewlog.agents.compaction import Compact, _tokens_max, can_shrink, make_room
 from crewlog.agents.conversation import build_request
 from crewlog.agents.setup import REPEATS_MAX
 from crewlog.agents.task_state import TaskState, evolve
+from crewlog.agents.tokens import estimate_request
 from crewlog.agents.trajectory import PERIOD_MAX, find_cycle
 from crewlog.schemas.blocks import ModelRequest, ToolResult, ToolUse
-from crewlog.schemas.task_events import ContextCompacted
+from crewlog.schemas.task_events import ContextCompacted, Link
 from crewlog.schemas.values import Failure
 
-words = st.sampled_from(["", "ok", "rows " * 30, "x" * 5_000, "数" * 900, '{"a":[1,2,3]}' * 200])
+words = st.sampled_from(["", "ok", "rows " * 30, "x" * 5_000, "数" * 900, "7,-" * 900, '{"a":[1,2,3]}' * 200])
 a_turn = st.tuples(words, st.lists(st.tuples(st.just("look"), st.sampled_from(["{}", '{"q":"' + "y" * 300 + '"}']), words), max_size=3))
 STEPS_MAX = 40
 
 
-def compacted(state: TaskState, step: Compact, target: Target) -> TaskState:
-    return evolve(state, ContextCompacted(1, "room", target.provider, target.model, step.tokens_before, step.tokens_after, step.tokens_max, step.replaced))
+def compacted(state: TaskState, step: Compact) -> TaskState:
+    return evolve(state, ContextCompacted(1, step.reason, "anthropic", "claude", step.tokens_before, step.tokens_after, step.tokens_max, step.replaced))
 
 
 def arguments(request: ModelRequest) -> list[tuple[str, str, str]]:
@@ -38,18 +40,20 @@ def assert_paired(request: ModelRequest) -> None:
 @given(st.lists(a_turn, max_size=25), st.integers(500, 30_000), st.booleans())
 @settings(max_examples=150, deadline=None)
 def test_a_conversation_fits_or_says_that_it_cannot_and_loses_no_call(rounds: list[tuple[str, list[Used]]], window: int, refused: bool) -> None:
-    texts, target = Texts(), Target("anthropic", "claude", window)
-    whole = state = state_behind([turn(*used, number=n, text=text, texts=texts) for n, (text, used) in enumerate(rounds, 1)])
+    texts = Texts()
+    turns_done = [turn(*used, number=n, text=text, texts=texts) for n, (text, used) in enumerate(rounds, 1)]
+    whole = state = replace(state_behind(turns_done), chain=(Link("wire", "anthropic", "claude", window=window),))
     before = build_request(whole, SETUP, texts.read)
-    step: Compact | Failure | None = make_room(state, SETUP, before, target, texts.read, refused=refused)
+    step = make_room(state, SETUP, texts.read, is_too_long=refused)
     steps = 0
     while isinstance(step, Compact):
         assert step.replaced
         assert step.tokens_after < step.tokens_before
-        state, steps = compacted(state, step, target), steps + 1
+        assert can_shrink(state, SETUP)
+        state, steps = compacted(state, step), steps + 1
         assert steps < STEPS_MAX
         refused = False  # the provider was told less
-        step = make_room(state, SETUP, build_request(state, SETUP, texts.read), target, texts.read)
+        step = make_room(state, SETUP, texts.read)
 
     after = build_request(state, SETUP, texts.read)
     kept = SETUP.room.turns_kept if SETUP.room else 0
@@ -57,9 +61,14 @@ def test_a_conversation_fits_or_says_that_it_cannot_and_loses_no_call(rounds: li
     assert arguments(after) == arguments(before)
     assert after.messages[0] == before.messages[0]
     assert state.exchanges[-kept:] == whole.exchanges[-kept:]
-    assert make_room(state, SETUP, after, target, texts.read, refused=refused) == step, "deciding again changes nothing"
-    if isinstance(step, Failure) and not refused:
-        assert tokens_of(state, after, target) > window
+    assert make_room(state, SETUP, texts.read, is_too_long=refused) == step, "deciding again changes nothing"
+    needed = estimate_request(after, provider="anthropic")
+    if isinstance(step, Failure):
+        assert refused or needed > window
+    else:
+        assert step in (0, needed)
+        assert needed <= window
+    assert needed <= _tokens_max(state), "the bound below which nobody looks is one"
 
 
 moves = st.tuples(st.sampled_from(["look", "put"]), st.sampled_from(["{}", '{"a":1}']), st.sampled_from(["yes", "no"]))

@@ -44,9 +44,9 @@ class Bench:
     woken: asyncio.Queue[str]
     committed: asyncio.Event
 
-    async def worker(self, agent: Recorder | AgentSpec, *lines: Line, name: str = "w1", slots: int = 4, **shop: Any) -> ScriptedModel:
-        """Start a worker with a model that says `lines`; `shop` overrides fields of its `Workshop`."""
-        model = ScriptedModel(list(lines))
+    async def worker(self, agent: Recorder | AgentSpec, *lines: Line, name: str = "w1", slots: int = 4, provider: str = "", **shop: Any) -> ScriptedModel:
+        """Start a worker with a model that says `lines`, offline or of a provider; `shop` overrides fields of its `Workshop`."""
+        model = ScriptedModel(list(lines), provider=provider, wire="test.wire", simulated=False) if provider else ScriptedModel(list(lines))
         artifacts = await open_artifacts(self.tmp / "artifacts")
         spec = agent.agent() if isinstance(agent, Recorder) else agent
         worker = Worker(Workshop(name, spec, (model,), artifacts, self.clock, self.tmp / "work", **shop), self.store, self.bus, slots=slots)
