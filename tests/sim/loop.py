@@ -139,6 +139,11 @@ class SimLoop(asyncio.BaseEventLoop):
             if self._queues.get(actor):
                 self._ready_actors.append(actor)
 
+    def unnoticed(self) -> list[BaseException]:
+        """Return what ended tasks and nobody has looked at. They are all kept, so nothing else would report it."""
+        ended = [task for task in self._tasks if task.done() and task._log_traceback]  # type: ignore[attr-defined]
+        return [error for task in ended if (error := task.exception()) is not None and not isinstance(error, SimError)]
+
     def forget(self) -> None:
         """Drop what is left after the checks, without noise, and close."""
         for task in self._tasks:

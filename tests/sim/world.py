@@ -165,7 +165,7 @@ class World:
             service = OrchestratorService(store, bus, self.clock, SETTINGS, kinds={KIND: Offer("makes things")})
             self.loop.create_task(_start_in_the_end(service.start))
         else:
-            shop = Workshop(f"worker-{actor}", AGENT, Puppet(self, simulated=False), MemoryArtifacts(), self.clock, Path("/nonexistent"))
+            shop = Workshop(f"worker-{actor}", AGENT, (Puppet(self, simulated=False),), MemoryArtifacts(), self.clock, Path("/nonexistent"))
             self.loop.create_task(_start_in_the_end(Worker(shop, store, bus, slots=2).start))
 
     async def play(self) -> None:
@@ -333,8 +333,9 @@ def run(plan: Plan, *, world: Callable[[Plan], World] = World) -> Report:
             loop.run_until_complete(made.play())
         except (Deadlock, StepLimit) as error:
             stopped.append(f"{type(error).__name__}: {error}")
-        violations = [*stopped, *check(made.log, made.accepted, made.sink.arrivals, made.sink.explained, expected=plan.runs)]
-        violations += [f"unhandled: {context.get('message')}: {context.get('exception')!r}" for context in loop.failures if not _is_killed(context)]
+        violations = [*stopped, *(f"unhandled: {error!r}" for error in loop.unnoticed())]
+        violations += [f"{context.get('message')}: {context.get('exception')!r}" for context in loop.failures]
+        violations += check(made.log, made.accepted, made.sink.arrivals, made.sink.explained, expected=plan.runs)
         if not stopped and made.broker.messages("WORK"):
             violations.append(f"{len(made.broker.messages('WORK'))} messages are left in the work queue")
         for recorded in made.log.events:
@@ -345,7 +346,3 @@ def run(plan: Plan, *, world: Callable[[Plan], World] = World) -> Report:
         loop.forget()
         faults.hook = None
         logging.disable(before)
-
-
-def _is_killed(context: dict[str, Any]) -> bool:
-    return isinstance(context.get("exception"), Killed)
