@@ -39,6 +39,8 @@ _EFFORTS: Final = {"none": "MINIMAL", "max": "XHIGH"}
 """Efforts that other providers know, in the words of this one; the rest only differ in case."""
 _FOREIGN: Final = base64.b64encode(b"skip_thought_signature_validator").decode()
 """Signature of the first call in a message that this model did not write: without any, newer models answer 400."""
+_BASE64: Final = str.maketrans("-_", "+/")
+"""Signatures that passed through the SDK, back into the alphabet in which the provider writes them."""
 _UNUSED: Final = "-"
 """The SDK demands contents; those of the request take their place."""
 
@@ -328,7 +330,9 @@ class Written:
         if last and "text" in part and part == {**last, "text": part["text"]} and set(part) <= {"text", "thought"}:
             self._texts[-1].append(part["text"])
             return
-        self._parts.append(dict(part))
+        if "thoughtSignature" in part:
+            part = {**part, "thoughtSignature": part["thoughtSignature"].translate(_BASE64)}
+        self._parts.append(part)
         self._texts.append([part["text"]] if "text" in part else [])
 
     def usage(self) -> Usage | None:

@@ -336,8 +336,9 @@ def _fits(value: Any, branch: Schema, root: Schema) -> bool:
         return branch.get("type") == "object"
     if not set(value) <= set(properties) or not set(branch.get("required", ())) <= set(value):
         return False
-    named = ((value[name], one) for name, one in properties.items() if name in value and isinstance(one, dict))
-    return all(("const" not in one or one["const"] == item) and ("enum" not in one or item is None or item in one["enum"]) for item, one in named)
+    # a null may stand for any optional property, so it tells nothing
+    named = ((value[name], one) for name, one in properties.items() if value.get(name) is not None and isinstance(one, dict))
+    return all(("const" not in one or one["const"] == item) and ("enum" not in one or item in one["enum"]) for item, one in named)
 
 
 def read_json(text: str) -> Any:

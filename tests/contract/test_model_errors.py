@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from support.model_server import Canned, serve_models
 from support.wires import ANTHROPIC, CHAT, GEMINI, KEY, RESPONSES, WIRES, Said, Wire
 
 from crewlog.agents.model import RETRYABLE, ModelError
-from crewlog.agents.model_errors import retry_after_s
+from crewlog.agents.model_errors import one_try, retry_after_s
 from crewlog.schemas.blocks import ModelRequest, ToolDef
 from crewlog.schemas.usage import Usage
 
@@ -220,3 +221,11 @@ async def test_a_full_context_window_is_named_and_billed() -> None:
 async def test_a_tool_that_not_all_providers_take_is_refused_before_anybody_is_asked(wire: Wire, names: tuple[str, ...]) -> None:
     tools = tuple(ToolDef(name, "", {"type": "object", "properties": {}}) for name in names)
     assert (await refused(wire, Canned(), request=wire.request(tools=tools))).kind == "bad_request"
+
+
+async def test_a_request_that_cannot_be_built_is_our_mistake_and_stops_the_chain() -> None:
+    with pytest.raises(ModelError) as caught:
+        async with one_try("m", 5, LookupError, lambda error: ModelError("server", "")):
+            json.dumps(object())  # what an SDK does when it is given a wrong argument
+    assert caught.value.kind == "bad_request"
+    assert "could not be built" in str(caught.value)
