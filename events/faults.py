@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 POINTS: Final = (
+    "after_budget_change",
     "after_model_call",
     "after_run_append",
     "after_task_append",

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any, Final
 
 from crewlog.schemas.budget import ScopeLimit
@@ -30,6 +31,7 @@ SOFT_PERCENT: Final = 70
 
 Limits = Mapping[str, Mapping[str, ScopeLimit]]
 """Surface -> kind of scope -> limits."""
+NO_LIMITS: Final[Limits] = MappingProxyType({})
 
 _Entry = tuple[str, str, Any]
 """Surface, kind of scope, and what was written for it."""

@@ -4,6 +4,7 @@ tasks.submit       body: AgentTask                                        -> run
 runs.get           {"run_id"}                                             -> run
 runs.cancel        {"run_id", "reason", "actor"}                          -> run_id, status
 approvals.decide   {"run_id", "approval_id", "decision", "actor", "note"} -> approval_id, decision
+budgets.raise      {"scope", "hard_micro_usd", "soft_micro_usd", "actor", "reason"} -> scope and its state; runs that it held go on
 agents.register    AgentRegistered as JSON (tenant `system`)              -> kind
 agents.stop        {"kind", "worker"}      (tenant `system`)              -> kind
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Final, Literal, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -20,6 +21,7 @@ import msgspec
 from crewlog.events.bus import Bus, Message, Subscription
 from crewlog.events.clock import Clock
 from crewlog.events.store import EventStore
+from crewlog.orchestrator.budgets import Budgets
 from crewlog.orchestrator.commands import CancelRun, DecideApproval, TooLate
 from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.kinds import KindDirectory
@@ -27,6 +29,7 @@ from crewlog.orchestrator.replies import accepted, refused
 from crewlog.orchestrator.report import run_report, text_of
 from crewlog.orchestrator.run import RunState
 from crewlog.orchestrator.submission import read_submission
+from crewlog.schemas.budget import MICRO_USD_MAX
 from crewlog.schemas.errors import ContractError, NotFound, OrchestrationError
 from crewlog.schemas.ids import TOKEN, ApprovalId, RunId
 from crewlog.schemas.system_events import AgentRegistered, AgentStopped
@@ -64,6 +67,16 @@ class DecideRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     note: str = ""
 
 
+class RaiseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Raise the limit of a budget scope. Without a soft limit it becomes 70 % of the hard one."""
+
+    scope: str
+    hard_micro_usd: Annotated[int, msgspec.Meta(ge=0, le=MICRO_USD_MAX)]
+    actor: str
+    soft_micro_usd: Annotated[int, msgspec.Meta(ge=0, le=MICRO_USD_MAX)] | None = None
+    reason: str = ""
+
+
 _T = TypeVar("_T")
 Endpoint = Callable[[str, bytes], Awaitable[bytes]]
 
@@ -71,7 +84,8 @@ Endpoint = Callable[[str, bytes], Awaitable[bytes]]
 class Api:
     """Answers requests."""
 
-    def __init__(self, store: EventStore, bus: Bus, clock: Clock, driver: Driver, kinds: KindDirectory) -> None:
+    def __init__(self, store: EventStore, bus: Bus, clock: Clock, driver: Driver, kinds: KindDirectory, *, budgets: Budgets) -> None:
+        self._budgets = budgets
         self._store, self._bus, self._clock, self._driver, self._kinds = store, bus, clock, driver, kinds
         self._subscriptions: list[Subscription] = []
 
@@ -82,6 +96,7 @@ class Api:
             "*.runs.get": self._get_run,
             "*.runs.cancel": self._cancel_run,
             "*.approvals.decide": self._decide_approval,
+            "*.budgets.raise": self._raise_budget,
             f"{SYSTEM}.agents.register": self._register,
             f"{SYSTEM}.agents.stop": self._stop_agent,
         }
@@ -139,6 +154,21 @@ class Api:
         command = DecideApproval(ApprovalId(request.approval_id), request.decision, _text(request.actor), _text(request.note))
         await self._driver.execute(state.run_id, command)
         return accepted(approval_id=request.approval_id, decision=request.decision)
+
+    async def _raise_budget(self, tenant: str, data: bytes) -> bytes:
+        request = _decode(data, RaiseRequest)
+        if not request.actor.strip():
+            raise ContractError("a budget needs to know who raises it", problems=(("/actor", "must not be empty"),))
+        state = await self._budgets.raise_limit(
+            tenant,
+            request.scope,
+            hard=request.hard_micro_usd,
+            soft=request.soft_micro_usd,
+            actor=_text(request.actor),
+            reason=_text(request.reason),
+        )
+        amounts = {"spent_micro_usd": state.spent, "reserved_micro_usd": state.reserved}
+        return accepted(scope=request.scope, soft_micro_usd=state.soft, hard_micro_usd=state.hard, **amounts)
 
     async def _register(self, _: str, data: bytes) -> bytes:
         event = _registration(data)

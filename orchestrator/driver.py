@@ -22,6 +22,7 @@ from crewlog.orchestrator.folds import Fold, Folds
 from crewlog.orchestrator.kinds import KindDirectory
 from crewlog.orchestrator.publisher import Publisher
 from crewlog.orchestrator.run import RunState, active_tasks
+from crewlog.orchestrator.terms import Allowance, terms_of
 from crewlog.schemas.codec import type_name
 from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, NotFound, OrchestrationError, Unavailable
 from crewlog.schemas.ids import RunId, TaskId
@@ -30,6 +31,7 @@ from crewlog.schemas.task_events import TERMINAL_TYPES
 from crewlog.schemas.text import shorten
 from crewlog.schemas.values import Failure
 
+NOTHING_LIMITED: Final = Allowance()
 RUNS_PER_READ_MAX: Final = 128
 RACES_MAX: Final = 50
 """Times one step may lose against another process before the run is left to the sweep."""
@@ -52,12 +54,23 @@ class Submitted(NamedTuple):
 class Driver:
     """Carries out the decisions of one process."""
 
-    def __init__(self, store: EventStore, publisher: Publisher, clock: Clock, kinds: KindDirectory, *, on_state: Callable[[RunState], None]) -> None:
+    def __init__(
+        self,
+        store: EventStore,
+        publisher: Publisher,
+        clock: Clock,
+        kinds: KindDirectory,
+        *,
+        on_state: Callable[[RunState], None],
+        allowance: Allowance = NOTHING_LIMITED,
+    ) -> None:
         """Prepare; nothing runs before `start`.
 
         Args:
             on_state: called with the state of a run after each step that read or changed it.
+            allowance: what runs that are submitted from now on may spend.
         """
+        self._allowance = allowance
         self._store, self._publisher, self._clock, self._kinds, self._on_state = store, publisher, clock, kinds, on_state
         self.folds = Folds(store)
         self._woken: dict[RunId, None] = {}
@@ -121,7 +134,8 @@ class Driver:
             ContractError: the task cannot be carried out, or its ids belong to another task.
             Unavailable: the log cannot be reached; submitting the same task again is safe.
         """
-        fold, command, now_us = Fold(RunId(task.run_id)), SubmitRun(task, source), self._clock.now_us()
+        terms = await terms_of(task, self._allowance, self._store, self.folds)
+        fold, command, now_us = Fold(RunId(task.run_id)), SubmitRun(task, source, terms), self._clock.now_us()
         batch = Batch(fold.state)
         try:
             batch.add(decide(command, fold.state, now_us, self._kinds.offers))

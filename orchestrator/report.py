@@ -26,6 +26,7 @@ def run_report(state: RunState) -> dict[str, Any]:
         "usage": state.usage,
         "cost_micro_usd": state.cost_micro_usd,
         "deadline_us": state.deadline_us,
+        "hold": _hold(state),
         "output": _output(state),
         "end": _end(state),
     }
@@ -39,7 +40,7 @@ def text_of(state: RunState) -> Payload | None:
         case RunFailed():
             return state.end.partial
         case _:
-            return None
+            return state.hold.partial if state.hold is not None else None
 
 
 def _keys(state: RunState) -> list[tuple[str, str]]:
@@ -77,6 +78,13 @@ def _output(state: RunState) -> Any:
     task = state.tasks.get(key)
     outcome: Outcome | None = task.outcome if task is not None and task.is_finished else None
     return None if outcome is None else outcome.output
+
+
+def _hold(state: RunState) -> dict[str, Any] | None:
+    if state.hold is None or state.status != "open":
+        return None
+    names = ("reason", "scope", "limit_micro_usd", "used_micro_usd", "needed_micro_usd", "since_us", "expires_us", "artifacts")
+    return {name: getattr(state.hold, name) for name in names}
 
 
 def _end(state: RunState) -> dict[str, Any] | None:

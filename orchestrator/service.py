@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -16,12 +17,14 @@ from crewlog.events.memory import settle_memory
 from crewlog.events.readiness import announce_ready
 from crewlog.events.store import EventStore
 from crewlog.orchestrator.api import QUEUE, Api
-from crewlog.orchestrator.driver import Driver
+from crewlog.orchestrator.budgets import Budgets
+from crewlog.orchestrator.driver import NOTHING_LIMITED, Driver
 from crewlog.orchestrator.intake import Intake
 from crewlog.orchestrator.kinds import BUILT_IN, KindDirectory
 from crewlog.orchestrator.planning import Kinds
 from crewlog.orchestrator.publisher import Publisher
 from crewlog.orchestrator.sweep import Sweep
+from crewlog.orchestrator.terms import Allowance
 from crewlog.orchestrator.timers import Timers
 from crewlog.schemas.errors import ConfigError
 from crewlog.schemas.ids import RunId, TaskId
@@ -35,6 +38,8 @@ class Settings(NamedTuple):
     sweep_interval_s: float = 10.0
     dispatch_lease_s: float = 60.0
     shutdown_grace_s: float = 10.0
+    settle_grace_s: float = 900.0
+    allowance: Allowance = NOTHING_LIMITED
 
 
 DEFAULTS: Final = Settings()
@@ -48,11 +53,14 @@ class OrchestratorService:
         publisher = Publisher(store, bus)
         self.kinds = KindDirectory(store, bus, clock, known=kinds)
         self._timers = Timers(store, clock)
-        self.driver = Driver(store, publisher, clock, self.kinds, on_state=self._timers.note)
+        self.driver = Driver(store, publisher, clock, self.kinds, on_state=self._timers.note, allowance=settings.allowance)
         self.sweep = Sweep(
-            store, bus, clock, self.driver, publisher, self.kinds, interval_s=settings.sweep_interval_s, lease_s=settings.dispatch_lease_s
-        )  # fmt: skip
-        self._api = Api(store, bus, clock, self.driver, self.kinds)
+            *(store, bus, clock, self.driver, publisher, self.kinds),
+            interval_s=settings.sweep_interval_s,
+            lease_s=settings.dispatch_lease_s,
+            settle_grace_s=settings.settle_grace_s,
+        )
+        self._api = Api(store, bus, clock, self.driver, self.kinds, budgets=Budgets(store, clock, self.driver.folds, on_change=self.sweep.soon))
         self._intake = Intake(bus, clock, self.driver)
         self._wakes: Subscription | None = None
         self._loops: list[asyncio.Task[None]] = []
@@ -123,7 +131,8 @@ async def run_orchestrator(config: Config) -> None:
         store = await PostgresStore.open(config.database_url.get_secret_value(), actor=f"orchestrator@{name}", clock=clock, on_commit=poke.notify)
         try:
             await ensure_topology(bus)
-            settings = Settings(config.sweep_interval_s, config.dispatch_lease_s, config.shutdown_grace_s)
+            allowance = Allowance(config.budgets, config.hold_ttl_s or math.ceil(config.approval_ttl_s))
+            settings = Settings(config.sweep_interval_s, config.dispatch_lease_s, config.shutdown_grace_s, config.settle_grace_s, allowance)
             await _serve(OrchestratorService(store, bus, clock, settings))
         finally:
             await store.close()

@@ -1,4 +1,5 @@
-"""Find what stands still: wakes that were lost, dispatched tasks whose message was, and queues that the server has lost with its store.
+"""Find what stands still: wakes that were lost, dispatched tasks whose message was, queues that the server has lost with its store, runs
+held by a budget that has room again, and money that dead workers left reserved.
 
 It runs all the time, at a slow pace, over the runs that are open. A task counts as alive while a worker's heartbeat names it or its
 stream grows. Publishing one again that is alive after all does no harm: the version of its stream fences the second worker.
@@ -7,6 +8,7 @@ stream grows. Publishing one again that is alive after all does no harm: the ver
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -18,7 +20,9 @@ from crewlog.events.clock import Clock
 from crewlog.events.store import EventStore
 from crewlog.orchestrator.dispatch import Dispatch
 from crewlog.orchestrator.driver import Driver
+from crewlog.orchestrator.holds import Holds
 from crewlog.orchestrator.kinds import KindDirectory
+from crewlog.orchestrator.left_over import settle_left_over
 from crewlog.orchestrator.publisher import Publisher
 from crewlog.orchestrator.run import RunState, TaskState, active_tasks
 from crewlog.schemas.errors import OrchestrationError
@@ -55,14 +59,27 @@ class Sweep:
     """Looks after open runs."""
 
     def __init__(
-        self, store: EventStore, bus: Bus, clock: Clock, driver: Driver, publisher: Publisher, kinds: KindDirectory, *, interval_s: float, lease_s: float
+        self,
+        store: EventStore,
+        bus: Bus,
+        clock: Clock,
+        driver: Driver,
+        publisher: Publisher,
+        kinds: KindDirectory,
+        *,
+        interval_s: float,
+        lease_s: float,
+        settle_grace_s: float,
     ) -> None:
         """Prepare.
 
         Args:
             interval_s: pause between two rounds, in seconds.
             lease_s: how long a dispatched task may give no sign of life, in seconds.
+            settle_grace_s: age of a reservation from which on nobody alive can be about to settle it, in seconds.
         """
+        self._holds, self._settle_grace_s = Holds(store, driver), settle_grace_s
+        self._soon = asyncio.Event()
         self._store, self._bus, self._clock, self._driver, self._publisher, self._kinds = store, bus, clock, driver, publisher, kinds
         self._interval_s, self._lease_s = interval_s, lease_s
         self._signs: dict[TaskId, _Sign] = {}
@@ -91,7 +108,13 @@ class Sweep:
                 await self.sweep()
             except OrchestrationError as error:
                 log.warning("sweep: %s", error)
-            await asyncio.sleep(self._interval_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._soon.wait(), self._interval_s)
+            self._soon.clear()
+
+    def soon(self) -> None:
+        """Begin the next round now, or right behind the one under way: a budget was changed."""
+        self._soon.set()
 
     async def sweep(self) -> None:
         """Look at every open run once.
@@ -110,10 +133,12 @@ class Sweep:
             waiting = [(state, task) for state in states.values() for task in active_tasks(state) if task.phase == "dispatched"]
             dispatched.update(task.task_id for _, task in waiting)
             await self._check(waiting)
+            await self._holds.release(states.values())
             if len(page) < PAGE:
                 break
             after = page[-1]
         self._signs = {task_id: sign for task_id, sign in self._signs.items() if task_id in dispatched}
+        await settle_left_over(self._store, self._clock, grace_s=self._settle_grace_s)
 
     async def _check(self, waiting: Iterable[tuple[RunState, TaskState]]) -> None:
         now_s = self._clock.monotonic()

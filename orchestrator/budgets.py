@@ -1,0 +1,75 @@
+"""Change what may be spent, for people: the limits of a scope, with who and why on record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from uuid import UUID
+
+from crewlog.events import faults
+from crewlog.events.clock import Clock
+from crewlog.events.limits import soft_of
+from crewlog.events.store import ANY, AppendRequest, BudgetState, EventStore, Write
+from crewlog.orchestrator.folds import Folds
+from crewlog.orchestrator.terms import run_with
+from crewlog.schemas.budget import ScopeLimit
+from crewlog.schemas.errors import ContractError, NotFound
+from crewlog.schemas.ids import budget_stream
+from crewlog.schemas.system_events import BudgetChanged
+
+_DAILY = ("kind", "user", "tenant")
+
+
+class Budgets:
+    """The limits of scopes of any tenant."""
+
+    def __init__(self, store: EventStore, clock: Clock, folds: Folds, *, on_change: Callable[[], None]) -> None:
+        """Prepare.
+
+        Args:
+            on_change: called when a limit was changed: runs that it held may go on.
+        """
+        self._store, self._clock, self._folds, self._on_change = store, clock, folds, on_change
+
+    async def raise_limit(self, tenant: str, scope: str, *, hard: int, soft: int | None, actor: str, reason: str) -> BudgetState:
+        """Raise the hard limit of a scope, in micro-USD, and set its soft limit (None: 70 % of the hard one).
+
+        Returns:
+            the budget as it is then.
+
+        Raises:
+            NotFound: nothing of this tenant was ever charged to such a scope.
+            ContractError: the limit would not be higher than it is, or the soft limit is above it.
+            Unavailable: the log cannot be reached; asking again is safe.
+        """
+        before = await self._look(tenant, scope)
+        if before.hard is None:
+            raise ContractError(f"budget {scope} has no hard limit that could be raised")
+        if hard <= before.hard:
+            raise ContractError(f"budget {scope} is limited to {before.hard} micro-USD; {hard} would not raise it", problems=(("/hard_micro_usd", "too low"),))
+        limit = ScopeLimit(scope, soft_of(hard) if soft is None else soft, hard)
+        if limit.soft_micro_usd is not None and limit.soft_micro_usd > hard:
+            raise ContractError(f"a soft limit of {soft} micro-USD is above the hard limit of {hard}", problems=(("/soft_micro_usd", "too high"),))
+        event = BudgetChanged(scope, limit.soft_micro_usd, hard, actor, reason)
+        write = Write(budget_stream(scope), (event,), ANY)
+        await self._store.append(AppendRequest((write,), (self._clock.new_id(),), self._clock.now_us(), limits=(limit,)))
+        if faults.hook is not None:
+            faults.hook("after_budget_change")
+        self._on_change()
+        return before._replace(hard=hard, soft=limit.soft_micro_usd)
+
+    async def _look(self, tenant: str, scope: str) -> BudgetState:
+        found = (await self._store.budgets([scope])).get(scope) if await self._is_of(tenant, scope) else None
+        if found is None:
+            raise NotFound("budget", scope)
+        return found
+
+    async def _is_of(self, tenant: str, scope: str) -> bool:
+        """Say whether a scope is this tenant's; another tenant's is as good as none."""
+        of, _, rest = scope.partition("/")
+        if of in _DAILY:
+            return rest.partition("/")[0] == tenant
+        try:
+            named = UUID(rest)
+        except ValueError:
+            return False
+        return await run_with(named, tenant, self._store, self._folds) is not None

@@ -1,0 +1,53 @@
+"""Runs that a budget holds: find those whose budget has room again and let them go on.
+
+Room comes from a person who raises the limit, or from calls that turned out cheaper than what was reserved for them. Nobody need tell: the
+sweep looks at every held run, so a process that dies between the two only delays it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+
+from crewlog.events.store import BudgetState, EventStore
+from crewlog.orchestrator.commands import ReleaseRun
+from crewlog.orchestrator.driver import Driver
+from crewlog.orchestrator.run import RunState, starving
+
+log = logging.getLogger(__name__)
+
+
+class Holds:
+    """Looks at the budgets that hold runs."""
+
+    def __init__(self, store: EventStore, driver: Driver) -> None:
+        self._store, self._driver = store, driver
+
+    async def release(self, states: Iterable[RunState]) -> None:
+        """Let those of these runs go on that a budget holds which has room for what they need of it.
+
+        Raises:
+            Unavailable: the log cannot be reached.
+        """
+        held = [state for state in states if state.hold is not None]
+        scopes = sorted({task.shortfall.scope for state in held for task in starving(state) if task.shortfall is not None})
+        if not scopes:
+            return
+        budgets = await self._store.budgets(scopes)
+        for state in held:
+            if command := release_of(state, budgets):
+                await self._driver.execute(state.run_id, command)
+                log.info("run %s goes on: %s has room", state.run_id, command.scope)
+
+
+def release_of(state: RunState, budgets: Mapping[str, BudgetState]) -> ReleaseRun | None:
+    """Return the command that lets a held run go on, or None while no budget that holds it has room. Pure."""
+    for task in starving(state):
+        short = task.shortfall
+        budget = budgets.get(short.scope) if short is not None else None
+        if short is None or budget is None:
+            continue
+        used = budget.spent + budget.reserved
+        if budget.hard is None or used + short.needed_micro_usd <= budget.hard:
+            return ReleaseRun(short.scope, budget.hard, used)
+    return None
