@@ -159,8 +159,10 @@ class ModelCalls:
             turn=step.turn,
             stop=reply.stop,
             text=journal.pack(text, inline_max=REPLY_INLINE_MAX),
-            # our own call ids: unique within the task, whatever the provider numbers its calls
-            tool_calls=tuple(ToolCall(f"t{step.turn}-{n}", u.name, journal.pack(u.arguments)) for n, u in enumerate(uses, 1)),
+            # a result must name its call as the provider's own items do, when those are sent back; adapters see to it that no id occurs twice
+            tool_calls=tuple(
+                ToolCall(f"t{step.turn}-{n}" if reply.native is None else u.call_id, u.name, journal.pack(u.arguments)) for n, u in enumerate(uses, 1)
+            ),
             usage=reply.usage,
             price=self._price(model, reply.model, reply.usage, latency_ms),
             provider=link.provider,

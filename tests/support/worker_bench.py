@@ -13,6 +13,7 @@ from uuid import UUID
 import msgspec
 from support.scripted import Line, Recorder, ScriptedModel
 
+from crewlog.agents.model import Model
 from crewlog.agents.rederive import replay_task
 from crewlog.agents.spec import AgentSpec
 from crewlog.agents.work import Workshop
@@ -44,15 +45,17 @@ class Bench:
     woken: asyncio.Queue[str]
     committed: asyncio.Event
 
-    async def worker(self, agent: Recorder | AgentSpec, *lines: Line, name: str = "w1", slots: int = 4, provider: str = "", **shop: Any) -> ScriptedModel:
-        """Start a worker with a model that says `lines`, offline or of a provider; `shop` overrides fields of its `Workshop`."""
-        model = ScriptedModel(list(lines), provider=provider, wire="test.wire", simulated=False) if provider else ScriptedModel(list(lines))
+    async def worker(
+        self, agent: Recorder | AgentSpec, *lines: Line, name: str = "w1", slots: int = 4, provider: str = "", model: Model | None = None, **shop: Any
+    ) -> ScriptedModel:
+        """Start a worker with `model`, or one that says `lines`, offline or of a provider; `shop` overrides fields of its `Workshop`."""
+        scripted = ScriptedModel(list(lines), provider=provider, wire="test.wire", simulated=False) if provider else ScriptedModel(list(lines))
         artifacts = await open_artifacts(self.tmp / "artifacts")
         spec = agent.agent() if isinstance(agent, Recorder) else agent
-        worker = Worker(Workshop(name, spec, (model,), artifacts, self.clock, self.tmp / "work", **shop), self.store, self.bus, slots=slots)
+        worker = Worker(Workshop(name, spec, (model or scripted,), artifacts, self.clock, self.tmp / "work", **shop), self.store, self.bus, slots=slots)
         await worker.start()
         self.workers.append(worker)
-        return model
+        return scripted
 
     async def open(self, *, number: int = 1, **changes: object) -> AgentTask:
         task = parse_task({"task_id": str(UUID(int=number)), "run_id": str(RUN_ID), "type": "data", "key": "a", "objective": "count", **changes})
