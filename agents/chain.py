@@ -93,7 +93,7 @@ def next_link(
     elif last.kind in _AGAIN or last.kind in _ONWARD or (last.kind == CONTENT_FILTER and refusals_fall_through):
         start = last.link + 1
     else:
-        return exhausted(chain, tried)
+        return Exhausted(Failure(f"model_{last.kind}", f"no other model is asked: {_listed(chain, tried)}"))
     asked = {t.link for t in tried}
     needed = max((chain[t.link].window + 1 for t in tried if t.kind == CONTEXT_LENGTH), default=0)
     for place in range(max(start, first), len(chain)):
@@ -116,7 +116,7 @@ def exhausted(chain: Sequence[Link], tried: Sequence[Tried]) -> Exhausted:
     The failure is worth another attempt when a model may be back in a while, not before the earliest time one of them named.
     """
     kinds = list(dict.fromkeys(t.kind for t in tried))
-    calls = "; ".join(_describe(chain[t.link], t) for t in tried)
+    calls = _listed(chain, tried)
     too_long = CONTEXT_LENGTH in kinds
     last_of = {t.link: t for t in tried}.values()
     waiting = [t.retry_after_s for t in last_of if t.kind in _PASSES]
@@ -127,6 +127,10 @@ def exhausted(chain: Sequence[Link], tried: Sequence[Tried]) -> Exhausted:
     if too_long:
         return Exhausted(Failure(f"model_{CONTEXT_LENGTH}", f"no model has room for the conversation: {calls}"), too_long)
     return Exhausted(Failure(_code(kinds), f"no model answered: {calls}"))
+
+
+def _listed(chain: Sequence[Link], tried: Sequence[Tried]) -> str:
+    return "; ".join(_describe(chain[t.link], t) for t in tried)
 
 
 def _code(kinds: Sequence[str]) -> str:
