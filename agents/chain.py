@@ -5,7 +5,7 @@
     overloaded, server, timeout, connection            once more                yes
     interrupted (its worker died)                      once more, at once       yes
     malformed, auth, billing, not_found                no                       yes
-    over_budget (it was not asked)                     no                       yes
+    over_budget, unpriced (it was not asked)           no                       yes
     breaker_open (it was not asked)                    last of all, if soon     yes
     context_length                                     no                       only one with a larger window
     content_filter                                     no                       only if the worker was set up so
@@ -26,7 +26,7 @@ import msgspec
 from crewlog.schemas.ids import TaskId
 from crewlog.schemas.task_events import Link
 from crewlog.schemas.text import shorten
-from crewlog.schemas.values import Failure
+from crewlog.schemas.values import Failure, Shortfall
 
 TRIES_PER_LINK: Final = 2
 """Calls to one model in one turn of one attempt."""
@@ -39,11 +39,12 @@ JITTER_CAP_S: Final = 8.0
 INTERRUPTED: Final = "interrupted"
 BREAKER_OPEN: Final = "breaker_open"
 OVER_BUDGET: Final = "over_budget"
+UNPRICED: Final = "unpriced"
 CONTEXT_LENGTH: Final = "context_length"
 CONTENT_FILTER: Final = "content_filter"
 
 _AGAIN: Final = frozenset({"rate_limit", "overloaded", "server", "timeout", "connection", INTERRUPTED})
-_ONWARD: Final = frozenset({"malformed", "auth", "billing", "not_found", BREAKER_OPEN, OVER_BUDGET})
+_ONWARD: Final = frozenset({"malformed", "auth", "billing", "not_found", BREAKER_OPEN, OVER_BUDGET, UNPRICED})
 _PASSES: Final = _AGAIN | {"malformed", BREAKER_OPEN}
 """What may be over in a while: another attempt is worth it."""
 _SAID_CHARS_MAX: Final = 300
@@ -58,6 +59,8 @@ class Tried(msgspec.Struct, frozen=True):
     retry_after_s: float = 0.0
     status: int | None = None
     request_id: str = ""
+    shortfall: Shortfall | None = None
+    """Of a model that was not asked because a budget has no room: what was missing."""
 
 
 class Ask(NamedTuple):
@@ -72,6 +75,8 @@ class Exhausted(NamedTuple):
 
     failure: Failure
     too_long: bool = False
+    shortfall: Shortfall | None = None
+    """The least money that would have let a model be asked."""
 
 
 def next_link(
@@ -120,10 +125,10 @@ def exhausted(chain: Sequence[Link], tried: Sequence[Tried]) -> Exhausted:
     too_long = CONTEXT_LENGTH in kinds
     last_of = {t.link: t for t in tried}.values()
     waiting = [t.retry_after_s for t in last_of if t.kind in _PASSES]
-    if set(kinds) <= {OVER_BUDGET}:
-        return Exhausted(Failure("budget", f"no model of the chain fits into the budget: {calls}"))
     if waiting:
         return Exhausted(Failure(_code(kinds), f"no model answered: {calls}", retryable=True, retry_after_s=min(waiting) or None), too_long)
+    if short := [t.shortfall for t in tried if t.shortfall is not None]:
+        return Exhausted(Failure("budget", f"no model fits into the budget: {calls}"), shortfall=min(short, key=lambda s: s.needed_micro_usd))
     if too_long:
         return Exhausted(Failure(f"model_{CONTEXT_LENGTH}", f"no model has room for the conversation: {calls}"), too_long)
     return Exhausted(Failure(_code(kinds), f"no model answered: {calls}"))
@@ -134,7 +139,9 @@ def _listed(chain: Sequence[Link], tried: Sequence[Tried]) -> str:
 
 
 def _code(kinds: Sequence[str]) -> str:
-    return f"model_{kinds[0]}" if len(kinds) == 1 else "model_unavailable"
+    if len(kinds) > 1:
+        return "model_unavailable"
+    return kinds[0] if kinds[0] == UNPRICED else f"model_{kinds[0]}"
 
 
 def _describe(link: Link, tried: Tried) -> str:

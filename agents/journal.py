@@ -13,11 +13,12 @@ from collections.abc import Iterable
 from crewlog.agents.task_state import TaskState, evolve
 from crewlog.events import faults
 from crewlog.events.clock import Clock
-from crewlog.events.store import Appended, AppendRequest, EventStore, Write
-from crewlog.schemas.errors import ConflictError, ContractError
-from crewlog.schemas.ids import Hash, RunId, Stream, TaskId, task_stream
+from crewlog.events.store import Appended, AppendRequest, EventStore, Reservation, Settlement, Write
+from crewlog.schemas.errors import ConflictError, ContractError, OverBudget
+from crewlog.schemas.ids import Hash, RunId, Stream, TaskId, reservation_id, settled_event_id, spend_stream, task_stream
 from crewlog.schemas.payload import INLINE_BYTES_MAX, Payload, content_hash, pack
-from crewlog.schemas.task_events import TaskEvent
+from crewlog.schemas.system_events import CallSettled
+from crewlog.schemas.task_events import ModelCallFailed, ModelCallFinished, ModelCallStarted, TaskEvent
 
 
 class Journal:
@@ -34,6 +35,10 @@ class Journal:
         self._blobs: list[bytes] = []
         self._appends: list[asyncio.Task[Appended]] = []
         self._in_line = False
+        self._reserve: Reservation | None = None
+        self._settle: list[Settlement] = []
+        self._unsettled: dict[str, ModelCallFinished | ModelCallFailed] = {}
+        self._warned: dict[str, None] = {}
         self._texts: dict[str, str] = {}
 
     def pack(self, text: str, *, inline_max: int = INLINE_BYTES_MAX) -> Payload:
@@ -70,20 +75,58 @@ class Journal:
 
     def record(self, event: TaskEvent) -> None:
         """Apply an event to the state and queue it for the next append."""
+        if isinstance(event, ModelCallStarted) and any(isinstance(e, ModelCallStarted) for e in self._pending):
+            self.send()  # each has a reservation of its own, and so has each append
         self.state = evolve(self.state, event)
         self._pending.append(event)
+
+    async def begin_call(self, event: ModelCallStarted) -> OverBudget | None:
+        """Record a model call that costs money and make it durable together with its reservation.
+
+        Returns:
+            None when the money is reserved. Otherwise the limit that left no room: then the call was not recorded.
+        """
+        state, pending, settle, sent = self.state, list(self._pending), list(self._settle), self._sent
+        self.record(event)
+        self._reserve = Reservation(reservation_id(self._task_id, event.call_id), event.reserved_micro_usd)
+        try:
+            await self.commit()
+        except OverBudget as refused:
+            # the append was refused as a whole: what was to be written before the call is still to be written
+            self.state, self._pending, self._settle, self._sent = state, pending, settle, sent
+            return refused
+        return None
+
+    def close_call(self, event: ModelCallFinished | ModelCallFailed, *, reserved_micro_usd: int) -> None:
+        """Record what came of a model call, and settle what was reserved for it."""
+        self.record(event)
+        if reserved_micro_usd or event.price.cost_micro_usd:
+            self._settle.append(Settlement(reservation_id(self._task_id, event.call_id), event.price.cost_micro_usd))
+            self._unsettled[event.call_id] = event
+
+    def take_warnings(self) -> list[str]:
+        """Return budgets that were found to be over their soft limit since this was asked last, and that the log does not name yet."""
+        warned, self._warned = self._warned, {}
+        return [scope for scope in warned if scope not in self.state.warned]
 
     def send(self) -> None:
         """Start appending what was recorded. Appends of one task reach the log in the order they were sent."""
         if not self._pending:
             return
         events, self._pending = self._pending, []
+        settle, self._settle = self._settle, []
+        reserve, self._reserve = self._reserve, None
+        begun = next((e for e in events if isinstance(e, ModelCallStarted)), None)
+        if begun is not None and reserve is None:  # free: simulated, so it is not even durable before its outcome
+            reserve = Reservation(reservation_id(self._task_id, begun.call_id), 0)
         request = AppendRequest(
             writes=(Write(self._stream, events, self._sent),),
             event_ids=[self._clock.new_id() for _ in events],
             occurred_us=self._clock.now_us(),
             run_id=self._run_id,
             task_id=self._task_id,
+            reserve=reserve,
+            settle=settle,
         )
         self._sent += len(events)
         blobs, self._blobs = self._blobs, []
@@ -107,12 +150,34 @@ class Journal:
         for result in results:
             if isinstance(result, BaseException):
                 raise result
+            self._warned.update(dict.fromkeys(result.warned))
+        self._unsettled.clear()
         if faults.hook is not None:
             faults.hook("after_task_append")
+
+    async def settle_elsewhere(self) -> None:
+        """Settle calls whose outcome found no place in the task's stream: it was closed, or another worker has the task."""
+        stream = spend_stream(self._task_id)
+        for call_id, event in self._unsettled.items():
+            usage, price = event.usage, event.price
+            settled = CallSettled(self._task_id, self._run_id, call_id, event.provider, event.model, usage, price)
+            await self._store.append(
+                AppendRequest(
+                    writes=(Write(stream, (settled,)),),
+                    event_ids=(settled_event_id(self._task_id, call_id),),
+                    occurred_us=self._clock.now_us(),
+                    run_id=self._run_id,
+                    task_id=self._task_id,
+                    settle=(Settlement(reservation_id(self._task_id, call_id), price.cost_micro_usd),),
+                )
+            )
+        self._unsettled.clear()
 
     async def abandon(self) -> None:
         """Forget what was not sent, and let what was sent come to its end."""
         self._pending.clear()
+        self._settle.clear()
+        self._reserve = None
         appends, self._appends = self._appends, []
         await asyncio.gather(*appends, return_exceptions=True)
 

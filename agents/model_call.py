@@ -10,14 +10,14 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from crewlog.agents.breaker import Admission, Breakers
-from crewlog.agents.chain import INTERRUPTED
+from crewlog.agents.chain import BREAKER_OPEN, INTERRUPTED, OVER_BUDGET, UNPRICED
 from crewlog.agents.conversation import build_request
 from crewlog.agents.journal import Journal
 from crewlog.agents.model import Model, ModelError, OnText
-from crewlog.agents.prices import context_window, price
+from crewlog.agents.prices import context_window, price, refuse_unpriced, worst_case
 from crewlog.agents.setup import Setup
 from crewlog.agents.task_state import Asking
 from crewlog.agents.turn import AskModel
@@ -26,9 +26,9 @@ from crewlog.events.clock import Clock
 from crewlog.schemas.blocks import ModelReply, ModelRequest, Text, ToolUse
 from crewlog.schemas.json_output import answer_problems
 from crewlog.schemas.price_table import TokenPrices
-from crewlog.schemas.task_events import Link, ModelCallFailed, ModelCallFinished, ModelCallSkipped, ModelCallStarted, ToolCall
+from crewlog.schemas.task_events import BudgetWarned, Link, ModelCallFailed, ModelCallFinished, ModelCallSkipped, ModelCallStarted, SkipReason, ToolCall
 from crewlog.schemas.usage import NOT_BILLED, WORST_CASE, Price, Usage
-from crewlog.schemas.values import Failure
+from crewlog.schemas.values import Failure, Shortfall
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,10 @@ class ModelCalls:
     clock: Clock
     breakers: Breakers
     prices: Mapping[str, TokenPrices]
+    allow_unpriced: bool
+    """A task with a spending limit may ask a model nobody knows the price of."""
+    saves_money: bool
+    """Past a soft limit, the chain goes on from its cheapest model."""
     timeout_s: float
     """Longest time one call may take, in seconds; the task's own deadline may end it sooner."""
 
@@ -65,10 +69,7 @@ class ModelCalls:
         admitted = self.breakers.of(model).admit(self.clock.monotonic())
         if not isinstance(admitted, Admission):
             until_us = self.clock.now_us() + round(admitted.for_s * 1e6)
-            skipped = ModelCallSkipped(
-                step.call_id, step.turn, link.wire, link.provider, link.model, "breaker_open", step.link, until_us, admitted.for_s, admitted.reason
-            )
-            journal.record(skipped)
+            journal.record(_skip(step, link, BREAKER_OPEN, until_us=until_us, retry_after_s=admitted.for_s, detail=admitted.reason))
             return
         try:
             await self._ask(journal, setup, step, model, link, admitted, on_text)
@@ -78,9 +79,11 @@ class ModelCalls:
 
     async def _ask(self, journal: Journal, setup: Setup, step: AskModel, model: Model, link: Link, admitted: Admission | None, on_text: OnText) -> None:
         request = build_request(journal.state, setup, journal.read, link=step.link, purpose=step.purpose)
-        self._intend(journal, step, link, request)
-        if admitted is not None:
-            await journal.commit()
+        if admitted is None:
+            journal.record(_intent(step, link, request))
+        elif not await self._may_spend(journal, step, model, link, request):
+            admitted.released()
+            return
         if faults.hook is not None:
             faults.hook("before_model_call")
         began = self.clock.monotonic()
@@ -93,7 +96,32 @@ class ModelCalls:
             faults.hook("after_model_call")
         if admitted is not None:
             admitted.succeeded()
-        journal.record(self._answered(journal, step, model, link, reply, self._since(began)))
+        reserved = journal.state.asking.reserved_micro_usd if journal.state.asking is not None else 0
+        journal.close_call(self._answered(journal, step, model, link, reply, self._since(began)), reserved_micro_usd=reserved)
+
+    async def _may_spend(self, journal: Journal, step: AskModel, model: Model, link: Link, request: ModelRequest) -> bool:
+        """Make the call durable together with the most it can cost; False: it is skipped, and the log says why."""
+        task = journal.state.task
+        worst = worst_case(model.provider, model.name, request, at_us=self.clock.now_us(), table=self.prices)
+        is_limited = task is not None and task.budget.hard_micro_usd is not None
+        if unpriced := refuse_unpriced(model.provider, model.name, worst, is_limited=is_limited, is_allowed=self.allow_unpriced):
+            journal.record(_skip(step, link, UNPRICED, detail=unpriced.message))
+            return False
+        refused = await journal.begin_call(_intent(step, link, request, reserved_micro_usd=worst.cost_micro_usd or 0))
+        if refused is not None:
+            shortfall = Shortfall(refused.scope, refused.limit_micro_usd, refused.used_micro_usd, refused.needed_micro_usd)
+            journal.record(_skip(step, link, OVER_BUDGET, detail=str(refused), shortfall=shortfall))
+            return False
+        for scope in journal.take_warnings():
+            journal.record(BudgetWarned(scope, step.call_id, self._cheapest(request) if self.saves_money else 0))
+        return True
+
+    def _cheapest(self, request: ModelRequest) -> int:
+        """Return the place of the model that costs least for such a request, among those that cost anything."""
+        at_us = self.clock.now_us()
+        costs = [worst_case(m.provider, m.name, request, at_us=at_us, table=self.prices).cost_micro_usd for m in self.chain]
+        priced = [(cost, place) for place, cost in enumerate(costs) if cost]
+        return min(priced)[1] if priced else 0
 
     async def _complete(self, model: Model, request: ModelRequest, on_text: OnText) -> ModelReply:
         if model.simulated:
@@ -105,29 +133,13 @@ class ModelCalls:
             # the SDKs' own limits are per read: an answer that trickles in can exceed them
             raise ModelError("timeout", f"no whole answer from {model.name} within {self.timeout_s:g} s") from None
 
-    def _intend(self, journal: Journal, step: AskModel, link: Link, request: ModelRequest) -> None:
-        journal.record(
-            ModelCallStarted(
-                step.call_id,
-                step.turn,
-                link.provider,
-                link.model,
-                request.request_hash(),
-                len(request.messages),
-                wire=link.wire,
-                purpose=step.purpose,
-                link=step.link,
-                estimated_tokens=step.estimated_tokens,
-            )
-        )
-
     def _failed(self, journal: Journal, step: AskModel, model: Model, link: Link, admitted: Admission | None, error: ModelError, began: float) -> None:
         if admitted is not None:
             admitted.failed(error.kind, self.clock.monotonic(), retry_after_s=error.retry_after_s)
         if error.kind in _LOUD:
             log.error("%s refused the call of task %s: %s", link, journal.state.task and journal.state.task.task_id, error)
-        latency_ms, used = self._since(began), error.usage
-        journal.record(
+        latency_ms, used, asking = self._since(began), error.usage, journal.state.asking
+        journal.close_call(
             ModelCallFailed(
                 step.call_id,
                 step.turn,
@@ -141,7 +153,8 @@ class ModelCalls:
                 status=error.status,
                 request_id=error.request_id,
                 usage=used or Usage(),
-            )
+            ),
+            reserved_micro_usd=asking.reserved_micro_usd if asking is not None else 0,
         )
 
     def _answered(self, journal: Journal, step: AskModel, model: Model, link: Link, reply: ModelReply, latency_ms: int) -> ModelCallFinished:
@@ -192,6 +205,26 @@ class ModelCalls:
 
     def _since(self, began: float) -> int:
         return round((self.clock.monotonic() - began) * 1000)
+
+
+def _intent(step: AskModel, link: Link, request: ModelRequest, *, reserved_micro_usd: int = 0) -> ModelCallStarted:
+    return ModelCallStarted(
+        step.call_id,
+        step.turn,
+        link.provider,
+        link.model,
+        request.request_hash(),
+        len(request.messages),
+        wire=link.wire,
+        reserved_micro_usd=reserved_micro_usd,
+        purpose=step.purpose,
+        link=step.link,
+        estimated_tokens=step.estimated_tokens,
+    )
+
+
+def _skip(step: AskModel, link: Link, reason: SkipReason, **known: Any) -> ModelCallSkipped:
+    return ModelCallSkipped(step.call_id, step.turn, link.wire, link.provider, link.model, reason, step.link, **known)
 
 
 def given_up(asking: Asking, *, code: str = INTERRUPTED, message: str = "the worker that made this call died before an answer was recorded") -> ModelCallFailed:

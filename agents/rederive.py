@@ -28,6 +28,7 @@ from crewlog.schemas.task_events import (
     ApprovalDecided,
     ApprovalRequested,
     AttemptFailed,
+    BudgetWarned,
     ContextCompacted,
     ModelCallFailed,
     ModelCallFinished,
@@ -111,7 +112,15 @@ def _difference(state: TaskState, setup: Setup | None, event: TaskEvent, read: R
         case AttemptFailed() if event.error.code not in OBSERVED_FAILURES:
             step, room = _ask(state, setup, read)
             wanted = step.failure if isinstance(step, Fail) else room if isinstance(room, Failure) else type(step).__name__
-            return _first(("error", wanted, event.error), ("usage", state.usage, event.usage), ("cost_micro_usd", state.cost_micro_usd, event.cost_micro_usd))
+            short = (step.shortfall or msgspec.UNSET) if isinstance(step, Fail) else msgspec.UNSET
+            return _first(
+                ("error", wanted, event.error),
+                ("shortfall", short, event.shortfall),
+                ("usage", state.usage, event.usage),
+                ("cost_micro_usd", state.cost_micro_usd, event.cost_micro_usd),
+            )
+        case BudgetWarned():
+            return ("scope", "one that was not warned of before", event.scope) if event.scope in state.warned else None
         case TaskCompleted():
             return _completed(state, setup, event)
         case _:

@@ -148,6 +148,8 @@ class TaskState(msgspec.Struct, frozen=True):
     refusals_fall_through: bool = False
     first_link: int = 0
     """Where the chain begins since a budget's soft limit was reached."""
+    warned: tuple[str, ...] = ()
+    """Budgets that were found to be over their soft limit."""
     asking: Asking | None = None
     tried: tuple[Tried, ...] = ()
     """Calls of this turn and attempt without an answer; those that found the conversation too long stay, as it only grows."""
@@ -222,7 +224,7 @@ def evolve(state: TaskState, event: TaskEvent) -> TaskState:  # noqa: C901  (one
         case TaskFailed() | TaskCancelled():
             return replace(state, version=version, phase="ended")
         case BudgetWarned():
-            return replace(state, version=version)
+            return replace(state, version=version, warned=(*state.warned, event.scope), first_link=max(state.first_link, event.first_link))
         case _:
             raise TypeError(f"{type(event).__name__} is not an event of a task stream")
 
@@ -262,7 +264,7 @@ def _asked(state: TaskState, event: ModelCallStarted, version: int) -> TaskState
 
 def _not_answered(state: TaskState, event: ModelCallFailed | ModelCallSkipped, version: int) -> TaskState:
     if isinstance(event, ModelCallSkipped):
-        skipped = Tried(event.link, event.reason, event.detail, event.retry_after_s)
+        skipped = Tried(event.link, event.reason, event.detail, event.retry_after_s, shortfall=event.shortfall or None)
         return replace(state, version=version, tries=state.tries + 1, tried=(*state.tried, skipped))
     paid = replace(state, version=version, asking=None, usage=state.usage + event.usage, **_charge(state, event.price.cost_micro_usd))
     if not state.falls_back:

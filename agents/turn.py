@@ -22,7 +22,7 @@ from crewlog.schemas.payload import content_hash
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import CallPurpose
 from crewlog.schemas.text import shorten
-from crewlog.schemas.values import SUMMARY_CHARS_MAX, Failure, Outcome
+from crewlog.schemas.values import SUMMARY_CHARS_MAX, Failure, Outcome, Shortfall
 
 NUDGES_MAX: Final = 1
 PAUSES_MAX: Final = 5
@@ -81,9 +81,10 @@ class Finish(msgspec.Struct, frozen=True):
 
 
 class Fail(msgspec.Struct, frozen=True):
-    """This attempt is over."""
+    """This attempt is over. `shortfall`: with more money the task can go on from here."""
 
     failure: Failure
+    shortfall: Shortfall | None = None
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -202,7 +203,7 @@ def _ask(state: TaskState, setup: Setup, task: AgentTask, purpose: CallPurpose) 
         if found.too_long and can_shrink(state, setup):
             refused = next(t.link for t in reversed(state.tried) if t.kind == CONTEXT_LENGTH)
             return AskModel(call_id, turn, refused, purpose=purpose, is_too_long=True)
-        return Fail(found.failure)
+        return Fail(found.failure, found.shortfall)
     return AskModel(call_id, turn, found.link, found.wait_s, purpose)
 
 

@@ -37,7 +37,7 @@ from crewlog.schemas.task_events import (
     ToolFinished,
     ToolStarted,
 )
-from crewlog.schemas.values import Failure, Outcome
+from crewlog.schemas.values import Failure, Outcome, Shortfall
 
 Ended = Literal["completed", "failed", "suspended", "nothing"]
 
@@ -59,6 +59,10 @@ class Workshop:
     """Longest time one model call may take, in seconds."""
     refusals_fall_through: bool = False
     """A model that refuses is followed by the next one of the chain."""
+    allow_unpriced: bool = False
+    """A task with a spending limit may ask a model nobody knows the price of."""
+    saves_money: bool = False
+    """Past the soft limit of a budget, a task goes on from the cheapest model of the chain."""
     breakers: Breakers = field(default_factory=Breakers)
     roles: Mapping[str, tuple[Model, ...]] = field(default_factory=dict)
     """Chains of their own for some tasks, by the task's key without its `@`: `synthesis`, `critic`, `router`."""
@@ -71,7 +75,7 @@ class Workshop:
     def model_calls(self, task: AgentTask) -> ModelCalls:
         """Return what the model calls of one task go through."""
         role = (task.key or "").removeprefix("@").partition("-")[0]
-        return ModelCalls(self.roles.get(role, self.chain), self.clock, self.breakers, self.prices, self.model_timeout_s)
+        return ModelCalls(self.roles.get(role, self.chain), self.clock, self.breakers, self.prices, self.allow_unpriced, self.saves_money, self.model_timeout_s)
 
 
 async def work(shop: Workshop, journal: Journal, *, attempt: int) -> Ended:
@@ -118,7 +122,8 @@ class _Stretch:
         """Close the call that was under way: it may have been billed. A simulated one never reached the log."""
         asking = self._journal.state.asking
         if asking is not None and asking.wire and not self._journal.state.chain[asking.link].simulated:
-            self._journal.record(given_up(asking, message="the time of the task was over before an answer came"))
+            late = given_up(asking, message="the time of the task was over before an answer came")
+            self._journal.close_call(late, reserved_micro_usd=asking.reserved_micro_usd)
 
     def _moved(self, _: str = "") -> None:
         """Note a sign of progress: an event, a piece of an answer."""
@@ -137,7 +142,7 @@ class _Stretch:
                     if failure := await self._ask(step):
                         return await self._fail(failure)
                 case GiveUpCall():
-                    journal.record(given_up(step.asking))
+                    journal.close_call(given_up(step.asking), reserved_micro_usd=step.asking.reserved_micro_usd)
                 case Nudge():
                     journal.record(Nudged("loop", step.text))
                 case RunCalls():
@@ -150,7 +155,7 @@ class _Stretch:
                     await journal.commit()
                     return "completed"
                 case Fail():
-                    return await self._fail(step.failure)
+                    return await self._fail(step.failure, step.shortfall)
                 case Done():
                     await journal.commit()
                     return "nothing"
@@ -297,9 +302,9 @@ class _Stretch:
         state = self._journal.state
         return TaskCompleted(outcome, state.usage, state.cost_micro_usd, state.turn, state.tool_calls, state.unpriced_calls)
 
-    async def _fail(self, failure: Failure) -> Ended:
+    async def _fail(self, failure: Failure, shortfall: Shortfall | None = None) -> Ended:
         state = self._journal.state
-        self._journal.record(AttemptFailed(state.attempt or self._attempt, failure, state.usage, state.cost_micro_usd))
+        self._journal.record(AttemptFailed(state.attempt or self._attempt, failure, state.usage, state.cost_micro_usd, shortfall or msgspec.UNSET))
         await self._journal.commit()
         return "failed"
 

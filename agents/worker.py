@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from crewlog.agents.journal import Journal
+from crewlog.agents.model_call import given_up
 from crewlog.agents.task_state import TaskState, evolve, initial_state, opened_state
 from crewlog.agents.work import Workshop, work
 from crewlog.events import faults
@@ -119,6 +120,7 @@ class Worker:
             ended = await work(self._shop, journal, attempt=attempt)
         except ConflictError as error:
             await journal.abandon()
+            await journal.settle_elsewhere()
             log.info("task %s: %s", task.task_id, error)
             return False
         except Unavailable:
@@ -142,6 +144,9 @@ class Worker:
         journal = Journal(self._store, self._shop.clock, state)
         retryable = not isinstance(error, OrchestrationError)
         failure = Failure("internal", f"{type(error).__name__}: {error}", retryable)
+        if state.asking is not None and state.asking.wire:  # nobody will come back to it
+            late = given_up(state.asking, message="the attempt failed before an answer was recorded")
+            journal.close_call(late, reserved_micro_usd=state.asking.reserved_micro_usd)
         journal.record(AttemptFailed(max(state.attempt, attempt), failure, state.usage, state.cost_micro_usd))
         await journal.commit()
 

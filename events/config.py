@@ -78,6 +78,12 @@ class Config(BaseSettings):
     `output`, `cache_read`, `cache_write` in USD per million tokens. They go before the list that comes with crewlog. JSON in the environment."""
     unpriced: Literal["refuse", "allow"] = "refuse"
     """What becomes of a call nobody knows the price of when its task may spend only so much: nobody could hold it to a limit."""
+    downgrade_on_soft_limit: bool = False
+    """Past the soft limit of a budget, a task asks the cheapest model of its chain (and those behind it) instead of the first one. Off: a
+    warning changes nothing, and whoever reads it decides."""
+    refusals_fall_through: bool = False
+    """A model that refuses to answer is followed by the next one of the chain. Off: going from provider to provider until one answers what
+    the others refused is a decision that somebody should have made."""
     context: Literal["inject", "retrieve"] = "inject"
     """How a task is given the outcomes of earlier ones: `inject` tells them all at the start; `retrieve` lists them and offers a tool that
     reads one, which costs a turn and keeps a long chain of tasks short. An agent may say otherwise for itself."""

@@ -21,7 +21,8 @@ Effect = Literal["read", "idempotent", "compensable", "irreversible"]
 CallPurpose = Literal["turn", "output"]
 """`turn`: the next turn of the conversation. `output`: the task's result as JSON that satisfies its `output_schema`; no tool may be called."""
 
-SkipReason = Literal["breaker_open", "over_budget"]
+SkipReason = Literal["breaker_open", "over_budget", "unpriced"]
+"""`unpriced`: nobody knows what it costs, and the task may spend only so much."""
 
 
 class TaskEvent(msgspec.Struct, frozen=True):
@@ -113,7 +114,9 @@ class ModelCallSkipped(TaskEvent, frozen=True, omit_defaults=True):
     retry_after_s: float = 0.0
     """The same as a span from now, in seconds."""
     detail: str = ""
-    """`over_budget`: the scope that has no room, and what the call would have needed."""
+    """The reason in words."""
+    shortfall: Shortfall | msgspec.UnsetType = msgspec.UNSET
+    """`over_budget`: the limit that left no room."""
 
 
 class ToolCall(msgspec.Struct, frozen=True):
@@ -275,6 +278,8 @@ class BudgetWarned(TaskEvent, frozen=True, omit_defaults=True):
     scope: str
     call_id: str = ""
     """The model call that was reserved or settled when this was noticed."""
+    first_link: int = 0
+    """Where the chain begins from now on: at its cheapest model, when the worker is set up to save money then."""
 
 
 class TaskCompleted(TaskEvent, frozen=True):

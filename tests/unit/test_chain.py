@@ -9,6 +9,7 @@ import pytest
 from crewlog.agents.chain import TRIES_PER_LINK, WAIT_S_MAX, Ask, Exhausted, Tried, next_link
 from crewlog.schemas.ids import TaskId
 from crewlog.schemas.task_events import Link
+from crewlog.schemas.values import Shortfall
 
 TASK_ID = TaskId(UUID(int=1))
 CHAIN = (Link("w", "a", "dear", window=100), Link("w", "b", "cheap", window=50), Link("w", "c", "wide", window=1000))
@@ -116,10 +117,15 @@ def test_the_failure_lists_every_call_and_is_worth_another_attempt_if_one_may_be
 
 
 def test_a_budget_that_no_model_fits_into_is_named_as_such() -> None:
-    ended = then(*(Tried(n, "over_budget", "budget run/1: …") for n in range(3)))
+    short = [Shortfall("run/1", 100, 90, needed) for needed in (30, 11, 20)]
+    ended = then(*(Tried(n, "over_budget", "budget run/1: …", shortfall=short[n]) for n in range(3)))
     assert isinstance(ended, Exhausted)
     assert ended.failure.code == "budget"
     assert "run/1" in ended.failure.message
+    assert ended.shortfall == short[1], "what the cheapest needs"
+    mixed = then(Tried(0, "over_budget", "", shortfall=short[0]), tried(1, "auth"), tried(2, "unpriced"))
+    assert isinstance(mixed, Exhausted)
+    assert mixed.shortfall == short[0], "more money would help"
 
 
 def test_no_model_is_asked_more_often_than_allowed() -> None:
