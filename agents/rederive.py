@@ -80,7 +80,7 @@ def replay_task(events: Sequence[Recorded], read: ReadText, *, verify: bool = Tr
     return TaskReplay(state, model_calls, None)
 
 
-def _difference(state: TaskState, setup: Setup | None, event: TaskEvent, read: ReadText) -> Difference | None:
+def _difference(state: TaskState, setup: Setup | None, event: TaskEvent, read: ReadText) -> Difference | None:  # noqa: C901  (one arm per event type)
     match event:
         case TaskStarted() if state.setup is not None:
             return _first(("setup", state.setup, event.setup), ("opening", state.opening, event.opening))
@@ -110,15 +110,7 @@ def _difference(state: TaskState, setup: Setup | None, event: TaskEvent, read: R
         case ContextCompacted():
             return _compacted(state, setup, event, read)
         case AttemptFailed() if event.error.code not in OBSERVED_FAILURES:
-            step, room = _ask(state, setup, read)
-            wanted = step.failure if isinstance(step, Fail) else room if isinstance(room, Failure) else type(step).__name__
-            short = (step.shortfall or msgspec.UNSET) if isinstance(step, Fail) else msgspec.UNSET
-            return _first(
-                ("error", wanted, event.error),
-                ("shortfall", short, event.shortfall),
-                ("usage", state.usage, event.usage),
-                ("cost_micro_usd", state.cost_micro_usd, event.cost_micro_usd),
-            )
+            return _attempt_failed(state, setup, event, read)
         case BudgetWarned():
             return ("scope", "one that was not warned of before", event.scope) if event.scope in state.warned else None
         case TaskCompleted():
@@ -193,6 +185,18 @@ def _model_answer(state: TaskState, event: ModelCallFinished | ModelCallFailed) 
     schema = state.task.output_schema if state.task is not None else None
     fits = event.purpose != "output" or not answer_problems(event.text.inline or "", schema or {}, bytes_max=REPLY_INLINE_MAX)
     return _first(("call_id", asking.call_id, event.call_id), ("purpose", asking.purpose, event.purpose), ("problems", fits, not event.problems))
+
+
+def _attempt_failed(state: TaskState, setup: Setup | None, event: AttemptFailed, read: ReadText) -> Difference | None:
+    step, room = _ask(state, setup, read)
+    wanted = step.failure if isinstance(step, Fail) else room if isinstance(room, Failure) else type(step).__name__
+    short = (step.shortfall or msgspec.UNSET) if isinstance(step, Fail) else msgspec.UNSET
+    return _first(
+        ("error", wanted, event.error),
+        ("shortfall", short, event.shortfall),
+        ("usage", state.usage, event.usage),
+        ("cost_micro_usd", state.cost_micro_usd, event.cost_micro_usd),
+    )
 
 
 def _tool_started(state: TaskState, setup: Setup | None, event: ToolStarted) -> Difference | None:
