@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 import signal
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 from crewlog.agents.kinds import BUILT_IN, Services, load_agent, missing_extras
 from crewlog.agents.knowledge_postgres import PostgresKnowledge
 from crewlog.agents.model import Closable, Model
 from crewlog.agents.models import PLANNERS_TASKS, build_chain, chain_of, parse_models
-from crewlog.agents.spec import AgentSpec
+from crewlog.agents.spec import AgentSpec, Requirement
 from crewlog.agents.work import Workshop
 from crewlog.agents.worker import Worker
 from crewlog.events import faults
 from crewlog.events.artifact_store import open_artifacts
-from crewlog.events.clock import SystemClock
+from crewlog.events.clock import Clock, SystemClock
 from crewlog.events.config import Config
 from crewlog.events.memory import settle_memory
 from crewlog.events.nats_bus import NatsBus
 from crewlog.events.poke import Poke
 from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.readiness import announce_ready
+from crewlog.events.store import EventStore
 from crewlog.schemas.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -64,6 +67,7 @@ async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | N
             if isinstance(link, Closable):
                 closing.push_async_callback(link.close)
         spec = BUILT_IN[agent](Services(config, store, knowledge)) if isinstance(agent, str) else agent
+        spec = await _with_mcp(spec, config, store, clock, closing)
         shop = Workshop(
             worker=worker_id,
             spec=spec,
@@ -89,6 +93,22 @@ def _chains(kind: str, config: Config) -> tuple[tuple[Model, ...], dict[str, tup
     choices = parse_models(config.models)
     own = [role for role in PLANNERS_TASKS if kind == "planner" and chain_of(role, choices) != chain_of(kind, choices)]
     return build_chain(kind, config), {role: build_chain(role, config) for role in own}
+
+
+async def _with_mcp(spec: AgentSpec, config: Config, store: EventStore, clock: Clock, closing: AsyncExitStack) -> AgentSpec:
+    """Let the tools of the MCP servers that are configured for this kind join it; without the library it is unavailable, and says so."""
+    servers = {name: server for name, server in config.mcp.items() if spec.kind in server.kinds}
+    if not servers:
+        return spec
+    needed = Requirement("mcp", "mcp")
+    if importlib.util.find_spec(needed.module) is None:
+        return replace(spec, requires=(*spec.requires, needed))
+    from crewlog.agents.mcp_hub import McpHub
+
+    hub = McpHub(servers, store, clock)
+    closing.push_async_callback(hub.stop)
+    await hub.start()
+    return replace(spec, more_tools=hub.tools)
 
 
 async def _run(worker: Worker, grace_s: float) -> None:

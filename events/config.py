@@ -17,6 +17,7 @@ import platformdirs
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, PlainValidator, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError, TomlConfigSettingsSource
 
+from crewlog.events.config_mcp import McpServer, ServerName
 from crewlog.events.limits import Limits, parse_limits
 from crewlog.schemas.errors import ConfigError
 from crewlog.schemas.price_table import PriceTable
@@ -128,6 +129,8 @@ class Config(BaseSettings):
     tavily_api_key: SecretStr | None = Field(default=None, validation_alias="TAVILY_API_KEY")
     searxng_url: str | None = None
     """Address of a SearXNG instance that allows the format json, such as `http://127.0.0.1:8888`."""
+    mcp: dict[ServerName, McpServer] = Field(default_factory=dict)
+    """MCP servers whose tools join those of agents, by name: tables `[mcp.NAME]` in crewlog.toml, or one JSON object in the environment."""
     anthropic_api_key: SecretStr | None = Field(default=None, validation_alias="ANTHROPIC_API_KEY")
     openai_api_key: SecretStr | None = Field(default=None, validation_alias="OPENAI_API_KEY")
     gemini_api_key: SecretStr | None = Field(default=None, validation_alias=AliasChoices("GEMINI_API_KEY", "GOOGLE_API_KEY"))

@@ -34,6 +34,7 @@ _SECRETS: Final[Mapping[str, frozenset[str]]] = {
     **dict.fromkeys(("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "GEMINI_API_KEY", "GOOGLE_API_KEY"), frozenset(BUILT_IN_KINDS)),
     "BRAVE_API_KEY": frozenset({"research"}),
     "TAVILY_API_KEY": frozenset({"research"}),
+    "CREWLOG_MCP": frozenset(BUILT_IN_KINDS),
     "CREWLOG_SMTP_PASSWORD": frozenset({"communicate"}),
 }
 """Environment variables that only some kinds of process get."""
