@@ -17,6 +17,7 @@ from crewlog.agents.offline_code import repair
 from crewlog.agents.offline_communicate import communicate
 from crewlog.agents.offline_conversation import Conversation, Turn, Want, read_conversation
 from crewlog.agents.offline_data import analyse
+from crewlog.agents.offline_output import write_output
 from crewlog.agents.offline_plan import plan
 from crewlog.agents.offline_research import research
 from crewlog.agents.offline_tools import use_tools
@@ -62,6 +63,8 @@ class OfflineModel:
         talk = read_conversation(request)
         if self._fault == "refuse" and talk.turns == 0:
             return _reply(self.name, request, (Text("I will not answer this."),), refused=True)
+        if request.output is not None:
+            return _reply(self.name, request, (Text(clean(write_output(talk, request))),))
         if talk.unread:
             return _reply(self.name, request, self._blocks(request, Turn("", talk.unread), first=False))
         turn = _offered(choose_role(talk)(talk), talk)

@@ -8,12 +8,13 @@ left out raises `NotStrict`, and the caller asks in another way.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Final, Literal
 
 import msgspec
+
+from crewlog.schemas.json_output import read_json
 
 Dialect = Literal["anthropic", "openai", "gemini"]
 Schema = dict[str, Any]
@@ -52,9 +53,6 @@ ENUM_VALUES_MAX: Final = 1_000
 OPTIONAL_MAX: Final = 24
 UNIONS_MAX: Final = 16
 """Limits of Anthropic's structured output."""
-_STARTS_MAX: Final = 50
-"""How many braces in a text are tried as the start of an answer."""
-_FENCED: Final = re.compile(r"```(?:json)?[ \t]*\n(.*?)\n?```", re.DOTALL)
 
 
 class NotStrict(ValueError):
@@ -339,29 +337,6 @@ def _fits(value: Any, branch: Schema, root: Schema) -> bool:
     # a null may stand for any optional property, so it tells nothing
     named = ((value[name], one) for name, one in properties.items() if value.get(name) is not None and isinstance(one, dict))
     return all(("const" not in one or one["const"] == item) and ("enum" not in one or item in one["enum"]) for item, one in named)
-
-
-def read_json(text: str) -> Any:
-    """Return the JSON object that a text is or holds: the whole, a fenced block, or the first that is complete.
-
-    Raises:
-        ValueError: there is none.
-    """
-    for candidate in (text, *(found.group(1) for found in _FENCED.finditer(text))):
-        try:
-            return json.loads(candidate)
-        except (ValueError, RecursionError):
-            continue
-    decoder = json.JSONDecoder()
-    at = text.find("{")
-    for _ in range(_STARTS_MAX):
-        if at < 0:
-            break
-        try:
-            return decoder.raw_decode(text, at)[0]
-        except (ValueError, RecursionError):
-            at = text.find("{", at + 1)
-    raise ValueError("the text holds no JSON object")
 
 
 def original(text: str, schema: Schema) -> str:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
-from crewlog.agents.schema_dialect import Dialect, NotStrict, express, original, prune, read_json, without_nulls
+from crewlog.agents.schema_dialect import Dialect, NotStrict, express, original, prune, without_nulls
 
 DIALECTS: tuple[Dialect, ...] = ("anthropic", "openai", "gemini")
 Schema = dict[str, Any]
@@ -174,7 +174,7 @@ def test_other_dialects_take_the_values_as_they_are(shape: Shape, data: st.DataO
 def test_an_answer_of_any_shape_is_survived(value: Any) -> None:
     schema = Trip.model_json_schema()
     text = json.dumps(value)
-    assert read_json(original(text, schema)) is not ...
+    assert isinstance(original(text, schema), str)
     prune(value, schema)
 
 
@@ -289,9 +289,3 @@ def test_limits_of_the_providers_are_known_before_they_refuse() -> None:
         deep = {"type": "object", "properties": {"a": deep}}
     with pytest.raises(NotStrict, match="levels of objects"):
         express(deep, "openai")
-
-
-def test_json_is_found_in_what_models_write_around_it() -> None:
-    assert read_json('{"a": 1}') == read_json('Sure:\n```json\n{"a": 1}\n```\nDone.') == read_json('I think {so}: {"a": 1} and {more') == {"a": 1}
-    with pytest.raises(ValueError, match="no JSON"):
-        read_json("nothing {here")
