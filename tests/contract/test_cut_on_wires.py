@@ -67,7 +67,7 @@ def spoken(wire: Wire, body: dict[str, Any]) -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize("wire", WIRES, ids=str)
 async def test_every_call_keeps_its_result_and_old_turns_lose_what_is_the_providers_own(bench: Bench, wire: Wire) -> None:
     async with wire.asking(*answers(wire, [f"{n} {LONG}" for n in range(TURNS)])) as (model, server):
-        await bench.worker(Recorder(), model=model)
+        await bench.worker(Recorder(), chain=(model,))
         task = await bench.open()
         await bench.dispatch(task)
         events = await bench.rest(task)
@@ -88,7 +88,7 @@ async def test_every_call_keeps_its_result_and_old_turns_lose_what_is_the_provid
 @pytest.mark.parametrize("wire", WIRES, ids=str)
 async def test_a_nudge_is_read_behind_the_results(bench: Bench, wire: Wire) -> None:
     async with wire.asking(*answers(wire, ["a", "a", "a"])[:3], *answers(wire, [])[1:]) as (model, server):
-        await bench.worker(Recorder(), model=model)
+        await bench.worker(Recorder(), chain=(model,))
         task = await bench.open()
         await bench.dispatch(task)
         events = await bench.rest(task)

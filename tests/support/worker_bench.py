@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from crewlog.events.clock import SystemClock
 from crewlog.events.memory_bus import MemoryBus
 from crewlog.events.memory_store import MemoryStore
 from crewlog.events.store import NO_STREAM, AppendRequest, Recorded, Write
+from crewlog.schemas.budget import ScopeLimit
 from crewlog.schemas.ids import RunId, TaskId, task_stream
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.subjects import work
@@ -46,21 +47,21 @@ class Bench:
     committed: asyncio.Event
 
     async def worker(
-        self, agent: Recorder | AgentSpec, *lines: Line, name: str = "w1", slots: int = 4, provider: str = "", model: Model | None = None, **shop: Any
+        self, agent: Recorder | AgentSpec, *lines: Line, name: str = "w1", slots: int = 4, provider: str = "", chain: tuple[Model, ...] = (), **shop: Any
     ) -> ScriptedModel:
-        """Start a worker with `model`, or one that says `lines`, offline or of a provider; `shop` overrides fields of its `Workshop`."""
+        """Start a worker with the models of `chain`, or one that says `lines`, offline or of a provider; `shop` overrides fields of its `Workshop`."""
         scripted = ScriptedModel(list(lines), provider=provider, wire="test.wire", simulated=False) if provider else ScriptedModel(list(lines))
         artifacts = await open_artifacts(self.tmp / "artifacts")
         spec = agent.agent() if isinstance(agent, Recorder) else agent
-        worker = Worker(Workshop(name, spec, (model or scripted,), artifacts, self.clock, self.tmp / "work", **shop), self.store, self.bus, slots=slots)
+        worker = Worker(Workshop(name, spec, chain or (scripted,), artifacts, self.clock, self.tmp / "work", **shop), self.store, self.bus, slots=slots)
         await worker.start()
         self.workers.append(worker)
         return scripted
 
-    async def open(self, *, number: int = 1, **changes: object) -> AgentTask:
+    async def open(self, *, number: int = 1, scopes: Sequence[ScopeLimit] = (), **changes: object) -> AgentTask:
         task = parse_task({"task_id": str(UUID(int=number)), "run_id": str(RUN_ID), "type": "data", "key": "a", "objective": "count", **changes})
         body = task.model_dump_json().encode()
-        await self.append(task, TaskOpened("data", "a", 0, msgspec.Raw(body)), expected=NO_STREAM)
+        await self.append(task, TaskOpened("data", "a", 0, msgspec.Raw(body)), expected=NO_STREAM, scopes=scopes)
         return task
 
     async def dispatch(self, task: AgentTask, *, attempt: int = 1, version: int = 1) -> None:
@@ -68,8 +69,8 @@ class Bench:
         message_id = f"{task.task_id}:{attempt}:{version}"
         await self.bus.enqueue(work("data", "normal"), task.model_dump_json().encode(), message_id=message_id, headers=headers)
 
-    async def append(self, task: AgentTask, *events: TaskEvent, expected: int) -> None:
-        write = Write(task_stream(TaskId(task.task_id)), events, expected, "data")
+    async def append(self, task: AgentTask, *events: TaskEvent, expected: int, scopes: Sequence[ScopeLimit] = ()) -> None:
+        write = Write(task_stream(TaskId(task.task_id)), events, expected, "data", scopes)
         ids = [self.clock.new_id() for _ in events]
         await self.store.append(AppendRequest((write,), ids, self.clock.now_us(), RUN_ID, TaskId(task.task_id)))
 
@@ -86,9 +87,9 @@ class Bench:
                 self.committed.clear()
                 await self.committed.wait()
 
-    async def rest(self, task: AgentTask) -> list[TaskEvent]:
+    async def rest(self, task: AgentTask, *, within_s: float = 5) -> list[TaskEvent]:
         """Wait until the worker wakes the orchestrator for this task, then return its events, replayed and found consistent."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(within_s):
             await self.woken.get()
         events = await self.recorded(task)
 
