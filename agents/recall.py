@@ -40,10 +40,10 @@ class ReadContext(BaseModel):
 
 async def recall_result(context: ToolContext, args: RecallResult) -> ToolOutput:
     """Show a result of an earlier call of this task again."""
-    text = await context.recall(args.call_id)
-    if text is None:
+    found = await context.recall(args.call_id)
+    if found is None:
         raise ToolFailed(f"no call {args.call_id!r} of this task has a result; take the id from the line that stands in its place")
-    return ToolOutput(part_of(text, args.part))
+    return ToolOutput(part_of(found.content, args.part), trust=found.trust)
 
 
 async def read_context(context: ToolContext, args: ReadContext) -> ToolOutput:
@@ -52,7 +52,7 @@ async def read_context(context: ToolContext, args: ReadContext) -> ToolOutput:
     if found is None:
         keys = [item.key for item in context.task.context][:KEYS_SHOWN_MAX]
         raise ToolFailed(f"there is no earlier result {args.key!r}; there are: {', '.join(keys) or 'none'}")
-    return ToolOutput(part_of(msgspec.json.encode(found.outcome).decode(), args.part))
+    return ToolOutput(part_of(msgspec.json.encode(found.outcome).decode(), args.part), trust=found.outcome.trust)
 
 
 def part_of(text: str, part: int) -> str:
@@ -84,4 +84,4 @@ READ_CONTEXT_TOOL: Final = ToolSpec(
     effect="read",
     trust="trusted",
 )
-"""Both are labelled trusted although what they show may not be: a task is tainted by an untrusted result, or by its context, from the start."""
+"""What they show keeps the label that it has: that of the tools themselves is for their error texts."""

@@ -31,7 +31,7 @@ from crewlog.schemas.values import ArtifactRef, Outcome, Trust
 TOOL_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 
-async def nothing_to_recall(call_id: str) -> str | None:  # noqa: ARG001  (what every `recall` takes)
+async def nothing_to_recall(call_id: str) -> ToolOutput | None:  # noqa: ARG001  (what every `recall` takes)
     """Recall for tools that run outside a task."""
     return None
 
@@ -49,8 +49,8 @@ class ToolContext:
     """A folder of this task on this machine. It may be empty again after a crash: rebuild from artifacts."""
     earlier_artifacts: tuple[ArtifactRef, ...] = ()
     """Artifacts that earlier tool calls of this task made, in order."""
-    recall: Callable[[str], Awaitable[str | None]] = nothing_to_recall
-    """Given a call id, returns the whole result of that call of this task; None when there is none."""
+    recall: Callable[[str], Awaitable[ToolOutput | None]] = nothing_to_recall
+    """Given a call id, returns the whole result of that call of this task with its label; None when there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,8 @@ class ToolOutput:
     content: str
     artifacts: tuple[ArtifactRef, ...] = ()
     outcome: Outcome | None = None
+    trust: Trust | None = None
+    """Label of this result, where it is another than the tool's."""
 
 
 class ToolFailed(Exception):

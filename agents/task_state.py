@@ -77,6 +77,7 @@ class Result(msgspec.Struct, frozen=True):
     tool: str
     content: Payload
     is_error: bool
+    trust: Trust = "trusted"
     shown: str = ""
     """What the model is shown in place of the content, once that was left out to make room."""
 
@@ -356,7 +357,7 @@ def _charge(state: TaskState, cost_micro_usd: int | None) -> dict[str, int]:
 
 def _tool_finished(state: TaskState, event: ToolFinished, version: int) -> TaskState:
     last = state.exchanges[-1]
-    results = (*last.results, Result(event.call_id, event.tool, event.result, event.status != "ok"))
+    results = (*last.results, Result(event.call_id, event.tool, event.result, event.status != "ok", event.trust))
     if len(results) > 1:  # the model is told results in the order of its calls
         order = {call.call_id: n for n, call in enumerate(last.calls)}
         results = tuple(sorted(results, key=lambda r: order[r.call_id]))

@@ -118,7 +118,7 @@ async def run_tool(spec: ToolSpec, context: ToolContext, arguments: str, clock: 
             output: Any = await spec.run(context, args)
         if not isinstance(output, ToolOutput):
             raise TypeError(f"tool {spec.name} returned {type(output).__name__}, not ToolOutput")
-        is_ok, output = True, ToolOutput(shown(output.content), output.artifacts, output.outcome)
+        is_ok, output = True, ToolOutput(shown(output.content), output.artifacts, output.outcome, output.trust)
     except ToolFailed as error:
         is_ok, output = False, ToolOutput(shown(str(error)))
     except TimeoutError:

@@ -277,13 +277,13 @@ class _Stretch:
         ran = await run_tool(tool, context, self._journal.read(call.call.arguments), self._shop.clock)
         return self._finished(call, tool, ran)
 
-    async def _recall(self, call_id: str) -> str | None:
+    async def _recall(self, call_id: str) -> ToolOutput | None:
         journal = self._journal
-        found = next((r.content for e in journal.state.exchanges for r in e.results if r.call_id == call_id), None)
+        found = next((r for e in journal.state.exchanges for r in e.results if r.call_id == call_id), None)
         if found is None:
             return None
-        await journal.load([found])
-        return journal.read(found)
+        await journal.load([found.content])
+        return ToolOutput(journal.read(found.content), trust=found.trust)
 
     def _finished(self, call: Call, tool: ToolSpec, ran: Ran) -> ToolFinished:
         output: ToolOutput = ran.output
@@ -293,7 +293,7 @@ class _Stretch:
             status="ok" if ran.is_ok else "error",
             result=self._journal.pack(output.content),
             latency_ms=ran.latency_ms,
-            trust=tool.trust,
+            trust=output.trust or tool.trust,
             artifacts=output.artifacts,
             outcome=output.outcome if tool.ends_task else None,
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from crewlog.agents.model import ModelError
 from crewlog.agents.rederive import replay_task
 from crewlog.schemas.blocks import ModelReply, Text, ToolResult
 from crewlog.schemas.task_events import AttemptFailed, ContextCompacted, Nudged, TaskCompleted, ToolFinished
+from crewlog.schemas.values import ContextItem, Outcome
 
 SUBMIT = calls(("submit", '{"text":"done"}'))
 LOOK = calls(("look", '{"text":"a"}'))
@@ -157,3 +160,32 @@ async def test_a_task_that_is_too_long_from_the_start_says_so(bench: Bench) -> N
     assert isinstance(last, AttemptFailed)
     assert (last.error.code, last.error.retryable) == ("model_context_length", False)
     assert "no model has room for the conversation: openai/script-1 context_length: too many tokens" in last.error.message
+
+
+async def test_outcomes_that_are_only_listed_are_fetched_and_keep_their_label(bench: Bench) -> None:
+    read = calls(("read_context", '{"key":"facts"}'), ("read_context", '{"key":"numbers"}'))
+    model = await bench.worker(Recorder(), read, SUBMIT, context="retrieve")
+    facts, numbers = Outcome("It lasts two years."), Outcome("344", trust="untrusted")
+    task = await bench.open(context=[ContextItem("facts", "research", "Find", facts), ContextItem("numbers", "data", "Count", numbers)])
+    await bench.dispatch(task)
+
+    events = await bench.rest(task)
+
+    fetched = [e for e in events if isinstance(e, ToolFinished) and e.tool == "read_context"]
+    assert [(json.loads(e.result.inline or "")["summary"], e.trust) for e in fetched] == [("It lasts two years.", "trusted"), ("344", "untrusted")]
+    opening = model.requests[0].messages[0].content[0]
+    assert isinstance(opening, Text)
+    assert "It lasts two years." not in opening.text
+    assert '"available_context":[{"key":"facts"' in opening.text
+    assert "read_context" in str(model.requests[0].tools)
+
+
+async def test_an_agent_may_say_how_it_wants_its_context(bench: Bench) -> None:
+    agent = replace(Recorder().agent(), context="inject")
+    model = await bench.worker(agent, SUBMIT, context="retrieve")
+    task = await bench.open(context=[ContextItem("facts", "research", "Find", Outcome("It lasts two years."))])
+    await bench.dispatch(task)
+    await bench.rest(task)
+
+    assert "It lasts two years." in str(model.requests[0].messages[0])
+    assert "read_context" not in str(model.requests[0].tools)

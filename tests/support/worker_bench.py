@@ -31,6 +31,8 @@ from crewlog.schemas.subjects import work
 from crewlog.schemas.task import AgentTask, parse_task
 from crewlog.schemas.task_events import TaskEvent, TaskOpened
 
+WITHIN_S = 30.0
+"""Nothing takes that long but the first import of an SDK on a busy machine."""
 RUN_ID = RunId(UUID("00000000-0000-4000-8000-00000000000a"))
 
 
@@ -82,12 +84,12 @@ class Bench:
 
     async def reach(self, task: AgentTask, last: str) -> None:
         """Wait until the last event of a task is of this type."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WITHIN_S):
             while names(await self.events(task))[-1] != last:
                 self.committed.clear()
                 await self.committed.wait()
 
-    async def rest(self, task: AgentTask, *, within_s: float = 5) -> list[TaskEvent]:
+    async def rest(self, task: AgentTask, *, within_s: float = WITHIN_S) -> list[TaskEvent]:
         """Wait until the worker wakes the orchestrator for this task, then return its events, replayed and found consistent."""
         async with asyncio.timeout(within_s):
             await self.woken.get()

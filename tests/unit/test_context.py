@@ -11,7 +11,7 @@ from support.toolbox import TASK_ID, MemoryArtifacts, earlier
 
 from crewlog.agents.recall import PART_CHARS, READ_CONTEXT, RECALL, ReadContext, RecallResult, read_context, recall_result
 from crewlog.agents.setup import make_setup, opening_message
-from crewlog.agents.spec import AgentSpec, ToolContext, ToolFailed
+from crewlog.agents.spec import AgentSpec, ToolContext, ToolFailed, ToolOutput
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.values import ContextItem, Outcome
 
@@ -27,8 +27,8 @@ def opened(context: Any) -> dict[str, Any]:
 
 
 def at(task: AgentTask = TASK, **results: str) -> ToolContext:
-    async def recall(call_id: str) -> str | None:
-        return results.get(call_id)
+    async def recall(call_id: str) -> ToolOutput | None:
+        return ToolOutput(results[call_id], trust="untrusted") if call_id in results else None
 
     return ToolContext(task, "c1", "0" * 32, MemoryArtifacts(), Path("/nonexistent"), recall=recall)
 
@@ -56,7 +56,7 @@ def test_which_way_it_is_stands_in_the_setup() -> None:
 
 async def test_reading_one_gives_its_outcome_as_json() -> None:
     output = await read_context(at(), ReadContext(key="facts"))
-    assert json.loads(output.content)["summary"] == "It lasts two years."
+    assert (json.loads(output.content)["summary"], output.trust) == ("It lasts two years.", "trusted")
     with pytest.raises(ToolFailed, match="there is no earlier result 'fact'; there are: facts, @kinds"):
         await read_context(at(), ReadContext(key="fact"))
 
@@ -74,6 +74,6 @@ async def test_a_long_result_is_read_in_parts_that_add_up() -> None:
 
 
 async def test_a_short_result_comes_back_as_it_was() -> None:
-    assert (await recall_result(at(t1="42"), RecallResult(call_id="t1"))).content == "42"
+    assert await recall_result(at(t1="42"), RecallResult(call_id="t1")) == ToolOutput("42", trust="untrusted")
     with pytest.raises(ToolFailed, match="no call 't9' of this task has a result"):
         await recall_result(at(), RecallResult(call_id="t9"))
