@@ -56,13 +56,13 @@ class MemoryKnowledge:
         self._folding = asyncio.Lock()
 
     async def search(self, tenant: str, query: str, documents: Sequence[Hash] | None, limit: int) -> list[Passage]:
-        terms = set(_terms(query))
+        asked = set(terms(query))
         phrases = [" ".join(_words(phrase)) for phrase in _PHRASE.findall(query)]
         infos = await self.documents(tenant, documents)
         pool = [(info, chunk) for info in infos for chunk in self._chunks[info.text]]
-        if not terms or not pool:
+        if not asked or not pool:
             return []
-        found_in = Counter(term for _, chunk in pool for term in terms & chunk.terms.keys())
+        found_in = Counter(term for _, chunk in pool for term in asked & chunk.terms.keys())
         idf = {term: math.log(1 + (len(pool) - n + 0.5) / (n + 0.5)) for term, n in found_in.items()}
         mean = sum(chunk.terms.total() for _, chunk in pool) / len(pool)
         passages = [
@@ -70,7 +70,7 @@ class MemoryKnowledge:
                 info.document, info.name, chunk.line, chunk.text, _score(chunk, idf, mean) * _PHRASE_BONUS ** sum(phrase in chunk.words for phrase in phrases)
             )
             for info, chunk in pool
-            if terms & chunk.terms.keys()
+            if asked & chunk.terms.keys()
         ]
         return sorted(passages, key=lambda p: (-p.rank, p.document, p.line))[:limit]
 
@@ -127,14 +127,15 @@ def _chunk(lines: list[str], first: int, end: int) -> Iterator[_Chunk]:
     filled = [at for at in range(first, end) if lines[at].strip()]
     if filled:
         passage = "\n".join(lines[filled[0] : filled[-1] + 1])
-        yield _Chunk(filled[0] + 1, passage, Counter(_terms(passage)), " ".join(_words(passage)))
+        yield _Chunk(filled[0] + 1, passage, Counter(terms(passage)), " ".join(_words(passage)))
 
 
 def _words(text: str) -> list[str]:
     return [word.lower() for word in _WORD.findall(text)]
 
 
-def _terms(text: str) -> list[str]:
+def terms(text: str) -> list[str]:
+    """Return the stems of the words of a text, without those that say nothing."""
     return [stem(word) for word in _words(text) if word not in _STOP]
 
 

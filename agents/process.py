@@ -11,6 +11,8 @@ from dataclasses import replace
 
 from crewlog.agents.kinds import BUILT_IN, Services, load_agent, missing_extras
 from crewlog.agents.knowledge_postgres import PostgresKnowledge
+from crewlog.agents.memories_postgres import PostgresMemories
+from crewlog.agents.memory_tools import MemoryTools, with_memory
 from crewlog.agents.model import Closable, Model
 from crewlog.agents.models import PLANNERS_TASKS, build_chain, chain_of, parse_models
 from crewlog.agents.spec import AgentSpec, Requirement
@@ -68,6 +70,7 @@ async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | N
                 closing.push_async_callback(link.close)
         spec = BUILT_IN[agent](Services(config, store, knowledge)) if isinstance(agent, str) else agent
         spec = await _with_mcp(spec, config, store, clock, closing)
+        spec = _with_memory(spec, config, store, clock, closing)
         shop = Workshop(
             worker=worker_id,
             spec=spec,
@@ -93,6 +96,14 @@ def _chains(kind: str, config: Config) -> tuple[tuple[Model, ...], dict[str, tup
     choices = parse_models(config.models)
     own = [role for role in PLANNERS_TASKS if kind == "planner" and chain_of(role, choices) != chain_of(kind, choices)]
     return build_chain(kind, config), {role: build_chain(role, config) for role in own}
+
+
+def _with_memory(spec: AgentSpec, config: Config, store: EventStore, clock: Clock, closing: AsyncExitStack) -> AgentSpec:
+    if not config.memory or config.database_url is None:
+        return spec
+    memories = PostgresMemories(config.database_url.get_secret_value())
+    closing.push_async_callback(memories.close)
+    return with_memory(spec, MemoryTools(store, memories, clock))
 
 
 async def _with_mcp(spec: AgentSpec, config: Config, store: EventStore, clock: Clock, closing: AsyncExitStack) -> AgentSpec:

@@ -51,6 +51,8 @@ class ToolContext:
     """Artifacts that earlier tool calls of this task made, in order."""
     recall: Callable[[str], Awaitable[ToolOutput | None]] = nothing_to_recall
     """Given a call id, returns the whole result of that call of this task with its label; None when there is none."""
+    trust: Trust = "trusted"
+    """Label of what the task had seen when the call was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +149,8 @@ class AgentSpec:
     version: str = "1"
     context: Literal["inject", "retrieve"] | None = None
     """Whether outcomes of earlier tasks are told at the start or fetched with `read_context`; None: as the crew is configured."""
+    memory: Literal["recall", "remember"] | None = None
+    """Whether the agent may look up what is remembered for its user and tenant, or also note more; None: neither."""
     more_tools: Callable[[], tuple[ToolSpec, ...]] | None = None
     """Tools that come from outside and change while the worker runs, such as those of MCP servers. A tool of the agent's own goes before one
     of the same name."""

@@ -239,6 +239,7 @@ def communicate_agent(mail: MailSettings, webhook_hosts: tuple[str, ...], *, clo
         kind="communicate",
         description="Drafts and sends e-mail with attachments and posts to webhooks, from the results of the steps it depends on, to addresses the goal names.",
         instructions=INSTRUCTIONS,
+        memory="recall",
         tools=(
             ToolSpec("draft_message", "Write a mail as a draft. Nothing is sent.", DraftMessage, tools.draft_message, effect="idempotent", trust="trusted"),
             ToolSpec(

@@ -156,4 +156,4 @@ def _tools(task: AgentTask) -> tuple[ToolSpec, ...]:
 
 def planner_agent() -> AgentSpec:
     """Make the planner."""
-    return AgentSpec(kind="planner", description="Makes plans and writes the answers of runs.", instructions=INSTRUCTIONS, tools=_tools)
+    return AgentSpec(kind="planner", description="Makes plans and writes the answers of runs.", instructions=INSTRUCTIONS, tools=_tools, memory="remember")

@@ -241,6 +241,7 @@ def research_agent(store: EventStore, knowledge: Knowledge, *, web: Sequence[Too
         kind="research",
         description=_describe({tool.name for tool in web}),
         instructions=INSTRUCTIONS + (WEB_INSTRUCTIONS if web else ""),
+        memory="remember",
         tools=(
             ToolSpec(
                 "list_documents", "List the documents of this task: name, title, length.", ListDocuments, tools.list_documents, effect="read", timeout_s=120

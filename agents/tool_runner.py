@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
@@ -118,7 +119,7 @@ async def run_tool(spec: ToolSpec, context: ToolContext, arguments: str, clock: 
             output: Any = await spec.run(context, args)
         if not isinstance(output, ToolOutput):
             raise TypeError(f"tool {spec.name} returned {type(output).__name__}, not ToolOutput")
-        is_ok, output = True, ToolOutput(shown(output.content), output.artifacts, output.outcome, output.trust)
+        is_ok, output = True, replace(output, content=shown(output.content))
     except ToolFailed as error:
         is_ok, output = False, ToolOutput(shown(str(error)))
     except TimeoutError:

@@ -273,6 +273,7 @@ class _Stretch:
             workspace=self._shop.workspaces / str(self._task.task_id),
             earlier_artifacts=self._journal.state.artifacts,
             recall=self._recall,
+            trust=self._journal.state.trust,
         )
         ran = await run_tool(tool, context, self._journal.read(call.call.arguments), self._shop.clock)
         return self._finished(call, tool, ran)

@@ -91,6 +91,8 @@ class Config(BaseSettings):
     context_window: Annotated[int, Field(ge=1_000)] = 128_000
     """Tokens that input and output of a model may have together when nobody knows its window, as for a server of one's own. Old results
     are left out of a conversation before it reaches three quarters of that; set it to what the server really holds."""
+    memory: bool = True
+    """Whether agents that are made for it may remember something for later tasks of a user or tenant, and recall it."""
     slots: Annotated[int, Field(ge=1, le=1000)] = 4
     """Tasks one worker works on at once: models are slow, waiting is cheap."""
     shutdown_grace_s: Annotated[float, Field(ge=0)] = 10.0

@@ -9,7 +9,17 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from crewlog.schemas.run_events import RUN_EVENTS
-from crewlog.schemas.system_events import AgentRegistered, AgentStopped, BudgetChanged, CallSettled, DocumentIngested, McpToolPinned, ProviderStateChanged
+from crewlog.schemas.system_events import (
+    AgentRegistered,
+    AgentStopped,
+    BudgetChanged,
+    CallSettled,
+    DocumentIngested,
+    McpToolPinned,
+    MemoryForgotten,
+    MemoryRemembered,
+    ProviderStateChanged,
+)
 from crewlog.schemas.task_events import (
     TASK_EVENTS,
     TERMINAL_TYPES,
@@ -81,6 +91,7 @@ _AGENTS = _names(AgentRegistered, AgentStopped)
 _DOCUMENTS = _names(DocumentIngested)
 _MCP = _names(McpToolPinned)
 _BUDGETS = _names(BudgetChanged)
+_MEMORIES = _names(MemoryRemembered, MemoryForgotten)
 _SPEND = _names(CallSettled)
 _PROVIDERS = _names(ProviderStateChanged)
 _WORK = _names(
@@ -100,6 +111,9 @@ GRANTS: Final = (
     *(Grant(role, "provider", _PROVIDERS, opens=True) for role in (*map(kind_role, BUILT_IN_KINDS), SPECIALIST)),
     Grant(kind_role("research"), "doc", _DOCUMENTS, opens=True),
     Grant(OPERATOR, "doc", _DOCUMENTS, opens=True),
+    # agents remember, people forget: an agent that was talked into it must not make anybody forget anything
+    *(Grant(role, "memory", _names(MemoryRemembered), opens=True) for role in (kind_role("planner"), kind_role("research"), SPECIALIST)),
+    Grant(OPERATOR, "memory", _names(MemoryForgotten)),
 )
 
 
@@ -114,5 +128,6 @@ def owner_grants(role: str) -> tuple[Grant, ...]:
         ("budget", _BUDGETS),
         ("spend", _SPEND),
         ("provider", _PROVIDERS),
+        ("memory", _MEMORIES),
     )
     return tuple(Grant(role, category, types, opens=True) for category, types in everything)

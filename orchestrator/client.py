@@ -236,17 +236,17 @@ class Client:
         """List the documents of the library."""
         return await self.queries().documents(self._config.tenant)
 
-    async def indexed(self, position: int) -> None:
-        """Wait until documents recorded up to a position of the log can be searched.
+    async def indexed(self, position: int, projection: str = "knowledge") -> None:
+        """Wait until what is recorded up to a position of the log, by default documents, can be searched.
 
         Raises:
             Unavailable: they were not in time.
         """
         for wait_s in VIEWS_FOLLOW_WITHIN_S:
             await asyncio.sleep(wait_s)
-            if all(lag.position >= position for lag in await self.queries().lag() if lag.name == "knowledge"):
+            if all(lag.position >= position for lag in await self.queries().lag() if lag.name == projection):
                 return
-        raise Unavailable("the documents are recorded, but not searchable yet: is a projector running?")
+        raise Unavailable(f"it is recorded, but {projection} cannot be searched for it yet: is a projector running?")
 
     async def approvals(self, *, pending_only: bool = True, run_id: RunId | None = None) -> list[ApprovalView]:
         """List questions to people, the oldest first."""

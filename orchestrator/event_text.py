@@ -29,6 +29,8 @@ from crewlog.schemas.system_events import (
     CallSettled,
     DocumentIngested,
     McpToolPinned,
+    MemoryForgotten,
+    MemoryRemembered,
     ProviderStateChanged,
     SystemEvent,
 )
@@ -159,6 +161,10 @@ def _describe_system(event: SystemEvent) -> str:
             return event.worker
         case ProviderStateChanged():
             return f"{event.provider}/{event.model} {event.state} for {event.worker}" + (f": {event.reason}" if event.reason else "")
+        case MemoryRemembered():
+            return f"for {event.user or 'the tenant'}: {event.text}"
+        case MemoryForgotten():
+            return f"{event.content[:12]} for {event.user or 'the tenant'} by {event.actor}"
         case DocumentIngested():
             return f"{event.name}, {event.lines} lines"
         case McpToolPinned():

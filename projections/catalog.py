@@ -5,6 +5,7 @@ from __future__ import annotations
 from crewlog.events.store import EventStore
 from crewlog.projections.agents_view import AgentProjection
 from crewlog.projections.knowledge import KnowledgeProjection
+from crewlog.projections.memories import MemoryProjection
 from crewlog.projections.projection import Projection
 from crewlog.projections.run_projection import RunProjection
 from crewlog.projections.unreadable import UnreadableProjection
@@ -16,4 +17,4 @@ def all_projections(store: EventStore) -> tuple[Projection, ...]:
     Args:
         store: where they read what a fact refers to: the past of a run, the text of a document.
     """
-    return RunProjection(store), AgentProjection(), KnowledgeProjection(store), UnreadableProjection()
+    return RunProjection(store), AgentProjection(), KnowledgeProjection(store), MemoryProjection(), UnreadableProjection()

@@ -21,6 +21,7 @@ from crewlog.projections.query_rows import (
     DocumentView,
     EventView,
     Lag,
+    MemoryView,
     ProblemView,
     ProviderView,
     RunView,
@@ -75,6 +76,7 @@ _EVENTS: Final = _select(EventView, "events")
 _PROVIDERS: Final = _select(ProviderView, "providers")
 _AGENTS: Final = _select(AgentView, "agents")
 _DOCUMENTS: Final = _select(DocumentView, "documents")
+_MEMORIES: Final = _select(MemoryView, "memories")
 _PROBLEMS: Final = _select(ProblemView, "problems")
 _LAG: Final = """
 SELECT c.name, c.position, coalesce((SELECT e.position FROM crewlog.events e ORDER BY e.position DESC LIMIT 1), 0) AS head,
@@ -215,6 +217,17 @@ class Queries:
         return await self._read(
             DocumentView, "list documents", f"{_DOCUMENTS} WHERE tenant = $1 AND (library OR NOT $2) ORDER BY name, content", tenant, library_only
         )
+
+    async def memories(self, tenant: str, *, user: str | None = None, prefix: str = "", limit: int = 1_000) -> list[MemoryView]:
+        """List what is remembered in a tenant, the newest first.
+
+        Args:
+            user: only what this user is reminded of: their own and what the tenant shares.
+            prefix: only memories whose `content` begins with this.
+        """
+        where = """WHERE tenant = $1 AND ($2::text IS NULL OR user_name = $2 OR user_name IS NULL) AND starts_with(content, $3)
+                   ORDER BY position DESC LIMIT $4"""
+        return await self._read(MemoryView, "list memories", f"{_MEMORIES} {where}", tenant, user, prefix, limit)
 
     async def lag(self) -> list[Lag]:
         """Say for each projection how far it is behind the log."""

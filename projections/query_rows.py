@@ -246,6 +246,23 @@ class DocumentView(msgspec.Struct, frozen=True):
     position: int
 
 
+class MemoryView(msgspec.Struct, frozen=True):
+    """What is remembered for a user, or for the whole tenant when `user_name` is None. `content` names it."""
+
+    tenant: str
+    user_name: str | None
+    content: str
+    memory: str
+    about: str
+    trust: str
+    kind: str
+    """Kind of the agent that remembered it."""
+    run_id: UUID
+    task_id: UUID
+    remembered_at: datetime
+    position: int
+
+
 class Lag(msgspec.Struct, frozen=True):
     """How far one projection is behind the log. `waiting_since` is None when it is not."""
 

@@ -205,6 +205,22 @@ class DocumentRow(msgspec.Struct, eq=False):
     position: int
 
 
+class MemoryRow(msgspec.Struct, eq=False):
+    """One thing remembered for a user, or for a whole tenant when `user_name` is empty."""
+
+    tenant: str
+    user_name: str
+    content: str
+    memory: str
+    about: str
+    trust: str
+    kind: str
+    run_id: UUID
+    task_id: UUID
+    remembered_us: int
+    position: int
+
+
 class PassageRow(msgspec.Struct, eq=False):
     """A stretch of a document, verbatim, that begins at `line` and stands below `heading`."""
 

@@ -45,6 +45,16 @@ def mcp_stream(server: str) -> Stream:
     return Stream(f"mcp/{server}")
 
 
+def memory_stream(tenant: str, user: str, content: Hash) -> Stream:
+    """Name the stream of one thing that is remembered for a user, or for the whole tenant when `user` is empty."""
+    return Stream(f"memory/{tenant}/{user or '@'}/{content}")
+
+
+def remembered_event_id(idempotency_key: str) -> EventId:
+    """Derive the event id of what one tool call remembers: the call remembers it once, however often it runs."""
+    return EventId(uuid5(_NAMESPACE, f"{idempotency_key}/remembered"))
+
+
 def agent_stream(kind: str) -> Stream:
     """Name the stream of registrations of one agent kind."""
     return Stream(f"agent/{kind}")

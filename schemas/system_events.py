@@ -1,6 +1,6 @@
 """Facts outside of runs and tasks: agents that register (`agent/<kind>`), documents that are ingested (`doc/<tenant>/<sha-256>`), limits
-of budgets that are changed (`budget/<scope>`), model calls that were paid for when their task was over (`spend/<task_id>`), and
-providers that do not answer (`provider/<name>`)."""
+of budgets that are changed (`budget/<scope>`), model calls that were paid for when their task was over (`spend/<task_id>`), providers that
+do not answer (`provider/<name>`), and what agents remember (`memory/<tenant>/<user>/<sha-256>`)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import msgspec
 from crewlog.schemas.ids import Hash, RunId, TaskId
 from crewlog.schemas.task_events import Effect
 from crewlog.schemas.usage import Price, Usage
+from crewlog.schemas.values import Trust
 
 
 class SystemEvent(msgspec.Struct, frozen=True):
@@ -125,6 +126,33 @@ class CallSettled(SystemEvent, frozen=True):
     price: Price
 
 
+class MemoryRemembered(SystemEvent, frozen=True):
+    """An agent noted something for later: for one user, or for the whole tenant when `user` is empty."""
+
+    tenant: str
+    user: str
+    content: Hash
+    """Hash of `text`: the same text is the same memory."""
+    text: str
+    about: str
+    """What it is about, in a few words; may be empty."""
+    trust: Trust
+    """`untrusted` when whoever noted it had read text from outside before: it stays so whenever it is recalled."""
+    kind: str
+    run_id: RunId
+    task_id: TaskId
+
+
+class MemoryForgotten(SystemEvent, frozen=True):
+    """A person had something forgotten: it is recalled no more. The log keeps what it was."""
+
+    tenant: str
+    user: str
+    content: Hash
+    actor: str
+    reason: str = ""
+
+
 SYSTEM_EVENTS: tuple[type[SystemEvent], ...] = (
     AgentRegistered,
     AgentStopped,
@@ -133,4 +161,6 @@ SYSTEM_EVENTS: tuple[type[SystemEvent], ...] = (
     BudgetChanged,
     CallSettled,
     ProviderStateChanged,
+    MemoryRemembered,
+    MemoryForgotten,
 )

@@ -166,7 +166,7 @@ async def test_agents_lag_and_problems(views: Views) -> None:
     assert agent.stopped_at is not None
     assert await views.queries.agents(running_only=True) == []
     lags = await views.queries.lag()
-    assert {lag.name for lag in lags} == {"runs", "agents", "knowledge", "unreadable"}
+    assert {lag.name for lag in lags} == {"runs", "agents", "knowledge", "memories", "unreadable"}
     assert all(lag.position == lag.head > 0 and lag.waiting_since is None for lag in lags)
     assert await views.queries.problems() == []
     assert await views.queries.documents("default") == []

@@ -21,11 +21,12 @@ from crewlog.events.store import AppendRequest, Recorded, Write
 from crewlog.projections.agents_view import AGENTS
 from crewlog.projections.digest import digest
 from crewlog.projections.knowledge import DOCUMENTS, PASSAGES
+from crewlog.projections.memories import MEMORIES
 from crewlog.projections.projection import Fact
 from crewlog.projections.projector import Projector
 from crewlog.projections.read_model import ReadModel
 from crewlog.projections.rebuild import rebuild
-from crewlog.projections.rows import AgentRow, ApprovalRow, DocumentRow, Json, ModelCallRow, PassageRow, RunRow, TaskRow, ToolCallRow
+from crewlog.projections.rows import AgentRow, ApprovalRow, DocumentRow, Json, MemoryRow, ModelCallRow, PassageRow, RunRow, TaskRow, ToolCallRow
 from crewlog.projections.run_projection import APPROVALS, MODEL_CALLS, RUNS, TASKS, TOOL_CALLS
 from crewlog.projections.table import Table
 from crewlog.projections.view_connection import connect_views, lead
@@ -69,6 +70,7 @@ async def test_rows_and_tables_agree(database: Database) -> None:
         (AGENTS, AgentRow),
         (DOCUMENTS, DocumentRow),
         (PASSAGES, PassageRow),
+        (MEMORIES, MemoryRow),
     ]
     for table, row in pairs:
         columns = await query(

@@ -7,7 +7,7 @@ import pytest
 from support.postgres import Database
 
 VIEWS = (
-    "runs", "tasks", "model_calls", "tool_calls", "effects", "costs", "approvals", "artifacts", "timeline", "agents", "events", "documents",
+    "runs", "tasks", "model_calls", "tool_calls", "effects", "costs", "approvals", "artifacts", "timeline", "agents", "events", "documents", "memories",
     "checkpoints", "problems", "providers",
 )  # fmt: skip
 

@@ -5,15 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.live_crew import CLI, LiveCrew
-
-from crewlog.events.readiness import READY_FD
+from support.live_crew import LiveCrew, own_agent
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -40,23 +36,6 @@ def test_a_request_is_answered_with_the_verdict(crew: LiveCrew) -> None:
     assert bad["ok"] is False
     assert {p["pointer"] for p in bad["error"]["problems"]} >= {"/task_id", "/objective"}
     crew.run("watch", good["run_id"])
-
-
-@contextmanager
-def own_agent(crew: LiveCrew, target: str, folder: Path) -> Iterator[None]:
-    """Run `crewlog agent module:ATTR` in a folder until the test is over."""
-    import os
-
-    ready, child = os.pipe()
-    process = subprocess.Popen([*CLI, "agent", target], cwd=folder, env={**crew.env, READY_FD: str(child)}, pass_fds=(child,))
-    os.close(child)
-    try:
-        assert os.read(ready, 1) == b"1"
-        yield
-    finally:
-        os.close(ready)
-        process.terminate()
-        assert process.wait(30) == 0
 
 
 def test_a_specialist_of_ones_own_gets_tasks_and_steps_of_plans(crew: LiveCrew, tmp_path: Path) -> None:

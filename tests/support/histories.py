@@ -24,11 +24,12 @@ from crewlog.schemas.ids import (
     agent_stream,
     derived_approval_id,
     derived_task_id,
+    memory_stream,
     run_stream,
     spend_stream,
     task_stream,
 )
-from crewlog.schemas.payload import EMPTY, Payload
+from crewlog.schemas.payload import EMPTY, Payload, content_hash
 from crewlog.schemas.run_events import (
     RunCancelled,
     RunCompleted,
@@ -45,7 +46,7 @@ from crewlog.schemas.run_events import (
     TaskReviewed,
     TaskSuspended,
 )
-from crewlog.schemas.system_events import AgentRegistered, AgentStopped, CallSettled, ToolInfo
+from crewlog.schemas.system_events import AgentRegistered, AgentStopped, CallSettled, MemoryForgotten, MemoryRemembered, ToolInfo
 from crewlog.schemas.task_events import (
     ApprovalDecided,
     ApprovalRequested,
@@ -382,7 +383,18 @@ def write_history(random: Random, *, runs: int, moves: int) -> list[AppendReques
         if run.over:
             open_runs.remove(run)
     history.append(None, (agent_stream("data"), [AgentStopped("data", "data-1")], None))
+    for n in range(4):
+        remember(history, f"ann likes her reports in {n + 1} parts")
     return history.appends
+
+
+def remember(history: History, said: str) -> None:
+    """Note something for a user, and have some of it forgotten and noted again."""
+    content, some_id = content_hash(said.encode()), history.new_id()
+    noted = MemoryRemembered("default", "ann", content, said, "reports", "trusted", "planner", RunId(some_id), TaskId(some_id))
+    facts = [noted, MemoryForgotten("default", "ann", content, "ann"), noted]
+    for fact in facts[: history.random.randrange(1, 4)]:
+        history.append(None, (memory_stream("default", "ann", content), [fact], None))
 
 
 async def store_history(store: EventStore, appends: Sequence[AppendRequest]) -> None:

@@ -93,6 +93,21 @@ def a_crew(*arguments: str, start: bool = True, **env: str) -> Iterator[LiveCrew
             shutil.rmtree(home, ignore_errors=True)
 
 
+@contextmanager
+def own_agent(crew: LiveCrew, target: str, folder: Path) -> Iterator[None]:
+    """Run `crewlog agent module:ATTR` in a folder until the test is over."""
+    ready, child = os.pipe()
+    process = subprocess.Popen([*CLI, "agent", target], cwd=folder, env={**crew.env, READY_FD: str(child)}, pass_fds=(child,))
+    os.close(child)
+    try:
+        assert os.read(ready, 1) == b"1"
+        yield
+    finally:
+        os.close(ready)
+        process.terminate()
+        assert process.wait(30) == 0
+
+
 @pytest.fixture(scope="session")
 def crew() -> Iterator[LiveCrew]:
     """The crew that all tests share: leave it as you found it, and look only at your own runs."""

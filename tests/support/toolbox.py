@@ -45,10 +45,11 @@ class Bench:
     artifacts: MemoryArtifacts = field(default_factory=MemoryArtifacts)
     made: list[ArtifactRef] = field(default_factory=list)
     calls: int = 0
+    trust: Trust = "trusted"
 
     def context(self) -> ToolContext:
         self.calls += 1
-        return ToolContext(self.task, f"c{self.calls}", f"{self.calls:032x}", self.artifacts, Path("/nonexistent"), tuple(self.made))
+        return ToolContext(self.task, f"c{self.calls}", f"{self.calls:032x}", self.artifacts, Path("/nonexistent"), tuple(self.made), trust=self.trust)
 
     async def call(self, agent: AgentSpec, tool: str, arguments: Mapping[str, Any]) -> ToolOutput:
         spec = next(t for t in agent.tools_for(self.task) if t.name == tool)

@@ -46,10 +46,11 @@ def test_commands_are_those_of_the_manual() -> None:
         "demo up down status providers doctor submit watch runs show events costs why approvals approve deny cancel replay scale docs "
         "agent orchestrator projector db"
     )
-    assert set(commands) == {*manual.split(), "nats", "version"}
-    assert {name: set(commands[name].commands) for name in ("db", "docs", "nats")} == {
+    assert set(commands) == {*manual.split(), "nats", "memory", "version"}
+    assert {name: set(commands[name].commands) for name in ("db", "docs", "memory", "nats")} == {
         "db": {"migrate", "rebuild", "url"},
         "docs": {"add", "list"},
+        "memory": {"list", "show", "forget"},
         "nats": {"url"},
     }
     for name, command in commands.items():
