@@ -113,23 +113,7 @@ class Journal:
         """Start appending what was recorded. Appends of one task reach the log in the order they were sent."""
         if not self._pending:
             return
-        events, self._pending = self._pending, []
-        settle, self._settle = self._settle, []
-        reserve, self._reserve = self._reserve, None
-        begun = next((e for e in events if isinstance(e, ModelCallStarted)), None)
-        if begun is not None and reserve is None:  # free: simulated, so it is not even durable before its outcome
-            reserve = Reservation(reservation_id(self._task_id, begun.call_id), 0)
-        request = AppendRequest(
-            writes=(Write(self._stream, events, self._sent),),
-            event_ids=[self._clock.new_id() for _ in events],
-            occurred_us=self._clock.now_us(),
-            run_id=self._run_id,
-            task_id=self._task_id,
-            reserve=reserve,
-            settle=settle,
-        )
-        self._sent += len(events)
-        blobs, self._blobs = self._blobs, []
+        request, blobs = self._take_pending()
         # storing blobs first gives up this append's place in the queue, so it and those behind it line up one by one
         self._in_line = bool(self._appends) and (self._in_line or bool(blobs))
         before = self._appends[-1] if self._in_line else None
@@ -142,15 +126,14 @@ class Journal:
         Raises:
             ConflictError: somebody else wrote to the task: this worker has lost it and must stop.
         """
-        self.send()
-        appends, self._appends = self._appends, []
-        if not appends:
+        if self._pending and not self._appends:
+            results = [await self._append(*self._take_pending(), None)]  # nothing else is on its way: waiting takes no task of its own
+        else:
+            results = await self._arrived()
+        if not results:
             return
-        results = await asyncio.gather(*appends, return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-            self._warned.update(dict.fromkeys(result.warned))
+        for appended in results:
+            self._warned.update(dict.fromkeys(appended.warned))
         self._unsettled.clear()
         if faults.hook is not None:
             faults.hook("after_task_append")
@@ -180,6 +163,39 @@ class Journal:
         self._reserve = None
         appends, self._appends = self._appends, []
         await asyncio.gather(*appends, return_exceptions=True)
+
+    def _take_pending(self) -> tuple[AppendRequest, list[bytes]]:
+        """Make the next append of what was recorded, and the blobs that must be stored before it."""
+        events, self._pending = self._pending, []
+        settle, self._settle = self._settle, []
+        reserve, self._reserve = self._reserve, None
+        blobs, self._blobs = self._blobs, []
+        begun = next((e for e in events if isinstance(e, ModelCallStarted)), None)
+        if begun is not None and reserve is None:  # free: simulated, so it is not even durable before its outcome
+            reserve = Reservation(reservation_id(self._task_id, begun.call_id), 0)
+        request = AppendRequest(
+            writes=(Write(self._stream, events, self._sent),),
+            event_ids=[self._clock.new_id() for _ in events],
+            occurred_us=self._clock.now_us(),
+            run_id=self._run_id,
+            task_id=self._task_id,
+            reserve=reserve,
+            settle=settle,
+        )
+        self._sent += len(events)
+        return request, blobs
+
+    async def _arrived(self) -> list[Appended]:
+        """Send what is left, wait for all that is under way, and return where it is; raises the first failure."""
+        self.send()
+        appends, self._appends = self._appends, []
+        results = await asyncio.gather(*appends, return_exceptions=True)
+        arrived: list[Appended] = []
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+            arrived.append(result)
+        return arrived
 
     async def _append(self, request: AppendRequest, blobs: list[bytes], before: asyncio.Task[Appended] | None) -> Appended:
         if blobs:

@@ -101,12 +101,18 @@ class _Stretch:
         self._calls = shop.model_calls(self._task)
         self._holds_task = False
         self._idle = asyncio.timeout(None)
+        self._moved_at = 0.0
+        self._watch: asyncio.TimerHandle | None = None
 
     async def run(self) -> Ended:
         task, wall = self._task, asyncio.timeout(self._task.timeout_seconds)
         try:
             async with wall, self._idle:
-                return await self._run()
+                try:
+                    return await self._run()
+                finally:
+                    if self._watch is not None:
+                        self._watch.cancel()
         except TimeoutError:
             await self._journal.abandon()
             self._give_up_call()
@@ -126,9 +132,19 @@ class _Stretch:
             self._journal.close_call(late, reserved_micro_usd=asking.reserved_micro_usd)
 
     def _moved(self, _: str = "") -> None:
-        """Note a sign of progress: an event, a piece of an answer."""
-        if not self._idle.expired():
-            self._idle.reschedule(asyncio.get_running_loop().time() + self._task.limits.idle_seconds)
+        """Note a sign of progress: an event, a piece of an answer. They come by the thousand, so the timer is not moved for each."""
+        self._moved_at = asyncio.get_running_loop().time()
+        if self._watch is None:
+            self._look()
+
+    def _look(self) -> None:
+        """End the stretch if it stands still; otherwise look again when it may."""
+        loop = asyncio.get_running_loop()
+        due = self._moved_at + self._task.limits.idle_seconds
+        if due > loop.time():
+            self._watch = loop.call_at(due, self._look)
+        elif not self._idle.expired():
+            self._idle.reschedule(loop.time())
 
     async def _run(self) -> Ended:
         journal = self._journal
@@ -219,7 +235,7 @@ class _Stretch:
     async def _run_calls(self, calls: tuple[Call, ...]) -> None:
         journal, setup = self._journal, self._setup
         assert setup is not None
-        running: list[Call] = []
+        running: list[tuple[Call, str]] = []
         for call in calls:
             arguments = journal.read(call.call.arguments)
             verdict = judge(call, journal.state, setup, self._tools.get(call.call.tool), arguments)
@@ -237,19 +253,25 @@ class _Stretch:
                 case Run():
                     tool = setup.tool(call.call.tool)
                     assert tool is not None
-                    journal.record(ToolStarted(call.call.call_id, call.call.tool, tool.version, tool.effect, self._key(call), verdict.approval_id))
-                    running.append(call)
+                    key = idempotency_key(RunId(self._task.run_id), TaskId(self._task.task_id), call.call.call_id)
+                    journal.record(ToolStarted(call.call.call_id, call.call.tool, tool.version, tool.effect, key, verdict.approval_id))
+                    running.append((call, key))
         if running:
             await self._perform(running)
 
-    async def _perform(self, running: list[Call]) -> None:
-        """Run calls side by side and record each outcome as soon as no other one is about to come with it."""
+    async def _perform(self, running: list[tuple[Call, str]]) -> None:
+        """Run calls, each with its idempotency key, side by side, and record each outcome as soon as no other one is about to come with it."""
         journal = self._journal
-        if all(self._tools[c.call.tool].effect == "read" for c in running):
+        if all(self._tools[call.call.tool].effect == "read" for call, _ in running):
             journal.send()
         else:
             await journal.commit()
-        left = {asyncio.create_task(self._perform_one(call)) for call in running}
+        if len(running) == 1:
+            finished = await self._perform_one(*running[0])
+            self._moved()
+            journal.record(finished)
+            return
+        left = {asyncio.create_task(self._perform_one(call, key)) for call, key in running}
         try:
             while left:
                 done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
@@ -263,12 +285,12 @@ class _Stretch:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
 
-    async def _perform_one(self, call: Call) -> ToolFinished:
+    async def _perform_one(self, call: Call, key: str) -> ToolFinished:
         tool = self._tools[call.call.tool]
         context = ToolContext(
             task=self._task,
             call_id=call.call.call_id,
-            idempotency_key=self._key(call),
+            idempotency_key=key,
             artifacts=self._shop.artifacts,
             workspace=self._shop.workspaces / str(self._task.task_id),
             earlier_artifacts=self._journal.state.artifacts,
@@ -308,9 +330,6 @@ class _Stretch:
         self._journal.record(AttemptFailed(state.attempt or self._attempt, failure, state.usage, state.cost_micro_usd, shortfall or msgspec.UNSET))
         await self._journal.commit()
         return "failed"
-
-    def _key(self, call: Call) -> str:
-        return idempotency_key(RunId(self._task.run_id), TaskId(self._task.task_id), call.call.call_id)
 
     def _since(self, began: float) -> int:
         return round((self._shop.clock.monotonic() - began) * 1000)

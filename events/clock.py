@@ -46,7 +46,9 @@ class SystemClock:
         # RFC 9562 §6.2 method 3: the 12 bits after the millisecond hold its fraction, bumped when it would repeat
         with self._lock:
             ms, ns = divmod(time.time_ns(), 1_000_000)
-            stamp = max((ms << 12) | (ns * 4096 // 1_000_000), self._last + 1)
+            stamp = (ms << 12) | (ns * 4096 // 1_000_000)
+            if stamp <= self._last:
+                stamp = self._last + 1
             self._last = stamp
         high = ((stamp >> 12) << 16) | 0x7000 | (stamp & 0xFFF)
         return UUID(int=(high << 64) | (0b10 << 62) | self._random.getrandbits(62))

@@ -82,7 +82,9 @@ class NatsServer:
         with self._log.open("ab") as log:
             logged = log.tell()
             # the standard streams only get what cannot go to the log file: faults in the configuration, a crash
-            self._process = await spawn(*launch_command([binary, "-c", config]), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._directory)
+            self._process = await spawn(
+                *launch_command([binary, "-c", config]), stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, cwd=self._directory, env=_environment()
+            )
         try:
             async with asyncio.timeout(START_S):
                 await self._until_ready(self._process)
@@ -171,6 +173,12 @@ def _find_binary() -> str:
     if found is None:
         raise ConfigError("the embedded NATS server is not installed", hint=_HINT)
     return found
+
+
+def _environment() -> dict[str, str]:
+    """Leave half of the cores to the rest of the crew: handing each message from thread to thread costs more than a second core brings."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"GOMAXPROCS": str(max(1, cores // 2)), **os.environ}
 
 
 def _port_of(url: str) -> int:

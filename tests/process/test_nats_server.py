@@ -328,6 +328,19 @@ async def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         await NatsServer(tmp_path / "file" / "nats", {"operator": "x"}).start()
 
 
+@pytest.mark.parametrize("wanted", [None, "7"])
+async def test_it_leaves_cores_to_the_others_unless_the_environment_says_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str | None) -> None:
+    monkeypatch.delenv("GOMAXPROCS", raising=False)
+    if wanted is not None:
+        monkeypatch.setenv("GOMAXPROCS", wanted)
+    server = NatsServer(tmp_path / "nats", {"operator": "x"})
+    await server.start()
+    environment = Path(f"/proc/{server.pid}/environ").read_bytes().split(b"\0")  # noqa: ASYNC240 — not a file that is waited for
+    await server.stop()
+    expected = wanted or str(max(1, len(os.sched_getaffinity(0)) // 2))
+    assert f"GOMAXPROCS={expected}".encode() in environment
+
+
 async def test_a_missing_server_is_said_with_the_way_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
