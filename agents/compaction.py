@@ -36,6 +36,8 @@ TOKENS_AROUND_MAX: Final = 50
 """What stands around one text, at most: its message, block, ids and names."""
 TOKENS_FIRST_MAX: Final = 1_000
 """What a provider puts before everything, at most."""
+TOKENS_SMALL: Final = 20_000
+"""A request that cannot exceed this is sent without an estimate, unless the window is smaller still."""
 
 
 class Compact(msgspec.Struct, frozen=True):
@@ -61,7 +63,7 @@ def make_room(
 
     Returns:
         What to leave out; or the failure when the request cannot fit and nothing more can be left out; or, when it may be sent as it is,
-        its estimated tokens, uncorrected, and 0 for one that is far too short to need an estimate.
+        its estimated tokens, uncorrected, and 0 for one that is too short to need an estimate.
     """
     room, target = setup.room, state.chain[link]
     if room is None:
@@ -69,7 +71,7 @@ def make_room(
     window = target.window or room.window
     allowed = min(int(window * room.share), max(window - setup.max_tokens, window // 2))
     ratio = ratio_of(state, target)
-    if not is_too_long and _tokens_max(state) * max(ratio, 1.0) < allowed:
+    if not is_too_long and _tokens_max(state) * max(ratio, 1.0) < min(allowed, TOKENS_SMALL):
         return 0
     estimate = estimate_request(build_request(state, setup, read, link=link, purpose=purpose), provider=target.provider)
     needed = ceil(estimate * ratio)

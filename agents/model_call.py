@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from crewlog.agents.breaker import Admission, Breakers
 from crewlog.agents.chain import BREAKER_OPEN, INTERRUPTED, OVER_BUDGET, UNPRICED
+from crewlog.agents.compaction import ratio_of
 from crewlog.agents.conversation import build_request
 from crewlog.agents.journal import Journal
 from crewlog.agents.model import Model, ModelError, OnText
@@ -102,7 +103,8 @@ class ModelCalls:
     async def _may_spend(self, journal: Journal, step: AskModel, model: Model, link: Link, request: ModelRequest) -> bool:
         """Make the call durable together with the most it can cost; False: it is skipped, and the log says why."""
         task = journal.state.task
-        worst = worst_case(model.provider, model.name, request, at_us=self.clock.now_us(), table=self.prices)
+        ratio = ratio_of(journal.state, link)
+        worst = worst_case(model.provider, model.name, request, at_us=self.clock.now_us(), calibration=ratio, table=self.prices)
         is_limited = task is not None and task.budget.hard_micro_usd is not None
         if unpriced := refuse_unpriced(model.provider, model.name, worst, is_limited=is_limited, is_allowed=self.allow_unpriced):
             journal.record(_skip(step, link, UNPRICED, detail=unpriced.message))

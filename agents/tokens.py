@@ -7,6 +7,7 @@ code, JSON, hexadecimal digits and emoji. Four characters per token, the usual r
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from math import ceil
 from typing import Final
 
@@ -19,6 +20,9 @@ PER_MESSAGE: Final = 10
 """What a message costs besides its text."""
 PER_BLOCK: Final = 10
 """What a text, a tool call or a tool result costs besides its text."""
+REMEMBERED_CHARS_MIN: Final = 200
+TEXTS_REMEMBERED: Final = 1_024
+"""Texts whose estimate is kept: a conversation is estimated again at every turn, and all but its last texts are the same then."""
 PREAMBLE: Final = 600
 """Most that a provider puts in front of a request that has tools or asks for a structured answer."""
 FACTORS: Final[Mapping[str, float]] = {"openai": 1.0, "google": 1.1, "anthropic": 1.4, "offline": 1.0}
@@ -37,6 +41,10 @@ def estimate_tokens(text: str) -> int:
     >>> estimate_tokens("How many penguins live on Dream island?")
     11
     """
+    return _weigh(text) if len(text) < REMEMBERED_CHARS_MIN else _weigh_once(text)
+
+
+def _weigh(text: str) -> int:
     data = text.encode("utf-8", "surrogatepass")
     letters, spaces, newlines = _count(data, _LETTERS), data.count(b" "), data.count(b"\n")
     wider = 0.0
@@ -45,6 +53,9 @@ def estimate_tokens(text: str) -> int:
         others -= _count(data, _NOT_ASCII)
         wider = sum(weight * _count(data, firsts) for weight, firsts in _WIDER)
     return int(0.28 * letters + 0.06 * spaces + 0.5 * newlines + 0.87 * others + wider) + 1
+
+
+_weigh_once = lru_cache(maxsize=TEXTS_REMEMBERED)(_weigh)
 
 
 def estimate_request(request: ModelRequest, *, provider: str, calibration: float = 1.0) -> int:

@@ -6,7 +6,7 @@ One worker carries out one task against a Postgres of its own: every turn calls 
 tokens. It is done once with a window that holds all of it, and once with a window of a quarter, so that old results are left out on the
 way. Then the log is read back, every request is built from it anew, and its hash compared with what was sent.
 
-The floor of building requests is what naming them takes: JSON and SHA-256 of the same requests.
+The floor of building and estimating requests is what naming them takes: JSON and SHA-256 of the same requests.
 """
 
 from __future__ import annotations
@@ -140,11 +140,12 @@ def payloads(value: object) -> list[Payload]:
 
 @dataclass
 class Rebuilt:
-    """Every request built again from the log. Seconds of building, and of naming: JSON and SHA-256."""
+    """Every request built again from the log. CPU seconds of building, of naming (JSON and SHA-256), and of estimating its tokens."""
 
     requests: list[bytes]
     building_s: list[float]
     naming_s: list[float]
+    estimating_s: list[float]
 
 
 async def rebuild(store: PostgresStore, recorded: list[Recorded]) -> Rebuilt:
@@ -159,15 +160,18 @@ async def rebuild(store: PostgresStore, recorded: list[Recorded]) -> Rebuilt:
     replayed = replay_task(recorded, read)
     assert replayed.divergence is None, str(replayed.divergence)
     state, setup = initial_state(), None
-    rebuilt = Rebuilt([], [], [])
+    rebuilt = Rebuilt([], [], [], [])
     for event in events:
         if isinstance(event, ModelCallStarted):
             assert setup is not None
-            began = time.perf_counter()
+            began = time.thread_time()
             request = build_request(state, setup, read)
-            built = time.perf_counter()
+            built = time.thread_time()
             assert request.request_hash() == event.request_hash
-            rebuilt.naming_s.append(time.perf_counter() - built)
+            named = time.thread_time()
+            estimate_request(request, provider="offline")
+            rebuilt.estimating_s.append(time.thread_time() - named)
+            rebuilt.naming_s.append(named - built)
             rebuilt.building_s.append(built - began)
             rebuilt.requests.append(request.canonical())
         state = evolve(state, event)
@@ -194,9 +198,9 @@ async def measure(store: PostgresStore, url: str, folder: Path, given: argparse.
     print(f"  all requests whole {whole:>12,} bytes   stored / whole    {(in_events + in_blobs) / whole:.3f}")
     print(f"  left out           {sum(r.size for cut in cuts for r in cut.replaced):>12,} bytes in {len(cuts)} cuts")
     print(f"  rebuilt from the log: {len(rebuilt.requests)} requests, byte for byte")
-    build_ms, name_ms = sum(rebuilt.building_s) * 1e3, sum(rebuilt.naming_s) * 1e3
-    print(f"  building all requests {build_ms:.1f} ms, naming them (JSON, SHA-256) {name_ms:.1f} ms; the last {rebuilt.building_s[-1] * 1e3:.2f} and ", end="")
-    print(f"{rebuilt.naming_s[-1] * 1e3:.2f} ms; CPU of the whole task {cpu_s * 1e3:.0f} ms")
+    for name, spent in (("building", rebuilt.building_s), ("naming", rebuilt.naming_s), ("estimating", rebuilt.estimating_s)):
+        print(f"  {name:<12} all requests {sum(spent) * 1e3:7.1f} ms, the last {spent[-1] * 1e3:.2f} ms")
+    print(f"  CPU of the whole task {cpu_s * 1e3:.0f} ms")
 
 
 async def main() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from support.scripted import Line, Recorder, Say, calls
+from support.scripted import Line, Recorder, Say, ScriptedModel, calls
 from support.worker_bench import Bench, payloads, worker_bench
 
 from crewlog.agents.conversation import build_request
@@ -124,6 +124,30 @@ async def test_a_conversation_that_outgrows_the_window_is_cut_and_goes_on(bench:
     uses = [b.call_id for m in last.messages for b in m.content if isinstance(b, ToolUse)]
     assert uses == [b.call_id for m in last.messages for b in m.content if isinstance(b, ToolResult)]
     assert len(uses) == CALLS
+
+
+async def test_what_a_provider_counts_corrects_what_is_reserved_and_when_it_is_cut(bench: Bench) -> None:
+    found = {}
+    for number, factor in enumerate((1.0, 1.4), 1):
+
+        def twice(n: int, factor: float = factor) -> Line:
+            def line(request: ModelRequest) -> ModelReply:
+                counted = round(estimate_request(request, provider="openai") * factor)
+                return ModelReply((ToolUse(f"x{n}", "read", f'{{"text":"{n}"}}'),), "tool_use", Usage(counted, 40), "gpt-4.1")
+
+            return line
+
+        script = [*map(twice, range(20)), calls(("submit", '{"text":"done"}'))]
+        model = ScriptedModel(script, provider="openai", wire="test.wire", name="gpt-4.1", simulated=False)
+        await bench.worker(reader(results(20)), chain=(model,), name=f"w{number}")
+        task = await bench.open(number=number)
+        await bench.dispatch(task)
+        found[factor] = [e for e in await bench.rest(task) if isinstance(e, ModelCallStarted)][-1]
+        await bench.workers.pop().stop(grace_s=1)
+    assert found[1.0].request_hash == found[1.4].request_hash
+    assert found[1.0].estimated_tokens == found[1.4].estimated_tokens > 0
+    output = 8_192 * 8  # micro-USD per token of gpt-4.1: input 2, output 8
+    assert (found[1.4].reserved_micro_usd - output) == pytest.approx((found[1.0].reserved_micro_usd - output) * 1.4, rel=0.01)
 
 
 async def test_a_cut_that_is_not_recorded_is_found_by_a_replay(bench: Bench) -> None:
