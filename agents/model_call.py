@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from crewlog.agents.chain import BREAKER_OPEN, INTERRUPTED, OVER_BUDGET, UNPRICE
 from crewlog.agents.compaction import ratio_of
 from crewlog.agents.conversation import build_request
 from crewlog.agents.journal import Journal
+from crewlog.agents.live_text import LiveText
 from crewlog.agents.model import Model, ModelError, OnText
 from crewlog.agents.prices import context_window, price, refuse_unpriced, worst_case
 from crewlog.agents.setup import Setup
@@ -25,6 +27,7 @@ from crewlog.agents.turn import AskModel
 from crewlog.events import faults
 from crewlog.events.clock import Clock
 from crewlog.schemas.blocks import ModelReply, ModelRequest, Text, ToolUse
+from crewlog.schemas.ids import RunId, TaskId
 from crewlog.schemas.json_output import answer_problems
 from crewlog.schemas.price_table import TokenPrices
 from crewlog.schemas.task_events import BudgetWarned, Link, ModelCallFailed, ModelCallFinished, ModelCallSkipped, ModelCallStarted, SkipReason, ToolCall
@@ -51,6 +54,8 @@ class ModelCalls:
     """A task with a spending limit may ask a model nobody knows the price of."""
     saves_money: bool
     """Past a soft limit, the chain goes on from its cheapest model."""
+    live: LiveText | None
+    """Where answers are told while they are written."""
     timeout_s: float
     """Longest time one call may take, in seconds; the task's own deadline may end it sooner."""
 
@@ -89,7 +94,7 @@ class ModelCalls:
             faults.hook("before_model_call")
         began = self.clock.monotonic()
         try:
-            reply = await self._complete(model, request, on_text)
+            reply = await self._complete(journal, step, model, request, on_text)
         except ModelError as error:
             self._failed(journal, step, model, link, admitted, error, began)
             return
@@ -125,15 +130,34 @@ class ModelCalls:
         priced = [(cost, place) for place, cost in enumerate(costs) if cost]
         return min(priced)[1] if priced else 0
 
-    async def _complete(self, model: Model, request: ModelRequest, on_text: OnText) -> ModelReply:
+    async def _complete(self, journal: Journal, step: AskModel, model: Model, request: ModelRequest, on_text: OnText) -> ModelReply:
         if model.simulated:
             return await model.complete(request, timeout_s=self.timeout_s)
         try:
-            async with asyncio.timeout(self.timeout_s):
-                return await model.complete(request, timeout_s=self.timeout_s, on_text=on_text)
+            with self._telling(journal, step, on_text) as heard:
+                async with asyncio.timeout(self.timeout_s):
+                    return await model.complete(request, timeout_s=self.timeout_s, on_text=heard)
         except TimeoutError:
             # the SDKs' own limits are per read: an answer that trickles in can exceed them
             raise ModelError("timeout", f"no whole answer from {model.name} within {self.timeout_s:g} s") from None
+
+    @contextmanager
+    def _telling(self, journal: Journal, step: AskModel, on_text: OnText) -> Iterator[OnText]:
+        """Pass the text of an answer on to whoever watches, besides `on_text`."""
+        task = journal.state.task
+        if self.live is None or task is None:
+            yield on_text
+            return
+        telling = self.live.of(task.tenant, RunId(task.run_id), TaskId(task.task_id), step.call_id)
+
+        def heard(text: str) -> None:
+            on_text(text)
+            telling.heard(text)
+
+        try:
+            yield heard
+        finally:
+            telling.end()
 
     def _failed(self, journal: Journal, step: AskModel, model: Model, link: Link, admitted: Admission | None, error: ModelError, began: float) -> None:
         if admitted is not None:

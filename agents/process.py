@@ -9,12 +9,15 @@ import signal
 from contextlib import AsyncExitStack
 from dataclasses import replace
 
+from crewlog.agents.breaker import Breakers
 from crewlog.agents.kinds import BUILT_IN, Services, load_agent, missing_extras
 from crewlog.agents.knowledge_postgres import PostgresKnowledge
+from crewlog.agents.live_text import LiveText
 from crewlog.agents.memories_postgres import PostgresMemories
 from crewlog.agents.memory_tools import MemoryTools, with_memory
 from crewlog.agents.model import Closable, Model
 from crewlog.agents.models import PLANNERS_TASKS, build_chain, chain_of, parse_models
+from crewlog.agents.provider_watch import ProviderWatch
 from crewlog.agents.spec import AgentSpec, Requirement
 from crewlog.agents.work import Workshop
 from crewlog.agents.worker import Worker
@@ -64,6 +67,8 @@ async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | N
         closing.push_async_callback(knowledge.close)
         store = await PostgresStore.open(database_url, actor=f"agent@{worker_id}", clock=clock, on_commit=poke.notify)
         closing.push_async_callback(store.close)
+        watch = ProviderWatch(store, clock, worker_id)
+        closing.push_async_callback(watch.stop)
         chain, roles = ((model,), {}) if model is not None else _chains(kind, config)
         for link in {id(m): m for models in (chain, *roles.values()) for m in models}.values():
             if isinstance(link, Closable):
@@ -76,6 +81,8 @@ async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | N
             spec=spec,
             chain=chain,
             roles=roles,
+            breakers=Breakers(watch.changed),
+            live=LiveText(bus.publish) if config.live_text else None,
             artifacts=await open_artifacts(config.artifacts_url or config.home / "artifacts"),
             clock=clock,
             workspaces=config.home / "workspaces",
@@ -83,6 +90,7 @@ async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | N
             refusals_fall_through=config.refusals_fall_through,
             allow_unpriced=config.unpriced == "allow",
             saves_money=config.downgrade_on_soft_limit,
+            model_timeout_s=config.model_timeout_s,
             approval_ttl_s=config.approval_ttl_s,
             context=config.context,
             context_window=config.context_window,

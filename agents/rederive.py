@@ -83,7 +83,8 @@ def replay_task(events: Sequence[Recorded], read: ReadText, *, verify: bool = Tr
 def _difference(state: TaskState, setup: Setup | None, event: TaskEvent, read: ReadText) -> Difference | None:  # noqa: C901  (one arm per event type)
     match event:
         case TaskStarted() if state.setup is not None:
-            return _first(("setup", state.setup, event.setup), ("opening", state.opening, event.opening))
+            deadline_us = state.deadline_us or event.deadline_us
+            return _first(("setup", state.setup, event.setup), ("opening", state.opening, event.opening), ("deadline_us", deadline_us, event.deadline_us))
         case ModelCallStarted():
             return _model_call(state, setup, event, read)
         case ModelCallSkipped():

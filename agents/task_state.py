@@ -138,6 +138,8 @@ class TaskState(msgspec.Struct, frozen=True):
     phase: Literal["absent", "opened", "working", "between_attempts", "ended"] = "absent"
     attempt: int = 0
     worker: str = ""
+    deadline_us: int = 0
+    """When the attempt ends; 0: the next worker to take the task gives it its time."""
     simulated: bool = False
     model: str = ""
     setup: Payload | None = None
@@ -221,7 +223,7 @@ def evolve(state: TaskState, event: TaskEvent) -> TaskState:  # noqa: C901  (one
         case ContextCompacted():
             return _compacted(state, event, version)
         case AttemptFailed():
-            return replace(state, version=version, phase="between_attempts", failure=event.error, attempt=event.attempt, asking=None, tried=())
+            return replace(state, version=version, phase="between_attempts", failure=event.error, attempt=event.attempt, asking=None, tried=(), deadline_us=0)
         case TaskFailed() | TaskCancelled():
             return replace(state, version=version, phase="ended")
         case BudgetWarned():
@@ -244,6 +246,7 @@ def _started(state: TaskState, event: TaskStarted, version: int) -> TaskState:
         phase="working",
         worker=event.worker,
         attempt=event.attempt,
+        deadline_us=event.deadline_us,
         model=event.model,
         simulated=state.simulated or event.simulated,
         setup=event.setup,
@@ -322,7 +325,8 @@ def _approval(state: TaskState, event: ApprovalRequested | ApprovalDecided, vers
         note = f"{event.decision} by {event.actor}" + (f": {event.note}" if event.note else "")
         return replace(call, status="approved" if event.decision == "approved" else "denied", note=note)
 
-    return replace(state, version=version, calls=_updated(state.calls, event.call_id, change))
+    deadline_us = state.deadline_us if isinstance(event, ApprovalRequested) else 0
+    return replace(state, version=version, calls=_updated(state.calls, event.call_id, change), deadline_us=deadline_us)
 
 
 def _estimated(counts: tuple[Count, ...], event: ModelCallStarted) -> tuple[Count, ...]:

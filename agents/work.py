@@ -14,6 +14,7 @@ from crewlog.agents.breaker import Breakers
 from crewlog.agents.compaction import Compact, make_room
 from crewlog.agents.conversation import payloads_of
 from crewlog.agents.journal import Journal
+from crewlog.agents.live_text import LiveText
 from crewlog.agents.model import Model
 from crewlog.agents.model_call import ModelCalls, given_up
 from crewlog.agents.recall import READ_CONTEXT_TOOL, RECALL_TOOL
@@ -66,6 +67,8 @@ class Workshop:
     breakers: Breakers = field(default_factory=Breakers)
     roles: Mapping[str, tuple[Model, ...]] = field(default_factory=dict)
     """Chains of their own for some tasks, by the task's key without its `@`: `synthesis`, `critic`, `router`."""
+    live: LiveText | None = None
+    """Where answers are told while they are written."""
     approval_ttl_s: float = 86_400.0
     context: ContextMode = "inject"
     """For agents that do not say themselves how they want the outcomes of earlier tasks."""
@@ -75,7 +78,16 @@ class Workshop:
     def model_calls(self, task: AgentTask) -> ModelCalls:
         """Return what the model calls of one task go through."""
         role = (task.key or "").removeprefix("@").partition("-")[0]
-        return ModelCalls(self.roles.get(role, self.chain), self.clock, self.breakers, self.prices, self.allow_unpriced, self.saves_money, self.model_timeout_s)
+        return ModelCalls(
+            self.roles.get(role, self.chain),
+            self.clock,
+            self.breakers,
+            self.prices,
+            allow_unpriced=self.allow_unpriced,
+            saves_money=self.saves_money,
+            live=self.live,
+            timeout_s=self.model_timeout_s,
+        )
 
 
 async def work(shop: Workshop, journal: Journal, *, attempt: int) -> Ended:
@@ -99,13 +111,15 @@ class _Stretch:
         self._tools: dict[str, ToolSpec] = {t.name: t for t in (READ_CONTEXT_TOOL, RECALL_TOOL, *self._own_tools)}
         self._setup: Setup | None = None
         self._calls = shop.model_calls(self._task)
+        self._deadline_us = journal.state.deadline_us or shop.clock.now_us() + self._task.timeout_seconds * 1_000_000
         self._holds_task = False
         self._idle = asyncio.timeout(None)
         self._moved_at = 0.0
         self._watch: asyncio.TimerHandle | None = None
 
     async def run(self) -> Ended:
-        task, wall = self._task, asyncio.timeout(self._task.timeout_seconds)
+        task = self._task
+        wall = asyncio.timeout((self._deadline_us - self._shop.clock.now_us()) / 1e6)
         try:
             async with wall, self._idle:
                 try:
@@ -211,6 +225,7 @@ class _Stretch:
                 opening=opening,
                 taken_over_from=state.worker,
                 chain=() if len(chain) == 1 and chain[0].simulated else chain,
+                deadline_us=self._deadline_us,
                 refusals_fall_through=shop.refusals_fall_through,
             )
         )

@@ -209,5 +209,7 @@ class Worker:
         shop = self._shop
         while True:
             beat = {"kind": shop.spec.kind, "worker": shop.worker, "slots": self._slots, "busy": sorted(self._held), "at_us": shop.clock.now_us()}
+            if asked := shop.breakers.states():
+                beat["providers"] = {f"{model.provider}/{model.name}": state for model, state in asked}
             await self._bus.publish(telemetry(shop.spec.kind, shop.worker), json.dumps(beat).encode())
             await asyncio.sleep(HEARTBEAT_S)

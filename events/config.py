@@ -79,6 +79,10 @@ class Config(BaseSettings):
     `output`, `cache_read`, `cache_write` in USD per million tokens. They go before the list that comes with crewlog. JSON in the environment."""
     unpriced: Literal["refuse", "allow"] = "refuse"
     """What becomes of a call nobody knows the price of when its task may spend only so much: nobody could hold it to a limit."""
+    model_timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    """Longest time one call to a model may take, in seconds; a task's own deadline may end it sooner."""
+    live_text: bool = True
+    """Tell answers on `live.<tenant>.<run>.<task>` while they are being written. Only simulated models are never told."""
     downgrade_on_soft_limit: bool = False
     """Past the soft limit of a budget, a task asks the cheapest model of its chain (and those behind it) instead of the first one. Off: a
     warning changes nothing, and whoever reads it decides."""

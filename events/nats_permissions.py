@@ -47,7 +47,7 @@ def _specialist() -> dict[str, Any]:
 
 def _agent_publish() -> list[str]:
     # `control.worker.*` is where a worker asks another one whether it still holds a task
-    return ["wake.*", "poke.log", "api.system.agents.*", "control.worker.*"]
+    return ["wake.*", "poke.log", "live.*.*.*", "api.system.agents.*", "control.worker.*"]
 
 
 def _work_of(kinds: Iterable[str]) -> list[str]:
@@ -88,7 +88,7 @@ def _operator() -> dict[str, Any]:
     return {
         "publish": {"allow": ["tasks.>", "api.>", "supervisor.>", "poke.log", "$SRV.>", "$JS.FC.>", *own, *look, *acks]},
         # `_INBOX.>` because a client that knows nothing of us uses that prefix; nobody else gets answers there
-        "subscribe": {"allow": ["_INBOX.>", "events.>", "outcomes.>", "rejected.>", "dlq.>", "telemetry.>"]},
+        "subscribe": {"allow": ["_INBOX.>", "events.>", "outcomes.>", "live.>", "rejected.>", "dlq.>", "telemetry.>"]},
     }
 
 

@@ -8,6 +8,7 @@ rejected.<tenant>.<type>         bad messages, kept                             
 dlq.<kind>                       messages nobody could handle                           JetStream DLQ
 wake.<run>                       "look at this run", by whoever appended                core, a hint
 poke.log                         "the log has grown", to projector and relay            core, a hint
+live.<tenant>.<run>.<task>       an answer while it is written, for eyes only           core, lossy
 telemetry.<kind>.<worker>        heartbeats                                             core
 control.worker.<worker>          questions to one worker                                core
 control.<kind>                   commands to all workers of a kind                      core
@@ -19,7 +20,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from crewlog.schemas.errors import ContractError
-from crewlog.schemas.ids import TOKEN, RunId
+from crewlog.schemas.ids import TOKEN, RunId, TaskId
 
 LANES: Final = ("high", "normal", "low")
 POKE: Final = "poke.log"
@@ -69,6 +70,11 @@ def dead_letter(kind: str) -> str:
 def wake(run_id: RunId) -> str:
     """How to wake the orchestrator for one run."""
     return f"wake.{run_id}"
+
+
+def live(tenant: str, run_id: RunId | str, task_id: TaskId | str) -> str:
+    """Where a worker tells the text of an answer while it is being written."""
+    return f"live.{_token('tenant', tenant)}.{run_id}.{task_id}"
 
 
 def telemetry(kind: str, worker: str) -> str:
