@@ -17,7 +17,7 @@ from crewlog.agents.conversation import build_request
 from crewlog.agents.model_call import REPLY_INLINE_MAX
 from crewlog.agents.setup import Setup
 from crewlog.agents.task_state import Call, TaskState, evolve, initial_state
-from crewlog.agents.tool_runner import REPEATABLE
+from crewlog.agents.tool_ways import REPEATABLE
 from crewlog.agents.turn import AskModel, Fail, Finish, Nudge, RunCalls, Step, approval_of, digest_of, next_step
 from crewlog.events.store import Recorded
 from crewlog.schemas.divergence import Divergence
@@ -94,9 +94,7 @@ def _difference(state: TaskState, setup: Setup | None, event: TaskEvent, read: R
         case ToolStarted():
             return _tool_started(state, setup, event)
         case ToolFinished():
-            status = next((c.status for c in state.calls if c.call.call_id == event.call_id), "absent")
-            ran = event.status in ("ok", "error")
-            return _first(("status of the call", True, status == "running" if ran else status in ("new", "denied", "approved", "interrupted")))
+            return _tool_finished(state, setup, event)
         case ApprovalRequested():
             call = _open_call(state, setup, event.call_id)
             if call is None or setup is None:
@@ -215,6 +213,16 @@ def _tool_started(state: TaskState, setup: Setup | None, event: ToolStarted) -> 
         ("idempotency_key", key, event.idempotency_key),
         ("approval_id", call.approval_id, event.approval_id),
     )
+
+
+def _tool_finished(state: TaskState, setup: Setup | None, event: ToolFinished) -> Difference | None:
+    call = next((c for c in state.calls if c.call.call_id == event.call_id), None)
+    status = "absent" if call is None else call.status
+    tool = setup.tool(event.tool) if setup else None
+    if call is not None and tool is not None and tool.asks_person and event.status == "ok":
+        return _first(("status of the call", True, status in ("approved", "denied")), ("answer", call.note, event.result.inline))
+    ran = event.status in ("ok", "error")
+    return _first(("status of the call", True, status == "running" if ran else status in ("new", "denied", "approved", "interrupted")))
 
 
 def _completed(state: TaskState, setup: Setup | None, event: TaskCompleted) -> Difference | None:

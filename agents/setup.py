@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from crewlog.agents.escalation import ESCALATE_TOOL
 from crewlog.agents.recall import READ_CONTEXT_TOOL, RECALL_TOOL
 from crewlog.agents.spec import AgentSpec, ToolSpec
 from crewlog.schemas.blocks import ToolDef
@@ -58,6 +59,8 @@ class SetupTool(msgspec.Struct, frozen=True, omit_defaults=True):
     """Calls that may be refused or end in an error before the task fails."""
     is_late: bool = False
     """Not offered before something was left out of the conversation."""
+    asks_person: bool = False
+    """Nothing runs: a person's answer is the result."""
 
 
 class Room(msgspec.Struct, frozen=True):
@@ -109,7 +112,8 @@ def make_setup(spec: AgentSpec, tools: tuple[ToolSpec, ...], context: ContextMod
     """
     ends = [t.name for t in tools if t.ends_task]
     names = {t.name for t in tools}
-    added = [t for t in ((READ_CONTEXT_TOOL,) if context == "retrieve" else ()) + (RECALL_TOOL,) if t.name not in names]
+    more = (*((ESCALATE_TOOL,) if spec.may_escalate else ()), *((READ_CONTEXT_TOOL,) if context == "retrieve" else ()), RECALL_TOOL)
+    added = [t for t in more if t.name not in names]
     setup = Setup(
         kind=spec.kind,
         version=spec.version,
@@ -128,7 +132,8 @@ def make_setup(spec: AgentSpec, tools: tuple[ToolSpec, ...], context: ContextMod
 
 def _setup_tool(tool: ToolSpec, *, is_late: bool) -> SetupTool:
     definition, approval, ends_task = tool.definition(), tool.needs_approval, tool.ends_task
-    return SetupTool(definition, tool.version, tool.effect, tool.trust, approval, ends_task, tool.calls_max, tool.refusals_max, is_late=is_late)
+    rules = (definition, tool.version, tool.effect, tool.trust, approval, ends_task, tool.calls_max, tool.refusals_max)
+    return SetupTool(*rules, is_late=is_late, asks_person=tool.asks_person)
 
 
 def opening_message(task: AgentTask, context: ContextMode = "inject") -> str:

@@ -19,7 +19,7 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from crewlog.events.artifacts import ArtifactStore
 from crewlog.schemas.blocks import ToolDef
@@ -70,6 +70,36 @@ class ToolFailed(Exception):
     """Raise inside a tool to tell the model what went wrong in words it can act on. Not a crash: it is recorded as an error result."""
 
 
+class ToolUnavailable(Exception):
+    """Raise inside a tool when this way of doing it does not work now and nothing has happened: another try, or another implementation, is
+    safe whatever the effect.
+
+    Args:
+        retry_after_s: how long the other side asks to wait, in seconds; None when it does not say.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+RunTool = Callable[[ToolContext, Any], Awaitable[ToolOutput]]
+
+
+class Implementation(NamedTuple):
+    """One more way to do what a tool does. `name` is what a model and the log call it."""
+
+    name: str
+    run: RunTool
+
+
+class Rate(NamedTuple):
+    """Most calls of a tool in any `per_s` seconds, by all tasks of one worker."""
+
+    calls: int
+    per_s: float
+
+
 class ArgsModel(Protocol):
     """What describes and checks a tool's arguments: a class of pydantic, or `JsonSchemaArgs` for a schema that came from elsewhere."""
 
@@ -94,7 +124,7 @@ class ToolSpec:
     name: str
     description: str
     args: ArgsModel
-    run: Callable[[ToolContext, Any], Awaitable[ToolOutput]]
+    run: RunTool
     effect: Effect = "irreversible"
     trust: Trust = "untrusted"
     """Trust label of its results."""
@@ -108,6 +138,19 @@ class ToolSpec:
     """Most calls in one task."""
     refusals_max: int | None = None
     """Calls of it that may be refused or end in an error before the task fails; None leaves that to the task's limits."""
+    implementation: str = "own"
+    """Name of what `run` is, beside its fallbacks."""
+    fallbacks: tuple[Implementation, ...] = ()
+    """Other ways to do the same, in order: for when `run` is unavailable or, if the effect can be repeated, fails."""
+    retries: int = 0
+    """Further tries of each implementation that is unavailable, with growing waits, within `timeout_s`."""
+    rate: Rate | None = None
+    asks_person: bool = False
+    """Nothing runs: a person is asked, always, and what they say is the result."""
+    serves: tuple[str, ...] = ()
+    """Older versions whose calls this one carries out as well, for tasks that began with them."""
+    retired: bool = False
+    """Kept for tasks that began with this version, offered to no new one."""
 
     def __post_init__(self) -> None:
         """Refuse a name that a model provider would refuse in the middle of a task.
@@ -151,6 +194,8 @@ class AgentSpec:
     """Whether outcomes of earlier tasks are told at the start or fetched with `read_context`; None: as the crew is configured."""
     memory: Literal["recall", "remember"] | None = None
     """Whether the agent may look up what is remembered for its user and tenant, or also note more; None: neither."""
+    may_escalate: bool = True
+    """It may put a question to a person in the middle of a task."""
     more_tools: Callable[[], tuple[ToolSpec, ...]] | None = None
     """Tools that come from outside and change while the worker runs, such as those of MCP servers. A tool of the agent's own goes before one
     of the same name."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from pydantic import ValidationError
@@ -13,6 +12,7 @@ from pydantic import ValidationError
 from crewlog.agents.setup import Setup, SetupTool
 from crewlog.agents.spec import ToolContext, ToolFailed, ToolOutput, ToolSpec
 from crewlog.agents.task_state import Call, TaskState
+from crewlog.agents.tool_ways import REPEATABLE, ToolHealth, Ways, carry_out
 from crewlog.agents.turn import approval_of, digest_of
 from crewlog.events import faults
 from crewlog.events.clock import Clock
@@ -23,8 +23,6 @@ from crewlog.schemas.text import clean
 
 RESULT_CHARS_MAX: Final = 24_000
 """What of one result a model is shown; the rest is cut with a note that says so."""
-
-REPEATABLE: Final = frozenset({"read", "idempotent"})
 
 
 class Refuse(msgspec.Struct, frozen=True):
@@ -49,19 +47,29 @@ class Run(msgspec.Struct, frozen=True):
     approval_id: ApprovalId | None = None
 
 
-Verdict = Refuse | Ask | Run
+class Answer(msgspec.Struct, frozen=True):
+    """Nothing runs: what a person said is the result."""
+
+    message: str
+
+
+Verdict = Refuse | Ask | Run | Answer
 
 
 def judge(call: Call, state: TaskState, setup: Setup, spec: ToolSpec | None, arguments: str) -> Verdict:
     """Decide about one open call. Pure.
 
     Args:
-        spec: the tool as it exists in this process; None when this version no longer has it.
+        spec: what carries out the tool, as of the version that the task began with, in this process; None when nothing does.
         arguments: the JSON text the model wrote.
     """
     tool = setup.tool(call.call.tool)
+    if tool is not None and tool.asks_person and call.status in ("approved", "denied"):
+        return Answer(call.note)
     if call.status == "denied":
         return Refuse(f"{call.call.tool} was not run: {call.note}", unknown=call.may_have_happened)
+    if tool is not None and spec is None:
+        return Refuse(f"{call.call.tool} version {tool.version}, with which this task began, is not here any more; go on without it")
     if tool is None or spec is None:
         return Refuse(f"there is no tool {call.call.tool!r}; the tools are {', '.join(t.definition.name for t in setup.tools) or 'none'}")
     problem = arguments_problem(spec, arguments)
@@ -80,6 +88,8 @@ def _judge_unasked(call: Call, state: TaskState, setup: Setup, tool: SetupTool) 
     if call.status == "interrupted" and tool.effect not in REPEATABLE:
         reason = f"a worker died while {call.call.tool} was running: it may or may not have happened. Approve to run it again, deny to leave it"
         return Ask(approval_of(state, call), digest_of(state, setup, call), reason)
+    if tool.asks_person and call.status == "new":
+        return Ask(approval_of(state, call), digest_of(state, setup, call), f"the {setup.kind} agent asks you; approve with your answer as the note")
     if tool.needs_approval and not state.task.auto_approve and call.status == "new":
         return Ask(approval_of(state, call), digest_of(state, setup, call), f"{call.call.tool} needs a person's approval")
     return Run(call.approval_id)
@@ -102,24 +112,23 @@ class Ran(msgspec.Struct, frozen=True):
     is_ok: bool
     output: ToolOutput
     latency_ms: int
+    ways: Ways | None = None
+    """How it was carried out, when it was."""
 
 
-async def run_tool(spec: ToolSpec, context: ToolContext, arguments: str, clock: Clock) -> Ran:
+async def run_tool(spec: ToolSpec, context: ToolContext, arguments: str, clock: Clock, health: ToolHealth) -> Ran:
     """Run one authorised call within its time; whatever goes wrong inside comes back as data.
 
     Raises:
         Unavailable, ConflictError: the log itself failed: the call has no outcome that could be recorded.
     """
     began = clock.monotonic()
+    ways: Ways | None = None
     if faults.hook is not None:
         faults.hook("before_tool_effect")
     try:
-        args = spec.args.model_validate_json(arguments or "{}")
-        async with asyncio.timeout(spec.timeout_s):
-            output: Any = await spec.run(context, args)
-        if not isinstance(output, ToolOutput):
-            raise TypeError(f"tool {spec.name} returned {type(output).__name__}, not ToolOutput")
-        is_ok, output = True, replace(output, content=shown(output.content))
+        ways = await carry_out(spec, context, spec.args.model_validate_json(arguments or "{}"), health, clock)
+        is_ok, output = True, replace(ways.output, content=shown(ways.output.content))
     except ToolFailed as error:
         is_ok, output = False, ToolOutput(shown(str(error)))
     except TimeoutError:
@@ -132,7 +141,7 @@ async def run_tool(spec: ToolSpec, context: ToolContext, arguments: str, clock: 
         is_ok, output = False, ToolOutput(shown(f"{spec.name} failed: {type(error).__name__}: {error}"))
     if faults.hook is not None:
         faults.hook("after_tool_effect")
-    return Ran(is_ok, output, round((clock.monotonic() - began) * 1000))
+    return Ran(is_ok, output, round((clock.monotonic() - began) * 1000), ways)
 
 
 def shown(text: str) -> str:

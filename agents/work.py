@@ -13,15 +13,18 @@ import msgspec
 from crewlog.agents.breaker import Breakers
 from crewlog.agents.compaction import Compact, make_room
 from crewlog.agents.conversation import payloads_of
+from crewlog.agents.escalation import ESCALATE_TOOL
 from crewlog.agents.journal import Journal
 from crewlog.agents.live_text import LiveText
 from crewlog.agents.model import Model
 from crewlog.agents.model_call import ModelCalls, given_up
 from crewlog.agents.recall import READ_CONTEXT_TOOL, RECALL_TOOL
 from crewlog.agents.setup import WINDOW, ContextMode, Setup, make_setup, opening_message
-from crewlog.agents.spec import AgentSpec, ToolContext, ToolOutput, ToolSpec
+from crewlog.agents.spec import AgentSpec, ToolContext, ToolSpec
 from crewlog.agents.task_state import Call
-from crewlog.agents.tool_runner import Ask, Ran, Refuse, Run, judge, run_tool
+from crewlog.agents.tool_runner import Answer, Ask, Ran, Refuse, Run, judge, run_tool
+from crewlog.agents.tool_ways import ToolHealth
+from crewlog.agents.toolbox import Toolbox
 from crewlog.agents.turn import AskModel, Done, Fail, Finish, GiveUpCall, Nudge, RunCalls, Start, Step, Wait, limit_failure, next_step
 from crewlog.events.artifacts import ArtifactStore
 from crewlog.events.clock import Clock
@@ -37,6 +40,7 @@ from crewlog.schemas.task_events import (
     TaskStarted,
     ToolFinished,
     ToolStarted,
+    ToolWays,
 )
 from crewlog.schemas.values import Failure, Outcome, Shortfall
 
@@ -74,6 +78,7 @@ class Workshop:
     """For agents that do not say themselves how they want the outcomes of earlier tasks."""
     context_window: int = WINDOW
     """Tokens of the window of a model of which nobody knows it."""
+    health: ToolHealth = field(default_factory=ToolHealth)
 
     def model_calls(self, task: AgentTask) -> ModelCalls:
         """Return what the model calls of one task go through."""
@@ -107,8 +112,9 @@ class _Stretch:
         assert journal.state.task is not None
         self._shop, self._journal, self._attempt = shop, journal, attempt
         self._task = journal.state.task
-        self._own_tools = shop.spec.tools_for(self._task)
-        self._tools: dict[str, ToolSpec] = {t.name: t for t in (READ_CONTEXT_TOOL, RECALL_TOOL, *self._own_tools)}
+        own = shop.spec.tools_for(self._task)
+        self._own_tools = Toolbox(own)
+        self._tools = Toolbox((ESCALATE_TOOL, READ_CONTEXT_TOOL, RECALL_TOOL, *own))
         self._setup: Setup | None = None
         self._calls = shop.model_calls(self._task)
         self._deadline_us = journal.state.deadline_us or shop.clock.now_us() + self._task.timeout_seconds * 1_000_000
@@ -205,7 +211,7 @@ class _Stretch:
         journal, state, shop = self._journal, self._journal.state, self._shop
         if state.setup is None or state.opening is None:
             context = shop.spec.context or shop.context
-            self._setup, setup_json = make_setup(shop.spec, self._own_tools, context, shop.context_window)
+            self._setup, setup_json = make_setup(shop.spec, self._own_tools.offered(), context, shop.context_window)
             setup = journal.pack(setup_json)
             opening = journal.pack(opening_message(self._task, context))
         else:
@@ -253,7 +259,7 @@ class _Stretch:
         running: list[tuple[Call, str]] = []
         for call in calls:
             arguments = journal.read(call.call.arguments)
-            verdict = judge(call, journal.state, setup, self._tools.get(call.call.tool), arguments)
+            verdict = judge(call, journal.state, setup, self._tool(call), arguments)
             match verdict:
                 case Refuse():
                     status: Literal["unknown", "refused"] = "unknown" if verdict.unknown else "refused"
@@ -265,6 +271,8 @@ class _Stretch:
                             verdict.approval_id, call.call.call_id, call.call.tool, call.call.arguments, Hash(verdict.digest), verdict.reason, expires_us
                         )
                     )
+                case Answer():
+                    journal.record(ToolFinished(call.call.call_id, call.call.tool, "ok", journal.pack(verdict.message), 0))
                 case Run():
                     tool = setup.tool(call.call.tool)
                     assert tool is not None
@@ -277,7 +285,7 @@ class _Stretch:
     async def _perform(self, running: list[tuple[Call, str]]) -> None:
         """Run calls, each with its idempotency key, side by side, and record each outcome as soon as no other one is about to come with it."""
         journal = self._journal
-        if all(self._tools[call.call.tool].effect == "read" for call, _ in running):
+        if all((tool := self._tool(call)) is not None and tool.effect == "read" for call, _ in running):
             journal.send()
         else:
             await journal.commit()
@@ -301,7 +309,8 @@ class _Stretch:
             await asyncio.gather(*left, return_exceptions=True)
 
     async def _perform_one(self, call: Call, key: str) -> ToolFinished:
-        tool = self._tools[call.call.tool]
+        tool = self._tool(call)
+        assert tool is not None  # `judge` lets nothing else run
         context = ToolContext(
             task=self._task,
             call_id=call.call.call_id,
@@ -312,8 +321,13 @@ class _Stretch:
             recall=self._recall,
             trust=self._journal.state.trust,
         )
-        ran = await run_tool(tool, context, self._journal.read(call.call.arguments), self._shop.clock)
+        ran = await run_tool(tool, context, self._journal.read(call.call.arguments), self._shop.clock, self._shop.health)
         return self._finished(call, tool, ran)
+
+    def _tool(self, call: Call) -> ToolSpec | None:
+        """Return what carries out a call, in the version that the task began with."""
+        known = self._setup.tool(call.call.tool) if self._setup else None
+        return None if known is None else self._tools.find(call.call.tool, known.version)
 
     async def _recall(self, call_id: str) -> ToolOutput | None:
         journal = self._journal
@@ -324,7 +338,8 @@ class _Stretch:
         return ToolOutput(journal.read(found.content), trust=found.trust)
 
     def _finished(self, call: Call, tool: ToolSpec, ran: Ran) -> ToolFinished:
-        output: ToolOutput = ran.output
+        output, ways = ran.output, ran.ways
+        is_plain = ways is None or (ways.tries == 1 and not tool.fallbacks)
         return ToolFinished(
             call_id=call.call.call_id,
             tool=call.call.tool,
@@ -334,6 +349,7 @@ class _Stretch:
             trust=output.trust or tool.trust,
             artifacts=output.artifacts,
             outcome=output.outcome if tool.ends_task else None,
+            ways=msgspec.UNSET if ways is None or is_plain else ToolWays(ways.implementation, ways.tries, ways.degraded),
         )
 
     def _completed(self, outcome: Outcome) -> TaskCompleted:

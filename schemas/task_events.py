@@ -189,6 +189,15 @@ class ToolStarted(TaskEvent, frozen=True, omit_defaults=True):
     approval_id: ApprovalId | None = None
 
 
+class ToolWays(msgspec.Struct, frozen=True):
+    """How a call was carried out that needed more than one try, or had a choice: by which implementation, after how many tries of all
+    together, and which ones did not do it, as `<implementation>: <why>`."""
+
+    implementation: str
+    tries: int
+    degraded: tuple[str, ...] = ()
+
+
 class ToolFinished(TaskEvent, frozen=True):
     """Outcome of a tool call. `refused` ran nothing (bad arguments, unknown tool, limit, denied approval);
     `unknown` means a crash left an irreversible call without an outcome and nobody may blindly repeat it."""
@@ -202,6 +211,7 @@ class ToolFinished(TaskEvent, frozen=True):
     artifacts: tuple[ArtifactRef, ...] = ()
     outcome: Outcome | None = None
     """Set by a tool that ends the task: its result is the task's outcome."""
+    ways: ToolWays | msgspec.UnsetType = msgspec.UNSET
 
 
 class ApprovalRequested(TaskEvent, frozen=True):

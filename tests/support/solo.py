@@ -13,6 +13,7 @@ from crewlog.agents.recall import READ_CONTEXT_TOOL
 from crewlog.agents.setup import ContextMode, make_setup, opening_message
 from crewlog.agents.spec import AgentSpec, ToolOutput, ToolSpec
 from crewlog.agents.tool_runner import arguments_problem, run_tool
+from crewlog.agents.tool_ways import ToolHealth
 from crewlog.events.clock import SystemClock
 from crewlog.schemas.blocks import Message, ModelReply, ModelRequest, Text, ToolResult, ToolUse
 from crewlog.schemas.values import Outcome
@@ -79,6 +80,6 @@ async def _run(use: ToolUse, tools: Mapping[str, ToolSpec], at: Bench, deny: Seq
     if problem := arguments_problem(spec, use.arguments):
         return ToolOutput(problem), False
     context: Any = replace(at.context(), call_id=use.call_id)
-    ran = await run_tool(spec, context, use.arguments, SystemClock())
+    ran = await run_tool(spec, context, use.arguments, SystemClock(), ToolHealth())
     at.made += ran.output.artifacts
     return ran.output, ran.is_ok

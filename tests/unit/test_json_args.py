@@ -10,6 +10,7 @@ from support.toolbox import bench
 from crewlog.agents.json_args import ARGUMENT_BYTES_MAX, JsonSchemaArgs
 from crewlog.agents.spec import ToolContext, ToolOutput, ToolSpec
 from crewlog.agents.tool_runner import arguments_problem, run_tool
+from crewlog.agents.tool_ways import ToolHealth
 from crewlog.events.clock import SystemClock
 from crewlog.schemas.errors import ConfigError, ContractError
 
@@ -71,7 +72,7 @@ async def test_good_arguments_reach_the_tool_as_a_dictionary() -> None:
     # a pattern that would take for ever and a reference are left to whoever runs the tool
     arguments = '{"city": "' + "a" * 60 + '!", "where": 7}'
     assert arguments_problem(tool(), arguments) is None
-    ran = await run_tool(tool(), (await bench()).context(), arguments, SystemClock())
+    ran = await run_tool(tool(), (await bench()).context(), arguments, SystemClock(), ToolHealth())
     assert (ran.is_ok, ran.output.content) == (True, f"[('city', '{'a' * 60}!'), ('where', 7)]")
 
 

@@ -1,0 +1,112 @@
+"""Tools at work: a question to a person, other implementations, versions that go on living; on the log, and replayed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.scripted import Recorder, calls
+from support.worker_bench import Bench, worker_bench
+
+from crewlog.agents.escalation import ESCALATE
+from crewlog.agents.spec import AgentSpec, Implementation, ToolContext, ToolOutput, ToolUnavailable
+from crewlog.schemas.blocks import ModelRequest, ToolResult
+from crewlog.schemas.task_events import ApprovalDecided, ApprovalRequested, TaskCompleted, ToolFinished, ToolStarted, ToolWays
+
+SUBMIT = calls(("submit", '{"text":"42"}'))
+QUESTION = json.dumps({"reason": "Which of the two files?", "context": "a.csv and b.csv look alike"})
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with worker_bench(tmp_path) as made:
+        yield made
+
+
+def told(request: ModelRequest) -> str:
+    """What the last results say."""
+    return "\n".join(block.content for block in request.messages[-1].content if isinstance(block, ToolResult))
+
+
+@pytest.mark.parametrize("decision", ["approved", "denied"])
+@pytest.mark.parametrize("auto_approve", [False, True])
+async def test_a_question_waits_for_a_person_whose_words_are_the_result(bench: Bench, decision: Any, auto_approve: bool) -> None:
+    model = await bench.worker(Recorder(), calls((ESCALATE, QUESTION)), SUBMIT)
+    task = await bench.open(auto_approve=auto_approve)
+    await bench.dispatch(task)
+    events = await bench.rest(task)
+    asked = events[-1]
+    assert isinstance(asked, ApprovalRequested), "also where tools run unasked: nobody else can answer"
+    await bench.append(task, ApprovalDecided(asked.approval_id, asked.call_id, asked.digest, decision, "maria", "take b.csv"), expected=len(events))
+    await bench.dispatch(task, version=len(events) + 1)
+    events = await bench.rest(task)
+    assert isinstance(events[-1], TaskCompleted)
+    assert told(model.requests[-1]) == f"{decision} by maria: take b.csv"
+    (answer,) = [e for e in events if isinstance(e, ToolFinished) and e.tool == ESCALATE]
+    assert answer.status == "ok"
+    assert not [e for e in events if isinstance(e, ToolStarted) and e.tool == ESCALATE], "nothing ran"
+
+
+async def test_who_answered_is_in_the_log(bench: Bench) -> None:
+    async def down(_: ToolContext, __: Any) -> ToolOutput:
+        raise ToolUnavailable("no connection")
+
+    recorder = Recorder()
+    look = recorder.tool("look")
+    spec = AgentSpec(
+        "data", "test", "x", (replace(look, run=down, implementation="near", fallbacks=(Implementation("far", look.run),)), recorder.agent().tools[-1])
+    )  # type: ignore[index]
+    model = await bench.worker(spec, calls(("look", '{"text":"x"}')), SUBMIT)
+    task = await bench.open()
+    await bench.dispatch(task)
+    events = await bench.rest(task)
+    (looked,) = [e for e in events if isinstance(e, ToolFinished) and e.tool == "look"]
+    assert looked.ways == ToolWays("far", 2, ("near: no connection",))
+    assert "no connection" in told(model.requests[-1])
+
+
+async def test_a_task_goes_on_with_the_tools_it_began_with(bench: Bench) -> None:
+    old, new = Recorder(), Recorder()
+    await bench.worker(old, calls(("mail", '{"text":"hello"}')), name="old")
+    task = await bench.open()
+    await bench.dispatch(task)
+    events = await bench.rest(task)
+    asked = events[-1]
+    assert isinstance(asked, ApprovalRequested)
+    await bench.workers.pop().stop(grace_s=1)
+
+    changed = replace(new.tool("mail", "irreversible", needs_approval=True), version="2")
+    kept = replace(old.tool("mail", "irreversible", needs_approval=True), retired=True)
+    spec = AgentSpec("data", "test", "x", (kept, changed, new.tool("submit", ends_task=True)))
+    await bench.worker(spec, SUBMIT, name="new")
+    await bench.append(task, ApprovalDecided(asked.approval_id, asked.call_id, asked.digest, "approved", "maria"), expected=len(events))
+    await bench.dispatch(task, version=len(events) + 1)
+    events = await bench.rest(task)
+    assert isinstance(events[-1], TaskCompleted)
+    assert ([c[0] for c in old.calls], [c[0] for c in new.calls]) == (["mail"], ["submit"])
+    assert [e.tool_version for e in events if isinstance(e, ToolStarted) and e.tool == "mail"] == ["1"]
+
+
+async def test_a_version_that_is_gone_is_refused_in_words(bench: Bench) -> None:
+    recorder = Recorder()
+    await bench.worker(recorder, calls(("mail", '{"text":"hello"}')), name="old")
+    task = await bench.open()
+    await bench.dispatch(task)
+    events = await bench.rest(task)
+    asked = events[-1]
+    assert isinstance(asked, ApprovalRequested)
+    await bench.workers.pop().stop(grace_s=1)
+
+    spec = AgentSpec(
+        "data", "test", "x", (replace(recorder.tool("mail", "irreversible", needs_approval=True), version="2"), recorder.tool("submit", ends_task=True))
+    )
+    model = await bench.worker(spec, SUBMIT, name="new")
+    await bench.append(task, ApprovalDecided(asked.approval_id, asked.call_id, asked.digest, "approved", "maria"), expected=len(events))
+    await bench.dispatch(task, version=len(events) + 1)
+    await bench.rest(task)
+    assert "mail version 1, with which this task began, is not here any more" in told(model.requests[-1])
+    assert [c[0] for c in recorder.calls] == ["submit"]
