@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 from pydantic import ValidationError
 
+from crewlog.agents.escalation import ESCALATE
 from crewlog.agents.recall import READ_CONTEXT
 from crewlog.schemas.blocks import ModelRequest, Text, ToolDef, ToolResult, ToolUse
 from crewlog.schemas.plan import Constraints
@@ -162,7 +163,7 @@ def read_conversation(request: ModelRequest) -> Conversation:
         context=tuple(told),
         constraints=_constraints(task.get("constraints")),
         output_schema=schema if isinstance(schema, dict) else None,
-        tools={tool.name: tool for tool in request.tools},
+        tools={tool.name: tool for tool in request.tools if tool.name != ESCALATE},  # rules know when they are at their end, and say so
         calls=own,
         feedback=tuple(block.text for message in request.messages[1:] if message.role == "user" for block in message.content if isinstance(block, Text)),
         # the turn that only read what others found is none of the rules' own
