@@ -20,7 +20,7 @@ from crewlog.agents.model import Model
 from crewlog.agents.model_call import ModelCalls, given_up
 from crewlog.agents.recall import READ_CONTEXT_TOOL, RECALL_TOOL
 from crewlog.agents.setup import WINDOW, ContextMode, Setup, make_setup, opening_message
-from crewlog.agents.spec import AgentSpec, ToolContext, ToolSpec
+from crewlog.agents.spec import AgentSpec, ToolContext, ToolOutput, ToolSpec
 from crewlog.agents.task_state import Call
 from crewlog.agents.tool_runner import Answer, Ask, Ran, Refuse, Run, judge, run_tool
 from crewlog.agents.tool_ways import ToolHealth
