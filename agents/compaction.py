@@ -23,6 +23,7 @@ from crewlog.agents.task_state import Exchange, TaskState
 from crewlog.agents.tokens import FACTOR_UNKNOWN, FACTORS, estimate_request, estimate_tokens
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.task_events import CallPurpose, Link, Replaced
+from crewlog.schemas.usage import OFFLINE
 from crewlog.schemas.values import Failure
 
 REPLACED_MAX: Final = 256
@@ -66,8 +67,8 @@ def make_room(
         its estimated tokens, uncorrected, and 0 for one that is too short to need an estimate.
     """
     room, target = setup.room, state.chain[link]
-    if room is None:
-        return 0
+    if room is None or target.provider == OFFLINE:
+        return 0  # the offline rules have no window, and infer their progress from all of it
     window = target.window or room.window
     allowed = min(int(window * room.share), max(window - setup.max_tokens, window // 2))
     ratio = ratio_of(state, target)

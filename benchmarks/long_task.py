@@ -63,7 +63,7 @@ class Reader:
     sent: list[bytes] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     wire: str = "offline"
-    provider: str = "offline"
+    provider: str = "bench"
     name: str = "reader-1"
     simulated: bool = True
 
@@ -169,7 +169,7 @@ async def rebuild(store: PostgresStore, recorded: list[Recorded]) -> Rebuilt:
             built = time.thread_time()
             assert request.request_hash() == event.request_hash
             named = time.thread_time()
-            estimate_request(request, provider="offline")
+            estimate_request(request, provider="bench")
             rebuilt.estimating_s.append(time.thread_time() - named)
             rebuilt.naming_s.append(named - built)
             rebuilt.building_s.append(built - began)

@@ -65,7 +65,7 @@ def reader(texts: list[str]) -> AgentSpec:
 
 
 async def carried_out(bench: Bench, calls: int, *, window: int) -> tuple[AgentTask, list[ModelRequest], list[TaskEvent]]:
-    model = await bench.worker(reader(results(calls)), *script(calls), context_window=window)
+    model = await bench.worker(reader(results(calls)), *script(calls), provider="test", context_window=window)
     task = await bench.open(limits={"turns_max": 1000, "tool_calls_max": 1000})
     await bench.dispatch(task)
     return task, model.requests, await bench.rest(task)

@@ -151,3 +151,8 @@ def test_a_task_that_began_before_conversations_were_cut_keeps_its_rules() -> No
     talk = Talk(30)
     talk.setup = replace(SETUP, room=None)
     assert isinstance(talk.decide(), int)
+
+
+def test_the_offline_rules_are_shown_everything() -> None:
+    talk = Talk(30)
+    assert talk.decide(link("offline", "rules-1", window=10)) == 0
