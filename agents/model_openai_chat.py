@@ -1,7 +1,8 @@
 """Chat Completions behind the model port: whatever speaks this wire at an address of one's own, such as Ollama, vLLM, llama.cpp or a proxy.
 
 Servers differ, so little is asked of them: no strict mode, usage and call ids may be missing, arguments may come as an object. Thinking, beside
-the answer or in tags in front of it, is kept out of the answer and never sent back.
+the answer or in tags in front of it, is kept out of the answer and never sent back. Requests go out through the SDK's `extra_body`: its walk over
+the types of a long conversation costs 7 ms of CPU per call and changes nothing.
 """
 
 from __future__ import annotations
@@ -75,15 +76,16 @@ class OpenAIChatModel:
         """
         import openai
 
-        arguments = render(request, max_tokens_field=self._max_tokens_field, structured=self._structured)
+        body_sent = render(request, max_tokens_field=self._max_tokens_field, structured=self._structured)
         written = Written()
         async with one_try(self.name, timeout_s, openai.OpenAIError, self._connection.explain, used=written.usage):
             create = self._connection.open(openai).chat.completions.with_streaming_response.create
             if on_text is None:
-                async with create(**arguments, timeout=timeout_s) as response:
+                async with create(model=self.name, messages=(), extra_body=body_sent, timeout=timeout_s) as response:
                     body, request_id = await response.read(), response.headers.get("x-request-id", "")
             else:
-                async with create(**arguments, stream=True, stream_options={"include_usage": True}, timeout=timeout_s) as response:
+                body_sent["stream_options"] = {"include_usage": True}
+                async with create(model=self.name, messages=(), extra_body=body_sent, stream=True, timeout=timeout_s) as response:
                     request_id = response.headers.get("x-request-id", "")
                     body = await self._streamed(response.iter_bytes(), written, on_text)
         return understand(body, request, self._connection, request_id)
@@ -108,32 +110,32 @@ class OpenAIChatModel:
 
 
 def render(request: ModelRequest, *, max_tokens_field: MaxTokensField = "max_tokens", structured: Structured = "schema") -> dict[str, Any]:
-    """Translate a request into arguments of `chat.completions.create`. The same request gives the same bytes."""
+    """Translate a request into the body of `POST /chat/completions`. The same request gives the same bytes."""
     check_tools(request)
     messages = [{"role": "system", "content": request.system}] if request.system else []
     messages += [item for message in request.messages for item in _messages(message)]
-    arguments: dict[str, Any] = {"model": request.model, "messages": messages, max_tokens_field: request.max_tokens}
+    body: dict[str, Any] = {"model": request.model, "messages": messages, max_tokens_field: request.max_tokens}
     if request.tools:
-        arguments["tools"] = _tools(msgspec.json.encode(request.tools))
+        body["tools"] = _tools(msgspec.json.encode(request.tools))
     if request.effort:
-        arguments["reasoning_effort"] = request.effort
+        body["reasoning_effort"] = request.effort
     if request.output is not None:
-        _ask_for(request.output, arguments, structured)
-    return arguments
+        _ask_for(request.output, body, structured)
+    return body
 
 
-def _ask_for(output: OutputFormat, arguments: dict[str, Any], structured: Structured) -> None:
+def _ask_for(output: OutputFormat, body: dict[str, Any], structured: Structured) -> None:
     if structured == "tool":
         forced = {"name": output.name, "description": "Hand in the answer.", "parameters": output.schema}
-        arguments["tools"] = [{"type": "function", "function": forced}]
-        arguments["tool_choice"] = {"type": "function", "function": {"name": output.name}}
+        body["tools"] = [{"type": "function", "function": forced}]
+        body["tool_choice"] = {"type": "function", "function": {"name": output.name}}
         return
-    if "tools" in arguments:
-        arguments["tool_choice"] = "none"
+    if "tools" in body:
+        body["tool_choice"] = "none"
     if structured == "schema":
-        arguments["response_format"] = {"type": "json_schema", "json_schema": {"name": output.name, "strict": False, "schema": output.schema}}
+        body["response_format"] = {"type": "json_schema", "json_schema": {"name": output.name, "strict": False, "schema": output.schema}}
     else:
-        arguments["messages"].append({"role": "user", "content": instruction(output.schema)})
+        body["messages"].append({"role": "user", "content": instruction(output.schema)})
 
 
 @lru_cache(maxsize=64)

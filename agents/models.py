@@ -144,15 +144,6 @@ def build_chain(role: str, config: Config) -> tuple[Model, ...]:
     return tuple(_BUILDERS.get(link.provider, _server)(link, config) for link in chain)
 
 
-def build_model(kind: str, config: Config) -> Model:
-    """Make the first model of the chain that an agent kind uses.
-
-    Raises:
-        ConfigError: the setting is wrong, or keys are missing.
-    """
-    return build_chain(kind, config)[0]
-
-
 def missing_keys(chain: Sequence[ModelChoice], config: Config) -> tuple[str, ...]:
     """List the environment variables of keys that a chain needs and that are not set, each once. A server of one's own may need none."""
     wanted = (link.provider for link in chain if link.provider in _VARIABLES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from crewlog.agents.models import DEFAULT, ModelChoice, build_chain, build_model, chain_of, key_of, parse_models, show_chain
+from crewlog.agents.models import DEFAULT, ModelChoice, build_chain, chain_of, key_of, parse_models, show_chain
 from crewlog.agents.offline import OfflineModel
 from crewlog.events.config import load
 from crewlog.events.grants import BUILT_IN_KINDS
@@ -80,7 +80,7 @@ def test_a_chain_is_built_for_a_role(environment: pytest.MonkeyPatch) -> None:
     for name in KEYS[:3]:
         environment.setenv(name, "k")
     config = load(models=f"{ALL}, code=offline")
-    assert isinstance(build_model("code", config), OfflineModel)
+    assert isinstance(build_chain("code", config)[0], OfflineModel)
     assert [(model.wire, model.provider, model.name, model.simulated) for model in build_chain("data", config)] == [
         ("anthropic.messages", "anthropic", "a", False),
         ("openai.responses", "openai", "b", False),
