@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import typer
 
 from crewlog.events.clock import SystemClock
+from crewlog.orchestrator.cli_budget import hold_text
 from crewlog.orchestrator.cli_output import printable, say, stderr_console
 from crewlog.orchestrator.event_text import describe
 from crewlog.projections.query_rows import ApprovalView, RunView, TaskView
@@ -32,20 +33,22 @@ _ICONS: Final[Mapping[str, tuple[str, str]]] = {
     "failed": ("✘", "red"),
     "cancelled": ("✘", "red"),
     "suspended": ("⏸", "yellow"),
+    "held": ("⏸", "yellow"),
     "running": ("▶", "cyan"),
     "retrying": ("↻", "yellow"),
 }
 
 
 class Followed(NamedTuple):
-    """How far a run was followed: its ending (`completed`, `failed`, `cancelled`), or `waiting` for a person, and the last position seen."""
+    """How far a run was followed, and the last position seen: its ending (`completed`, `failed`, `cancelled`), or `waiting` for a person, or
+    `held` by a budget."""
 
     ending: str
     position: int
 
 
 async def follow(client: Client, run_id: RunId, *, live: bool, stop_on_approval: bool = False, after: int = 0, types: frozenset[str] | None = None) -> Followed:
-    """Show a run until it ends or, when wanted, needs a person.
+    """Show a run until it ends, or a budget holds it, or it needs a person and that is to be the end of it.
 
     Args:
         live: draw a tree that changes in place; else print one line per event. Both go to stderr.
@@ -68,6 +71,8 @@ async def follow(client: Client, run_id: RunId, *, live: bool, stop_on_approval:
             if stop_on_approval and recorded.type == "TaskSuspended" and recorded.position > after:
                 await client.asked(run_id)  # what comes next looks at the views, which may not have heard of it
                 return Followed("waiting", position)
+            if recorded.type == "RunHeld" and await client.held(recorded):
+                return Followed("held", position)
         await client.ended(run_id)
     finally:
         if tree and drawing:
@@ -114,6 +119,8 @@ class _LiveTree:
             return Tree(Text(f"run {str(self._run_id)[:8]}"))
         took = elapsed(run.submitted_at, run.finished_at or now)
         root = Tree(Text.assemble((f"run {str(run.run_id)[:8]} ", "bold"), (run.status, _ICONS.get(run.status, ("", "cyan"))[1]), f"  {took}"))
+        for scope in run.warnings:
+            root.add(Text(f"! over its soft limit: {scope}", style="yellow"))
         for task in self._tasks:
             icon, style = _ICONS.get(task.status, ("·", "dim"))
             began = task.started_at or task.dispatched_at
@@ -163,6 +170,12 @@ def headline(run: RunView) -> str:
 def show_run(run: RunView, tasks: Iterable[TaskView], answer: str) -> None:
     """Print a run for people: what came of it to stdout, notes about it to stderr."""
     say(headline(run))
+    if run.hold is not None:
+        say(f"  {hold_text(run.hold)}")
+        if answer:
+            say("  what it has so far:")
+    for scope in run.warnings:
+        say(f"  over its soft limit: {scope}")
     if run.simulated:
         say("  offline model: tool results are real, the wording is made by rules (simulated)")
     if answer:

@@ -36,7 +36,7 @@ class Exit(IntEnum):
     NOT_FOUND = 3
     UNREACHABLE = 4
     CONFLICT = 5
-    WAITING_FOR_APPROVAL = 6
+    WAITING_FOR_PERSON = 6
     TIMEOUT = 124
     INTERRUPTED = 130
 

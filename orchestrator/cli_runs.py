@@ -26,13 +26,13 @@ from crewlog.orchestrator.cli_output import (
 )
 
 if TYPE_CHECKING:
-    from crewlog.orchestrator.client import Client, Submitted
+    from crewlog.orchestrator.client import Client, Submitted, TaskFields
     from crewlog.schemas.ids import RunId
     from crewlog.schemas.task import AgentTask
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run, or its first characters; - or @last for the one submitted last.")]
 TimeoutOption = Annotated[float | None, typer.Option("--timeout", min=0.0, help="Wait at most this many seconds; the run goes on.")]
-_ENDINGS = {"completed": Exit.OK, "failed": Exit.RUN_FAILED, "cancelled": Exit.RUN_FAILED, "waiting": Exit.WAITING_FOR_APPROVAL}
+_ENDINGS = {"completed": Exit.OK, "failed": Exit.RUN_FAILED, "cancelled": Exit.RUN_FAILED, "waiting": Exit.WAITING_FOR_PERSON, "held": Exit.WAITING_FOR_PERSON}
 
 
 def register(app: typer.Typer) -> None:
@@ -43,10 +43,14 @@ def register(app: typer.Typer) -> None:
 
 async def submit(
     goal: Annotated[str, typer.Argument(help="What the crew shall do; with --file - or a path, leave it out.")] = "",
+    *,
     attach: Annotated[list[Path] | None, typer.Option("--attach", "-a", help="A file or folder to work on; repeatable.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="An AgentTask or a plan as JSON instead of a goal; - reads stdin.")] = None,
     kind: Annotated[str, typer.Option("--type", help="Send the goal to one kind of agent, without a plan.")] = "run",
     wait: Annotated[bool, typer.Option("--wait", "-w", help="Show the work and wait until the run has ended.")] = False,
+    budget: Annotated[str | None, typer.Option("--budget", metavar="USD", help="The most that may be spent, such as 0.50; then the run is held.")] = None,
+    soft: Annotated[str | None, typer.Option("--soft", metavar="USD", help="Warn from here on; without it, from 70 % of the budget.")] = None,
+    surface: Annotated[str | None, typer.Option("--surface", help="Where the work comes from; the operator may set budgets for each.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Let tools with consequences run without asking.")] = False,
     fail_on_approval: Annotated[bool, typer.Option("--fail-on-approval", help="With --wait: end with code 6 when a person is needed.")] = False,
     timeout: TimeoutOption = None,
@@ -56,9 +60,9 @@ async def submit(
     """Hand in a goal, with files."""
     from crewlog.orchestrator.client import Client
 
-    what = _read_submission(goal, file)
+    what, fields = _read_submission(goal, file), _task_fields(budget, soft, surface, yes=yes)
     async with Client.connect(load_config(home)) as client:
-        submitted = await _hand_in(client, await client.prepare(what, attachments=attach or (), kind=kind, auto_approve=yes), home)
+        submitted = await _hand_in(client, await client.prepare(what, attachments=attach or (), kind=kind, **fields), home)
         if not wait:
             if output is Output.JSON:
                 print_json(plain(submitted))
@@ -67,6 +71,20 @@ async def submit(
                 say(f"{submitted.status}; follow it with: crewlog watch {str(submitted.run_id)[:8]}")
             return Exit.OK
         return await _follow(client, submitted.run_id, home, output, timeout=timeout, fail_on_approval=fail_on_approval)
+
+
+def _task_fields(budget: str | None, soft: str | None, surface: str | None, *, yes: bool) -> TaskFields:
+    from crewlog.orchestrator.cli_budget import read_budget
+    from crewlog.schemas.task import Budget
+
+    fields: TaskFields = {}
+    if yes:
+        fields["auto_approve"] = True
+    if amounts := read_budget(budget, soft):
+        fields["budget"] = Budget(**amounts)
+    if surface is not None:
+        fields["surface"] = surface
+    return fields
 
 
 async def _hand_in(client: Client, task: AgentTask, home: Path | None) -> Submitted:
@@ -108,6 +126,8 @@ async def _follow(client: Client, run_id: RunId, home: Path | None, output: Outp
     except TimeoutError:
         complain(f"run {run_id} has not ended within {timeout:g} s; it goes on", next_step=come_back)
         return Exit.TIMEOUT
+    if ending == "held":
+        complain(f"run {run_id} waits for money", why=f"see: crewlog budget show {str(run_id)[:8]}", next_step=f"then: {come_back}")
     if ending == "waiting":
         complain(f"run {run_id} waits for a person", next_step="crewlog approvals; crewlog approve ID")
     await _show(client, run_id, output)
@@ -127,7 +147,7 @@ async def _show(client: Client, run_id: RunId, output: Output) -> None:
 
 async def runs(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most this many, the latest first.")] = 20,
-    status: Annotated[str | None, typer.Option("--status", help="Only runs that are planning, running, completed, failed or cancelled.")] = None,
+    status: Annotated[str | None, typer.Option("--status", help="Only runs that are planning, running, held, completed, failed or cancelled.")] = None,
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -145,7 +165,7 @@ async def runs(
     rows = [
         {
             "run": str(r.run_id)[:8],
-            "status": r.status + (" (asks)" if r.approvals_pending else ""),
+            "status": r.status + (" (asks)" if r.approvals_pending else "") + (" (over soft limit)" if r.warnings and r.hold is None else ""),
             "tasks": f"{r.tasks_done}/{r.tasks_total}",
             "cost": format_usd(None if r.unpriced_calls else r.cost_micro_usd),
             "submitted": short_time(r.submitted_at),
@@ -214,6 +234,8 @@ async def why(
         say("nothing waits: every task has ended")
     for task in waiting:
         typer.echo(f"{task.key} ({task.kind}): {task.waiting_reason}")
+        if task.status == "held":
+            continue  # no worker could help
         crew = [w for w in workers if w.kind == task.kind]
         for worker in crew:
             typer.echo(f"    {worker.worker}, {worker.slots} slots, {worker.model}" + (f": {worker.unavailable}" if worker.unavailable else ""))

@@ -15,7 +15,7 @@ import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypedDict, Unpack
 from uuid import UUID
 
 import msgspec
@@ -27,6 +27,7 @@ from crewlog.events.config import Config, load
 from crewlog.events.poke import Poke
 from crewlog.events.store import EventStore, Recorded
 from crewlog.orchestrator.attachments import collect, upload
+from crewlog.orchestrator.client_budgets import ClientBudgets
 from crewlog.orchestrator.control import ask_supervisor
 from crewlog.orchestrator.endpoints import with_login
 from crewlog.orchestrator.home import ProcessState
@@ -38,7 +39,7 @@ from crewlog.schemas.ids import Hash, RunId, run_stream, task_stream
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.plan import Plan
 from crewlog.schemas.run_events import TaskDispatched
-from crewlog.schemas.task import RUN, AgentTask, parse_task
+from crewlog.schemas.task import RUN, AgentTask, Budget, parse_task
 from crewlog.schemas.task_events import TERMINAL_TYPES
 
 REQUEST_TIMEOUT_S: Final = 10.0
@@ -47,8 +48,20 @@ LOOK_AGAIN_S: Final = 5.0
 VIEWS_FOLLOW_WITHIN_S: Final = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
 """Waits between looks at the views, which follow the log within milliseconds, in seconds."""
 WAITING_MAX: Final = 1000
+GOES_ON: Final = TERMINAL_TYPES | {"RunReleased"}
+"""What ends the time that a run is held."""
 NEWEST: Final = ("-", LAST)
 """Names that need no id: the run submitted last, the only approval that waits."""
+
+
+class TaskFields(TypedDict, total=False):
+    """What may be said of a task besides what it is about; see `AgentTask`."""
+
+    auto_approve: bool
+    """Let consequential tools run without asking a person."""
+    timeout_seconds: int
+    budget: Budget
+    surface: str
 
 
 class Submitted(msgspec.Struct, frozen=True):
@@ -76,6 +89,7 @@ class Client:
         self._store: EventStore | None = None
         self._artifacts: ArtifactStore | None = None
         self._queries: Queries | None = None
+        self.budgets = ClientBudgets(config, self._request, self.queries)
 
     @classmethod
     @asynccontextmanager
@@ -99,36 +113,30 @@ class Client:
             exits.push_async_callback(bus.close)
             yield cls(config, bus, clock=clock, exits=exits)
 
-    async def prepare(
-        self, what: str | AgentTask | Plan, *, attachments: Sequence[Path] = (), kind: str = RUN, auto_approve: bool = False, timeout_seconds: int = 900
-    ) -> AgentTask:  # fmt: skip
+    async def prepare(self, what: str | AgentTask | Plan, *, attachments: Sequence[Path] = (), kind: str = RUN, **fields: Unpack[TaskFields]) -> AgentTask:
         """Make the task that `submit` with these arguments sends, and store its files. Its id is known before anybody else has it."""
         files = await upload(collect(attachments), await self.artifact_store()) if attachments else ()
         if isinstance(what, AgentTask):
-            return what if not files else parse_task({**what.model_dump(), "attachments": [*what.attachments, *files]})
+            return parse_task({**what.model_dump(), **fields, "attachments": [*what.attachments, *files]}) if files or fields else what
         plan = what if isinstance(what, Plan) else None
         objective = what if isinstance(what, str) else "; ".join(step.objective for step in what.steps)[:2000]
-        fields = {"task_id": self._clock.random_id(), "tenant": self._config.tenant, "user": self._config.user, "type": RUN if plan else kind}
-        return parse_task(
-            {**fields, "objective": objective, "plan": plan, "attachments": files, "auto_approve": auto_approve, "timeout_seconds": timeout_seconds}
-        )
+        whose = {"task_id": self._clock.random_id(), "tenant": self._config.tenant, "user": self._config.user, "type": RUN if plan else kind}
+        return parse_task({**whose, "objective": objective, "plan": plan, "attachments": files, **fields})
 
-    async def submit(
-        self, what: str | AgentTask | Plan, *, attachments: Sequence[Path] = (), kind: str = RUN, auto_approve: bool = False, timeout_seconds: int = 900
-    ) -> Submitted:  # fmt: skip
+    async def submit(self, what: str | AgentTask | Plan, *, attachments: Sequence[Path] = (), kind: str = RUN, **fields: Unpack[TaskFields]) -> Submitted:
         """Hand in a goal, a plan of one's own, or a complete task, and return once it is in the log.
 
         Args:
-            what: a goal for the planner; or a plan; or an `AgentTask`, whose own fields then count and whose id makes a repetition harmless.
+            what: a goal for the planner; or a plan; or an `AgentTask`, whose id makes a repetition harmless.
             attachments: files and folders; they are stored content-addressed before the task is sent.
             kind: agent kind for a goal that needs no plan.
-            auto_approve: let consequential tools run without asking a person.
+            fields: further fields of the task; those of an `AgentTask` are replaced by them.
 
         Raises:
             ContractError: the task breaks the contract; every problem is named.
             Unavailable: no orchestrator answered. Sending the same `AgentTask` again is safe.
         """
-        task = await self.prepare(what, attachments=attachments, kind=kind, auto_approve=auto_approve, timeout_seconds=timeout_seconds)
+        task = await self.prepare(what, attachments=attachments, kind=kind, **fields)
         answer = await self._request("tasks.submit", task)
         return msgspec.convert({"run_id": answer["run_id"], "task_id": answer["task_id"], "status": answer["status"]}, Submitted)
 
@@ -259,6 +267,12 @@ class Client:
             if waiting := await self.approvals(run_id=run_id):
                 return waiting
         return []
+
+    async def held(self, recorded: Recorded) -> bool:
+        """Say whether the run still is as a `RunHeld` says; if so, the views have heard of it when this returns."""
+        later = await (await self.store()).read_streams({recorded.stream: recorded.version}, types=GOES_ON)
+        run_id = RunId(UUID(recorded.stream.removeprefix("run/")))
+        return not later and await self.budgets.held(run_id, VIEWS_FOLLOW_WITHIN_S) is not None
 
     async def find_approval(self, name: str) -> ApprovalView:
         """Return the approval that `name` means: an id, the first characters of one, or `-` for the only one that waits."""

@@ -16,6 +16,7 @@ from crewlog.events.connections import CONNECT_TIMEOUT_S, Connections
 from crewlog.projections.query_rows import (
     AgentView,
     ApprovalView,
+    BudgetView,
     CallView,
     CostView,
     DocumentView,
@@ -57,6 +58,7 @@ WHERE ($1::uuid IS NULL OR run_id = $1) AND ($2::text IS NULL OR tenant = $2) AN
 """
 _SUMS: Final = tuple(name for name in CostView.__struct_fields__ if name not in ("group", "simulated"))
 _EVENTS_MAX: Final = 100_000
+_BUDGETS_MAX: Final = 1_000
 _HEX: Final = re.compile(r"[0-9a-f]{1,32}")
 _COST_COLUMNS: Final[tuple[str, ...]] = get_args(CostColumn)
 _JSON_COLUMNS: Final = ("json", "jsonb")
@@ -74,6 +76,7 @@ _APPROVALS: Final = _select(ApprovalView, "approvals")
 _TOOL_CALLS: Final = _select(ToolCallView, "tool_calls")
 _EVENTS: Final = _select(EventView, "events")
 _PROVIDERS: Final = _select(ProviderView, "providers")
+_BUDGETS: Final = _select(BudgetView, "budgets")
 _AGENTS: Final = _select(AgentView, "agents")
 _DOCUMENTS: Final = _select(DocumentView, "documents")
 _MEMORIES: Final = _select(MemoryView, "memories")
@@ -199,6 +202,21 @@ class Queries:
             for row in rows:
                 yield CallView(group={name: row[name] for name in by}, **{name: row[name] for name in fields})
             after = rows[-1]["task_id"], rows[-1]["number"]
+
+    async def budgets(self, *, tenant: str, scope: str | None = None, run_id: UUID | None = None, every: bool = False) -> list[BudgetView]:
+        """List budgets of a tenant: those that have a limit and whose run or day is not over.
+
+        Args:
+            scope: this one only, whatever it is.
+            run_id: those that tasks of this run are charged to, whatever they are.
+            every: also those without a limit, and of the past.
+        """
+        where = """WHERE tenant = $1 AND ($2::text IS NULL OR scope = $2)
+                     AND ($3::uuid IS NULL OR scope IN (SELECT b.scope FROM crewlog.budget_tasks b WHERE b.run_id = $3))
+                     AND ($4 OR (is_open AND (hard_micro_usd IS NOT NULL OR soft_micro_usd IS NOT NULL)))
+                   ORDER BY kind, scope LIMIT $5"""
+        everything = every or scope is not None or run_id is not None
+        return await self._read(BudgetView, "list budgets", f"{_BUDGETS} {where}", tenant, scope, run_id, everything, _BUDGETS_MAX)
 
     async def events(self, run_id: UUID, *, after: int = 0, limit: int = _EVENTS_MAX) -> list[EventView]:
         """Read the events of a run in the order of the log, from behind a position."""

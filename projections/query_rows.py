@@ -60,6 +60,31 @@ class RunView(msgspec.Struct, frozen=True):
     """Budget scopes that were over their soft limit when the run was charged."""
 
 
+class BudgetView(msgspec.Struct, frozen=True):
+    """A budget scope as it is now. Its hard limit holds for the sum of what is spent and what is reserved for calls under way."""
+
+    scope: str
+    kind: str
+    tenant: str | None
+    run_id: UUID | None
+    day: date | None
+    soft_micro_usd: int | None
+    hard_micro_usd: int | None
+    spent_micro_usd: int
+    reserved_micro_usd: int
+    is_open: bool
+    """False when its run has ended, or its day."""
+    runs_held: int
+    changed_at: datetime | None
+    changed_by: str | None
+    reason: str | None
+
+    @property
+    def is_over_soft(self) -> bool:
+        """True when more than the soft limit is spent or reserved."""
+        return self.soft_micro_usd is not None and self.spent_micro_usd + self.reserved_micro_usd > self.soft_micro_usd
+
+
 class TaskView(msgspec.Struct, frozen=True):
     """A task; `waiting_reason` is None exactly when it is finished."""
 
