@@ -167,8 +167,6 @@ def _end(state: TaskState, setup: Setup, task: AgentTask, outcome: Outcome) -> S
     if len(answers) > CORRECTIONS_MAX:
         problems = shorten("; ".join(answers[-1].problems), PROBLEM_CHARS_MAX)
         return Fail(Failure("output_invalid", f"{len(answers)} answers did not satisfy output_schema; the last one: {problems}"))
-    if limit := _budget_reached(state, task):
-        return Fail(limit)
     return _ask(state, setup, task, "output")
 
 
@@ -215,13 +213,6 @@ def _limit_reached(state: TaskState, task: AgentTask) -> Failure | None:
         return limit_failure("output_tokens_max", used.output_tokens, limits.output_tokens_max)
     if limits.tokens_max is not None and used.input_tokens + used.output_tokens >= limits.tokens_max:
         return limit_failure("tokens_max", used.input_tokens + used.output_tokens, limits.tokens_max)
-    return _budget_reached(state, task)
-
-
-def _budget_reached(state: TaskState, task: AgentTask) -> Failure | None:
-    hard = task.budget.hard_micro_usd
-    if hard is not None and state.cost_micro_usd > 0 and state.cost_micro_usd >= hard:
-        return Failure("budget", f"budget reached: {state.cost_micro_usd} of {hard} micro-USD spent on this task")
     return None
 
 

@@ -12,7 +12,7 @@ from uuid import UUID
 
 import msgspec
 
-from crewlog.orchestrator.run import PLAN, RunState, TaskState, blocked_steps, is_finished
+from crewlog.orchestrator.run import PLAN, BudgetBrief, RunState, TaskState, blocked_steps, is_finished
 from crewlog.schemas.ids import TaskId
 from crewlog.schemas.run_events import Step
 from crewlog.schemas.text import shorten
@@ -61,15 +61,27 @@ class TaskMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     attachments: tuple[dict[str, Any], ...] = ()
     constraints: msgspec.Raw | None = None
     limits: dict[str, int] = {}
+    budget: BudgetBrief = BudgetBrief()
     output_schema: dict[str, Any] | None = None
     priority: Literal["high", "normal", "low"] = "normal"
     auto_approve: bool = False
 
 
-def task_message(state: RunState, step: Step, *, task_id: TaskId, context: Sequence[ContextItem], output_schema: dict[str, Any] | None) -> bytes:
+def task_message(
+    state: RunState,
+    step: Step,
+    *,
+    task_id: TaskId,
+    context: Sequence[ContextItem],
+    output_schema: dict[str, Any] | None,
+    hard_micro_usd: int | None,
+) -> bytes:
     """Write the AgentTask for one step of a run: what the step says, and for the rest what the run was submitted with.
 
-    Money is not in it: what the task may spend is bound to its stream, where the log holds every model call to it.
+    Its budget only says that there is one: what may be spent is bound to its stream, where the log holds every model call to it.
+
+    Args:
+        hard_micro_usd: the lowest hard limit of what the task is charged to, None without any.
     """
     brief = state.brief
     attachments = brief.attachments
@@ -92,6 +104,7 @@ def task_message(state: RunState, step: Step, *, task_id: TaskId, context: Seque
             attachments=attachments,
             constraints=None if bytes(step.constraints) == b"{}" else step.constraints,
             limits=brief.limits,
+            budget=BudgetBrief(hard_micro_usd),
             output_schema=output_schema,
             priority=brief.priority,
             auto_approve=brief.auto_approve,

@@ -11,6 +11,7 @@ from crewlog.events.store import ANY, NO_STREAM, Write
 from crewlog.orchestrator.dispatch import Dispatch, task_message
 from crewlog.orchestrator.planning import Kinds
 from crewlog.orchestrator.run import SYNTHESIS, RunState, TaskState, evolve
+from crewlog.orchestrator.scopes import scopes_of
 from crewlog.schemas.ids import TaskId, derived_task_id, task_stream
 from crewlog.schemas.payload import Payload, pack
 from crewlog.schemas.run_events import RunEvent, Step, TaskDispatched
@@ -71,9 +72,12 @@ class Draft:
         is_submitted_task = state.origin == "single" and revision == 0 and not step.key.startswith("@")
         task_id = TaskId(brief.task_id) if is_submitted_task else derived_task_id(state.run_id, key=step.key, revision=revision)
         is_last = state.origin == "single" or step.key == SYNTHESIS
-        message = task_message(state, step, task_id=task_id, context=context, output_schema=brief.output_schema if is_last else None)
+        scopes = scopes_of(state, step.type, self.now_us)
+        hard = min((limit.hard_micro_usd for limit in scopes if limit.hard_micro_usd is not None), default=None)
+        schema = brief.output_schema if is_last else None
+        message = task_message(state, step, task_id=task_id, context=context, output_schema=schema, hard_micro_usd=hard)
         opened = TaskOpened(step.type, step.key, revision, msgspec.Raw(message))
-        self._writes.append(Write(task_stream(task_id), (opened,), NO_STREAM, step.type))
+        self._writes.append(Write(task_stream(task_id), (opened,), NO_STREAM, step.type, scopes))
         deadline_us = self.deadline_us(step.timeout_seconds)
         self.emit(TaskDispatched(task_id, step.key, step.type, 1, revision, deadline_us, tuple(offered)))
         self._dispatches.append(Dispatch(task_id, step.type, brief.priority, 1, 1, message))

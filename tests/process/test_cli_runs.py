@@ -44,12 +44,16 @@ def test_without_wait_the_id_alone_is_printed(crew: LiveCrew) -> None:
 SHAPES = {
     "run": (
         "run_id tenant user_name type goal status submitted_at finished_at tasks_done tasks_total agents turns tool_calls input_tokens output_tokens "
-        "cost_micro_usd unpriced_calls simulated approvals_pending flags artifacts answer answer_ref citations error_code error"
+        "cost_micro_usd unpriced_calls simulated approvals_pending flags artifacts answer answer_ref citations error_code error hold warnings"
     ),
     "task": (
         "task_id run_id key kind revision objective depends_on status waiting_reason worker provider model simulated attempt turns model_calls tool_calls "
         "input_tokens output_tokens cached_tokens cost_micro_usd unpriced_calls planned_at dispatched_at started_at finished_at verdict issues artifacts "
         "outcome error_code error"
+    ),
+    "budget": (
+        "scope kind tenant run_id day soft_micro_usd hard_micro_usd spent_micro_usd reserved_micro_usd is_open runs_held changed_at changed_by reason "
+        "is_over_soft"
     ),
     "event": "event_id type schema_version stream version position run_id task_id occurred_at causation_id actor data",
     "cost": "group calls input_tokens output_tokens cached_tokens cost_micro_usd unpriced_calls simulated cache_write_tokens reasoning_tokens "
@@ -84,6 +88,7 @@ def test_shapes_that_json_prints_keep_their_fields(crew: LiveCrew, finished: dic
     assert set(status["agents"][0]) == fields("agent")
     assert set(status["views"][0]) == fields("view")
     assert crew.json("why", run_id) == []
+    assert {frozenset(budget) for budget in crew.json("budget", "show", run_id)} == {frozenset(fields("budget"))}
     assert crew.json("approvals") == []
 
 

@@ -46,14 +46,9 @@ def test_commands_are_those_of_the_manual() -> None:
         "demo up down status providers doctor submit watch runs show events costs why approvals approve deny cancel replay scale docs "
         "agent orchestrator projector db"
     )
-<<<<<<< HEAD
-    assert set(commands) == {*manual.split(), "nats", "memory", "version"}
-    assert {name: set(commands[name].commands) for name in ("db", "docs", "memory", "nats")} == {
-=======
-    assert set(commands) == {*manual.split(), "budget", "nats", "version"}
-    assert {name: set(commands[name].commands) for name in ("budget", "db", "docs", "nats")} == {
+    assert set(commands) == {*manual.split(), "budget", "nats", "memory", "version"}
+    assert {name: set(commands[name].commands) for name in ("budget", "db", "docs", "memory", "nats")} == {
         "budget": {"list", "show", "raise"},
->>>>>>> 640e704 (crewlog budget: list, show and raise; a held run is shown with its reason, what it has so far and the command that lets it go on)
         "db": {"migrate", "rebuild", "url"},
         "docs": {"add", "list"},
         "memory": {"list", "show", "forget"},

@@ -75,7 +75,6 @@ def test_the_dispatched_task_carries_what_the_run_was_submitted_with() -> None:
             "constraints": {"words_max": 5},
             "timeout_seconds": 60,
             **fields,
-            "budget": {},  # its money is bound to its stream
         }
     )
 

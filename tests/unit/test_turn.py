@@ -214,13 +214,6 @@ def test_too_many_tool_calls_are_not_begun() -> None:
     assert step == Fail(Failure("limit_tool_calls_max", "limit tool_calls_max reached: 2 of max 1, raise limits.tool_calls_max to go on"))
 
 
-def test_a_task_stops_when_its_money_is_spent() -> None:
-    poor = a_task(budget={"hard_micro_usd": 100})
-    step = then(opened(poor), started(), asked(), answered("look", cost=100), running("t1-1", "look"), result("t1-1", "look"))
-    assert isinstance(step, Fail)
-    assert step.failure.code == "budget"
-
-
 def looks(first: int, last: int) -> list[TaskEvent]:
     """The same look in each of these turns, with the same result."""
     turns: list[TaskEvent] = []
