@@ -51,7 +51,7 @@ class ModelCalls:
     breakers: Breakers
     prices: Mapping[str, TokenPrices]
     allow_unpriced: bool
-    """A task with a spending limit may ask a model nobody knows the price of."""
+    """The task may ask a model nobody knows the price of: it has no spending limit, or the operator accepts that."""
     saves_money: bool
     """Past a soft limit, the chain goes on from its cheapest model."""
     live: LiveText | None
@@ -107,11 +107,9 @@ class ModelCalls:
 
     async def _may_spend(self, journal: Journal, step: AskModel, model: Model, link: Link, request: ModelRequest) -> bool:
         """Make the call durable together with the most it can cost; False: it is skipped, and the log says why."""
-        task = journal.state.task
         ratio = ratio_of(journal.state, link)
         worst = worst_case(model.provider, model.name, request, at_us=self.clock.now_us(), calibration=ratio, table=self.prices)
-        is_limited = task is not None and task.budget.hard_micro_usd is not None
-        if unpriced := refuse_unpriced(model.provider, model.name, worst, is_limited=is_limited, is_allowed=self.allow_unpriced):
+        if unpriced := refuse_unpriced(model.provider, model.name, worst, is_allowed=self.allow_unpriced):
             journal.record(_skip(step, link, UNPRICED, detail=unpriced.message))
             return False
         refused = await journal.begin_call(_intent(step, link, request, reserved_micro_usd=worst.cost_micro_usd or 0))

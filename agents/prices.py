@@ -75,15 +75,14 @@ def worst_case(provider: str, model: str, request: ModelRequest, *, at_us: int, 
     return bound(rates, input_tokens=estimate_request(request, provider=provider, calibration=calibration), output_tokens=request.max_tokens)
 
 
-def refuse_unpriced(provider: str, model: str, worst: Price, *, is_limited: bool, is_allowed: bool) -> Failure | None:
+def refuse_unpriced(provider: str, model: str, worst: Price, *, is_allowed: bool) -> Failure | None:
     """Say why a call must not be made: nobody knows what it costs, and the task may spend only so much.
 
     Args:
         worst: what `worst_case` says of the call.
-        is_limited: the task charges a hard limit.
-        is_allowed: `CREWLOG_UNPRICED=allow`.
+        is_allowed: the task has no limit, or `CREWLOG_UNPRICED=allow`.
     """
-    if worst.cost_micro_usd is not None or is_allowed or not is_limited:
+    if worst.cost_micro_usd is not None or is_allowed:
         return None
     name = f"{provider}:{model}"
     return Failure(

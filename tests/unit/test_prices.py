@@ -83,14 +83,13 @@ def test_the_worst_case_takes_the_dearest_way_of_caching_and_the_whole_answer() 
 
 
 def test_a_call_without_a_price_is_refused_under_a_limit_and_says_what_to_do() -> None:
-    failure = refuse_unpriced("local", "qwen3", NO_PRICE, is_limited=True, is_allowed=False)
+    failure = refuse_unpriced("local", "qwen3", NO_PRICE, is_allowed=False)
     assert failure is not None
     assert not failure.retryable
     assert "local:qwen3" in failure.message
     assert "CREWLOG_PRICES" in failure.message
-    assert refuse_unpriced("local", "qwen3", NO_PRICE, is_limited=False, is_allowed=False) is None
-    assert refuse_unpriced("local", "qwen3", NO_PRICE, is_limited=True, is_allowed=True) is None
-    assert refuse_unpriced("local", "qwen3", Price(7, CONFIG), is_limited=True, is_allowed=False) is None
+    assert refuse_unpriced("local", "qwen3", NO_PRICE, is_allowed=True) is None
+    assert refuse_unpriced("local", "qwen3", Price(7, CONFIG), is_allowed=False) is None
 
 
 @pytest.mark.parametrize(
