@@ -78,7 +78,9 @@ def make_room(
     needed = ceil(estimate * ratio)
     if needed <= allowed and not is_too_long:
         return estimate
-    wanted = min(int(window * room.share_after), needed // 2 if is_too_long else needed)
+    wanted = int(allowed * room.share_after / room.share)
+    if is_too_long:
+        wanted = min(wanted, needed // 2)
     scale = ratio * FACTORS.get(target.provider, FACTOR_UNKNOWN)
     replaced, freed = _choose(state, setup, read, (needed - wanted) / scale)
     if replaced:

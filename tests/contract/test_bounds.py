@@ -67,7 +67,7 @@ async def test_a_nudge_nobody_decided_is_found_by_a_replay(bench: Bench) -> None
     recorded = await bench.recorded(task)
     at = next(n for n, r in enumerate(recorded) if r.type == "Nudged")
 
-    shortened = replay_task([r for n, r in enumerate(recorded) if n != at], lambda p: p.inline or "")
+    shortened = replay_task([r for n, r in enumerate(recorded) if n != at], bench.read)
 
     assert shortened.divergence is not None
     assert (shortened.divergence.field, shortened.divergence.expected) == ("step", "Nudge")

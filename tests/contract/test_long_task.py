@@ -18,7 +18,6 @@ from crewlog.agents.spec import AgentSpec, ToolContext, ToolOutput, ToolSpec
 from crewlog.agents.task_state import TaskState, evolve, initial_state
 from crewlog.agents.tokens import estimate_request
 from crewlog.schemas.blocks import ModelReply, ModelRequest, ToolResult, ToolUse
-from crewlog.schemas.payload import Payload
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import ContextCompacted, ModelCallFinished, ModelCallStarted, TaskCompleted, TaskEvent, TaskStarted
 from crewlog.schemas.usage import Usage
@@ -84,19 +83,16 @@ def distinct(bench: Bench, events: list[TaskEvent]) -> int:
 def rebuilt(bench: Bench, events: list[TaskEvent]) -> list[bytes]:
     """Build every request anew, from the log alone."""
 
-    def read(payload: Payload) -> str:
-        return payload.inline if payload.inline is not None else bench.store.log.blobs[payload.ref].decode()  # type: ignore[index]
-
     state: TaskState = initial_state()
     setup: Setup | None = None
     requests = []
     for event in events:
         if isinstance(event, ModelCallStarted):
             assert setup is not None
-            requests.append(build_request(state, setup, read).canonical())
+            requests.append(build_request(state, setup, bench.read).canonical())
         state = evolve(state, event)
         if isinstance(event, TaskStarted):
-            setup = msgspec.json.decode(read(event.setup), type=Setup)
+            setup = msgspec.json.decode(bench.read(event.setup), type=Setup)
     return requests
 
 
@@ -155,9 +151,6 @@ async def test_a_cut_that_is_not_recorded_is_found_by_a_replay(bench: Bench) -> 
     recorded = await bench.recorded(task)
     at = next(n for n, r in enumerate(recorded) if r.type == "ContextCompacted")
 
-    def read(payload: Payload) -> str:
-        return payload.inline if payload.inline is not None else bench.store.log.blobs[payload.ref].decode()  # type: ignore[index]
-
-    left_out = replay_task([r for n, r in enumerate(recorded) if n != at], read)
+    left_out = replay_task([r for n, r in enumerate(recorded) if n != at], bench.read)
     assert left_out.divergence is not None
     assert (left_out.divergence.field, left_out.divergence.expected) == ("step", "Compact")

@@ -82,6 +82,10 @@ class Bench:
     async def events(self, task: AgentTask) -> list[TaskEvent]:
         return [r.event() for r in await self.recorded(task)]  # type: ignore[misc]
 
+    def read(self, payload: Payload) -> str:
+        """Return the text of a payload, from the log alone."""
+        return payload.inline if payload.inline is not None else self.store.log.blobs[payload.ref].decode()  # type: ignore[index]
+
     async def reach(self, task: AgentTask, last: str) -> None:
         """Wait until the last event of a task is of this type."""
         async with asyncio.timeout(WITHIN_S):
@@ -94,12 +98,7 @@ class Bench:
         async with asyncio.timeout(within_s):
             await self.woken.get()
         events = await self.recorded(task)
-
-        async def fetch(payload: Payload) -> str:
-            return (await self.store.get_blobs([payload.ref]))[payload.ref].decode() if payload.ref else payload.inline or ""
-
-        refs = {p.ref: await fetch(p) for r in events for p in payloads(r.event()) if p.ref}
-        replayed = replay_task(events, lambda p: p.inline if p.inline is not None else refs[p.ref])
+        replayed = replay_task(events, self.read)
         assert replayed.divergence is None, str(replayed.divergence)
         return [r.event() for r in events]  # type: ignore[misc]
 
