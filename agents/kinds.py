@@ -44,11 +44,11 @@ def _web_tools(services: Services) -> tuple[ToolSpec, ...]:
     from crewlog.agents.url_guard import Hosts
     from crewlog.agents.web_engines import engines
     from crewlog.agents.web_pages import HOSTS_SETTING, WebPages
-    from crewlog.agents.web_search import WebSearchTool
+    from crewlog.agents.web_search import web_search_tool
 
     config, tools = services.config, []
     if configured := engines(config):
-        tools.append(WebSearchTool(configured).tool())
+        tools.append(web_search_tool(configured))
     if config.fetch_hosts:
         tools.append(WebPages(services.store, SystemClock(), Hosts(config.fetch_hosts, HOSTS_SETTING)).tool())
     return tuple(tools)

@@ -44,6 +44,10 @@ class ServerFailed(Exception):
     """A call has no result; the text says why in words for a model and an operator."""
 
 
+class NotConnected(ServerFailed):
+    """The call did not reach the server: nothing has happened, and it may be tried again."""
+
+
 class McpConnection:
     """Keeps one server connected from `start` to `stop`.
 
@@ -82,11 +86,12 @@ class McpConnection:
             key: the same for every try of this call; the server finds it in `_meta` as `crewlog/idempotency-key`.
 
         Raises:
+            NotConnected: it was not called.
             ServerFailed: there is no result.
         """
         client, attempt, timeout_s = self._client, self._attempt, self._server.timeout_s
         if client is None or attempt is None or attempt.done():
-            raise ServerFailed(f"MCP server {self._name} cannot be used now: {self.problem or 'the connection broke and is opened again'}")
+            raise NotConnected(f"MCP server {self._name} cannot be used now: {self.problem or 'the connection broke and is opened again'}")
         meta: Any = {"crewlog/idempotency-key": key}
         calling = asyncio.create_task(client.call_tool(tool, arguments, timeout_s, meta=meta))
         try:

@@ -13,10 +13,10 @@ from functools import partial
 from typing import Any, Final
 
 from crewlog.agents.json_args import JsonSchemaArgs
-from crewlog.agents.mcp_connection import CLOSE_TIMEOUT_S, REFRESH_S, McpConnection, ServerFailed
+from crewlog.agents.mcp_connection import CLOSE_TIMEOUT_S, REFRESH_S, McpConnection, NotConnected, ServerFailed
 from crewlog.agents.mcp_pins import DIGEST_SHOWN, Definition, Found, Pin, Pins, examine, keep_pins, read_pins, tool_name
 from crewlog.agents.mcp_results import to_output
-from crewlog.agents.spec import ToolContext, ToolFailed, ToolOutput, ToolSpec
+from crewlog.agents.spec import ToolContext, ToolFailed, ToolOutput, ToolSpec, ToolUnavailable
 from crewlog.events.clock import Clock
 from crewlog.events.config_mcp import McpServer
 from crewlog.events.store import EventStore
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 START_WAIT_S: Final = 15.0
 """How long a worker waits for its servers before it takes up work; one that needs longer joins later."""
 DESCRIPTION_CHARS_MAX: Final = 4_000
+RETRIES: Final = 2
 
 
 class _Server:
@@ -98,6 +99,9 @@ class _Server:
                 timeout_s=self.settings.timeout_s + 3 * CLOSE_TIMEOUT_S,
                 version=pin.digest[:DIGEST_SHOWN],
                 calls_max=rule.calls_max,
+                implementation=f"mcp {self.name}",
+                # a server that was restarted is there again after a moment
+                retries=RETRIES,
             )
         return self._specs[tool, pin.digest]
 
@@ -106,6 +110,8 @@ class _Server:
             raise ToolFailed(obstacle)
         try:
             result = await self.connection.call(tool, arguments, key=context.idempotency_key)
+        except NotConnected as error:
+            raise ToolUnavailable(str(error)) from error
         except ServerFailed as error:
             raise ToolFailed(str(error)) from error
         return await to_output(result, context, tool_name(self.name, tool))

@@ -15,9 +15,11 @@ from typing import Any, Final, TypeVar
 
 import httpx2
 
+from crewlog.agents.spec import ToolUnavailable
 from crewlog.agents.url_guard import URL_CHARS_MAX, guarded_client
-from crewlog.agents.web_search import ENGINE_TIMEOUT_S, EngineFailed, Hit, SearchEngine
+from crewlog.agents.web_search import ENGINE_TIMEOUT_S, Hit, SearchEngine
 from crewlog.events.config import Config
+from crewlog.schemas.errors import TerminalError
 
 ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024
 BRAVE_URL: Final = "https://api.search.brave.com"
@@ -96,16 +98,16 @@ async def _ask(method: str, url: str, **given: Any) -> Mapping[str, Any]:
             async for part in response.aiter_bytes():
                 body += part
                 if len(body) > ANSWER_BYTES_MAX:
-                    raise EngineFailed(f"sent more than {ANSWER_BYTES_MAX // 2**20} MiB")
+                    raise TerminalError(f"sent more than {ANSWER_BYTES_MAX // 2**20} MiB")
             answer = httpx2.Response(200, content=bytes(body)).json()
     except httpx2.TimeoutException:
-        raise EngineFailed("did not answer in time") from None
+        raise ToolUnavailable("did not answer in time") from None
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-        raise EngineFailed(f"cannot be reached ({type(error).__name__})") from error
+        raise ToolUnavailable(f"cannot be reached ({type(error).__name__})") from error
     except (ValueError, RecursionError):
-        raise EngineFailed("did not answer with JSON") from None
+        raise TerminalError("did not answer with JSON") from None
     if not isinstance(answer, dict):
-        raise EngineFailed("did not answer with a JSON object")
+        raise TerminalError("did not answer with a JSON object")
     return answer
 
 
@@ -113,9 +115,11 @@ def _check(response: httpx2.Response) -> None:
     status = response.status_code
     if status in (httpx2.codes.TOO_MANY_REQUESTS, httpx2.codes.SERVICE_UNAVAILABLE):
         wait = response.headers.get("retry-after", "")
-        raise EngineFailed("is at its rate limit", retry_after_s=float(wait) if wait.isdigit() else 1.0)
+        raise ToolUnavailable("is at its rate limit", retry_after_s=float(wait) if wait.isdigit() else None)
+    if status in _REFUSED:
+        raise TerminalError(_REFUSED[status])
     if not 200 <= status < 300:
-        raise EngineFailed(_REFUSED.get(status, "is out of order"))
+        raise ToolUnavailable("is out of order")
 
 
 def _hits(answer: Mapping[str, Any], snippet: str) -> list[Hit]:
@@ -132,7 +136,7 @@ def _hits(answer: Mapping[str, Any], snippet: str) -> list[Hit]:
 def _member(answer: Mapping[str, Any], name: str, empty: T) -> T:
     found = answer.get(name, empty)
     if not isinstance(found, type(empty)):
-        raise EngineFailed(f"answered in an unknown form: {name!r} is a {type(found).__name__}")
+        raise TerminalError(f"answered in an unknown form: {name!r} is a {type(found).__name__}")
     return found
 
 

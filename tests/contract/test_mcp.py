@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 from support.toolbox import Bench, bench
-from support.website import page, serving
+from support.website import page, redirect, serving
 
 from crewlog.agents.mcp_hub import McpHub
 from crewlog.agents.spec import AgentSpec, ToolOutput
 from crewlog.agents.tool_runner import Ran, run_tool
+from crewlog.agents.tool_ways import ToolHealth
 from crewlog.events.clock import SystemClock
 from crewlog.events.config_mcp import McpServer, McpToolRules
 from crewlog.events.memory_store import MemoryStore
@@ -25,7 +27,7 @@ from crewlog.schemas.system_events import McpToolPinned
 
 SUPPORT = Path(__file__).parents[1] / "support"
 GOOD = (str(SUPPORT / "mcp_server.py"),)
-ALL = {"add", "environment", "pid", "key", "fail", "die", "hang", "huge", "picture"}
+ALL = {"add", "environment", "pid", "key", "fail", "die", "hang", "huge", "picture", "ask"}
 ECHO = {"name": "echo", "description": "Say it again.", "inputSchema": {"type": "object", "properties": {"text": {"type": "string"}}}}
 
 
@@ -60,7 +62,7 @@ async def call(hub: McpHub, tool: str, desk: Bench | None = None, **arguments: A
     desk = desk or await bench()
     spec = AgentSpec("helper", "", "", more_tools=hub.tools)
     found = next(t for t in spec.tools_for(desk.task) if t.name == tool)
-    return await run_tool(found, desk.context(), json.dumps(arguments), SystemClock())
+    return await run_tool(found, desk.context(), json.dumps(arguments), SystemClock(), ToolHealth())
 
 
 async def text(hub: McpHub, tool: str, **arguments: Any) -> str:
@@ -110,6 +112,15 @@ async def test_tools_of_a_server_over_http() -> None:
         assert "testing" in await failure(hub, "testing__add", a=1, b=1)
 
 
+async def test_headers_reach_the_server_and_redirects_elsewhere_are_not_followed() -> None:
+    async with serving({"/mcp": page("")}) as elsewhere, serving({"/mcp": redirect(elsewhere.url("/mcp"), "307 Temporary Redirect")}) as site:
+        settings = McpServer(kinds=("helper",), url=site.url("/mcp"), headers={"Authorization": SecretStr("Bearer t")})
+        async with hub_of(settings) as hub:
+            assert len(hub.problems()) == 1
+    assert {asked.headers["authorization"] for asked in site.asked} == {"Bearer t"}
+    assert not elsewhere.asked
+
+
 async def test_rules_and_the_allow_list_are_the_operators() -> None:
     rules = {"add": McpToolRules(effect="read", needs_approval=False, calls_max=3)}
     async with hub_of(over_stdio(tools=("add", "pid", "absent"), effect="idempotent", rules=rules)) as hub:
@@ -130,6 +141,12 @@ async def test_a_failing_tool_says_why_and_bad_arguments_never_reach_the_server(
     async with hub_of(over_stdio()) as hub:
         assert await failure(hub, "testing__fail") == "Error executing tool fail: the moon is full"
         assert "'b' is a required property" in await failure(hub, "testing__add", a=1)
+
+
+async def test_a_tool_that_wants_to_ask_somebody_is_told_that_nobody_is_there() -> None:
+    async with hub_of(over_stdio()) as hub:
+        assert "ask" in await failure(hub, "testing__ask")
+        assert await call_works(hub)
 
 
 async def test_binary_content_becomes_a_file() -> None:
@@ -210,7 +227,8 @@ async def test_tools_of_a_server_that_is_down_are_offered_as_they_are_pinned() -
         pass
     async with hub_of(McpServer(kinds=("helper",), command="no-such-command"), store) as hub:
         assert len(hub.tools()) == len(ALL) + 1
-        assert await failure(hub, "testing__add", a=1, b=1) == "MCP server testing cannot be used now: there is no command 'no-such-command'"
+        told = json.loads(await failure(hub, "testing__add", a=1, b=1))
+        assert told["degraded"] == ["mcp testing: MCP server testing cannot be used now: there is no command 'no-such-command'"]
 
 
 def pinned(events: list[Any]) -> list[tuple[str, bool]]:

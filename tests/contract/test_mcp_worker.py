@@ -95,6 +95,6 @@ async def test_a_task_goes_on_with_the_tools_it_began_with_when_the_server_is_go
         await bench.dispatch(task)
         await bench.rest(task)
         assert {tool.name for tool in model.requests[0].tools} >= {"testing__add", "testing__pid"}
-        assert "MCP server testing cannot be used now: there is no command 'no-such-command'" in str(model.requests[1].messages[-1])
+        assert "MCP server testing cannot be used now: there is no command" in str(model.requests[1].messages[-1])
     finally:
         await down.stop()

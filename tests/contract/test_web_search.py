@@ -13,9 +13,11 @@ from support.website import Answer, Website, page, serving
 
 from crewlog.agents.kinds import BUILT_IN, Services
 from crewlog.agents.knowledge_memory import MemoryKnowledge
-from crewlog.agents.spec import ToolFailed
+from crewlog.agents.tool_runner import Ran, run_tool
+from crewlog.agents.tool_ways import ToolHealth
 from crewlog.agents.web_engines import Brave, SearXng, Tavily, engines
-from crewlog.agents.web_search import SearchEngine, WebSearch, WebSearchTool
+from crewlog.agents.web_search import SearchEngine, web_search_tool
+from crewlog.events.clock import SystemClock
 from crewlog.events.config import Config
 from crewlog.events.memory_store import MemoryStore
 
@@ -32,12 +34,19 @@ def api(engine: str, answer: Answer | None = None) -> dict[str, Answer]:
     return {PATHS[engine]: page(json.dumps(ANSWERS[engine]), "application/json") if answer is None else answer}
 
 
+async def run(*asked: SearchEngine, query: str = "fish", limit: int = 5, timeout_s: float = 5.0) -> Ran:
+    arguments = json.dumps({"query": query, "limit": limit})
+    return await run_tool(web_search_tool(asked, timeout_s=timeout_s), (await bench()).context(), arguments, SystemClock(), ToolHealth())
+
+
 async def search(*asked: SearchEngine, query: str = "fish", limit: int = 5, timeout_s: float = 5.0) -> dict[str, Any]:
-    tool = WebSearchTool(asked, timeout_s=timeout_s)
-    output = await tool.web_search((await bench()).context(), WebSearch(query=query, limit=limit))
-    found = json.loads(output.content)
+    """Return the results, and under `degraded` what the note behind them says."""
+    ran = await run(*asked, query=query, limit=limit, timeout_s=timeout_s)
+    assert ran.is_ok, ran.output.content
+    found, end = json.JSONDecoder().raw_decode(ran.output.content)
+    note = ran.output.content[end:].strip()
     assert isinstance(found, dict)
-    return found
+    return {**found, **({"degraded": json.loads(note)["degraded"]} if note else {})}
 
 
 async def asked_of(engine: str) -> tuple[dict[str, Any], Website]:
@@ -92,16 +101,17 @@ async def test_a_failing_engine_gives_way_to_the_next_and_the_result_says_so(eng
         found = await search(MAKE[engine](broken.url("")), Tavily("k", good.url("")))
     assert found["engine"] == "tavily"
     assert len(found["degraded"]) == 1
-    assert found["degraded"][0].startswith(f"{engine} {reason}")
+    assert found["degraded"][0].startswith(f"{engine}: {reason}")
     assert not any(mark in found["degraded"][0] for mark in ("429", "503", "secret"))
 
 
 async def test_when_all_fail_the_model_is_told_each_reason() -> None:
-    async with serving(api("brave", page("{}", status="429 Too Many Requests", Retry_After="60"))) as brave:
-        with pytest.raises(
-            ToolFailed, match=r"^the web cannot be searched now: brave is at its rate limit; searxng cannot be reached \(ConnectError\)\. Go on"
-        ):
-            await search(Brave("k", brave.url("")), SearXng("http://127.0.0.1:1"))
+    async with serving(api("brave", page("{}", status="401 Unauthorized"))) as brave:
+        ran = await run(Brave("k", brave.url("")), SearXng("http://127.0.0.1:1"))
+    assert not ran.is_ok
+    told = json.loads(ran.output.content)
+    assert told["error"].startswith("web_search is not available now; go on without it")
+    assert told["degraded"] == ["brave: refused the key; the operator must check it", "searxng: cannot be reached (ConnectError)"]
 
 
 async def test_an_engine_that_hangs_costs_its_time_and_no_more() -> None:
@@ -110,14 +120,20 @@ async def test_an_engine_that_hangs_costs_its_time_and_no_more() -> None:
 
     async with serving(api("searxng", silent)) as site, serving(api("tavily")) as good:
         found = await search(SearXng(site.url("")), Tavily("k", good.url("")), timeout_s=2.0)
-    assert (found["engine"], found["degraded"]) == ("tavily", ["searxng did not answer within 2 s"])
+    assert (found["engine"], found["degraded"]) == ("tavily", ["searxng: did not answer in time"])
 
 
-async def test_the_last_engine_is_asked_once_more_when_it_only_wants_a_moment() -> None:
+async def test_an_engine_that_only_wants_a_moment_is_asked_once_more() -> None:
     answers = [page("{}", status="429 Too Many Requests", Retry_After="0"), page(json.dumps(TAVILY), "application/json")]
     async with serving(api("tavily", lambda _: answers.pop(0))) as site:
         assert (await search(Tavily("k", site.url(""))))["engine"] == "tavily"
     assert answers == []
+
+
+async def test_a_refused_key_is_not_tried_again() -> None:
+    async with serving(api("brave", page("{}", status="401 Unauthorized"))) as brave:
+        ran = await run(Brave("k", brave.url("")))
+    assert (ran.is_ok, ran.output.content, len(brave.asked)) == (False, "refused the key; the operator must check it", 1)
 
 
 async def test_results_without_a_usable_url_are_left_out() -> None:

@@ -12,6 +12,7 @@ import uvicorn
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import ImageContent, TextContent, ToolAnnotations
+from pydantic import BaseModel
 
 server = MCPServer("testing", version="1")
 
@@ -40,6 +41,17 @@ def key(ctx: Context[Any, Any]) -> str:
 @server.tool(description="Fail with words.")
 def fail() -> str:
     raise ToolError("the moon is full")
+
+
+class Choice(BaseModel):
+    """What is asked for."""
+
+    yes: bool
+
+
+@server.tool(description="Ask the person.")
+async def ask(ctx: Context[Any, Any]) -> str:
+    return str(await ctx.elicit("Really?", Choice))
 
 
 @server.tool(description="Die.")
