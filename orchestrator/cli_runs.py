@@ -50,6 +50,7 @@ async def submit(
     wait: Annotated[bool, typer.Option("--wait", "-w", help="Show the work and wait until the run has ended.")] = False,
     budget: Annotated[str | None, typer.Option("--budget", metavar="USD", help="The most that may be spent, such as 0.50; then the run is held.")] = None,
     soft: Annotated[str | None, typer.Option("--soft", metavar="USD", help="Warn from here on; without it, from 70 % of the budget.")] = None,
+    limit: Annotated[list[str] | None, typer.Option("--limit", metavar="NAME=N", help="Where a task stops, as turns_max=80; repeatable.")] = None,
     surface: Annotated[str | None, typer.Option("--surface", help="Where the work comes from; the operator may set budgets for each.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Let tools with consequences run without asking.")] = False,
     fail_on_approval: Annotated[bool, typer.Option("--fail-on-approval", help="With --wait: end with code 6 when a person is needed.")] = False,
@@ -58,9 +59,11 @@ async def submit(
     output: OutputOption = Output.TABLE,
 ) -> int:
     """Hand in a goal, with files."""
+    from crewlog.orchestrator.cli_limits import read_limits
     from crewlog.orchestrator.client import Client
 
-    what, fields = _read_submission(goal, file), _task_fields(budget, soft, surface, yes=yes)
+    what = _read_submission(goal, file)
+    fields: TaskFields = {**_task_fields(budget, soft, surface, yes=yes), **read_limits(limit or (), what)}
     async with Client.connect(load_config(home)) as client:
         submitted = await _hand_in(client, await client.prepare(what, attachments=attach or (), kind=kind, **fields), home)
         if not wait:

@@ -39,7 +39,7 @@ from crewlog.schemas.ids import Hash, RunId, run_stream, task_stream
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.plan import Plan
 from crewlog.schemas.run_events import TaskDispatched
-from crewlog.schemas.task import RUN, AgentTask, Budget, parse_task
+from crewlog.schemas.task import RUN, AgentTask, Budget, Limits, parse_task
 from crewlog.schemas.task_events import TERMINAL_TYPES
 
 REQUEST_TIMEOUT_S: Final = 10.0
@@ -60,6 +60,7 @@ class TaskFields(TypedDict, total=False):
     auto_approve: bool
     """Let consequential tools run without asking a person."""
     timeout_seconds: int
+    limits: Limits
     budget: Budget
     surface: str
 
