@@ -50,7 +50,8 @@ class Connection:
                 return unreachable(self._asked, error.__cause__ or error)
             case openai.APIStatusError():
                 names = (error.code, error.type)
-                return refusal(self._asked, error.status_code, names, error.message, headers=error.response.headers, request_id=error.request_id)
+                message = str(error.body.get("message") or error.message) if isinstance(error.body, dict) else error.message
+                return refusal(self._asked, error.status_code, names, message, headers=error.response.headers, request_id=error.request_id)
             case _:
                 return malformed(self._asked, f"what the SDK does not understand: {error}")
 

@@ -130,3 +130,18 @@ async def test_stop_reasons(stop: str, expected: str) -> None:
 
 def test_a_worker_sees_that_it_has_to_be_closed() -> None:
     assert isinstance(AnthropicModel("claude-test", api_key="k"), Closable)
+
+
+async def test_what_a_cache_may_keep_ends_in_three_places_and_stays_the_same_from_turn_to_turn() -> None:
+    opening, more = Message("user", (Text("Hello"),)), Message("assistant", (ToolUse("a", "look", "{}"),))
+    results = Message("user", (ToolResult("a", "look", "seen"),))
+    async with asking(Canned(body=answer(text("ok")))) as (model, server):
+        for messages in ((opening, more, results), (opening, more, results, Message("assistant", (Text("hm"),)), Message("user", (Text("go on"),)))):
+            await model.complete(ModelRequest(MODEL, "Be brief.", REQUEST.tools, messages, 10), timeout_s=5)
+        sent = server.requests
+    mark = {"type": "ephemeral"}
+    for body in sent:
+        assert body["system"][-1]["cache_control"] == body["messages"][0]["content"][-1]["cache_control"] == body["cache_control"] == mark
+        assert json.dumps(body).count("cache_control") == 3
+    first, second = sent
+    assert (first["system"], first["tools"], first["messages"]) == (second["system"], second["tools"], second["messages"][:3])
