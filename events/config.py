@@ -20,7 +20,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from crewlog.events.config_mcp import McpServer, ServerName
 from crewlog.events.limits import Limits, parse_limits
 from crewlog.schemas.errors import ConfigError
-from crewlog.schemas.price_table import PriceTable
+from crewlog.schemas.price_table import PriceTable, read_prices
 
 SERVER_KEY: Final = re.compile(r"CREWLOG_([A-Z0-9_]+)_API_KEY")
 """Environment variables that hold the key of a model server of one's own."""
@@ -74,7 +74,7 @@ class Config(BaseSettings):
     models: str = "offline"
     """Which models each kind uses, in order of preference: `offline`, `anthropic:<model>`, a chain `anthropic:<model> > openai:<model>`, a server
     of one's own `<name>:<model>@http://host:port/v1`, or per kind `planner=google:<model>, research=offline`; what has no kind is the default."""
-    prices: PriceTable = Field(default_factory=dict)
+    prices: Annotated[PriceTable, NoDecode, BeforeValidator(read_prices)] = Field(default_factory=dict)
     """What models cost that no price list knows, or that you pay otherwise: `<provider>:<model>` (`*` stands for anything) -> `input`,
     `output`, `cache_read`, `cache_write` in USD per million tokens. They go before the list that comes with crewlog. JSON in the environment."""
     unpriced: Literal["refuse", "allow"] = "refuse"

@@ -23,7 +23,7 @@ def print_costs(costs: Sequence[CostView]) -> None:
     cached = any(c.cached_tokens or c.cache_write_tokens for c in costs)
     rows = []
     for names, c in zip(_names([c.group for c in costs]), lines, strict=False):
-        cache, saved = ([c.cached_tokens], [format_usd(c.saved_micro_usd)]) if cached else ([], [])
+        cache, saved = ([_hits(c)], [format_usd(c.saved_micro_usd)]) if cached else ([], [])
         rows.append([*names, c.calls, c.input_tokens, *cache, c.output_tokens, _amount(c), *saved, "; ".join(_remarks(c))])
     headings = [*_group_headings(costs[0].group), "CALLS", "TOKENS IN", *(["CACHED"] if cached else []), "TOKENS OUT", "COST"]
     print_table([*headings, *(["SAVED"] if cached else []), ""], rows, right=_NUMBERS)
@@ -49,6 +49,11 @@ def _names(groups: Sequence[Group]) -> Iterator[list[object]]:
 
 def _group_headings(group: Group) -> list[str]:
     return [_HEADINGS.get(name, name.upper()) for name in group]
+
+
+def _hits(cost: CostView) -> str:
+    """Show how much of the input came from a provider's cache, and which part of it that is."""
+    return f"{cost.cached_tokens} ({cost.cached_tokens * 100 // max(cost.input_tokens, 1)} %)"
 
 
 def _amount(cost: CostView) -> str:

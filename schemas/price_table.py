@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from decimal import Decimal
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -57,6 +58,20 @@ def parse_price_table(data: bytes) -> PriceTable:
     if not table:
         raise ContractError("the price table is empty; write at least one `<provider>:<model>` with its prices in USD per million tokens")
     return table
+
+
+def read_prices(given: Any) -> Any:
+    """Read the JSON of a price table, numbers as exactly as they were written; what is no text is passed on, blank text is an empty table.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
+    if not isinstance(given, str):
+        return given
+    try:
+        return json.loads(given, parse_float=Decimal) if given.strip() else {}
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it must be JSON such as {{\"local:*\": {{\"input\": 0.1, \"output\": 0.4}}}}: {error}") from None
 
 
 def find_prices(table: Mapping[str, TokenPrices], provider: str, model: str) -> TokenPrices | None:

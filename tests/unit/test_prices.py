@@ -113,6 +113,8 @@ def test_a_bad_price_table_is_a_clear_error(text: str, problem: str) -> None:
 def test_prices_come_from_the_environment_as_exact_decimals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CREWLOG_PRICES", '{"local:q": {"input": 0.1, "output": "0.000000003"}}')
     assert load().prices == {"local:q": TokenPrices(input=Decimal("0.1"), output=Decimal("0.000000003"))}
+    monkeypatch.setenv("CREWLOG_PRICES", "")
+    assert load().prices == {}
     monkeypatch.setenv("CREWLOG_PRICES", "local:q=1")
     with pytest.raises(ConfigError, match="JSON"):
         load()
