@@ -20,6 +20,7 @@ from crewlog.agents.offline_data import analyse
 from crewlog.agents.offline_output import write_output
 from crewlog.agents.offline_plan import plan
 from crewlog.agents.offline_research import research
+from crewlog.agents.offline_roles import choose_specialist, judge
 from crewlog.agents.offline_tools import use_tools
 from crewlog.agents.tokens import estimate_usage
 from crewlog.schemas.blocks import ModelReply, ModelRequest, Text, ToolUse
@@ -40,6 +41,8 @@ _ROLES: Final[Mapping[str, Role]] = {
     "submit_analysis": analyse,
     "submit_patch": repair,
     "submit_report": communicate,
+    "submit_route": choose_specialist,
+    "submit_verdict": judge,
 }
 
 

@@ -1,4 +1,7 @@
-"""The planner: turns a goal into steps, and the outcomes of the steps into the answer. Which of the two a task is shows in its key."""
+"""The planner: turns a goal into steps, and the outcomes of the steps into the answer; routes and judges (see `planner_roles`).
+
+Which of these a task is shows in its key.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ from typing import Annotated, Any, Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from crewlog.agents.citations import unknown_references, used_citations
+from crewlog.agents.planner_roles import CRITIC_PREFIX, JUDGE_INSTRUCTIONS, ROUTE_INSTRUCTIONS, ROUTE_TOOL, ROUTER, VERDICT_TOOL
 from crewlog.agents.spec import AgentSpec, ToolContext, ToolFailed, ToolOutput, ToolSpec
 from crewlog.schemas.checks import Kind, Objective, SafeText, StepKey
-from crewlog.schemas.plan import STEPS_MAX, Constraints, Plan, PlanStep
+from crewlog.schemas.plan import RUBRIC_MAX, STEPS_MAX, Constraints, Plan, PlanStep
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.values import SUMMARY_CHARS_MAX, ContextItem, Outcome
 
@@ -18,7 +22,7 @@ KINDS: Final = "@kinds"
 ANSWER: Final = "answer.md"
 
 INSTRUCTIONS: Final = """
-You are the planner of a crew of specialists. You have no other means than them. Your task is one of two, and the tool you have tells which.
+You are the planner of a crew of specialists. You have no other means than them. Your task is one of four, and the tool you have tells which.
 
 With submit_plan: break the objective into steps for the specialists.
 - The context item "@kinds" lists the kinds there are and what each is good for. Use no other kind, and only those the objective needs.
@@ -41,6 +45,7 @@ With submit_answer: write the answer to the objective from the outcomes in the c
 - Say plainly what failed ("@open" lists it), was not found, contradicts itself or is flagged; an honest partial answer is a good answer.
 - A "@review" says what an earlier answer lacks: repair exactly that.
 """
+_INSTRUCTIONS: Final = INSTRUCTIONS + ROUTE_INSTRUCTIONS + JUDGE_INSTRUCTIONS
 
 
 class ConstraintArgs(Constraints):
@@ -52,6 +57,7 @@ class ConstraintArgs(Constraints):
     banned_phrases: Annotated[tuple[SafeText, ...], Field(description="Texts the summary must not contain.")] = ()
     files_exist: Annotated[tuple[SafeText, ...], Field(description="Names or patterns (*.svg) of files the step must make.")] = ()
     tests_pass: Annotated[bool, Field(description="All tests must pass in the end; for code steps.")] = False
+    rubric: Annotated[tuple[SafeText, ...], Field(max_length=RUBRIC_MAX, description="Criteria in words, for what no rule above can check.")] = ()
 
 
 class StepArgs(PlanStep):
@@ -151,9 +157,12 @@ _ANSWER_TOOL: Final = ToolSpec(
 
 
 def _tools(task: AgentTask) -> tuple[ToolSpec, ...]:
-    return (_ANSWER_TOOL,) if task.key == SYNTHESIS else (_PLAN_TOOL,)
+    key = task.key or ""
+    if key.startswith(CRITIC_PREFIX):
+        return (VERDICT_TOOL,)
+    return (_ANSWER_TOOL,) if key == SYNTHESIS else (ROUTE_TOOL,) if key == ROUTER else (_PLAN_TOOL,)
 
 
 def planner_agent() -> AgentSpec:
     """Make the planner."""
-    return AgentSpec(kind="planner", description="Makes plans and writes the answers of runs.", instructions=INSTRUCTIONS, tools=_tools, memory="remember")
+    return AgentSpec(kind="planner", description="Makes plans and writes the answers of runs.", instructions=_INSTRUCTIONS, tools=_tools, memory="remember")

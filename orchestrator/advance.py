@@ -12,11 +12,27 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final
 
+import msgspec
+
 from crewlog.orchestrator import answer, critic
-from crewlog.orchestrator.dispatch import earlier_item, kinds_item, open_points_item, outcomes_of, planner_step, review_item
+from crewlog.orchestrator.dispatch import earlier_item, kinds_item, open_points_item, outcomes_of, planner_step, review_item, rubric_item
 from crewlog.orchestrator.draft import ORCHESTRATOR, Draft
 from crewlog.orchestrator.planning import offers
-from crewlog.orchestrator.run import PLAN, REPLAN_PREFIX, SYNTHESIS, RunState, TaskState, active_tasks, is_finished, ready_steps, starving, unrevised
+from crewlog.orchestrator.run import (
+    PLAN,
+    REPLAN_PREFIX,
+    ROUTER,
+    SYNTHESIS,
+    RunState,
+    TaskState,
+    active_tasks,
+    critic_key,
+    is_finished,
+    ready_steps,
+    starving,
+    unjudged,
+    unrevised,
+)
 from crewlog.schemas.ids import TaskId
 from crewlog.schemas.plan import Constraints
 from crewlog.schemas.run_events import RunCompleted, RunFailed, RunHeld, Step
@@ -34,6 +50,8 @@ def advance(draft: Draft) -> None:
         return
     for task in unrevised(draft.state):
         _open_revision(draft, task)
+    for task in unjudged(draft.state):
+        _ask_critic(draft, task)
     for step in ready_steps(draft.state):
         draft.open_task(step, outcomes_of(draft.state, step.depends_on))
     state = draft.state
@@ -100,6 +118,14 @@ def _open_revision(draft: Draft, task: TaskState) -> None:
     draft.open_task(step, [*outcomes_of(state, keys), *earlier_item(task, step), review_item(task.issues)])
 
 
+def _ask_critic(draft: Draft, task: TaskState) -> None:
+    """Have a model judge by the step's rubric what kept every rule."""
+    step = step_of(draft.state, task)
+    asked = planner_step(draft.state, critic_key(task))
+    asked = msgspec.structs.replace(asked, objective=f"Judge the outcome of {task.key!r} by the rubric. Its objective was: {step.objective}")
+    draft.open_task(asked, [*earlier_item(task, step), rubric_item(critic.rubric_of(step))])
+
+
 def is_plan(key: str) -> bool:
     """Say whether a task makes a plan."""
     return key == PLAN or key.startswith(REPLAN_PREFIX)
@@ -113,7 +139,10 @@ def step_of(state: RunState, task: TaskState) -> Step:
 def _make_plan(draft: Draft) -> None:
     state = draft.state
     task = state.tasks.get(PLAN)
-    if task is None:
+    if task is None and state.brief.routing == "router" and ROUTER not in state.tasks:
+        offered = offers(draft.kinds)
+        draft.open_task(planner_step(state, ROUTER), [kinds_item(offered)], offered=tuple(offered))
+    elif task is None:
         ask_planner(draft, PLAN)
     else:
         fail(draft, task.error or Failure("internal", f"task {task.task_id} made no plan"))
@@ -140,7 +169,7 @@ def _replans(state: RunState) -> int:
 
 
 def _may_replan(state: RunState, missing: list[str]) -> bool:
-    if state.origin != "planner" or _replans(state) >= REPLANS_MAX:
+    if state.origin not in ("planner", "router") or _replans(state) >= REPLANS_MAX:
         return False
     failed = {key for key in missing if key in state.tasks}
     if failed and failed <= state.repeated:  # a new plan led to the same failures again

@@ -9,6 +9,7 @@ from typing import Any, Final
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.json_output import schema_problems
 from crewlog.schemas.plan import Constraints
+from crewlog.schemas.run_events import Step
 from crewlog.schemas.text import shorten
 from crewlog.schemas.values import Issue, Outcome
 
@@ -62,6 +63,33 @@ def _test_issues(output: Any) -> Iterator[Issue]:
         yield Issue("tests_pass", "the outcome does not say how many tests passed and failed; run the tests")
     elif failed > 0 or passed < 1:
         yield Issue("tests_pass", f"{failed} tests fail and {passed} pass; none may fail and at least one must pass")
+
+
+def rubric_of(step: Step) -> tuple[str, ...]:
+    """Return the criteria that a model judges a step's outcome by; none for most steps."""
+    if b'"rubric"' not in bytes(step.constraints):
+        return ()
+    return Constraints.model_validate_json(bytes(step.constraints)).rubric
+
+
+def read_judgement(output: Any, rubric: tuple[str, ...]) -> tuple[Issue, ...]:
+    """Turn what a critic said into issues: one for each criterion that is not met.
+
+    Args:
+        output: of the critic's outcome: `{"verdicts": [{"criterion": 1, "met": true, "why": "…"}]}`.
+
+    Raises:
+        ContractError: it does not judge every criterion exactly once.
+    """
+    said = output.get("verdicts") if isinstance(output, dict) else None
+    verdicts = {v["criterion"]: v for v in said if isinstance(v, dict) and isinstance(v.get("criterion"), int)} if isinstance(said, list) else {}
+    if set(verdicts) != set(range(1, len(rubric) + 1)) or len(said or ()) != len(rubric):
+        raise ContractError(f"the critic judged criteria {sorted(verdicts)} of 1 to {len(rubric)}")
+    return tuple(
+        Issue("rubric", f"not met: {criterion}" + (f" ({shorten(str(verdicts[number].get('why') or ''), 300)})" if verdicts[number].get("why") else ""))
+        for number, criterion in enumerate(rubric, 1)
+        if verdicts[number].get("met") is not True
+    )
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:

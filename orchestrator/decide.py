@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, Final, assert_never
+from typing import Any, Final, Literal, assert_never
 
 import msgspec
 
@@ -33,9 +33,9 @@ from crewlog.orchestrator.commands import (
 )
 from crewlog.orchestrator.dispatch import fit_outcome, outcomes_of
 from crewlog.orchestrator.draft import Decision, Draft
-from crewlog.orchestrator.planning import Kinds, check_kinds, given_steps, planned_steps, single_step
+from crewlog.orchestrator.planning import SINGLE_KEY, Kinds, check_kinds, given_steps, planned_steps, single_step
 from crewlog.orchestrator.repeats import NO_PROGRESS, work_hash
-from crewlog.orchestrator.run import SYNTHESIS, RunState, TaskState, current_task, next_due_us, starving
+from crewlog.orchestrator.run import CRITIC_PREFIX, ROUTER, SYNTHESIS, RunState, TaskState, current_task, judged_by, next_due_us, starving
 from crewlog.schemas.errors import ContractError, NotFound
 from crewlog.schemas.ids import ApprovalId, RunId
 from crewlog.schemas.plan import Constraints
@@ -68,6 +68,8 @@ SUBMITTED_BYTES_MAX: Final = 96 * 1024
 GOAL_CHARS_MAX: Final = 500
 DEADLINE: Final = "deadline"
 BUDGET: Final = "budget"
+
+Verdict = Literal["accepted", "judging", "revise", "flagged", "failed"]
 
 NOTHING_USED: Final = Usage()
 NO_KINDS: Final[Kinds] = MappingProxyType({})
@@ -166,6 +168,10 @@ def _task_ended(draft: Draft, command: TaskEnded) -> None:
     outcome = _labelled(draft.state, task, done.outcome, unpriced=done.unpriced_calls > 0)
     if is_plan(task.key):
         _plan_arrived(draft, command, task, outcome)
+    elif task.key == ROUTER:
+        _route_arrived(draft, command, task, outcome)
+    elif task.key.startswith(CRITIC_PREFIX):
+        _judgement_arrived(draft, command, task, outcome)
     else:
         _work_arrived(draft, command, task, outcome)
     advance(draft)
@@ -179,7 +185,9 @@ def _labelled(state: RunState, task: TaskState, outcome: Outcome, *, unpriced: b
     return fit_outcome(replace(outcome, flags=tuple(dict.fromkeys(flags)), trust="untrusted" if tainted else outcome.trust))
 
 
-def _review_event(task: TaskState, command: TaskEnded, outcome: Outcome, verdict: Any, issues: tuple[Issue, ...], error: Failure | None = None) -> TaskReviewed:
+def _review_event(
+    task: TaskState, command: TaskEnded, outcome: Outcome, verdict: Verdict, issues: tuple[Issue, ...], error: Failure | None = None
+) -> TaskReviewed:
     done = command.event
     return TaskReviewed(task.task_id, task.key, verdict, issues, outcome, error, done.usage, done.cost_micro_usd)
 
@@ -190,14 +198,55 @@ def _work_arrived(draft: Draft, command: TaskEnded, task: TaskState, outcome: Ou
     issues = _judge(state, task, step, command.event.outcome)
     # the same work again, although its issues were named: naming them once more will not help
     repeated = bool(issues) and work_hash(step, outcome) in state.rejected
+    verdict, outcome = _verdict(task, outcome, issues, repeated=repeated)
+    if verdict == "accepted" and critic.rubric_of(step):
+        verdict = "judging"
+    draft.emit(_review_event(task, command, outcome, verdict, issues))
+
+
+def _verdict(task: TaskState, outcome: Outcome, issues: tuple[Issue, ...], *, repeated: bool) -> tuple[Verdict, Outcome]:
     if not issues:
-        draft.emit(_review_event(task, command, outcome, "accepted", ()))
-    elif task.revised < REVISIONS_MAX and not repeated:
-        draft.emit(_review_event(task, command, outcome, "revise", issues))
-    else:
-        why = ("review_failed", NO_PROGRESS) if repeated else ("review_failed",)
-        flagged = replace(outcome, flags=tuple(dict.fromkeys((*outcome.flags, *why))))
-        draft.emit(_review_event(task, command, flagged, "flagged", issues))
+        return "accepted", outcome
+    if task.revised < REVISIONS_MAX and not repeated:
+        return "revise", outcome
+    why = ("review_failed", NO_PROGRESS) if repeated else ("review_failed",)
+    return "flagged", _flagged(outcome, *why)
+
+
+def _flagged(outcome: Outcome, *flags: str) -> Outcome:
+    return replace(outcome, flags=tuple(dict.fromkeys((*outcome.flags, *flags))))
+
+
+def _judgement_arrived(draft: Draft, command: TaskEnded, task: TaskState, outcome: Outcome) -> None:
+    """Take what a critic said about another task's outcome; one that cannot be understood leaves a flag, never work undone."""
+    draft.emit(_review_event(task, command, outcome, "accepted", ()))
+    judged = judged_by(draft.state, task)
+    if judged is None or judged.outcome is None:
+        return
+    step = step_of(draft.state, judged)
+    try:
+        issues = critic.read_judgement(command.event.outcome.output, critic.rubric_of(step))
+    except ContractError:
+        _not_judged(draft, judged)
+        return
+    repeated = bool(issues) and work_hash(step, judged.outcome) in draft.state.rejected
+    verdict, final = _verdict(judged, judged.outcome, issues, repeated=repeated)
+    draft.emit(TaskReviewed(judged.task_id, judged.key, verdict, issues, final))
+
+
+def _not_judged(draft: Draft, judged: TaskState) -> None:
+    assert judged.outcome is not None
+    draft.emit(TaskReviewed(judged.task_id, judged.key, "flagged", (), _flagged(judged.outcome, "not_judged")))
+
+
+def _route_arrived(draft: Draft, command: TaskEnded, task: TaskState, outcome: Outcome) -> None:
+    """Hand the whole goal to the kind that the router named; anything else is the planner's business."""
+    draft.emit(_review_event(task, command, outcome, "accepted", ()))
+    output = command.event.outcome.output
+    kind = output.get("kind") if isinstance(output, dict) else None
+    if kind in task.offered:
+        brief = draft.state.brief
+        draft.emit(RunPlanned((Step(SINGLE_KEY, str(kind), brief.objective, (), brief.constraints),), "router", draft.state.plans))
 
 
 def _judge(state: RunState, task: TaskState, step: Step, outcome: Outcome) -> tuple[Issue, ...]:
@@ -251,6 +300,8 @@ def _jitter(task: TaskState) -> float:
 def _give_up(draft: Draft, task: TaskState, error: Failure, usage: Usage = NOTHING_USED, cost_micro_usd: int = 0) -> None:
     draft.write(task.task_id, TaskFailed(error))
     draft.emit(TaskReviewed(task.task_id, task.key, "failed", error=error, usage=usage, cost_micro_usd=cost_micro_usd))
+    if task.key.startswith(CRITIC_PREFIX) and (judged := judged_by(draft.state, task)) is not None:
+        _not_judged(draft, judged)
 
 
 def _approval_asked(draft: Draft, command: ApprovalAsked) -> None:
@@ -350,7 +401,7 @@ def _task_due(draft: Draft, task: TaskState) -> None:
             for approval_id, asked in task.pending.items():
                 if asked.expires_us <= draft.now_us:
                     _answer(draft, draft.state.tasks[task.key], approval_id, "expired", CLOCK)
-        case "held" | "accepted" | "flagged" | "revise" | "failed":
+        case "held" | "judging" | "accepted" | "flagged" | "revise" | "failed":
             pass
         case _:
             assert_never(task.phase)

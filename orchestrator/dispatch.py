@@ -12,7 +12,7 @@ from uuid import UUID
 
 import msgspec
 
-from crewlog.orchestrator.run import PLAN, BudgetBrief, RunState, TaskState, blocked_steps, is_finished
+from crewlog.orchestrator.run import SYNTHESIS, BudgetBrief, RunState, TaskState, blocked_steps, is_finished
 from crewlog.schemas.ids import TaskId
 from crewlog.schemas.run_events import Step
 from crewlog.schemas.text import shorten
@@ -27,6 +27,7 @@ OBJECTIVE_CHARS_MAX: Final = 300
 ISSUES_MAX: Final = 20
 SYSTEM: Final = "system"
 KINDS: Final = "@kinds"
+RUBRIC: Final = "@rubric"
 TRUNCATED: Final = "truncated"
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -167,6 +168,12 @@ def review_item(issues: Sequence[Issue]) -> ContextItem:
     return ContextItem("@review", SYSTEM, "what the earlier outcome lacks", Outcome(text, output=output))
 
 
+def rubric_item(rubric: Sequence[str]) -> ContextItem:
+    """Tell a critic what to judge by."""
+    text = "\n".join(f"{number}. {criterion}" for number, criterion in enumerate(rubric, 1))
+    return ContextItem(RUBRIC, SYSTEM, "what the outcome is judged by", Outcome(text, output=list(rubric)))
+
+
 def earlier_item(task: TaskState, step: Step) -> list[ContextItem]:
     """Hand an agent its earlier work."""
     return [] if task.outcome is None else [ContextItem(step.key, step.type, step.objective, task.outcome)]
@@ -195,5 +202,5 @@ def _problem(state: RunState, key: str, blocked: dict[str, str]) -> str:
 
 def planner_step(state: RunState, key: str) -> Step:
     """Describe one of the orchestrator's own tasks: the planner is given the goal as it was submitted."""
-    constraints = state.brief.constraints if not key.startswith(("@replan", PLAN)) else msgspec.Raw(b"{}")
+    constraints = state.brief.constraints if key == SYNTHESIS else msgspec.Raw(b"{}")
     return Step(key, "planner", state.brief.objective, (), constraints)

@@ -71,7 +71,7 @@ class Draft:
         revision = state.revisions.get(step.key, 0)
         is_submitted_task = state.origin == "single" and revision == 0 and not step.key.startswith("@")
         task_id = TaskId(brief.task_id) if is_submitted_task else derived_task_id(state.run_id, key=step.key, revision=revision)
-        is_last = state.origin == "single" or step.key == SYNTHESIS
+        is_last = step.key == SYNTHESIS or (state.origin == "single" and not step.key.startswith("@"))
         scopes = scopes_of(state, step.type, self.now_us)
         hard = min((limit.hard_micro_usd for limit in scopes if limit.hard_micro_usd is not None), default=None)
         schema = brief.output_schema if is_last else None

@@ -46,10 +46,14 @@ from crewlog.schemas.values import Failure, Issue, Outcome, Shortfall, Trust
 PLAN: Final = "@plan"
 SYNTHESIS: Final = "@synthesis"
 REPLAN_PREFIX: Final = "@replan-"
+ROUTER: Final = "@router"
+CRITIC_PREFIX: Final = "@critic-"
+CRITIC_KEY_CHARS_MAX: Final = 48
+"""Of the judged step's key in the key of its critic: keys have a limit."""
 
-Phase = Literal["dispatched", "retrying", "suspended", "held", "accepted", "flagged", "revise", "failed"]
+Phase = Literal["dispatched", "retrying", "suspended", "held", "judging", "accepted", "flagged", "revise", "failed"]
 Status = Literal["new", "open", "completed", "failed", "cancelled"]
-Origin = Literal["given", "planner", "single"]
+Origin = Literal["given", "planner", "single", "router"]
 
 ACTIVE: Final = frozenset({"dispatched", "retrying", "suspended", "held"})
 FINISHED: Final = frozenset({"accepted", "flagged"})
@@ -86,6 +90,7 @@ class Brief(msgspec.Struct, frozen=True):
     output_schema: dict[str, Any] | None = None
     priority: Literal["high", "normal", "low"] = "normal"
     auto_approve: bool = False
+    routing: Literal["planner", "router"] = "planner"
     synthesis: Literal["planner", "collect"] | None = None
 
     @property
@@ -361,6 +366,21 @@ def unrevised(state: RunState) -> list[TaskState]:
     return [task for task in state.tasks.values() if task.phase == "revise"]
 
 
+def unjudged(state: RunState) -> list[TaskState]:
+    """Return the tasks whose outcome a model must judge and that no critic was given yet."""
+    return [task for task in state.tasks.values() if task.phase == "judging" and critic_key(task) not in state.tasks]
+
+
+def critic_key(task: TaskState) -> str:
+    """Name the task that judges this one's outcome; a revision is judged by another."""
+    return f"{CRITIC_PREFIX}{task.key.lstrip('@')[:CRITIC_KEY_CHARS_MAX]}-{task.revision}"
+
+
+def judged_by(state: RunState, critic: TaskState) -> TaskState | None:
+    """Return the task that waits for this critic."""
+    return next((task for task in state.tasks.values() if task.phase == "judging" and critic_key(task) == critic.key), None)
+
+
 def ready_steps(state: RunState) -> list[Step]:
     """Return the steps whose dependencies are finished and that nobody was given yet, in the plan's order."""
     return [s for s in state.steps if s.key not in state.tasks and all(is_finished(state, key) for key in s.depends_on)]
@@ -435,6 +455,8 @@ def _task_waits(task: TaskState) -> Waiting | None:
             return Waiting("retry", f"attempt {task.attempt} follows after {task.error.message if task.error else 'a failure'}", task.due_us)
         case "suspended":
             return Waiting("approval", f"a person must decide about {', '.join(sorted(p.tool for p in task.pending.values()))}", task.due_us)
+        case "judging":
+            return Waiting("worker", "a critic judges its outcome")
         case "accepted" | "flagged" | "failed" | "revise" | "held":
             return None  # a revision is dispatched in the append that asks for it, unless a budget holds everything
         case _:

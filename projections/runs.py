@@ -158,6 +158,8 @@ def _reviewed(run: RunState, recorded: Recorded, event: TaskReviewed, changed: C
             finish(task, "revised", recorded.occurred_us, changed)
         case "failed":
             finish(task, "failed", recorded.occurred_us, changed)
+        case "judging":
+            pass  # still in review, by a model now
 
 
 def _completed(run: RunState, recorded: Recorded, event: RunCompleted, changed: Changed) -> None:

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from crewlog.schemas.checks import Kind, Objective, SafeText, StepKey
 
 STEPS_MAX: Final = 100
+RUBRIC_MAX: Final = 10
+"""Criteria of one rubric."""
 
 
 class Constraints(BaseModel):
@@ -24,6 +26,8 @@ class Constraints(BaseModel):
     """Names (or `*.svg`-like patterns) of artifacts that must be there."""
     tests_pass: bool = False
     """The outcome's `output.tests.failed` must be 0 and `output.tests.passed` at least 1."""
+    rubric: Annotated[tuple[SafeText, ...], Field(max_length=RUBRIC_MAX)] = ()
+    """What a model judges once every rule above is kept: criteria in words, such as `names the risk that matters most`."""
 
 
 class PlanStep(BaseModel):

@@ -60,7 +60,7 @@ class RunPlanned(RunEvent, frozen=True):
     """The plan is fixed. A later one (`revision` > 0) replaces the steps that are not finished."""
 
     steps: tuple[Step, ...]
-    origin: Literal["given", "planner", "single"]
+    origin: Literal["given", "planner", "single", "router"]
     revision: int = 0
     note: str = ""
 
@@ -115,11 +115,14 @@ class TaskResumed(RunEvent, frozen=True):
 
 
 class TaskReviewed(RunEvent, frozen=True):
-    """A task ended and was judged. `revise` sends the work back with the issues, `flagged` accepts it although issues remain."""
+    """A task ended and was judged. `revise` sends the work back with the issues, `flagged` accepts it although issues remain.
+
+    `judging`: every rule is kept, and a model judges the rest; what it says follows in another event about the same task.
+    """
 
     task_id: TaskId
     key: str
-    verdict: Literal["accepted", "revise", "flagged", "failed"]
+    verdict: Literal["accepted", "judging", "revise", "flagged", "failed"]
     issues: tuple[Issue, ...] = ()
     outcome: Outcome | None = None
     error: Failure | None = None

@@ -102,6 +102,8 @@ class AgentTask(BaseModel):
     """Run consequential tools without asking a person. Recorded with the run; off unless the sender says so."""
     plan: Plan | None = None
     """For `type: run`: the sender's own plan. No planner is asked then."""
+    routing: Literal["planner", "router"] = "planner"
+    """Who is asked first about a goal without a plan: the planner, or a router, which may hand the whole goal to one specialist."""
     synthesis: Literal["planner", "collect"] | None = None
     """Who writes the answer of a run: the planner agent, or the orchestrator by putting the outcomes side by side.
     None means `collect` for a run with its own plan or of a single task, `planner` otherwise."""
