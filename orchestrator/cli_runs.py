@@ -52,6 +52,7 @@ async def submit(
     soft: Annotated[str | None, typer.Option("--soft", metavar="USD", help="Warn from here on; without it, from 70 % of the budget.")] = None,
     limit: Annotated[list[str] | None, typer.Option("--limit", metavar="NAME=N", help="Where a task stops, as turns_max=80; repeatable.")] = None,
     surface: Annotated[str | None, typer.Option("--surface", help="Where the work comes from; the operator may set budgets for each.")] = None,
+    route: Annotated[bool, typer.Option("--route", help="Ask a router first: what one specialist can do alone needs no plan.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Let tools with consequences run without asking.")] = False,
     fail_on_approval: Annotated[bool, typer.Option("--fail-on-approval", help="With --wait: end with code 6 when a person is needed.")] = False,
     timeout: TimeoutOption = None,
@@ -63,7 +64,7 @@ async def submit(
     from crewlog.orchestrator.client import Client
 
     what = _read_submission(goal, file)
-    fields: TaskFields = {**_task_fields(budget, soft, surface, yes=yes), **read_limits(limit or (), what)}
+    fields: TaskFields = {**_task_fields(budget, soft, surface, yes=yes, route=route), **read_limits(limit or (), what)}
     async with Client.connect(load_config(home)) as client:
         submitted = await _hand_in(client, await client.prepare(what, attachments=attach or (), kind=kind, **fields), home)
         if not wait:
@@ -76,7 +77,7 @@ async def submit(
         return await _follow(client, submitted.run_id, home, output, timeout=timeout, fail_on_approval=fail_on_approval)
 
 
-def _task_fields(budget: str | None, soft: str | None, surface: str | None, *, yes: bool) -> TaskFields:
+def _task_fields(budget: str | None, soft: str | None, surface: str | None, *, yes: bool, route: bool) -> TaskFields:
     from crewlog.orchestrator.cli_budget import read_budget
     from crewlog.schemas.task import Budget
 
@@ -87,6 +88,8 @@ def _task_fields(budget: str | None, soft: str | None, surface: str | None, *, y
         fields["budget"] = Budget(**amounts)
     if surface is not None:
         fields["surface"] = surface
+    if route:
+        fields["routing"] = "router"
     return fields
 
 

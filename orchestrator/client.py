@@ -63,6 +63,7 @@ class TaskFields(TypedDict, total=False):
     limits: Limits
     budget: Budget
     surface: str
+    routing: Literal["planner", "router"]
 
 
 class Submitted(msgspec.Struct, frozen=True):
