@@ -116,9 +116,7 @@ class OverBudget(LimitExceeded):
         self.scope, self.limit_micro_usd, self.used_micro_usd, self.needed_micro_usd = scope, limit_micro_usd, used_micro_usd, needed_micro_usd
         used, limit, needed = map(format_usd, (used_micro_usd, limit_micro_usd, needed_micro_usd))
         self.reason = f"budget {scope}: a call that may cost {needed} does not fit, {used} of {limit} are spent or reserved; raise the limit"
-
-    def __str__(self) -> str:
-        return self.reason
+        self.args = (self.reason,)
 
 
 class NotAuthorised(OrchestrationError):

@@ -16,7 +16,6 @@ CREATE TABLE es.reservations (                                    -- open ones, 
   stream_id      text COLLATE "C" NOT NULL,
   run_id         uuid,
   task_id        uuid,
-  scopes         bigint[] NOT NULL,
   amount         bigint NOT NULL CHECK (amount >= 0),
   since_us       bigint NOT NULL,                                 -- microseconds since 1970, by the writer's clock
   released_at    timestamptz                                      -- given back: a price that comes late is charged all the same

@@ -40,16 +40,17 @@ BEGIN
 END $$;
 REVOKE ALL ON FUNCTION es.make_scopes FROM public;
 
--- Says of each stream whether this login may not settle what was reserved there: it may where it may append.
-CREATE FUNCTION es.not_to_settle(p_writer text, p_streams text[]) RETURNS boolean[] LANGUAGE sql STABLE
+-- Gives the scopes of streams, as text, and says of each whether this login may not settle what was reserved there: it may where it may append.
+CREATE FUNCTION es.reserved_elsewhere(p_writer text, p_streams text[], OUT scopes text[], OUT denied boolean[]) LANGUAGE sql STABLE
 SET search_path = pg_catalog, es, pg_temp AS $$
-  SELECT array_agg(u.name IS NOT NULL AND NOT EXISTS (
-           SELECT FROM grants a JOIN streams z ON z.stream_id = u.name
+  SELECT array_agg(z.scopes::text ORDER BY u.o),
+         array_agg(u.name IS NOT NULL AND NOT EXISTS (
+           SELECT FROM grants a
             WHERE a.role = p_writer AND starts_with(u.name, a.category || '/') AND (a.kind IS NULL OR z.kind = a.kind)
               AND (a.except_kinds = '{}' OR (z.kind IS NOT NULL AND z.kind <> ALL (a.except_kinds)))) ORDER BY u.o)
-    FROM unnest(p_streams) WITH ORDINALITY u (name, o)
+    FROM unnest(p_streams) WITH ORDINALITY u (name, o) LEFT JOIN streams z ON z.stream_id = u.name
 $$;
-REVOKE ALL ON FUNCTION es.not_to_settle FROM public;
+REVOKE ALL ON FUNCTION es.reserved_elsewhere FROM public;
 
 CREATE FUNCTION es.append(
   p_streams text[],
@@ -113,11 +114,12 @@ DECLARE
   set_charged boolean[]; done_charged boolean[];       -- set -> whether an amount above 0 is about it
   set_spent bigint[]; set_reserved bigint[]; set_freed bigint[]; done_spent bigint[] := '{}'; done_reserved bigint[] := '{}';
   settled_n int := 0;           -- the first so many of p_held are settled here
-  looked_for uuid[] := '{}';
-  held_id uuid[]; held_amount bigint[]; held_stream text[]; held_scopes text[]; held_denied boolean[];   -- reservation -> what the table says
+  held_id uuid[]; held_amount bigint[]; held_stream text[]; held_run uuid[]; held_task uuid[]; held_since bigint[];   -- taken from the table
+  else_scopes text[]; else_denied boolean[];           -- reservation -> scopes of its stream, if that is not in the batch, and whether it is taboo
+  known_held uuid[];            -- reservations that were made elsewhere meanwhile
   held_was int[]; now_state int[];                     -- 0 unknown, 1 open, 2 given back, 3 settled
   now_amount bigint[]; now_set int[]; now_write int[]; -- now_write: the write it is made with here; 0: it is not
-  reserves boolean := false; settles boolean := false; releases boolean := false;
+  reserves boolean := false; releases boolean := false;
   exact boolean := false;       -- a limit is near: requests are held against the limits one by one
   near boolean;
   a_scope bigint[]; a_name text[]; a_soft bigint[]; a_hard bigint[]; a_before bigint[];   -- rows of all charged sets, without this batch
@@ -126,7 +128,8 @@ DECLARE
   was_spent bigint[]; was_reserved bigint[]; was_freed bigint[]; was_used bigint[]; was_soft bigint[]; was_hard bigint[]; was_limit int[];
   was_state int[]; was_amount bigint[]; was_set int[]; was_write int[];
   r int; t0 int; b0 int; l0 int; next_r int; next_t int; next_b int; next_l int;
-  scopes text; first_set int; charges boolean; amount bigint; warned text[]; h int; i int; n int;
+  scopes text; last_scopes text; last_set int; own boolean; plain_money boolean; x int; first_set int; charges boolean; amount bigint; warned text[];
+  h int; i int; n int;
 BEGIN
   IF current_setting('transaction_isolation') <> 'read committed' THEN
     RAISE EXCEPTION 'es.append needs READ COMMITTED' USING ERRCODE = 'ES005';
@@ -169,7 +172,6 @@ BEGIN
     FOR k IN 1..types_n LOOP type_limits[k] := p_types[k] = 'BudgetChanged'; END LOOP;
   END IF;
 
-  money := charging OR b_n + l_n > 0 OR type_calls IS NOT NULL OR type_limits IS NOT NULL;
 
   -- Rights: one grant per login and category. Streams are sorted, so when the first and the last share a category, all do.
   FOR g IN SELECT category || '/' AS prefix, types, closing, kind, except_kinds, opens FROM grants WHERE role = writer ORDER BY category LOOP
@@ -239,6 +241,8 @@ BEGIN
       FROM unnest(p_streams) WITH ORDINALITY u (name, o)
       LEFT JOIN unnest(ours, advanced, was_closed, s_scopes) t (name, version, closed, scopes) ON t.name = u.name;
   END IF;
+  IF w_scopes IS NULL AND array_remove(s_scopes, NULL) = '{}' THEN type_calls := NULL; END IF;   -- nothing that happens here costs anything
+  money := charging OR b_n + l_n > 0 OR type_calls IS NOT NULL OR type_limits IS NOT NULL;
   plain := NOT (0 = ANY (granted) OR types_vary OR type_closes IS NOT NULL);
 
   -- Readers' watermark: every position this transaction draws is above lower_bound, and whoever sees the lock reads no further.
@@ -247,35 +251,34 @@ BEGIN
   PERFORM pg_advisory_xact_lock_shared((17747::bigint << 48) | lower_bound);
 
   IF charging THEN
-    sets := '{}'; sets_n := 0; set_charged := '{}'; held_was := array_fill(0, ARRAY[cardinality(p_held)]); looked_for := p_held[1:settled_n];
+    sets := '{}'; sets_n := 0; set_charged := '{}'; held_was := array_fill(0, ARRAY[cardinality(p_held)]);
     IF l_n > 0 THEN                                               -- rows whose limits change are locked together with the others
       sets := ARRAY[(SELECT array_agg(DISTINCT k_scope[x])::text FROM unnest(l_limit) x)]; sets_n := 1; set_charged := '{true}';
+    END IF;
+    IF settled_n > 0 THEN                                         -- what is to be settled is taken away; what stays is put back below
+      WITH taken AS (
+        DELETE FROM reservations x USING unnest(p_held[1:settled_n]) u (id) WHERE x.reservation_id = u.id
+        RETURNING u.id, CASE WHEN x.released_at IS NULL THEN 1 ELSE 2 END AS state, x.amount, x.stream_id, x.run_id, x.task_id, x.since_us)
+      SELECT array_agg(id ORDER BY id), array_agg(state ORDER BY id), array_agg(taken.amount ORDER BY id), array_agg(stream_id ORDER BY id),
+             array_agg(run_id ORDER BY id), array_agg(task_id ORDER BY id), array_agg(since_us ORDER BY id)
+        INTO held_id, held_was, held_amount, held_stream, held_run, held_task, held_since FROM taken;
+      IF held_id IS DISTINCT FROM p_held[1:settled_n] THEN        -- some are unknown: align the arrays again
+        SELECT array_agg(coalesce(x.state, 0) ORDER BY u.o), array_agg(x.amount ORDER BY u.o), array_agg(x.stream ORDER BY u.o),
+               array_agg(x.run ORDER BY u.o), array_agg(x.task ORDER BY u.o), array_agg(x.since ORDER BY u.o)
+          INTO held_was, held_amount, held_stream, held_run, held_task, held_since
+          FROM unnest(p_held) WITH ORDINALITY u (id, o)
+          LEFT JOIN unnest(held_id, held_was, held_amount, held_stream, held_run, held_task, held_since) x (id, state, amount, stream, run, task, since)
+                 ON x.id = u.id;
+      END IF;
     END IF;
   END IF;
 
   LOOP
     tries := tries + 1; refused := false; special := '{}'; w := 0; e := 0;
     IF charging THEN
-      IF looked_for <> '{}' THEN                                  -- reservations are locked behind streams, before budgets, in sorted order
-        WITH found AS (
-          SELECT reservation_id AS id, CASE WHEN released_at IS NULL THEN 1 ELSE 2 END AS state, x.amount, stream_id, nullif(scopes::text, '{}') AS scopes
-            FROM reservations x WHERE reservation_id = ANY (looked_for) ORDER BY reservation_id FOR UPDATE)
-        SELECT array_agg(id ORDER BY id), array_agg(state ORDER BY id), array_agg(found.amount ORDER BY id), array_agg(stream_id ORDER BY id),
-               array_agg(scopes ORDER BY id)
-          INTO held_id, held_was, held_amount, held_stream, held_scopes FROM found;
-        IF held_id IS DISTINCT FROM p_held[1:cardinality(looked_for)] THEN
-          SELECT array_agg(coalesce(x.state, 0) ORDER BY u.o), array_agg(x.amount ORDER BY u.o), array_agg(x.stream ORDER BY u.o),
-                 array_agg(x.scopes ORDER BY u.o)
-            INTO held_was, held_amount, held_stream, held_scopes
-            FROM unnest(p_held) WITH ORDINALITY u (id, o)
-            LEFT JOIN unnest(held_id, held_was, held_amount, held_stream, held_scopes) x (id, state, amount, stream, scopes) ON x.id = u.id;
-        END IF;
-        IF 0 = ANY (granted) OR NOT array_remove(held_stream, NULL) <@ p_streams THEN held_denied := es.not_to_settle(writer, held_stream); END IF;
-        looked_for := '{}';
-      END IF;
       now_state := held_was; now_amount := held_amount; now_write := array_fill(0, ARRAY[cardinality(p_held)]); now_set := now_write;
       set_spent := array_fill(0::bigint, ARRAY[sets_n]); set_reserved := set_spent; set_freed := set_spent;
-      used := a_before; soft := a_soft; hard := a_hard; reserves := false; settles := false; releases := false;
+      used := a_before; soft := a_soft; hard := a_hard; reserves := false; releases := false; last_scopes := NULL; last_set := 0;
     END IF;
     IF money THEN next_r := 1; next_t := 1; next_b := 1; next_l := 1; now_scopes := s_scopes; END IF;
     IF f_scope IS NOT NULL THEN f_limit := array_fill(0, ARRAY[cardinality(f_scope)]); END IF;
@@ -318,38 +321,58 @@ BEGIN
         END LOOP;
       END IF;
       IF money THEN
-        r := 0; t0 := next_t; b0 := next_b; l0 := next_l; charges := false;
+        r := 0; t0 := next_t; charges := false; own := false;
         IF r_request[next_r] = q THEN r := next_r; next_r := next_r + 1; END IF;
         WHILE t_request[next_t] = q LOOP next_t := next_t + 1; END LOOP;
-        WHILE b_write[next_b] <= w LOOP next_b := next_b + 1; END LOOP;
-        WHILE l_request[next_l] = q LOOP next_l := next_l + 1; END LOOP;
+        IF f_scope IS NOT NULL THEN
+          b0 := next_b; l0 := next_l;
+          WHILE b_write[next_b] <= w LOOP next_b := next_b + 1; END LOOP;
+          WHILE l_request[next_l] = q LOOP next_l := next_l + 1; END LOOP;
+        END IF;
         IF r > 0 OR next_t > t0 THEN                              -- which rows it is about, whatever becomes of it
-          charges := r > 0 AND r_amount[r] > 0;
-          FOR k IN t0..next_t - 1 LOOP
-            h := t_held[k]; charges := charges OR coalesce(t_actual[k] > 0, false);
-            IF held_denied[h] THEN
-              answer := jsonb_build_object('status', 'denied', 'reason', format('reservation %s of %s is not for %s', p_held[h], held_stream[h], writer));
+          s := w_stream[w0]; scopes := now_scopes[s];
+          IF latest[s] = 0 THEN scopes := w_scopes[w0]; END IF;
+          IF scopes IS DISTINCT FROM last_scopes THEN
+            last_scopes := scopes; last_set := array_position(sets, scopes);
+            IF scopes IS NULL THEN last_set := 0; END IF;
+            IF last_set IS NULL THEN
+              sets_n := sets_n + 1; last_set := sets_n; sets[sets_n] := scopes;
+              set_charged[sets_n] := false; set_spent[sets_n] := 0; set_reserved[sets_n] := 0; set_freed[sets_n] := 0;
             END IF;
-            IF held_scopes[h] IS NOT NULL AND now_write[h] = 0 THEN
-              i := array_position(sets, held_scopes[h]);
-              IF i IS NULL THEN
-                sets_n := sets_n + 1; i := sets_n; sets[i] := held_scopes[h]; set_charged[i] := false;
-                set_spent[i] := 0; set_reserved[i] := 0; set_freed[i] := 0;
-              END IF;
-              now_set[h] := i;
-            END IF;
-            IF now_set[h] > 0 AND (now_amount[h] > 0 OR t_actual[k] > 0) THEN set_charged[now_set[h]] := true; END IF;
-          END LOOP;
-          scopes := CASE WHEN latest[w_stream[w0]] = 0 THEN w_scopes[w0] ELSE now_scopes[w_stream[w0]] END;
-          first_set := CASE WHEN scopes IS NULL THEN 0 ELSE array_position(sets, scopes) END;
-          IF first_set IS NULL THEN
-            sets_n := sets_n + 1; first_set := sets_n; sets[first_set] := scopes; set_charged[first_set] := false;
-            set_spent[first_set] := 0; set_reserved[first_set] := 0; set_freed[first_set] := 0;
           END IF;
+          first_set := last_set;
+          IF r > 0 THEN charges := r_amount[r] > 0; END IF;
+          FOR k IN t0..next_t - 1 LOOP
+            h := t_held[k]; i := first_set;
+            IF held_stream[h] <> p_streams[s] AND now_write[h] = 0 THEN
+              x := array_position(p_streams, held_stream[h]);
+              IF x > 0 AND granted[x] > 0 THEN
+                scopes := now_scopes[x];
+              ELSE
+                IF else_scopes IS NULL THEN
+                  SELECT m.scopes, m.denied INTO else_scopes, else_denied FROM es.reserved_elsewhere(writer, held_stream) m;
+                END IF;
+                scopes := else_scopes[h];
+                IF else_denied[h] THEN
+                  answer := jsonb_build_object('status', 'denied', 'reason', format('reservation %s of %s is not for %s', p_held[h], held_stream[h], writer));
+                END IF;
+              END IF;
+              i := array_position(sets, scopes);
+              IF scopes IS NULL THEN i := 0; END IF;
+              IF i IS NULL THEN
+                sets_n := sets_n + 1; i := sets_n; sets[sets_n] := scopes;
+                set_charged[sets_n] := false; set_spent[sets_n] := 0; set_reserved[sets_n] := 0; set_freed[sets_n] := 0;
+              END IF;
+            END IF;
+            IF now_write[h] = 0 THEN now_set[h] := i; END IF;
+            IF t_actual[k] > 0 THEN charges := true; END IF;
+            IF (now_amount[h] > 0 OR t_actual[k] > 0) AND now_set[h] > 0 THEN set_charged[now_set[h]] := true; END IF;
+            IF r > 0 AND h = r_held[r] THEN own := true; END IF;
+          END LOOP;
           IF charges AND first_set > 0 THEN set_charged[first_set] := true; END IF;
         END IF;
 
-        IF answer IS NULL AND type_calls IS NOT NULL THEN         -- no model call on a stream with scopes without the money for it
+        IF type_calls IS NOT NULL AND answer IS NULL AND (r = 0 OR e > e0) THEN   -- no model call on a stream with scopes without the money for it
           k := e0;
           FOR x IN w0..w LOOP
             n := 0;
@@ -379,7 +402,7 @@ BEGIN
             answer := jsonb_build_object('status', 'malformed', 'reason', 'a limit and the BudgetChanged in budget/<scope> that says so go together');
           END IF;
         END IF;
-        IF answer IS NULL AND r > 0 AND now_state[r_held[r]] IN (1, 2) THEN
+        IF r > 0 AND answer IS NULL AND (now_state[r_held[r]] IN (1, 2) OR p_held[r_held[r]] = ANY (known_held)) THEN
           answer := jsonb_build_object('status', 'reserved', 'stream', p_streams[w_stream[w0]], 'reason', p_held[r_held[r]]);
         END IF;
 
@@ -388,39 +411,51 @@ BEGIN
             was_spent := set_spent; was_reserved := set_reserved; was_freed := set_freed; was_used := used; was_soft := soft; was_hard := hard;
             was_limit := f_limit; was_state := now_state; was_amount := now_amount; was_set := now_set; was_write := now_write;
           END IF;
-          FOR k IN b0..next_b - 1 LOOP                            -- a new scope has the limits of whoever is the first to bind a stream to it
-            i := array_position(f_scope, k_scope[b_limit[k]]);
-            IF f_new[i] AND f_limit[i] = 0 THEN f_limit[i] := b_limit[k]; END IF;
-          END LOOP;
-          FOR k IN l0..next_l - 1 LOOP
-            f_limit[array_position(f_scope, k_scope[l_limit[k]])] := l_limit[k];
-          END LOOP;
-          IF exact AND (next_b > b0 OR next_l > l0) THEN
-            FOR x IN 1..cardinality(f_scope) LOOP
-              i := array_position(a_scope, f_scope[x]);
-              IF i > 0 AND f_limit[x] > 0 THEN soft[i] := p_soft[f_limit[x]]; hard[i] := p_hard[f_limit[x]]; END IF;
+          IF f_scope IS NOT NULL THEN
+            FOR k IN b0..next_b - 1 LOOP                          -- a new scope has the limits of whoever is the first to bind a stream to it
+              i := array_position(f_scope, k_scope[b_limit[k]]);
+              IF f_new[i] AND f_limit[i] = 0 THEN f_limit[i] := b_limit[k]; END IF;
             END LOOP;
+            FOR k IN l0..next_l - 1 LOOP
+              f_limit[array_position(f_scope, k_scope[l_limit[k]])] := l_limit[k];
+            END LOOP;
+            IF exact AND (next_b > b0 OR next_l > l0) THEN
+              FOR x IN 1..cardinality(f_scope) LOOP
+                i := array_position(a_scope, f_scope[x]);
+                IF i > 0 AND f_limit[x] > 0 THEN soft[i] := p_soft[f_limit[x]]; hard[i] := p_hard[f_limit[x]]; END IF;
+              END LOOP;
+            END IF;
+          END IF;
+          plain_money := NOT (exact OR own);
+          IF r > 0 AND plain_money THEN                           -- the common case: any order is fine
+            h := r_held[r]; amount := r_amount[r]; reserves := true;
+            now_state[h] := 1; now_amount[h] := amount; now_set[h] := first_set; now_write[h] := w0;
+            IF first_set > 0 THEN set_reserved[first_set] := set_reserved[first_set] + amount; END IF;
           END IF;
           FOR round IN 1..2 LOOP                                  -- settle, reserve, then settle what was reserved just now
             FOR k IN t0..next_t - 1 LOOP
               h := t_held[k];
-              CONTINUE WHEN (round = 2) <> coalesce(h = r_held[r], false);
-              CONTINUE WHEN coalesce(now_state[h] NOT IN (1, 2) OR (now_state[h] = 2 AND t_actual[k] IS NULL), true);
-              amount := CASE now_state[h] WHEN 1 THEN now_amount[h] ELSE 0 END; v := coalesce(t_actual[k], 0); i := now_set[h];
-              now_state[h] := CASE WHEN t_actual[k] IS NULL THEN 2 ELSE 3 END;
-              settles := settles OR now_state[h] = 3; releases := releases OR now_state[h] = 2;
-              CONTINUE WHEN i = 0 OR (amount = 0 AND v = 0);
+              CONTINUE WHEN own AND (round = 2) <> (h = r_held[r]);
+              IF now_state[h] = 1 THEN
+                amount := now_amount[h];
+              ELSIF now_state[h] = 2 AND t_actual[k] >= 0 THEN
+                amount := 0;
+              ELSE
+                CONTINUE;
+              END IF;
+              i := now_set[h];
+              IF t_actual[k] IS NULL THEN v := 0; now_state[h] := 2; releases := true; ELSE v := t_actual[k]; now_state[h] := 3; END IF;
+              CONTINUE WHEN i = 0;
               set_spent[i] := set_spent[i] + v; set_reserved[i] := set_reserved[i] - amount; set_freed[i] := set_freed[i] + amount;
-              IF exact THEN
+              IF exact AND (v > 0 OR amount > 0) THEN
                 FOR y IN coalesce(set_end[i - 1], 0) + 1..set_end[i] LOOP used[set_row[y]] := used[set_row[y]] + v - amount; END LOOP;
               END IF;
             END LOOP;
-            EXIT WHEN r = 0 OR round = 2;
+            EXIT WHEN r = 0 OR round = 2 OR plain_money;
             h := r_held[r]; amount := r_amount[r];
             now_state[h] := 1; now_amount[h] := amount; now_set[h] := first_set; now_write[h] := w0; reserves := true;
-            CONTINUE WHEN first_set = 0 OR amount = 0;
-            set_reserved[first_set] := set_reserved[first_set] + amount;
-            IF exact THEN
+            IF first_set > 0 THEN set_reserved[first_set] := set_reserved[first_set] + amount; END IF;
+            IF exact AND first_set > 0 AND amount > 0 THEN
               FOR y IN coalesce(set_end[first_set - 1], 0) + 1..set_end[first_set] LOOP
                 i := set_row[y];
                 IF answer IS NULL AND used[i] + amount > hard[i] THEN
@@ -428,8 +463,8 @@ BEGIN
                 END IF;
                 used[i] := used[i] + amount;
               END LOOP;
-              EXIT WHEN answer IS NOT NULL;
             END IF;
+            EXIT WHEN answer IS NOT NULL OR NOT own;
           END LOOP;
           IF answer IS NOT NULL THEN
             set_spent := was_spent; set_reserved := was_reserved; set_freed := was_freed; used := was_used; soft := was_soft; hard := was_hard;
@@ -488,6 +523,10 @@ BEGIN
         FROM unnest(e_id) WITH ORDINALITY u (id, o) JOIN events n ON n.event_id = u.id;
       IF known_event IS NOT NULL THEN CONTINUE; END IF;
     END IF;
+    IF refused AND r_n > 0 AND known_held IS NULL THEN            -- what is reserved already is said to be that, not too much
+      known_held := ARRAY(SELECT x.reservation_id FROM reservations x WHERE x.reservation_id = ANY (p_held));
+      IF known_held <> '{}' THEN CONTINUE; END IF;
+    END IF;
 
     -- Charge the rows. They are touched as late as can be, in the order of their numbers, and stay locked until the commit.
     IF charging AND true = ANY (set_charged)
@@ -521,19 +560,18 @@ BEGIN
     END IF;
 
     BEGIN
-      IF settles THEN
-        DELETE FROM reservations x USING unnest(p_held, held_was, now_state, now_write) u (id, was, state, made)
-         WHERE x.reservation_id = u.id AND u.was > 0 AND (u.state = 3 OR u.made > 0);
-      END IF;
-      IF releases THEN
-        UPDATE reservations x SET released_at = clock_timestamp() FROM unnest(p_held, held_was, now_state, now_write) u (id, was, state, made)
-         WHERE x.reservation_id = u.id AND u.was = 1 AND u.state = 2 AND u.made = 0;
-      END IF;
       IF reserves THEN
-        INSERT INTO reservations (reservation_id, stream_id, run_id, task_id, scopes, amount, since_us, released_at)
-        SELECT u.id, p_streams[w_stream[u.made]], q_run[w_request[u.made]], q_task[w_request[u.made]], coalesce(sets[u.set]::bigint[], '{}'), u.amount,
-               q_occurred_us[w_request[u.made]], CASE u.state WHEN 2 THEN clock_timestamp() END
-          FROM unnest(p_held, now_state, now_write, now_amount, now_set) u (id, state, made, amount, set) WHERE u.made > 0 AND u.state IN (1, 2);
+        INSERT INTO reservations (reservation_id, stream_id, run_id, task_id, amount, since_us, released_at)
+        SELECT u.id, p_streams[w_stream[u.made]], q_run[w_request[u.made]], q_task[w_request[u.made]], u.amount, q_occurred_us[w_request[u.made]],
+               CASE u.state WHEN 2 THEN clock_timestamp() END
+          FROM unnest(p_held, now_state, now_write, now_amount) u (id, state, made, amount) WHERE u.made > 0 AND u.state < 3;
+      END IF;
+      IF 1 = ANY (now_state[1:settled_n]) OR 2 = ANY (now_state[1:settled_n]) THEN      -- put back
+        INSERT INTO reservations (reservation_id, stream_id, run_id, task_id, amount, since_us, released_at)
+        SELECT u.id, u.stream, u.run, u.task, u.amount, u.since, CASE u.state WHEN 2 THEN clock_timestamp() END
+          FROM unnest(p_held, now_state, now_write, held_amount, held_stream, held_run, held_task, held_since)
+                 u (id, state, made, amount, stream, run, task, since)
+         WHERE u.state IN (1, 2) AND u.made = 0;
       END IF;
       SELECT array_agg(nextval('es.event_position')) INTO positions FROM generate_series(1, events_n);
       INSERT INTO events (position, version, occurred_us, event_id, run_id, task_id, causation_id, trace_id, schema_version, stream_id, type, actor, writer, data)
@@ -547,7 +585,7 @@ BEGIN
       SELECT array_agg(u.o::int), array_agg(n.stream_id), array_agg(n.version), array_agg(n.position)
         INTO known_event, known_stream, known_version, known_position
         FROM unnest(e_id) WITH ORDINALITY u (id, o) JOIN events n ON n.event_id = u.id;
-      looked_for := p_held;
+      IF r_n > 0 THEN known_held := ARRAY(SELECT x.reservation_id FROM reservations x WHERE x.reservation_id = ANY (p_held)); END IF;
     END;
   END LOOP;
 

@@ -9,17 +9,20 @@ import asyncpg
 import msgspec
 import pytest
 import pytest_asyncio
-from support.logs import cancelled, dispatched, new_run, new_task, opening, request, submitted, to_run
+from support.logs import asked, cancelled, dispatched, new_run, new_task, opening, request, started, submitted, to_run, to_task
+from support.money import calling, changing, opened
 from support.postgres import Database
 
-from crewlog.events.append_call import SQL, arguments
+from crewlog.events.append_call import arguments, statement
 from crewlog.events.append_request import encode_request
 from crewlog.events.grants import ORCHESTRATOR
-from crewlog.events.store import AppendRequest, Write
-from crewlog.schemas.ids import run_stream
+from crewlog.events.store import AppendRequest, Reservation, Settlement, Write
+from crewlog.schemas.budget import ScopeLimit
+from crewlog.schemas.ids import reservation_id, run_stream
 
 # places of the arguments of es.append
 STREAMS, W_REQUEST, W_STREAM, W_EVENTS, TYPES, E_TYPE, E_ID, E_DATA = 0, 1, 2, 4, 11, 13, 14, 15
+SCOPE, SOFT, HARD, B_WRITE, B_LIMIT, L_REQUEST, L_LIMIT, HELD, R_REQUEST, R_HELD, R_AMOUNT, T_REQUEST, T_HELD, T_ACTUAL = range(17, 31)
 
 
 @pytest_asyncio.fixture
@@ -29,12 +32,20 @@ async def connection(database: Database) -> AsyncIterator[Any]:
     await connection.close()
 
 
+@pytest_asyncio.fixture
+async def owner(database: Database) -> AsyncIterator[Any]:
+    """Return a connection that may write everything."""
+    connection = await database.admin()
+    yield connection
+    await connection.close()
+
+
 def by_hand(*requests: AppendRequest) -> list[Any]:
     return arguments([encode_request(r) for r in requests], "by hand")
 
 
 async def call(connection: Any, given: list[Any]) -> Any:
-    return await connection.fetchrow(SQL, *given)
+    return await connection.fetchrow(statement(given), *given)
 
 
 async def test_arrays_that_do_not_fit_are_refused(connection: Any) -> None:
@@ -113,3 +124,67 @@ async def test_every_answer_stands_at_its_request(connection: Any) -> None:
     special = {answer["request"]: answer["status"] for answer in msgspec.json.decode(row[2])}
     assert special == {2: "duplicate", 3: "conflict", 5: "partial"}
     assert row[0] == [1, 0, 0, 3, 2, 0, 0, 3]
+
+
+# money
+
+
+async def told(connection: Any, given: list[Any]) -> dict[int, str]:
+    row = await call(connection, given)
+    return {answer["request"]: answer["status"] for answer in msgspec.json.decode(row[2])} if row[2] else {}
+
+
+async def test_money_that_does_not_fit_together_is_refused(owner: Any) -> None:
+    task_id = new_task()
+    await call(owner, by_hand(opened(task_id, ScopeLimit("run/1", None, 100)), calling(task_id, 10, "b"), calling(task_id, 10, "a")))
+    misfits: list[tuple[int, list[Any]]] = [
+        *((R_AMOUNT, [-1]), (R_AMOUNT, [None]), (R_AMOUNT, [2**62]), (R_AMOUNT, []), (R_REQUEST, [9]), (R_HELD, [])),
+        *((T_ACTUAL, [-1, 1]), (T_ACTUAL, [1]), (T_ACTUAL, [10**15 + 1, 1]), (T_REQUEST, [2, 9]), (T_REQUEST, [2, 1]), (HARD, [-1]), (HARD, []), (SOFT, [10])),
+        *((B_WRITE, [2]), (B_WRITE, [9]), (B_LIMIT, [])),
+    ]
+    for place, value in misfits:
+        settles = [Settlement(reservation_id(task_id, call_id), 1) for call_id in ("a", "b")]
+        given = by_hand(opened(new_task(), ScopeLimit("run/2", None, 9)), calling(task_id, 1, "c")._replace(settle=settles))
+        given[place] = value
+        with pytest.raises(asyncpg.PostgresError) as caught:
+            pytest.fail(f"{place} {value}: {await call(owner, given)}")
+        assert caught.value.sqlstate in ("ES006", "23514"), (place, value)
+    given = by_hand(to_task(task_id, started())._replace(settle=[Settlement(reservation_id(task_id, call_id), 1) for call_id in ("a", "b")]))
+    given[HELD] = given[HELD][::-1]
+    with pytest.raises(asyncpg.PostgresError, match="ascending"):
+        await call(owner, given)
+    assert await owner.fetch("SELECT scope, spent, reserved FROM es.budgets") == [("run/1", 0, 20)]
+
+
+async def test_the_gate_itself_asks_for_reservations_and_for_the_events_of_limits(owner: Any) -> None:
+    task_id, limit = new_task(), ScopeLimit("run/1", None, 100)
+    await call(owner, by_hand(opened(task_id, limit)))
+    silent, loud, other = changing(limit), changing(ScopeLimit("run/1", None, 5)), changing(ScopeLimit("run/2", None, 5))
+    given = by_hand(silent, loud, other, to_task(task_id, asked("x")), calling(task_id, 0))
+    given[L_REQUEST], given[L_LIMIT] = [2, 3], [2, 2]
+    assert await told(owner, given) == {1: "malformed", 3: "malformed", 4: "unreserved"}
+    assert await owner.fetch("SELECT scope, hard FROM es.budgets") == [("run/1", 5)]
+    hidden = to_task(task_id, asked("x"))
+    assert await told(owner, by_hand(hidden)) == {1: "unreserved"}  # also as a call without the arguments about money
+
+
+async def test_one_reservation_in_two_streams_of_a_batch_is_made_once(owner: Any) -> None:
+    tasks = [new_task(), new_task()]
+    same = [calling(task_id, 7)._replace(reserve=Reservation(reservation_id(tasks[0], "x"), 7)) for task_id in tasks]
+    await call(owner, by_hand(*(opened(task_id, ScopeLimit("run/1", None, 100)) for task_id in tasks)))
+    assert await told(owner, by_hand(*same)) == {2: "reserved"}
+    assert await told(owner, by_hand(same[1])) == {1: "reserved"}
+    assert await owner.fetch("SELECT spent, reserved FROM es.budgets") == [(0, 7)]
+
+
+async def test_budgets_are_charged_in_the_order_of_their_numbers(owner: Any) -> None:
+    """The plan that keeps batches from deadlocking: rows are reached one by one from a sorted list."""
+    for setting in ("enable_seqscan", "enable_hashjoin", "enable_mergejoin"):
+        await owner.execute(f"SET {setting} = off")
+    plan = await owner.fetch(
+        "EXPLAIN WITH c AS MATERIALIZED (SELECT x AS id, sum(x) AS n FROM unnest('{3,1,2}'::bigint[]) x GROUP BY x ORDER BY x) "
+        "UPDATE es.budgets b SET spent = b.spent + c.n FROM c WHERE b.scope_id = c.id"
+    )
+    text = "\n".join(row[0] for row in plan)
+    assert "Nested Loop" in text
+    assert text.index("CTE Scan on c") < text.index("Index Scan using budgets_pkey")

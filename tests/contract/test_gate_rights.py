@@ -207,6 +207,14 @@ FORBIDDEN = (
     "SELECT setval('es.event_position', 1)",
     "SELECT * FROM es.grants",
     "INSERT INTO es.grants VALUES ('crewlog_research', 'run', '{}', '{}', NULL, '{}', true)",
+    "UPDATE es.budgets SET hard = NULL",
+    "INSERT INTO es.budgets (scope) VALUES ('run/1')",
+    "DELETE FROM es.budgets",
+    "DELETE FROM es.reservations",
+    "UPDATE es.reservations SET amount = 0",
+    "UPDATE es.streams SET scopes = NULL",
+    "SELECT es.make_scopes('{run/1}', '{1}', '{1}')",
+    "SELECT es.reserved_elsewhere('crewlog_research', '{task/1}')",
     "UPDATE es.blobs SET data = ''",
     "DELETE FROM es.blobs",
     "DELETE FROM public.crewlog_migrations",
@@ -248,7 +256,7 @@ async def test_not_even_the_owner_changes_a_fact(database: Database) -> None:
 
 async def test_nobody_outside_the_roles_may_look(database: Database) -> None:
     connection = await database.admin()
-    for function in ("es.append", "es.known_answer", "es.high_water", "es.read_all"):
+    for function in ("es.append", "es.known_answer", "es.make_scopes", "es.reserved_elsewhere", "es.high_water", "es.read_all"):
         assert not await connection.fetchval(
             "SELECT bool_or(has_function_privilege('public', oid, 'EXECUTE')) FROM pg_proc WHERE oid::regproc::text = $1", function
         ), function
