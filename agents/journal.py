@@ -75,8 +75,8 @@ class Journal:
 
     def record(self, event: TaskEvent) -> None:
         """Apply an event to the state and queue it for the next append."""
-        if isinstance(event, ModelCallStarted) and any(isinstance(e, ModelCallStarted) for e in self._pending):
-            self.send()  # each has a reservation of its own, and so has each append
+        if isinstance(event, ModelCallStarted):
+            self._part_calls()
         self.state = evolve(self.state, event)
         self._pending.append(event)
 
@@ -86,6 +86,7 @@ class Journal:
         Returns:
             None when the money is reserved. Otherwise the limit that left no room: then the call was not recorded.
         """
+        self._part_calls()
         state, pending, settle, sent = self.state, list(self._pending), list(self._settle), self._sent
         self.record(event)
         self._reserve = Reservation(reservation_id(self._task_id, event.call_id), event.reserved_micro_usd)
@@ -163,6 +164,11 @@ class Journal:
         self._reserve = None
         appends, self._appends = self._appends, []
         await asyncio.gather(*appends, return_exceptions=True)
+
+    def _part_calls(self) -> None:
+        """Send what is pending if a model call is in it: each has a reservation of its own, and so has each append."""
+        if any(isinstance(event, ModelCallStarted) for event in self._pending):
+            self.send()
 
     def _take_pending(self) -> tuple[AppendRequest, list[bytes]]:
         """Make the next append of what was recorded, and the blobs that must be stored before it."""
