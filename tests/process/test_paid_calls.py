@@ -1,0 +1,90 @@
+"""Killed between reservation, call and settlement: the ledger balances to the micro-dollar against what the provider served."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from support.audit import ended_well, events
+from support.live_crew import LiveCrew, a_crew
+from support.model_server import Canned, serve_models
+from support.paid_agent import KIND
+from support.wires import ANTHROPIC, Said
+
+from crewlog.events.readiness import READY_FD
+from crewlog.schemas.budget import run_scope
+from crewlog.schemas.task_events import ModelCallFailed, ModelCallFinished, ModelCallStarted
+
+TESTS = Path(__file__).parents[1]
+PRICES = {"anthropic:*": {"input": 3, "output": 15}}
+ANSWER_MICRO_USD = 140 * 3 + 20 * 15
+"""Of each answer: 140 tokens in, 20 out."""
+
+
+@pytest.fixture(scope="module")
+def crew() -> Iterator[LiveCrew]:
+    with a_crew("--agents", "research=0,code=0,communicate=0,planner=0,data=0", CREWLOG_SWEEP_INTERVAL_S="0.1", CREWLOG_DISPATCH_LEASE_S="0.05") as started:
+        yield started
+
+
+@asynccontextmanager
+async def an_agent(crew: LiveCrew, url: str, env: Mapping[str, str]) -> AsyncIterator[subprocess.Popen[bytes]]:
+    ready, child = os.pipe()
+    given = {**crew.env, "MODEL_URL": url, "PYTHONPATH": str(TESTS), "CREWLOG_PRICES": json.dumps(PRICES), **env, READY_FD: str(child)}
+    process = subprocess.Popen([sys.executable, "-P", "-m", "support.paid_agent"], env=given, pass_fds=(child,))  # noqa: ASYNC220
+    os.close(child)
+    try:
+        async with asyncio.timeout(60):
+            assert await asyncio.to_thread(os.read, ready, 1) == b"1"
+        yield process
+    finally:
+        os.close(ready)
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    ("point", "hit", "was_served"),
+    [
+        ("after_task_append", 1, False),
+        ("before_model_call", 1, False),
+        ("after_model_call", 1, True),
+        ("after_task_append", 2, False),
+        ("before_model_call", 2, False),
+        ("after_model_call", 2, True),
+    ],
+)
+async def test_the_ledger_balances(crew: LiveCrew, tmp_path: Path, point: str, hit: int, was_served: bool) -> None:
+    look, finish = (Canned(events=ANTHROPIC.events(Said("", (("toolu_1", name, "{}"),)))) for name in ("look", "finish"))
+    # a call that is made again is answered with the next answer: whoever asks a third time is told to finish
+    answers = [look, finish] if hit == 1 and not was_served else [look, look, finish] if hit == 1 else [look, finish]
+    async with AsyncExitStack() as closing:
+        server = await closing.enter_async_context(serve_models(*answers))
+        client = await closing.enter_async_context(crew.client())
+        armed = {"CREWLOG_FAULT": f"{point}:{hit}:kill", "CREWLOG_FAULT_ONCE": str(tmp_path)}
+        victim = await closing.enter_async_context(an_agent(crew, server.url, armed))
+        run_id = (await client.submit("look and finish", kind=KIND)).run_id
+        assert await asyncio.to_thread(victim.wait, 60) == -signal.SIGKILL
+        await closing.enter_async_context(an_agent(crew, server.url, {}))
+        await ended_well(client, [run_id])
+        recorded = [r.event() for r in await events(client, run_id)]
+        store = await client.store()
+        state = (await store.budgets([run_scope(run_id)]))[run_scope(run_id)]
+        served = len(server.requests)
+    begun = {e.call_id: e for e in recorded if isinstance(e, ModelCallStarted)}
+    finished = [e for e in recorded if isinstance(e, ModelCallFinished)]
+    (lost,) = [e for e in recorded if isinstance(e, ModelCallFailed)]
+    assert [e.price.cost_micro_usd for e in finished] == [ANSWER_MICRO_USD] * 2, "every recorded call is exact"
+    assert (lost.error.code, lost.price.source) == ("interrupted", "worst case")
+    assert lost.price.cost_micro_usd == begun[lost.call_id].reserved_micro_usd > ANSWER_MICRO_USD
+    assert served == len(finished) + was_served
+    assert len(begun) == 3
+    assert (state.spent, state.reserved) == (2 * ANSWER_MICRO_USD + lost.price.cost_micro_usd, 0)
