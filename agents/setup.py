@@ -76,7 +76,7 @@ class Room(msgspec.Struct, frozen=True):
     """The last turns, which are never touched: the agent is at work on them."""
 
 
-class Setup(msgspec.Struct, frozen=True):
+class Setup(msgspec.Struct, frozen=True, omit_defaults=True):
     """Everything before the opening message that shapes a model request."""
 
     kind: str
@@ -93,7 +93,8 @@ class Setup(msgspec.Struct, frozen=True):
     context: ContextMode = "inject"
     """Whether the opening message tells the outcomes of earlier tasks, or lists them for `read_context`."""
     output_prompt: str = ""
-    """What a model is told when the result must be written as JSON, before the schema; empty in logs of programs that did not ask for it."""
+    """What a model is told when the result must be written as JSON, before the schema; empty when the task has none, or began under a program
+    that did not ask for it."""
     correction_prompt: str = ""
     """What it is told when that JSON does not satisfy the schema, before the list of problems."""
 
@@ -103,11 +104,14 @@ class Setup(msgspec.Struct, frozen=True):
 
 
 @lru_cache(maxsize=256)
-def make_setup(spec: AgentSpec, tools: tuple[ToolSpec, ...], context: ContextMode = "inject", window: int = WINDOW) -> tuple[Setup, str]:
+def make_setup(
+    spec: AgentSpec, tools: tuple[ToolSpec, ...], context: ContextMode = "inject", window: int = WINDOW, *, has_schema: bool = False
+) -> tuple[Setup, str]:
     """Fix an agent's prompt and tool rules; returns them and their JSON. Most tasks of a kind share one, so it is made once.
 
     Args:
         tools: the agent's own; those that every agent has come behind them.
+        has_schema: the task has an `output_schema`.
         window: tokens of a context window of which nobody knows the size.
     """
     ends = [t.name for t in tools if t.ends_task]
@@ -124,8 +128,8 @@ def make_setup(spec: AgentSpec, tools: tuple[ToolSpec, ...], context: ContextMod
         repeats_max=REPEATS_MAX,
         room=Room(window=window),
         context=context,
-        output_prompt=OUTPUT_PROMPT,
-        correction_prompt=CORRECTION_PROMPT,
+        output_prompt=OUTPUT_PROMPT if has_schema else "",
+        correction_prompt=CORRECTION_PROMPT if has_schema else "",
     )
     return setup, msgspec.json.encode(setup).decode()
 

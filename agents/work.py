@@ -218,7 +218,8 @@ class _Stretch:
         journal, state, shop = self._journal, self._journal.state, self._shop
         if state.setup is None or state.opening is None:
             context = shop.spec.context or shop.context
-            self._setup, setup_json = make_setup(shop.spec, self._own_tools.offered(), context, shop.context_window)
+            has_schema = self._task.output_schema is not None
+            self._setup, setup_json = make_setup(shop.spec, self._own_tools.offered(), context, shop.context_window, has_schema=has_schema)
             setup = journal.pack(setup_json)
             opening = journal.pack(opening_message(self._task, context))
         else:
