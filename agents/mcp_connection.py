@@ -26,8 +26,8 @@ from crewlog.schemas.text import clean, shorten
 
 log = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT_S: Final = 20.0
-"""From starting a server to having its tools: some download themselves first and need a second attempt."""
+CONNECT_TIMEOUT_S: Final = 60.0
+"""From starting a server to having its tools: some commands download the server first."""
 REQUEST_TIMEOUT_S: Final = 10.0
 REFRESH_S: Final = 60.0
 """How often tools are listed again: so a change is seen, and a connection that died is noticed before a call needs it."""
@@ -60,6 +60,7 @@ class McpConnection:
         """Why the server cannot be used, or nothing."""
         self._name, self._server, self._on_listed, self._clock, self._refresh_s = name, server, on_listed, clock, refresh_s
         self._client: Client | None = None
+        self._http: _Bounded | None = None
         self._attempt: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
@@ -131,6 +132,8 @@ class McpConnection:
             self._client = None
             error = None if self._attempt.cancelled() else self._attempt.exception()
             self.problem = reason(error) if error else "the connection was closed"
+            if self._http is not None and self._http.refused:
+                self.problem += f" (HTTP {self._http.refused})"
             self._settled.set()
             wait_s = min(RETRY_LONGEST_S, RETRY_FIRST_S * 2 ** (failures - 1)) * (0.5 + self._clock.fraction() / 2)
             log.warning("MCP server %s: %s; tried again in %.1f s", self._name, self.problem, wait_s)
@@ -161,7 +164,8 @@ class McpConnection:
         assert server.url is not None
         headers = {name: value.get_secret_value() for name, value in server.headers.items()}
         timeout = httpx2.Timeout(REQUEST_TIMEOUT_S, read=server.timeout_s + REQUEST_TIMEOUT_S)
-        http = await closing.enter_async_context(httpx2.AsyncClient(transport=_Bounded(), headers=headers, timeout=timeout, trust_env=False))
+        self._http = _Bounded()
+        http = await closing.enter_async_context(httpx2.AsyncClient(transport=self._http, headers=headers, timeout=timeout, trust_env=False))
         return streamable_http_client(server.url, http_client=http, max_sse_event_size=MESSAGE_BYTES_MAX)
 
     async def _heard(self, message: Any) -> None:
@@ -202,9 +206,12 @@ class _Bounded(httpx2.AsyncBaseTransport):
 
     def __init__(self) -> None:
         self._inner = httpx2.AsyncHTTPTransport()
+        self.refused = ""
+        """Status of the last answer, if it was an error: the library only tells that there was one."""
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         response = await self._inner.handle_async_request(request)
+        self.refused = f"{response.status_code} {response.reason_phrase}".strip() if response.is_error else ""
         if "text/event-stream" not in response.headers.get("content-type", ""):
             response.stream = _BoundedStream(response.stream)
         return response

@@ -55,7 +55,7 @@ class _Server:
 
     def problems(self) -> list[str]:
         """Say what an operator should know."""
-        problems = [f"MCP server {self.name}: {self.connection.problem}"] if self.connection.problem and self.found is None else []
+        problems = [f"MCP server {self.name}: {self.connection.problem}"] if self.connection.problem else []
         if self.found is not None:
             problems += [f"MCP server {self.name}: tool {tool} is not used: {why}" for tool, why in self.found.refused.items()]
             problems += [obstacle for tool in self.found.tools if (obstacle := self.obstacle(tool))]

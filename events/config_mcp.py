@@ -66,6 +66,8 @@ class McpServer(BaseModel):
             raise ValueError("set either command or url")
         if self.command is None and (self.args or self.env):
             raise ValueError("args and env belong to command, not to url")
+        if self.url is not None and "@" in self.url.split("://", 1)[1].split("/", 1)[0]:
+            raise ValueError("credentials belong into headers, not into url: a URL is shown in logs")
         if self.url is None and self.headers:
             raise ValueError("headers belong to url, not to command")
         return self

@@ -175,7 +175,9 @@ async def call_works(hub: McpHub) -> bool:
 async def test_fifty_megabytes_end_the_connection_and_not_the_worker() -> None:
     async with hub_of(over_stdio()) as hub:
         assert "(the server sent a message of more than 8 MiB)" in await failure(hub, "testing__huge")
+        await until(lambda: hub.problems() == ("MCP server testing: the server sent a message of more than 8 MiB",))
         await until(lambda: call_works(hub))
+        assert hub.problems() == ()
 
 
 async def test_a_server_that_hangs_costs_one_timeout() -> None:
@@ -215,10 +217,20 @@ async def test_a_server_that_never_answers_does_not_hold_the_worker_up() -> None
         assert hub.problems() == ("MCP server testing: it was not reached yet",)
 
 
-async def test_a_web_server_that_speaks_no_mcp_is_a_problem() -> None:
-    async with serving({"/mcp": page("<html>login</html>")}) as site, hub_of(McpServer(kinds=("helper",), url=site.url("/mcp"))) as hub:
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [
+        (page("<html>login</html>"), "MCP server testing: "),
+        (page('{"jsonrpc":"2.0","id":1,"result":7}', "application/json"), "MCP server testing: "),
+        (page("no", status="401 Unauthorized"), "(HTTP 401 Unauthorized)"),
+        (page("no", status="500 Internal Server Error"), "(HTTP 500 Internal Server Error)"),
+    ],
+)
+async def test_a_web_server_that_speaks_no_mcp_is_a_problem(answer: bytes, problem: str) -> None:
+    async with serving({"/mcp": answer}) as site, hub_of(McpServer(kinds=("helper",), url=site.url("/mcp"))) as hub:
         assert hub.tools() == ()
-        assert len(hub.problems()) == 1
+        (told,) = hub.problems()
+        assert problem in told
 
 
 async def test_tools_of_a_server_that_is_down_are_offered_as_they_are_pinned() -> None:

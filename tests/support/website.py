@@ -48,10 +48,9 @@ class Website:
         task = asyncio.current_task()
         assert task is not None
         self._open.add(task)
-        try:
+        with suppress(asyncio.CancelledError):  # by `hang_up`
             await self.handle(reader, writer)
-        finally:
-            self._open.discard(task)
+        self._open.discard(task)
 
     async def hang_up(self) -> None:
         """End the requests that nobody answers."""

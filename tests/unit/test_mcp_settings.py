@@ -38,6 +38,7 @@ def test_servers_are_read_from_the_environment_and_secrets_stay_secret(monkeypat
         ("files", {"kinds": ["a"]}, "set either command or url"),
         ("files", {"kinds": ["a"], "url": "ftp://x"}, "mcp.files.url"),
         ("files", {"kinds": ["a"], "url": "https://x.example", "args": ["x"]}, "args and env belong to command"),
+        ("files", {"kinds": ["a"], "url": "https://me:secret@x.example/mcp"}, "credentials belong into headers"),
         ("files", {**GOOD, "headers": {"A": "b"}}, "headers belong to url"),
         ("files", {**GOOD, "effect": "harmless"}, "mcp.files.effect"),
         ("files", {**GOOD, "accept": ["abc"]}, "mcp.files.accept"),
