@@ -48,7 +48,7 @@ def build_request(state: TaskState, setup: Setup, read: ReadText, *, link: int =
         following = state.exchanges[at + 1].purpose if at + 1 < len(state.exchanges) else purpose
         talk.add("user", tuple(_told(exchange, following, setup, schema, read)))
     output = OutputFormat("result", schema) if purpose == "output" and schema is not None else None
-    tools = tuple(t.definition for t in setup.tools if state.is_compacted or not t.is_late)
+    tools = setup.offered(is_compacted=state.is_compacted)
     return ModelRequest(model=target.model, system=setup.system, tools=tools, messages=tuple(talk.messages), max_tokens=setup.max_tokens, output=output)
 
 

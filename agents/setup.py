@@ -98,6 +98,10 @@ class Setup(msgspec.Struct, frozen=True, omit_defaults=True):
     correction_prompt: str = ""
     """What it is told when that JSON does not satisfy the schema, before the list of problems."""
 
+    def offered(self, *, is_compacted: bool) -> tuple[ToolDef, ...]:
+        """Return the tools as the model sees them, before or after something was left out of the conversation."""
+        return tuple(t.definition for t in self.tools if is_compacted or not t.is_late)
+
     def tool(self, name: str) -> SetupTool | None:
         """Return the tool of this name."""
         return next((t for t in self.tools if t.definition.name == name), None)

@@ -71,7 +71,8 @@ def judge(call: Call, state: TaskState, setup: Setup, spec: ToolSpec | None, arg
     if tool is not None and spec is None:
         return Refuse(f"{call.call.tool} version {tool.version}, with which this task began, is not here any more; go on without it")
     if tool is None or spec is None:
-        return Refuse(f"there is no tool {call.call.tool!r}; the tools are {', '.join(t.definition.name for t in setup.tools) or 'none'}")
+        offered = ", ".join(t.name for t in setup.offered(is_compacted=state.is_compacted))
+        return Refuse(f"there is no tool {call.call.tool!r}; the tools are {offered or 'none'}")
     problem = arguments_problem(spec, arguments)
     if problem is not None:
         return Refuse(problem)

@@ -54,7 +54,7 @@ async def carry_out(spec: AgentSpec, model: Model, at: Bench, *, deny: Sequence[
     messages: list[Message] = [Message("user", (Text(opening_message(at.task, context)),))]
     solo = Solo()
     for _ in range(turns_max):
-        request = ModelRequest(model.name, setup.system, tuple(t.definition for t in setup.tools if not t.is_late), tuple(messages), setup.max_tokens)
+        request = ModelRequest(model.name, setup.system, setup.offered(is_compacted=False), tuple(messages), setup.max_tokens)
         reply = await model.complete(request, timeout_s=5)
         solo.replies.append(reply)
         solo.requests.append(request)
