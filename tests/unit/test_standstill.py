@@ -3,31 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Coroutine
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from uuid import UUID
 
-import msgspec
-from sim.loop import SimLoop
-from support.scripted import Recorder, calls
-from support.toolbox import MemoryArtifacts
+from support.alone import carried_out
+from support.scripted import calls
 
-from crewlog.agents.journal import Journal
 from crewlog.agents.model import OnText
-from crewlog.agents.task_state import opened_state
-from crewlog.agents.work import Workshop, work
-from crewlog.events.clock import SystemClock
-from crewlog.events.memory_store import MemoryStore
-from crewlog.events.store import NO_STREAM, AppendRequest, Write
 from crewlog.schemas.blocks import ModelReply, ModelRequest
-from crewlog.schemas.ids import RunId, TaskId, task_stream
-from crewlog.schemas.task import parse_task
-from crewlog.schemas.task_events import AttemptFailed, TaskEvent, TaskOpened
-
-TASK_ID = UUID(int=1)
+from crewlog.schemas.task_events import AttemptFailed
 
 
 @dataclass
@@ -49,40 +33,16 @@ class SlowModel:
         return calls(("submit", '{"text":"done"}'))
 
 
-def carried_out(model: SlowModel, **limits: Any) -> tuple[str, TaskEvent]:
-    """Carry a task out; returns how it ended and its last event."""
-
-    async def scenario() -> tuple[str, TaskEvent]:
-        store, clock = MemoryStore(), SystemClock()
-        task = parse_task({"task_id": str(TASK_ID), "type": "data", "objective": "count", **limits})
-        opened = TaskOpened("data", "a", 0, msgspec.Raw(task.model_dump_json().encode()))
-        write = Write(task_stream(TaskId(TASK_ID)), (opened,), NO_STREAM, "data")
-        await store.append(AppendRequest((write,), [clock.new_id()], clock.now_us(), RunId(TASK_ID), TaskId(TASK_ID)))
-        shop = Workshop("w1", Recorder().agent(), (model,), MemoryArtifacts(), clock, Path("/nonexistent"))
-        ended = await work(shop, Journal(store, clock, opened_state(task)), attempt=1)
-        recorded = await store.read_streams({task_stream(TaskId(TASK_ID)): 0})
-        return ended, recorded[-1].event()  # type: ignore[return-value]
-
-    return _in_virtual_time(scenario())
-
-
-def _in_virtual_time(scenario: Coroutine[Any, Any, Any]) -> Any:
-    loop = SimLoop(random.Random(1))
-    try:
-        return loop.run_until_complete(scenario)
-    finally:
-        loop.close()
-
-
 def failure(model: SlowModel, **limits: Any) -> tuple[str, bool, str]:
-    ended, last = carried_out(model, **limits)
-    assert ended == "failed"
+    stretch = carried_out(model, **limits)
+    last = stretch.recorded[-1].event()
+    assert stretch.ended == "failed"
     assert isinstance(last, AttemptFailed)
     return last.error.code, last.error.retryable, last.error.message
 
 
 def test_an_answer_that_keeps_coming_is_no_standstill_however_long_it_takes() -> None:
-    assert carried_out(SlowModel(words=20, pause_s=9.0), limits={"idle_seconds": 10})[0] == "completed"
+    assert carried_out(SlowModel(words=20, pause_s=9.0), limits={"idle_seconds": 10}).ended == "completed"
 
 
 def test_an_answer_that_stops_coming_is_a_standstill_worth_another_attempt() -> None:
