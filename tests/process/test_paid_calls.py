@@ -1,4 +1,7 @@
-"""Killed between reservation, call and settlement: the ledger balances to the micro-dollar against what the provider served."""
+"""Calls that cost money, in a whole crew: providers that fail, and a worker that is killed between reservation, call and settlement.
+
+The ledger balances to the micro-dollar against what the providers served.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,15 @@ from support.audit import ended_well, events
 from support.live_crew import LiveCrew, a_crew
 from support.model_server import Canned, serve_models
 from support.paid_agent import KIND
-from support.wires import ANTHROPIC, Said
+from support.wires import ANTHROPIC, GEMINI, RESPONSES, Said
 
 from crewlog.events.readiness import READY_FD
 from crewlog.schemas.budget import run_scope
 from crewlog.schemas.task_events import ModelCallFailed, ModelCallFinished, ModelCallStarted
 
 TESTS = Path(__file__).parents[1]
-PRICES = {"anthropic:*": {"input": 3, "output": 15}}
+KEYS = {"ANTHROPIC_API_KEY": "key", "OPENAI_API_KEY": "key", "GEMINI_API_KEY": "key"}
+PRICES = {"anthropic:*": {"input": 3, "output": 15}, "openai:*": {"input": 2, "output": 8}, "google:*": {"input": 1, "output": 10}}
 ANSWER_MICRO_USD = 140 * 3 + 20 * 15
 """Of each answer: 140 tokens in, 20 out."""
 
@@ -36,9 +40,9 @@ def crew() -> Iterator[LiveCrew]:
 
 
 @asynccontextmanager
-async def an_agent(crew: LiveCrew, url: str, env: Mapping[str, str]) -> AsyncIterator[subprocess.Popen[bytes]]:
+async def an_agent(crew: LiveCrew, models: str, env: Mapping[str, str]) -> AsyncIterator[subprocess.Popen[bytes]]:
     ready, child = os.pipe()
-    given = {**crew.env, "MODEL_URL": url, "PYTHONPATH": str(TESTS), "CREWLOG_PRICES": json.dumps(PRICES), **env, READY_FD: str(child)}
+    given = {**crew.env, **KEYS, "CREWLOG_MODELS": models, "CREWLOG_PRICES": json.dumps(PRICES), "PYTHONPATH": str(TESTS), **env, READY_FD: str(child)}
     process = subprocess.Popen([sys.executable, "-P", "-m", "support.paid_agent"], env=given, pass_fds=(child,))  # noqa: ASYNC220
     os.close(child)
     try:
@@ -49,6 +53,36 @@ async def an_agent(crew: LiveCrew, url: str, env: Mapping[str, str]) -> AsyncIte
         os.close(ready)
         process.kill()
         process.wait()
+
+
+async def test_a_is_rate_limited_b_breaks_in_the_middle_and_c_finishes(crew: LiveCrew) -> None:
+    limited = Canned(429, ANTHROPIC.problem(429, "rate_limit_error", "slow down"), {"retry-after": "60", "request-id": "req_a"})
+    broken = Canned(events=RESPONSES.events(Said("Once upon a time"))[:2], then="cut")
+    finish = Canned(events=GEMINI.events(Said("", ((None, "finish", "{}"),))))
+    async with AsyncExitStack() as closing:
+        a, b, c = [await closing.enter_async_context(serve_models(answer)) for answer in (limited, broken, finish)]
+        client = await closing.enter_async_context(crew.client())
+        chain = f"anthropic:claude-test@{a.url} > openai:gpt-test@{b.url}/v1 > google:gemini-test@{c.url}"
+        await closing.enter_async_context(an_agent(crew, chain, {}))
+        run_id = (await client.submit("finish", kind=KIND)).run_id
+        await ended_well(client, [run_id])
+        recorded = [r.event() for r in await events(client, run_id)]
+        state = (await (await client.store()).budgets([run_scope(run_id)]))[run_scope(run_id)]
+        costs = await asyncio.to_thread(crew.json, "costs", str(run_id), "--by", "provider")
+        states = await asyncio.to_thread(crew.json, "providers")
+    assert (len(a.requests), len(b.requests), len(c.requests)) == (1, 2, 1)
+    assert [(e.provider, e.error.code) for e in recorded if isinstance(e, ModelCallFailed)] == [
+        ("anthropic", "model_rate_limit"),
+        ("openai", "model_connection"),
+        ("openai", "model_connection"),
+    ]
+    (answered,) = [e for e in recorded if isinstance(e, ModelCallFinished)]
+    assert answered.provider == "google"
+    paid = sum(e.price.cost_micro_usd or 0 for e in recorded if isinstance(e, ModelCallFinished | ModelCallFailed))
+    assert paid == 140 + 20 * 10, "what broke before it told its usage was not billed as far as anybody knows"
+    assert (state.spent, state.reserved) == (paid, 0)
+    assert {c["group"]["provider"]: c["cost_micro_usd"] for c in costs} == {"google": paid, "anthropic": 0, "openai": 0}
+    assert [(p["provider"], p["state"], p["reason"]) for p in states["providers"]] == [("anthropic", "open", "rate_limit")]
 
 
 @pytest.mark.parametrize(
@@ -70,10 +104,10 @@ async def test_the_ledger_balances(crew: LiveCrew, tmp_path: Path, point: str, h
         server = await closing.enter_async_context(serve_models(*answers))
         client = await closing.enter_async_context(crew.client())
         armed = {"CREWLOG_FAULT": f"{point}:{hit}:kill", "CREWLOG_FAULT_ONCE": str(tmp_path)}
-        victim = await closing.enter_async_context(an_agent(crew, server.url, armed))
+        victim = await closing.enter_async_context(an_agent(crew, f"anthropic:claude-test@{server.url}", armed))
         run_id = (await client.submit("look and finish", kind=KIND)).run_id
         assert await asyncio.to_thread(victim.wait, 60) == -signal.SIGKILL
-        await closing.enter_async_context(an_agent(crew, server.url, {}))
+        await closing.enter_async_context(an_agent(crew, f"anthropic:claude-test@{server.url}", {}))
         await ended_well(client, [run_id])
         recorded = [r.event() for r in await events(client, run_id)]
         store = await client.store()

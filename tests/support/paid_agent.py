@@ -1,24 +1,21 @@
-"""A specialist that asks a model for money, over a real wire. Run as a process:  python -m support.paid_agent
+"""A specialist that asks models for money, over real wires. Run as a process:  python -m support.paid_agent
 
-`MODEL_URL` is the address of the model's server.
+`CREWLOG_MODELS` names its models and their servers on loopback.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 
 from pydantic import BaseModel
 
 from crewlog.agents import AgentSpec, ToolContext, ToolOutput, ToolSpec
-from crewlog.agents.model_anthropic import AnthropicModel
 from crewlog.agents.process import run_worker
 from crewlog.events.config import load
 from crewlog.orchestrator.endpoints import with_login
 from crewlog.schemas.values import Outcome
 
 KIND = "paid"
-MODEL = "claude-test"
 
 
 class At(BaseModel):
@@ -48,4 +45,4 @@ AGENT = AgentSpec(
 )
 
 if __name__ == "__main__":
-    asyncio.run(run_worker(with_login(load(), KIND), AGENT, model=AnthropicModel(MODEL, api_key="key", base_url=os.environ["MODEL_URL"])))
+    asyncio.run(run_worker(with_login(load(), KIND), AGENT))
