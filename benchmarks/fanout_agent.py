@@ -14,6 +14,7 @@ from crewlog.agents import AgentSpec, ToolContext, ToolOutput, ToolSpec
 from crewlog.agents.model import OnText
 from crewlog.agents.process import run_worker
 from crewlog.events.config import load
+from crewlog.events.event_loop import new_event_loop
 from crewlog.schemas.blocks import ModelReply, ModelRequest, ToolUse
 from crewlog.schemas.usage import Usage
 from crewlog.schemas.values import Outcome
@@ -47,4 +48,5 @@ def agent(kind: str) -> AgentSpec:
 
 
 if __name__ == "__main__":
-    asyncio.run(run_worker(load(slots=200), agent(sys.argv[1]), model=InstantModel()))
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:  # as `crewlog agent` does
+        runner.run(run_worker(load(slots=200), agent(sys.argv[1]), model=InstantModel()))

@@ -70,11 +70,14 @@ class Detached(Exception):
         self.come_back = come_back
 
 
-def run_async(command: Callable[P, Coroutine[Any, Any, int | None]]) -> Callable[P, None]:
+def run_async(command: Callable[P, Coroutine[Any, Any, int | None]], *, works: bool = False) -> Callable[P, None]:
     """Make a coroutine function a command: Typer would call it and never run what it returns.
 
     The returned number is the exit code. SIGTERM and Ctrl-C cancel the command, so that its `finally` blocks run. Errors crewlog raises
     on purpose end in a report and their exit code, everything else in a traceback.
+
+    Args:
+        works: it is a process of the crew, for which the faster event loop is worth its import.
     """
 
     @wraps(command)
@@ -82,7 +85,8 @@ def run_async(command: Callable[P, Coroutine[Any, Any, int | None]]) -> Callable
         from crewlog.schemas.errors import OrchestrationError
 
         try:
-            code = asyncio.run(_until_signal(command(*args, **kwargs))) or Exit.OK
+            with asyncio.Runner(loop_factory=_working_loop() if works else None) as runner:
+                code = runner.run(_until_signal(command(*args, **kwargs))) or Exit.OK
             sys.stdout.flush()
         except Detached as detached:
             say(f"detached; it goes on. Come back with: {detached.come_back}")
@@ -99,6 +103,12 @@ def run_async(command: Callable[P, Coroutine[Any, Any, int | None]]) -> Callable
             raise typer.Exit(code)
 
     return run
+
+
+def _working_loop() -> Callable[[], asyncio.AbstractEventLoop]:
+    from crewlog.events.event_loop import new_event_loop
+
+    return new_event_loop
 
 
 async def _until_signal(body: Coroutine[Any, Any, T]) -> T:

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    app.command()(run_async(agent))
-    app.command()(run_async(orchestrator))
-    app.command()(run_async(projector))
+    app.command()(run_async(agent, works=True))
+    app.command()(run_async(orchestrator, works=True))
+    app.command()(run_async(projector, works=True))
     db = typer.Typer(help="The database: its schema, its views, its address.", no_args_is_help=True)
     db.command()(run_async(migrate))
     db.command()(run_async(rebuild))
