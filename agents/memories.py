@@ -44,12 +44,13 @@ class Memory(NamedTuple):
 class Memories(Protocol):
     """Search in what is remembered."""
 
-    async def search(self, tenant: str, user: str, query: str, limit: int) -> list[Memory]:
+    async def search(self, tenant: str, user: str, query: str, limit: int, *, trusted_only: bool = False) -> list[Memory]:
         """Find what `user` may be reminded of by words and their stems, the best fit first; the newest when the query has no words.
 
         Args:
             query: at most `QUERY_CHARS_MAX` characters, no NUL.
             limit: most memories to return.
+            trusted_only: leave out what came from untrusted content.
         """
 
     async def count(self, tenant: str, user: str) -> int:

@@ -23,7 +23,7 @@ class LocalMemories:
         self._known: dict[tuple[str, str, Hash], tuple[int, Memory]] = {}
         self._folding = asyncio.Lock()
 
-    async def search(self, tenant: str, user: str, query: str, limit: int) -> list[Memory]:
+    async def search(self, tenant: str, user: str, query: str, limit: int, *, trusted_only: bool = False) -> list[Memory]:
         if "\0" in query or len(query) > QUERY_CHARS_MAX:
             raise ContractError(f"a query has at most {QUERY_CHARS_MAX} characters and no NUL; got {len(query)} characters")
         await self._catch_up()
@@ -31,7 +31,7 @@ class LocalMemories:
         found = [
             (len(asked.intersection(terms(f"{memory.about} {memory.text}"))), position, memory)
             for (owner, whose, _), (position, memory) in self._known.items()
-            if owner == tenant and whose in (user, TENANT)
+            if owner == tenant and whose in (user, TENANT) and (memory.trust == "trusted" or not trusted_only)
         ]
         fitting = sorted((hit for hit in found if hit[0] or not asked), key=lambda hit: (-hit[0], -hit[1]))
         return [memory for _, _, memory in fitting[:limit]]

@@ -14,7 +14,7 @@ from crewlog.events.connections import explain, is_retryable
 from crewlog.schemas.errors import ContractError, Unavailable
 from crewlog.schemas.ids import Hash
 
-_SEARCH: Final = "select content, user_name, memory, about, trust, kind, remembered_us from crewlog.search_memories($1, $2, $3, $4)"
+_SEARCH: Final = "select content, user_name, memory, about, trust, kind, remembered_us from crewlog.search_memories($1, $2, $3, $4, $5)"
 _COUNT: Final = "select crewlog.count_memories($1, $2)"
 _COMMAND_TIMEOUT_S: Final = 15.0
 
@@ -40,11 +40,11 @@ class PostgresMemories:
                 self._pool = await asyncpg.create_pool(self._url, min_size=0, max_size=self._connections_max, command_timeout=_COMMAND_TIMEOUT_S)
             return self._pool
 
-    async def search(self, tenant: str, user: str, query: str, limit: int) -> list[Memory]:
+    async def search(self, tenant: str, user: str, query: str, limit: int, *, trusted_only: bool = False) -> list[Memory]:
         if "\0" in query or len(query) > QUERY_CHARS_MAX:
             raise ContractError(f"a query has at most {QUERY_CHARS_MAX} characters and no NUL; got {len(query)} characters")
         async with _mapped("look up memories"):
-            rows = await (await self._open()).fetch(_SEARCH, tenant, user, query, limit)
+            rows = await (await self._open()).fetch(_SEARCH, tenant, user, query, limit, trusted_only)
         return [Memory(Hash(r["content"]), r["user_name"] or "", r["memory"], r["about"], r["trust"], r["kind"], r["remembered_us"]) for r in rows]
 
     async def count(self, tenant: str, user: str) -> int:

@@ -25,7 +25,7 @@ from crewlog.agents.memories import (
     normalised,
     record_memory,
 )
-from crewlog.agents.spec import AgentSpec, ToolContext, ToolFailed, ToolOutput, ToolSpec
+from crewlog.agents.spec import AgentSpec, MemoryAccess, ToolContext, ToolFailed, ToolOutput, ToolSpec
 from crewlog.events.clock import Clock
 from crewlog.events.store import EventStore
 from crewlog.schemas.checks import SafeText
@@ -60,8 +60,8 @@ class Recall(BaseModel):
 class MemoryTools:
     """Both tools over one log and one index."""
 
-    def __init__(self, store: EventStore, memories: Memories, clock: Clock) -> None:
-        self._store, self._memories, self._clock = store, memories, clock
+    def __init__(self, store: EventStore, memories: Memories, clock: Clock, *, recalls_untrusted: bool = True) -> None:
+        self._store, self._memories, self._clock, self._recalls_untrusted = store, memories, clock, recalls_untrusted
 
     async def remember(self, context: ToolContext, args: Remember) -> ToolOutput:
         """Note something for later tasks."""
@@ -89,13 +89,13 @@ class MemoryTools:
 
     async def recall(self, context: ToolContext, args: Recall) -> ToolOutput:
         """Show what is remembered for the task's user and tenant."""
-        found = await self._memories.search(context.task.tenant, context.task.user, args.query, args.limit)
+        found = await self._memories.search(context.task.tenant, context.task.user, args.query, args.limit, trusted_only=not self._recalls_untrusted)
         if not found:
             return ToolOutput(f"Nothing is remembered about {args.query!r}." if args.query else "Nothing is remembered yet.")
         tainted = any(memory.trust == "untrusted" for memory in found)
         return ToolOutput("\n".join(map(_shown, found)), trust="untrusted" if tainted else "trusted")
 
-    def tools(self, access: Literal["recall", "remember"]) -> tuple[ToolSpec, ...]:
+    def tools(self, access: MemoryAccess) -> tuple[ToolSpec, ...]:
         """Return the tools for an agent that may look up, or also note."""
         recall = ToolSpec(
             RECALL,
@@ -120,16 +120,18 @@ class MemoryTools:
         return (recall, remember)
 
 
-def with_memory(spec: AgentSpec, tools: MemoryTools) -> AgentSpec:
+def with_memory(spec: AgentSpec, store: EventStore, memories: Memories, clock: Clock) -> AgentSpec:
     """Give an agent the tools for memory that its spec asks for."""
-    if spec.memory is None:
+    asked, own = spec.memory, spec.tools
+    if asked is None:
         return spec
-    added, own = tools.tools(spec.memory), spec.tools
-    if not callable(own):
-        return replace(spec, tools=(*own, *added))
+    memory = MemoryTools(store, memories, clock, recalls_untrusted=spec.recalls_untrusted)
+    given: dict[MemoryAccess | None, tuple[ToolSpec, ...]] = {None: (), "recall": memory.tools("recall"), "remember": memory.tools("remember")}
+    if not callable(asked) and not callable(own):
+        return replace(spec, tools=(*own, *given[asked]))
 
     def chosen(task: AgentTask) -> tuple[ToolSpec, ...]:
-        return (*own(task), *added)
+        return (*(own(task) if callable(own) else own), *given[asked(task) if callable(asked) else asked])
 
     return replace(spec, tools=chosen)
 

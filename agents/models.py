@@ -10,7 +10,7 @@ their own. An entry without a role is for all roles that have none.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -100,12 +100,18 @@ def _link(text: str, entry: str) -> ModelChoice:
         hint = f"a server of your own needs an address: {provider or '<name>'}:<model>@http://host:port/v1\n{_SYNTAX}"
         raise ConfigError(f"models: unknown provider {provider!r} in {entry!r}; known providers: {', '.join(_BUILDERS)}", hint=hint)
     if provider == OFFLINE:
-        from crewlog.agents.offline import parse_fault
-
-        return ModelChoice(OFFLINE, parse_fault(rest))
+        return ModelChoice(OFFLINE, _fault(rest))
     if not model:
         raise ConfigError(f"models: {entry!r} names no model", hint=f"write {provider}:<model>, with the model's id as the provider names it")
     return ModelChoice(provider, model, base_url)
+
+
+def _fault(text: str) -> str:
+    if not text:
+        return ""  # without loading the rules: those who only read the setting never need them
+    from crewlog.agents.offline import parse_fault
+
+    return parse_fault(text)
 
 
 def _split_address(text: str) -> tuple[str, str]:
@@ -134,6 +140,21 @@ def build_chain(role: str, config: Config) -> tuple[Model, ...]:
     Raises:
         ConfigError: the setting is wrong, or keys are missing; all that are missing are named.
     """
+    chain = _usable(role, config)
+    return tuple(_BUILDERS.get(link.provider, _server)(link, config) for link in chain)
+
+
+def check_models(roles: Iterable[str], config: Config) -> None:
+    """See that the models of these roles can be built, without building any.
+
+    Raises:
+        ConfigError: as `build_chain` does.
+    """
+    for role in roles:
+        _usable(role, config)
+
+
+def _usable(role: str, config: Config) -> Chain:
     chain = chain_of(role, parse_models(config.models))
     if lacking := missing_keys(chain, config):
         variables = " and ".join(lacking)
@@ -141,7 +162,7 @@ def build_chain(role: str, config: Config) -> tuple[Model, ...]:
             f"{role!r} uses {show_chain(chain)}, but there is no key in {variables}",
             hint=f"set {variables} in the environment, or CREWLOG_MODELS={OFFLINE} to work without a key",
         )
-    return tuple(_BUILDERS.get(link.provider, _server)(link, config) for link in chain)
+    return chain
 
 
 def missing_keys(chain: Sequence[ModelChoice], config: Config) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from crewlog.agents.kinds import BUILT_IN, Services, load_agent, missing_extras
 from crewlog.agents.knowledge_postgres import PostgresKnowledge
 from crewlog.agents.live_text import LiveText
 from crewlog.agents.memories_postgres import PostgresMemories
-from crewlog.agents.memory_tools import MemoryTools, with_memory
+from crewlog.agents.memory_tools import with_memory
 from crewlog.agents.model import Closable, Model
 from crewlog.agents.models import PLANNERS_TASKS, build_chain, chain_of, parse_models
 from crewlog.agents.provider_watch import ProviderWatch
@@ -112,7 +112,7 @@ def _with_memory(spec: AgentSpec, config: Config, store: EventStore, clock: Cloc
         return spec
     memories = PostgresMemories(config.database_url.get_secret_value())
     closing.push_async_callback(memories.close)
-    return with_memory(spec, MemoryTools(store, memories, clock))
+    return with_memory(spec, store, memories, clock)
 
 
 async def _with_mcp(spec: AgentSpec, config: Config, store: EventStore, clock: Clock, closing: AsyncExitStack) -> AgentSpec:

@@ -31,6 +31,10 @@ from crewlog.schemas.values import ArtifactRef, Outcome, Trust
 TOOL_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 
 
+MemoryAccess = Literal["recall", "remember"]
+"""`recall`: look up what is remembered. `remember`: also note more."""
+
+
 async def nothing_to_recall(call_id: str) -> ToolOutput | None:  # noqa: ARG001  (what every `recall` takes)
     """Recall for tools that run outside a task."""
     return None
@@ -192,8 +196,10 @@ class AgentSpec:
     version: str = "1"
     context: Literal["inject", "retrieve"] | None = None
     """Whether outcomes of earlier tasks are told at the start or fetched with `read_context`; None: as the crew is configured."""
-    memory: Literal["recall", "remember"] | None = None
-    """Whether the agent may look up what is remembered for its user and tenant, or also note more; None: neither."""
+    memory: MemoryAccess | Callable[[AgentTask], MemoryAccess | None] | None = None
+    """What it may do with what is remembered for its user and tenant, or a function that says it for a task; None: nothing."""
+    recalls_untrusted: bool = True
+    """Off for an agent whose words others follow: what came from untrusted content must not shape what the crew sets out to do."""
     may_escalate: bool = True
     """It may put a question to a person in the middle of a task."""
     more_tools: Callable[[], tuple[ToolSpec, ...]] | None = None

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from crewlog.agents.citations import unknown_references, used_citations
 from crewlog.agents.planner_roles import CRITIC_PREFIX, JUDGE_INSTRUCTIONS, ROUTE_INSTRUCTIONS, ROUTE_TOOL, ROUTER, VERDICT_TOOL
-from crewlog.agents.spec import AgentSpec, ToolContext, ToolFailed, ToolOutput, ToolSpec
+from crewlog.agents.spec import AgentSpec, MemoryAccess, ToolContext, ToolFailed, ToolOutput, ToolSpec
 from crewlog.schemas.checks import Kind, Objective, SafeText, StepKey
 from crewlog.schemas.plan import RUBRIC_MAX, STEPS_MAX, Constraints, Plan, PlanStep
 from crewlog.schemas.task import AgentTask
@@ -163,6 +163,19 @@ def _tools(task: AgentTask) -> tuple[ToolSpec, ...]:
     return (_ANSWER_TOOL,) if key == SYNTHESIS else (ROUTE_TOOL,) if key == ROUTER else (_PLAN_TOOL,)
 
 
+def _memory(task: AgentTask) -> MemoryAccess | None:
+    """Only who plans has a memory: whoever judges or sums up has before them all that they need."""
+    key = task.key or ""
+    return None if key.startswith(CRITIC_PREFIX) or key in (SYNTHESIS, ROUTER) else "remember"
+
+
 def planner_agent() -> AgentSpec:
     """Make the planner."""
-    return AgentSpec(kind="planner", description="Makes plans and writes the answers of runs.", instructions=_INSTRUCTIONS, tools=_tools, memory="remember")
+    return AgentSpec(
+        kind="planner",
+        description="Makes plans and writes the answers of runs.",
+        instructions=_INSTRUCTIONS,
+        tools=_tools,
+        memory=_memory,
+        recalls_untrusted=False,
+    )

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, Final, Literal, TextIO
 
+from crewlog.agents.models import PLANNERS_TASKS, check_models
 from crewlog.events.bus import Bus, Message
 from crewlog.events.clock import Clock
 from crewlog.events.config import SERVER_KEY, Config
@@ -96,8 +97,10 @@ class Supervisor:
 
         Raises:
             AlreadyRunning: another supervisor has this home.
-            ConfigError: the home, a server or a process cannot be started.
+            ConfigError: the home, a server or a process cannot be started, or a kind has no usable model.
         """
+        kinds = [kind for kind, copies in self._copies.items() if copies]
+        check_models([*kinds, *(PLANNERS_TASKS if "planner" in kinds else ())], self._config)
         self._home.prepare()
         with self._home.locked():
             try:

@@ -34,8 +34,8 @@ SELECT m.tenant, nullif(m.user_name, '') AS user_name, m.content, m.memory, m.ab
   FROM rm.memories m;
 
 -- What a user may be reminded of: their own memories and those of the tenant. Memories that have more of the words come first, then those
--- that have them closer together, then newer ones. Without any word to look for, the newest.
-CREATE FUNCTION crewlog.search_memories(p_tenant text, p_user text, p_query text, p_limit int)
+-- that have them closer together, then newer ones. Without any word to look for, the newest. p_trusted_only leaves out what came from outside.
+CREATE FUNCTION crewlog.search_memories(p_tenant text, p_user text, p_query text, p_limit int, p_trusted_only boolean)
 RETURNS TABLE (content text, user_name text, memory text, about text, trust text, kind text, remembered_us bigint)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -46,7 +46,8 @@ BEGIN
   RETURN QUERY
     SELECT m.content, nullif(m.user_name, ''), m.memory, m.about, m.trust, m.kind, m.remembered_us
       FROM rm.memories m
-     WHERE m.tenant = p_tenant AND m.user_name IN (p_user, '') AND (cardinality(asked) = 0 OR m.words @@ any_word)
+     WHERE m.tenant = p_tenant AND m.user_name IN (p_user, '') AND (m.trust = 'trusted' OR NOT p_trusted_only)
+       AND (cardinality(asked) = 0 OR m.words @@ any_word)
      ORDER BY (SELECT count(*) FROM unnest(asked) w WHERE w = ANY (tsvector_to_array(m.words))) DESC,
               ts_rank_cd(m.words, any_word, 1) DESC, m.position DESC LIMIT p_limit;
 END $$;

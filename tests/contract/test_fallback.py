@@ -14,26 +14,30 @@ from support.wires import ANTHROPIC, GEMINI, RESPONSES, Said, Wire
 from support.worker_bench import Bench, names, worker_bench
 
 from crewlog.agents.breaker import FAILURES_MAX, Breakers
-from crewlog.agents.model import Closable, ErrorKind, Model, ModelError
+from crewlog.agents.model import Closable, ErrorKind, Model, ModelError, OnText
 from crewlog.agents.turn import PAUSES_MAX
 from crewlog.events.limits import parse_limits
-from crewlog.events.store import BudgetState
+from crewlog.events.store import AppendRequest, BudgetState, Reservation, Write
 from crewlog.schemas.blocks import ModelReply, ModelRequest, Text
 from crewlog.schemas.budget import ScopeLimit
+from crewlog.schemas.ids import Hash, TaskId, reservation_id, spend_stream, task_stream
 from crewlog.schemas.price_table import TokenPrices
+from crewlog.schemas.system_events import CallSettled
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import (
     AttemptFailed,
     BudgetWarned,
+    Link,
     ModelCallFailed,
     ModelCallFinished,
     ModelCallSkipped,
     ModelCallStarted,
+    TaskCancelled,
     TaskCompleted,
     TaskEvent,
     TaskStarted,
 )
-from crewlog.schemas.usage import Usage
+from crewlog.schemas.usage import Price, Usage
 
 RUN = ScopeLimit("run/1", None, 10_000_000)
 PRICES = {"*:*": TokenPrices(input=1, output=10)}
@@ -299,3 +303,64 @@ async def test_a_structured_answer_that_was_cut_is_no_schema_failure(bench: Benc
     ended = events[-1]
     assert isinstance(ended, AttemptFailed)
     assert ended.error.code == "model_truncated"
+
+
+async def test_what_was_to_be_written_before_a_call_without_money_is_written_all_the_same(bench: Bench) -> None:
+    dear_later = a_model("a", ModelReply(calls(("look", '{"text":"x"}')).content, "tool_use", Usage(10, 9_000), "a"))
+    task = await bench.open(scopes=[ScopeLimit("run/1", None, 100_000)])  # the worst case of one call, not of a second one behind it
+    events = await carried_out(bench, dear_later, task=task)
+    assert names(events)[2:] == ["ModelCallStarted", "ModelCallFinished", "ToolStarted", "ToolFinished", "ModelCallSkipped", "AttemptFailed"]
+    assert await money(bench) == BudgetState(None, 100_000, 90_010, 0)
+
+
+async def test_a_call_that_was_paid_for_a_task_cancelled_meanwhile_is_settled_beside_it(bench: Bench) -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    class Slow(ScriptedModel):
+        async def complete(self, request: ModelRequest, *, timeout_s: float, on_text: OnText | None = None) -> ModelReply:
+            asked.set()
+            await answer.wait()
+            return await super().complete(request, timeout_s=timeout_s, on_text=on_text)
+
+    slow = Slow([calls(("submit", '{"text":"42"}'))], wire="test", provider="acme", name="a", simulated=False)
+    await bench.worker(Recorder(), chain=(slow,), prices=PRICES)
+    task = await bench.open(scopes=[RUN])
+    await bench.dispatch(task)
+    async with asyncio.timeout(10):
+        await asked.wait()
+        assert (await money(bench)).reserved > 0
+        await bench.append(task, TaskCancelled("not needed any more", "ann"), expected=3)
+        answer.set()
+        stream = spend_stream(TaskId(task.task_id))
+        while not (found := await bench.store.read_streams({stream: 0})):
+            bench.committed.clear()
+            await bench.committed.wait()
+    settled = found[0].event()
+    assert isinstance(settled, CallSettled)
+    assert (settled.call_id, settled.price.cost_micro_usd, settled.usage) == ("m1-1", 60, Usage(10, 5))
+    assert await money(bench) == BudgetState(None, 10_000_000, 60, 0)
+
+
+async def test_a_worker_that_takes_over_gives_up_the_call_of_the_dead_one(bench: Bench) -> None:
+    task = await bench.open(scopes=[RUN])
+    link = Link("test", "acme", "a")
+    model = a_model("a", calls(("submit", '{"text":"42"}')))
+    await carried_out(bench, a_model("a", fails("bad_request")), task=task)  # leaves a setup that the next worker reads
+    begun = next(e for e in await bench.events(task) if isinstance(e, TaskStarted))
+    setup, opening = begun.setup, begun.opening
+    other = await bench.open(number=2, scopes=[RUN])
+    started = TaskStarted("dead", 1, begun.agent_version, "a", "acme", False, setup, opening, "", (link,))
+    await bench.append(other, started, expected=1)
+    call = ModelCallStarted("m1-1", 1, "acme", "a", Hash("0" * 64), 1, wire="test", reserved_micro_usd=500)
+    write = Write(task_stream(TaskId(other.task_id)), (call,), 2, "data")
+    reserve = Reservation(reservation_id(TaskId(other.task_id), "m1-1"), 500)
+    await bench.store.append(AppendRequest((write,), (bench.clock.new_id(),), bench.clock.now_us(), reserve=reserve))
+    await bench.worker(Recorder(), chain=(model,), prices=PRICES, name="w2")
+    await bench.workers[0].stop(grace_s=0)
+    before = (await money(bench)).spent
+    await bench.dispatch(other, version=0)
+    await bench.reach(other, "TaskCompleted")
+    given_up = next(e for e in await bench.events(other) if isinstance(e, ModelCallFailed))
+    assert (given_up.error.code, given_up.price) == ("interrupted", Price(500, "worst case"))
+    state = await money(bench)
+    assert (state.spent, state.reserved) == (before + 500 + 60, 0)

@@ -11,7 +11,7 @@ from support.scripted import Line, Recorder, calls
 from support.worker_bench import Bench, worker_bench
 
 from crewlog.agents.memories_local import LocalMemories
-from crewlog.agents.memory_tools import MemoryTools, with_memory
+from crewlog.agents.memory_tools import with_memory
 from crewlog.agents.spec import AgentSpec
 from crewlog.schemas.task_events import TaskCompleted, TaskEvent, ToolFinished
 from crewlog.schemas.values import Trust
@@ -32,7 +32,7 @@ async def carry_out(bench: Bench, *lines: Line) -> list[list[TaskEvent]]:
     recorder = Recorder()
     page = replace(recorder.tool("page"), trust="untrusted")
     own = AgentSpec("data", "test agent", "Do what you are told.", (page, recorder.tool("submit", ends_task=True)), memory="remember")
-    await bench.worker(with_memory(own, MemoryTools(bench.store, LocalMemories(bench.store), bench.clock)), *lines)
+    await bench.worker(with_memory(own, bench.store, LocalMemories(bench.store), bench.clock), *lines)
     done = []
     for number in range(1, 1 + lines.count(SUBMIT)):
         task = await bench.open(number=number, user="ann")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
+
 import pytest
 
-from crewlog.agents.models import DEFAULT, ModelChoice, build_chain, chain_of, key_of, parse_models, show_chain
+from crewlog.agents.models import DEFAULT, ModelChoice, build_chain, chain_of, check_models, key_of, parse_models, show_chain
 from crewlog.agents.offline import OfflineModel
+from crewlog.events.clock import SystemClock
 from crewlog.events.config import load
 from crewlog.events.grants import BUILT_IN_KINDS
-from crewlog.orchestrator.supervisor import may_have
+from crewlog.orchestrator.supervisor import Supervisor, may_have
 from crewlog.schemas.errors import ConfigError
 
 OFFLINE = ModelChoice("offline")
@@ -97,6 +101,14 @@ def test_all_keys_that_are_missing_are_named_with_both_ways_out(environment: pyt
         build_chain("data", load(models=ALL))
     assert "no key in ANTHROPIC_API_KEY and GEMINI_API_KEY" in str(caught.value)
     assert "set ANTHROPIC_API_KEY and GEMINI_API_KEY in the environment, or CREWLOG_MODELS=offline" in str(caught.value)
+
+
+async def test_a_crew_without_a_key_does_not_even_start_its_servers(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    crew = Supervisor(load(models="code=openai:b", home=tmp_path / "home"), {}, clock=SystemClock(), console=io.StringIO(), on_phase=print)
+    with pytest.raises(ConfigError, match="'code' uses openai:b, but there is no key in OPENAI_API_KEY"):
+        await crew.run(lambda: None)
+    assert not (tmp_path / "home").exists()
+    check_models(["planner", "critic"], load(models="code=openai:b"))
 
 
 def test_keys_come_from_the_environment_and_are_not_shown(environment: pytest.MonkeyPatch) -> None:
