@@ -73,7 +73,7 @@ class _Server:
         old, new = pinned.digest[:DIGEST_SHOWN], now.digest[:DIGEST_SHOWN]
         return (
             f"MCP server {self.name} changed its tool {tool} since it was first seen (from {old} to {new}), so it is not called. "
-            f'When the operator has looked at the new definition, accept = ["{new}"] under [mcp.{self.name}] allows it'
+            f'When the operator has looked at the new definition, accept = ["{new}"] under [mcp.{self.name}] allows it (crewlog mcp show {self.name} {tool})'
         )
 
     def specs(self) -> list[ToolSpec]:
@@ -139,7 +139,9 @@ class McpHub:
         for server in self._servers:
             server.connection.start()
         waiting = [asyncio.create_task(server.connection.settled()) for server in self._servers]
-        _, late = await asyncio.wait(waiting, timeout=wait_s)
+        late: set[asyncio.Task[None]] = set()
+        if waiting:
+            _, late = await asyncio.wait(waiting, timeout=wait_s)
         for task in late:
             task.cancel()
 
@@ -150,6 +152,10 @@ class McpHub:
     def tools(self) -> tuple[ToolSpec, ...]:
         """Return the tools of all servers as they are now."""
         return tuple(spec for server in self._servers for spec in server.specs())
+
+    def definitions(self) -> dict[str, Pins]:
+        """Return what each server lists now; nothing for one that was not reached."""
+        return {server.name: server.found.tools if server.found else {} for server in self._servers}
 
     def problems(self) -> tuple[str, ...]:
         """Return what an operator should know about the servers now."""

@@ -64,9 +64,9 @@ class LiveCrew:
         assert done.returncode == code, f"crewlog {' '.join(map(str, arguments))} ended with {done.returncode}, not {code}\n{done.stdout}{done.stderr}"
         return done
 
-    def json(self, *arguments: str | Path, code: int = 0) -> Any:
+    def json(self, *arguments: str | Path, code: int = 0, cwd: Path | None = None) -> Any:
         """Run a command with `-o json` and decode what it prints."""
-        return msgspec.json.decode(self.run(*arguments, "-o", "json", code=code).stdout)
+        return msgspec.json.decode(self.run(*arguments, "-o", "json", code=code, cwd=cwd).stdout)
 
     def client(self) -> AbstractAsyncContextManager[Client]:
         """Connect the public client."""

@@ -46,11 +46,12 @@ def test_commands_are_those_of_the_manual() -> None:
         "demo up down status providers doctor submit watch runs show events costs why approvals approve deny cancel replay scale docs "
         "agent orchestrator projector db"
     )
-    assert set(commands) == {*manual.split(), "budget", "nats", "memory", "version"}
-    assert {name: set(commands[name].commands) for name in ("budget", "db", "docs", "memory", "nats")} == {
+    assert set(commands) == {*manual.split(), "budget", "nats", "mcp", "memory", "version"}
+    assert {name: set(commands[name].commands) for name in ("budget", "db", "docs", "mcp", "memory", "nats")} == {
         "budget": {"list", "show", "raise"},
         "db": {"migrate", "rebuild", "url"},
         "docs": {"add", "list"},
+        "mcp": {"list", "show"},
         "memory": {"list", "show", "forget"},
         "nats": {"url"},
     }
