@@ -10,7 +10,7 @@ from uuid import UUID
 from crewlog.events.store import NO_STREAM, SCOPES_PER_STREAM_MAX, SETTLEMENTS_PER_APPEND_MAX, AppendRequest, Write
 from crewlog.schemas.budget import MICRO_USD_MAX, SCOPE_CHARS_MAX, ScopeLimit
 from crewlog.schemas.errors import ContractError
-from crewlog.schemas.ids import budget_stream
+from crewlog.schemas.ids import budget_stream, category
 from crewlog.schemas.system_events import BudgetChanged
 
 _int: Final = attrgetter("int")  # ids in the server's order, compared fast
@@ -69,8 +69,8 @@ def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
 
 
 def _check_scopes(write: Write) -> None:
-    if write.expected != NO_STREAM:
-        raise ContractError(f"append to {write.stream}: scopes are bound to a stream when it is opened, with expected version {NO_STREAM}")
+    if write.expected != NO_STREAM or category(write.stream) != "task":
+        raise ContractError(f"append to {write.stream}: scopes are bound to a task stream when it is opened, with expected version {NO_STREAM}")
     if len(write.scopes) > SCOPES_PER_STREAM_MAX or len({limit.scope for limit in write.scopes}) < len(write.scopes):
         raise ContractError(f"append to {write.stream}: a stream has at most {SCOPES_PER_STREAM_MAX} scopes, each once; got {len(write.scopes)}")
     for limit in write.scopes:

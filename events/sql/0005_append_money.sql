@@ -154,8 +154,9 @@ BEGIN
       RAISE EXCEPTION 'es.append: what should be an amount is none' USING ERRCODE = 'ES006';
     END IF;
     FOR k IN 1..b_n LOOP
-      IF w_expected[b_write[k]] IS DISTINCT FROM 0 THEN
-        RAISE EXCEPTION 'es.append: scopes are bound when a stream is opened' USING ERRCODE = 'ES006';
+      -- who may open other streams, agents among them, must not make a budget with limits of its own liking
+      IF w_expected[b_write[k]] IS DISTINCT FROM 0 OR NOT starts_with(p_streams[w_stream[b_write[k]]], 'task/') THEN
+        RAISE EXCEPTION 'es.append: scopes are bound when a task stream is opened' USING ERRCODE = 'ES006';
       END IF;
     END LOOP;
     FOR k IN 1..t_n LOOP settled_n := greatest(settled_n, t_held[k]); END LOOP;

@@ -95,6 +95,14 @@ async def test_only_who_may_open_binds(worker: EventStore) -> None:
     assert await worker.budgets(["run/1"]) == {}
 
 
+async def test_only_task_streams_are_bound_so_that_agents_make_no_budgets(worker: EventStore) -> None:
+    """Agents open streams of other categories: with scopes there, they could make tomorrow's budget with limits of their own."""
+    bound = opened(new_task(), ScopeLimit(TENANT, None, None))
+    with pytest.raises(ContractError, match="task stream"):
+        await worker.append(bound._replace(writes=[bound.writes[0]._replace(stream=Stream("doc/default/x"))]))
+    assert await worker.budgets([TENANT]) == {}
+
+
 async def test_a_refused_opening_leaves_no_budget(store: EventStore) -> None:
     task_id = new_task()
     refused = opened(task_id, ScopeLimit("run/1", 1, 1))

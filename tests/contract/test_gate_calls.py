@@ -149,6 +149,10 @@ async def test_money_that_does_not_fit_together_is_refused(owner: Any) -> None:
         with pytest.raises(asyncpg.PostgresError) as caught:
             pytest.fail(f"{place} {value}: {await call(owner, given)}")
         assert caught.value.sqlstate in ("ES006", "23514"), (place, value)
+    given = by_hand(opened(new_task(), ScopeLimit("run/2", None, 9)))
+    given[STREAMS] = ["doc/default/x"]
+    with pytest.raises(asyncpg.PostgresError, match="task stream"):
+        await call(owner, given)
     given = by_hand(to_task(task_id, started())._replace(settle=[Settlement(reservation_id(task_id, call_id), 1) for call_id in ("a", "b")]))
     given[HELD] = given[HELD][::-1]
     with pytest.raises(asyncpg.PostgresError, match="ascending"):
