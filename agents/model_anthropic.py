@@ -16,6 +16,7 @@ import msgspec
 from crewlog.agents.model import ModelError, OnText
 from crewlog.agents.model_calls import as_object, call_ids, check_tools, compact, native_items, raw_list, tool_name
 from crewlog.agents.model_errors import malformed, one_try, refusal, understanding, unreachable
+from crewlog.agents.model_sdk import load_sdk
 from crewlog.agents.model_stream import event_data
 from crewlog.agents.schema_dialect import NotStrict, express, instruction, original
 from crewlog.schemas.blocks import Message, ModelReply, ModelRequest, Native, StopReason, Text, ToolDef, ToolResult, ToolUse
@@ -62,7 +63,7 @@ class AnthropicModel:
         Raises:
             ModelError: with the kind that decides between retry, fallback and failure.
         """
-        # imported here: the SDK takes most of a second to load, and offline crews never need it
+        await load_sdk("anthropic")
         import anthropic
 
         arguments = render(request)

@@ -19,6 +19,7 @@ import msgspec
 from crewlog.agents.model import ModelError, OnText
 from crewlog.agents.model_calls import as_object, call_ids, check_tools, compact, is_made, native_items, raw_list, tool_name
 from crewlog.agents.model_errors import malformed, one_try, refusal, understanding
+from crewlog.agents.model_sdk import load_sdk
 from crewlog.agents.schema_dialect import NotStrict, express, instruction, original
 from crewlog.schemas.blocks import Message, ModelReply, ModelRequest, Native, StopReason, Text, ToolDef, ToolResult, ToolUse
 from crewlog.schemas.usage import Usage
@@ -71,6 +72,7 @@ class GeminiModel:
         Raises:
             ModelError: with the kind that decides between retry, fallback and failure.
         """
+        await load_sdk("google.genai")
         from google.genai import errors, types
 
         config = types.GenerateContentConfig(

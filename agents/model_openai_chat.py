@@ -17,6 +17,7 @@ from crewlog.agents.model import OnText
 from crewlog.agents.model_calls import as_json, call_ids, check_tools, tool_name
 from crewlog.agents.model_errors import malformed, one_try, understanding
 from crewlog.agents.model_openai import Connection, result_text
+from crewlog.agents.model_sdk import load_sdk
 from crewlog.agents.model_stream import event_data
 from crewlog.agents.schema_dialect import instruction, original
 from crewlog.agents.tokens import estimate_usage
@@ -74,6 +75,7 @@ class OpenAIChatModel:
         Raises:
             ModelError: with the kind that decides between retry, fallback and failure.
         """
+        await load_sdk("openai")
         import openai
 
         body_sent = render(request, max_tokens_field=self._max_tokens_field, structured=self._structured)

@@ -18,6 +18,7 @@ from crewlog.agents.model import OnText
 from crewlog.agents.model_calls import as_json, call_ids, check_tools, native_items, raw_list, tool_name
 from crewlog.agents.model_errors import malformed, one_try, understanding
 from crewlog.agents.model_openai import Connection, output_schema, result_text, strict_or_plain
+from crewlog.agents.model_sdk import load_sdk
 from crewlog.agents.model_stream import event_data
 from crewlog.agents.schema_dialect import original, without_nulls
 from crewlog.schemas.blocks import Message, ModelReply, ModelRequest, Native, StopReason, Text, ToolDef, ToolResult, ToolUse
@@ -51,6 +52,7 @@ class OpenAIResponsesModel:
         Raises:
             ModelError: with the kind that decides between retry, fallback and failure.
         """
+        await load_sdk("openai")
         import openai
 
         body_sent = render(request)

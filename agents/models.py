@@ -2,7 +2,8 @@
 
     CREWLOG_MODELS = entry, entry, …       entry = [ROLE =] link > link > …       link = PROVIDER:MODEL[@URL] | offline
 
-A provider is `anthropic`, `openai`, `google`, or a name of one's own for a server that speaks Chat Completions at the given address.
+A provider is `anthropic`, `openai`, `google`, or a name of one's own for a server that speaks Chat Completions at the given address. An address is
+written with `/v1` for `openai` and one's own servers, without a version for `anthropic` and `google`.
 A role is an agent kind, or one of the planner's tasks (`router`, `critic`, `synthesis`), which use the planner's chain unless they have
 their own. An entry without a role is for all roles that have none.
 """
