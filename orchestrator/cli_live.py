@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import msgspec
 import typer
 
 from crewlog.events.clock import SystemClock
@@ -23,9 +24,12 @@ from crewlog.schemas.usage import format_usd
 if TYPE_CHECKING:
     from rich.tree import Tree
 
+    from crewlog.events.bus import Message
     from crewlog.events.store import Recorded
     from crewlog.orchestrator.client import Client
 
+WRITTEN_CHARS_MAX: Final = 70
+"""What is shown behind a task: why it waits, or the end of what its model is writing."""
 DRAW_AT_MOST_S: Final = 0.2
 """Shortest time between two looks at the views while many events come, in seconds."""
 _ICONS: Final[Mapping[str, tuple[str, str]]] = {
@@ -37,6 +41,13 @@ _ICONS: Final[Mapping[str, tuple[str, str]]] = {
     "running": ("▶", "cyan"),
     "retrying": ("↻", "yellow"),
 }
+
+
+class Piece(msgspec.Struct):
+    """A piece of an answer that is being written, by the id of its call."""
+
+    call_id: str
+    text: str
 
 
 class Followed(NamedTuple):
@@ -57,6 +68,7 @@ async def follow(client: Client, run_id: RunId, *, live: bool, stop_on_approval:
     """
     tree = _LiveTree(client, run_id) if live else None
     drawing = asyncio.create_task(tree.draw()) if tree else None
+    hearing = await client.hear(run_id, tree.heard) if tree else None
     first_us, ending, position = 0, "running", after
     try:
         async for recorded in client.events(run_id, follow=True):
@@ -75,6 +87,8 @@ async def follow(client: Client, run_id: RunId, *, live: bool, stop_on_approval:
                 return Followed("held", position)
         await client.ended(run_id)
     finally:
+        if hearing:
+            await hearing.stop()
         if tree and drawing:
             tree.finished = True
             tree.changed.set()
@@ -92,6 +106,18 @@ class _LiveTree:
         self._clock = SystemClock()
         self._run: RunView | None = None
         self._tasks: Sequence[TaskView] = ()
+        self._written: dict[str, Piece] = {}
+
+    async def heard(self, message: Message) -> None:
+        """Take the next piece of an answer; of each task only the end of its last one is kept. What is no such piece is let go."""
+        try:
+            piece = msgspec.json.decode(message.data, type=Piece)
+        except msgspec.MsgspecError:
+            return
+        task_id = message.subject.rpartition(".")[2]
+        before = self._written.get(task_id)
+        text = before.text + piece.text if before is not None and before.call_id == piece.call_id else piece.text
+        self._written[task_id] = Piece(piece.call_id, text[-WRITTEN_CHARS_MAX:])
 
     async def draw(self) -> None:
         from rich.live import Live
@@ -128,10 +154,17 @@ class _LiveTree:
             counts = f"{task.turns} turns, {task.tool_calls} calls" if task.turns else ""
             cost = format_usd(task.cost_micro_usd) if task.cost_micro_usd else ""
             line = Text.assemble((f"{icon} ", style), (f"{task.key:<16} ", "bold"), f"{task.kind:<12} {took:>7}  {counts:<20} {cost}")
-            line.append(shorten(task.waiting_reason or task.error or "", 70), style="dim")
+            line.append(self._note(task), style="dim")
             line.no_wrap = True
             root.add(line)
         return root
+
+    def _note(self, task: TaskView) -> str:
+        """Say what a task waits for: while its model writes, what it writes."""
+        written = self._written.get(str(task.task_id))
+        if written is not None and "model call" in (task.waiting_reason or ""):
+            return f"✎ {printable(written.text)}"
+        return shorten(task.waiting_reason or task.error or "", WRITTEN_CHARS_MAX)
 
 
 def event_line(recorded: Recorded, first_us: int) -> str:

@@ -21,7 +21,7 @@ from uuid import UUID
 import msgspec
 
 from crewlog.events.artifacts import ArtifactStore
-from crewlog.events.bus import Bus, Message
+from crewlog.events.bus import Bus, Handler, Message, Subscription
 from crewlog.events.clock import Clock, SystemClock
 from crewlog.events.config import Config, load
 from crewlog.events.poke import Poke
@@ -189,6 +189,10 @@ class Client:
                         await asyncio.wait_for(hint.wait(), LOOK_AGAIN_S)
                 hint.clear()
                 batch = await store.read_streams(seen)
+
+    async def hear(self, run_id: RunId, heard: Handler) -> Subscription:
+        """Hand over answers of a run while they are being written, as `agents.live_text` tells them; the caller stops it."""
+        return await self._bus.subscribe(subjects.live(self._config.tenant, run_id, "*"), heard)
 
     async def runs(self, *, limit: int = 50, status: str | None = None) -> list[RunView]:
         """List runs, the newest first."""

@@ -1,0 +1,44 @@
+"""The live tree shows the end of what a model is writing, and nothing that could move the cursor."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from uuid import UUID
+
+from crewlog.events.bus import Message
+from crewlog.orchestrator.cli_live import WRITTEN_CHARS_MAX, _LiveTree
+from crewlog.projections.query_rows import TaskView
+from crewlog.schemas.ids import RunId
+
+RUN, TASK = RunId(UUID(int=1)), UUID(int=2)
+CLIENT: Any = None
+"""Never asked."""
+
+
+def piece(text: str, call_id: str = "m1-1") -> Message:
+    return Message(f"live.default.{RUN}.{TASK}", json.dumps({"call_id": call_id, "text": text}).encode(), {})
+
+
+def task(waiting_reason: str) -> TaskView:
+    fields: dict[str, Any] = dict.fromkeys(TaskView.__struct_fields__) | {"task_id": TASK, "waiting_reason": waiting_reason}
+    return TaskView(**fields)
+
+
+async def test_what_a_model_writes_is_shown_while_it_writes() -> None:
+    tree = _LiveTree(CLIENT, RUN)
+    asked = task("working: turn 1, model call to acme/a")
+    assert tree._note(asked) == "working: turn 1, model call to acme/a"
+    await tree.heard(piece("Once upon "))
+    await tree.heard(piece("a\x1b[2J time"))
+    assert tree._note(asked) == "✎ Once upon a [2J time"
+    assert tree._note(task("working: tool look")) == "working: tool look"
+    await tree.heard(piece("x" * 500, "m1-2"))
+    assert tree._note(asked) == "✎ " + "x" * WRITTEN_CHARS_MAX, "another call starts again"
+
+
+async def test_what_is_no_piece_is_let_go() -> None:
+    tree = _LiveTree(CLIENT, RUN)
+    await tree.heard(Message(f"live.default.{RUN}.{TASK}", b'{"text": 7}', {}))
+    await tree.heard(Message(f"live.default.{RUN}.{TASK}", b"\xff", {}))
+    assert tree._note(task("model call")) == "model call"
