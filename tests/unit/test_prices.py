@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Decimal
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -118,3 +119,9 @@ def test_prices_come_from_the_environment_as_exact_decimals(monkeypatch: pytest.
     monkeypatch.setenv("CREWLOG_PRICES", "local:q=1")
     with pytest.raises(ConfigError, match="JSON"):
         load()
+
+
+def test_prices_in_a_file_are_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "crewlog.toml").write_text('[prices."local:*"]\ninput = 0.1\noutput = 0.4\ncache_read = "0.01"\n')
+    monkeypatch.chdir(tmp_path)
+    assert load().prices == {"local:*": TokenPrices(input=Decimal("0.1"), output=Decimal("0.4"), cache_read=Decimal("0.01"))}
