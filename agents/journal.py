@@ -80,6 +80,11 @@ class Journal:
         self.state = evolve(self.state, event)
         self._pending.append(event)
 
+    async def is_limited(self) -> bool:
+        """Say whether a hard limit holds for the task now: its own, or that of any budget it is charged to."""
+        own = self.state.task.budget.hard_micro_usd if self.state.task is not None else None
+        return own is not None or any(budget.hard is not None for budget in (await self._store.budgets_of(self._stream)).values())
+
     async def begin_call(self, event: ModelCallStarted) -> OverBudget | None:
         """Record a model call that costs money and make it durable together with its reservation.
 

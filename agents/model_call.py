@@ -51,7 +51,7 @@ class ModelCalls:
     breakers: Breakers
     prices: Mapping[str, TokenPrices]
     allow_unpriced: bool
-    """The task may ask a model nobody knows the price of: it has no spending limit, or the operator accepts that."""
+    """A task with a spending limit may ask a model nobody knows the price of."""
     saves_money: bool
     """Past a soft limit, the chain goes on from its cheapest model."""
     live: LiveText | None
@@ -109,7 +109,8 @@ class ModelCalls:
         """Make the call durable together with the most it can cost; False: it is skipped, and the log says why."""
         ratio = ratio_of(journal.state, link)
         worst = worst_case(model.provider, model.name, request, at_us=self.clock.now_us(), calibration=ratio, table=self.prices)
-        if unpriced := refuse_unpriced(model.provider, model.name, worst, is_allowed=self.allow_unpriced):
+        is_allowed = worst.cost_micro_usd is not None or self.allow_unpriced or not await journal.is_limited()
+        if unpriced := refuse_unpriced(model.provider, model.name, worst, is_allowed=is_allowed):
             journal.record(_skip(step, link, UNPRICED, detail=unpriced.message))
             return False
         refused = await journal.begin_call(_intent(step, link, request, reserved_micro_usd=worst.cost_micro_usd or 0))

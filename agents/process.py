@@ -89,7 +89,6 @@ async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | N
             prices=config.prices,
             refusals_fall_through=config.refusals_fall_through,
             allow_unpriced=config.unpriced == "allow",
-            limits=config.budgets,
             saves_money=config.downgrade_on_soft_limit,
             model_timeout_s=config.model_timeout_s,
             approval_ttl_s=config.approval_ttl_s,

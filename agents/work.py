@@ -28,7 +28,6 @@ from crewlog.agents.toolbox import Toolbox
 from crewlog.agents.turn import AskModel, Done, Fail, Finish, GiveUpCall, Nudge, RunCalls, Start, Step, Wait, limit_failure, next_step
 from crewlog.events.artifacts import ArtifactStore
 from crewlog.events.clock import Clock
-from crewlog.events.limits import NO_LIMITS, Limits, limits_for
 from crewlog.schemas.ids import Hash, RunId, TaskId, idempotency_key
 from crewlog.schemas.price_table import TokenPrices
 from crewlog.schemas.task import AgentTask
@@ -67,8 +66,6 @@ class Workshop:
     """A model that refuses is followed by the next one of the chain."""
     allow_unpriced: bool = False
     """A task with a spending limit may ask a model nobody knows the price of."""
-    limits: Limits = field(default_factory=lambda: NO_LIMITS)
-    """What the operator lets be spent: a task may have a limit although it brings none of its own."""
     saves_money: bool = False
     """Past the soft limit of a budget, a task goes on from the cheapest model of the chain."""
     breakers: Breakers = field(default_factory=Breakers)
@@ -91,15 +88,11 @@ class Workshop:
             self.clock,
             self.breakers,
             self.prices,
-            allow_unpriced=self.allow_unpriced or not self._is_limited(task),
+            allow_unpriced=self.allow_unpriced,
             saves_money=self.saves_money,
             live=self.live,
             timeout_s=self.model_timeout_s,
         )
-
-    def _is_limited(self, task: AgentTask) -> bool:
-        given = (limit.hard_micro_usd for limit in limits_for(self.limits, task.surface))
-        return task.budget.hard_micro_usd is not None or any(hard is not None for hard in given)
 
 
 async def work(shop: Workshop, journal: Journal, *, attempt: int) -> Ended:

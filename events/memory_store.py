@@ -130,6 +130,10 @@ class MemoryStore:
     async def budgets(self, scopes: Sequence[str]) -> Mapping[str, BudgetState]:
         return self.log.ledger.states(scopes)
 
+    async def budgets_of(self, stream: Stream) -> Mapping[str, BudgetState]:
+        known = self.log.streams.get(stream)
+        return self.log.ledger.states(known.scopes if known is not None else ())
+
     async def open_reservations(self, older_than_us: int, limit: int) -> Sequence[OpenReservation]:
         found = (reservation for reservation in self.log.ledger.open_reservations() if reservation.since_us < older_than_us)
         return sorted(found, key=lambda reservation: (reservation.since_us, reservation.reservation_id))[:limit]

@@ -43,6 +43,9 @@ DELETE FROM es.timers WHERE run_id IN (SELECT run_id FROM es.timers WHERE due_us
 RETURNING run_id
 """
 _BUDGETS: Final = "SELECT scope, soft, hard, spent, reserved FROM es.budgets WHERE scope = ANY ($1::text[])"
+_BUDGETS_OF: Final = """
+SELECT b.scope, b.soft, b.hard, b.spent, b.reserved FROM es.streams s JOIN es.budgets b ON b.scope_id = ANY (s.scopes) WHERE s.stream_id = $1
+"""
 _OPEN_RESERVATIONS: Final = """
 SELECT reservation_id, stream_id, run_id, task_id, amount, since_us FROM es.reservations
  WHERE since_us < $1 AND released_at IS NULL ORDER BY since_us, reservation_id LIMIT $2
@@ -133,6 +136,10 @@ class PostgresStore:
 
     async def budgets(self, scopes: Sequence[str]) -> Mapping[str, BudgetState]:
         rows = await self._connections.fetch("look at budgets", _BUDGETS, list(scopes))
+        return {row[0]: BudgetState(*row[1:]) for row in rows}
+
+    async def budgets_of(self, stream: Stream) -> Mapping[str, BudgetState]:
+        rows = await self._connections.fetch("look at the budgets of a stream", _BUDGETS_OF, stream)
         return {row[0]: BudgetState(*row[1:]) for row in rows}
 
     async def open_reservations(self, older_than_us: int, limit: int) -> Sequence[OpenReservation]:

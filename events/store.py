@@ -196,6 +196,9 @@ class EventStore(Protocol):
     async def budgets(self, scopes: Sequence[str]) -> Mapping[str, BudgetState]:
         """Look at budgets; a scope that nothing was ever bound to is missing from the answer."""
 
+    async def budgets_of(self, stream: Stream) -> Mapping[str, BudgetState]:
+        """Look at the budgets that what happens on a stream is charged to: those bound to it when it was opened, with their limits of now."""
+
     async def open_reservations(self, older_than_us: int, limit: int) -> Sequence[OpenReservation]:
         """List reservations nobody has settled or given back, made before a time in microseconds since 1970, oldest first."""
 

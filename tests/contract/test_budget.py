@@ -72,6 +72,14 @@ async def test_scopes_are_bound_when_the_stream_is_opened(store: EventStore) -> 
     assert await store.budgets([]) == {}
 
 
+async def test_a_stream_knows_the_budgets_it_is_charged_to(store: EventStore, worker: EventStore) -> None:
+    charged, free = await task(store, ScopeLimit("run/1", 70, 100), ScopeLimit(TENANT, None, None)), await task(store)
+    assert await worker.budgets_of(task_stream(charged)) == {"run/1": BudgetState(70, 100, 0, 0), TENANT: BudgetState(None, None, 0, 0)}
+    await worker.append(calling(charged, 60))
+    assert (await worker.budgets_of(task_stream(charged)))["run/1"] == BudgetState(70, 100, 0, 60)
+    assert await worker.budgets_of(task_stream(free)) == await worker.budgets_of(task_stream(new_task())) == {}
+
+
 async def test_a_known_scope_keeps_its_limits(store: EventStore, worker: EventStore) -> None:
     first = await task(store, ScopeLimit("run/1", 70, 100))
     await worker.append(calling(first, 60))

@@ -16,7 +16,6 @@ from support.worker_bench import Bench, names, worker_bench
 from crewlog.agents.breaker import FAILURES_MAX, Breakers
 from crewlog.agents.model import Closable, ErrorKind, Model, ModelError, OnText
 from crewlog.agents.turn import PAUSES_MAX
-from crewlog.events.limits import parse_limits
 from crewlog.events.store import AppendRequest, BudgetState, Reservation, Write
 from crewlog.schemas.blocks import ModelReply, ModelRequest, Text
 from crewlog.schemas.budget import ScopeLimit
@@ -208,12 +207,13 @@ async def test_a_model_without_a_price_is_passed_over_under_a_limit(bench: Bench
     assert isinstance(events[-1], TaskCompleted)
 
 
-async def test_a_limit_of_the_operators_counts_though_the_task_brings_none(bench: Bench) -> None:
-    a, b = a_model("a", provider="unheard-of"), a_model("b", calls(("submit", '{"text":"42"}')))
-    await bench.worker(Recorder(), chain=(a, b), prices={"acme:*": TokenPrices(input=1, output=10)}, limits=parse_limits("batch.tenant/day=20"))
-    task = await bench.open(scopes=[RUN], surface="batch")
+@pytest.mark.parametrize(("hard", "reasons"), [(5_000_000, ["unpriced"]), (None, [])])
+async def test_any_hard_limit_the_task_is_charged_to_counts(bench: Bench, hard: int | None, reasons: list[str]) -> None:
+    a, b = a_model("a", calls(("submit", '{"text":"42"}')), provider="unheard-of"), a_model("b", calls(("submit", '{"text":"42"}')))
+    await bench.worker(Recorder(), chain=(a, b), prices={"acme:*": TokenPrices(input=1, output=10)})
+    task = await bench.open(scopes=[ScopeLimit("run/1", None, None), ScopeLimit("tenant/default/2026-11-25", None, hard)])
     await bench.dispatch(task)
-    assert [e.reason for e in await bench.rest(task) if isinstance(e, ModelCallSkipped)] == ["unpriced"]
+    assert [e.reason for e in await bench.rest(task) if isinstance(e, ModelCallSkipped)] == reasons
 
 
 async def test_a_failed_call_is_settled_with_what_was_billed(bench: Bench) -> None:
