@@ -5,6 +5,7 @@ runs.get           {"run_id"}                                             -> run
 runs.cancel        {"run_id", "reason", "actor"}                          -> run_id, status
 approvals.decide   {"run_id", "approval_id", "decision", "actor", "note"} -> approval_id, decision
 budgets.raise      {"scope", "hard_micro_usd", "soft_micro_usd", "actor", "reason"} -> scope and its state; runs that it held go on
+budgets.set        the same; the hard limit may be lower, or null for none
 agents.register    AgentRegistered as JSON (tenant `system`)              -> kind
 agents.stop        {"kind", "worker"}      (tenant `system`)              -> kind
 """
@@ -20,7 +21,7 @@ import msgspec
 
 from crewlog.events.bus import Bus, Message, Subscription
 from crewlog.events.clock import Clock
-from crewlog.events.store import EventStore
+from crewlog.events.store import BudgetState, EventStore
 from crewlog.orchestrator.budgets import Budgets
 from crewlog.orchestrator.commands import CancelRun, DecideApproval, TooLate
 from crewlog.orchestrator.driver import Driver
@@ -67,13 +68,26 @@ class DecideRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     note: str = ""
 
 
+MicroUsd = Annotated[int, msgspec.Meta(ge=0, le=MICRO_USD_MAX)]
+
+
 class RaiseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Raise the limit of a budget scope. Without a soft limit it becomes 70 % of the hard one."""
 
     scope: str
-    hard_micro_usd: Annotated[int, msgspec.Meta(ge=0, le=MICRO_USD_MAX)]
+    hard_micro_usd: MicroUsd
     actor: str
-    soft_micro_usd: Annotated[int, msgspec.Meta(ge=0, le=MICRO_USD_MAX)] | None = None
+    soft_micro_usd: MicroUsd | None = None
+    reason: str = ""
+
+
+class SetRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Set the limits of a budget scope, upwards or downwards."""
+
+    scope: str
+    hard_micro_usd: MicroUsd | None
+    actor: str
+    soft_micro_usd: MicroUsd | None = None
     reason: str = ""
 
 
@@ -97,6 +111,7 @@ class Api:
             "*.runs.cancel": self._cancel_run,
             "*.approvals.decide": self._decide_approval,
             "*.budgets.raise": self._raise_budget,
+            "*.budgets.set": self._set_budget,
             f"{SYSTEM}.agents.register": self._register,
             f"{SYSTEM}.agents.stop": self._stop_agent,
         }
@@ -156,19 +171,16 @@ class Api:
         return accepted(approval_id=request.approval_id, decision=request.decision)
 
     async def _raise_budget(self, tenant: str, data: bytes) -> bytes:
-        request = _decode(data, RaiseRequest)
-        if not request.actor.strip():
-            raise ContractError("a budget needs to know who raises it", problems=(("/actor", "must not be empty"),))
-        state = await self._budgets.raise_limit(
-            tenant,
-            request.scope,
-            hard=request.hard_micro_usd,
-            soft=request.soft_micro_usd,
-            actor=_text(request.actor),
-            reason=_text(request.reason),
-        )
-        amounts = {"spent_micro_usd": state.spent, "reserved_micro_usd": state.reserved}
-        return accepted(scope=request.scope, soft_micro_usd=state.soft, hard_micro_usd=state.hard, **amounts)
+        asked = _decode(data, RaiseRequest)
+        actor, reason = _who(asked.actor), _text(asked.reason)
+        state = await self._budgets.raise_limit(tenant, asked.scope, hard=asked.hard_micro_usd, soft=asked.soft_micro_usd, actor=actor, reason=reason)
+        return _budget(asked.scope, state)
+
+    async def _set_budget(self, tenant: str, data: bytes) -> bytes:
+        asked = _decode(data, SetRequest)
+        actor, reason = _who(asked.actor), _text(asked.reason)
+        state = await self._budgets.set_limit(tenant, asked.scope, hard=asked.hard_micro_usd, soft=asked.soft_micro_usd, actor=actor, reason=reason)
+        return _budget(asked.scope, state)
 
     async def _register(self, _: str, data: bytes) -> bytes:
         event = _registration(data)
@@ -200,6 +212,17 @@ def _decode(data: bytes, type_: type[_T]) -> _T:
         return msgspec.json.decode(data, type=type_)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ContractError(f"the request is not a valid {type_.__name__}: {error}") from None
+
+
+def _who(actor: str) -> str:
+    if not actor.strip():
+        raise ContractError("a budget needs to know who changes it", problems=(("/actor", "must not be empty"),))
+    return _text(actor)
+
+
+def _budget(scope: str, state: BudgetState) -> bytes:
+    amounts = {"spent_micro_usd": state.spent, "reserved_micro_usd": state.reserved}
+    return accepted(scope=scope, soft_micro_usd=state.soft, hard_micro_usd=state.hard, **amounts)
 
 
 def _registration(data: bytes) -> AgentRegistered:

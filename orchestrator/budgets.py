@@ -43,19 +43,29 @@ class Budgets:
         """
         before = await self._look(tenant, scope)
         if before.hard is None:
-            raise ContractError(f"budget {scope} has no hard limit that could be raised")
+            raise ContractError(f"budget {scope} has no hard limit that could be raised; set one: crewlog budget set {scope} --hard USD")
         if hard <= before.hard:
             raise ContractError(f"budget {scope} is limited to {before.hard} micro-USD; {hard} would not raise it", problems=(("/hard_micro_usd", "too low"),))
-        limit = ScopeLimit(scope, soft_of(hard) if soft is None else soft, hard)
-        if limit.soft_micro_usd is not None and limit.soft_micro_usd > hard:
+        return await self._change(before, ScopeLimit(scope, soft_of(hard) if soft is None else soft, hard), actor, reason)
+
+    async def set_limit(self, tenant: str, scope: str, *, hard: int | None, soft: int | None, actor: str, reason: str) -> BudgetState:
+        """Set the limits of a scope to whatever they shall be, also lower than what is spent: then nothing more starts. None: no hard limit.
+
+        Errors are those of `raise_limit`.
+        """
+        before = await self._look(tenant, scope)
+        return await self._change(before, ScopeLimit(scope, soft_of(hard) if soft is None else soft, hard), actor, reason)
+
+    async def _change(self, before: BudgetState, limit: ScopeLimit, actor: str, reason: str) -> BudgetState:
+        scope, soft, hard = limit.scope, limit.soft_micro_usd, limit.hard_micro_usd
+        if soft is not None and hard is not None and soft > hard:
             raise ContractError(f"a soft limit of {soft} micro-USD is above the hard limit of {hard}", problems=(("/soft_micro_usd", "too high"),))
-        event = BudgetChanged(scope, limit.soft_micro_usd, hard, actor, reason)
-        write = Write(budget_stream(scope), (event,), ANY)
+        write = Write(budget_stream(scope), (BudgetChanged(scope, soft, hard, actor, reason),), ANY)
         await self._store.append(AppendRequest((write,), (self._clock.new_id(),), self._clock.now_us(), limits=(limit,)))
         if faults.hook is not None:
             faults.hook("after_budget_change")
         self._on_change()
-        return before._replace(hard=hard, soft=limit.soft_micro_usd)
+        return before._replace(hard=hard, soft=soft)
 
     async def _look(self, tenant: str, scope: str) -> BudgetState:
         found = (await self._store.budgets([scope])).get(scope) if await self._is_of(tenant, scope) else None

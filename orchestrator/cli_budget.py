@@ -1,4 +1,4 @@
-"""Commands about money that may be spent: budget list, show, raise."""
+"""Commands about money that may be spent: budget list, show, raise, set."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 ScopeArgument = Annotated[str, typer.Argument(metavar="SCOPE|RUN", help="A scope as `budget list` prints it; or a run: its id, the first characters, or -.")]
 HardOption = Annotated[str, typer.Option("--hard", metavar="USD", help="The new hard limit, such as 2.50; higher than it is.")]
+ReasonOption = Annotated[str, typer.Option("--reason", help="Why; recorded with the change.")]
+ActorOption = Annotated[str, typer.Option("--as", metavar="NAME", help="Who changes it; else CREWLOG_USER.")]
 SoftOption = Annotated[str | None, typer.Option("--soft", metavar="USD", help="Warn from here on; without it, from 70 % of the hard limit.")]
 
 
@@ -25,6 +27,7 @@ def register(app: typer.Typer) -> None:
     budget.command("list")(run_async(list_budgets))
     budget.command("show")(run_async(show_budget))
     budget.command("raise")(run_async(raise_budget))
+    budget.command("set")(run_async(set_budget))
     app.add_typer(budget, name="budget")
 
 
@@ -66,25 +69,50 @@ async def raise_budget(
     what: ScopeArgument,
     hard: HardOption,
     soft: SoftOption = None,
-    reason: Annotated[str, typer.Option("--reason", help="Why; recorded with the change.")] = "",
-    actor: Annotated[str, typer.Option("--as", metavar="NAME", help="Who raises it; else CREWLOG_USER.")] = "",
+    reason: ReasonOption = "",
+    actor: ActorOption = "",
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Raise the hard limit of a budget; runs that it held go on."""
     from crewlog.orchestrator.client import Client
     from crewlog.schemas.money import parse_usd
-    from crewlog.schemas.usage import format_usd
 
     hard_micro_usd, soft_micro_usd = parse_usd(hard), None if soft is None else parse_usd(soft)
     async with Client.connect(load_config(home)) as client:
         scope = what if "/" in what else await _scope_of_run(client, what)
         budget = await client.budgets.raise_limit(scope, hard_micro_usd=hard_micro_usd, soft_micro_usd=soft_micro_usd, reason=reason, actor=actor)
+    _changed(budget, output)
+
+
+async def set_budget(
+    scope: Annotated[str, typer.Argument(metavar="SCOPE", help="A scope as `budget list --all` prints it.")],
+    hard: Annotated[str, typer.Option("--hard", metavar="USD", help="The hard limit, such as 2.50; 0 lets nothing be spent; none is no limit.")],
+    soft: SoftOption = None,
+    reason: ReasonOption = "",
+    actor: ActorOption = "",
+    home: HomeOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Set the limits of a budget, upwards or downwards; calls under way are not stopped."""
+    from crewlog.orchestrator.client import Client
+    from crewlog.schemas.money import parse_usd
+
+    hard_micro_usd, soft_micro_usd = None if hard == "none" else parse_usd(hard), None if soft is None else parse_usd(soft)
+    async with Client.connect(load_config(home)) as client:
+        budget = await client.budgets.set_limit(scope, hard_micro_usd=hard_micro_usd, soft_micro_usd=soft_micro_usd, reason=reason, actor=actor)
+    _changed(budget, output)
+
+
+def _changed(budget: BudgetView, output: Output) -> None:
+    from crewlog.schemas.usage import format_usd
+
     if output is Output.JSON:
-        print_json(plain(budget))
+        print_json({**plain(budget), "is_over_soft": budget.is_over_soft})
         return
+    limit = "not limited" if budget.hard_micro_usd is None else f"limited to {format_usd(budget.hard_micro_usd)}"
     used = format_usd(budget.spent_micro_usd + budget.reserved_micro_usd)
-    say(f"{scope} is limited to {format_usd(budget.hard_micro_usd)} now, {used} of it is used; runs that it held go on if that is enough")
+    say(f"{budget.scope} is {limit} now, {used} of it is used; runs that it held go on if that is enough")
 
 
 async def _scope_of_run(client: Client, name: str) -> str:

@@ -119,6 +119,7 @@ async def down(home: HomeOption = None) -> int:
 
 async def status(home: HomeOption = None, output: OutputOption = Output.TABLE) -> None:
     """Show the processes of the crew and the agents that registered."""
+    from crewlog.orchestrator.cli_budget import hold_text
     from crewlog.orchestrator.client import Client
     from crewlog.schemas.errors import Unavailable
 
@@ -131,10 +132,12 @@ async def status(home: HomeOption = None, output: OutputOption = Output.TABLE) -
             say(str(error))
         workers, lag, problems = await client.workers(), await client.lag(), await client.problems()
         troubled = [p for p in await client.providers() if p.state != "closed"]
+        held = await client.runs(status="held")
     if output is Output.JSON:
         fields = ("kind", "worker", "slots", "model", "simulated", "unavailable", "started_at")
         agents = [{f: plain(getattr(w, f)) for f in fields} for w in workers]
         views = {"providers": plain(troubled), "views": plain(lag), "problems": plain(problems)}
+        views["held"] = [{"run_id": str(run.run_id), **plain(run.hold)} for run in held if run.hold is not None]
         print_json({"home": str(config.home), "processes": plain(processes), "agents": agents, **views})
         return
     if processes:
@@ -145,6 +148,9 @@ async def status(home: HomeOption = None, output: OutputOption = Output.TABLE) -
     for provider in troubled:
         until = f" until {provider.until_at:%H:%M:%S}" if provider.until_at else ""
         typer.echo(f"{provider.worker} does not ask {provider.provider}/{provider.model}{until}: {provider.reason}")
+    for run in held:
+        if run.hold is not None:
+            typer.echo(f"run {str(run.run_id)[:8]} is {hold_text(run.hold)}")
     behind = [view for view in lag if view.waiting_since is not None]
     if behind:
         print_table(["VIEW BEHIND THE LOG", "AT", "LOG AT", "SINCE"], [[v.name, v.position, v.head, v.waiting_since] for v in behind])

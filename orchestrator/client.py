@@ -143,7 +143,7 @@ class Client:
         return msgspec.convert({"run_id": answer["run_id"], "task_id": answer["task_id"], "status": answer["status"]}, Submitted)
 
     async def wait(self, run_id: RunId) -> RunView:
-        """Wait until a run has ended and return it. Use `asyncio.timeout` around it to wait no longer than that; the run goes on."""
+        """Wait until a run has ended and return it, also while a person or a budget holds it up. Use `asyncio.timeout` around it; the run goes on."""
         async for _ in self.events(run_id, follow=True):
             pass
         return await self.ended(run_id)

@@ -43,10 +43,18 @@ class ClientBudgets:
         """Raise the hard limit of a scope; runs that it held go on. Without a soft limit that becomes 70 % of the hard one.
 
         Raises:
-            RequestRefused: there is no such budget, or its limit is that high already.
+            RequestRefused: there is no such budget.
+            ContractError: its limit is that high already.
         """
-        body = {"scope": scope, "hard_micro_usd": hard_micro_usd, "soft_micro_usd": soft_micro_usd, "reason": reason, "actor": actor or self._config.user}
-        await self._request("budgets.raise", body)
+        return await self._change("budgets.raise", scope, hard_micro_usd, soft_micro_usd, reason, actor)
+
+    async def set_limit(self, scope: str, *, hard_micro_usd: int | None, soft_micro_usd: int | None = None, reason: str = "", actor: str = "") -> BudgetView:
+        """Set the limits of a scope, upwards or downwards; None is no hard limit."""
+        return await self._change("budgets.set", scope, hard_micro_usd, soft_micro_usd, reason, actor)
+
+    async def _change(self, what: str, scope: str, hard: int | None, soft: int | None, reason: str, actor: str) -> BudgetView:
+        amounts = {"hard_micro_usd": hard, "soft_micro_usd": soft}
+        await self._request(what, {"scope": scope, **amounts, "reason": reason, "actor": actor or self._config.user})
         return await self.show(scope)
 
     async def held(self, run_id: RunId, waits_s: Sequence[float]) -> RunView | None:

@@ -9,6 +9,8 @@ ALTER TABLE rm.runs
   ADD COLUMN hold_position bigint,                                  -- RunHeld: it has the partial result
   ADD COLUMN warnings      jsonb NOT NULL DEFAULT '[]';             -- scopes over their soft limit
 
+CREATE INDEX ON rm.runs ((hold ->> 'scope')) WHERE hold IS NOT NULL;
+
 CREATE OR REPLACE VIEW crewlog.runs AS
 SELECT r.run_id, r.tenant, r.user_name, r.type, r.goal, r.status, r.plan_origin,
        to_timestamp(r.submitted_us / 1e6::float8) AS submitted_at,
@@ -38,7 +40,7 @@ CREATE VIEW crewlog.budgets AS
 SELECT b.scope, n.kind, coalesce(n.tenant, r.tenant) AS tenant, r.run_id, n.day,
        b.soft AS soft_micro_usd, b.hard AS hard_micro_usd, b.spent AS spent_micro_usd, b.reserved AS reserved_micro_usd,
        CASE WHEN n.day IS NULL THEN r.finished_us IS NULL ELSE n.day >= (now() AT TIME ZONE 'UTC')::date END AS is_open,
-       (SELECT count(*) FROM rm.runs h WHERE h.hold ->> 'scope' = b.scope) AS runs_held,
+       (SELECT count(*) FROM rm.runs h WHERE h.hold IS NOT NULL AND h.hold ->> 'scope' = b.scope) AS runs_held,
        to_timestamp(c.occurred_us / 1e6::float8) AS changed_at, c.data ->> 'actor' AS changed_by, c.data ->> 'reason' AS reason
   FROM es.budgets b
   CROSS JOIN LATERAL (SELECT split_part(b.scope, '/', 1) AS first, string_to_array(b.scope, '/') AS parts) p

@@ -212,7 +212,7 @@ async def test_a_held_run_can_be_cancelled() -> None:
         ({"hard_micro_usd": 100}, "default", "contract", "is limited to 100 micro-USD; 100 would not raise it"),
         ({"hard_micro_usd": 200, "soft_micro_usd": 300}, "default", "contract", "above the hard limit"),
         ({"hard_micro_usd": -1}, "default", "contract", "$.hard_micro_usd"),
-        ({"hard_micro_usd": 200, "actor": " "}, "default", "contract", "who raises it"),
+        ({"hard_micro_usd": 200, "actor": " "}, "default", "contract", "who changes it"),
         ({"hard_micro_usd": 200}, "acme", "not_found", "matches nothing"),
         ({"hard_micro_usd": 200, "scope": "run/nonsense"}, "default", "not_found", "matches nothing"),
         ({"hard_micro_usd": 200, "scope": "tenant/acme/2026-11-21"}, "default", "not_found", "matches nothing"),
@@ -231,6 +231,21 @@ async def test_what_cannot_be_raised(body: dict[str, Any], tenant: str, code: st
     assert (answer["ok"], answer["error"]["code"]) == (False, code)
     assert text in answer["error"]["message"] + str(answer["error"]["problems"])
     assert not [r for r in crew.log.events if r.type == "BudgetChanged"]
+
+
+async def test_a_limit_can_be_set_where_none_was_lowered_and_taken_away() -> None:
+    crew = SpendingCrew()
+    async with crew.orchestrator(), crew.agents():
+        first = await crew.submit(type="data")
+        await crew.ended(first)
+        scope = next(name for name in crew.log.streams[task_stream(TaskId(first))].scopes if name.startswith("tenant/"))
+        body = {"scope": scope, "actor": "eve"}
+        lowered = await crew.ask("budgets.set", {**body, "hard_micro_usd": 10})
+        assert (lowered["hard_micro_usd"], lowered["soft_micro_usd"], lowered["reserved_micro_usd"]) == (10, 7, COST)
+        second = await crew.submit(type="data")
+        assert (await held(crew, second)).scope == scope
+        assert (await crew.ask("budgets.set", {**body, "hard_micro_usd": None}))["hard_micro_usd"] is None
+        assert isinstance((await crew.ended(second)).event(), RunCompleted)
 
 
 async def test_a_child_run_is_charged_to_the_tree_of_its_parent_and_a_parent_must_exist() -> None:

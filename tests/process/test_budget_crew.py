@@ -92,6 +92,8 @@ async def test_a_run_at_its_limit_is_held_shown_and_raised_to_its_end(tmp_path: 
         (listed,) = [budget for budget in await data(crew, "budget", "list") if budget["scope"] == f"run/{run_id}"]
         assert (listed["runs_held"], listed["hard_micro_usd"], listed["soft_micro_usd"]) == (1, 1_300_000, 910_000)
         assert "holds 1 run" in await run(crew, "budget", "list")
+        assert f"run {run_id[:8]} is held by budget run/{run_id}" in await run(crew, "status")
+        assert [entry["run_id"] for entry in (await data(crew, "status"))["held"]] == [run_id]
 
         assert "would not raise it" in await run(crew, "budget", "raise", run_id, "--hard", "1.00", code=2)
         assert "not an amount" in await run(crew, "budget", "raise", run_id, "--hard", "nan", code=2)
@@ -101,6 +103,9 @@ async def test_a_run_at_its_limit_is_held_shown_and_raised_to_its_end(tmp_path: 
 
         raised = await data(crew, "budget", "raise", run_id[:8], "--hard", "10", "--reason", "worth it", "--as", "eve")
         assert (raised["hard_micro_usd"], raised["changed_by"], raised["reason"]) == (10_000_000, "eve", "worth it")
+        tenant = next(budget for budget in await data(crew, "budget", "show", run_id) if budget["kind"] == "tenant/day")
+        assert (tenant["hard_micro_usd"], tenant["is_open"]) == (None, True)
+        assert "is limited to $50.0000 now" in await run(crew, "budget", "set", tenant["scope"], "--hard", "50")
         ended = await data(crew, "watch", run_id)
         assert (ended["status"], ended["hold"]) == ("completed", None)
         assert ended["answer"].count("The answer is 42.") == 3

@@ -48,7 +48,7 @@ def test_commands_are_those_of_the_manual() -> None:
     )
     assert set(commands) == {*manual.split(), "budget", "nats", "mcp", "memory", "version"}
     assert {name: set(commands[name].commands) for name in ("budget", "db", "docs", "mcp", "memory", "nats")} == {
-        "budget": {"list", "show", "raise"},
+        "budget": {"list", "show", "raise", "set"},
         "db": {"migrate", "rebuild", "url"},
         "docs": {"add", "list"},
         "mcp": {"list", "show"},
