@@ -119,28 +119,30 @@ class _Stretch:
         self._calls = shop.model_calls(self._task)
         self._deadline_us = journal.state.deadline_us or shop.clock.now_us() + self._task.timeout_seconds * 1_000_000
         self._holds_task = False
-        self._idle = asyncio.timeout(None)
-        self._moved_at = 0.0
+        self._limit = asyncio.timeout(None)
+        self._ends_at = self._moved_at = 0.0
+        """When the task's time is over, and when something moved last, by the event loop's clock."""
         self._watch: asyncio.TimerHandle | None = None
 
     async def run(self) -> Ended:
-        task = self._task
-        wall = asyncio.timeout((self._deadline_us - self._shop.clock.now_us()) / 1e6)
+        task, loop = self._task, asyncio.get_running_loop()
+        self._ends_at = loop.time() + (self._deadline_us - self._shop.clock.now_us()) / 1e6
         try:
-            async with wall, self._idle:
+            async with self._limit:
                 try:
                     return await self._run()
                 finally:
                     if self._watch is not None:
                         self._watch.cancel()
         except TimeoutError:
+            is_over = loop.time() >= self._ends_at
             await self._journal.abandon()
             self._give_up_call()
-            if wall.expired():
+            if not self._limit.expired():
+                raise
+            if is_over:
                 seconds = task.timeout_seconds
                 return await self._fail(Failure("timeout", f"limit timeout_seconds reached: {seconds} of max {seconds}, raise timeout_seconds to go on"))
-            if not self._idle.expired():
-                raise
             # whatever hangs may answer the next time, and nothing that was done is lost
             return await self._fail(limit_failure("idle_seconds", task.limits.idle_seconds, task.limits.idle_seconds, retryable=True))
 
@@ -158,13 +160,13 @@ class _Stretch:
             self._look()
 
     def _look(self) -> None:
-        """End the stretch if it stands still; otherwise look again when it may."""
+        """End the stretch if its time is over or it stands still; otherwise look again when that may be."""
         loop = asyncio.get_running_loop()
-        due = self._moved_at + self._task.limits.idle_seconds
+        due = min(self._ends_at, self._moved_at + self._task.limits.idle_seconds)
         if due > loop.time():
             self._watch = loop.call_at(due, self._look)
-        elif not self._idle.expired():
-            self._idle.reschedule(loop.time())
+        elif not self._limit.expired():
+            self._limit.reschedule(loop.time())
 
     async def _run(self) -> Ended:
         journal = self._journal

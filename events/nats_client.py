@@ -8,17 +8,14 @@ waited for until its timeout.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 from nats.aio.client import Client
 from nats.errors import BadHeaderError, BadSubjectError, ConnectionClosedError, ConnectionDrainingError, MaxPayloadError, OutboundBufferLimitError
 from nats.errors import TimeoutError as NatsTimeoutError
 
 from crewlog.events.bus import Message
-
-_UNFIT_SUBJECT: Final = re.compile(r"[\s\x00]|^$")
 
 
 class OrderedClient(Client):
@@ -59,13 +56,14 @@ class OrderedClient(Client):
 
 
 def _wire(message: Message, bytes_max: int) -> bytes:
+    subject = message.subject
+    if not subject or " " in subject or not subject.isprintable():
+        raise BadSubjectError
     lines = "".join([f"{name}: {value}\r\n" for name, value in message.headers.items()])
     if not lines.count("\r") == lines.count("\n") == len(message.headers):
         raise BadHeaderError(lines)
-    if _UNFIT_SUBJECT.search(message.subject):
-        raise BadSubjectError
     head = f"NATS/1.0\r\n{lines}\r\n".encode()
     size = len(head) + len(message.data)
     if size > bytes_max:
         raise MaxPayloadError
-    return b"HPUB %b %d %d\r\n%b%b\r\n" % (message.subject.encode(), len(head), size, head, message.data)
+    return b"%b%b%b\r\n" % (f"HPUB {subject} {len(head)} {size}\r\n".encode(), head, message.data)
