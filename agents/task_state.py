@@ -325,8 +325,8 @@ def _approval(state: TaskState, event: ApprovalRequested | ApprovalDecided, vers
         note = f"{event.decision} by {event.actor}" + (f": {event.note}" if event.note else "")
         return replace(call, status="approved" if event.decision == "approved" else "denied", note=note)
 
-    deadline_us = state.deadline_us if isinstance(event, ApprovalRequested) else 0
-    return replace(state, version=version, calls=_updated(state.calls, event.call_id, change), deadline_us=deadline_us)
+    # nobody knows how long a person takes, so whoever works on the task next gets its time anew
+    return replace(state, version=version, calls=_updated(state.calls, event.call_id, change), deadline_us=0)
 
 
 def _estimated(counts: tuple[Count, ...], event: ModelCallStarted) -> tuple[Count, ...]:

@@ -76,7 +76,7 @@ class TaskStarted(TaskEvent, frozen=True, omit_defaults=True):
     chain: tuple[Link, ...] = ()
     """The models that may be asked, in order of preference. Left out for the offline model alone: a failed call ends the attempt then."""
     deadline_us: int = 0
-    """When the attempt ends unfinished; a worker that takes over keeps it. A decision of a person gives the time anew."""
+    """When the attempt ends unfinished; a worker that takes over keeps it. Asking a person gives the time anew."""
     refusals_fall_through: bool = False
     """Setting of the worker: a model that refuses is followed by the next one of the chain instead of ending the task."""
 

@@ -13,11 +13,11 @@ from crewlog.agents.setup import CORRECTION_PROMPT, OUTPUT_PROMPT, Setup, SetupT
 from crewlog.agents.task_state import TaskState, evolve, initial_state
 from crewlog.agents.turn import AskModel, Fail, Finish, GiveUpCall, RunCalls, Step, next_step
 from crewlog.schemas.blocks import Text, ToolDef
-from crewlog.schemas.ids import Hash
+from crewlog.schemas.ids import ApprovalId, Hash
 from crewlog.schemas.payload import pack
 from crewlog.schemas.task import parse_task
 from crewlog.schemas.task_events import (
-    ApprovalDecided,
+    ApprovalRequested,
     AttemptFailed,
     BudgetWarned,
     CallPurpose,
@@ -206,7 +206,8 @@ def test_an_attempt_has_one_deadline_until_a_person_was_asked() -> None:
     assert state.deadline_us == 99
     assert evolve(state, AttemptFailed(1, Failure("x", "y"))).deadline_us == 0
     assert isinstance(next_step(state, SETUP), RunCalls)
-    assert evolve(state, ApprovalDecided(UUID(int=7), "t1-1", Hash("1" * 64), "approved", "maria")).deadline_us == 0  # type: ignore[arg-type]
+    waiting = ApprovalRequested(ApprovalId(UUID(int=7)), "t1-1", "submit", pack("{}")[0], Hash("1" * 64), "why", 0)
+    assert evolve(state, waiting).deadline_us == 0
 
 
 @pytest.mark.parametrize("kind", ["bad_request", "content_filter"])
