@@ -22,8 +22,10 @@ from support.model_server import Canned, serve_models
 from support.paid_agent import KIND
 from support.wires import ANTHROPIC, GEMINI, RESPONSES, Said
 
+from crewlog.events.bus import Handler, Message
 from crewlog.events.readiness import READY_FD
 from crewlog.schemas.budget import run_scope
+from crewlog.schemas.ids import RunId
 from crewlog.schemas.task_events import ModelCallFailed, ModelCallFinished, ModelCallStarted
 
 TESTS = Path(__file__).parents[1]
@@ -55,6 +57,13 @@ async def an_agent(crew: LiveCrew, models: str, env: Mapping[str, str]) -> Async
         process.wait()
 
 
+def _into(queue: asyncio.Queue[Message]) -> Handler:
+    async def put(message: Message) -> None:
+        queue.put_nowait(message)
+
+    return put
+
+
 async def test_a_is_rate_limited_b_breaks_in_the_middle_and_c_finishes(crew: LiveCrew) -> None:
     limited = Canned(429, ANTHROPIC.problem(429, "rate_limit_error", "slow down"), {"retry-after": "60", "request-id": "req_a"})
     broken = Canned(events=RESPONSES.events(Said("Once upon a time"))[:2], then="cut")
@@ -64,12 +73,19 @@ async def test_a_is_rate_limited_b_breaks_in_the_middle_and_c_finishes(crew: Liv
         client = await closing.enter_async_context(crew.client())
         chain = f"anthropic:claude-test@{a.url} > openai:gpt-test@{b.url}/v1 > google:gemini-test@{c.url}"
         await closing.enter_async_context(an_agent(crew, chain, {}))
-        run_id = (await client.submit("finish", kind=KIND)).run_id
+        task = await client.prepare("finish", kind=KIND)
+        told: asyncio.Queue[Message] = asyncio.Queue()
+        hearing = await client.hear(RunId(task.run_id), _into(told))
+        closing.push_async_callback(hearing.stop)
+        run_id = (await client.submit(task)).run_id
+        async with asyncio.timeout(60):
+            piece = json.loads((await told.get()).data)
         await ended_well(client, [run_id])
         recorded = [r.event() for r in await events(client, run_id)]
         state = (await (await client.store()).budgets([run_scope(run_id)]))[run_scope(run_id)]
         costs = await asyncio.to_thread(crew.json, "costs", str(run_id), "--by", "provider")
         states = await asyncio.to_thread(crew.json, "providers")
+    assert piece == {"call_id": "m1-2", "text": "Once upo"}, "what the second one wrote before it broke was told, and is no answer"
     assert (len(a.requests), len(b.requests), len(c.requests)) == (1, 2, 1)
     assert [(e.provider, e.error.code) for e in recorded if isinstance(e, ModelCallFailed)] == [
         ("anthropic", "model_rate_limit"),
