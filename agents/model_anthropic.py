@@ -98,7 +98,9 @@ class AnthropicModel:
                 text = written.take(json.loads(data))
             if written.refused:
                 error = written.refused
-                raise refusal(self.name, 0, ((error.get("details") or {}).get("error_code"), error.get("type")), str(error.get("message") or ""))
+                details = error.get("details")
+                code = details.get("error_code") if isinstance(details, dict) else None
+                raise refusal(self.name, 0, (code, error.get("type")), error.get("message"))
             if text:
                 on_text(text)
         with understanding(self.name):

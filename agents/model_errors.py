@@ -79,15 +79,15 @@ _BY_STATUS: Final[Mapping[int, ErrorKind]] = {
 }
 
 
-def kind_of(status: int, names: tuple[str | None, ...], message: str) -> ErrorKind:
+def kind_of(status: int, names: tuple[object, ...], message: str) -> ErrorKind:
     """Say what a refusal means for whoever decides about another try.
 
     Args:
         status: HTTP status; below 400 when the refusal came inside an answer or a stream.
-        names: the provider's machine-readable codes and types, the most exact first.
+        names: the provider's machine-readable codes and types, the most exact first; what is no text among them says nothing.
         message: the provider's words, asked only where no code tells.
     """
-    named = next((_BY_NAME[name] for name in names if name and name in _BY_NAME), None)
+    named = next((_BY_NAME[name] for name in names if isinstance(name, str) and name in _BY_NAME), None)
     if named is not None and (named in _BEFORE_STATUS or status <= 400):
         return named
     if found := _BY_STATUS.get(status):
@@ -104,8 +104,8 @@ def kind_of(status: int, names: tuple[str | None, ...], message: str) -> ErrorKi
 def refusal(
     asked: str,
     status: int,
-    names: tuple[str | None, ...],
-    message: str,
+    names: tuple[object, ...],
+    message: object,
     *,
     headers: Mapping[str, str] | None = None,
     request_id: str | None = None,
@@ -115,14 +115,15 @@ def refusal(
 
     Args:
         asked: the model's name.
+        message: the provider's words; whatever stands in their place is written out.
         headers: of the answer; they may say how long to wait.
         retry_after: what the body says about it, in seconds.
     """
-    text = shorten(" ".join(message.split()) or f"status {status}", MESSAGE_CHARS_MAX)
+    words = " ".join(str(message or "").split())
     said = retry_after_s(headers or {})
     return ModelError(
-        kind_of(status, names, message),
-        f"{asked} refused: {text}",
+        kind_of(status, names, words),
+        f"{asked} refused: {shorten(words or f'status {status}', MESSAGE_CHARS_MAX)}",
         status=status if status >= 400 else None,
         retry_after_s=said if said is not None else retry_after,
         request_id=request_id or "",

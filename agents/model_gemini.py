@@ -132,7 +132,8 @@ class GeminiModel:
         reasons = tuple(str(detail["reason"]) for detail in details if "reason" in detail)
         message = error.message or str(error)
         headers = getattr(error.response, "headers", None)
-        return refusal(self.name, error.code or 0, (*reasons, error.status), message, headers=headers, retry_after=_retry_delay(details))
+        code = error.code if isinstance(error.code, int) else 0
+        return refusal(self.name, code, (*reasons, error.status), message, headers=headers, retry_after=_retry_delay(details))
 
 
 def _details(body: Any) -> list[dict[str, Any]]:

@@ -50,7 +50,7 @@ class Connection:
                 return unreachable(self._asked, error.__cause__ or error)
             case openai.APIStatusError():
                 names = (error.code, error.type)
-                message = str(error.body.get("message") or error.message) if isinstance(error.body, dict) else error.message
+                message = error.body.get("message") or error.message if isinstance(error.body, dict) else error.message
                 return refusal(self._asked, error.status_code, names, message, headers=error.response.headers, request_id=error.request_id)
             case _:
                 return malformed(self._asked, f"what the SDK does not understand: {error}")
@@ -60,7 +60,7 @@ class Connection:
         code = error.get("code")
         status = code if isinstance(code, int) else 0
         names = (code if isinstance(code, str) else None, error.get("type"))
-        return refusal(self._asked, status, names, str(error.get("message") or error), request_id=request_id)
+        return refusal(self._asked, status, names, error.get("message") or error, request_id=request_id)
 
 
 def strict_or_plain(schema: Schema) -> tuple[Schema, bool]:

@@ -172,6 +172,38 @@ async def test_nobody_listening_is_a_connection_error(wire: Wire) -> None:
     assert caught.value.kind == "connection"
 
 
+ODD_BODIES: list[Any] = [
+    {"error": {"message": {"a": 1}, "type": ["x"], "code": {"y": 1}, "status": 7, "details": "none"}},
+    {"error": "text"},
+    {"error": None},
+    {"error": ["x"]},
+    ["x"],
+    "text",
+    "",
+    7,
+]
+
+
+@pytest.mark.parametrize("wire", WIRES, ids=str)
+async def test_a_refusal_in_a_form_of_its_own_is_told_by_its_status(wire: Wire) -> None:
+    async with wire.asking(*(Canned(500, body) for body in ODD_BODIES)) as (model, _):
+        for body in ODD_BODIES:
+            with pytest.raises(ModelError) as caught:
+                await model.complete(wire.request(), timeout_s=5)
+            assert (caught.value.kind, caught.value.status) == ("server", 500), body
+
+
+@pytest.mark.parametrize("wire", WIRES, ids=str)
+async def test_an_error_in_a_stream_in_a_form_of_its_own_is_not_taken_for_our_mistake(wire: Wire) -> None:
+    odd = [body for body in ODD_BODIES[:4] if body != {"error": None}]
+    streams = [[*wire.events(Said())[:2], {"type": "error", **body}] for body in odd]
+    async with wire.asking(*(Canned(events=events) for events in streams)) as (model, _):
+        for body in odd:
+            with pytest.raises(ModelError) as caught:
+                await model.complete(wire.request(), timeout_s=5, on_text=lambda text: None)
+            assert caught.value.kind in ("server", "malformed"), body
+
+
 IN_STREAM = [
     (ANTHROPIC, {"type": "error", "error": {"type": "overloaded_error", "message": "busy"}}, "overloaded"),
     (ANTHROPIC, {"type": "error", "error": {"type": "api_error", "message": "oops"}}, "server"),
