@@ -6,15 +6,18 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from support.live_crew import LiveCrew, a_crew
+from support.live_crew import CLI, LiveCrew, a_crew
 from support.model_server import Canned, ModelServer, serve_models
 from support.wires import CHAT, Said
+
+from crewlog.events.readiness import READY_FD
 
 OUTPUT_TOKENS = 3_000
 COST = OUTPUT_TOKENS * 100
@@ -50,6 +53,21 @@ async def a_paid_crew(**env: str) -> AsyncIterator[tuple[LiveCrew, ModelServer]]
             yield crew, models
         finally:
             await asyncio.to_thread(starting.__exit__, None, None, None)
+
+
+@asynccontextmanager
+async def another_orchestrator(crew: LiveCrew) -> AsyncIterator[None]:
+    ready, child = os.pipe()
+    process = subprocess.Popen([*CLI, "orchestrator"], env={**crew.env, READY_FD: str(child)}, pass_fds=(child,))  # noqa: ASYNC220
+    os.close(child)
+    try:
+        async with asyncio.timeout(30):
+            assert await asyncio.to_thread(os.read, ready, 1) == b"1"
+        yield
+    finally:
+        os.close(ready)
+        process.kill()
+        process.wait()
 
 
 async def run(crew: LiveCrew, *arguments: str | Path, code: int = 0, **more: Any) -> str:
@@ -113,11 +131,11 @@ async def test_a_run_at_its_limit_is_held_shown_and_raised_to_its_end(tmp_path: 
         await balance(crew, models, run_id)
 
 
-async def test_an_orchestrator_killed_between_the_change_and_the_release_loses_nothing(tmp_path: Path) -> None:
+async def test_one_of_two_orchestrators_killed_between_the_change_and_the_release_loses_nothing(tmp_path: Path) -> None:
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps(PLAN))
     fault = {"CREWLOG_FAULT": "after_budget_change:1:kill", "CREWLOG_FAULT_ONCE": str(tmp_path)}
-    async with a_paid_crew(**fault) as (crew, models):
+    async with a_paid_crew(**fault) as (crew, models), another_orchestrator(crew):
         run_id = (await data(crew, "submit", "--file", plan, "--budget", "1.30"))["run_id"]
         await run(crew, "watch", run_id, code=6)
         await run(crew, "budget", "raise", run_id, "--hard", "10", code=4)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from crewlog.projections.rows import FINISHED, ApprovalRow, ModelCallRow, RunRow, TaskRow, TaskStatus, ToolCallRow
 from crewlog.projections.run_state import RunState, TaskState
 from crewlog.projections.waiting import format_time, waiting_reason
+from crewlog.schemas.values import Shortfall
 
 RUN, TASK = UUID(int=1), UUID(int=2)
 AT_US = 1_763_720_000_000_000
@@ -86,6 +87,17 @@ def test_steps_waited_for(before: dict[str, TaskStatus], expected: str) -> None:
     for number, (key, status) in enumerate(before.items(), 10):
         run.add(TaskRow(RUN, key, 0, UUID(int=number), "data", status=status))
     assert waiting_reason(run, task) == expected
+
+
+def test_what_a_budget_holds_says_which_one_and_what_to_do() -> None:
+    run, task = make("held", shortfall=Shortfall("run/1", 1_000_000, 900_000, 200_000))
+    others = {status: run.add(TaskRow(RUN, status, 0, UUID(int=n), "data", status=status)) for n, status in enumerate(("planned", "retrying", "held"), 10)}
+
+    said = "budget run/1: $0.9000 of $1.0000 used, $0.2000 needed; go on with: crewlog budget raise run/1 --hard USD"
+    assert {waiting_reason(run, held) for held in (task, *others.values())} == {said}
+    task.row.status, task.shortfall = "queued", None
+    assert waiting_reason(run, others["planned"]) == "ready: the orchestrator has yet to dispatch it"
+    assert waiting_reason(run, others["held"]) == "the orchestrator has yet to dispatch it again"
 
 
 def test_a_step_nobody_knows_is_waited_for() -> None:
