@@ -68,86 +68,117 @@ class ModelCalls:
         if step.wait_s > 0:
             await journal.commit()
             await asyncio.sleep(step.wait_s)
-        model, link = self.chain[step.link], journal.state.chain[step.link]
-        if model.simulated:
-            await self._ask(journal, setup, step, model, link, None, on_text)
+        call = _ModelCall(self, journal, step)
+        request = build_request(journal.state, setup, journal.read, link=step.link, purpose=step.purpose)
+        if call.model.simulated:
+            await call.simulate(request)
             return
-        admitted = self.breakers.of(model).admit(self.clock.monotonic())
+        admitted = self.breakers.of(call.model).admit(self.clock.monotonic())
         if not isinstance(admitted, Admission):
             until_us = self.clock.now_us() + round(admitted.for_s * 1e6)
-            journal.record(_skip(step, link, BREAKER_OPEN, until_us=until_us, retry_after_s=admitted.for_s, detail=admitted.reason))
+            call.skip(BREAKER_OPEN, until_us=until_us, retry_after_s=admitted.for_s, detail=admitted.reason)
             return
         try:
-            await self._ask(journal, setup, step, model, link, admitted, on_text)
-        except BaseException:
-            admitted.released()
-            raise
+            await call.ask(request, admitted, on_text)
+        finally:
+            admitted.released()  # changes nothing once it is known how the call ended
 
-    async def _ask(self, journal: Journal, setup: Setup, step: AskModel, model: Model, link: Link, admitted: Admission | None, on_text: OnText) -> None:
-        request = build_request(journal.state, setup, journal.read, link=step.link, purpose=step.purpose)
-        if admitted is None:
-            journal.record(_intent(step, link, request))
-        elif not await self._may_spend(journal, step, model, link, request):
-            admitted.released()
-            return
+    def price(self, model: Model, answered: str, usage: Usage, latency_ms: int) -> Price:
+        """Price a call that ends now; `answered` is the model that did, as its provider names it."""
+        at_us = self.clock.now_us() - latency_ms * 1000
+        return price(model.provider, answered or model.name, usage, asked=model.name, at_us=at_us, table=self.prices)
+
+    def worst_case(self, model: Model, request: ModelRequest, *, calibration: float = 1.0) -> Price:
+        """Return the most that a call which begins now can cost."""
+        return worst_case(model.provider, model.name, request, at_us=self.clock.now_us(), calibration=calibration, table=self.prices)
+
+    def cheapest(self, request: ModelRequest) -> int:
+        """Return the place of the model that costs least for such a request, among those that cost anything."""
+        costs = [self.worst_case(model, request).cost_micro_usd for model in self.chain]
+        priced = [(cost, place) for place, cost in enumerate(costs) if cost]
+        return min(priced)[1] if priced else 0
+
+
+class _ModelCall:
+    """One call of one task to one model."""
+
+    def __init__(self, calls: ModelCalls, journal: Journal, step: AskModel) -> None:
+        assert journal.state.task is not None
+        self._calls, self._journal, self._step, self._task = calls, journal, step, journal.state.task
+        self.model, self._link = calls.chain[step.link], journal.state.chain[step.link]
+        self._reserved_micro_usd = 0
+        self._began = 0.0
+
+    async def simulate(self, request: ModelRequest) -> None:
+        """Ask a model that touches nothing outside: nothing needs to be durable before."""
+        self._journal.record(self._intent(request))
+        await self._complete(request, None, None)
+
+    async def ask(self, request: ModelRequest, admitted: Admission, on_text: OnText) -> None:
+        """Ask a model that costs money, once what it can cost is reserved."""
+        if await self._may_spend(request):
+            with self._telling(on_text) as heard:
+                await self._complete(request, admitted, heard)
+
+    def skip(self, reason: SkipReason, **known: Any) -> None:
+        """Note why the call is not made."""
+        step, link = self._step, self._link
+        self._journal.record(ModelCallSkipped(step.call_id, step.turn, link.wire, link.provider, link.model, reason, step.link, **known))
+
+    async def _complete(self, request: ModelRequest, admitted: Admission | None, on_text: OnText | None) -> None:
         if faults.hook is not None:
             faults.hook("before_model_call")
-        began = self.clock.monotonic()
+        self._began = self._calls.clock.monotonic()
         try:
-            reply = await self._complete(journal, step, model, request, on_text)
+            reply = await self._answer(request, on_text)
         except ModelError as error:
-            self._failed(journal, step, model, link, admitted, error, began)
+            if admitted is not None:
+                admitted.failed(error.kind, self._calls.clock.monotonic(), retry_after_s=error.retry_after_s)
+            self._failed(error)
             return
         if faults.hook is not None:
             faults.hook("after_model_call")
         if admitted is not None:
             admitted.succeeded()
-        reserved = journal.state.asking.reserved_micro_usd if journal.state.asking is not None else 0
-        journal.close_call(self._answered(journal, step, model, link, reply, self._since(began)), reserved_micro_usd=reserved)
+        self._journal.close_call(self._finished(reply), reserved_micro_usd=self._reserved_micro_usd)
 
-    async def _may_spend(self, journal: Journal, step: AskModel, model: Model, link: Link, request: ModelRequest) -> bool:
-        """Make the call durable together with the most it can cost; False: it is skipped, and the log says why."""
-        ratio = ratio_of(journal.state, link)
-        worst = worst_case(model.provider, model.name, request, at_us=self.clock.now_us(), calibration=ratio, table=self.prices)
-        is_allowed = worst.cost_micro_usd is not None or self.allow_unpriced or not await journal.is_limited()
-        if unpriced := refuse_unpriced(model.provider, model.name, worst, is_allowed=is_allowed):
-            journal.record(_skip(step, link, UNPRICED, detail=unpriced.message))
-            return False
-        refused = await journal.begin_call(_intent(step, link, request, reserved_micro_usd=worst.cost_micro_usd or 0))
-        if refused is not None:
-            shortfall = Shortfall(refused.scope, refused.limit_micro_usd, refused.used_micro_usd, refused.needed_micro_usd)
-            journal.record(_skip(step, link, OVER_BUDGET, detail=str(refused), shortfall=shortfall))
-            return False
-        for scope in journal.take_warnings():
-            journal.record(BudgetWarned(scope, step.call_id, self._cheapest(request) if self.saves_money else 0))
-        return True
-
-    def _cheapest(self, request: ModelRequest) -> int:
-        """Return the place of the model that costs least for such a request, among those that cost anything."""
-        at_us = self.clock.now_us()
-        costs = [worst_case(m.provider, m.name, request, at_us=at_us, table=self.prices).cost_micro_usd for m in self.chain]
-        priced = [(cost, place) for place, cost in enumerate(costs) if cost]
-        return min(priced)[1] if priced else 0
-
-    async def _complete(self, journal: Journal, step: AskModel, model: Model, request: ModelRequest, on_text: OnText) -> ModelReply:
-        if model.simulated:
-            return await model.complete(request, timeout_s=self.timeout_s)
+    async def _answer(self, request: ModelRequest, on_text: OnText | None) -> ModelReply:
+        timeout_s = self._calls.timeout_s
+        if self.model.simulated:
+            return await self.model.complete(request, timeout_s=timeout_s)
         try:
-            with self._telling(journal, step, on_text) as heard:
-                async with asyncio.timeout(self.timeout_s):
-                    return await model.complete(request, timeout_s=self.timeout_s, on_text=heard)
+            async with asyncio.timeout(timeout_s):
+                return await self.model.complete(request, timeout_s=timeout_s, on_text=on_text)
         except TimeoutError:
             # the SDKs' own limits are per read: an answer that trickles in can exceed them
-            raise ModelError("timeout", f"no whole answer from {model.name} within {self.timeout_s:g} s") from None
+            raise ModelError("timeout", f"no whole answer from {self._link} within {timeout_s:g} s") from None
+
+    async def _may_spend(self, request: ModelRequest) -> bool:
+        """Make the call durable together with the most it can cost; False: it is skipped, and the log says why."""
+        calls, journal, model = self._calls, self._journal, self.model
+        worst = calls.worst_case(model, request, calibration=ratio_of(journal.state, self._link))
+        is_allowed = worst.cost_micro_usd is not None or calls.allow_unpriced or not await journal.is_limited()
+        if unpriced := refuse_unpriced(model.provider, model.name, worst, is_allowed=is_allowed):
+            self.skip(UNPRICED, detail=unpriced.message)
+            return False
+        self._reserved_micro_usd = worst.cost_micro_usd or 0
+        refused = await journal.begin_call(self._intent(request))
+        if refused is not None:
+            shortfall = Shortfall(refused.scope, refused.limit_micro_usd, refused.used_micro_usd, refused.needed_micro_usd)
+            self.skip(OVER_BUDGET, detail=str(refused), shortfall=shortfall)
+            return False
+        for scope in journal.take_warnings():
+            journal.record(BudgetWarned(scope, self._step.call_id, calls.cheapest(request) if calls.saves_money else 0))
+        return True
 
     @contextmanager
-    def _telling(self, journal: Journal, step: AskModel, on_text: OnText) -> Iterator[OnText]:
+    def _telling(self, on_text: OnText) -> Iterator[OnText]:
         """Pass the text of an answer on to whoever watches, besides `on_text`."""
-        task = journal.state.task
-        if self.live is None or task is None:
+        task, live = self._task, self._calls.live
+        if live is None:
             yield on_text
             return
-        telling = self.live.of(task.tenant, RunId(task.run_id), TaskId(task.task_id), step.call_id)
+        telling = live.of(task.tenant, RunId(task.run_id), TaskId(task.task_id), self._step.call_id)
 
         def heard(text: str) -> None:
             on_text(text)
@@ -158,40 +189,59 @@ class ModelCalls:
         finally:
             telling.end()
 
-    def _failed(self, journal: Journal, step: AskModel, model: Model, link: Link, admitted: Admission | None, error: ModelError, began: float) -> None:
-        if admitted is not None:
-            admitted.failed(error.kind, self.clock.monotonic(), retry_after_s=error.retry_after_s)
-        if error.kind in _LOUD:
-            log.error("%s refused the call of task %s: %s", link, journal.state.task and journal.state.task.task_id, error)
-        latency_ms, used, asking = self._since(began), error.usage, journal.state.asking
-        journal.close_call(
-            ModelCallFailed(
-                step.call_id,
-                step.turn,
-                link.provider,
-                link.model,
-                error.failure(),
-                latency_ms,
-                self._price_of_failure(journal, model, error, latency_ms),
-                wire=link.wire,
-                link=step.link,
-                status=error.status,
-                request_id=error.request_id,
-                usage=used or Usage(),
-            ),
-            reserved_micro_usd=asking.reserved_micro_usd if asking is not None else 0,
+    def _intent(self, request: ModelRequest) -> ModelCallStarted:
+        step, link = self._step, self._link
+        return ModelCallStarted(
+            step.call_id,
+            step.turn,
+            link.provider,
+            link.model,
+            request.request_hash(),
+            len(request.messages),
+            wire=link.wire,
+            reserved_micro_usd=self._reserved_micro_usd,
+            purpose=step.purpose,
+            link=step.link,
+            estimated_tokens=step.estimated_tokens,
         )
 
-    def _answered(self, journal: Journal, step: AskModel, model: Model, link: Link, reply: ModelReply, latency_ms: int) -> ModelCallFinished:
+    def _failed(self, error: ModelError) -> None:
+        step, link, latency_ms = self._step, self._link, self._latency_ms()
+        if error.kind in _LOUD:
+            log.error("%s refused the call of task %s: %s", link, self._task.task_id, error)
+        failed = ModelCallFailed(
+            step.call_id,
+            step.turn,
+            link.provider,
+            link.model,
+            error.failure(),
+            latency_ms,
+            self._price_of_failure(error, latency_ms),
+            wire=link.wire,
+            link=step.link,
+            status=error.status,
+            request_id=error.request_id,
+            usage=error.usage or Usage(),
+        )
+        self._journal.close_call(failed, reserved_micro_usd=self._reserved_micro_usd)
+
+    def _price_of_failure(self, error: ModelError, latency_ms: int) -> Price:
+        if error.usage is not None:
+            return self._calls.price(self.model, "", error.usage, latency_ms)
+        if error.kind == "timeout" and error.status is None and self._reserved_micro_usd:
+            return Price(self._reserved_micro_usd, WORST_CASE)  # the provider may still be writing, and bill it
+        return Price(0, NOT_BILLED)
+
+    def _finished(self, reply: ModelReply) -> ModelCallFinished:
+        journal, step, link, latency_ms = self._journal, self._step, self._link, self._latency_ms()
         text = "\n\n".join(b.text for b in reply.content if isinstance(b, Text))
         uses = [b for b in reply.content if isinstance(b, ToolUse)]
         problems: tuple[str, ...] = ()
         native = reply.native
         if step.purpose == "output":
-            schema = journal.state.task.output_schema if journal.state.task is not None else None
             if uses:  # it may call none; what it says besides is no result
                 text, uses, native = "", [], None
-            problems = answer_problems(text, schema or {}, bytes_max=REPLY_INLINE_MAX)
+            problems = answer_problems(text, self._task.output_schema or {}, bytes_max=REPLY_INLINE_MAX)
         return ModelCallFinished(
             call_id=step.call_id,
             turn=step.turn,
@@ -202,10 +252,10 @@ class ModelCalls:
                 ToolCall(f"t{step.turn}-{n}" if reply.native is None else u.call_id, u.name, journal.pack(u.arguments)) for n, u in enumerate(uses, 1)
             ),
             usage=reply.usage,
-            price=self._price(model, reply.model, reply.usage, latency_ms),
+            price=self._calls.price(self.model, reply.model, reply.usage, latency_ms),
             provider=link.provider,
             model=reply.model,
-            simulated=model.simulated,
+            simulated=self.model.simulated,
             latency_ms=latency_ms,
             raw=journal.keep(reply.raw) if reply.raw else None,
             wire=link.wire,
@@ -216,40 +266,8 @@ class ModelCalls:
             problems=problems,
         )
 
-    def _price_of_failure(self, journal: Journal, model: Model, error: ModelError, latency_ms: int) -> Price:
-        if error.usage is not None:
-            return self._price(model, "", error.usage, latency_ms)
-        asking = journal.state.asking
-        if error.kind == "timeout" and error.status is None and asking is not None and asking.reserved_micro_usd:
-            return Price(asking.reserved_micro_usd, WORST_CASE)  # the provider may still be writing, and bill it
-        return Price(0, NOT_BILLED)
-
-    def _price(self, model: Model, answered: str, usage: Usage, latency_ms: int) -> Price:
-        at_us = self.clock.now_us() - latency_ms * 1000
-        return price(model.provider, answered or model.name, usage, asked=model.name, at_us=at_us, table=self.prices)
-
-    def _since(self, began: float) -> int:
-        return round((self.clock.monotonic() - began) * 1000)
-
-
-def _intent(step: AskModel, link: Link, request: ModelRequest, *, reserved_micro_usd: int = 0) -> ModelCallStarted:
-    return ModelCallStarted(
-        step.call_id,
-        step.turn,
-        link.provider,
-        link.model,
-        request.request_hash(),
-        len(request.messages),
-        wire=link.wire,
-        reserved_micro_usd=reserved_micro_usd,
-        purpose=step.purpose,
-        link=step.link,
-        estimated_tokens=step.estimated_tokens,
-    )
-
-
-def _skip(step: AskModel, link: Link, reason: SkipReason, **known: Any) -> ModelCallSkipped:
-    return ModelCallSkipped(step.call_id, step.turn, link.wire, link.provider, link.model, reason, step.link, **known)
+    def _latency_ms(self) -> int:
+        return round((self._calls.clock.monotonic() - self._began) * 1000)
 
 
 def given_up(asking: Asking, *, code: str = INTERRUPTED, message: str = "the worker that made this call died before an answer was recorded") -> ModelCallFailed:
