@@ -175,8 +175,14 @@ class _Call(msgspec.Struct):
     index: int | None = None
 
 
+class _Piece(msgspec.Struct):
+    type: str = ""
+    text: str | None = None
+    thinking: list[_Piece] | str | None = None
+
+
 class _Said(msgspec.Struct):
-    content: str | None = None
+    content: str | list[_Piece] | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
@@ -269,11 +275,21 @@ def _content(text: str, calls: list[tuple[str | None, str, str]], request: Model
 
 def split_thinking(said: _Said) -> tuple[str, str]:
     """Separate an answer from the thinking that servers put beside it, or in tags in front of it."""
-    text, thinking = said.content or "", said.reasoning_content or said.reasoning or ""
+    text, thinking = _text(said.content), _thinking(said)
     if not text.lstrip().startswith(_THINK):
         return text, thinking
     thought, _, text = text.lstrip().removeprefix(_THINK).partition(_THOUGHT)
     return text.lstrip(), "\n\n".join(filter(None, (thinking, thought.strip())))
+
+
+def _text(content: str | list[_Piece] | None) -> str:
+    """Return the text of a content: most servers send it as a string, some in pieces."""
+    return "".join(piece.text or "" for piece in content) if isinstance(content, list) else content or ""
+
+
+def _thinking(said: _Said) -> str:
+    pieces = [piece.thinking for piece in said.content if piece.thinking] if isinstance(said.content, list) else []
+    return said.reasoning_content or said.reasoning or "".join(_text(piece) for piece in pieces)
 
 
 def _arguments(raw: msgspec.Raw) -> str:
@@ -312,12 +328,13 @@ class Written:
         choice = chunk.choices[0]
         self._reason = choice.finish_reason or self._reason
         delta = choice.delta or choice.message or _Said()
-        self._thinking.append(delta.reasoning_content or delta.reasoning or "")
+        self._thinking.append(_thinking(delta))
         self._refusal.append(delta.refusal or "")
         for call in delta.tool_calls or ():
             self._add(call)
-        self._text.append(delta.content or "")
-        return self._visible(delta.content) if delta.content else ""
+        text = _text(delta.content)
+        self._text.append(text)
+        return self._visible(text) if text else ""
 
     def _add(self, call: _Call) -> None:
         at = self._at.get(call.index if call.index is not None else len(self._calls) - 1)

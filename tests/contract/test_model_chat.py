@@ -97,3 +97,14 @@ async def test_calls_that_all_have_the_same_index_stay_apart() -> None:
     chunks = [{"choices": [{"delta": {"tool_calls": [call]}, "finish_reason": None}]} for call in calls]
     reply = await ask(Canned(events=[*chunks, {"choices": [{"delta": {}, "finish_reason": "tool_calls"}]}]), shown=[])
     assert reply.content == (ToolUse("c1", "look", '{"at":"c1"}'), ToolUse("c2", "look", '{"at":"c2"}'))
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+async def test_content_in_pieces(is_streamed: bool) -> None:
+    pieces = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "Hi "}, {"type": "text", "text": "there."}]
+    body = CHAT.answer(Said())
+    body["choices"][0]["message"]["content"] = pieces
+    chunks = [{"choices": [{"delta": {"content": [piece]}, "finish_reason": None}]} for piece in pieces]
+    events = [*chunks, {"choices": [{"delta": {}, "finish_reason": "stop"}]}]
+    reply = await ask(Canned(events=events) if is_streamed else Canned(body=body), shown=[] if is_streamed else None)
+    assert (reply.content, reply.thinking) == ((Text("Hi there."),), "hm")
