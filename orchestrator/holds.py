@@ -13,6 +13,7 @@ from crewlog.events.store import BudgetState, EventStore
 from crewlog.orchestrator.commands import ReleaseRun
 from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.run import RunState, starving
+from crewlog.schemas.errors import ContractError, NotAuthorised
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +36,14 @@ class Holds:
             return
         budgets = await self._store.budgets(scopes)
         for state in held:
-            if command := release_of(state, budgets):
+            command = release_of(state, budgets)
+            if command is None:
+                continue
+            try:
                 await self._driver.execute(state.run_id, command)
+            except (ContractError, NotAuthorised) as error:  # one run that this program cannot decide about must not hold up the others
+                log.warning("run %s stays held: %s", state.run_id, error)
+            else:
                 log.info("run %s goes on: %s has room", state.run_id, command.scope)
 
 
