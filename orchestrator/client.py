@@ -48,6 +48,8 @@ LOOK_AGAIN_S: Final = 5.0
 VIEWS_FOLLOW_WITHIN_S: Final = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
 """Waits between looks at the views, which follow the log within milliseconds, in seconds."""
 WAITING_MAX: Final = 1000
+HELD_FOR_GOOD_S: Final = 1.0
+"""A run that its budget has room for is released much sooner than that, in seconds."""
 GOES_ON: Final = TERMINAL_TYPES | {"RunReleased"}
 """What ends the time that a run is held."""
 NEWEST: Final = ("-", LAST)
@@ -275,7 +277,8 @@ class Client:
         return []
 
     async def held(self, recorded: Recorded) -> bool:
-        """Say whether the run still is as a `RunHeld` says; if so, the views have heard of it when this returns."""
+        """Say whether a `RunHeld` lasts: tasks that were refused together may fit one by one. If so, the views know of it when this returns."""
+        await asyncio.sleep(HELD_FOR_GOOD_S)
         later = await (await self.store()).read_streams({recorded.stream: recorded.version}, types=GOES_ON)
         run_id = RunId(UUID(recorded.stream.removeprefix("run/")))
         return not later and await self.budgets.held(run_id, VIEWS_FOLLOW_WITHIN_S) is not None

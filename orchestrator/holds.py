@@ -1,11 +1,13 @@
 """Runs that a budget holds: find those whose budget has room again and let them go on.
 
-Room comes from a person who raises the limit, or from calls that turned out cheaper than what was reserved for them. Nobody need tell: the
-sweep looks at every held run, so a process that dies between the two only delays it.
+Room comes from a person who raises the limit, or from calls that turned out cheaper than what was reserved for them: tasks that work at the
+same time may be refused together although each of them would fit. So a budget is looked at as soon as it holds a run, and by every sweep:
+nobody need tell, and a process that dies in between only delays it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable, Mapping
 
@@ -13,7 +15,8 @@ from crewlog.events.store import BudgetState, EventStore
 from crewlog.orchestrator.commands import ReleaseRun
 from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.run import RunState, starving
-from crewlog.schemas.errors import ContractError, NotAuthorised
+from crewlog.schemas.errors import ContractError, NotAuthorised, OrchestrationError
+from crewlog.schemas.ids import RunId
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +26,32 @@ class Holds:
 
     def __init__(self, store: EventStore, driver: Driver) -> None:
         self._store, self._driver = store, driver
+        self._seen: dict[RunId, int] = {}
+        """Held runs whose budget was looked at -> since when they are held."""
+        self._looks: set[asyncio.Task[None]] = set()
+
+    def note(self, state: RunState) -> None:
+        """Take note of a run; the first time that it is held its budget is looked at."""
+        hold = state.hold if state.status == "open" else None
+        if hold is None:
+            self._seen.pop(state.run_id, None)
+        elif self._seen.get(state.run_id) != hold.since_us:
+            self._seen[state.run_id] = hold.since_us
+            look = asyncio.create_task(self._look(state), name="holds")
+            self._looks.add(look)
+            look.add_done_callback(self._looks.discard)
+
+    async def stop(self) -> None:
+        """Give up what is under way; the sweep of another process, or of the next one, comes back to it. Safe to call twice."""
+        for look in self._looks:
+            look.cancel()
+        await asyncio.gather(*self._looks, return_exceptions=True)
+
+    async def _look(self, state: RunState) -> None:
+        try:
+            await self.release([state])
+        except OrchestrationError as error:
+            log.warning("run %s is held, the sweep looks at its budget: %s", state.run_id, error)
 
     async def release(self, states: Iterable[RunState]) -> None:
         """Let those of these runs go on that a budget holds which has room for what they need of it.

@@ -19,10 +19,12 @@ from crewlog.events.store import EventStore
 from crewlog.orchestrator.api import QUEUE, Api
 from crewlog.orchestrator.budgets import Budgets
 from crewlog.orchestrator.driver import NOTHING_LIMITED, Driver
+from crewlog.orchestrator.holds import Holds
 from crewlog.orchestrator.intake import Intake
 from crewlog.orchestrator.kinds import BUILT_IN, KindDirectory
 from crewlog.orchestrator.planning import Kinds
 from crewlog.orchestrator.publisher import Publisher
+from crewlog.orchestrator.run import RunState
 from crewlog.orchestrator.sweep import Sweep
 from crewlog.orchestrator.terms import Allowance
 from crewlog.orchestrator.timers import Timers
@@ -53,9 +55,10 @@ class OrchestratorService:
         publisher = Publisher(store, bus)
         self.kinds = KindDirectory(store, bus, clock, known=kinds)
         self._timers = Timers(store, clock)
-        self.driver = Driver(store, publisher, clock, self.kinds, on_state=self._timers.note, allowance=settings.allowance)
+        self.driver = Driver(store, publisher, clock, self.kinds, on_state=self._note, allowance=settings.allowance)
+        self._holds = Holds(store, self.driver)
         self.sweep = Sweep(
-            *(store, bus, clock, self.driver, publisher, self.kinds),
+            *(store, bus, clock, self.driver, publisher, self.kinds, self._holds),
             interval_s=settings.sweep_interval_s,
             lease_s=settings.dispatch_lease_s,
             settle_grace_s=settings.settle_grace_s,
@@ -88,6 +91,7 @@ class OrchestratorService:
             wakes, self._wakes = self._wakes, None
             await wakes.stop()
         await self.sweep.stop()
+        await self._holds.stop()
         await self.driver.stop(grace_s=grace_s)
         await self._timers.stop()
         await self._bus.flush()
@@ -97,6 +101,10 @@ class OrchestratorService:
         done, _ = await asyncio.wait(self._loops, return_when=asyncio.FIRST_COMPLETED)
         for loop in done:
             loop.result()
+
+    def _note(self, state: RunState) -> None:
+        self._timers.note(state)
+        self._holds.note(state)
 
     async def _woken(self, message: Message) -> None:
         try:

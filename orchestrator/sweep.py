@@ -66,6 +66,7 @@ class Sweep:
         driver: Driver,
         publisher: Publisher,
         kinds: KindDirectory,
+        holds: Holds,
         *,
         interval_s: float,
         lease_s: float,
@@ -78,7 +79,7 @@ class Sweep:
             lease_s: how long a dispatched task may give no sign of life, in seconds.
             settle_grace_s: age of a reservation from which on nobody alive can be about to settle it, in seconds.
         """
-        self._holds, self._settle_grace_s = Holds(store, driver), settle_grace_s
+        self._holds, self._settle_grace_s = holds, settle_grace_s
         self._soon = asyncio.Event()
         self._store, self._bus, self._clock, self._driver, self._publisher, self._kinds = store, bus, clock, driver, publisher, kinds
         self._interval_s, self._lease_s = interval_s, lease_s
