@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+from msgspec.structs import replace
+
 from crewlog.agents.breaker import Admission, Breakers
 from crewlog.agents.chain import BREAKER_OPEN, INTERRUPTED, OVER_BUDGET, UNPRICED
 from crewlog.agents.compaction import ratio_of
@@ -20,9 +22,11 @@ from crewlog.agents.conversation import build_request
 from crewlog.agents.journal import Journal
 from crewlog.agents.live_text import LiveText
 from crewlog.agents.model import Model, ModelError, OnText
+from crewlog.agents.model_errors import was_never_sent
 from crewlog.agents.prices import context_window, price, refuse_unpriced, worst_case
 from crewlog.agents.setup import Setup
 from crewlog.agents.task_state import Asking
+from crewlog.agents.tokens import estimate_request, estimate_tokens
 from crewlog.agents.turn import AskModel
 from crewlog.events import faults
 from crewlog.events.clock import Clock
@@ -31,7 +35,7 @@ from crewlog.schemas.ids import RunId, TaskId
 from crewlog.schemas.json_output import answer_problems
 from crewlog.schemas.price_table import TokenPrices
 from crewlog.schemas.task_events import BudgetWarned, Link, ModelCallFailed, ModelCallFinished, ModelCallSkipped, ModelCallStarted, SkipReason, ToolCall
-from crewlog.schemas.usage import NOT_BILLED, WORST_CASE, Price, Usage
+from crewlog.schemas.usage import ESTIMATE, NOT_BILLED, WORST_CASE, Price, Usage
 from crewlog.schemas.values import Failure, Shortfall
 
 log = logging.getLogger(__name__)
@@ -40,6 +44,8 @@ REPLY_INLINE_MAX: Final = 64 * 1024
 """A model's text stays in the event: it is the outcome when no tool ends the task."""
 _LOUD: Final = frozenset({"auth", "billing", "not_found"})
 """Errors that only the operator can mend, even if another model took over."""
+_UNTOLD: Final = frozenset({"timeout", "connection", "malformed"})
+"""Errors behind which the provider may have worked, and bill it, without having told how much."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +113,10 @@ class _ModelCall:
         self._calls, self._journal, self._step, self._task = calls, journal, step, journal.state.task
         self.model, self._link = calls.chain[step.link], journal.state.chain[step.link]
         self._reserved_micro_usd = 0
+        self._input_tokens = 0
+        """Of the request, estimated."""
+        self._heard: list[str] = []
+        """What has come of the answer so far."""
         self._began = 0.0
 
     async def simulate(self, request: ModelRequest) -> None:
@@ -146,9 +156,15 @@ class _ModelCall:
         timeout_s = self._calls.timeout_s
         if self.model.simulated:
             return await self.model.complete(request, timeout_s=timeout_s)
+
+        def heard(text: str) -> None:
+            self._heard.append(text)
+            if on_text is not None:
+                on_text(text)
+
         try:
             async with asyncio.timeout(timeout_s):
-                return await self.model.complete(request, timeout_s=timeout_s, on_text=on_text)
+                return await self.model.complete(request, timeout_s=timeout_s, on_text=heard)
         except TimeoutError:
             # the SDKs' own limits are per read: an answer that trickles in can exceed them
             raise ModelError("timeout", f"no whole answer from {self._link} within {timeout_s:g} s") from None
@@ -156,7 +172,9 @@ class _ModelCall:
     async def _may_spend(self, request: ModelRequest) -> bool:
         """Make the call durable together with the most it can cost; False: it is skipped, and the log says why."""
         calls, journal, model = self._calls, self._journal, self.model
-        worst = calls.worst_case(model, request, calibration=ratio_of(journal.state, self._link))
+        calibration = ratio_of(journal.state, self._link)
+        self._input_tokens = estimate_request(request, provider=model.provider, calibration=calibration)
+        worst = calls.worst_case(model, request, calibration=calibration)
         is_allowed = worst.cost_micro_usd is not None or calls.allow_unpriced or not await journal.is_limited()
         if unpriced := refuse_unpriced(model.provider, model.name, worst, is_allowed=is_allowed):
             self.skip(UNPRICED, detail=unpriced.message)
@@ -228,9 +246,12 @@ class _ModelCall:
     def _price_of_failure(self, error: ModelError, latency_ms: int) -> Price:
         if error.usage is not None:
             return self._calls.price(self.model, "", error.usage, latency_ms)
-        if error.kind == "timeout" and error.status is None and self._reserved_micro_usd:
-            return Price(self._reserved_micro_usd, WORST_CASE)  # the provider may still be writing, and bill it
-        return Price(0, NOT_BILLED)
+        if error.status is not None or error.kind not in _UNTOLD or was_never_sent(error) or not self._reserved_micro_usd:
+            return Price(0, NOT_BILLED)
+        if error.kind == "timeout":
+            return Price(self._reserved_micro_usd, WORST_CASE)  # the provider may be writing still, and bills that
+        used = Usage(self._input_tokens, estimate_tokens("".join(self._heard)))
+        return replace(self._calls.price(self.model, "", used, latency_ms), source=ESTIMATE)
 
     def _finished(self, reply: ModelReply) -> ModelCallFinished:
         journal, step, link, latency_ms = self._journal, self._step, self._link, self._latency_ms()

@@ -198,6 +198,17 @@ def unreachable(asked: str, error: BaseException, *, usage: Usage | None = None)
     return ModelError("connection", f"{asked} cannot be reached: {shorten(str(error) or type(error).__name__, MESSAGE_CHARS_MAX)}", usage=usage)
 
 
+def was_never_sent(error: BaseException | None) -> bool:
+    """Say whether a call failed before its request can have reached anybody: no connection was made."""
+    import httpx2
+
+    while error is not None:
+        if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout):
+            return True
+        error = error.__cause__
+    return False
+
+
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
     """Return how long the provider asks to wait, in seconds, from a number of milliseconds or seconds, or a date; None when it does not.
 

@@ -27,6 +27,7 @@ from crewlog.events.readiness import READY_FD
 from crewlog.schemas.budget import run_scope
 from crewlog.schemas.ids import RunId
 from crewlog.schemas.task_events import ModelCallFailed, ModelCallFinished, ModelCallStarted
+from crewlog.schemas.usage import ESTIMATE, NOT_BILLED, Price
 
 TESTS = Path(__file__).parents[1]
 KEYS = {"ANTHROPIC_API_KEY": "key", "OPENAI_API_KEY": "key", "GEMINI_API_KEY": "key"}
@@ -94,10 +95,14 @@ async def test_a_is_rate_limited_b_breaks_in_the_middle_and_c_finishes(crew: Liv
     ]
     (answered,) = [e for e in recorded if isinstance(e, ModelCallFinished)]
     assert answered.provider == "google"
-    paid = sum(e.price.cost_micro_usd or 0 for e in recorded if isinstance(e, ModelCallFinished | ModelCallFailed))
-    assert paid == 140 + 20 * 10, "what broke before it told its usage was not billed as far as anybody knows"
-    assert (state.spent, state.reserved) == (paid, 0)
-    assert {c["group"]["provider"]: c["cost_micro_usd"] for c in costs} == {"google": paid, "anthropic": 0, "openai": 0}
+    refused, *broken_off = [e for e in recorded if isinstance(e, ModelCallFailed)]
+    guessed = sum(e.price.cost_micro_usd or 0 for e in broken_off)
+    assert refused.price == Price(0, NOT_BILLED)
+    assert {e.price.source for e in broken_off} == {ESTIMATE}, "it broke before it told its usage: what was sent and heard is counted, and said to be"
+    assert 0 < guessed < 2 * min(e.reserved_micro_usd or 0 for e in recorded if isinstance(e, ModelCallStarted) and e.provider == "openai")
+    assert answered.price.cost_micro_usd == 140 + 20 * 10
+    assert (state.spent, state.reserved) == (guessed + 340, 0)
+    assert {c["group"]["provider"]: c["cost_micro_usd"] for c in costs} == {"google": 340, "anthropic": 0, "openai": guessed}
     assert [(p["provider"], p["state"], p["reason"]) for p in states["providers"]] == [("anthropic", "open", "rate_limit")]
 
 
