@@ -215,7 +215,7 @@ class _Stretch:
             context = shop.spec.context or shop.context
             has_schema = self._task.output_schema is not None
             self._setup, setup_json = make_setup(shop.spec, self._own_tools.offered(), context, shop.context_window, has_schema=has_schema)
-            setup = journal.pack(setup_json)
+            setup = journal.pack(setup_json, inline_max=0)  # most tasks of a kind share one: stored once, not with each
             opening = journal.pack(opening_message(self._task, context))
         else:
             setup, opening = state.setup, state.opening
