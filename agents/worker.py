@@ -80,12 +80,12 @@ class Worker:
                 log.info("no orchestrator heard that %s stops", self._shop.worker)
 
     async def handle(self, delivery: Delivery) -> None:
-        """Work on one delivered task; ends with exactly one ack, nak or term."""
-        try:
-            task = parse_task(delivery.data)
-        except ContractError as error:
-            await delivery.term(str(error))
-            return
+        """Work on one delivered task; ends with an ack or a nak.
+
+        Raises:
+            ContractError: the message, or the task's stream, cannot be read by this worker; after some tries it is a dead letter.
+        """
+        task = parse_task(delivery.data)
         attempt = int(delivery.headers.get("Attempt", "1"))
         fresh = delivery.deliveries == 1 and delivery.headers.get("Task-Version") == "1"
         try:

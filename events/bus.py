@@ -15,6 +15,17 @@ class Message(NamedTuple):
     reply: str = ""
 
 
+class Kept(NamedTuple):
+    """A message as a stream keeps it."""
+
+    sequence: int
+    subject: str
+    data: bytes
+    headers: Mapping[str, str]
+    kept_us: int
+    """When the stream took it, in microseconds since 1970."""
+
+
 class Delivery(Protocol):
     """One delivery of a queued message. Exactly one of `ack`, `nak`, `term` ends it; until then `in_progress` keeps it."""
 
@@ -94,6 +105,20 @@ class Bus(Protocol):
 
     async def backlog(self, stream: str, consumer: str) -> int:
         """Return how many messages wait or are being worked on: the lag an autoscaler reads."""
+
+    async def first_kept(self, stream: str, sequence: int) -> Kept | None:
+        """Return the first message that a stream still has at or behind `sequence`; None when there is none.
+
+        Raises:
+            Unavailable: the server cannot be reached.
+        """
+
+    async def remove(self, stream: str, sequence: int) -> bool:
+        """Delete one message of a stream; False when it was gone already.
+
+        Raises:
+            Unavailable: the server cannot be reached.
+        """
 
     async def ensure_kind(self, kind: str) -> None:
         """Create the work consumers of an agent kind, one per lane. Idempotent; the orchestrator's duty."""

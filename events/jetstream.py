@@ -13,12 +13,14 @@ an operator has set. Durations are seconds here and nanoseconds on the wire.
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Iterable
+from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import msgspec
 
-from crewlog.events.bus import Message
+from crewlog.events.bus import Kept, Message
 from crewlog.schemas import subjects
 from crewlog.schemas.errors import TransientError
 from crewlog.schemas.task import TASK_BYTES_MAX
@@ -39,6 +41,8 @@ STREAM_NOT_FOUND: Final = 10059
 MESSAGE_NOT_FOUND: Final = 10037
 WRONG_LAST_SEQUENCE: Final = 10071
 _CONSUMER_NOT_FOUND: Final = 10014
+_NO_SUCH_SEQUENCE: Final = 10043
+_NO_MESSAGE_FOUND: Final = 10057
 
 
 class StreamSpec(NamedTuple):
@@ -117,6 +121,8 @@ BYTES_MAX: Final = sum(spec.bytes_max for spec in STREAMS.values())
 """What a server must be allowed to store: the sum of all streams' limits is reserved."""
 
 INTAKE: Final = ConsumerSpec("intake", "TASKS", "tasks.>", 256)
+LETTERS: Final = ConsumerSpec("letters", "DLQ", "dlq.>", 256)
+"""Which dead letters the orchestrators have taken note of; the letters themselves stay."""
 
 
 def work_consumer(kind: str, lane: str) -> ConsumerSpec:
@@ -170,10 +176,11 @@ def decode_reply(subject: str, data: bytes) -> dict[str, Any]:
 
 
 async def ensure_topology(bus: Requester, kinds: Iterable[str] = ()) -> None:
-    """Create or update all streams, the intake consumer, and the work consumers of the given kinds. Idempotent."""
+    """Create or update all streams, the orchestrators' consumers, and the work consumers of the given kinds. Idempotent."""
     for spec in STREAMS.values():
         await ensure_stream(bus, spec)
-    await ensure_consumer(bus, INTAKE)
+    for consumer in (INTAKE, LETTERS):
+        await ensure_consumer(bus, consumer)
     for kind in kinds:
         await ensure_work_consumers(bus, kind)
 
@@ -182,8 +189,8 @@ async def missing(bus: Requester, kinds: Iterable[str] = ()) -> list[str]:
     """Return which streams, and which consumers of the given kinds, the server does not have."""
     streams = set((await api(bus, "STREAM.NAMES"))["streams"] or ())
     lost = [name for name in STREAMS if name not in streams]
-    wanted = [INTAKE, *(work_consumer(kind, lane) for kind in kinds for lane in subjects.LANES)]
-    for stream in ("TASKS", "WORK"):
+    wanted = [INTAKE, LETTERS, *(work_consumer(kind, lane) for kind in kinds for lane in subjects.LANES)]
+    for stream in ("TASKS", "WORK", "DLQ"):
         if stream in streams:
             there = await _consumers(bus, stream)
             lost += [f"{stream}/{spec.name}" for spec in wanted if spec.stream == stream and spec.name not in there]
@@ -234,6 +241,38 @@ async def backlog(bus: Requester, stream: str, consumer: str) -> int:
             return 0
         raise
     return int(info["num_pending"]) + int(info["num_ack_pending"])
+
+
+async def first_kept(bus: Requester, stream: str, sequence: int) -> Kept | None:
+    """Return the first message that a stream still has at or behind `sequence`; None when there is none."""
+    try:
+        # from the leader: a replica that is asked directly may still show what was just deleted
+        answer = await api(bus, f"STREAM.MSG.GET.{stream}", {"seq": max(sequence, 1), "next_by_subj": STREAMS[stream].subjects})
+    except ApiError as error:
+        if error.err_code in {MESSAGE_NOT_FOUND, STREAM_NOT_FOUND}:
+            return None
+        raise
+    found = answer["message"]
+    taken = datetime.fromisoformat(found["time"])
+    kept_us = int(taken.timestamp()) * 1_000_000 + taken.microsecond
+    return Kept(found["seq"], found["subject"], b64decode(found.get("data", "")), decode_headers(found.get("hdrs", "")), kept_us)
+
+
+def decode_headers(encoded: str) -> dict[str, str]:
+    """Read the headers of a stored message as the API gives them: base64 of `NATS/1.0` and one line for each."""
+    lines = b64decode(encoded).decode(errors="replace").split("\r\n")[1:]
+    return {name: value.strip() for name, colon, value in (line.partition(":") for line in lines) if colon}
+
+
+async def remove(bus: Requester, stream: str, sequence: int) -> bool:
+    """Delete one message of a stream; False when it was gone already."""
+    try:
+        await api(bus, f"STREAM.MSG.DELETE.{stream}", {"seq": sequence, "no_erase": True})
+    except ApiError as error:
+        if error.err_code in {_NO_SUCH_SEQUENCE, _NO_MESSAGE_FOUND, MESSAGE_NOT_FOUND, STREAM_NOT_FOUND}:
+            return False
+        raise
+    return True
 
 
 def _ns(seconds: float) -> int:

@@ -15,9 +15,11 @@ from typing import Final
 import msgspec
 
 from crewlog.events import jetstream
-from crewlog.events.bus import DeliveryHandler, Handler, Message
+from crewlog.events.bus import DeliveryHandler, Handler, Kept, Message
+from crewlog.events.clock import Clock, SystemClock
 from crewlog.events.jetstream import ConsumerSpec, StreamSpec
-from crewlog.events.slots import Slots, dead_letters
+from crewlog.events.letters import dead_letters
+from crewlog.events.slots import Slots
 from crewlog.schemas import subjects
 from crewlog.schemas.errors import LimitExceeded, Unavailable
 
@@ -46,10 +48,12 @@ def _fits(wanted: list[str], got: list[str]) -> bool:
 class _Stored:
     """A message in a stream."""
 
-    def __init__(self, message: Message, sequence: int) -> None:
-        self.subject, self.data, self.headers, self.sequence = message.subject, message.data, message.headers, sequence
+    def __init__(self, message: Message, sequence: int, kept_us: int) -> None:
+        self.subject, self.data, self.headers, self.sequence, self.kept_us = message.subject, message.data, message.headers, sequence, kept_us
         self.deliveries = 0
         self.in_flight = False
+        self.is_done = False
+        """Its consumer has finished it, though the stream keeps it: none of the streams has two consumers for a subject."""
 
 
 class _Stream:
@@ -63,9 +67,11 @@ class _Stream:
 class MemoryBroker:
     """What a NATS server would hold: subscriptions, streams, consumers."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
+        """Begin without messages; `clock` says when messages are taken."""
+        self._clock = clock or SystemClock()
         self._streams = {spec.name: _Stream(spec) for spec in jetstream.STREAMS.values()}
-        self._consumers: dict[tuple[str, str], ConsumerSpec] = {("TASKS", jetstream.INTAKE.name): jetstream.INTAKE}
+        self._consumers: dict[tuple[str, str], ConsumerSpec] = {(spec.stream, spec.name): spec for spec in (jetstream.INTAKE, jetstream.LETTERS)}
         self._pulling: list[MemoryConsuming] = []
         self._subscriptions: list[MemorySubscription] = []
         self._turn = itertools.count()
@@ -106,7 +112,7 @@ class MemoryBroker:
         if message_id is not None and message_id in stream.known_ids:
             return stream.known_ids[message_id], spec.name
         stream.last_sequence += 1
-        stream.messages[stream.last_sequence] = _Stored(message, stream.last_sequence)
+        stream.messages[stream.last_sequence] = _Stored(message, stream.last_sequence, self._clock.now_us())
         if message_id is not None:
             stream.known_ids[message_id] = stream.last_sequence
         self.hand_out()
@@ -122,7 +128,7 @@ class MemoryBroker:
     def backlog(self, stream: str, consumer: str) -> int:
         """Count what a consumer has not finished."""
         spec = self._consumers.get((stream, consumer))
-        return 0 if spec is None else sum(matches(spec.filter, m.subject) for m in self._streams[stream].messages.values())
+        return 0 if spec is None else sum(matches(spec.filter, m.subject) and not m.is_done for m in self._streams[stream].messages.values())
 
     def subscribe(self, subscription: MemorySubscription) -> None:
         """Add a core subscription."""
@@ -159,9 +165,20 @@ class MemoryBroker:
                 self._pulling.append(self._pulling.pop(0))
 
     def finish(self, stream: str, stored: _Stored) -> None:
-        """Remove a message that was acked or terminated."""
-        self._streams[stream].messages.pop(stored.sequence, None)
+        """Take note that a message was acked or terminated; a work queue does not keep it any longer."""
+        stored.is_done, stored.in_flight = True, False
+        if self._streams[stream].spec.retention == "workqueue":
+            self.remove(stream, stored.sequence)
         self.hand_out()
+
+    def first_kept(self, stream: str, sequence: int) -> Kept | None:
+        """Return the first message at or behind a sequence."""
+        found = next((m for m in self._streams[stream].messages.values() if m.sequence >= sequence), None)
+        return None if found is None else Kept(found.sequence, found.subject, found.data, found.headers, found.kept_us)
+
+    def remove(self, stream: str, sequence: int) -> bool:
+        """Delete a message."""
+        return self._streams[stream].messages.pop(sequence, None) is not None
 
     def give_back(self, stored: _Stored) -> None:
         """Let a message be handed out again."""
@@ -187,7 +204,7 @@ class MemoryBroker:
             spec = self._consumers.get((consuming.stream, name))
             if spec is None:
                 continue
-            mine = [m for m in messages.values() if matches(spec.filter, m.subject)]
+            mine = [m for m in messages.values() if matches(spec.filter, m.subject) and not m.is_done]
             waiting = next((m for m in mine if not m.in_flight), None)
             if waiting is not None and sum(m.in_flight for m in mine) < spec.in_flight_max:
                 return waiting
@@ -323,13 +340,19 @@ class MemoryBus:
     async def consume(self, stream: str, consumers: Mapping[str, int], handler: DeliveryHandler, *, slots: int) -> MemoryConsuming:
         deliver_max = jetstream.STREAMS[stream].deliver_max
         keep = dead_letters(self, stream)
-        consuming = MemoryConsuming(self.broker, stream, consumers, lambda freed: Slots(handler, slots, deliver_max=deliver_max, dead_letter=keep, freed=freed))
+        consuming = MemoryConsuming(self.broker, stream, consumers, lambda freed: Slots(handler, slots, deliver_max=deliver_max, bury=keep, freed=freed))
         self._running.append(consuming)
         self.broker.pull(consuming)
         return consuming
 
     async def backlog(self, stream: str, consumer: str) -> int:
         return self.broker.backlog(stream, consumer)
+
+    async def first_kept(self, stream: str, sequence: int) -> Kept | None:
+        return self.broker.first_kept(stream, sequence)
+
+    async def remove(self, stream: str, sequence: int) -> bool:
+        return self.broker.remove(stream, sequence)
 
     async def ensure_kind(self, kind: str) -> None:
         self.broker.add_consumers(kind)

@@ -21,11 +21,12 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 
 from crewlog.events import jetstream
-from crewlog.events.bus import DeliveryHandler, Handler, Message
+from crewlog.events.bus import DeliveryHandler, Handler, Kept, Message
+from crewlog.events.letters import dead_letters
 from crewlog.events.nats_client import OrderedClient
 from crewlog.events.nats_requests import NoResponders, Requests
 from crewlog.events.puller import Puller
-from crewlog.events.slots import Slots, dead_letters
+from crewlog.events.slots import Slots
 from crewlog.schemas.errors import ConfigError, LimitExceeded, NotAuthorised, Unavailable
 
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -163,13 +164,19 @@ class NatsBus:
     async def consume(self, stream: str, consumers: Mapping[str, int], handler: DeliveryHandler, *, slots: int) -> Puller:
         deliver_max = jetstream.STREAMS[stream].deliver_max
         keep = dead_letters(self, stream)
-        puller = Puller(self._nc, stream, consumers, lambda freed: Slots(handler, slots, deliver_max=deliver_max, dead_letter=keep, freed=freed))
+        puller = Puller(self._nc, stream, consumers, lambda freed: Slots(handler, slots, deliver_max=deliver_max, bury=keep, freed=freed))
         self._pullers.append(puller)
         puller.start()
         return puller
 
     async def backlog(self, stream: str, consumer: str) -> int:
         return await jetstream.backlog(self, stream, consumer)
+
+    async def first_kept(self, stream: str, sequence: int) -> Kept | None:
+        return await jetstream.first_kept(self, stream, sequence)
+
+    async def remove(self, stream: str, sequence: int) -> bool:
+        return await jetstream.remove(self, stream, sequence)
 
     async def ensure_kind(self, kind: str) -> None:
         await jetstream.ensure_topology(self, (kind,))

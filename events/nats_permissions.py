@@ -77,16 +77,20 @@ def _projector() -> dict[str, Any]:
 
 
 def _operator() -> dict[str, Any]:
-    """People and clients: submit, ask, watch. Consumers of their own on EVENTS, REJECTED and DLQ; the lag of all others."""
+    """People and clients: submit, ask, watch. Consumers of their own on EVENTS, REJECTED and DLQ; the lag of all others.
+
+    Dead letters they read and drop themselves; to publish one again is the orchestrator's business, which knows whether its task waits.
+    """
     own = [
         f"{_JETSTREAM}.CONSUMER.{verb}.{stream}{rest}"
         for stream in ("EVENTS", "REJECTED", "DLQ")
         for verb, rest in (("CREATE", ""), ("CREATE", ".>"), ("MSG.NEXT", ".*"), ("INFO", ".*"), ("DELETE", ".*"))
     ]
     look = [f"{_JETSTREAM}.{verb}" for verb in ("INFO", "STREAM.NAMES", "STREAM.LIST", "STREAM.INFO.*", "CONSUMER.INFO.WORK.*", "CONSUMER.INFO.TASKS.*")]
+    letters = [f"{_JETSTREAM}.STREAM.MSG.{verb}.DLQ" for verb in ("GET", "DELETE")]
     acks = [f"$JS.ACK.{prefix}{stream}.>" for stream in ("EVENTS", "REJECTED", "DLQ") for prefix in ("", "*.*.")]
     return {
-        "publish": {"allow": ["tasks.>", "api.>", "supervisor.>", "poke.log", "$SRV.>", "$JS.FC.>", *own, *look, *acks]},
+        "publish": {"allow": ["tasks.>", "api.>", "supervisor.>", "poke.log", "$SRV.>", "$JS.FC.>", *own, *look, *letters, *acks]},
         # `_INBOX.>` because a client that knows nothing of us uses that prefix; nobody else gets answers there
         "subscribe": {"allow": ["_INBOX.>", "events.>", "outcomes.>", "live.>", "rejected.>", "dlq.>", "telemetry.>"]},
     }

@@ -294,7 +294,7 @@ class Puller:
 
     async def _deliver(self, delivery: OpenDelivery) -> None:
         if self._stopping or self._slots.free <= 0:
-            await delivery.nak()
+            await self._slots.hand_back(delivery)
         else:
             self._slots.take(delivery)
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from base64 import b64decode
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple, NoReturn
@@ -229,8 +228,7 @@ class Relay:
             if error.err_code == jetstream.MESSAGE_NOT_FOUND:
                 return None
             raise
-        lines = b64decode(answer["message"].get("hdrs", "")).decode().split("\r\n")
-        headers = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        headers = jetstream.decode_headers(answer["message"].get("hdrs", ""))
         if "Es-Position" not in headers:
             await self._start_over("its last message was not published by a relay")
         return _Last(headers["Nats-Msg-Id"], int(headers["Es-Position"]))
@@ -298,4 +296,3 @@ class Relay:
             data=msgspec.Raw(event.data),
         )
         return _Outgoing(prefix + event.type, _encoder.encode(envelope), str(event.event_id), event.position)
-

@@ -2,8 +2,13 @@
 
 Shared by the NATS and the memory bus, so that both treat a failing handler, a poison message and a stop alike:
 
-- A handler that raises hands its message back with a delay that doubles with each delivery.
-- A message that was handed out `deliver_max` times without an end is moved to the dead letters, with the reason.
+- A handler that raises hands its message back with a delay that doubles with each delivery; after `deliver_max` deliveries the message
+  is moved to the dead letters, with the reason.
+- A message that is handed back for another reason (a server is away, somebody else holds the task, this process stops) did nothing wrong.
+  The server counts those hand-outs all the same, so after `deliver_max` of them it goes to the dead letters marked `handed_back`: the
+  orchestrator publishes it anew, and its count begins again.
+- What kills whoever gets it is never given back. It is dead when it was handed out twice `deliver_max` times, so that at least the
+  second half of them ended without a word; one worker that dies at the wrong moment does not make a poison message.
 - On stop, handlers still running after the grace are cancelled and their messages handed back at once.
 """
 
@@ -15,15 +20,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, Protocol
 
 from crewlog.events.bus import Delivery, DeliveryHandler
-from crewlog.schemas import subjects
-from crewlog.schemas.errors import OrchestrationError
+from crewlog.events.letters import Bury, Cause
+from crewlog.schemas.errors import OrchestrationError, TransientError
 
 NAK_DELAY_MAX_S: Final = 30.0
+UNANSWERED_FACTOR: Final = 2
+"""Times `deliver_max` that a message may be handed out without any word from whoever got it."""
+HAND_BACK_TIMEOUT_S: Final = 5.0
+"""How long handing back may take before it is left to the server's own count, in seconds: also a stop waits for it."""
 
 _log = logging.getLogger(__name__)
-
-DeadLetter = Callable[[Delivery, str], Awaitable[None]]
-"""Keeps a copy of a delivery with the reason."""
 
 
 class OpenDelivery(Delivery, Protocol):
@@ -36,7 +42,7 @@ class OpenDelivery(Delivery, Protocol):
 class Slots:
     """The deliveries being handled right now."""
 
-    def __init__(self, handler: DeliveryHandler, slots: int, *, deliver_max: int | None, dead_letter: DeadLetter, freed: Callable[[], None]) -> None:
+    def __init__(self, handler: DeliveryHandler, slots: int, *, deliver_max: int | None, bury: Bury, freed: Callable[[], None]) -> None:
         """Prepare empty slots.
 
         Args:
@@ -46,7 +52,7 @@ class Slots:
         self._handler = handler
         self._slots = slots
         self._deliver_max = deliver_max
-        self._dead_letter = dead_letter
+        self._keep = bury
         self._freed = freed
         self._running: dict[asyncio.Task[None], OpenDelivery] = {}
 
@@ -75,7 +81,23 @@ class Slots:
         await asyncio.gather(*left, return_exceptions=True)
         for delivery in left.values():
             if not delivery.ended:  # cancelled before its first step, or while it was being ended
-                await delivery.nak()
+                await self.hand_back(delivery)
+
+    async def hand_back(self, delivery: OpenDelivery, delay_s: float = 0.0) -> None:
+        """Give back a message that did nothing wrong; one whose count is used up is kept for the orchestrator, which publishes it anew."""
+        if self._is_worn(delivery):
+            try:
+                async with asyncio.timeout(HAND_BACK_TIMEOUT_S):
+                    await self._keep(delivery, "handed_back", f"handed out {delivery.deliveries} times and given back")
+                await delivery.ack()
+            except (TimeoutError, OrchestrationError) as error:
+                _log.warning("%s #%d goes back to its queue as it is: %s", delivery.subject, delivery.sequence, error)
+            else:
+                return
+        await delivery.nak(delay_s)
+
+    def _is_worn(self, delivery: OpenDelivery) -> bool:
+        return self._deliver_max is not None and delivery.deliveries >= self._deliver_max
 
     def _release(self, task: asyncio.Task[None]) -> None:
         del self._running[task]
@@ -84,11 +106,15 @@ class Slots:
         self._freed()
 
     async def _handle(self, delivery: OpenDelivery) -> None:
-        if self._deliver_max is not None and delivery.deliveries > self._deliver_max:
-            await self._bury(delivery, f"handed out {delivery.deliveries - 1} times without an end")
+        if self._deliver_max is not None and delivery.deliveries > self._deliver_max * UNANSWERED_FACTOR:
+            await self._bury(delivery, "unanswered", f"handed out {delivery.deliveries - 1} times without an end")
             return
         try:
-            await self._handler(delivery)
+            await self._handler(Worn(delivery, self.hand_back) if self._is_worn(delivery) else delivery)
+        except TransientError as error:
+            _log.warning("delivery %d of %s #%d is handed back: %s", delivery.deliveries, delivery.subject, delivery.sequence, error)
+            if not delivery.ended:
+                await self.hand_back(delivery, nak_delay_s(delivery.deliveries))
         except Exception as error:  # noqa: BLE001 — the message is handed back or kept as a dead letter, with this reason
             await self._failed(delivery, f"{type(error).__name__}: {error}", None if isinstance(error, OrchestrationError) else error)
         else:
@@ -99,45 +125,61 @@ class Slots:
         _log.warning("delivery %d of %s #%d failed: %s", delivery.deliveries, delivery.subject, delivery.sequence, reason, exc_info=unexpected)
         if delivery.ended:
             return
-        if self._deliver_max is not None and delivery.deliveries >= self._deliver_max:
-            await self._bury(delivery, reason)
+        if self._is_worn(delivery):
+            await self._bury(delivery, "failed", reason)
         else:
             await delivery.nak(nak_delay_s(delivery.deliveries))
 
-    async def _bury(self, delivery: OpenDelivery, reason: str) -> None:
-        await self._dead_letter(delivery, reason)
+    async def _bury(self, delivery: OpenDelivery, cause: Cause, reason: str) -> None:
+        await self._keep(delivery, cause, reason)
         await delivery.term(reason)
         _log.error("%s #%d is dead: %s", delivery.subject, delivery.sequence, reason)
+
+
+class Worn:
+    """A delivery whose message was handed out so often that giving it back goes another way; for its handler it is as any other."""
+
+    def __init__(self, delivery: OpenDelivery, hand_back: Callable[[OpenDelivery, float], Awaitable[None]]) -> None:
+        self.inner, self._hand_back = delivery, hand_back
+
+    @property
+    def subject(self) -> str:
+        return self.inner.subject
+
+    @property
+    def data(self) -> bytes:
+        return self.inner.data
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self.inner.headers
+
+    @property
+    def deliveries(self) -> int:
+        return self.inner.deliveries
+
+    @property
+    def sequence(self) -> int:
+        return self.inner.sequence
+
+    @property
+    def ended(self) -> bool:
+        return self.inner.ended
+
+    async def ack(self) -> None:
+        await self.inner.ack()
+
+    async def nak(self, delay_s: float = 0.0) -> None:
+        if not self.inner.ended:
+            await self._hand_back(self.inner, delay_s)
+
+    async def term(self, reason: str) -> None:
+        await self.inner.term(reason)
+
+    async def in_progress(self) -> None:
+        await self.inner.in_progress()
 
 
 def nak_delay_s(deliveries: int) -> float:
     """Return how long a message whose handler raised waits: 1 s after the first delivery, doubled with each, at most 30 s."""
     return float(min(2.0 ** min(deliveries - 1, 10), NAK_DELAY_MAX_S))
-
-
-class Enqueuer(Protocol):
-    """The part of the bus that dead letters need."""
-
-    async def enqueue(self, subject: str, data: bytes, *, message_id: str, headers: Mapping[str, str] | None = None) -> int: ...
-
-
-def dead_letters(bus: Enqueuer, stream: str) -> DeadLetter:
-    """Return what keeps dead deliveries of a stream on `dlq.<kind>`: body and headers as they were, and why.
-
-    The worker itself does this rather than a process that listens to the server's advisories: nothing more to run, and the reason is
-    known here. When it dies in between, the next hand-out is over the limit as well and is buried by whoever gets it.
-    """
-
-    async def keep(delivery: Delivery, reason: str) -> None:
-        kind = delivery.subject.split(".")[1]
-        original = {key: value for key, value in delivery.headers.items() if not key.startswith("Nats-")}
-        headers = {
-            **original,
-            "Dead-Reason": " ".join(reason.split())[:1000],
-            "Dead-Subject": delivery.subject,
-            "Dead-Deliveries": str(delivery.deliveries),
-        }
-        message_id = delivery.headers.get("Nats-Msg-Id", f"{stream}-{delivery.sequence}")
-        await bus.enqueue(subjects.dead_letter(kind), delivery.data, message_id=f"dead-{message_id}", headers=headers)
-
-    return keep

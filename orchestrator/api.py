@@ -6,6 +6,7 @@ runs.cancel        {"run_id", "reason", "actor"}                          -> run
 approvals.decide   {"run_id", "approval_id", "decision", "actor", "note"} -> approval_id, decision
 budgets.raise      {"scope", "hard_micro_usd", "soft_micro_usd", "actor", "reason"} -> scope and its state; runs that it held go on
 budgets.set        the same; the hard limit may be lower, or null for none
+letters.redrive    {"sequence"}                                           -> status: published, ended, waits or unknown; detail
 agents.register    AgentRegistered as JSON (tenant `system`)              -> kind
 agents.stop        {"kind", "worker"}      (tenant `system`)              -> kind
 """
@@ -24,6 +25,7 @@ from crewlog.events.clock import Clock
 from crewlog.events.store import BudgetState, EventStore
 from crewlog.orchestrator.budgets import Budgets
 from crewlog.orchestrator.commands import CancelRun, DecideApproval, TooLate
+from crewlog.orchestrator.dead_letters import DeadLetters
 from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.kinds import KindDirectory
 from crewlog.orchestrator.replies import accepted, refused
@@ -48,6 +50,12 @@ class RunRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Names a run."""
 
     run_id: UUID
+
+
+class RedriveRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Publish the task of a dead letter again."""
+
+    sequence: Annotated[int, msgspec.Meta(ge=1)]
 
 
 class CancelRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -98,8 +106,8 @@ Endpoint = Callable[[str, bytes], Awaitable[bytes]]
 class Api:
     """Answers requests."""
 
-    def __init__(self, store: EventStore, bus: Bus, clock: Clock, driver: Driver, kinds: KindDirectory, *, budgets: Budgets) -> None:
-        self._budgets = budgets
+    def __init__(self, store: EventStore, bus: Bus, clock: Clock, driver: Driver, kinds: KindDirectory, *, budgets: Budgets, letters: DeadLetters) -> None:
+        self._budgets, self._letters = budgets, letters
         self._store, self._bus, self._clock, self._driver, self._kinds = store, bus, clock, driver, kinds
         self._subscriptions: list[Subscription] = []
 
@@ -112,6 +120,7 @@ class Api:
             "*.approvals.decide": self._decide_approval,
             "*.budgets.raise": self._raise_budget,
             "*.budgets.set": self._set_budget,
+            "*.letters.redrive": self._redrive,
             f"{SYSTEM}.agents.register": self._register,
             f"{SYSTEM}.agents.stop": self._stop_agent,
         }
@@ -181,6 +190,11 @@ class Api:
         actor, reason = _who(asked.actor), _text(asked.reason)
         state = await self._budgets.set_limit(tenant, asked.scope, hard=asked.hard_micro_usd, soft=asked.soft_micro_usd, actor=actor, reason=reason)
         return _budget(asked.scope, state)
+
+    async def _redrive(self, tenant: str, data: bytes) -> bytes:
+        asked = _decode(data, RedriveRequest)
+        redriven = await self._letters.redrive(tenant, asked.sequence)
+        return accepted(sequence=asked.sequence, status=redriven.status, detail=redriven.detail)
 
     async def _register(self, _: str, data: bytes) -> bytes:
         event = _registration(data)

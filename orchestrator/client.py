@@ -28,6 +28,7 @@ from crewlog.events.poke import Poke
 from crewlog.events.store import EventStore, Recorded
 from crewlog.orchestrator.attachments import collect, upload
 from crewlog.orchestrator.client_budgets import ClientBudgets
+from crewlog.orchestrator.client_letters import ClientLetters
 from crewlog.orchestrator.control import ask_supervisor
 from crewlog.orchestrator.endpoints import with_login
 from crewlog.orchestrator.home import ProcessState
@@ -94,6 +95,7 @@ class Client:
         self._artifacts: ArtifactStore | None = None
         self._queries: Queries | None = None
         self.budgets = ClientBudgets(config, self._request, self.queries)
+        self.letters = ClientLetters(bus, self._request)
 
     @classmethod
     @asynccontextmanager

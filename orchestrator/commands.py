@@ -47,6 +47,18 @@ class AttemptEnded(msgspec.Struct, frozen=True):
     event: AttemptFailed
 
 
+class BuryTask(msgspec.Struct, frozen=True):
+    """The message of a dispatched task was given up: whoever got it failed or died, every time."""
+
+    task_id: TaskId
+    kind: str
+    attempt: int
+    serial: int
+    """Which of the task's dispatches the message was."""
+    history: str
+    """How often it was handed out and what was met, for people."""
+
+
 class ApprovalAsked(msgspec.Struct, frozen=True):
     """An agent needs a person's permission."""
 
@@ -90,7 +102,7 @@ class Tick(msgspec.Struct, frozen=True):
     """Time has passed: do what is due."""
 
 
-Command = SubmitRun | TaskEnded | AttemptEnded | ApprovalAsked | DecideApproval | ReleaseRun | CancelRun | AbortRun | Tick
+Command = SubmitRun | TaskEnded | AttemptEnded | BuryTask | ApprovalAsked | DecideApproval | ReleaseRun | CancelRun | AbortRun | Tick
 
 
 class TooLate(ContractError):

@@ -22,6 +22,7 @@ from crewlog.orchestrator.commands import (
     AlreadyDecided,
     ApprovalAsked,
     AttemptEnded,
+    BuryTask,
     CancelRun,
     Command,
     DecideApproval,
@@ -68,6 +69,7 @@ SUBMITTED_BYTES_MAX: Final = 96 * 1024
 GOAL_CHARS_MAX: Final = 500
 DEADLINE: Final = "deadline"
 BUDGET: Final = "budget"
+POISON: Final = "poison"
 
 Verdict = Literal["accepted", "judging", "revise", "flagged", "failed"]
 
@@ -96,6 +98,8 @@ def decide(command: Command, state: RunState, now_us: int, kinds: Kinds = NO_KIN
             _task_ended(draft, command)
         case AttemptEnded():
             _attempt_ended(draft, command)
+        case BuryTask():
+            _bury(draft, command)
         case ApprovalAsked():
             _approval_asked(draft, command)
         case DecideApproval():
@@ -289,6 +293,14 @@ def _attempt_ended(draft: Draft, command: AttemptEnded) -> None:
             advance(draft)
             return
     _give_up(draft, task, failed.error, failed.usage, failed.cost_micro_usd)
+    advance(draft)
+
+
+def _bury(draft: Draft, command: BuryTask) -> None:
+    task = current_task(draft.state, command.task_id)
+    if task is None or task.phase != "dispatched" or (task.kind, task.attempt, task.dispatches) != (command.kind, command.attempt, command.serial):
+        return  # not a message that this task waits for: it went on, or somebody of another kind says so
+    _give_up(draft, task, Failure(POISON, command.history))
     advance(draft)
 
 

@@ -71,3 +71,10 @@ class Publisher:
                 return bytes(event.task)
         log.error("task %s has no TaskOpened, nothing can be published", task_id)
         return None
+
+
+def serial_of(message_id: str) -> int | None:
+    """Return which dispatch of its task a message of `Publisher` was, from its id; None when that is not ours."""
+    parts = message_id.split(":")
+    serial = parts[-1].partition("-")[0]
+    return int(serial) if len(parts) == 3 and serial.isascii() and serial.isdigit() and len(serial) < 10 else None

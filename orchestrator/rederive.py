@@ -17,6 +17,7 @@ from crewlog.orchestrator.commands import (
     AbortRun,
     ApprovalAsked,
     AttemptEnded,
+    BuryTask,
     CancelRun,
     Command,
     DecideApproval,
@@ -26,7 +27,7 @@ from crewlog.orchestrator.commands import (
     Terms,
     Tick,
 )
-from crewlog.orchestrator.decide import DEADLINE, decide
+from crewlog.orchestrator.decide import DEADLINE, POISON, decide
 from crewlog.orchestrator.planning import PLANNER, Kinds, Offer
 from crewlog.orchestrator.run import RunState, active_tasks, initial_state
 from crewlog.schemas.codec import Event, encode, type_name
@@ -165,7 +166,7 @@ def _decided(event: TaskResumed, tasks: _Tasks) -> Command | None:
 
 
 def _noticed(event: TaskRetryScheduled | TaskHeld | TaskSuspended | TaskReviewed, state: RunState, tasks: _Tasks) -> Command | None:
-    """Find the agent's event that a decision answers; a review without one was due by the clock."""
+    """Find the agent's event that a decision answers; a review without one was due by the clock, or about a dead letter."""
     task = state.tasks.get(event.key)
     attempt = task.attempt if task is not None else 0
     for said in tasks.of(event.task_id):
@@ -178,6 +179,8 @@ def _noticed(event: TaskRetryScheduled | TaskHeld | TaskSuspended | TaskReviewed
                 return ApprovalAsked(event.task_id, said)
             case _:
                 continue
+    if isinstance(event, TaskReviewed) and event.error is not None and event.error.code == POISON and task is not None:
+        return BuryTask(event.task_id, task.kind, task.attempt, task.dispatches, event.error.message)
     return Tick() if isinstance(event, TaskReviewed) else None
 
 

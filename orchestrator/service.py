@@ -18,6 +18,7 @@ from crewlog.events.readiness import announce_ready
 from crewlog.events.store import EventStore
 from crewlog.orchestrator.api import QUEUE, Api
 from crewlog.orchestrator.budgets import Budgets
+from crewlog.orchestrator.dead_letters import DeadLetters
 from crewlog.orchestrator.driver import NOTHING_LIMITED, Driver
 from crewlog.orchestrator.holds import Holds
 from crewlog.orchestrator.intake import Intake
@@ -63,7 +64,9 @@ class OrchestratorService:
             lease_s=settings.dispatch_lease_s,
             settle_grace_s=settings.settle_grace_s,
         )
-        self._api = Api(store, bus, clock, self.driver, self.kinds, budgets=Budgets(store, clock, self.driver.folds, on_change=self.sweep.soon))
+        self._letters = DeadLetters(bus, clock, self.driver, publisher)
+        budgets = Budgets(store, clock, self.driver.folds, on_change=self.sweep.soon)
+        self._api = Api(store, bus, clock, self.driver, self.kinds, budgets=budgets, letters=self._letters)
         self._intake = Intake(bus, clock, self.driver)
         self._wakes: Subscription | None = None
         self._loops: list[asyncio.Task[None]] = []
@@ -79,6 +82,7 @@ class OrchestratorService:
         self._wakes = await self._bus.subscribe("wake.*", self._woken, queue=QUEUE)
         await self._api.start()
         await self._intake.start()
+        await self._letters.start()
         self._loops.append(await self.sweep.start())
         await self._bus.flush()
 
@@ -86,6 +90,7 @@ class OrchestratorService:
         """Take nothing new, finish what is under way, write timers, send what was published. Safe to call twice."""
         grace_s = self._settings.shutdown_grace_s
         await self._intake.stop(grace_s=grace_s)
+        await self._letters.stop(grace_s=grace_s)
         await self._api.stop()
         if self._wakes is not None:
             wakes, self._wakes = self._wakes, None

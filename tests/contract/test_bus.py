@@ -10,6 +10,7 @@ import pytest_asyncio
 
 from crewlog.events import slots
 from crewlog.events.bus import Bus, Delivery, Message
+from crewlog.events.clock import SystemClock
 from crewlog.events.memory_bus import MemoryBroker, MemoryBus
 from crewlog.events.nats_bus import NatsBus
 from crewlog.schemas.errors import LimitExceeded, Unavailable
@@ -371,7 +372,94 @@ async def test_a_failing_handler_gets_the_message_again_until_it_is_a_dead_lette
     assert counts == [1, 2, 3, 4, 5]
     assert (message.subject, message.data, message.headers["Task-Id"]) == ("dlq.research", b"poison", "t1")
     assert message.headers["Dead-Reason"] == "ValueError: cannot digest this"
-    assert message.headers["Dead-Deliveries"] == "5"
+    assert (message.headers["Dead-Deliveries"], message.headers["Dead-Cause"]) == ("5", "failed")
+
+
+async def test_a_message_that_is_given_back_too_often_is_kept_as_one_that_did_nothing_wrong(bus: Bus) -> None:
+    async def handle(delivery: Delivery) -> None:
+        await delivery.nak()
+
+    await bus.consume("WORK", WORK_LANES, handle, slots=2)
+    await bus.enqueue("work.research.normal", b"innocent", message_id="innocent")
+
+    async def kept() -> bool:
+        return await bus.first_kept("DLQ", 1) is not None
+
+    await eventually(kept)
+    letter = await bus.first_kept("DLQ", 1)
+    assert letter is not None
+    assert (letter.data, letter.headers["Dead-Cause"], letter.headers["Dead-Deliveries"]) == (b"innocent", "handed_back", "5")
+
+    async def empty() -> bool:
+        return await bus.backlog("WORK", "research-normal") == 0
+
+    await eventually(empty)
+
+
+async def test_what_kills_whoever_gets_it_is_dead_after_twice_as_many_hand_outs(bus: Bus, connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Seen()
+
+    async def handle(delivery: Delivery) -> None:
+        await seen.add(str(delivery.deliveries))
+        raise AssertionError("a message that is dead was handed out")
+
+    # hand-outs without a word take an ack wait each: what counts them is told that none may be
+    monkeypatch.setattr(slots, "UNANSWERED_FACTOR", 0)
+    await bus.consume("WORK", WORK_LANES, handle, slots=2)
+    await bus.enqueue("work.research.normal", b"killer", message_id="killer")
+
+    async def kept() -> bool:
+        return await bus.first_kept("DLQ", 1) is not None
+
+    await eventually(kept)
+    letter = await bus.first_kept("DLQ", 1)
+    assert letter is not None
+    assert letter.headers["Dead-Cause"] == "unanswered"
+    assert seen.items == []
+
+
+async def test_a_stream_is_read_by_sequence_and_loses_single_messages(bus: Bus) -> None:
+    assert await bus.first_kept("DLQ", 1) is None
+    for n in range(1, 4):
+        await bus.enqueue("dlq.research", f"ä{n}".encode(), message_id=f"m{n}", headers={"Dead-Reason": f"why: {n}", "Empty": ""})
+    first, third = await bus.first_kept("DLQ", 0), await bus.first_kept("DLQ", 3)
+    assert first is not None
+    assert third is not None
+    assert (first.sequence, first.subject, first.data, first.headers["Dead-Reason"], first.headers["Empty"]) == (1, "dlq.research", "ä1".encode(), "why: 1", "")
+    assert (third.sequence, third.headers["Nats-Msg-Id"]) == (3, "m3")
+    assert abs(third.kept_us - SystemClock().now_us()) < 60_000_000
+    assert first.kept_us <= third.kept_us
+    assert await bus.remove("DLQ", 2)
+    assert not await bus.remove("DLQ", 2)
+    after = await bus.first_kept("DLQ", 2)
+    assert after is not None
+    assert after.sequence == 3
+    assert await bus.first_kept("DLQ", 4) is None
+    assert [await bus.remove("DLQ", n) for n in (1, 3, 3, 9)] == [True, True, False, False]
+    assert await bus.first_kept("DLQ", 1) is None
+
+
+async def test_letters_that_were_taken_note_of_stay_and_come_to_nobody_else(bus: Bus, connect: Connect) -> None:
+    seen = Seen()
+
+    async def note(delivery: Delivery) -> None:
+        await delivery.ack()
+        await seen.add(delivery.data.decode())
+
+    for each in (bus, await connect()):
+        await each.consume("DLQ", {"letters": 0}, note, slots=2)
+    for n in range(4):
+        await bus.enqueue("dlq.research", str(n).encode(), message_id=f"m{n}")
+    await seen.until(4)
+
+    async def noted() -> bool:
+        return await bus.backlog("DLQ", "letters") == 0
+
+    await eventually(noted)
+    assert sorted(seen.items) == ["0", "1", "2", "3"]
+    kept = await bus.first_kept("DLQ", 1)
+    assert kept is not None
+    assert kept.data == b"0"
 
 
 async def test_a_handler_that_forgets_to_end_its_delivery_gets_it_again(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from support.scripted import Recorder, calls, says
 from support.worker_bench import Bench, names, worker_bench
 
 from crewlog.agents.model import ModelError
+from crewlog.events import slots
 from crewlog.events.bus import Message
 from crewlog.schemas.subjects import control_worker, work
 from crewlog.schemas.task import AgentTask
@@ -237,10 +238,20 @@ async def test_large_texts_are_blobs_and_come_back_byte_for_byte(bench: Bench) -
     assert "characters left out" in str(model.requests[1].messages[-1])
 
 
-async def test_a_message_that_is_no_task_is_ended_with_its_reason(bench: Bench) -> None:
+async def test_a_message_that_is_no_task_becomes_a_dead_letter_with_its_reason(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "NAK_DELAY_MAX_S", 0.01)
+    dead: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+
+    async def buried(message: Message) -> None:
+        dead.set_result(message)
+
+    await bench.bus.subscribe("dlq.data", buried)
     await bench.worker(Recorder())
     await bench.bus.enqueue(work("data", "normal"), b"{}", message_id="bad")
+    async with asyncio.timeout(10):
+        letter = await dead
     await bench.workers.pop().stop(grace_s=5)
+    assert letter.headers["Dead-Reason"].startswith("ContractError: this is not a valid AgentTask /task_id: Field required")
     assert await bench.bus.backlog("WORK", "data-normal") == 0
 
 

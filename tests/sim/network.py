@@ -18,9 +18,10 @@ from uuid import UUID
 from sim.loop import ACTOR, Killed, SimLoop
 from sim.plan import Mix
 
-from crewlog.events.bus import Delivery, DeliveryHandler, Handler, Message
+from crewlog.events.bus import Delivery, DeliveryHandler, Handler, Kept, Message
 from crewlog.events.memory_bus import MemoryBroker, MemoryBus, MemoryConsuming, MemoryDelivery, MemorySubscription
 from crewlog.events.memory_store import MemoryStore
+from crewlog.events.slots import OpenDelivery, Worn
 from crewlog.events.store import AppendRequest, EventStore
 from crewlog.schemas.errors import OrchestrationError, Unavailable
 
@@ -195,7 +196,7 @@ def store_of(network: Network, store: MemoryStore) -> EventStore:
 class SimDelivery:
     """A delivery at its actor: verdicts travel back over the network and may be lost."""
 
-    def __init__(self, network: Network, inner: MemoryDelivery) -> None:
+    def __init__(self, network: Network, inner: OpenDelivery) -> None:
         self._network, self.inner = network, inner
         self.subject, self.data, self.headers = inner.subject, inner.data, inner.headers
         self.deliveries, self.sequence = inner.deliveries, inner.sequence
@@ -204,7 +205,8 @@ class SimDelivery:
         self._network.cast(lambda: at_once(self.inner.ack()))
 
     async def nak(self, delay_s: float = 0.0) -> None:
-        self._network.cast(lambda: at_once(self.inner.nak(delay_s)))
+        # a task of its own: one that was handed out often is written down before it goes
+        self._network.cast(lambda: self._network.loop.create_task(self.inner.nak(delay_s)))
 
     async def term(self, reason: str) -> None:
         self._network.cast(lambda: at_once(self.inner.term(reason)))
@@ -280,7 +282,7 @@ class SimBus:
 
         async def forward(delivery: Delivery) -> None:
             """Runs on the server's side until the message has its end, or its actor has given no sign of life for the ack wait."""
-            assert isinstance(delivery, MemoryDelivery)
+            assert isinstance(delivery, MemoryDelivery | Worn)
             handled = self._network.loop.create_future()
 
             async def handle() -> None:
@@ -298,13 +300,13 @@ class SimBus:
                 await self._watch(delivery, handled)
             else:
                 await asyncio.sleep(ACK_WAIT_S)
-                await delivery.nak()
+                await _unanswered(delivery)
 
         consuming = self._network.in_the_world(lambda: at_once(self._server.consume(stream, consumers, forward, slots=slots)))
         self._consuming.append(consuming)
         return _Consuming(self._network, consuming)
 
-    async def _watch(self, delivery: MemoryDelivery, handled: asyncio.Future[None]) -> None:
+    async def _watch(self, delivery: OpenDelivery, handled: asyncio.Future[None]) -> None:
         loop = self._network.loop
         heard = loop.time()
         while not delivery.ended:
@@ -314,7 +316,7 @@ class SimBus:
             elif self._actor not in loop.dead and self._actor not in loop.frozen and self._actor not in self._network.cut:
                 heard = loop.time()  # a consumer keeps what it works on by itself
             if loop.time() - heard >= ACK_WAIT_S:
-                await delivery.nak()
+                await _unanswered(delivery)
                 return
             await asyncio.sleep(ACK_WAIT_S / 20)
 
@@ -323,6 +325,18 @@ class SimBus:
             return await self._network.call(lambda: self._server.broker.backlog(stream, consumer))
         except TimeoutError:
             raise Unavailable("no answer about a backlog") from None
+
+    async def first_kept(self, stream: str, sequence: int) -> Kept | None:
+        try:
+            return await self._network.call(lambda: self._server.broker.first_kept(stream, sequence))
+        except TimeoutError:
+            raise Unavailable("no answer about a stream") from None
+
+    async def remove(self, stream: str, sequence: int) -> bool:
+        try:
+            return await self._network.call(lambda: self._server.broker.remove(stream, sequence))
+        except TimeoutError:
+            raise Unavailable("no answer about a stream") from None
 
     async def ensure_kind(self, kind: str) -> None:
         await self.ensure_kinds([kind])
@@ -336,6 +350,11 @@ class SimBus:
 
     async def close(self) -> None:
         self.vanish()
+
+
+async def _unanswered(delivery: OpenDelivery) -> None:
+    """Hand a message out again as a server does whose ack wait is over: nobody gave it back."""
+    await (delivery.inner if isinstance(delivery, Worn) else delivery).nak()
 
 
 class _Consuming:

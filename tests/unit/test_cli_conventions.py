@@ -46,10 +46,11 @@ def test_commands_are_those_of_the_manual() -> None:
         "demo up down status providers doctor submit watch runs show events costs why approvals approve deny cancel replay scale docs "
         "agent orchestrator projector db"
     )
-    assert set(commands) == {*manual.split(), "budget", "nats", "mcp", "memory", "version"}
-    assert {name: set(commands[name].commands) for name in ("budget", "db", "docs", "mcp", "memory", "nats")} == {
+    assert set(commands) == {*manual.split(), "budget", "dlq", "nats", "mcp", "memory", "version"}
+    assert {name: set(commands[name].commands) for name in ("budget", "db", "dlq", "docs", "mcp", "memory", "nats")} == {
         "budget": {"list", "show", "raise", "set"},
         "db": {"migrate", "rebuild", "url"},
+        "dlq": {"list", "show", "redrive", "drop"},
         "docs": {"add", "list"},
         "mcp": {"list", "show"},
         "memory": {"list", "show", "forget"},

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from support.decider import SECOND_US, Spec, a_plan, breaks, broken, done, ends, plans, submit
 
-from crewlog.orchestrator.commands import AbortRun, CancelRun, TaskEnded, Tick
+from crewlog.orchestrator.commands import AbortRun, BuryTask, CancelRun, TaskEnded, Tick
 from crewlog.orchestrator.run import next_due_us, waiting_reason
 from crewlog.schemas.run_events import (
     RunCancelled,
@@ -224,3 +226,48 @@ def test_stopping_closes_all_open_tasks(command: CancelRun | AbortRun) -> None:
     spec.when(command).then()
     spec.when(ends("b")).then()
     assert next_due_us(spec.state) is None
+
+
+def buried(spec: Spec, key: str = "a", *, kind: str = "data", attempt: int = 1, serial: int = 1) -> BuryTask:
+    return BuryTask(spec.task(key), kind, attempt, serial, "its message was handed out 5 times; ValueError")
+
+
+def test_a_task_whose_message_is_dead_fails_at_once_and_the_others_go_on() -> None:
+    spec = Spec().given(submit(plan=a_plan(a="data", b="code")))
+
+    spec.when(buried(spec)).then(TaskReviewed)
+
+    assert spec.written(TaskFailed) == [TaskFailed(Failure("poison", "its message was handed out 5 times; ValueError"))]
+    assert (spec.event(TaskReviewed).verdict, spec.event(TaskReviewed).error.retryable) == ("failed", False)
+    assert spec.state.tasks["b"].phase == "dispatched"
+
+
+def test_a_run_of_one_task_ends_with_its_poison() -> None:
+    spec = Spec().given(submit(type="data", limits={"attempts_max": 5}))
+
+    spec.when(buried(spec, "task")).then(TaskReviewed, RunFailed)
+
+    assert spec.event(RunFailed).error.code == "poison"
+
+
+@pytest.mark.parametrize("other", [{"kind": "code"}, {"attempt": 2}, {"serial": 2}])
+def test_a_message_that_the_task_does_not_wait_for_is_no_news(other: dict[str, Any]) -> None:
+    spec = Spec().given(submit(plan=a_plan(a="data", b="code")))
+
+    spec.when(buried(spec, **other)).then()
+
+
+def test_the_message_of_an_earlier_attempt_does_not_end_the_next() -> None:
+    spec = Spec().given(submit(type="data"), breaks("task", broken(retryable=True)))
+
+    spec.when(buried(spec, "task")).then()
+    spec.when(Tick()).then(TaskDispatched)
+    spec.when(buried(spec, "task")).then()
+    spec.when(buried(spec, "task", attempt=2, serial=2)).then(TaskReviewed, RunFailed)
+
+
+def test_a_dead_message_of_a_task_that_has_ended_is_no_news() -> None:
+    spec = Spec().given(submit(type="data"))
+    late = buried(spec, "task")
+
+    spec.given(ends("task")).when(late).then()

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from support.decider import a_plan, broken, done, submit
 from support.runlog import RunLog
 
-from crewlog.orchestrator.commands import AbortRun, CancelRun, Tick
+from crewlog.orchestrator.commands import AbortRun, BuryTask, CancelRun, Tick
 from crewlog.orchestrator.rederive import verify_run
 from crewlog.schemas.values import Failure
 
@@ -42,6 +42,17 @@ def test_endings_from_outside_follow_from_themselves(command: CancelRun | AbortR
     log.decides(submit(plan=a_plan(a="data", b="code")))
     log.decides(command)
 
+    assert verify_run(log.run_events, log.task_events) is None
+
+
+def test_a_task_that_was_buried_follows_from_itself() -> None:
+    log = RunLog()
+    log.decides(submit(plan=a_plan(a="data", b="code")))
+    log.says(log.state.tasks["a"].task_id, broken(retryable=True))
+    log.decides(Tick())
+    log.decides(BuryTask(log.state.tasks["a"].task_id, "data", 2, 2, "its message killed whoever got it"))
+
+    assert log.state.tasks["a"].phase == "failed"
     assert verify_run(log.run_events, log.task_events) is None
 
 
