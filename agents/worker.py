@@ -124,6 +124,7 @@ class Worker:
             log.info("task %s: %s", task.task_id, error)
             return False
         except Unavailable:
+            await journal.abandon()
             raise
         except Exception as error:  # the other of two such places: a bug must end the attempt visibly, with its cause in the log
             log.exception("task %s: attempt %s failed", task.task_id, attempt)

@@ -12,8 +12,10 @@ from typing import Final
 from crewlog.events.memory_store import MemoryLog
 from crewlog.events.store import Recorded
 from crewlog.orchestrator.replay import fold_streams
+from crewlog.schemas.budget import run_scope
 from crewlog.schemas.ids import Hash, RunId, Stream, category
-from crewlog.schemas.task_events import TERMINAL_TYPES, ToolFinished, ToolStarted
+from crewlog.schemas.system_events import CallSettled
+from crewlog.schemas.task_events import TERMINAL_TYPES, ModelCallFailed, ModelCallFinished, ToolFinished, ToolStarted
 
 NO_ANSWER: Final = "no answer, it may have happened"
 """What a tool of the simulation says whose receiver did not answer."""
@@ -83,6 +85,29 @@ def replay_violations(run_id: RunId, events: Iterable[Recorded], texts: Mapping[
     report = fold_streams(run_id, streams, texts, verify=True)
     if report.divergence is not None:
         yield f"replay of {run_id}: {report.divergence}"
+
+
+def ledger_violations(log: MemoryLog, accepted: Collection[RunId], billed_micro_usd: int) -> Iterator[str]:
+    """What each run is charged is what its events say, nothing stays reserved, and nobody worked for nothing.
+
+    Args:
+        billed_micro_usd: what the provider has billed for all runs together, answers that were never recorded included.
+    """
+    if log.ledger.held:
+        yield f"{len(log.ledger.held)} reservations were never settled"
+    charged = 0
+    for run_id in accepted:
+        bills: dict[tuple[object, str], int] = {}
+        for recorded in log.events:
+            event = recorded.event() if recorded.run_id == run_id else None
+            if isinstance(event, ModelCallFinished | ModelCallFailed | CallSettled):
+                bills.setdefault((recorded.task_id, event.call_id), event.price.cost_micro_usd or 0)  # the first bill of a call counts
+        account, total = log.ledger.accounts[run_scope(run_id)], sum(bills.values())
+        if (account.spent, account.reserved) != (total, 0):
+            yield f"run {run_id}: {account.spent} spent and {account.reserved} reserved micro-USD in the ledger, {total} in the log"
+        charged += total
+    if charged < billed_micro_usd:
+        yield f"the provider billed {billed_micro_usd} micro-USD, the runs were charged {charged}"
 
 
 def effect_violations(events: Iterable[Recorded], arrivals: Counter[str], explained: Mapping[str, str]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -161,9 +161,12 @@ class SimStore:
 
     def __init__(self, network: Network, store: MemoryStore) -> None:
         self._network, self._store = network, store
+        self._in_order: defaultdict[object, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def append(self, request: AppendRequest) -> Any:
-        return await self._ask(lambda: self._store.append(request))
+        deadline = self._network.loop.time() + WAIT_S
+        async with self._in_order[request.run_id]:  # what the port promises: appends of a run reach the log in the order in which they were made
+            return await self._ask(lambda: self._store.append(request), deadline)
 
     async def close(self) -> None:
         """Nothing is queued."""
@@ -176,8 +179,8 @@ class SimStore:
 
         return asked
 
-    async def _ask(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        deadline = self._network.loop.time() + WAIT_S
+    async def _ask(self, make: Callable[[], Coroutine[Any, Any, T]], deadline: float | None = None) -> T:
+        deadline = self._network.loop.time() + WAIT_S if deadline is None else deadline
         while True:
             try:
                 return await self._network.call(lambda: at_once(make()), to_log=True)

@@ -9,17 +9,19 @@ import itertools
 from collections.abc import Callable
 from typing import Any, Final
 
+import msgspec
 import pytest
 from sim.network import SimStore
 from sim.plan import draw_plan
 from sim.world import run
 
-from crewlog.agents import tool_runner, work
+from crewlog.agents import model_call, tool_runner, work
 from crewlog.agents.journal import Journal
 from crewlog.agents.worker import Worker
 from crewlog.events.store import ANY, Appended, AppendRequest
 from crewlog.orchestrator.sweep import Sweep
 from crewlog.schemas.ids import category
+from crewlog.schemas.usage import NOT_BILLED, Price
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 SEEDS_MAX: Final = 400
@@ -66,6 +68,12 @@ def blind_repeat(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(tool_runner, "REPEATABLE", frozenset({"read", "idempotent", "irreversible", "compensable"}))
 
 
+def lost_calls_for_nothing(patch: pytest.MonkeyPatch) -> None:
+    """A call whose worker died is taken for one that was never billed."""
+    given_up = model_call.given_up
+    patch.setattr(work, "given_up", lambda asking, **said: msgspec.structs.replace(given_up(asking, **said), price=Price(0, NOT_BILLED)))
+
+
 async def _nothing(*_: Any) -> None:
     return None
 
@@ -78,7 +86,7 @@ async def _unchecked(self: Journal, request: AppendRequest, blobs: list[bytes], 
     return await self._store.append(request)
 
 
-PLANTS: Final[tuple[Plant, ...]] = (ack_before_commit, no_expected_version, key_with_the_attempt, no_sweep, blind_repeat)
+PLANTS: Final[tuple[Plant, ...]] = (ack_before_commit, no_expected_version, key_with_the_attempt, no_sweep, blind_repeat, lost_calls_for_nothing)
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__)

@@ -15,14 +15,15 @@ import random
 import zlib
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from uuid import UUID, uuid5
 
 from pydantic import BaseModel
-from sim.invariants import NO_ANSWER, check
+from sim.invariants import NO_ANSWER, check, ledger_violations
 from sim.loop import ACTOR, Deadlock, Killed, SimLoop, StepLimit
-from sim.network import Network, SimBus, SimClock, store_of
+from sim.network import CALL_TIMEOUT_S, WAIT_S, Network, SimBus, SimClock, store_of
 from sim.plan import FAULTS_UNTIL_S, ORCHESTRATORS, WORKERS, Fault, Mix, Plan
 from support.toolbox import MemoryArtifacts
 
@@ -39,12 +40,18 @@ from crewlog.orchestrator.service import OrchestratorService, Settings
 from crewlog.schemas.blocks import ModelReply, ModelRequest, ToolUse
 from crewlog.schemas.errors import OrchestrationError, Unavailable
 from crewlog.schemas.ids import RunId, run_stream
+from crewlog.schemas.price_table import TokenPrices
 from crewlog.schemas.task_events import ApprovalDecided, ApprovalRequested, Effect
 from crewlog.schemas.usage import Usage
 from crewlog.schemas.values import Outcome
 
 KIND: Final = "crafts"
-SETTINGS: Final = Settings(sweep_interval_s=5.0, dispatch_lease_s=20.0, shutdown_grace_s=1.0)
+SETTINGS: Final = Settings(sweep_interval_s=5.0, dispatch_lease_s=20.0, shutdown_grace_s=1.0, settle_grace_s=20.0)
+PRICES: Final = {"puppets:*": TokenPrices(input=Decimal(1), output=Decimal(2))}
+CALL_USAGE: Final = Usage(10, 5)
+CALL_MICRO_USD: Final = 20
+"""What the provider bills for every answer, also for one that reaches nobody."""
+RUN_MICRO_USD: Final = 5_000_000
 LIVENESS_S: Final = 900.0
 """Virtual time in which everything must end once the faults are over."""
 CALM: Final = Mix(0.01, 0.0, 0.0, 0.0)
@@ -84,7 +91,7 @@ class Words(BaseModel):
 class Puppet:
     """A model whose next words follow from the conversation alone: look and put, then send, then submit."""
 
-    wire, provider, name = "offline", "offline", "puppet-1"
+    wire, provider, name = "puppet.wire", "puppets", "puppet-1"
 
     def __init__(self, world: World, *, simulated: bool) -> None:
         self.simulated = simulated
@@ -94,10 +101,11 @@ class Puppet:
         await asyncio.sleep(self._world.effects.random() * 2)
         if self._world.effects.random() < self._world.network.mix.model_failures:
             raise ModelError("overloaded", "try again")
+        self._world.billed_micro_usd += CALL_MICRO_USD
         turn = sum(message.role == "assistant" for message in request.messages)
         asked = [("look", "put"), ("send",), ("submit",)][min(turn, 2)]
         uses = tuple(ToolUse(f"c{turn}-{n}", tool, json.dumps({"text": f"{tool}-{turn}"})) for n, tool in enumerate(asked))
-        return ModelReply(uses, "tool_use", Usage(10, 5), self.name)
+        return ModelReply(uses, "tool_use", CALL_USAGE, self.name)
 
 
 _WORLD: Final[contextvars.ContextVar[World]] = contextvars.ContextVar("world")
@@ -139,6 +147,8 @@ class World:
         self.clock = SimClock(self.loop, random.Random(f"{plan.seed}/ids"))
         self.log, self.broker, self.sink = MemoryLog(), MemoryBroker(), Sink()
         self.accepted: set[RunId] = set()
+        self.billed_micro_usd = 0
+        """The provider's own book."""
         self._actors = 0
         self._places: dict[tuple[str, int], int] = {}
         """(role, index) -> the actor that fills it now."""
@@ -165,7 +175,8 @@ class World:
             service = OrchestratorService(store, bus, self.clock, SETTINGS, kinds={KIND: Offer("makes things")})
             self.loop.create_task(_start_in_the_end(service.start))
         else:
-            shop = Workshop(f"worker-{actor}", AGENT, (Puppet(self, simulated=False),), MemoryArtifacts(), self.clock, Path("/nonexistent"))
+            models = (Puppet(self, simulated=False),)
+            shop = Workshop(f"worker-{actor}", AGENT, models, MemoryArtifacts(), self.clock, Path("/nonexistent"), prices=PRICES)
             self.loop.create_task(_start_in_the_end(Worker(shop, store, bus, slots=2).start))
 
     async def play(self) -> None:
@@ -184,6 +195,7 @@ class World:
             async with asyncio.timeout(FAULTS_UNTIL_S + LIVENESS_S):
                 while not self._is_over():  # noqa: ASYNC110  (a moment of virtual time costs nothing)
                     await asyncio.sleep(1.0)
+                await asyncio.sleep(WAIT_S + CALL_TIMEOUT_S)  # whoever woke up late comes to its end, too
         except TimeoutError:
             return  # the checks say what is missing
         finally:
@@ -209,7 +221,8 @@ class World:
         self._in_the_world(self.effects.random() * 5, lambda: self.spawn(*place))
 
     def _is_over(self) -> bool:
-        return len(self.accepted) == self.plan.runs and all(map(self._ended, self.accepted)) and not self.broker.messages("WORK")
+        is_quiet = not (self.broker.messages("WORK") or self.log.ledger.held or self.loop.frozen or self.network.cut)
+        return len(self.accepted) == self.plan.runs and all(map(self._ended, self.accepted)) and is_quiet
 
     def _ended(self, run_id: RunId) -> bool:
         stream = self.log.streams.get(run_stream(run_id))
@@ -265,7 +278,8 @@ class World:
     async def _submit(self, bus: SimBus, number: int) -> None:
         """Submit a run until the verdict arrives: the same task id every time."""
         task_id = str(uuid5(_NAMES, f"{self.plan.seed}/{number}"))
-        body: dict[str, Any] = {"task_id": task_id, "type": KIND, "objective": "make it", "timeout_seconds": 3600, "limits": {"attempts_max": 20}}
+        body: dict[str, Any] = {"task_id": task_id, "type": KIND, "objective": "make it", "timeout_seconds": 3600}
+        body |= {"limits": {"attempts_max": 20}, "budget": {"hard_micro_usd": RUN_MICRO_USD}}
         if number % 2:
             steps = [{"key": key, "type": KIND, "objective": key, "depends_on": list(after)} for key, after in (("a", ""), ("b", ""), ("c", "ab"))]
             body |= {"type": "run", "plan": {"steps": steps}}
@@ -336,6 +350,7 @@ def run(plan: Plan, *, world: Callable[[Plan], World] = World) -> Report:
         violations = [*stopped, *(f"unhandled: {error!r}" for error in loop.unnoticed())]
         violations += [f"{context.get('message')}: {context.get('exception')!r}" for context in loop.failures]
         violations += check(made.log, made.accepted, made.sink.arrivals, made.sink.explained, expected=plan.runs)
+        violations += ledger_violations(made.log, made.accepted, made.billed_micro_usd)
         if not stopped and made.broker.messages("WORK"):
             violations.append(f"{len(made.broker.messages('WORK'))} messages are left in the work queue")
         for recorded in made.log.events:
