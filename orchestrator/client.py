@@ -94,8 +94,7 @@ class Client:
         self._store: EventStore | None = None
         self._artifacts: ArtifactStore | None = None
         self._queries: Queries | None = None
-        self.budgets = ClientBudgets(config, self._request, self.queries)
-        self.letters = ClientLetters(bus, self._request)
+        self.budgets, self.letters = ClientBudgets(config, self._request, self.queries), ClientLetters(bus, self._request)
 
     @classmethod
     @asynccontextmanager
