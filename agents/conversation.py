@@ -41,7 +41,7 @@ def build_request(state: TaskState, setup: Setup, read: ReadText, *, link: int =
     talk = _Talk([Message("user", (Text(read(state.opening)),))])
     schema = state.task.output_schema if state.task is not None else None
     for at, exchange in enumerate(state.exchanges):
-        said, native = _said(exchange, read), _native(exchange, target, read)
+        said, native = said_blocks(exchange, read), _native(exchange, target, read)
         talk.add("assistant", said, native)
         if exchange.is_paused:
             continue
@@ -74,10 +74,17 @@ def _joined(first: Native | None, second: Native | None) -> Native | None:
     return Native(first.wire, first.model, msgspec.Raw(msgspec.json.encode(items)))
 
 
-def _said(exchange: Exchange, read: ReadText) -> tuple[Block, ...]:
+def said_blocks(exchange: Exchange, read: ReadText) -> tuple[Block, ...]:
+    """Return what the model said in one turn: its text and its calls."""
     text = exchange.text_shown or read(exchange.text)
     said = (Text(text),) if text else ()
     return (*said, *(ToolUse(c.call_id, c.tool, read(c.arguments)) for c in exchange.calls))
+
+
+def result_blocks(exchange: Exchange, read: ReadText) -> Iterator[ToolResult]:
+    """Return the results of the calls of one turn, in their order."""
+    for result in exchange.results:
+        yield ToolResult(result.call_id, result.tool, result.shown or read(result.content), result.is_error)
 
 
 def _native(exchange: Exchange, target: Link, read: ReadText) -> Native | None:
@@ -88,8 +95,7 @@ def _native(exchange: Exchange, target: Link, read: ReadText) -> Native | None:
 
 def _told(exchange: Exchange, following: CallPurpose, setup: Setup, schema: dict[str, Any] | None, read: ReadText) -> Iterator[Block]:
     """Say what the model is told behind one of its messages: the results of its calls, and why it is asked again."""
-    for result in exchange.results:
-        yield ToolResult(result.call_id, result.tool, result.shown or read(result.content), result.is_error)
+    yield from result_blocks(exchange, read)
     if exchange.purpose == "output":
         yield Text("\n".join([setup.correction_prompt, *(f"- {problem}" for problem in exchange.problems)]))
     elif following == "output":

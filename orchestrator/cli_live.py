@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 import typer
@@ -14,7 +14,7 @@ import typer
 from crewlog.events.clock import SystemClock
 from crewlog.orchestrator.cli_budget import hold_text
 from crewlog.orchestrator.cli_output import printable, say, stderr_console
-from crewlog.orchestrator.event_text import describe
+from crewlog.orchestrator.event_text import event_line
 from crewlog.projections.query_rows import ApprovalView, RunView, TaskView
 from crewlog.schemas.ids import RunId, run_stream
 from crewlog.schemas.task_events import TERMINAL_TYPES
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from rich.tree import Tree
 
     from crewlog.events.bus import Message
-    from crewlog.events.store import Recorded
     from crewlog.orchestrator.client import Client
 
 WRITTEN_CHARS_MAX: Final = 70
@@ -165,31 +164,6 @@ class _LiveTree:
         if written is not None and "model call" in (task.waiting_reason or ""):
             return f"✎ {printable(written.text)}"
         return shorten(task.waiting_reason or task.error or "", WRITTEN_CHARS_MAX)
-
-
-def event_line(recorded: Recorded, first_us: int) -> str:
-    """Return one line about an event: seconds since the run began, where, what."""
-    kind, _, name = recorded.stream.partition("/")
-    where = kind if kind == "run" else f"{kind} {name[:8]}"
-    return f"{(recorded.occurred_us - first_us) / 1e6:8.2f}s  {where:<13}  {recorded.type:<18}  {describe(recorded.event())}".rstrip()
-
-
-def event_json(recorded: Recorded) -> dict[str, Any]:
-    """Return an event in the shape in which it is relayed to `events.>`."""
-    return {
-        "event_id": str(recorded.event_id),
-        "type": recorded.type,
-        "schema_version": recorded.schema_version,
-        "stream": recorded.stream,
-        "version": recorded.version,
-        "position": recorded.position,
-        "run_id": str(recorded.run_id) if recorded.run_id else None,
-        "task_id": str(recorded.task_id) if recorded.task_id else None,
-        "occurred_at": datetime.fromtimestamp(recorded.occurred_us / 1e6, UTC).isoformat().replace("+00:00", "Z"),
-        "causation_id": str(recorded.causation_id) if recorded.causation_id else None,
-        "actor": recorded.actor,
-        "data": json.loads(recorded.data),
-    }
 
 
 def headline(run: RunView) -> str:

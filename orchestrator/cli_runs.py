@@ -1,4 +1,4 @@
-"""Commands about runs: submit, watch, runs, show, events, why, cancel, replay."""
+"""Commands about runs: submit, watch, runs, show, events, why, cancel."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from crewlog.orchestrator.cli_debug import View, show_as
 from crewlog.orchestrator.cli_output import (
     Detached,
     Exit,
@@ -37,7 +38,7 @@ _ENDINGS = {"completed": Exit.OK, "failed": Exit.RUN_FAILED, "cancelled": Exit.R
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (submit, watch, runs, show, events, why, cancel, replay):
+    for command in (submit, watch, runs, show, events, why, cancel):
         app.command()(run_async(command))
 
 
@@ -186,13 +187,18 @@ async def runs(
 
 async def show(
     run: RunArgument = "-",
+    view: Annotated[View, typer.Option("--as", help="The answer; or what happened, told in one of four ways.")] = View.ANSWER,
+    reasoning: Annotated[bool, typer.Option("--reasoning", help="With --as conversation: also what the models thought.")] = False,
     save: Annotated[Path | None, typer.Option("--save", help="Also write the run's files into this folder.")] = None,
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Show one run: its answer, tasks and files."""
+    """Show one run: its answer, tasks and files; or how it came to them."""
     from crewlog.orchestrator.client import Client
 
+    if view is not View.ANSWER:
+        await show_as(view, run, home, output, with_reasoning=reasoning)
+        return
     async with Client.connect(load_config(home)) as client:
         run_id = await client.find_run(run)
         if save is not None:
@@ -208,8 +214,8 @@ async def events(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Print the events of a run; with -o json one per line."""
-    from crewlog.orchestrator.cli_live import event_json, event_line
     from crewlog.orchestrator.client import Client
+    from crewlog.orchestrator.event_text import event_json, event_line
 
     async with Client.connect(load_config(home)) as client:
         run_id = await client.find_run(run)
@@ -262,31 +268,6 @@ async def cancel(
         run_id = await client.find_run(run)
         await client.cancel(run_id, reason=reason)
     _done({"run_id": str(run_id), "status": "cancelled"}, f"run {run_id} is cancelled", output)
-
-
-async def replay(
-    run: RunArgument = "-",
-    verify: Annotated[bool, typer.Option("--verify", help="Derive every decision and model request again and compare.")] = False,
-    home: HomeOption = None,
-    output: OutputOption = Output.TABLE,
-) -> int:
-    """Fold the recorded events of a run again: no model, no tool, no cost."""
-    from crewlog.orchestrator.client import Client
-    from crewlog.orchestrator.replay import replay as replay_run
-
-    async with Client.connect(load_config(home)) as client:
-        report = await replay_run(await client.store(), await client.find_run(run), verify=verify)
-    if output is Output.JSON:
-        print_json(plain(report))
-    else:
-        typer.echo(f"{report.events} events in {report.streams} streams, {report.model_calls} recorded model calls, 0 made")
-        typer.echo(f"state hash {report.state_hash}")
-    if report.divergence is not None:
-        complain("the log does not follow from itself", why=str(report.divergence))
-        return Exit.RUN_FAILED
-    if verify:
-        say("identical: every decision and every model request follows from the events before it")
-    return Exit.OK
 
 
 def _read_submission(goal: str, file: Path | None) -> Any:

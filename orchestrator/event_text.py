@@ -1,9 +1,12 @@
-"""One line per event, for people who follow a run."""
+"""Events for people who follow a run: one line each; and for programs: the JSON in which they are relayed."""
 
 from __future__ import annotations
 
-from typing import Final, assert_never
+import json
+from datetime import UTC, datetime
+from typing import Any, Final, assert_never
 
+from crewlog.events.store import Recorded
 from crewlog.schemas.codec import Event, Unknown
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.run_events import (
@@ -63,6 +66,31 @@ TEXT_CHARS_MAX: Final = 140
 def describe(event: Event | Unknown) -> str:
     """Say in one line what an event tells, its type left out. Total: every type has a line."""
     return shorten(" ".join(_describe(event).split()), TEXT_CHARS_MAX)
+
+
+def event_line(recorded: Recorded, first_us: int) -> str:
+    """Return one line about an event: seconds since the run began, where, what."""
+    kind, _, name = recorded.stream.partition("/")
+    where = kind if kind == "run" else f"{kind} {name[:8]}"
+    return f"{(recorded.occurred_us - first_us) / 1e6:8.2f}s  {where:<13}  {recorded.type:<18}  {describe(recorded.event())}".rstrip()
+
+
+def event_json(recorded: Recorded) -> dict[str, Any]:
+    """Return an event in the shape in which it is relayed to `events.>`."""
+    return {
+        "event_id": str(recorded.event_id),
+        "type": recorded.type,
+        "schema_version": recorded.schema_version,
+        "stream": recorded.stream,
+        "version": recorded.version,
+        "position": recorded.position,
+        "run_id": str(recorded.run_id) if recorded.run_id else None,
+        "task_id": str(recorded.task_id) if recorded.task_id else None,
+        "occurred_at": datetime.fromtimestamp(recorded.occurred_us / 1e6, UTC).isoformat().replace("+00:00", "Z"),
+        "causation_id": str(recorded.causation_id) if recorded.causation_id else None,
+        "actor": recorded.actor,
+        "data": json.loads(recorded.data),
+    }
 
 
 def _describe(event: Event | Unknown) -> str:

@@ -16,6 +16,7 @@ from crewlog.agents.rederive import replay_task
 from crewlog.events.store import EventStore, Recorded
 from crewlog.orchestrator.rederive import verify_run
 from crewlog.orchestrator.run import RunState, evolve, initial_state
+from crewlog.orchestrator.run_history import payloads_in
 from crewlog.schemas.divergence import Divergence
 from crewlog.schemas.errors import ContractError, NotFound
 from crewlog.schemas.ids import Hash, RunId, Stream, category, run_stream
@@ -93,23 +94,12 @@ def _gap(streams: Mapping[Stream, Sequence[Recorded]]) -> Divergence | None:
 
 
 async def _texts(store: EventStore, events: Sequence[Recorded]) -> Mapping[Hash, str]:
-    refs = sorted({p.ref for r in events if isinstance(event := r.event(), TaskEvent) for p in _payloads(event) if p.ref is not None})
+    refs = sorted({p.ref for r in events if isinstance(event := r.event(), TaskEvent) for p in payloads_in(event) if p.ref is not None})
     blobs = await store.get_blobs(refs)
     for ref in refs:
         if ref not in blobs:
             raise ContractError(f"the run refers to blob {ref}, which is not in the log")
     return {ref: data.decode() for ref, data in blobs.items()}
-
-
-def _payloads(value: Any) -> list[Payload]:
-    """List the payloads anywhere inside an event."""
-    if isinstance(value, Payload):
-        return [value]
-    if isinstance(value, msgspec.Struct):
-        return [p for name in value.__struct_fields__ for p in _payloads(getattr(value, name))]
-    if isinstance(value, tuple):
-        return [p for item in value for p in _payloads(item)]
-    return []
 
 
 def _builtin(value: Any) -> Any:

@@ -1,0 +1,201 @@
+"""Commands that look into past runs: show --as, replay. They read the log and change nothing; nothing is asked, nothing costs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from crewlog.orchestrator.cli_output import (
+    Exit,
+    HomeOption,
+    Output,
+    OutputOption,
+    complain,
+    load_config,
+    plain,
+    print_json,
+    print_json_line,
+    run_async,
+    say,
+)
+
+if TYPE_CHECKING:
+    from crewlog.events.store import EventStore
+    from crewlog.orchestrator.run_history import RunHistory
+    from crewlog.schemas.ids import RunId
+
+
+class View(StrEnum):
+    """How a run is shown."""
+
+    ANSWER = "answer"
+    CONVERSATION = "conversation"
+    TIMELINE = "timeline"
+    TREE = "tree"
+    EVENTS = "events"
+
+
+RecordedRun = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run, or its first characters; - or @last for the one submitted last.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    for command in (replay,):
+        app.command()(run_async(command))
+
+
+@asynccontextmanager
+async def opened(run: str, home: Path | None) -> AsyncIterator[tuple[EventStore, RunId]]:
+    """Open the log that holds a run."""
+    from crewlog.orchestrator.client import Client
+
+    async with Client.connect(load_config(home)) as client:
+        yield await client.store(), await client.find_run(run)
+
+
+async def whole_run(run: str, home: Path | None) -> RunHistory:
+    """Read a run with all its texts."""
+    from crewlog.orchestrator.run_history import all_payloads, load_history, with_texts
+
+    async with opened(run, home) as (store, run_id):
+        history = await load_history(store, run_id)
+        return await with_texts(store, history, all_payloads(history.events))
+
+
+async def show_as(view: View, run: str, home: Path | None, output: Output, *, with_reasoning: bool = False) -> None:
+    """Print a run as its conversations, timeline, tree or events."""
+    from crewlog.orchestrator import debug_text
+    from crewlog.orchestrator.event_text import event_json, event_line
+    from crewlog.orchestrator.run_history import load_history
+    from crewlog.orchestrator.run_timeline import timeline
+    from crewlog.orchestrator.run_tree import build_tree
+
+    if view is View.CONVERSATION:
+        _show_conversations(await whole_run(run, home), output, with_reasoning=with_reasoning)
+        return
+    async with opened(run, home) as (store, run_id):
+        history = await load_history(store, run_id)
+    is_json = output is Output.JSON
+    match view:
+        case View.TIMELINE:
+            spans = timeline(history)
+            print_json(plain(spans)) if is_json else _print_lines(debug_text.timeline_lines(spans))
+        case View.TREE:
+            tree = build_tree(history)
+            print_json(plain(tree)) if is_json else _print_lines(debug_text.tree_lines(tree))
+        case _:
+            first_us = history.events[0].occurred_us
+            for index, recorded in enumerate(history.events, 1):
+                if is_json:
+                    print_json_line({"index": index, **event_json(recorded)})
+                else:
+                    typer.echo(f"{index:>5} {event_line(recorded, first_us)}")
+
+
+def _show_conversations(history: RunHistory, output: Output, *, with_reasoning: bool) -> None:
+    from crewlog.agents.recorded_task import conversation
+    from crewlog.orchestrator.debug_text import conversation_lines
+    from crewlog.orchestrator.run_tree import build_tree
+
+    talks = [
+        (task, conversation(history.streams[stream], history.read, with_reasoning=with_reasoning))
+        for task in build_tree(history).tasks
+        if (stream := next((s for s in history.task_streams if s.endswith(task.task_id)), None)) is not None
+    ]
+    if output is Output.JSON:
+        print_json([{"task_id": task.task_id, "key": task.key, "kind": task.kind, **plain(talk)} for task, talk in talks])
+        return
+    for task, talk in talks:
+        _print_lines(conversation_lines(f"{task.key} ({task.kind}) {task.task_id[:8]}", talk))
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        typer.echo(line)
+
+
+async def replay(
+    run: RecordedRun = "-",
+    verify: Annotated[bool, typer.Option("--verify", help="Derive every decision and model request again and compare.")] = False,
+    to: Annotated[str | None, typer.Option("--to", metavar="N", help="Show what was known behind the event with index N, or @N for position N.")] = None,
+    step: Annotated[bool, typer.Option("--step", help="Show what was known behind each event, one after the other.")] = False,
+    reasoning: Annotated[bool, typer.Option("--reasoning", help="With --to: also what the models thought.")] = False,
+    home: HomeOption = None,
+    output: OutputOption = Output.TABLE,
+) -> int:
+    """Fold the recorded events of a run again: no model, no tool, no cost."""
+    from crewlog.orchestrator.replay import replay as replay_run
+
+    if to is not None or step:
+        history = await whole_run(run, home)
+        if to is not None:
+            _show_moment(history, _index(history, to), output, with_reasoning=reasoning)
+        else:
+            _step_through(history, output)
+        return Exit.OK
+    async with opened(run, home) as (store, run_id):
+        report = await replay_run(store, run_id, verify=verify)
+    if output is Output.JSON:
+        print_json(plain(report))
+    else:
+        typer.echo(f"{report.events} events in {report.streams} streams, {report.model_calls} recorded model calls, 0 made")
+        typer.echo(f"state hash {report.state_hash}")
+    if report.divergence is not None:
+        complain("the log does not follow from itself", why=str(report.divergence))
+        return Exit.RUN_FAILED
+    if verify:
+        say("identical: every decision and every model request follows from the events before it")
+    return Exit.OK
+
+
+def _index(history: RunHistory, given: str) -> int:
+    from crewlog.orchestrator.run_history import parse_place
+    from crewlog.schemas.errors import ContractError
+
+    text = given if given.startswith("@") else f":{given}"
+    if not text[1:].isdigit():
+        raise ContractError(f"--to {given}: expected the index of an event in its run, such as 12, or a position of the log, such as @4711")
+    return history.index_of(parse_place(f"{str(history.run_id)[:8]}{text}"))
+
+
+def _show_moment(history: RunHistory, index: int, output: Output, *, with_reasoning: bool) -> None:
+    from crewlog.orchestrator.debug_text import conversation_lines, moment_lines
+    from crewlog.orchestrator.event_text import event_json
+    from crewlog.orchestrator.moments import conversation_at, describe_moment, moment_at
+
+    moment = moment_at(history, index)
+    described, talk = describe_moment(history, moment), conversation_at(history, moment, with_reasoning=with_reasoning)
+    if output is Output.JSON:
+        print_json({"event": event_json(moment.recorded), **described, "conversation": plain(talk)})
+        return
+    _print_lines(moment_lines(moment, described, history.events[0].occurred_us))
+    if talk is not None:
+        _print_lines(conversation_lines(f"conversation of task {described['task']['key']}", talk))
+
+
+def _step_through(history: RunHistory, output: Output) -> None:
+    """Show moment after moment; in a terminal, Enter goes on and q ends."""
+    import sys
+
+    from crewlog.orchestrator.debug_text import moment_lines
+    from crewlog.orchestrator.event_text import event_json
+    from crewlog.orchestrator.moments import describe_moment, moments
+
+    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    for moment in moments(history):
+        described = describe_moment(history, moment)
+        if output is Output.JSON:
+            print_json_line({"event": event_json(moment.recorded), **described})
+            continue
+        _print_lines(moment_lines(moment, described, history.events[0].occurred_us))
+        if is_terminal and moment.index < len(history.events):
+            sys.stdout.flush()
+            sys.stderr.write("Enter: next, q: end ")
+            sys.stderr.flush()
+            if sys.stdin.readline().strip().lower() == "q":
+                return

@@ -1,0 +1,139 @@
+"""How a look at a past run reads in a terminal: conversations, timeline, tree, one moment. Texts of models and tools cannot move the cursor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from crewlog.agents.recorded_task import Conversation, Line
+from crewlog.orchestrator.cli_output import printable
+from crewlog.orchestrator.event_text import event_line
+from crewlog.orchestrator.moments import Moment
+from crewlog.orchestrator.run_timeline import Span
+from crewlog.orchestrator.run_tree import CallNode, RunTree, TaskNode
+from crewlog.schemas.blocks import Block, Text, ToolResult, ToolUse
+from crewlog.schemas.text import shorten
+from crewlog.schemas.usage import format_usd
+
+BAR_CHARS: Final = 40
+NOTE_CHARS_MAX: Final = 100
+
+
+def conversation_lines(title: str, talk: Conversation) -> Iterator[str]:
+    """Yield a conversation, one part of a message after the other, each with who said it."""
+    tools = ", ".join(talk.tools)
+    yield f"━━ {title}" + (f"  {talk.model}" if talk.model else "") + (f"  tools: {tools}" if tools else "")
+    if talk.is_compacted:
+        yield "   something was left out to make room; this is what the last call saw"
+    yield from _block("system", talk.system)
+    for line in talk.lines:
+        yield from _said(line)
+
+
+def _said(line: Line) -> Iterator[str]:
+    who = f"turn {line.turn}" if line.turn else line.role
+    mark = " (no model was told)" if line.is_unsent and line.role == "user" else ""
+    if line.reasoning:
+        yield from _block(f"{who} reasoning", line.reasoning)
+    for block in line.content:
+        yield from _block(f"{who}{_kind(block)}{mark}", _text(block))
+
+
+def _kind(block: Block) -> str:
+    match block:
+        case Text():
+            return ""
+        case ToolUse():
+            return f" calls {block.name} [{block.call_id}]"
+        case ToolResult():
+            return f" {'error' if block.is_error else 'result'} of {block.name} [{block.call_id}]"
+
+
+def _text(block: Block) -> str:
+    match block:
+        case Text():
+            return block.text
+        case ToolUse():
+            return block.arguments
+        case ToolResult():
+            return block.content
+
+
+def _block(head: str, text: str) -> Iterator[str]:
+    yield f"── {printable(head)}"
+    yield from (f"   {printable(line)}".rstrip() for line in text.strip().splitlines())
+
+
+def timeline_lines(spans: Sequence[Span]) -> Iterator[str]:
+    """Yield one line per span: when it began, how long it took, and a bar on the scale of the whole run."""
+    whole_us = max((span.ended_us or span.began_us for span in spans), default=0) or 1
+    for span in spans:
+        took = "" if span.ended_us is None else f"{(span.ended_us - span.began_us) / 1e6:.3f}s"
+        cost = format_usd(span.cost_micro_usd) if span.cost_micro_usd != 0 else ""
+        where = f"{span.task} {span.turn}" if span.turn else span.task
+        status = "" if span.status == "ok" else span.status
+        text = f"{span.began_us / 1e6:9.3f}s {took:>9}  {_bar(span, whole_us)}  {where:<18} {span.what:<6} {span.name}  {status}  {cost}"
+        yield printable(text).rstrip()
+
+
+def _bar(span: Span, whole_us: int) -> str:
+    begin = min(span.began_us * BAR_CHARS // whole_us, BAR_CHARS - 1)
+    end = BAR_CHARS if span.ended_us is None else max(begin + 1, -(-span.ended_us * BAR_CHARS // whole_us))
+    sign = {"queue": "·", "person": "?", "model": "█", "tool": "▒"}[span.what]
+    return (" " * begin + sign * (end - begin)).ljust(BAR_CHARS)
+
+
+def tree_lines(tree: RunTree) -> Iterator[str]:
+    """Yield a run as a tree: tasks, turns, calls, each with its time and cost."""
+    cost = _cost(tree.cost_micro_usd, tree.unpriced_calls)
+    yield printable(f"run {tree.run_id[:8]}  {tree.status}  {_took(tree.began_us, tree.ended_us)}  {cost}  {shorten(tree.goal, NOTE_CHARS_MAX)}")
+    for task in tree.tasks:
+        yield from _task_lines(task)
+
+
+def _task_lines(task: TaskNode) -> Iterator[str]:
+    again = f"  revision {task.revision}" if task.revision else ""
+    again += f"  {task.attempts} attempts" if task.attempts > 1 else ""
+    verdict = f"  {task.verdict}" if task.verdict else ""
+    cost = _cost(task.cost_micro_usd, task.unpriced_calls)
+    yield printable(f"  {task.key} ({task.kind})  {task.status}{verdict}{again}  {_took(task.started_us, task.ended_us)}  {cost}")
+    for turn in task.turns:
+        yield f"    turn {turn.number}  {format_usd(turn.cost_micro_usd) if turn.cost_micro_usd else ''}".rstrip()
+        for call in turn.calls:
+            yield printable(f"      {call_line(call)}")
+
+
+def call_line(call: CallNode) -> str:
+    """Return one line about a call."""
+    took = f"{call.latency_ms} ms" if call.ended_us is not None else ""
+    cost = format_usd(call.cost_micro_usd) if call.cost_micro_usd != 0 else ""
+    asks = f"→ {', '.join(call.asks)}" if call.asks else ""
+    parts = (f"[{call.index}]", f"{call.what} {call.name}", call.status if call.status != "ok" else "", took, cost, asks, shorten(call.note, NOTE_CHARS_MAX))
+    return "  ".join(part for part in parts if part)
+
+
+def _took(began_us: int | None, ended_us: int | None) -> str:
+    return "" if began_us is None or ended_us is None else f"{(ended_us - began_us) / 1e6:.1f} s"
+
+
+def _cost(micro_usd: int, unpriced: int) -> str:
+    return format_usd(micro_usd) + (f" and {unpriced} unpriced" if unpriced else "")
+
+
+def moment_lines(moment: Moment, described: Mapping[str, Any], first_us: int) -> Iterator[str]:
+    """Yield what was known behind one event: the event, the run, each task with its next step."""
+    yield printable(f"[{moment.index}/{described['of']}] {event_line(moment.recorded, first_us)}")
+    run = described["run"]
+    if run is not None:
+        yield f"    run {run['status']}  {format_usd(run['cost_micro_usd'])}" + (f"  held by {run['hold']['scope']}" if run["hold"] else "")
+        for step in run["steps"]:
+            waiting = f"  waits: {shorten(str(step['waiting']), NOTE_CHARS_MAX)}" if step["waiting"] else ""
+            yield printable(f"    step {step['key']} ({step['type']})  {step['status']}{waiting}")
+    for task in described["tasks"]:
+        if task["phase"] != "ended":
+            yield printable(f"    task {task['key']}  {task['phase']}, turn {task['turn']}  next: {_next(task['next'])}")
+
+
+def _next(step: Mapping[str, Any]) -> str:
+    rest = {name: value for name, value in step.items() if name != "step" and value not in (None, "", 0, 0.0, False, [])}
+    return shorten(f"{step['step']} {' '.join(f'{name}={value}' for name, value in rest.items())}", NOTE_CHARS_MAX)

@@ -1,0 +1,148 @@
+"""The recorded events of one run in the order of the log, and the texts they refer to: what every look at a past run starts from.
+
+Events are numbered from 1 within their run: that number is their index. Positions are those of the whole log.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Any, Final
+from uuid import UUID
+
+import msgspec
+
+from crewlog.events.store import EventStore, Recorded
+from crewlog.schemas.errors import ContractError, NotFound
+from crewlog.schemas.ids import Hash, RunId, Stream, category, run_stream
+from crewlog.schemas.payload import Payload
+
+_PLACE: Final = re.compile(r"(?P<name>.+?)(?:(?P<mark>[:@])(?P<number>[0-9]{1,18}))?")
+
+
+class Place(msgspec.Struct, frozen=True):
+    """A place in a run as a person writes it: `RUN:N` is the event with index N, `RUN@N` the one at position N, `RUN` alone its end."""
+
+    name: str
+    index: int | None = None
+    position: int | None = None
+
+
+class RunHistory(msgspec.Struct, frozen=True, dict=True):
+    """One run as recorded. `texts` holds the blobs that were fetched, by their hash."""
+
+    run_id: RunId
+    events: tuple[Recorded, ...]
+    texts: Mapping[Hash, str] = {}
+
+    @cached_property
+    def streams(self) -> Mapping[Stream, tuple[Recorded, ...]]:
+        """The streams of the run, each in version order."""
+        found: dict[Stream, list[Recorded]] = {}
+        for recorded in self.events:
+            found.setdefault(recorded.stream, []).append(recorded)
+        return {stream: tuple(sorted(events, key=lambda r: r.version)) for stream, events in found.items()}
+
+    @property
+    def run_events(self) -> tuple[Recorded, ...]:
+        """The run stream."""
+        return self.streams.get(run_stream(self.run_id), ())
+
+    @property
+    def task_streams(self) -> list[Stream]:
+        """The streams of its tasks in the order they were opened."""
+        return [stream for stream in self.streams if category(stream) == "task"]
+
+    def read(self, payload: Payload) -> str:
+        """Return the text of a payload.
+
+        Raises:
+            ContractError: it stands in a blob that is not in the log.
+        """
+        if payload.inline is not None:
+            return payload.inline
+        text = self.texts.get(Hash(str(payload.ref)))
+        if text is None:
+            raise ContractError(f"run {self.run_id} refers to blob {payload.ref} of {payload.size} bytes, which is not there")
+        return text
+
+    def shown(self, payload: Payload) -> str:
+        """Return the text of a payload, or say that it is not there."""
+        try:
+            return self.read(payload)
+        except ContractError:
+            return f"({payload.size} bytes that are not in the log: {payload.ref})"
+
+    def index_of(self, place: Place) -> int:
+        """Return the index that a place means; a position between two events means the one before it.
+
+        Raises:
+            NotFound: the run has no such event.
+        """
+        last = len(self.events)
+        if place.position is not None:
+            index = sum(recorded.position <= place.position for recorded in self.events)
+            given = f"{place.name}@{place.position}"
+        else:
+            index = last if place.index is None else place.index
+            given = f"{place.name}:{index}"
+        if not 1 <= index <= last:
+            raise NotFound(f"event (run {self.run_id} has events 1 to {last}, positions {self.events[0].position} to {self.events[-1].position})", given)
+        return index
+
+    def until(self, index: int) -> RunHistory:
+        """Return the run as it was behind the event with this index."""
+        return RunHistory(self.run_id, self.events[:index], self.texts)
+
+
+def parse_place(text: str) -> Place:
+    """Read `RUN`, `RUN:INDEX` or `RUN@POSITION`. `@last` is a run's name."""
+    found = _PLACE.fullmatch(text)
+    if found is None or found["number"] is None:
+        return Place(text)
+    number = int(found["number"])
+    return Place(found["name"], index=number) if found["mark"] == ":" else Place(found["name"], position=number)
+
+
+async def load_history(store: EventStore, run_id: RunId) -> RunHistory:
+    """Read the events of a run, without the texts they refer to.
+
+    Raises:
+        NotFound: the log has no such run.
+    """
+    events = await store.read_run(run_id)
+    if not events:
+        raise NotFound("run", str(run_id))
+    return RunHistory(run_id, tuple(events))
+
+
+async def with_texts(store: EventStore, history: RunHistory, payloads: Iterable[Payload]) -> RunHistory:
+    """Fetch the texts of these payloads; what the log does not have stays out."""
+    wanted = sorted({p.ref for p in payloads if p.ref is not None and p.ref not in history.texts})
+    blobs = await store.get_blobs(wanted) if wanted else {}
+    return RunHistory(history.run_id, history.events, {**history.texts, **{ref: data.decode() for ref, data in blobs.items()}})
+
+
+def payloads_in(value: Any) -> list[Payload]:
+    """List the payloads anywhere inside an event."""
+    if isinstance(value, Payload):
+        return [value]
+    if isinstance(value, msgspec.Struct):
+        return [p for name in value.__struct_fields__ for p in payloads_in(getattr(value, name))]
+    if isinstance(value, tuple):
+        return [p for item in value for p in payloads_in(item)]
+    return []
+
+
+def all_payloads(events: Iterable[Recorded]) -> list[Payload]:
+    """List every payload of these events."""
+    return [p for recorded in events for p in payloads_in(recorded.event())]
+
+
+def event_id_of(text: str) -> UUID | None:
+    """Return the event id that a text is, or None when it is something else."""
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
