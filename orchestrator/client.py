@@ -333,8 +333,7 @@ class Client:
 
     async def scale(self, copies: Mapping[str, int]) -> dict[str, int]:
         """Change how many copies of built-in agents a `crewlog up` runs; returns the copies of all kinds."""
-        agents: dict[str, int] = (await ask_supervisor(self._bus, "scale", copies))["agents"]
-        return agents
+        return msgspec.convert((await ask_supervisor(self._bus, "scale", copies))["agents"], dict[str, int])
 
     async def processes(self) -> list[ProcessState]:
         """List the processes of a `crewlog up`."""
