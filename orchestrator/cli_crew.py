@@ -130,7 +130,7 @@ async def status(home: HomeOption = None, output: OutputOption = Output.TABLE) -
         except Unavailable as error:
             processes = []
             say(str(error))
-        workers, lag, problems = await client.workers(), await client.lag(), await client.problems()
+        workers, lag, problems = await client.workers(), await client.queries().lag(), await client.queries().problems()
         troubled = [p for p in await client.providers() if p.state != "closed"]
         held = await client.runs(status="held")
     if output is Output.JSON:

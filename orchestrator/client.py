@@ -33,7 +33,7 @@ from crewlog.orchestrator.control import ask_supervisor
 from crewlog.orchestrator.endpoints import with_login
 from crewlog.orchestrator.home import ProcessState
 from crewlog.projections.queries import LAST, Queries
-from crewlog.projections.query_rows import AgentView, ApprovalView, DocumentView, Lag, ProblemView, ProviderView, RunView, TaskView
+from crewlog.projections.query_rows import AgentView, ApprovalView, DocumentView, ProviderView, RunView, TaskView
 from crewlog.schemas import subjects
 from crewlog.schemas.errors import ContractError, NotFound, OrchestrationError, Unavailable
 from crewlog.schemas.ids import Hash, RunId, run_stream, task_stream
@@ -338,14 +338,6 @@ class Client:
     async def processes(self) -> list[ProcessState]:
         """List the processes of a `crewlog up`."""
         return msgspec.convert((await ask_supervisor(self._bus, "status"))["processes"], list[ProcessState])
-
-    async def lag(self) -> list[Lag]:
-        """Say for each view how far it is behind the log."""
-        return await self.queries().lag()
-
-    async def problems(self) -> list[ProblemView]:
-        """List events that the views had to leave out."""
-        return await self.queries().problems()
 
     async def store(self) -> EventStore:
         """Return the log, opened on first use with the operator's login."""
