@@ -56,6 +56,17 @@ def server_keys() -> Mapping[str, SecretStr]:
     return {name[1]: SecretStr(value) for name, value in found if name and value}
 
 
+def _of_opentelemetry(name: str) -> str | None:
+    """Read a variable that OpenTelemetry has a name for, so that what is set for a whole machine counts here, too."""
+    return None if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" else os.environ.get(f"OTEL_{name}") or None
+
+
+def _http_url(value: str | None) -> str | None:
+    if value is not None and not value.startswith(("http://", "https://")):
+        raise ValueError(f"{value!r} is not an address of OTLP over HTTP; write http://host:4318")
+    return value
+
+
 class Config(BaseSettings):
     """All settings. Names in the environment are `CREWLOG_<FIELD>` in capitals."""
 
@@ -146,7 +157,16 @@ class Config(BaseSettings):
     """How model servers of one's own call the bound of an answer: nearly all know the older name."""
     server_structured_output: Literal["schema", "tool", "instruction"] = "schema"
     """How they are asked for structured answers: `response_format`, a forced tool call, or words. The answer is validated in any case."""
-    otlp_endpoint: str | None = None
+    otlp_endpoint: Annotated[str | None, AfterValidator(_http_url)] = Field(default_factory=lambda: _of_opentelemetry("EXPORTER_OTLP_ENDPOINT"))
+    """Collector for traces and metrics, over OTLP/HTTP, such as `http://127.0.0.1:6006` or `http://127.0.0.1:4318`; None: nothing is traced and
+    nothing is spent on it. By default what `OTEL_EXPORTER_OTLP_ENDPOINT` says, unless `OTEL_SDK_DISABLED` is true."""
+    otlp_headers: SecretStr = Field(default_factory=lambda: SecretStr(_of_opentelemetry("EXPORTER_OTLP_HEADERS") or ""))
+    """Headers for the collector, such as its key: `name=value,name=value`, values percent-encoded. By default `OTEL_EXPORTER_OTLP_HEADERS`."""
+    otlp_resource: str = Field(default_factory=lambda: _of_opentelemetry("RESOURCE_ATTRIBUTES") or "")
+    """What traces and metrics say of where they come from, written likewise: `service.name=crew-a,deployment.environment.name=prod`. By default
+    `OTEL_RESOURCE_ATTRIBUTES`."""
+    trace_share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Part of the runs that is traced, from 0 to 1, decided by the run's id. Metrics count all runs."""
 
     @classmethod
     def settings_customise_sources(

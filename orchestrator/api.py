@@ -38,6 +38,7 @@ from crewlog.schemas.ids import TOKEN, ApprovalId, RunId
 from crewlog.schemas.system_events import AgentRegistered, AgentStopped
 from crewlog.schemas.task import RUN
 from crewlog.schemas.text import clean, shorten
+from crewlog.schemas.trace_context import TRACEPARENT
 
 QUEUE: Final = "orchestrator"
 SYSTEM: Final = "system"
@@ -100,7 +101,7 @@ class SetRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 _T = TypeVar("_T")
-Endpoint = Callable[[str, bytes], Awaitable[bytes]]
+Endpoint = Callable[[str, Message], Awaitable[bytes]]
 
 
 class Api:
@@ -138,7 +139,7 @@ class Api:
     def _served_by(self, endpoint: Endpoint) -> Callable[[Message], Awaitable[None]]:
         async def serve(message: Message) -> None:
             try:
-                answer = await endpoint(message.subject.split(".")[1], message.data)
+                answer = await endpoint(message.subject.split(".")[1], message)
             except OrchestrationError as error:
                 answer = refused(error)
             except Exception as error:  # whoever asked gets an answer in any case; the details stay here
@@ -149,29 +150,29 @@ class Api:
 
         return serve
 
-    async def _submit(self, tenant: str, data: bytes) -> bytes:
-        task = read_submission(data, tenant=tenant, type_=None, task_id=self._clock.random_id())
-        submitted = await self._driver.submit(task, "api")
+    async def _submit(self, tenant: str, message: Message) -> bytes:
+        task = read_submission(message.data, tenant=tenant, type_=None, task_id=self._clock.random_id())
+        submitted = await self._driver.submit(task, "api", caller=message.headers.get(TRACEPARENT, ""))
         return accepted(run_id=submitted.run_id, task_id=submitted.task_id, status=submitted.status)
 
-    async def _get_run(self, tenant: str, data: bytes) -> bytes:
-        state = await self._run_of(tenant, _decode(data, RunRequest).run_id)
+    async def _get_run(self, tenant: str, message: Message) -> bytes:
+        state = await self._run_of(tenant, _decode(message.data, RunRequest).run_id)
         payload = text_of(state)
         text = None if payload is None else payload.inline
         if payload is not None and payload.ref is not None:
             text = (await self._store.get_blobs([payload.ref]))[payload.ref].decode()
         return accepted(run={**run_report(state), "text": text})
 
-    async def _cancel_run(self, tenant: str, data: bytes) -> bytes:
-        request = _decode(data, CancelRequest)
+    async def _cancel_run(self, tenant: str, message: Message) -> bytes:
+        request = _decode(message.data, CancelRequest)
         state = await self._run_of(tenant, request.run_id)
         state = await self._driver.execute(state.run_id, CancelRun(_text(request.reason) or "cancelled", _text(request.actor)))
         if state.status != "cancelled":
             raise TooLate(f"run {state.run_id} cannot be cancelled: it is {state.status}")
         return accepted(run_id=state.run_id, status=state.status)
 
-    async def _decide_approval(self, tenant: str, data: bytes) -> bytes:
-        request = _decode(data, DecideRequest)
+    async def _decide_approval(self, tenant: str, message: Message) -> bytes:
+        request = _decode(message.data, DecideRequest)
         if not request.actor.strip():
             raise ContractError("an approval needs to know who decides", problems=(("/actor", "must not be empty"),))
         state = await self._run_of(tenant, request.run_id)
@@ -179,30 +180,30 @@ class Api:
         await self._driver.execute(state.run_id, command)
         return accepted(approval_id=request.approval_id, decision=request.decision)
 
-    async def _raise_budget(self, tenant: str, data: bytes) -> bytes:
-        asked = _decode(data, RaiseRequest)
+    async def _raise_budget(self, tenant: str, message: Message) -> bytes:
+        asked = _decode(message.data, RaiseRequest)
         actor, reason = _who(asked.actor), _text(asked.reason)
         state = await self._budgets.raise_limit(tenant, asked.scope, hard=asked.hard_micro_usd, soft=asked.soft_micro_usd, actor=actor, reason=reason)
         return _budget(asked.scope, state)
 
-    async def _set_budget(self, tenant: str, data: bytes) -> bytes:
-        asked = _decode(data, SetRequest)
+    async def _set_budget(self, tenant: str, message: Message) -> bytes:
+        asked = _decode(message.data, SetRequest)
         actor, reason = _who(asked.actor), _text(asked.reason)
         state = await self._budgets.set_limit(tenant, asked.scope, hard=asked.hard_micro_usd, soft=asked.soft_micro_usd, actor=actor, reason=reason)
         return _budget(asked.scope, state)
 
-    async def _redrive(self, tenant: str, data: bytes) -> bytes:
-        asked = _decode(data, RedriveRequest)
+    async def _redrive(self, tenant: str, message: Message) -> bytes:
+        asked = _decode(message.data, RedriveRequest)
         redriven = await self._letters.redrive(tenant, asked.sequence)
         return accepted(sequence=asked.sequence, status=redriven.status, detail=redriven.detail)
 
-    async def _register(self, _: str, data: bytes) -> bytes:
-        event = _registration(data)
+    async def _register(self, _: str, message: Message) -> bytes:
+        event = _registration(message.data)
         await self._kinds.register(event)
         return accepted(kind=event.kind)
 
-    async def _stop_agent(self, _: str, data: bytes) -> bytes:
-        event = _decode(data, AgentStopped)
+    async def _stop_agent(self, _: str, message: Message) -> bytes:
+        event = _decode(message.data, AgentStopped)
         _check_kind(event.kind)
         await self._kinds.stopped(event)
         return accepted(kind=event.kind)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
@@ -42,6 +43,7 @@ from crewlog.schemas.plan import Plan
 from crewlog.schemas.run_events import TaskDispatched
 from crewlog.schemas.task import RUN, AgentTask, Budget, Limits, parse_task
 from crewlog.schemas.task_events import TERMINAL_TYPES
+from crewlog.schemas.trace_context import TRACEPARENT
 
 REQUEST_TIMEOUT_S: Final = 10.0
 LOOK_AGAIN_S: Final = 5.0
@@ -142,7 +144,7 @@ class Client:
             Unavailable: no orchestrator answered. Sending the same `AgentTask` again is safe.
         """
         task = await self.prepare(what, attachments=attachments, kind=kind, **fields)
-        answer = await self._request("tasks.submit", task)
+        answer = await self._request("tasks.submit", task, headers=_caller())
         return msgspec.convert({"run_id": answer["run_id"], "task_id": answer["task_id"], "status": answer["status"]}, Submitted)
 
     async def wait(self, run_id: RunId) -> RunView:
@@ -371,10 +373,10 @@ class Client:
         assert self._config.database_url is not None
         return self._config.database_url.get_secret_value()
 
-    async def _request(self, what: str, body: AgentTask | dict[str, Any]) -> dict[str, Any]:
+    async def _request(self, what: str, body: AgentTask | dict[str, Any], *, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
         noun, verb = what.split(".")
         data = body.model_dump_json().encode() if isinstance(body, AgentTask) else msgspec.json.encode(body)
-        reply = await self._bus.request(subjects.api(self._config.tenant, noun, verb), data, timeout_s=REQUEST_TIMEOUT_S)
+        reply = await self._bus.request(subjects.api(self._config.tenant, noun, verb), data, timeout_s=REQUEST_TIMEOUT_S, headers=headers)
         return _accepted(json.loads(reply.data))
 
 
@@ -415,3 +417,12 @@ def _accepted(answer: dict[str, Any]) -> dict[str, Any]:
 def _inside(folder: Path, name: str) -> Path | None:
     path = (folder / name).resolve()
     return path if path.is_relative_to(folder.resolve()) else None
+
+
+def _caller() -> dict[str, str]:
+    """Name the span that the calling program is in, when it uses OpenTelemetry: the run's trace is linked to it."""
+    propagate = sys.modules.get("opentelemetry.propagate")
+    found: dict[str, str] = {}
+    if propagate is not None:
+        propagate.inject(found)
+    return {TRACEPARENT: found[TRACEPARENT]} if TRACEPARENT in found else {}

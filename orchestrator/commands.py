@@ -23,6 +23,8 @@ class Terms(msgspec.Struct, frozen=True):
     limits: tuple[ScopeLimit, ...] = ()
     tree: TaskId | None = None
     hold_s: int = 86_400
+    caller: str = ""
+    """The `traceparent` that came with the submission, when it is one."""
 
 
 class SubmitRun(msgspec.Struct, frozen=True):

@@ -137,6 +137,7 @@ def _submit(draft: Draft, command: SubmitRun) -> None:
             limits=command.terms.limits,
             tree=command.terms.tree,
             hold_s=command.terms.hold_s,
+            caller=command.terms.caller,
         )
     )
     if task.type != RUN:

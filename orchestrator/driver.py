@@ -127,14 +127,17 @@ class Driver:
         siblings.add(ended)
         return not siblings.issuperset(task.task_id for task in active_tasks(state))
 
-    async def submit(self, task: AgentTask, source: Literal["subject", "api"]) -> Submitted:
+    async def submit(self, task: AgentTask, source: Literal["subject", "api"], *, caller: str = "") -> Submitted:
         """Start a run, or recognise one that was started before. It is durable when this returns.
+
+        Args:
+            caller: the `traceparent` that came with it, if any: the run's trace is linked to it.
 
         Raises:
             ContractError: the task cannot be carried out, or its ids belong to another task.
             Unavailable: the log cannot be reached; submitting the same task again is safe.
         """
-        terms = await terms_of(task, self._allowance, self._store, self.folds)
+        terms = await terms_of(task, self._allowance, self._store, self.folds, caller=caller)
         fold, command, now_us = Fold(RunId(task.run_id)), SubmitRun(task, source, terms), self._clock.now_us()
         batch = Batch(fold.state)
         try:

@@ -19,6 +19,7 @@ from crewlog.schemas.errors import ContractError
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.subjects import TaskSubject, parse_tasks, rejected
 from crewlog.schemas.text import shorten
+from crewlog.schemas.trace_context import TRACEPARENT
 
 SLOTS: Final = 256
 REASON_CHARS_MAX: Final = 1_000
@@ -63,11 +64,11 @@ class Intake:
     async def _submit(self, delivery: Delivery, subject: TaskSubject) -> Submitted:
         derived = queued_task_id(delivery.data, delivery.sequence)
         task = read_submission(delivery.data, tenant=subject.tenant, type_=subject.type, task_id=derived)
-        submitted = await self._driver.submit(task, "subject")
+        submitted = await self._driver.submit(task, "subject", caller=delivery.headers.get(TRACEPARENT, ""))
         if submitted.status == "duplicate" and task.task_id == derived and delivery.deliveries == 1:
             # delivered for the first time and known already: the queue was recreated and counts from 1 again
             task = read_submission(delivery.data, tenant=subject.tenant, type_=subject.type, task_id=self._clock.random_id())
-            submitted = await self._driver.submit(task, "subject")
+            submitted = await self._driver.submit(task, "subject", caller=delivery.headers.get(TRACEPARENT, ""))
         return submitted
 
     async def _reject(self, delivery: Delivery, error: ContractError) -> None:

@@ -14,6 +14,7 @@ from crewlog.schemas.ids import RunId, TaskId, task_stream
 from crewlog.schemas.run_events import RunEvent
 from crewlog.schemas.subjects import outcome, work
 from crewlog.schemas.task_events import TaskOpened
+from crewlog.schemas.trace_context import TRACEPARENT, is_traced, span_id, traceparent
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +22,13 @@ log = logging.getLogger(__name__)
 class Publisher:
     """Sends `AgentTask`s to `work.<kind>.<lane>`, and word of a run's end to `outcomes.<tenant>.<run>`."""
 
-    def __init__(self, store: EventStore, bus: Bus) -> None:
-        self._store, self._bus = store, bus
+    def __init__(self, store: EventStore, bus: Bus, *, trace_share: float | None = None) -> None:
+        """Prepare; nothing is sent yet.
+
+        Args:
+            trace_share: which part of the runs is traced; None: messages name no trace.
+        """
+        self._store, self._bus, self._trace_share = store, bus, trace_share
 
     async def publish(self, run_id: RunId, dispatches: Sequence[Dispatch]) -> None:
         """Publish tasks without waiting for a confirmation: nothing depends on it, since the log holds them."""
@@ -61,6 +67,9 @@ class Publisher:
             "Task-Version": "1" if dispatch.message is not None else "0",
             "Nats-Msg-Id": f"{task_id}:{dispatch.attempt}:{serial}",
         }
+        if self._trace_share is not None:
+            sent = span_id(dispatch.task_id, f"send/{dispatch.serial}")
+            headers[TRACEPARENT] = traceparent(run_id, sent, is_sampled=is_traced(run_id, self._trace_share))
         await self._bus.publish(work(dispatch.kind, dispatch.lane), message, headers=headers)
 
     async def _recorded(self, task_id: TaskId) -> bytes | None:

@@ -136,7 +136,7 @@ class _Tasks:
 def _command(event: RunEvent, state: RunState, tasks: _Tasks) -> Command | None:
     match event:
         case RunSubmitted():
-            return SubmitRun(parse_task(bytes(event.task)), event.source, Terms(event.limits, event.tree, event.hold_s))
+            return SubmitRun(parse_task(bytes(event.task)), event.source, Terms(event.limits, event.tree, event.hold_s, event.caller))
         case RunReleased():
             return ReleaseRun(event.scope, event.limit_micro_usd, event.used_micro_usd)
         case RunCancelled():

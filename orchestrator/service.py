@@ -43,6 +43,8 @@ class Settings(NamedTuple):
     shutdown_grace_s: float = 10.0
     settle_grace_s: float = 900.0
     allowance: Allowance = NOTHING_LIMITED
+    trace_share: float | None = None
+    """Part of the runs that is traced; None when nothing is."""
 
 
 DEFAULTS: Final = Settings()
@@ -53,7 +55,7 @@ class OrchestratorService:
 
     def __init__(self, store: EventStore, bus: Bus, clock: Clock, settings: Settings = DEFAULTS, *, kinds: Kinds = BUILT_IN) -> None:
         self._bus, self._settings = bus, settings
-        publisher = Publisher(store, bus)
+        publisher = Publisher(store, bus, trace_share=settings.trace_share)
         self.kinds = KindDirectory(store, bus, clock, known=kinds)
         self._timers = Timers(store, clock)
         self.driver = Driver(store, publisher, clock, self.kinds, on_state=self._note, allowance=settings.allowance)
@@ -145,7 +147,8 @@ async def run_orchestrator(config: Config) -> None:
         try:
             await ensure_topology(bus)
             allowance = Allowance(config.budgets, config.hold_ttl_s or math.ceil(config.approval_ttl_s))
-            settings = Settings(config.sweep_interval_s, config.dispatch_lease_s, config.shutdown_grace_s, config.settle_grace_s, allowance)
+            trace_share = None if config.otlp_endpoint is None else config.trace_share
+            settings = Settings(config.sweep_interval_s, config.dispatch_lease_s, config.shutdown_grace_s, config.settle_grace_s, allowance, trace_share)
             await _serve(OrchestratorService(store, bus, clock, settings))
         finally:
             await store.close()

@@ -37,6 +37,7 @@ _SECRETS: Final[Mapping[str, frozenset[str]]] = {
     "TAVILY_API_KEY": frozenset({"research"}),
     "CREWLOG_MCP": frozenset(BUILT_IN_KINDS),
     "CREWLOG_SMTP_PASSWORD": frozenset({"communicate"}),
+    **dict.fromkeys(("CREWLOG_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"), frozenset({"projector"})),
 }
 """Environment variables that only some kinds of process get."""
 

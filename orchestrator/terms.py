@@ -15,6 +15,7 @@ from crewlog.schemas.ids import RunId, TaskId, run_stream, task_stream
 from crewlog.schemas.run_events import RunSubmitted
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import TaskOpened
+from crewlog.schemas.trace_context import parse_traceparent
 
 _OPENING = frozenset({RunSubmitted.__name__, TaskOpened.__name__})
 
@@ -26,15 +27,19 @@ class Allowance(NamedTuple):
     hold_s: int = 86_400
 
 
-async def terms_of(task: AgentTask, allowance: Allowance, store: EventStore, folds: Folds) -> Terms:
+async def terms_of(task: AgentTask, allowance: Allowance, store: EventStore, folds: Folds, *, caller: str = "") -> Terms:
     """Return the terms for a task.
+
+    Args:
+        caller: what came as `traceparent`; it is left out unless it is one.
 
     Raises:
         ContractError: it names a parent that this tenant does not have. A budget of the parent's tree could be evaded otherwise.
         Unavailable: the log cannot be reached.
     """
     tree = None if task.parent_task_id is None else await _tree_of(task.parent_task_id, task.tenant, store, folds)
-    return Terms(limits_for(allowance.limits, task.surface), tree, allowance.hold_s)
+    known = "" if parse_traceparent(caller) is None else caller.strip()
+    return Terms(limits_for(allowance.limits, task.surface), tree, allowance.hold_s, known)
 
 
 async def run_with(task_id: UUID, tenant: str, store: EventStore, folds: Folds) -> RunState | None:

@@ -14,7 +14,7 @@ SELECT c.relname AS name, c.oid::regclass::text AS source,
        (SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY k.n) FROM unnest(i.indkey) WITH ORDINALITY k (attnum, n)
           JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = k.attnum) AS key
   FROM pg_class c JOIN pg_index i ON i.indrelid = c.oid AND i.indisprimary
- WHERE c.relnamespace = 'rm'::regnamespace AND c.relkind = 'r' AND c.relname <> 'checkpoints' ORDER BY c.relname
+ WHERE c.relnamespace = 'rm'::regnamespace AND c.relkind = 'r' AND c.relname NOT IN ('checkpoints', 'telemetry') ORDER BY c.relname
 """
 
 

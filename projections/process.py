@@ -7,7 +7,8 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 import asyncpg
@@ -25,6 +26,7 @@ from crewlog.projections.catalog import all_projections
 from crewlog.projections.projector import Projector
 from crewlog.projections.read_model import ReadModel
 from crewlog.projections.rebuild import rebuild
+from crewlog.projections.telemetry import StoredProgress, Telemetry
 from crewlog.projections.view_connection import connect_views, lead
 from crewlog.schemas.errors import ConfigError, ConflictError, TransientError
 
@@ -55,7 +57,7 @@ async def run_projector(config: Config) -> None:
             # views and the relay may lag a moment; decisions may not: where cores are short, they go first
             os.nice(NICENESS)
             announce_ready()
-            await _until_signalled(_serve(url, store, bus, clock))
+            await _until_signalled(_serve(config, url, store, bus, clock))
         finally:
             await store.close()
     finally:
@@ -74,10 +76,10 @@ async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:
         log.info("stopped")
 
 
-async def _serve(url: str, store: PostgresStore, bus: NatsBus, clock: Clock) -> None:
+async def _serve(config: Config, url: str, store: PostgresStore, bus: NatsBus, clock: Clock) -> None:
     while True:
         try:
-            await _lead_once(url, store, bus, clock)
+            await _lead_once(config, url, store, bus, clock)
         except (ConflictError, TransientError) as error:
             log.warning("the projector starts over in %g s: %s", RETRY_S, error)
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
@@ -87,7 +89,7 @@ async def _serve(url: str, store: PostgresStore, bus: NatsBus, clock: Clock) -> 
         await asyncio.sleep(RETRY_S)
 
 
-async def _lead_once(url: str, store: PostgresStore, bus: NatsBus, clock: Clock) -> None:
+async def _lead_once(config: Config, url: str, store: PostgresStore, bus: NatsBus, clock: Clock) -> None:
     connection = await connect_views(url, "rm")
     try:
         await lead(connection)
@@ -98,9 +100,29 @@ async def _lead_once(url: str, store: PostgresStore, bus: NatsBus, clock: Clock)
             await rebuild(url, store, names=outdated)
         await model.open()
         pages = SharedPages(store)
-        await _until_one_ends(Projector(pages, bus, model).run(), Relay(store, bus, clock, pages=pages).run(), _watch(connection))
+        async with _telemetry(config, store, bus, clock, pages) as telemetry:
+            following = (Projector(pages, bus, model).run(), Relay(store, bus, clock, pages=pages).run(), *(one.run() for one in telemetry))
+            await _until_one_ends(*following, _watch(connection))
     finally:
         connection.terminate()  # its lock goes with it, and a standby takes over at once
+
+
+@asynccontextmanager
+async def _telemetry(config: Config, store: PostgresStore, bus: NatsBus, clock: Clock, pages: SharedPages) -> AsyncIterator[Sequence[Telemetry]]:
+    """Make what sends the log to a collector, when there is one. Without one, nothing of OpenTelemetry is imported."""
+    if config.otlp_endpoint is None or config.database_url is None:
+        yield ()
+        return
+    from crewlog.projections.otlp import Otlp, parse_pairs
+
+    headers = parse_pairs(config.otlp_headers.get_secret_value(), what="CREWLOG_OTLP_HEADERS")
+    resource = parse_pairs(config.otlp_resource, what="CREWLOG_OTLP_RESOURCE")
+    async with AsyncExitStack() as closing:
+        connection = await connect_views(config.database_url.get_secret_value(), "rm")
+        closing.callback(connection.terminate)
+        collector = Otlp(config.otlp_endpoint, headers=headers, resource=resource)
+        closing.push_async_callback(collector.close)
+        yield (Telemetry(pages, store, bus, clock, collector, StoredProgress(connection), share=config.trace_share),)
 
 
 async def _until_one_ends(*work: Coroutine[Any, Any, None]) -> None:

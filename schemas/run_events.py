@@ -42,6 +42,8 @@ class RunSubmitted(RunEvent, frozen=True, omit_defaults=True):
     """The task that this one's tree of tasks began with; None when that is this one."""
     hold_s: int = 86_400
     """How long a budget may hold the run before it fails, in seconds."""
+    caller: str = ""
+    """The span in which the task was submitted, as a `traceparent` of W3C Trace Context; empty when the sender names none."""
 
 
 class Step(msgspec.Struct, frozen=True):

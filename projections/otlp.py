@@ -1,0 +1,205 @@
+"""OTLP over HTTP: spans and metrics as protobuf, sent to a collector. The only module that knows OpenTelemetry's formats.
+
+Written with the generated classes, without the SDK: spans are finished when they come here, so there is nothing left for it to do but to
+copy them twice.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from importlib.metadata import version
+from typing import Final
+from urllib.parse import unquote
+
+import httpx2
+from google.protobuf.message import DecodeError
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest, ExportTraceServiceResponse
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, InstrumentationScope, KeyValue
+from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality, Histogram, HistogramDataPoint, Metric
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource
+from opentelemetry.proto.trace.v1.trace_pb2 import ScopeSpans, Status
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as OtlpSpan
+
+from crewlog.projections.meters import Instrument, Labels, Meters, Series
+from crewlog.projections.span import Span, Value
+from crewlog.schemas.errors import ConfigError, ContractError, OrchestrationError, Unavailable
+
+TIMEOUT_S: Final = 10.0
+"""Longest wait for a collector's answer, in seconds: OTLP's own default."""
+GZIP_ABOVE_BYTES: Final = 64 * 1024
+"""Smaller bodies are not worth the time."""
+SCOPE: Final = InstrumentationScope(name="crewlog", version=version("crewlog"))
+_FAILED: Final = Status(code=Status.STATUS_CODE_ERROR)
+_SAMPLED: Final = 0x01
+
+
+def parse_pairs(text: str, *, what: str) -> dict[str, str]:
+    """Read `name=value,name=value`, values percent-encoded, as OpenTelemetry's environment variables have it.
+
+    Raises:
+        ConfigError: it is not that. Values are not repeated: they may be secrets.
+    """
+    pairs = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = part.partition("=")
+        if not equals or not name.strip():
+            raise ConfigError(f"{what} must be name=value, separated by commas", hint="values are percent-encoded: %2C is a comma")
+        pairs[name.strip()] = unquote(value.strip())
+    return pairs
+
+
+class NotHere(Unavailable):
+    """The collector takes nothing of this kind at this address."""
+
+
+class Otlp:
+    """A connection to one collector."""
+
+    def __init__(self, endpoint: str, *, headers: Mapping[str, str], resource: Mapping[str, str]) -> None:
+        """Prepare; nothing is sent yet.
+
+        Args:
+            endpoint: base address; `/v1/traces` and `/v1/metrics` are added.
+            headers: sent with every request, a collector's key among them.
+            resource: what all spans and metrics say of where they come from; `service.name` is `crewlog` unless it says otherwise.
+        """
+        self._endpoint = endpoint.rstrip("/")
+        self._resource = {"service.name": "crewlog", "service.version": SCOPE.version, **resource}
+        self._client = httpx2.AsyncClient(headers={**headers, "content-type": "application/x-protobuf"}, timeout=TIMEOUT_S, follow_redirects=False)
+
+    async def close(self) -> None:
+        """Let go of the connection."""
+        await self._client.aclose()
+
+    def encode_spans(self, spans: Iterable[Span]) -> bytes:
+        """Write spans as one request; each process is a resource of its own."""
+        request = ExportTraceServiceRequest()
+        scopes: dict[str, ScopeSpans] = {}
+        for span in spans:
+            scope = scopes.get(span.actor)
+            if scope is None:
+                resource = request.resource_spans.add(resource=self._resource_of(span.actor))
+                scope = scopes[span.actor] = resource.scope_spans.add(scope=SCOPE)
+            scope.spans.append(_span(span))
+        return bytes(request.SerializeToString())
+
+    def encode_metrics(self, meters: Meters, now_us: int) -> bytes:
+        """Write all histograms, cumulative since the meters began."""
+        request = ExportMetricsServiceRequest()
+        scope = request.resource_metrics.add(resource=self._resource_of("")).scope_metrics.add(scope=SCOPE)
+        for instrument, series in meters.series.items():
+            points = [_point(instrument, labels, one, meters.begin_us, now_us) for labels, one in series.items()]
+            histogram = Histogram(data_points=points, aggregation_temporality=AggregationTemporality.AGGREGATION_TEMPORALITY_CUMULATIVE)
+            scope.metrics.append(Metric(name=instrument.name, unit=instrument.unit, histogram=histogram))
+        return bytes(request.SerializeToString())
+
+    async def send_spans(self, body: bytes) -> str:
+        """Send a request with spans; returns what the collector has to say about it, empty when all is well.
+
+        Raises:
+            Unavailable: it was not taken, and may be later.
+            ContractError: it will not be taken: sending it again would end the same way.
+        """
+        answer = ExportTraceServiceResponse()
+        try:
+            answer.ParseFromString(await self._post("traces", body))
+        except DecodeError:
+            return ""  # taken all the same; some answer in JSON
+        partial = answer.partial_success
+        return f"{partial.rejected_spans} spans were rejected: {partial.error_message}" if partial.rejected_spans else partial.error_message
+
+    async def send_metrics(self, body: bytes) -> bool:
+        """Send a request with metrics; False when this collector takes none at all.
+
+        Raises:
+            Unavailable, ContractError: as for spans.
+        """
+        try:
+            await self._post("metrics", body)
+        except NotHere:
+            return False
+        return True
+
+    async def _post(self, what: str, body: bytes) -> bytes:
+        headers = {}
+        if len(body) > GZIP_ABOVE_BYTES:
+            body, headers = gzip.compress(body, 1), {"content-encoding": "gzip"}
+        url = f"{self._endpoint}/v1/{what}"
+        try:
+            answer = await self._client.post(url, content=body, headers=headers)
+        except (httpx2.HTTPError, OSError) as error:
+            raise Unavailable(f"send {what} to {url}: {error or type(error).__name__}") from None
+        if answer.is_success:
+            return answer.content
+        raise _refusal(url, answer.status_code)
+
+    def _resource_of(self, actor: str) -> Resource:
+        return _resource(tuple(self._resource.items()), actor)
+
+
+def _refusal(url: str, status: int) -> OrchestrationError:
+    """Tell what lies in the request from what an operator or time will mend."""
+    said = f"the collector at {url} answered {status}"
+    if status in (404, 405, 415, 501):
+        return NotHere(f"{said}: it takes no such thing there; is the address that of OTLP over HTTP?")
+    return ContractError(said) if status in (400, 413, 422) else Unavailable(said)
+
+
+@lru_cache(maxsize=256)
+def _resource(given: tuple[tuple[str, str], ...], actor: str) -> Resource:
+    attributes = dict(given)
+    if actor:
+        attributes["service.instance.id"] = actor
+    return Resource(attributes=[_attribute(key, value) for key, value in attributes.items()])
+
+
+@lru_cache(maxsize=4_096)
+def _text(key: str, value: str) -> KeyValue:
+    return KeyValue(key=key, value=AnyValue(string_value=value))
+
+
+def _attribute(key: str, value: Value) -> KeyValue:
+    match value:
+        case str():
+            return _text(key, value)
+        case bool():
+            return KeyValue(key=key, value=AnyValue(bool_value=value))
+        case int():
+            return KeyValue(key=key, value=AnyValue(int_value=value))
+        case float():
+            return KeyValue(key=key, value=AnyValue(double_value=value))
+        case _:
+            return KeyValue(key=key, value=AnyValue(array_value=ArrayValue(values=[AnyValue(string_value=one) for one in value])))
+
+
+def _span(span: Span) -> OtlpSpan:
+    return OtlpSpan(
+        trace_id=span.trace_id,
+        span_id=span.span_id,
+        parent_span_id=span.parent_id,
+        flags=_SAMPLED,
+        name=span.name,
+        kind=int(span.kind),  # type: ignore[arg-type]  # both number kinds as OTLP does
+        start_time_unix_nano=span.begin_us * 1000,
+        end_time_unix_nano=span.end_us * 1000,
+        attributes=[_attribute(key, value) for key, value in span.attributes.items()],
+        links=[OtlpSpan.Link(trace_id=link.trace_id, span_id=link.span_id, flags=_SAMPLED) for link in span.links],
+        status=_FAILED if span.error else None,
+    )
+
+
+def _point(instrument: Instrument, labels: Labels, series: Series, begin_us: int, now_us: int) -> HistogramDataPoint:
+    return HistogramDataPoint(
+        attributes=[_attribute(key, value) for key, value in labels],
+        start_time_unix_nano=begin_us * 1000,
+        time_unix_nano=now_us * 1000,
+        count=series.count,
+        sum=series.total,
+        bucket_counts=series.buckets,
+        explicit_bounds=instrument.bounds,
+        min=series.lowest,
+        max=series.highest,
+    )
