@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -177,8 +178,13 @@ class Config(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003  (pydantic passes it by name)
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003  (pydantic passes it by name)
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        user_file = Path(platformdirs.user_config_dir("crewlog")) / "crewlog.toml"
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path("crewlog.toml")), TomlConfigSettingsSource(settings_cls, user_file)
+        files = (TomlConfigSettingsSource(settings_cls, path) for path in (Path("crewlog.toml"), user_file()))
+        return init_settings, env_settings, *files
+
+
+def user_file() -> Path:
+    """Return where a user's settings are, for every folder that has no `crewlog.toml` of its own or leaves them open."""
+    return Path(platformdirs.user_config_dir("crewlog")) / "crewlog.toml"
 
 
 def load(**given: Any) -> Config:
@@ -189,6 +195,8 @@ def load(**given: Any) -> Config:
     """
     try:
         return Config(**given)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"a crewlog.toml is not TOML: {error}", hint=f"settings are read from ./crewlog.toml and {user_file()}") from None
     except SettingsError as error:  # a value that must be JSON and is none
         raise ConfigError(f"configuration: {error}: it must be JSON", hint="settings are CREWLOG_<NAME> in the environment or <name> in crewlog.toml") from None
     except ValidationError as error:

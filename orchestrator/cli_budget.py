@@ -140,7 +140,7 @@ def read_budget(hard: str | None, soft: str | None) -> dict[str, int]:
     """Read the amounts of `submit --budget --soft`.
 
     Raises:
-        ContractError: one is no amount, or nothing could be spent.
+        ContractError: one is no amount, nothing could be spent, or the warning would come behind the limit.
     """
     from crewlog.schemas.errors import ContractError
     from crewlog.schemas.money import parse_usd
@@ -148,6 +148,8 @@ def read_budget(hard: str | None, soft: str | None) -> dict[str, int]:
     given = {name: parse_usd(text) for name, text in (("hard_micro_usd", hard), ("soft_micro_usd", soft)) if text is not None}
     if given.get("hard_micro_usd") == 0:
         raise ContractError("a budget of 0 lets no model be asked that costs anything; give an amount such as 0.50, or leave --budget out")
+    if hard is not None and given.get("soft_micro_usd", 0) > given["hard_micro_usd"]:
+        raise ContractError(f"--soft {soft} is above --budget {hard}: it would never warn in time")
     return given
 
 

@@ -146,7 +146,7 @@ async def status(home: HomeOption = None, output: OutputOption = Output.TABLE) -
     print_table(["AGENT", "WORKER", "SLOTS", "MODEL", ""], [[w.kind, w.worker, w.slots, w.model, w.unavailable] for w in workers])
     typer.echo()
     for provider in troubled:
-        until = f" until {provider.until_at:%H:%M:%S}" if provider.until_at else ""
+        until = f" until {provider.until_at.astimezone():%H:%M:%S}" if provider.until_at else ""
         typer.echo(f"{provider.worker} does not ask {provider.provider}/{provider.model}{until}: {provider.reason}")
     for run in held:
         if run.hold is not None:
@@ -172,7 +172,7 @@ async def providers(home: HomeOption = None, output: OutputOption = Output.TABLE
     if output is Output.JSON:
         print_json({"providers": plain(found)})
     elif found:
-        rows = [[p.provider, p.model, p.state, p.reason, p.until_at, p.kind, p.worker] for p in found]
+        rows = [[p.provider, p.model, p.state, p.reason, f"{p.until_at.astimezone():%H:%M:%S}" if p.until_at else "", p.kind, p.worker] for p in found]
         print_table(["PROVIDER", "MODEL", "STATE", "REASON", "UNTIL", "AGENT", "WORKER"], rows)
     else:
         typer.echo("no model failed an agent that runs")

@@ -42,6 +42,16 @@ _ICONS: Final[Mapping[str, tuple[str, str]]] = {
 }
 
 
+AFTER_ERROR: Final[Mapping[str, str]] = {
+    "model_auth": "correct the key of that provider in the environment of `crewlog up`, start the crew again, and submit the goal again",
+    "model_not_found": "name a model that the provider has in CREWLOG_MODELS, start the crew again, and submit the goal again",
+    "model_malformed": "is the address in CREWLOG_MODELS that of a model API? see what was answered: crewlog events",
+    "model_timeout": "see which models are not asked for a while: crewlog providers; CREWLOG_MODELS may name others behind them: A > B",
+    "model_unavailable": "see which models are not asked for a while: crewlog providers; CREWLOG_MODELS may name others behind them: A > B",
+}
+"""What a person can do about a run that failed, by the code of its error."""
+
+
 class Piece(msgspec.Struct):
     """A piece of an answer that is being written, by the id of its call."""
 
@@ -170,11 +180,16 @@ def headline(run: RunView) -> str:
     """Return the first line about a run that has ended or goes on."""
     took = f" in {elapsed(run.submitted_at, run.finished_at)}" if run.finished_at else ""
     icon = _ICONS.get(run.status, ("▶", ""))[0]
-    counts = f"{run.agents} agents · {run.tasks_done}/{run.tasks_total} tasks · {run.turns} turns · {run.tool_calls} tool calls"
+    done = f"{run.tasks_done}/{run.tasks_total} task{'' if run.tasks_total == 1 else 's'}"
+    counts = " · ".join((_count(run.agents, "agent"), done, _count(run.turns, "turn"), _count(run.tool_calls, "tool call")))
     return f"{icon} run {run.run_id}  {run.status}{took}   {counts}"
 
 
-def show_run(run: RunView, tasks: Iterable[TaskView], answer: str) -> None:
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def show_run(run: RunView, tasks: Sequence[TaskView], answer: str) -> None:
     """Print a run for people: what came of it to stdout, notes about it to stderr."""
     say(headline(run))
     if run.hold is not None:
@@ -187,15 +202,34 @@ def show_run(run: RunView, tasks: Iterable[TaskView], answer: str) -> None:
         say("  offline model: tool results are real, the wording is made by rules (simulated)")
     if answer:
         typer.echo(answer.rstrip())
+    for line in sources(tasks, answer):
+        typer.echo(line)
     if run.error:
         say(f"  {run.error_code}: {run.error}")
+    if next_step := AFTER_ERROR.get(run.error_code or ""):
+        say(f"  next: {next_step}")
     for task in tasks:
-        if task.waiting_reason or task.error:
+        if task.waiting_reason or task.error not in (None, run.error):
             say(f"  {task.key} ({task.kind}): {task.waiting_reason or task.error}")
     for file in run.artifacts:
         say(f"  file  {file.name}  {file.size} bytes  {file.hash[:12]}")
     if run.artifacts:
         say(f"  save the files: crewlog show {str(run.run_id)[:8]} --save FOLDER")
+
+
+def sources(tasks: Iterable[TaskView], answer: str) -> list[str]:
+    """Return what the `[n]` in an answer stand for, a line for each; none where the answer names its sources itself.
+
+    Only a step's own words number its citations, so of an answer that puts several side by side each has its list.
+    """
+    steps = [(task.key, task.outcome) for task in tasks if task.outcome is not None and task.outcome.citations and task.outcome.summary.strip() in answer]
+    lines: list[str] = []
+    for key, outcome in steps:
+        numbered = [(f"[{n}]", citation) for n, citation in enumerate(outcome.citations, start=1)]
+        found = [f"{mark} {citation.source}:{citation.line}" for mark, citation in numbered if mark in outcome.summary]
+        if found:
+            lines += ["", f"Sources of {key}:" if len(steps) > 1 else "Sources:", *map(printable, found)]
+    return lines
 
 
 def show_approval(approval: ApprovalView, arguments: str) -> None:

@@ -74,7 +74,8 @@ def run_async(command: Callable[P, Coroutine[Any, Any, int | None]], *, works: b
     """Make a coroutine function a command: Typer would call it and never run what it returns.
 
     The returned number is the exit code. SIGTERM and Ctrl-C cancel the command, so that its `finally` blocks run. Errors crewlog raises
-    on purpose end in a report and their exit code, everything else in a traceback.
+    on purpose end in a report and their exit code, a file that a person named and that cannot be used in one too, everything else in a
+    traceback.
 
     Args:
         works: it is a process of the crew, for which the faster event loop is worth its import.
@@ -99,6 +100,11 @@ def run_async(command: Callable[P, Coroutine[Any, Any, int | None]], *, works: b
         except (OrchestrationError, TimeoutError) as error:
             _report(error)
             code = exit_code_of(error)
+        except OSError as error:
+            if works or error.filename is None:
+                raise
+            complain(f"{error.filename}: {error.strerror}")
+            code = Exit.USAGE
         if code:
             raise typer.Exit(code)
 
@@ -120,12 +126,20 @@ async def _until_signal(body: Coroutine[Any, Any, T]) -> T:
 
 def _report(error: BaseException) -> None:
     what, _, rest = str(error).partition("\n")
-    next_step = getattr(error, "hint", "")
+    next_step = getattr(error, "hint", "") or (_LISTS.get(getattr(error, "what", ""), "") if exit_code_of(error) is Exit.NOT_FOUND else "")
     why = "" if rest == next_step else rest.strip()
     if exit_code_of(error) is Exit.UNREACHABLE and not next_step:
         why, next_step = "", why or "is it running? see `crewlog status`; start it with `crewlog up`"
     complain(what or type(error).__name__, why=why, next_step=next_step)
 
+
+_LISTS: Mapping[str, str] = {
+    "run": "crewlog runs lists them",
+    "approval": "crewlog approvals lists them",
+    "budget": "crewlog budget list --all lists them",
+    "memory": "crewlog memory list lists them",
+}
+"""Where to look for what was not found."""
 
 _EXIT_OF_CODE: Mapping[str, Exit] = {
     "not_found": Exit.NOT_FOUND,

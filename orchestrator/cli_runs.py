@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -27,12 +27,14 @@ from crewlog.orchestrator.cli_output import (
 )
 
 if TYPE_CHECKING:
+    from crewlog.events.config import Config
     from crewlog.orchestrator.client import Client, Submitted, TaskFields
     from crewlog.schemas.ids import RunId
     from crewlog.schemas.task import AgentTask
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run, or its first characters; - or @last for the one submitted last.")]
 TimeoutOption = Annotated[float | None, typer.Option("--timeout", min=0.0, help="Wait at most this many seconds; the run goes on.")]
+RunStatus = Literal["planning", "running", "held", "completed", "failed", "cancelled"]
 _ENDINGS = {"completed": Exit.OK, "failed": Exit.RUN_FAILED, "cancelled": Exit.RUN_FAILED, "waiting": Exit.WAITING_FOR_PERSON, "held": Exit.WAITING_FOR_PERSON}
 
 
@@ -64,9 +66,10 @@ async def submit(
     from crewlog.orchestrator.cli_limits import read_limits
     from crewlog.orchestrator.client import Client
 
-    what = _read_submission(goal, file)
+    config = load_config(home)
+    what = _read_submission(goal, file, config)
     fields: TaskFields = {**_task_fields(budget, soft, surface, yes=yes, route=route), **read_limits(limit or (), what)}
-    async with Client.connect(load_config(home)) as client:
+    async with Client.connect(config) as client:
         submitted = await _hand_in(client, await client.prepare(what, attachments=attach or (), kind=kind, **fields), home)
         if not wait:
             if output is Output.JSON:
@@ -154,7 +157,7 @@ async def _show(client: Client, run_id: RunId, output: Output) -> None:
 
 async def runs(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most this many, the latest first.")] = 20,
-    status: Annotated[str | None, typer.Option("--status", help="Only runs that are planning, running, held, completed, failed or cancelled.")] = None,
+    status: Annotated[RunStatus | None, typer.Option("--status", help="Only runs with this status.")] = None,
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -182,7 +185,8 @@ async def runs(
         for r in found
     ]
     headings = {"RUN": "run", "STATUS": "status", "TASKS": "tasks", "COST": "cost", "SUBMITTED": "submitted", "TOOK": "took", "GOAL": "goal"}
-    print_rows(rows, headings, output, empty="no runs yet; start one: crewlog submit 'GOAL' --wait", right=frozenset({"TASKS", "COST", "TOOK"}))
+    empty = f"no run is {status}" if status else "no runs yet; start one: crewlog submit 'GOAL' --wait"
+    print_rows(rows, headings, output, empty=empty, right=frozenset({"TASKS", "COST", "TOOK"}))
 
 
 async def show(
@@ -270,24 +274,33 @@ async def cancel(
     _done({"run_id": str(run_id), "status": "cancelled"}, f"run {run_id} is cancelled", output)
 
 
-def _read_submission(goal: str, file: Path | None) -> Any:
-    """Return what to submit: the goal, or what a JSON file holds."""
+def _read_submission(goal: str, file: Path | None, config: Config) -> Any:
+    """Return what to submit: the goal, or what a JSON file holds. A task in a file needs no id, tenant and user: this command knows them."""
     import json
 
     from pydantic import ValidationError
 
+    from crewlog.events.clock import SystemClock
     from crewlog.schemas.errors import ContractError
     from crewlog.schemas.plan import Plan
     from crewlog.schemas.task import contract_error, parse_task
 
-    if (file is None) == (not goal):
+    if (file is None) == (not goal.strip()):
         raise ContractError("give either a goal or --file, for example: crewlog submit 'Summarise the table' --attach table.csv")
     if file is None:
         return goal
-    text = sys.stdin.read() if str(file) == "-" else file.read_text()
     try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text()
         given = json.loads(text)
-        return Plan.model_validate(given) if isinstance(given, dict) and "steps" in given else parse_task(text)
+        if not isinstance(given, dict):
+            return parse_task(text)
+        if "steps" in given:
+            return Plan.model_validate(given)
+        return parse_task({"task_id": SystemClock().random_id(), "tenant": config.tenant, "user": config.user, **given})
+    except OSError as error:
+        raise ContractError(f"{file} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ContractError(f"{file} is not UTF-8 text: {error}") from None
     except json.JSONDecodeError as error:
         raise ContractError(f"{file} is not JSON: {error}") from None
     except ValidationError as error:

@@ -102,6 +102,22 @@ def test_every_ending_has_its_exit_code(error: BaseException, code: Exit, monkey
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize(("works", "code"), [(False, Exit.USAGE), (True, None)])
+def test_a_file_that_cannot_be_used_is_said_and_a_process_keeps_its_traceback(works: bool, code: Exit | None, tmp_path: Path) -> None:
+    async def command() -> None:
+        (tmp_path / "a-file").write_text("")
+        (tmp_path / "a-file" / "below").mkdir()
+
+    small = typer.Typer()
+    small.command()(run_async(command, works=works))
+    done = CliRunner().invoke(small)
+    if code is None:
+        assert isinstance(done.exception, NotADirectoryError)
+    else:
+        assert done.exit_code == code
+        assert f"error: {tmp_path / 'a-file' / 'below'}: Not a directory" in done.stderr.replace("\n", "")
+
+
 def test_a_bug_is_not_hidden() -> None:
     async def command() -> None:
         raise ZeroDivisionError
@@ -113,6 +129,7 @@ def test_errors_say_what_why_and_what_next(capsys: pytest.CaptureFixture[str]) -
     cli_output._report(Unavailable("no crew runs here\nstart one with `crewlog up`"))
     cli_output._report(ConfigError("the folder is read-only", hint="choose another"))
     cli_output._report(ContractError("not a task", problems=(("/type", "unknown"),)))
+    cli_output._report(NotFound("run", "ff"))
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
@@ -122,6 +139,8 @@ def test_errors_say_what_why_and_what_next(capsys: pytest.CaptureFixture[str]) -
         "  next: choose another",
         "error: not a task",
         "  why: /type: unknown",
+        "error: run 'ff' matches nothing",
+        "  next: crewlog runs lists them",
     ]
     assert exit_code_of(RuntimeError()) is Exit.USAGE
 
@@ -151,11 +170,42 @@ def test_counts_of_agents() -> None:
             parse_counts([wrong])
 
 
-@pytest.mark.parametrize("arguments", [["submit"], ["nonsense"], ["runs", "-o", "xml"], ["scale", "research=many"], ["submit", "goal", "--file", "x"]])
+WRONG_USE = "submit|submit  |nonsense|runs -o xml|runs --status asleep|scale research=many|submit goal --file x|submit goal --budget 1 --soft 2"
+
+
+@pytest.mark.parametrize("arguments", [line.split(" ") for line in WRONG_USE.split("|")])
 def test_wrong_use_ends_with_2_and_says_why(arguments: list[str], tmp_path: Path) -> None:
     done = subprocess.run([*CLI, *arguments], capture_output=True, text=True, env={**os.environ, "CREWLOG_HOME": str(tmp_path)}, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert "rror" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read: No such file"),
+        (b"\xff\xfe{", "not UTF-8"),
+        (b"{", "not JSON"),
+        (b"[]", "not a valid AgentTask"),
+        (b'{"steps":[]}', "not a valid plan"),
+    ],
+)
+def test_a_file_that_holds_no_task_is_refused_before_anything_is_asked(content: bytes | None, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "task.json"
+    if content is not None:
+        file.write_bytes(content)
+    done = subprocess.run([*CLI, "submit", "--file", file, "--home", tmp_path], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_settings_that_are_not_toml_are_named(tmp_path: Path) -> None:
+    (tmp_path / "crewlog.toml").write_text('slots = "4\n')
+    done = subprocess.run([*CLI, "status"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "crewlog.toml is not TOML" in done.stderr
+    assert "line 1" in done.stderr
 
 
 def test_no_crew_is_said_at_once(tmp_path: Path) -> None:

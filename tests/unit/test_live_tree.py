@@ -1,4 +1,4 @@
-"""The live tree shows the end of what a model is writing, and nothing that could move the cursor."""
+"""The live tree shows the end of what a model is writing, and nothing that could move the cursor; an answer's numbers get their sources."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Any
 from uuid import UUID
 
 from crewlog.events.bus import Message
-from crewlog.orchestrator.cli_live import WRITTEN_CHARS_MAX, _LiveTree
+from crewlog.orchestrator.cli_live import WRITTEN_CHARS_MAX, _LiveTree, sources
 from crewlog.projections.query_rows import TaskView
 from crewlog.schemas.ids import RunId
+from crewlog.schemas.values import Citation, Outcome
 
 RUN, TASK = RunId(UUID(int=1)), UUID(int=2)
 CLIENT: Any = None
@@ -42,3 +43,22 @@ async def test_what_is_no_piece_is_let_go() -> None:
     await tree.heard(Message(f"live.default.{RUN}.{TASK}", b'{"text": 7}', {}))
     await tree.heard(Message(f"live.default.{RUN}.{TASK}", b"\xff", {}))
     assert tree._note(task("model call")) == "model call"
+
+
+def cited(key: str, summary: str, *places: tuple[str, int]) -> TaskView:
+    outcome = Outcome(summary, citations=tuple(Citation(source, line, "quote") for source, line in places))
+    return TaskView(**(dict.fromkeys(TaskView.__struct_fields__) | {"key": key, "outcome": outcome}))
+
+
+def test_the_numbers_of_an_answer_get_their_sources() -> None:
+    one = cited("rules", "Two years [1], 85 % [2].", ("a.md", 4), ("b\x1b.md", 7))
+    assert sources([one], "Two years [1], 85 % [2].") == ["", "Sources:", "[1] a.md:4", "[2] b .md:7"]
+    other = cited("more", "Never [1].", ("c.md", 1))
+    both = sources([one, other], "## rules\n\nTwo years [1], 85 % [2].\n\n## more\n\nNever [1].")
+    assert both == ["", "Sources of rules:", "[1] a.md:4", "[2] b .md:7", "", "Sources of more:", "[1] c.md:1"]
+
+
+def test_an_answer_that_names_its_sources_gets_no_list() -> None:
+    step = cited("rules", "Two years [1].", ("a.md", 4))
+    assert sources([step, cited("@synthesis", "Two years [a.md:4].", ("a.md", 4))], "Two years [a.md:4].") == []
+    assert sources([step], "") == []
