@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 CHILD: Final = Path(__file__).with_name("data_child.py")
 FORMATS: Final = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet", ".json": "json", ".ndjson": "ndjson", ".jsonl": "ndjson"}
+TEXT_FORMATS: Final = frozenset({"csv", "tsv"})
 OWN_FILES: Final = re.compile(r"(test-report|query-[0-9a-f]{8})\.json$")
 RESERVED: Final = frozenset(
     """
@@ -69,6 +72,21 @@ def sources_of(files: TaskFiles) -> dict[str, Source]:
     return found
 
 
+def as_utf8(data: bytes) -> bytes:
+    """Return the text of a table in UTF-8. Spreadsheets also write UTF-16, which begins with a mark, and Windows-1252, which does not: what
+    is no UTF-8 is taken for it. What is none of them stays as it is.
+
+    >>> [as_utf8("Köln".encode(encoding)).decode() for encoding in ("cp1252", "utf-16", "utf-8")]
+    ['Köln', 'Köln', 'Köln']
+    """
+    encodings = ("utf-16",) if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else ("utf-8", "cp1252")
+    for encoding in encodings:
+        with suppress(UnicodeDecodeError):
+            text = data.decode(encoding)
+            return data if encoding == "utf-8" else text.encode()
+    return data
+
+
 def checked(sql: str, sources: dict[str, Source]) -> Checked:
     """Check a query against these sources.
 
@@ -93,7 +111,8 @@ async def ask(context: ToolContext, sandbox: Sandbox, files: TaskFiles, sources:
         placed = []
         for number, source in enumerate(sources):
             path = folder / f"source-{number}"
-            path.write_bytes(await files.read(source.file, bytes_max=SOURCE_BYTES_MAX))
+            data = await files.read(source.file, bytes_max=SOURCE_BYTES_MAX)
+            path.write_bytes(as_utf8(data) if source.format in TEXT_FORMATS else data)
             placed.append({"name": source.name, "file": source.file, "format": source.format, "path": str(path)})
         (folder / CHILD.name).write_bytes(CHILD.read_bytes())
         job = {"sources": placed, "seconds": QUERY_SECONDS, "memory_bytes": DATABASE_BYTES_MAX, "sql": "", "rows_max": 0, "chart": None, **question}

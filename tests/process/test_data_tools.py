@@ -248,3 +248,10 @@ def test_scratch_folders_go_away(tmp_path: Path) -> None:
     with scratch(tmp_path / "a" / "b") as folder:
         (folder / "x").symlink_to("/etc")
     assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+async def test_tables_of_spreadsheets_in_other_encodings_are_read(agent: AgentSpec) -> None:
+    table = "Stadt;Größe\nKöln;405,02\nNürnberg;186,44\n"
+    for encoding in ("utf-8", "utf-8-sig", "cp1252", "utf-16"):
+        async for desk in opened_desk(agent, {"towns.csv": table.encode(encoding)}):
+            assert rows(await desk("run_sql", sql="SELECT * FROM towns"))[0] == ["Köln", "405,02"], encoding
