@@ -19,6 +19,7 @@ _SAYING: Final = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _SUBJECT: Final = re.compile(r"\bsubject\s*(?:line\s*)?(?:is|:|=)?\s*[\"“'`]([^\"”'`\n]{1,200})[\"”'`]", re.IGNORECASE)
+_NO_WAY_OUT: Final = re.compile(r"It cannot be sent from here: (.+?)\.?$", re.DOTALL)
 SECTION_WORDS_MAX: Final = 140
 FILES_MAX: Final = 12
 
@@ -43,7 +44,9 @@ def _deliveries(talk: Conversation, recipients: list[str]) -> tuple[Want, ...]:
     drafted = not talk.offers("draft_message") or bool(talk.made("draft_message"))
     if recipients and drafted and talk.offers("send_email") and _SEND.search(talk.question) and not _DRAFT_ONLY.search(talk.question):
         message = dict(talk.made("draft_message")[-1].arguments) if talk.made("draft_message") else {**_message(talk), "to": recipients}
-        if not talk.tried("send_email"):
+        if cannot_send(talk):
+            pass  # a person would be asked to agree to what cannot happen
+        elif not talk.tried("send_email"):
             wants.append(Want("send_email", message))
         elif _may_try_again(talk) and message.get("attachments"):
             wants.append(Want("send_email", {**message, "attachments": []}))
@@ -51,6 +54,13 @@ def _deliveries(talk: Conversation, recipients: list[str]) -> tuple[Want, ...]:
     urls = dict.fromkeys(URL.findall(talk.question)) if talk.offers("post_webhook") else ()
     wants += [Want("post_webhook", {"url": url, "body": _webhook_body(talk)}) for url in urls if url not in posted]
     return tuple(wants)
+
+
+def cannot_send(talk: Conversation) -> str:
+    """Return why no mail can be sent from here, as the tool that drafts says; empty when nothing is known to stand in the way."""
+    drafts = talk.made("draft_message")
+    found = _NO_WAY_OUT.search(drafts[-1].result or "") if drafts else None
+    return " ".join(found.group(1).split()) if found else ""
 
 
 def _may_try_again(talk: Conversation) -> bool:
@@ -141,6 +151,8 @@ def _report(talk: Conversation) -> str:
             lines.append(_line(call, f"Post to {call.arguments.get('url')}"))
     if not lines and (drafts := talk.made("draft_message")):
         lines.append(f"A draft is ready: subject “{drafts[-1].arguments.get('subject', '')}”. Nothing was sent.")
+        if reason := cannot_send(talk):
+            lines.append(f"It cannot be sent from here: {reason}.")
         if not drafts[-1].arguments.get("to"):
             lines.append("The task names no address, and none is made up: add one to the goal, such as `name@example.org`, to have it sent.")
     elif not lines:
@@ -152,7 +164,8 @@ def _report(talk: Conversation) -> str:
 
 
 def _line(call: Call, what: str) -> str:
-    answer = capital(" ".join((call.result or "no answer").split()))
+    answer = " ".join((call.result or "no answer").split())
+    answer = answer if answer.startswith(f"{call.tool} ") else capital(answer)  # the name of a tool is written as it is
     if not call.is_error:
         return f"{what}: done. {shorten(answer, 400)}"
     is_unknown = re.search(r"\bmay (?:or may not )?have (?:been|happened)|\bunknown\b", answer)

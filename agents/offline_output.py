@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from crewlog.agents.offline_conversation import Conversation, result_data
 from crewlog.agents.offline_text import NUMBER, closeness, join_words, name_tokens, sentences, stem, stems, terms, words
 from crewlog.agents.schema_dialect import NotStrict, Schema, resolve
-from crewlog.schemas.blocks import ModelRequest, Text
+from crewlog.schemas.blocks import Message, ModelRequest, Text, ToolUse
 from crewlog.schemas.json_output import schema_problems
 from crewlog.schemas.text import shorten
 
@@ -68,10 +68,15 @@ def gather(talk: Conversation, request: ModelRequest) -> Evidence:
     results = [found for call in good if isinstance(found := result_data(call.result), dict | list)]
     given = [dict(call.arguments) for call in good if call.tool.startswith(_HANDS_IN)]
     outputs = [item.outcome.output for item in reversed(talk.outcomes) if item.outcome.output is not None]
-    said = [block.text for message in reversed(request.messages) if message.role == "assistant" for block in message.content if isinstance(block, Text)]
+    said = [block.text for message in reversed(request.messages) if _is_said(message) for block in message.content if isinstance(block, Text)]
     spoken = [text for arguments in given for text in arguments.values() if isinstance(text, str)]
     texts = (*said, *spoken, *(call.result or "" for call in good), *(item.outcome.summary for item in talk.outcomes))
     return Evidence((*given, *results, *outputs), tuple(text for text in texts if text.strip()))
+
+
+def _is_said(message: Message) -> bool:
+    """Whether it is an answer: what stands beside tool calls only announces them."""
+    return message.role == "assistant" and not any(isinstance(block, ToolUse) for block in message.content)
 
 
 class _Filler:

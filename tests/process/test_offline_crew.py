@@ -125,3 +125,12 @@ async def test_another_goal_on_other_files() -> None:
             _, answer = await crew.run("What is the total kg per fruit? At how many degrees are apples stored?", files)
     assert "| apple | 7 |" in answer
     assert "“Apples are stored at four degrees.” [storage.md:3]" in answer
+
+
+async def test_without_a_mail_server_nobody_is_asked_to_agree_to_a_mail() -> None:
+    with a_home() as folder:
+        crew = Working(folder, MailSettings())
+        async with crew.orchestrator(), crew.workers():
+            completed, answer = await crew.run("Mail 'tea is ready' to ann@example.org", {})
+    assert "It cannot be sent from here: no mail server is configured" in answer
+    assert "nothing_sent:communicate" in completed.flags

@@ -92,3 +92,18 @@ async def test_optional_fields_without_evidence_are_left_out() -> None:
 
 async def test_a_value_out_of_bounds_is_no_evidence() -> None:
     assert "cannot fill" in await ask(schema(years={"type": "integer", "minimum": 5}), ("look", {}, "It lasts 2 years."))
+
+
+async def test_what_announces_a_tool_call_is_no_answer() -> None:
+    talk = (
+        Message("user", (Text("How long does the warranty last?"),)),
+        Message("assistant", (Text("I look which documents there are."), ToolUse("c1", "look", "{}"))),
+        Message("user", (ToolResult("c1", "look", "nothing"),)),
+        Message("assistant", (ToolUse("c2", "submit_findings", json.dumps(FINDINGS)),)),
+        Message("user", (ToolResult("c2", "submit_findings", "Accepted."),)),
+    )
+    request = ModelRequest("rules-1", "", TOOLS, talk, 500, OutputFormat("out", schema(report={"type": "string"})))
+    reply = await OfflineModel().complete(request, timeout_s=1)
+    (block,) = reply.content
+    assert isinstance(block, Text)
+    assert json.loads(block.text) == {"report": FINDINGS["summary"]}
