@@ -242,7 +242,8 @@ def understand(body: bytes, request: ModelRequest, connection: Connection, reque
     choice = answer.choices[0] if answer.choices else _Choice()
     said, reason = choice.message, choice.finish_reason
     if said is None or reason is None or reason not in _STOPS:
-        what = f"a stop reason this version does not know: {reason}" if said and reason else "an answer without a stop reason: it was cut off"
+        cut = "an answer without a stop reason: it was cut off" if answer.choices else "nothing of an answer: is this the address of a model API?"
+        what = f"a stop reason this version does not know: {reason}" if said and reason else cut
         raise malformed(asked, what, usage=usage, request_id=request_id)
     with understanding(asked):
         text, thinking = split_thinking(said)
