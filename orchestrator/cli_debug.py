@@ -1,4 +1,4 @@
-"""Commands that look into past runs: show --as, replay. They read the log and change nothing; nothing is asked, nothing costs."""
+"""Commands that look into past runs: show --as, replay, explain. They read the log and change nothing; nothing is asked, nothing costs."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from crewlog.orchestrator.cli_output import (
 if TYPE_CHECKING:
     from crewlog.events.store import EventStore
     from crewlog.orchestrator.run_history import RunHistory
+    from crewlog.projections.query_rows import EventView
     from crewlog.schemas.ids import RunId
 
 
@@ -45,7 +46,7 @@ RecordedRun = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run, 
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (replay,):
+    for command in (replay, explain):
         app.command()(run_async(command))
 
 
@@ -199,3 +200,39 @@ def _step_through(history: RunHistory, output: Output) -> None:
             sys.stderr.flush()
             if sys.stdin.readline().strip().lower() == "q":
                 return
+
+
+async def explain(
+    event: Annotated[str, typer.Argument(metavar="EVENT", help="Position in the log, event id or its first characters, RUN:INDEX or RUN@POSITION.")],
+    reasoning: Annotated[bool, typer.Option("--reasoning", help="Also what the models thought.")] = False,
+    home: HomeOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Say why an event happened, what it led to, and what whoever decided had in front of them."""
+    from crewlog.orchestrator.debug_text import explanation_lines
+    from crewlog.orchestrator.explain import explain as explain_event
+    from crewlog.orchestrator.explain import needed
+    from crewlog.orchestrator.run_history import Place, load_history, parse_place, with_texts
+    from crewlog.schemas.errors import ContractError
+
+    place = parse_place(event)
+    if place.index is None and place.position is None:
+        found = await _find_event(event, home)
+        if found.run_id is None:
+            raise ContractError(f"event {found.event_id} ({found.type} in {found.stream}) belongs to no run: nothing in a run led to it")
+        place = Place(str(found.run_id), position=found.position)
+    async with opened(place.name, home) as (store, run_id):
+        history = await load_history(store, run_id)
+        index = history.index_of(place)
+        told = explain_event(await with_texts(store, history, needed(history, index)), index, with_reasoning=reasoning)
+    if output is Output.JSON:
+        print_json(plain(told))
+    else:
+        _print_lines(explanation_lines(told))
+
+
+async def _find_event(name: str, home: Path | None) -> EventView:
+    from crewlog.orchestrator.client import Client
+
+    async with Client.connect(load_config(home)) as client:
+        return await client.queries().event(name)

@@ -1,13 +1,15 @@
-"""How a look at a past run reads in a terminal: conversations, timeline, tree, one moment. Texts of models and tools cannot move the cursor."""
+"""How a look at a past run reads in a terminal: conversations, timeline, tree, one moment, one event. Texts of models and tools cannot move the cursor."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from crewlog.agents.recorded_task import Conversation, Line
 from crewlog.orchestrator.cli_output import printable
 from crewlog.orchestrator.event_text import event_line
+from crewlog.orchestrator.explain import Explanation
 from crewlog.orchestrator.moments import Moment
 from crewlog.orchestrator.run_timeline import Span
 from crewlog.orchestrator.run_tree import CallNode, RunTree, TaskNode
@@ -137,3 +139,68 @@ def moment_lines(moment: Moment, described: Mapping[str, Any], first_us: int) ->
 def _next(step: Mapping[str, Any]) -> str:
     rest = {name: value for name, value in step.items() if name != "step" and value not in (None, "", 0, 0.0, False, [])}
     return shorten(f"{step['step']} {' '.join(f'{name}={value}' for name, value in rest.items())}", NOTE_CHARS_MAX)
+
+
+def explanation_lines(told: Explanation) -> Iterator[str]:
+    """Yield why an event happened, what it led to, and what whoever decided had in front of them."""
+    event = told.event
+    yield printable(f"[{told.index}/{told.of}] {event['type']}  {event['stream']} version {event['version']}, position {event['position']}")
+    yield printable(f"    event {event['event_id']}  {event['occurred_at']}")
+    by = "  ".join(f"{name} {value}" for name, value in told.decided_by.items() if value not in ("", None))
+    yield printable(f"    by {by}")
+    for head, links in (("caused by", told.caused_by), ("led to", told.led_to)):
+        yield f"{head}: {'' if links else 'nothing in this run'}".rstrip()
+        for link in links:
+            yield printable(f"    [{link.index}] {link.relation:<10}  {link.type:<18}  {link.text}")
+    for name, text in told.texts.items():
+        yield from _block(name, text)
+    if told.call is not None:
+        yield from _pairs("call", told.call)
+    if told.request is not None:
+        yield from _request_lines(told.request)
+    if told.decision is not None:
+        yield from _decision_lines(told.decision)
+
+
+def _pairs(head: str, values: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{head}:"
+    for name, value in values.items():
+        if value not in (None, ""):
+            yield printable(f"    {name}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+
+
+def _request_lines(request: Mapping[str, Any]) -> Iterator[str]:
+    yield "request:"
+    if request.get("problem"):
+        yield printable(f"    cannot be rebuilt: {request['problem']}")
+    for link in request["chain"]:
+        yield printable(f"    {'→' if link['taken'] else ' '} {link['provider']}/{link['model']}  {link['why']}".rstrip())
+    for item in request["context"]:
+        left = ", left out" if item["left_out"] else ""
+        yield printable(f"      told: turn {item['turn']} {item['tool']} [{item['call_id']}]  {item['bytes']} bytes, {item['trust']}{left}")
+    if "messages" not in request:
+        return
+    said = "is exactly what was asked" if request["is_exact"] else f"does not give the recorded hash: it is {request['rebuilt'][:12]}"
+    yield f"    rebuilt from the log, {request['hash'][:12]}: {said}"
+    yield from _block("system", request["system"])
+    for tool in request["tools"]:
+        yield from _block(f"tool {tool['name']}", f"{tool['description']}\n{json.dumps(tool['parameters'], ensure_ascii=False)}")
+    for message in request["messages"]:
+        for block in message["content"]:
+            about = " ".join(str(block[name]) for name in ("name", "call_id") if name in block)
+            yield from _block(
+                f"{message['role']} {block['type']} {about}".rstrip(), str(block.get("text") or block.get("arguments") or block.get("content") or "")
+            )
+
+
+def _decision_lines(decision: Mapping[str, Any]) -> Iterator[str]:
+    if decision["problem"]:
+        yield printable(f"decision: cannot be derived again: {decision['problem']}")
+        return
+    yield from _pairs("command", decision["command"])
+    yield "decided together:"
+    yield from (printable(f"    {line}") for line in decision["decided"])
+    if decision["alternatives"]:
+        yield "alternatives:"
+    for choice in decision["alternatives"]:
+        yield printable(f"    {'→' if choice['taken'] else ' '} {choice['choice']}: {choice['why']}".rstrip(": "))

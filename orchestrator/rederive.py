@@ -7,8 +7,8 @@ before it, at the recorded time, must give the recorded events byte for byte, in
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -28,6 +28,7 @@ from crewlog.orchestrator.commands import (
     Tick,
 )
 from crewlog.orchestrator.decide import DEADLINE, POISON, decide
+from crewlog.orchestrator.draft import Decision
 from crewlog.orchestrator.planning import PLANNER, Kinds, Offer
 from crewlog.orchestrator.run import RunState, active_tasks, initial_state
 from crewlog.schemas.codec import Event, encode, type_name
@@ -62,6 +63,16 @@ OURS = (TaskOpened, ApprovalDecided, TaskFailed, TaskCancelled)
 """What the orchestrator writes to task streams."""
 
 
+class Decided(NamedTuple):
+    """One decision derived again: the command that led to it, the state it was made on, and what it says. `at` is where its first event
+    stands in the run stream, from 0."""
+
+    at: int
+    command: Command
+    before: RunState
+    decision: Decision
+
+
 def verify_run(run_events: Sequence[Recorded], task_events: Sequence[Recorded]) -> Divergence | None:
     """Compare what is recorded about a run with what `decide` makes of the same commands.
 
@@ -73,29 +84,47 @@ def verify_run(run_events: Sequence[Recorded], task_events: Sequence[Recorded]) 
         The first difference, or None when every decision follows from the log.
     """
     tasks = _Tasks(task_events)
+    for decided in _decisions(run_events, tasks):
+        if isinstance(decided, Divergence):
+            return decided
+        found = _compare_run(decided.decision.events, run_events, decided.at)
+        for write in decided.decision.writes:
+            for expected in write.events:
+                found = found or tasks.compare_next(write.stream, expected)
+        if found is not None:
+            return found
+    return tasks.surplus()
+
+
+def decisions(run_events: Sequence[Recorded], task_events: Sequence[Recorded]) -> Iterator[Decided | Divergence]:
+    """Derive the decisions about a run again, one after the other; ends with a divergence when one cannot be."""
+    return _decisions(run_events, _Tasks(task_events))
+
+
+def _decisions(run_events: Sequence[Recorded], tasks: _Tasks) -> Iterator[Decided | Divergence]:
     state = initial_state()
     at = 0
     while at < len(run_events):
         first = run_events[at]
         event = first.event()
         if not isinstance(event, RunEvent):
-            return Divergence(first.stream, first.version, "schema_version", "known to this program", first.schema_version)
+            yield Divergence(first.stream, first.version, "schema_version", "known to this program", first.schema_version)
+            return
         command = _command(event, state, tasks)
         if command is None:
-            return Divergence(first.stream, first.version, "cause", f"an event that leads to {first.type}", None)
+            yield Divergence(first.stream, first.version, "cause", f"an event that leads to {first.type}", None)
+            return
         try:
             decision = decide(command, state, first.occurred_us, _kinds(command, run_events, at, tasks))
         except ContractError as error:
-            return Divergence(first.stream, first.version, "type", type(error).__name__, first.type)
-        found = _compare_run(decision.events, run_events, at)
-        for write in decision.writes:
-            for expected in write.events:
-                found = found or tasks.compare_next(write.stream, expected)
-        if found is not None:
-            return found
+            yield Divergence(first.stream, first.version, "type", type(error).__name__, first.type)
+            return
+        if not decision.events:
+            yield Divergence(first.stream, first.version, "type", None, first.type)
+            return
+        yield Decided(at, command, state, decision)
         state = decision.state
         at += len(decision.events)
-    return tasks.surplus()
 
 
 class _Tasks:
@@ -210,8 +239,6 @@ def _told(task_id: TaskId, tasks: _Tasks) -> dict[str, Offer]:
 
 def _compare_run(expected: Sequence[RunEvent], run_events: Sequence[Recorded], at: int) -> Divergence | None:
     first = run_events[at]
-    if not expected:
-        return Divergence(first.stream, first.version, "type", None, first.type)
     for offset, event in enumerate(expected):
         if at + offset >= len(run_events):
             return Divergence(first.stream, first.version + offset, "type", type_name(event), None)

@@ -60,6 +60,7 @@ _SUMS: Final = tuple(name for name in CostView.__struct_fields__ if name not in 
 _EVENTS_MAX: Final = 100_000
 _BUDGETS_MAX: Final = 1_000
 _HEX: Final = re.compile(r"[0-9a-f]{1,32}")
+_POSITION: Final = re.compile(r"[0-9]{1,18}")
 _COST_COLUMNS: Final[tuple[str, ...]] = get_args(CostColumn)
 _JSON_COLUMNS: Final = ("json", "jsonb")
 
@@ -221,6 +222,19 @@ class Queries:
     async def events(self, run_id: UUID, *, after: int = 0, limit: int = _EVENTS_MAX) -> list[EventView]:
         """Read the events of a run in the order of the log, from behind a position."""
         return await self._read(EventView, "read events", f"{_EVENTS} WHERE run_id = $1 AND position > $2 ORDER BY position LIMIT $3", run_id, after, limit)
+
+    async def event(self, name: str) -> EventView:
+        """Return the fact at the position `name`, or whose event id begins with it.
+
+        Raises:
+            NotFound: none, or several; then the error lists them.
+        """
+        if _POSITION.fullmatch(name) and (at := await self._read(EventView, "find an event", f"{_EVENTS} WHERE position = $1", int(name))):
+            return at[0]
+        low, high = _range("event", name)
+        where = "WHERE event_id BETWEEN $1 AND $2 ORDER BY event_id LIMIT $3"
+        found = await self._read(EventView, "find an event", f"{_EVENTS} {where}", low, high, _CANDIDATES_MAX)
+        return _only("event", name, found, [str(event.event_id) for event in found])
 
     async def agents(self, *, running_only: bool = False) -> list[AgentView]:
         """List workers as they registered last, by kind."""

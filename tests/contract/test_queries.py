@@ -137,6 +137,7 @@ async def test_events_are_the_log(views: Views) -> None:
         assert {event.run_id for event in events} == {run.run_id}
         assert [event.position for event in events] == sorted(event.position for event in events)
         assert await views.queries.events(run.run_id, after=events[1].position, limit=3) == events[2:5]
+        assert await views.queries.event(str(events[1].position)) == await views.queries.event(str(events[1].event_id)[:20]) == events[1]
         for event in events:
             assert (event.task_id is None) == event.stream.startswith("run/")
         (submitted,) = [event for event in events if event.type == "RunSubmitted"]
