@@ -26,6 +26,8 @@ from crewlog.schemas.price_table import PriceTable, read_prices
 SERVER_KEY: Final = re.compile(r"CREWLOG_([A-Z0-9_]+)_API_KEY")
 """Environment variables that hold the key of a model server of one's own."""
 
+_IN_SPANS: Final = frozenset({"SPAN_ONLY", "SPAN_AND_EVENT"})
+
 
 def default_home() -> Path:
     """Return where embedded servers, artifacts and logs live when nothing else is said.
@@ -166,6 +168,9 @@ class Config(BaseSettings):
     otlp_resource: str = Field(default_factory=lambda: _of_opentelemetry("RESOURCE_ATTRIBUTES") or "")
     """What traces and metrics say of where they come from, written likewise: `service.name=crew-a,deployment.environment.name=prod`. By default
     `OTEL_RESOURCE_ATTRIBUTES`."""
+    trace_content: bool = Field(default_factory=lambda: (_of_opentelemetry("INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT") or "").upper() in _IN_SPANS)
+    """Whether spans say what models and tools were told and said. Off: whoever may read traces need not be somebody who may read that. By
+    default on when `OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT` is SPAN_ONLY or SPAN_AND_EVENT."""
     trace_share: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Part of the runs that is traced, from 0 to 1, decided by the run's id. Metrics count all runs."""
 

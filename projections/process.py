@@ -122,7 +122,8 @@ async def _telemetry(config: Config, store: PostgresStore, bus: NatsBus, clock: 
         closing.callback(connection.terminate)
         collector = Otlp(config.otlp_endpoint, headers=headers, resource=resource)
         closing.push_async_callback(collector.close)
-        yield (Telemetry(pages, store, bus, clock, collector, StoredProgress(connection), share=config.trace_share),)
+        progress = StoredProgress(connection)
+        yield (Telemetry(pages, store, bus, clock, collector, progress, share=config.trace_share, content=config.trace_content),)
 
 
 async def _until_one_ends(*work: Coroutine[Any, Any, None]) -> None:

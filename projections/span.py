@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+from crewlog.schemas.payload import Payload
 from crewlog.schemas.trace_context import SpanRef
 
 Value = str | int | float | bool | tuple[str, ...]
@@ -18,6 +19,25 @@ class SpanKind(IntEnum):
     CLIENT = 3
     PRODUCER = 4
     CONSUMER = 5
+
+
+class Part(NamedTuple):
+    """A part of a message of a conversation. Its text may still have to be fetched."""
+
+    role: Literal["user", "assistant", "tool"]
+    type: Literal["text", "tool_call", "tool_call_response"]
+    text: Payload
+    call_id: str = ""
+    tool: str = ""
+
+
+class Content(NamedTuple):
+    """What was said, where that is wanted."""
+
+    inputs: tuple[Part, ...] = ()
+    outputs: tuple[Part, ...] = ()
+    arguments: Payload | None = None
+    result: Payload | None = None
 
 
 class Span(NamedTuple):
@@ -36,3 +56,4 @@ class Span(NamedTuple):
     links: tuple[SpanRef, ...] = ()
     error: str = ""
     """Why it failed, as a stable code: never in words, which may hold what nobody should read there."""
+    content: Content | None = None

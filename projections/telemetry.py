@@ -24,6 +24,7 @@ from crewlog.events.shared_pages import PageReader
 from crewlog.events.store import EventStore, Recorded
 from crewlog.projections.meters import Meters
 from crewlog.projections.span import Span
+from crewlog.projections.span_content import with_content
 from crewlog.projections.trace import TRACED_TYPES, RunTrace
 from crewlog.schemas.errors import ContractError, OrchestrationError
 from crewlog.schemas.ids import RunId
@@ -111,6 +112,7 @@ class Telemetry:
         progress: Progress,
         *,
         share: float = 1.0,
+        content: bool = False,
         gather_s: float = GATHER_S,
         retry_first_s: float = RETRY_FIRST_S,
     ) -> None:
@@ -118,9 +120,10 @@ class Telemetry:
 
         Args:
             share: which part of the runs is traced, from 0 to 1. Metrics count all of them.
+            content: spans say what models and tools were told and said.
         """
         self._pages, self._store, self._bus, self._clock = pages, store, bus, clock
-        self._collector, self._progress, self._share = collector, progress, share
+        self._collector, self._progress, self._share, self._content = collector, progress, share, content
         self._gather_s, self._retry_first_s = gather_s, retry_first_s
         self._open: OrderedDict[UUID, RunTrace] = OrderedDict()
         self._meters = Meters(clock.now_us())
@@ -164,6 +167,8 @@ class Telemetry:
             self._meters.measure(span)
         oldest_us = self._clock.now_us() - BACKLOG_S * 1_000_000
         wanted = [span for span in ended if span.end_us >= oldest_us and is_traced(UUID(bytes=span.trace_id), self._share)]
+        if self._content:
+            wanted = await with_content(wanted, self._store)
         for first in range(0, len(wanted), SPANS_PER_REQUEST_MAX):
             self._unsent.append(self._collector.encode_spans(wanted[first : first + SPANS_PER_REQUEST_MAX]))
         if events:
@@ -184,7 +189,7 @@ class Telemetry:
 
     async def _fold_again(self, run_id: RunId, before: Recorded) -> RunTrace:
         """Fold what a run that is not remembered did before an event; the spans that ended then were sent then."""
-        trace = RunTrace(run_id)
+        trace = RunTrace(run_id, with_content=self._content)
         if before.type != RunSubmitted.__name__:
             for recorded in await self._store.read_run(run_id):
                 if recorded.position < before.position and recorded.type in TRACED_TYPES:

@@ -8,7 +8,7 @@
             execute_tool <tool>                      ToolStarted … ToolFinished
 
 What happened before a crash of any process is in the log, hence in the trace. Times are those of the events; where an event was written
-later than what it tells of, the duration it names counts. What a model or a tool said is in no span.
+later than what it tells of, the duration it names counts. What a model or a tool said is in no span, unless that is asked for.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import msgspec
 
 from crewlog.events.store import Recorded
 from crewlog.projections import span_names as names
-from crewlog.projections.span import Attributes, Span, SpanKind
+from crewlog.projections.span import Attributes, Content, Part, Span, SpanKind
 from crewlog.schemas.codec import Event, Unknown
 from crewlog.schemas.ids import TaskId, category
+from crewlog.schemas.payload import Payload
 from crewlog.schemas.run_events import RUN_EVENTS, RunCancelled, RunCompleted, RunFailed, RunSubmitted, TaskDispatched
 from crewlog.schemas.system_events import CallSettled
 from crewlog.schemas.task_events import (
@@ -101,18 +102,24 @@ class _Task(msgspec.Struct):
     """Tool calls of the last turn without a result."""
     asked: set[str] = msgspec.field(default_factory=set)
     """Those that wait for a person."""
+    said: list[Part] = msgspec.field(default_factory=list)
+    """What the next call of the model is told that the last one was not; kept where content is wanted."""
+    arguments: dict[str, Payload] = msgspec.field(default_factory=dict)
+    """Of tool calls without a result; likewise."""
 
 
 class RunTrace:
     """The spans of one run that have not ended yet."""
 
-    def __init__(self, run_id: UUID, *, replay: UUID | None = None) -> None:
+    def __init__(self, run_id: UUID, *, replay: UUID | None = None, with_content: bool = False) -> None:
         """Begin with nothing.
 
         Args:
             replay: given, the spans form another trace with this id, linked to the original.
+            with_content: spans name what was said, too: for calls of models what was new to them, for tools arguments and result.
         """
         self.run_id = run_id
+        self._with_content = with_content
         self.has_ended = False
         self._replay = replay
         self._trace_id = (replay or run_id).bytes
@@ -199,6 +206,8 @@ class RunTrace:
         before = () if n == 1 else (SpanRef(self._trace_id, self._id(task_id, f"agent/{n - 1}")),)
         ids = (self._id(task_id, f"process/{n}"), self._id(task_id, f"agent/{n}"), self._id(task_id, f"send/{task.sends}"))
         task.hold = _Hold(at_us, at_us, *ids, recorded.actor, event.agent_version, event.attempt, before)
+        if self._with_content and n == 1:
+            task.said.append(Part("user", "text", event.opening))
 
     def _close(self, task_id: TaskId, task: _Task, ended: Ended, *, error: str = "") -> Iterator[Span]:
         """End a worker's hold on a task, and what was under way in it."""
@@ -239,9 +248,14 @@ class RunTrace:
             attributes[names.RESPONSE_ID] = event.request_id
         error = event.error.code if isinstance(event, ModelCallFailed) else ""
         name = f"{attributes[names.OPERATION]} {begun.name}"
-        yield self._span(begun.span_id, begun.parent_id, name, SpanKind.CLIENT, begin_us, end_us, attributes, begun.actor, error=error)
+        span = self._span(begun.span_id, begun.parent_id, name, SpanKind.CLIENT, begin_us, end_us, attributes, begun.actor, error=error)
         if isinstance(event, ModelCallFinished):
             task.unresolved, task.asked = {call.call_id for call in event.tool_calls}, set()
+            if self._with_content:
+                span = span._replace(content=Content(tuple(task.said), _outputs(event)))
+                task.said.clear()
+                task.arguments = {call.call_id: call.arguments for call in event.tool_calls}
+        yield span
 
     def _settled(self, recorded: Recorded, event: CallSettled) -> Span:
         """A call that was paid for when its task had no place for it any more."""
@@ -259,7 +273,11 @@ class RunTrace:
                 return
             begun = _Begun(recorded.occurred_us, self._id(task_id, f"tool/{recorded.version}"), task.hold.agent_id, event.tool, recorded.actor)
         error = "" if event.status == "ok" else f"tool_{event.status}"
-        yield self._tool_span(begun, event.call_id, begun.begin_us + event.latency_ms * 1000, error, task.kind, status=event.status)
+        span = self._tool_span(begun, event.call_id, begun.begin_us + event.latency_ms * 1000, error, task.kind, status=event.status)
+        if self._with_content:
+            task.said.append(Part("tool", "tool_call_response", event.result, event.call_id, event.tool))
+            span = span._replace(content=Content(arguments=task.arguments.pop(event.call_id, None), result=event.result))
+        yield span
 
     def _tool_span(self, begun: _Begun, call_id: str, end_us: int, error: str, kind: str, *, status: str = INTERRUPTED) -> Span:
         attributes: Attributes = {
@@ -367,3 +385,8 @@ def _used(usage: Usage) -> Attributes:
     if usage.reasoning_tokens:
         used[names.REASONING_TOKENS] = usage.reasoning_tokens
     return used
+
+
+def _outputs(event: ModelCallFinished) -> tuple[Part, ...]:
+    text = (Part("assistant", "text", event.text),) if event.text.size else ()
+    return (*text, *(Part("assistant", "tool_call", call.arguments, call.call_id, call.tool) for call in event.tool_calls))
