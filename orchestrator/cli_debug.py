@@ -25,6 +25,8 @@ from crewlog.orchestrator.cli_output import (
 )
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
     from crewlog.events.store import EventStore
     from crewlog.orchestrator.run_history import RunHistory
     from crewlog.projections.query_rows import EventView
@@ -125,6 +127,7 @@ async def replay(
     verify: Annotated[bool, typer.Option("--verify", help="Derive every decision and model request again and compare.")] = False,
     to: Annotated[str | None, typer.Option("--to", metavar="N", help="Show what was known behind the event with index N, or @N for position N.")] = None,
     step: Annotated[bool, typer.Option("--step", help="Show what was known behind each event, one after the other.")] = False,
+    trace: Annotated[bool, typer.Option("--trace", help="Send the replay to the tracing tool, as a trace linked to the original.")] = False,
     reasoning: Annotated[bool, typer.Option("--reasoning", help="With --to: also what the models thought.")] = False,
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
@@ -141,6 +144,8 @@ async def replay(
         return Exit.OK
     async with opened(run, home) as (store, run_id):
         report = await replay_run(store, run_id, verify=verify)
+        if trace:
+            say(f"trace {(await _send_trace(store, run_id, home)).hex}")
     if output is Output.JSON:
         print_json(plain(report))
     else:
@@ -152,6 +157,13 @@ async def replay(
     if verify:
         say("identical: every decision and every model request follows from the events before it")
     return Exit.OK
+
+
+async def _send_trace(store: EventStore, run_id: RunId, home: Path | None) -> UUID:
+    from crewlog.events.clock import SystemClock
+    from crewlog.orchestrator.replay_trace import send_replay
+
+    return await send_replay(load_config(home), store, run_id, SystemClock())
 
 
 def _index(history: RunHistory, given: str) -> int:

@@ -140,6 +140,16 @@ class Otlp:
         return _resource(tuple(self._resource.items()), actor)
 
 
+def open_collector(endpoint: str, headers: str, resource: str) -> Otlp:
+    """Prepare the connection that the configuration describes; see `Config` for the meaning.
+
+    Raises:
+        ConfigError: headers or resource cannot be read.
+    """
+    pairs = parse_pairs(headers, what="CREWLOG_OTLP_HEADERS"), parse_pairs(resource, what="CREWLOG_OTLP_RESOURCE")
+    return Otlp(endpoint, headers=pairs[0], resource=pairs[1])
+
+
 def _refusal(url: str, status: int) -> OrchestrationError:
     """Tell what lies in the request from what an operator or time will mend."""
     said = f"the collector at {url} answered {status}"

@@ -113,14 +113,12 @@ async def _telemetry(config: Config, store: PostgresStore, bus: NatsBus, clock: 
     if config.otlp_endpoint is None or config.database_url is None:
         yield ()
         return
-    from crewlog.projections.otlp import Otlp, parse_pairs
+    from crewlog.projections.otlp import open_collector
 
-    headers = parse_pairs(config.otlp_headers.get_secret_value(), what="CREWLOG_OTLP_HEADERS")
-    resource = parse_pairs(config.otlp_resource, what="CREWLOG_OTLP_RESOURCE")
     async with AsyncExitStack() as closing:
         connection = await connect_views(config.database_url.get_secret_value(), "rm")
         closing.callback(connection.terminate)
-        collector = Otlp(config.otlp_endpoint, headers=headers, resource=resource)
+        collector = open_collector(config.otlp_endpoint, config.otlp_headers.get_secret_value(), config.otlp_resource)
         closing.push_async_callback(collector.close)
         progress = StoredProgress(connection)
         yield (Telemetry(pages, store, bus, clock, collector, progress, share=config.trace_share, content=config.trace_content),)

@@ -265,14 +265,15 @@ class Telemetry:
         self._woken.set()
 
 
-def trace_of(run_id: UUID, events: Iterable[Recorded], *, replay: UUID | None = None) -> list[Span]:
+def trace_of(run_id: UUID, events: Iterable[Recorded], *, replay: UUID | None = None, with_content: bool = False) -> list[Span]:
     """Return all spans of a run that its events end.
 
     Args:
         events: those of the run, in the order of the log.
         replay: given, they form another trace with this id, linked to the original.
+        with_content: they name what was said, too.
     """
-    trace = RunTrace(run_id, replay=replay)
+    trace = RunTrace(run_id, replay=replay, with_content=with_content)
     return [span for recorded in events if recorded.type in TRACED_TYPES for span in _folded(trace, recorded)]
 
 

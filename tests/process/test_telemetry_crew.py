@@ -53,6 +53,11 @@ async def test_a_run_is_one_tree_over_all_processes_and_says_nothing_of_what_was
         shown = await asyncio.to_thread(crew.json, "show", run_id)
         assert sum(span.attributes["gen_ai.usage.input_tokens"] for span in calls) == shown["input_tokens"]
         assert sum(span.attributes["gen_ai.usage.output_tokens"] for span in calls) == shown["output_tokens"]
+        replayed = (await asyncio.to_thread(crew.run, "replay", run_id, "--trace")).stderr.split("trace ")[1].split()[0]
+        again = collector.of(replayed)
+        assert tree(again) == drawn
+        (root,) = [span for span in again if not span.parent]
+        assert root.links == tuple(f"{span.trace}/{span.span}" for span in spans if not span.parent)
         sent = b"".join(collector.bodies)
         assert SECRET.encode() not in sent
         assert KEY.encode() not in sent

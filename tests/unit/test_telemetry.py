@@ -228,6 +228,11 @@ def test_settings_of_opentelemetry_count(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("CREWLOG_OTLP_ENDPOINT", "http://127.0.0.1:6006")
     assert load().otlp_endpoint == "http://127.0.0.1:6006"
     monkeypatch.delenv("CREWLOG_OTLP_ENDPOINT")
+    assert not load().trace_content
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "EVENT_ONLY")
+    assert not load().trace_content
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "SPAN_AND_EVENT")
+    assert load().trace_content
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     assert load().otlp_endpoint is None
 

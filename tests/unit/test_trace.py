@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -12,13 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.histories import recorded_history, write_history
 
+from crewlog.events.memory_store import MemoryStore
 from crewlog.events.store import Recorded
 from crewlog.projections.span import Span, SpanKind
+from crewlog.projections.span_content import TEXT_CHARS_MAX, with_content
 from crewlog.projections.telemetry import trace_of
 from crewlog.projections.trace import END_TYPES, RunTrace
 from crewlog.schemas.codec import Event, encode, type_name
 from crewlog.schemas.ids import ApprovalId, Hash, RunId, Stream, TaskId, run_stream, spend_stream, task_stream
-from crewlog.schemas.payload import EMPTY, Payload
+from crewlog.schemas.payload import EMPTY, Payload, content_hash
 from crewlog.schemas.run_events import RunCancelled, RunCompleted, RunFailed, RunSubmitted, TaskDispatched
 from crewlog.schemas.system_events import CallSettled
 from crewlog.schemas.task_events import (
@@ -285,6 +288,32 @@ def test_a_cancelled_run_closes_what_was_open_and_shows_what_was_paid_for_later(
     assert spans["invoke_workflow run"].attributes["orch.run.status"] == "cancelled"
     assert parents(spans)["chat claude-x"] == "invoke_workflow run"
     assert spans["chat claude-x"].attributes["gen_ai.usage.input_tokens"] == 10
+
+
+async def test_what_was_said_is_in_spans_that_are_asked_to_have_it() -> None:
+    log = Log()
+    log.run(submitted(), dispatched())
+    log.agent(msgspec.structs.replace(started(), opening=Payload(4, inline="go!!")), asks())
+    large = b"y" * 20_000
+    log.agent(answers(1, "look"), begins("t1-1", "look"))
+    log.agent(msgspec.structs.replace(ends("t1-1", "look"), result=Payload(len(large), ref=content_hash(large))), asks(2))
+    log.agent(answers(2), completed())
+    store = MemoryStore()
+    await store.put_blobs([large])
+    spans = {s.name + "!" * (s.begin_us > 4 * SECOND): s for s in await with_content(trace_of(RUN, log.events, with_content=True), store)}
+    shown = "y" * (TEXT_CHARS_MAX - 1) + "…"
+    assert json.loads(str(spans["chat claude-x"].attributes["gen_ai.input.messages"])) == [{"role": "user", "parts": [{"type": "text", "content": "go!!"}]}]
+    assert json.loads(str(spans["chat claude-x"].attributes["gen_ai.output.messages"])) == [
+        {
+            "role": "assistant",
+            "parts": [{"type": "text", "content": SECRET}, {"type": "tool_call", "id": "t1-1", "name": "look", "arguments": SECRET}],
+        }
+    ]
+    assert json.loads(str(spans["chat claude-x!"].attributes["gen_ai.input.messages"])) == [
+        {"role": "tool", "parts": [{"type": "tool_call_response", "id": "t1-1", "response": shown}]}
+    ]
+    tool = spans["execute_tool look"].attributes
+    assert (tool["gen_ai.tool.call.arguments"], tool["gen_ai.tool.call.result"]) == (SECRET, shown)
 
 
 def test_a_replay_is_a_trace_of_its_own_linked_to_the_original() -> None:
