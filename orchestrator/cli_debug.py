@@ -1,4 +1,4 @@
-"""Commands that look into past runs: show --as, replay, explain. They read the log and change nothing; nothing is asked, nothing costs."""
+"""Commands that look into past runs: show --as, replay, explain, diff. They read the log and change nothing; nothing is asked, nothing costs."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ RecordedRun = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run, 
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (replay, explain):
+    for command in (replay, explain, diff):
         app.command()(run_async(command))
 
 
@@ -248,3 +248,28 @@ async def _find_event(name: str, home: Path | None) -> EventView:
 
     async with Client.connect(load_config(home)) as client:
         return await client.queries().event(name)
+
+
+async def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A run; RUN:INDEX or RUN@POSITION compares it as it was then.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
+    home: HomeOption = None,
+    output: OutputOption = Output.TABLE,
+) -> int:
+    """Compare two runs step by step; ends with code 1 when they differ."""
+    import shutil
+
+    from crewlog.orchestrator.diff_text import diff_lines
+    from crewlog.orchestrator.run_diff import diff_runs
+    from crewlog.orchestrator.run_history import parse_place
+
+    runs = []
+    for place in map(parse_place, (a, b)):
+        history = await whole_run(place.name, home)
+        runs.append(history.until(history.index_of(place)))
+    found = diff_runs(*runs)
+    if output is Output.JSON:
+        print_json(plain(found))
+    else:
+        _print_lines(diff_lines(found, shutil.get_terminal_size((160, 24)).columns))
+    return Exit.OK if found.is_identical else Exit.RUN_FAILED

@@ -1,0 +1,116 @@
+"""Comparing runs: the same run is identical, a touched one differs first where it was touched, beginnings lack what came later."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec.structs import replace
+from support.played import histories, quiet_log, troubled_log
+
+from crewlog.events.store import Recorded
+from crewlog.orchestrator.diff_text import diff_lines
+from crewlog.orchestrator.run_diff import diff_runs
+from crewlog.orchestrator.run_history import RunHistory
+
+
+def planned_run() -> RunHistory:
+    """The run of three steps."""
+    return next(run for run in histories(quiet_log()) if len(run.task_streams) == 3)
+
+
+def touched(history: RunHistory, at: int, **fields: object) -> RunHistory:
+    data = msgspec.json.encode(msgspec.json.decode(history.events[at].data) | fields)
+    events: list[Recorded] = list(history.events)
+    events[at] = replace(events[at], data=data)
+    return RunHistory(history.run_id, tuple(events), history.texts)
+
+
+def test_a_run_is_identical_with_itself() -> None:
+    for history in (*histories(quiet_log()), *histories(troubled_log(9)), *histories(troubled_log(13))):
+        found = diff_runs(history, history)
+        assert found.is_identical
+        assert found.first is found.saw is None
+        assert found.steps
+        assert list(diff_lines(found, 120))[-1].startswith("identical:")
+
+
+def test_ids_times_and_order_of_other_tasks_are_no_difference() -> None:
+    one, other = (next(run for run in histories(troubled_log(seed)) if len(run.task_streams) == 3) for seed in (3, 6))
+    assert one.run_id != other.run_id
+    found = diff_runs(one, other)
+    assert [(step.task, step.turn, step.call_id, step.differs) for step in found.steps if step.differs] == []
+    assert found.is_identical
+
+
+def test_the_first_difference_is_named_and_what_it_led_to_is_another() -> None:
+    history = planned_run()
+    at = next(n for n, r in enumerate(history.events) if r.type == "ToolFinished")
+    call_id = msgspec.json.decode(history.events[at].data)["call_id"]
+    other = touched(history, at, result={"size": 9, "inline": "look what"})
+
+    found = diff_runs(history, other)
+
+    assert not found.is_identical
+    assert found.first is not None
+    step = found.steps[found.first]
+    assert (step.what, step.call_id, step.differs) == ("tool", call_id, ("output",))
+    assert step.a is not None
+    assert step.b is not None
+    assert (step.a.output, step.b.output) == ("look done", "look what")
+    assert [s.differs for s in found.steps if s is not step] == [()] * (len(found.steps) - 1)
+    text = "\n".join(diff_lines(found, 100))
+    assert "first difference" in text
+    assert "look done" in text
+    assert "│" in text
+
+
+def test_a_request_that_differs_says_in_which_part() -> None:
+    history = planned_run()
+    at = next(n for n, r in enumerate(history.events) if r.type == "ToolFinished")
+    following = next(n for n, r in enumerate(history.events) if n > at and r.type == "ModelCallStarted" and r.stream == history.events[at].stream)
+    other = touched(touched(history, at, result={"size": 9, "inline": "look what"}), following, request_hash="0" * 64)
+    same_result = touched(history, following, request_hash="0" * 64)
+
+    found = diff_runs(same_result, history)
+    assert found.first is not None
+    assert found.steps[found.first].differs == ("request",)
+    assert found.saw is None, "rebuilt, the two are the same"
+
+    without = RunHistory(other.run_id, other.events, other.texts)
+    results = diff_runs(history, without)
+    assert [step.differs for step in results.steps if step.differs] == [("output",), ("request",)]
+
+
+def test_another_prompt_is_the_first_difference_and_shown() -> None:
+    history = planned_run()
+    texts = {ref: text.replace("Do what you are told.", "Do as you like.") for ref, text in history.texts.items()}
+    at = next(n for n, r in enumerate(history.events) if r.type == "ModelCallStarted")
+    other = touched(RunHistory(history.run_id, history.events, texts), at, request_hash="0" * 64)
+
+    found = diff_runs(history, other)
+
+    assert found.saw is not None
+    assert found.saw.where == "system"
+    assert found.saw.a.startswith("Do what you are told.")
+    assert found.saw.b.startswith("Do as you like.")
+    assert "different system" in "\n".join(diff_lines(found, 100))
+
+
+def test_two_positions_of_one_run() -> None:
+    history = planned_run()
+    half = history.until(len(history.events) // 2)
+
+    found = diff_runs(half, history)
+
+    assert not found.is_identical
+    assert {"status", "answer"} <= set(found.differs)
+    assert any(step.differs == ("only in b",) for step in found.steps)
+    assert not any(step.differs == ("only in a",) for step in found.steps)
+    msgspec.json.encode(found)
+    assert list(diff_lines(found, 80))
+
+
+def test_no_text_moves_the_cursor() -> None:
+    history = planned_run()
+    at = next(n for n, r in enumerate(history.events) if r.type == "ToolFinished")
+    found = diff_runs(history, touched(history, at, result={"size": 9, "inline": "\x1b[2Jevil"}))
+    assert "\x1b" not in "\n".join(diff_lines(found, 100))
