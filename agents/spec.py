@@ -26,6 +26,7 @@ from crewlog.schemas.blocks import ToolDef
 from crewlog.schemas.errors import ConfigError
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import Effect
+from crewlog.schemas.trace_context import span_id, traceparent
 from crewlog.schemas.values import ArtifactRef, Outcome, Trust
 
 TOOL_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
@@ -57,6 +58,16 @@ class ToolContext:
     """Given a call id, returns the whole result of that call of this task with its label; None when there is none."""
     trust: Trust = "trusted"
     """Label of what the task had seen when the call was asked for."""
+    version: int = 0
+    """Version of the call's `ToolStarted` in the stream of the task."""
+
+    @property
+    def traceparent(self) -> str:
+        """Return the call's span as the header of W3C Trace Context: requests that carry it appear below the call in the run's trace.
+
+        Nothing passes it on by itself, since it names the run to whoever reads it.
+        """
+        return traceparent(self.task.run_id, span_id(self.task.task_id, f"tool/{self.version}"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -259,7 +259,7 @@ class _Stretch:
     async def _run_calls(self, calls: tuple[Call, ...]) -> None:
         journal, setup = self._journal, self._setup
         assert setup is not None
-        running: list[tuple[Call, str]] = []
+        running: list[tuple[Call, str, int]] = []
         for call in calls:
             arguments = journal.read(call.call.arguments)
             verdict = judge(call, journal.state, setup, self._tool(call), arguments)
@@ -281,14 +281,18 @@ class _Stretch:
                     assert tool is not None
                     key = idempotency_key(RunId(self._task.run_id), TaskId(self._task.task_id), call.call.call_id)
                     journal.record(ToolStarted(call.call.call_id, call.call.tool, tool.version, tool.effect, key, verdict.approval_id))
-                    running.append((call, key))
+                    running.append((call, key, journal.state.version))
         if running:
             await self._perform(running)
 
-    async def _perform(self, running: list[tuple[Call, str]]) -> None:
-        """Run calls, each with its idempotency key, side by side, and record each outcome as soon as no other one is about to come with it."""
+    async def _perform(self, running: list[tuple[Call, str, int]]) -> None:
+        """Run calls side by side, and record each outcome as soon as no other one is about to come with it.
+
+        Args:
+            running: each with its idempotency key and the version of its `ToolStarted`.
+        """
         journal = self._journal
-        if all((tool := self._tool(call)) is not None and tool.effect == "read" for call, _ in running):
+        if all((tool := self._tool(call)) is not None and tool.effect == "read" for call, *_ in running):
             journal.send()
         else:
             await journal.commit()
@@ -297,7 +301,7 @@ class _Stretch:
             self._moved()
             journal.record(finished)
             return
-        left = {asyncio.create_task(self._perform_one(call, key)) for call, key in running}
+        left = {asyncio.create_task(self._perform_one(*one)) for one in running}
         try:
             while left:
                 done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
@@ -311,7 +315,7 @@ class _Stretch:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
 
-    async def _perform_one(self, call: Call, key: str) -> ToolFinished:
+    async def _perform_one(self, call: Call, key: str, version: int) -> ToolFinished:
         tool = self._tool(call)
         assert tool is not None  # `judge` lets nothing else run
         context = ToolContext(
@@ -323,6 +327,7 @@ class _Stretch:
             earlier_artifacts=self._journal.state.artifacts,
             recall=self._recall,
             trust=self._journal.state.trust,
+            version=version,
         )
         ran = await run_tool(tool, context, self._journal.read(call.call.arguments), self._shop.clock, self._shop.health)
         return self._finished(call, tool, ran)

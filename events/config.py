@@ -65,9 +65,9 @@ def _of_opentelemetry(name: str) -> str | None:
 
 
 def _http_url(value: str | None) -> str | None:
-    if value is not None and not value.startswith(("http://", "https://")):
+    if value and not value.startswith(("http://", "https://")):
         raise ValueError(f"{value!r} is not an address of OTLP over HTTP; write http://host:4318")
-    return value
+    return value or None
 
 
 class Config(BaseSettings):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -10,13 +11,16 @@ from support.crew import WITHIN_S, Crew, crash_once
 from support.decider import a_plan
 from support.histories import BEGIN_US, store_history, write_history
 from support.postgres import Database
+from support.scripted import Recorder, Say, calls
 from support.views import PROJECTOR, log_of
+from support.worker_bench import RUN_ID, worker_bench
 
+from crewlog.agents.spec import AgentSpec, ToolContext, ToolOutput, ToolSpec
 from crewlog.projections.telemetry import StoredProgress, trace_of
 from crewlog.projections.view_connection import connect_views
 from crewlog.schemas.ids import RunId, run_stream
 from crewlog.schemas.run_events import RunSubmitted
-from crewlog.schemas.trace_context import parse_traceparent, span_id
+from crewlog.schemas.trace_context import SpanRef, parse_traceparent, span_id
 
 CALLER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 NO_CALLERS = ["", "garbage", "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "x" * 5_000]
@@ -66,6 +70,25 @@ async def test_messages_of_a_crew_that_is_not_traced_name_no_trace() -> None:
     async with crew.orchestrator(), crew.agents():
         await crew.ended(await crew.submit(plan=a_plan(a="data")))
     assert not [headers for _, headers in crew.deliveries if "traceparent" in headers]
+
+
+async def test_a_tool_knows_the_span_that_its_call_will_have(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    async def look(context: ToolContext, _: Say) -> ToolOutput:
+        told.append(context.traceparent)
+        return ToolOutput("seen")
+
+    tools = (ToolSpec("look", "look", Say, look, effect="read", trust="trusted"), Recorder().tool("submit", ends_task=True))
+    spec = AgentSpec("data", "test agent", "Look.", tools)
+    async with worker_bench(tmp_path) as bench:
+        await bench.worker(spec, calls(("look", '{"text":"a"}'), ("look", '{"text":"b"}')), calls(("submit", '{"text":"done"}')))
+        task = await bench.open()
+        await bench.dispatch(task)
+        await bench.rest(task)
+        events = await bench.recorded(task)
+    at = [event.version for event in events if event.type == "ToolStarted"][:2]
+    assert [parse_traceparent(header) for header in sorted(told)] == sorted(SpanRef(RUN_ID.bytes, span_id(task.task_id, f"tool/{version}")) for version in at)
 
 
 async def test_a_log_that_was_never_traced_begins_with_its_newest_part_and_goes_on_where_it_was(database: Database) -> None:
