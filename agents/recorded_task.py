@@ -6,6 +6,7 @@ The same functions as live do the work. Events of types this program does not kn
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import msgspec
 from msgspec.structs import replace
@@ -63,7 +64,13 @@ def folded(events: Iterable[Recorded]) -> TaskState:
 
 def setup_of(state: TaskState, read: ReadText) -> Setup | None:
     """Return the prompt and tool rules that a task began with; None before it was started."""
-    return None if state.setup is None else msgspec.json.decode(read(state.setup), type=Setup)
+    return None if state.setup is None else _decoded(read(state.setup))
+
+
+@lru_cache(maxsize=64)
+def _decoded(text: str) -> Setup:
+    # stepping through a run asks for the same few at every event
+    return msgspec.json.decode(text, type=Setup)
 
 
 def pending_step(state: TaskState, read: ReadText) -> Step:

@@ -6,7 +6,7 @@ Several stores may share one `MemoryLog`, as processes share a database, each wi
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -45,6 +45,22 @@ class MemoryLog:
     blobs: dict[Hash, bytes] = field(default_factory=dict)
     timers: dict[RunId, int] = field(default_factory=dict)
     ledger: MemoryLedger = field(default_factory=MemoryLedger)
+
+
+def restored(events: Iterable[Recorded], blobs: Iterable[bytes]) -> MemoryLog:
+    """Make a log of events that were recorded elsewhere: positions, versions, ids and times stay. To be read; nothing is charged or due in it.
+
+    Args:
+        events: in the order of their positions, each stream without gaps.
+    """
+    log = MemoryLog(blobs={content_hash(blob): blob for blob in blobs})
+    for recorded in events:
+        stream = log.streams.setdefault(recorded.stream, _Stream(recorded.run_id, None))
+        stream.events.append(recorded)
+        stream.closed = stream.closed or recorded.type in TERMINAL_TYPES
+        log.events.append(recorded)
+        log.by_id[recorded.event_id] = recorded
+    return log
 
 
 class MemoryStore:

@@ -1,12 +1,13 @@
-"""Commands that look into past runs: show --as, replay, explain, diff. They read the log and change nothing; nothing is asked, nothing costs."""
+"""Commands that look into past runs: show --as, replay, explain, diff, export. They read the log and change nothing; nothing is asked, nothing costs."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -33,6 +34,13 @@ if TYPE_CHECKING:
     from crewlog.schemas.ids import RunId
 
 
+class ExportFormat(StrEnum):
+    """What `export` writes."""
+
+    BUNDLE = "bundle"
+    NDJSON = "ndjson"
+
+
 class View(StrEnum):
     """How a run is shown."""
 
@@ -43,22 +51,35 @@ class View(StrEnum):
     EVENTS = "events"
 
 
-RecordedRun = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run, or its first characters; - or @last for the one submitted last.")]
+_ID: Final = re.compile(r"[0-9a-f-]{1,36}")
+_RUN_HELP: Final = "Id of the run, or its first characters; - or @last for the one submitted last; or a file that `export` wrote."
+RecordedRun = Annotated[str, typer.Argument(metavar="RUN|FILE", help=_RUN_HELP)]
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (replay, explain, diff):
+    for command in (replay, explain, diff, export):
         app.command()(run_async(command))
 
 
 @asynccontextmanager
 async def opened(run: str, home: Path | None) -> AsyncIterator[tuple[EventStore, RunId]]:
-    """Open the log that holds a run."""
+    """Open the log that holds a run: the crew's, or for the name of a file that `export` wrote, a log in memory."""
     from crewlog.orchestrator.client import Client
 
+    if is_file(run):
+        from crewlog.orchestrator.bundle import read_bundle
+
+        bundle = read_bundle(Path(run))
+        yield bundle.store(), bundle.run_id
+        return
     async with Client.connect(load_config(home)) as client:
         yield await client.store(), await client.find_run(run)
+
+
+def is_file(run: str) -> bool:
+    """Say whether a run is given as a file. What could be an id is one: write ./NAME for a file of such a name."""
+    return _ID.fullmatch(run) is None and Path(run).is_file()
 
 
 async def whole_run(run: str, home: Path | None) -> RunHistory:
@@ -215,7 +236,9 @@ def _step_through(history: RunHistory, output: Output) -> None:
 
 
 async def explain(
-    event: Annotated[str, typer.Argument(metavar="EVENT", help="Position in the log, event id or its first characters, RUN:INDEX or RUN@POSITION.")],
+    event: Annotated[
+        str, typer.Argument(metavar="EVENT", help="Position in the log, event id or its first characters, RUN:INDEX or RUN@POSITION; FILE:INDEX.")
+    ],
     reasoning: Annotated[bool, typer.Option("--reasoning", help="Also what the models thought.")] = False,
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
@@ -251,7 +274,7 @@ async def _find_event(name: str, home: Path | None) -> EventView:
 
 
 async def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="A run; RUN:INDEX or RUN@POSITION compares it as it was then.")],
+    a: Annotated[str, typer.Argument(metavar="A", help="A run or an exported file; RUN:INDEX or RUN@POSITION is the run as it was then.")],
     b: Annotated[str, typer.Argument(metavar="B", help="The other one.")],
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
@@ -273,3 +296,33 @@ async def diff(
     else:
         _print_lines(diff_lines(found, shutil.get_terminal_size((160, 24)).columns))
     return Exit.OK if found.is_identical else Exit.RUN_FAILED
+
+
+async def export(
+    run: RecordedRun,
+    out: Annotated[Path, typer.Option("--out", help="Where to write; - is stdout.")],
+    view: Annotated[ExportFormat, typer.Option("--as", help="A file that replays anywhere, or the events as lines of JSON.")] = ExportFormat.BUNDLE,
+    home: HomeOption = None,
+) -> None:
+    """Write a run to one file: events, blobs, checksums. It holds everything that models and tools were told."""
+    from crewlog.orchestrator.bundle import collect, event_lines, pack_bundle
+    from crewlog.orchestrator.event_text import event_json
+
+    async with opened(run, home) as (store, run_id):
+        bundle = await collect(store, run_id)
+    data = pack_bundle(bundle) if view is ExportFormat.BUNDLE else event_lines(map(event_json, bundle.events))
+    if str(out) == "-":
+        typer.echo(data, nl=False)
+        return
+    _write_whole(out, data)
+    say(f"wrote {out}: run {run_id}, {len(bundle.events)} events, {len(bundle.blobs)} blobs, {len(data)} bytes")
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that nobody ever sees a part of it under its name."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
