@@ -129,7 +129,7 @@ def moment_lines(moment: Moment, described: Mapping[str, Any], first_us: int) ->
     if run is not None:
         yield f"    run {run['status']}  {format_usd(run['cost_micro_usd'])}" + (f"  held by {run['hold']['scope']}" if run["hold"] else "")
         for step in run["steps"]:
-            waiting = f"  waits: {shorten(str(step['waiting']), NOTE_CHARS_MAX)}" if step["waiting"] else ""
+            waiting = f"  waits: {shorten(step['waiting']['detail'], NOTE_CHARS_MAX)}" if step["waiting"] else ""
             yield printable(f"    step {step['key']} ({step['type']})  {step['status']}{waiting}")
     for task in described["tasks"]:
         if task["phase"] != "ended":
@@ -137,8 +137,11 @@ def moment_lines(moment: Moment, described: Mapping[str, Any], first_us: int) ->
 
 
 def _next(step: Mapping[str, Any]) -> str:
-    rest = {name: value for name, value in step.items() if name != "step" and value not in (None, "", 0, 0.0, False, [])}
-    return shorten(f"{step['step']} {' '.join(f'{name}={value}' for name, value in rest.items())}", NOTE_CHARS_MAX)
+    """Say in a few words what comes next: calls by their tools, everything else by its fields."""
+    rest = {name: value for name, value in step.items() if name != "step" and value not in (None, "", 0, 0.0, False, [], ())}
+    if step["step"] == "RunCalls":
+        rest["calls"] = ", ".join(f"{call['call']['tool']} [{call['call']['call_id']}]" for call in step["calls"])
+    return shorten(f"{step['step']} {' '.join(f'{name}={value}' for name, value in rest.items())}".rstrip(), NOTE_CHARS_MAX)
 
 
 def explanation_lines(told: Explanation) -> Iterator[str]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support.live_crew import DEMO, LiveCrew
+
+from crewlog.orchestrator.bundle import read_bundle
+from crewlog.orchestrator.replay import replay
 
 GOAL = "Summarise the mean body mass by species."
 
@@ -97,6 +102,19 @@ def test_every_run_replays_identically(crew: LiveCrew, finished: dict[str, Any])
     assert report["divergence"] is None
     assert report["model_calls"] == sum(task["model_calls"] for task in finished["tasks"])
     assert "identical" in crew.run("replay", finished["run_id"], "--verify").stderr
+
+
+def test_a_run_is_looked_into_and_goes_to_a_file_that_replays_without_the_crew(crew: LiveCrew, finished: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "run.crewlog"
+    crew.run("export", finished["run_id"], "--out", file)
+    bundle = read_bundle(file)
+    asked = next(recorded for recorded in reversed(bundle.events) if recorded.type == "ModelCallFinished")
+    told = crew.json("explain", str(asked.event_id)[:30])
+    assert (told["run_id"], told["event"]["position"]) == (finished["run_id"], asked.position)
+    assert told["request"]["is_exact"] is True
+    report = asyncio.run(replay(bundle.store(), bundle.run_id))
+    assert report.divergence is None
+    assert report.state_hash == crew.json("replay", finished["run_id"])["state_hash"]
 
 
 def test_tables_are_for_people(crew: LiveCrew, finished: dict[str, Any]) -> None:

@@ -1,0 +1,230 @@
+"""Measure how quickly a person sees into one run of a large log: show, explain, replay --to, diff and export, from Postgres.
+
+    python benchmarks/debugger.py [--events 1000000] [--run-events 5000] [--rounds 9]
+
+Times are from the call to the finished text, the reading of the log included; the start of the command line and its connection to NATS
+come on top. The other runs of the log are filled in groups of five tasks. The plan of the read is printed: it must go through an index.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import msgspec
+from measure import machine
+from replay import SETUP, TURNS, History, task_history
+
+import crewlog.projections
+from crewlog.agents.recorded_task import conversation
+from crewlog.agents.setup import opening_message
+from crewlog.events.clock import SystemClock
+from crewlog.events.connections import connector
+from crewlog.events.migrate import LOG_FOLDER, ensure_database, migrate
+from crewlog.events.postgres_store import _READ_RUN, PostgresStore
+from crewlog.events.server_postgres import PostgresServer
+from crewlog.events.store import ANY, AppendRequest, Write
+from crewlog.orchestrator.bundle import collect, pack_bundle
+from crewlog.orchestrator.commands import Command, SubmitRun, TaskEnded
+from crewlog.orchestrator.debug_text import conversation_lines, explanation_lines, timeline_lines, tree_lines
+from crewlog.orchestrator.decide import decide
+from crewlog.orchestrator.explain import explain, needed
+from crewlog.orchestrator.moments import describe_moment, moment_at
+from crewlog.orchestrator.planning import Offer
+from crewlog.orchestrator.replay import replay
+from crewlog.orchestrator.run import RunState, initial_state
+from crewlog.orchestrator.run_diff import diff_runs
+from crewlog.orchestrator.run_history import RunHistory, all_payloads, load_history, with_texts
+from crewlog.orchestrator.run_timeline import timeline
+from crewlog.orchestrator.run_tree import build_tree
+from crewlog.projections.queries import Queries
+from crewlog.schemas.ids import RunId, TaskId, run_stream, task_stream
+from crewlog.schemas.payload import pack
+from crewlog.schemas.task import AgentTask, parse_task
+from crewlog.schemas.task_events import TaskCompleted, TaskEvent, TaskOpened, TaskStarted
+from crewlog.schemas.values import Outcome
+
+KINDS = {"data": Offer("counts")}
+PER_TASK = 4 * TURNS + 6
+"""Events of one task: its own, and those of the run about it."""
+STEPS_MAX = 64
+
+
+def work(opened: TaskOpened) -> list[TaskEvent]:
+    """Carry out a task as a worker could have: everything behind its opening."""
+    task: AgentTask = parse_task(bytes(opened.task))
+    history = History(task)
+    history.record(opened)
+    setup, opening = pack(msgspec.json.encode(SETUP).decode())[0], pack(opening_message(task), inline_max=1 << 20)[0]
+    history.record(TaskStarted("w1", 1, "1", "script-1", "offline", simulated=True, setup=setup, opening=opening))
+    for number in range(1, TURNS):
+        history.turn(number, "look")
+    history.turn(TURNS, "submit", Outcome("344"))
+    state = history.state
+    history.record(TaskCompleted(Outcome("344", flags=("simulated",)), state.usage, 0, state.turn, state.tool_calls))
+    return history.events[1:]
+
+
+class Recorder:
+    """Writes one run as its orchestrator and its workers would have."""
+
+    def __init__(self, store: PostgresStore, clock: SystemClock, run_id: RunId) -> None:
+        self.store, self.clock, self.run_id = store, clock, run_id
+        self.state: RunState = initial_state()
+        self.opened: dict[TaskId, TaskOpened] = {}
+
+    async def append(self, *writes: Write, now_us: int | None = None) -> None:
+        ids = [self.clock.new_id() for write in writes for _ in write.events]
+        await self.store.append(AppendRequest(writes, ids, now_us or self.clock.now_us(), self.run_id))
+
+    async def decide(self, command: Command) -> None:
+        now_us = self.clock.now_us()
+        decision = decide(command, self.state, now_us, KINDS)
+        self.state = decision.state
+        await self.store.put_blobs(decision.blobs)
+        writes = [Write(w.stream, w.events, w.expected, w.kind) for w in decision.writes]
+        for write in writes:
+            for event in write.events:
+                if isinstance(event, TaskOpened):
+                    self.opened[TaskId(parse_task(bytes(event.task)).task_id)] = event
+        await self.append(Write(run_stream(self.run_id), decision.events, ANY), *writes, now_us=now_us)
+
+    async def record(self, steps: int) -> None:
+        plan = {"steps": [{"key": f"s{n}", "type": "data", "objective": f"Count the penguins of island {n}."} for n in range(steps)]}
+        task = parse_task({"task_id": str(self.run_id), "type": "run", "objective": "Count.", "plan": plan, "synthesis": "collect"})
+        await self.decide(SubmitRun(task, "api"))
+        for task_id, opened in list(self.opened.items()):
+            events = work(opened)
+            await self.append(Write(task_stream(task_id), events, ANY))
+            await self.decide(TaskEnded(task_id, events[-1]))  # type: ignore[arg-type]
+
+
+async def fill(store: PostgresStore, clock: SystemClock, events: int) -> int:
+    """Write other runs, five tasks each, until there are that many events."""
+    written, appends = 0, []
+    while written < events:
+        run_id = RunId(uuid4())
+        for _ in range(5):
+            task, history = task_history()
+            write = Write(task_stream(TaskId(task.task_id)), history, 0, "data")
+            appends.append(store.append(AppendRequest((write,), [clock.new_id() for _ in history], clock.now_us(), run_id, TaskId(task.task_id))))
+            written += len(history)
+        if len(appends) >= 100:
+            await asyncio.gather(*appends)
+            appends.clear()
+    await asyncio.gather(*appends)
+    return written
+
+
+async def timed(look: Callable[[], Awaitable[Any]], rounds: int) -> tuple[float, float, float]:
+    """Return the median and the slowest of several looks, and the median of the CPU time of this process, in milliseconds."""
+    took, busy = [], []
+    for _ in range(rounds):
+        began, used = time.perf_counter(), time.process_time()
+        await look()
+        took.append((time.perf_counter() - began) * 1000)
+        busy.append((time.process_time() - used) * 1000)
+    return statistics.median(took), max(took), statistics.median(busy)
+
+
+class Looks:
+    """What a person does with the run, each from the log to the finished text."""
+
+    def __init__(self, store: PostgresStore, queries: Queries, history: RunHistory) -> None:
+        self.store, self.queries, self.history = store, queries, history
+        self.run_id = history.run_id
+
+    def last_of(self, type_: str) -> int:
+        return max(n for n, recorded in enumerate(self.history.events, 1) if recorded.type == type_)
+
+    async def whole(self) -> RunHistory:
+        history = await load_history(self.store, self.run_id)
+        return await with_texts(self.store, history, all_payloads(history.events))
+
+    async def tree(self) -> None:
+        assert list(tree_lines(build_tree(await load_history(self.store, self.run_id))))
+
+    async def timeline(self) -> None:
+        assert list(timeline_lines(timeline(await load_history(self.store, self.run_id))))
+
+    async def conversations(self) -> None:
+        history = await self.whole()
+        assert [line for s in history.task_streams for line in conversation_lines(s, conversation(history.streams[s], history.read))]
+
+    async def explain(self, type_: str) -> None:
+        recorded = self.history.events[self.last_of(type_) - 1]
+        found = await self.queries.event(str(recorded.event_id)[:30])
+        history = await load_history(self.store, self.run_id)
+        index = next(n for n, r in enumerate(history.events, 1) if r.position == found.position)
+        told = explain(await with_texts(self.store, history, needed(history, index)), index)
+        assert told.request is None or told.request["is_exact"]
+        assert list(explanation_lines(told))
+
+    async def moment(self) -> None:
+        history = await self.whole()
+        assert describe_moment(history, moment_at(history, len(history.events)))
+
+    async def diff(self) -> None:
+        assert diff_runs(await self.whole(), await self.whole()).is_identical
+
+    async def export(self) -> None:
+        assert pack_bundle(await collect(self.store, self.run_id))
+
+
+async def measure(admin_url: str, events: int, run_events: int, rounds: int) -> None:
+    clock = SystemClock()
+    store = await PostgresStore.open(admin_url, actor="benchmark", clock=clock)
+    before, after = events // 2, events - events // 2 - run_events
+    written = await fill(store, clock, before)
+    recorder = Recorder(store, clock, RunId(uuid4()))
+    await recorder.record(min(max(run_events // PER_TASK, 1), STEPS_MAX))
+    written += await fill(store, clock, after)
+    history = await load_history(store, recorder.run_id)
+    report = await replay(store, recorder.run_id)
+    assert report.divergence is None, str(report.divergence)
+    print(f"{machine()}\n{written + len(history.events):,} events in the log, {len(history.events):,} of them of the run that is looked at")
+    async with Queries(admin_url, clock) as queries:
+        looks = Looks(store, queries, history)
+        named = {"show --as tree": looks.tree, "show --as timeline": looks.timeline, "show --as conversation": looks.conversations}
+        for type_ in ("ModelCallStarted", "ToolFinished", "TaskReviewed"):
+            named[f"explain {type_}"] = lambda type_=type_: looks.explain(type_)
+        for name, look in (named | {"replay --to (last)": looks.moment, "diff with itself": looks.diff, "export": looks.export}).items():
+            median, slowest, busy = await timed(look, rounds)
+            print(f"{name:<26} {median:8.1f} ms   slowest {slowest:8.1f} ms   CPU of this process {busy:8.1f} ms")
+    bundle = await collect(store, recorder.run_id)
+    distinct = sum(len(r.data) for r in bundle.events) + sum(map(len, bundle.blobs.values()))
+    print(f"export: {len(pack_bundle(bundle)):,} bytes for {distinct:,} bytes of events and blobs")
+    connection = await connector(admin_url, application="benchmark")()
+    plan = await connection.fetch(f"EXPLAIN (COSTS OFF) {_READ_RUN.replace('$1', repr(str(recorder.run_id)))}")
+    await connection.close()
+    print("plan:\n" + "\n".join(f"    {row[0]}" for row in plan))
+    await store.close()
+
+
+async def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--run-events", type=int, default=5_000)
+    parser.add_argument("--rounds", type=int, default=9)
+    given = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="crewlog-bench-", dir="/tmp"))
+    folder.chmod(0o755)
+    server = PostgresServer(folder / "postgres", admin_password=uuid4().hex)
+    await server.start()
+    try:
+        await ensure_database(server.admin_url())
+        await migrate(server.admin_url(), [LOG_FOLDER, *(Path(root) / "sql" for root in crewlog.projections.__path__)])
+        await measure(server.admin_url(), given.events, given.run_events, given.rounds)
+    finally:
+        await server.stop()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
