@@ -7,11 +7,12 @@ copy them twice.
 from __future__ import annotations
 
 import gzip
+import logging
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Final
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 import httpx2
 from google.protobuf.message import DecodeError
@@ -26,6 +27,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as OtlpSpan
 from crewlog.projections.meters import Instrument, Labels, Meters, Series
 from crewlog.projections.span import Span, Value
 from crewlog.schemas.errors import ConfigError, ContractError, OrchestrationError, Unavailable
+
+log = logging.getLogger(__name__)
 
 TIMEOUT_S: Final = 10.0
 """Longest wait for a collector's answer, in seconds: OTLP's own default."""
@@ -45,7 +48,7 @@ def parse_pairs(text: str, *, what: str) -> dict[str, str]:
     pairs = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = part.partition("=")
-        if not equals or not name.strip():
+        if not equals or not name.strip() or not unquote(value).isprintable():
             raise ConfigError(f"{what} must be name=value, separated by commas", hint="values are percent-encoded: %2C is a comma")
         pairs[name.strip()] = unquote(value.strip())
     return pairs
@@ -67,8 +70,10 @@ class Otlp:
             resource: what all spans and metrics say of where they come from; `service.name` is `crewlog` unless it says otherwise.
         """
         self._endpoint = endpoint.rstrip("/")
+        self._shown = urlsplit(endpoint).netloc.rpartition("@")[2]
         self._resource = {"service.name": "crewlog", "service.version": SCOPE.version, **resource}
-        self._client = httpx2.AsyncClient(headers={**headers, "content-type": "application/x-protobuf"}, timeout=TIMEOUT_S, follow_redirects=False)
+        encoded = {name.encode(): value.encode() for name, value in {**headers, "content-type": "application/x-protobuf"}.items()}
+        self._client = httpx2.AsyncClient(headers=encoded, timeout=TIMEOUT_S, follow_redirects=False)
 
     async def close(self) -> None:
         """Let go of the connection."""
@@ -83,7 +88,10 @@ class Otlp:
             if scope is None:
                 resource = request.resource_spans.add(resource=self._resource_of(span.actor))
                 scope = scopes[span.actor] = resource.scope_spans.add(scope=SCOPE)
-            scope.spans.append(_span(span))
+            try:
+                scope.spans.append(_span(span))
+            except (ValueError, OverflowError) as error:  # what a provider counted may fit no 64 bits
+                log.warning("span %s of run %s is left out: %s", span.name, span.trace_id.hex(), error)
         return bytes(request.SerializeToString())
 
     def encode_metrics(self, meters: Meters, now_us: int) -> bytes:
@@ -127,14 +135,13 @@ class Otlp:
         headers = {}
         if len(body) > GZIP_ABOVE_BYTES:
             body, headers = gzip.compress(body, 1), {"content-encoding": "gzip"}
-        url = f"{self._endpoint}/v1/{what}"
         try:
-            answer = await self._client.post(url, content=body, headers=headers)
-        except (httpx2.HTTPError, OSError) as error:
-            raise Unavailable(f"send {what} to {url}: {error or type(error).__name__}") from None
+            answer = await self._client.post(f"{self._endpoint}/v1/{what}", content=body, headers=headers)
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+            raise Unavailable(f"send {what} to the collector at {self._shown}: {str(error) or type(error).__name__}") from None
         if answer.is_success:
             return answer.content
-        raise _refusal(url, answer.status_code)
+        raise _refusal(f"the collector at {self._shown} answered {answer.status_code} to {what}", answer.status_code)
 
     def _resource_of(self, actor: str) -> Resource:
         return _resource(tuple(self._resource.items()), actor)
@@ -150,9 +157,8 @@ def open_collector(endpoint: str, headers: str, resource: str) -> Otlp:
     return Otlp(endpoint, headers=pairs[0], resource=pairs[1])
 
 
-def _refusal(url: str, status: int) -> OrchestrationError:
+def _refusal(said: str, status: int) -> OrchestrationError:
     """Tell what lies in the request from what an operator or time will mend."""
-    said = f"the collector at {url} answered {status}"
     if status in (404, 405, 415, 501):
         return NotHere(f"{said}: it takes no such thing there; is the address that of OTLP over HTTP?")
     return ContractError(said) if status in (400, 413, 422) else Unavailable(said)

@@ -21,10 +21,10 @@ from crewlog.events.memory_bus import MemoryBus
 from crewlog.events.memory_store import MemoryStore
 from crewlog.projections import telemetry as module
 from crewlog.projections.meters import SECONDS, Meters
-from crewlog.projections.otlp import Otlp, parse_pairs
+from crewlog.projections.otlp import Otlp, open_collector, parse_pairs
 from crewlog.projections.telemetry import Telemetry, trace_of
 from crewlog.projections.trace import END_TYPES
-from crewlog.schemas.errors import ConfigError
+from crewlog.schemas.errors import ConfigError, Unavailable
 from crewlog.schemas.trace_context import SpanRef, is_traced, parse_traceparent, span_id, traceparent
 
 RUN = UUID("00000000-0000-4000-8000-00000000000a")
@@ -238,11 +238,34 @@ def test_settings_of_opentelemetry_count(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_wrong_settings_are_refused_without_repeating_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="otlp_endpoint"):
-        load(otlp_endpoint="127.0.0.1:4317")
-    with pytest.raises(ConfigError) as refused:
-        parse_pairs("secret-without-a-name", what="CREWLOG_OTLP_HEADERS")
+    for wrong in ("127.0.0.1:4317", "grpc://127.0.0.1:4317", "http://", "http://[secret"):
+        with pytest.raises(ConfigError, match="otlp_endpoint") as refused:
+            load(otlp_endpoint=wrong)
+        assert "secret" not in str(refused.value)
+    for wrong in ("secret-without-a-name", "=secret", "a=secret%0Aline"):
+        with pytest.raises(ConfigError) as refused:
+            parse_pairs(wrong, what="CREWLOG_OTLP_HEADERS")
+        assert "secret" not in str(refused.value)
+    assert load(otlp_endpoint="").otlp_endpoint is None
+
+
+async def test_an_address_with_a_password_is_not_repeated_where_the_collector_is_named() -> None:
+    async with collecting(status=503) as collector:
+        otlp = open_collector(f"http://ann:secret@127.0.0.1:{collector.port}", "x=grün", "")
+        with pytest.raises(Unavailable) as refused:
+            await otlp.send_spans(b"")
+        await otlp.close()
+    assert f"127.0.0.1:{collector.port}" in str(refused.value)
     assert "secret" not in str(refused.value)
+
+
+def test_a_span_that_fits_no_protobuf_is_left_out_alone(caplog: pytest.LogCaptureFixture) -> None:
+    good, bad = trace_with(begin_us=0, end_us=1), trace_with(begin_us=0, end_us=1)._replace(attributes={"gen_ai.usage.input_tokens": 2**70})
+    body = open_collector("http://127.0.0.1:1", "", "").encode_spans([bad, good])
+    collector = Collector()
+    collector.take(body)
+    assert len(collector.spans) == 1
+    assert "is left out" in caplog.text
 
 
 def test_without_an_endpoint_nothing_of_it_is_imported() -> None:
