@@ -23,7 +23,7 @@ from crewlog.events.store import Recorded
 from crewlog.projections import span_names as names
 from crewlog.projections.span import Attributes, Content, Part, Span, SpanKind
 from crewlog.schemas.codec import Event, Unknown
-from crewlog.schemas.ids import TaskId, category
+from crewlog.schemas.ids import Stream, TaskId, task_stream
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.run_events import RUN_EVENTS, RunCancelled, RunCompleted, RunFailed, RunSubmitted, TaskDispatched
 from crewlog.schemas.system_events import CallSettled
@@ -90,6 +90,7 @@ class _Hold(msgspec.Struct):
 
 
 class _Task(msgspec.Struct):
+    task_id: TaskId
     kind: str
     key: str
     lane: str
@@ -123,12 +124,13 @@ class RunTrace:
         self.has_ended = False
         self._replay = replay
         self._trace_id = (replay or run_id).bytes
+        self._conversation = str(run_id)
         self._submitted: Recorded | None = None
         self._brief = _Submitted("run")
         self._links: tuple[SpanRef, ...] = () if replay is None else (SpanRef(run_id.bytes, span_id(run_id, _ROOT)),)
         self._tenant = ""
         self._cost_micro_usd = 0
-        self._tasks: dict[UUID, _Task] = {}
+        self._tasks: dict[Stream, _Task] = {}
 
     def fold(self, recorded: Recorded, event: Event | Unknown) -> list[Span]:
         """Take in the next event of the run and return the spans that it ends. Events of other types than `TRACED_TYPES` end none."""
@@ -143,14 +145,11 @@ class RunTrace:
                 return list(self._end(recorded, event))
             case CallSettled():
                 return [self._settled(recorded, event)]
-        if category(recorded.stream) != "task":
-            return []
-        task_id = UUID(recorded.stream.removeprefix("task/"))
-        task = self._tasks.get(task_id)
-        return [] if task is None else list(self._fold_task(recorded, event, TaskId(task_id), task))
+        task = self._tasks.get(recorded.stream)
+        return [] if task is None else list(self._fold_task(recorded, event, task))
 
-    def _fold_task(self, recorded: Recorded, event: Event | Unknown, task_id: TaskId, task: _Task) -> Iterator[Span]:
-        at_us = recorded.occurred_us
+    def _fold_task(self, recorded: Recorded, event: Event | Unknown, task: _Task) -> Iterator[Span]:
+        task_id, at_us = task.task_id, recorded.occurred_us
         if isinstance(event, TaskStarted):
             yield from self._close(task_id, task, INTERRUPTED, error=INTERRUPTED)
             self._take(recorded, event, task_id, task)
@@ -192,7 +191,7 @@ class RunTrace:
         return []
 
     def _dispatch(self, recorded: Recorded, event: TaskDispatched) -> list[Span]:
-        task = self._tasks.setdefault(event.task_id, _Task(event.kind, event.key, self._brief.priority))
+        task = self._tasks.setdefault(task_stream(event.task_id), _Task(event.task_id, event.kind, event.key, self._brief.priority))
         task.sends += 1
         subject = f"work.{task.kind}.{task.lane}"
         attributes = self._messaging(subject, "send", "publish")
@@ -300,8 +299,8 @@ class RunTrace:
                 error, status = event.error.code, "failed"
             case RunCancelled():
                 error, status = "cancelled", "cancelled"
-        for task_id, task in self._tasks.items():
-            yield from self._close(TaskId(task_id), task, "cancelled", error=error or "cancelled")
+        for task in self._tasks.values():
+            yield from self._close(task.task_id, task, "cancelled", error=error or "cancelled")
         self._tasks.clear()
         if self._submitted is None:
             return
@@ -360,7 +359,7 @@ class RunTrace:
         links: tuple[SpanRef, ...] = (),
         error: str = "",
     ) -> Span:
-        attributes[names.CONVERSATION] = str(self.run_id)
+        attributes[names.CONVERSATION] = self._conversation
         if error:
             attributes[names.ERROR_TYPE] = error
         return Span(self._trace_id, own, parent, name, kind, begin_us, max(begin_us, end_us), attributes, actor, links, error)
