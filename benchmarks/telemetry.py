@@ -52,7 +52,7 @@ class TracedCrew(Crew):
         connection: asyncpg.Connection = await self.database()
         last = await connection.fetchval("SELECT max(position) FROM es.events")
         while await connection.fetchval("SELECT position FROM rm.telemetry") < last:
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.1)
         await connection.close()
 
 

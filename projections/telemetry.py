@@ -36,8 +36,10 @@ from crewlog.schemas.trace_context import is_traced
 PAGE_EVENTS_MAX: Final = 1_000
 """Most events folded at a stretch: the views' turn comes again after some ten milliseconds."""
 SPANS_PER_REQUEST_MAX: Final = 2_000
-GATHER_S: Final = 1.0
-"""How long after a poke the log is read, in seconds: spans are looked at by people, and sent in batches."""
+GATHER_S: Final = 0.1
+"""How long after a poke the log is read, in seconds: as long as the views wait, so that both are given the same pages."""
+SEND_EVERY_S: Final = 1.0
+"""How long spans are gathered before they are sent, in seconds, unless they fill a request."""
 POLL_S: Final = 5.0
 METRICS_EVERY_S: Final = 60.0
 """How often metrics are sent, in seconds: OpenTelemetry's own default."""
@@ -114,6 +116,7 @@ class Telemetry:
         share: float = 1.0,
         content: bool = False,
         gather_s: float = GATHER_S,
+        send_every_s: float = SEND_EVERY_S,
         retry_first_s: float = RETRY_FIRST_S,
     ) -> None:
         """Prepare; `run` does the work.
@@ -124,12 +127,15 @@ class Telemetry:
         """
         self._pages, self._store, self._bus, self._clock = pages, store, bus, clock
         self._collector, self._progress, self._share, self._content = collector, progress, share, content
-        self._gather_s, self._retry_first_s = gather_s, retry_first_s
+        self._gather_s, self._send_every_s, self._retry_first_s = gather_s, send_every_s, retry_first_s
         self._open: OrderedDict[UUID, RunTrace] = OrderedDict()
         self._meters = Meters(clock.now_us())
         self._metrics_due_s = clock.monotonic() + METRICS_EVERY_S
         self._takes_metrics = True
+        self._ended: list[Span] = []
+        """Spans that are gathered for the next request; behind them in line: requests that are written."""
         self._unsent: list[bytes] = []
+        self._send_due_s = 0.0
         self._position = self._saved = 0
         self._woken = asyncio.Event()
 
@@ -147,32 +153,41 @@ class Telemetry:
             await self._finish()
 
     async def catch_up(self) -> None:
-        """Send everything that the log has now; returns when the collector has taken it."""
+        """Take in everything that the log has now, and send what is due; returns when the collector has taken that."""
         while True:
-            await self._send_until_taken()
             page = await self._pages.read_all(self._position, PAGE_EVENTS_MAX)
             await self._take(page.events)
-            if len(page.events) < PAGE_EVENTS_MAX:
+            if self._clock.monotonic() >= self._send_due_s or len(self._ended) >= SPANS_PER_REQUEST_MAX:
+                await self._write()
                 await self._send_until_taken()
+                self._send_due_s = self._clock.monotonic() + self._send_every_s
+            if len(page.events) < PAGE_EVENTS_MAX:
                 await self._send_metrics()
                 return
 
     async def _take(self, events: Sequence[Recorded]) -> None:
-        """Fold a page and write the spans that it ends."""
+        """Fold a page and gather the spans that it ends."""
         ended: list[Span] = []
-        for recorded in events:
-            if recorded.run_id is not None and recorded.type in TRACED_TYPES:
-                ended += await self._fold(recorded, recorded.run_id)
+        try:
+            for recorded in events:
+                if recorded.run_id is not None and recorded.type in TRACED_TYPES:
+                    ended += await self._fold(recorded, recorded.run_id)
+        except BaseException:
+            self._open.clear()  # the page is read again, and must not be folded twice into what is remembered
+            raise
         for span in ended:
             self._meters.measure(span)
         oldest_us = self._clock.now_us() - BACKLOG_S * 1_000_000
-        wanted = [span for span in ended if span.end_us >= oldest_us and is_traced(UUID(bytes=span.trace_id), self._share)]
-        if self._content:
-            wanted = await with_content(wanted, self._store)
-        for first in range(0, len(wanted), SPANS_PER_REQUEST_MAX):
-            self._unsent.append(self._collector.encode_spans(wanted[first : first + SPANS_PER_REQUEST_MAX]))
+        self._ended += [span for span in ended if span.end_us >= oldest_us and (self._share >= 1 or is_traced(UUID(bytes=span.trace_id), self._share))]
         if events:
             self._position = events[-1].position
+
+    async def _write(self) -> None:
+        """Write what was gathered as requests."""
+        wanted = await with_content(self._ended, self._store) if self._content else self._ended
+        self._ended = []
+        for first in range(0, len(wanted), SPANS_PER_REQUEST_MAX):
+            self._unsent.append(self._collector.encode_spans(wanted[first : first + SPANS_PER_REQUEST_MAX]))
 
     async def _fold(self, recorded: Recorded, run_id: RunId) -> list[Span]:
         trace = self._open.pop(run_id, None)
@@ -247,15 +262,16 @@ class Telemetry:
         self._metrics_due_s = 0.0
         with suppress(TimeoutError, OrchestrationError):
             async with asyncio.timeout(STOP_S):
-                await self._send()
                 page = await self._pages.read_all(self._position, PAGE_EVENTS_MAX)
                 await self._take(page.events)
+                await self._write()
                 await self._send()
                 await self._send_metrics()
 
     async def _wait(self) -> None:
+        due_s = max(self._send_due_s - self._clock.monotonic(), 0.0)
         try:
-            async with asyncio.timeout(POLL_S):
+            async with asyncio.timeout(due_s if self._saved < self._position else POLL_S):
                 await self._woken.wait()
         except TimeoutError:
             return  # a poke may have been lost, and metrics may be due

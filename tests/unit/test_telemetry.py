@@ -62,7 +62,7 @@ class Kept:
 @asynccontextmanager
 async def a_sender(store: MemoryStore, collector: Collector, progress: Kept, **settings: Any) -> AsyncIterator[Telemetry]:
     otlp = Otlp(collector.url, headers={"x-key": "k"}, resource={"deployment.environment.name": "test"})
-    yield Telemetry(store, store, MemoryBus(), HistoryClock(), otlp, progress, **{"gather_s": 0.0, "retry_first_s": 0.01, **settings})
+    yield Telemetry(store, store, MemoryBus(), HistoryClock(), otlp, progress, **{"gather_s": 0.0, "send_every_s": 0.0, "retry_first_s": 0.01, **settings})
     await otlp.close()
 
 
