@@ -19,6 +19,11 @@ from crewlog.schemas.system_events import (
     MemoryForgotten,
     MemoryRemembered,
     ProviderStateChanged,
+    ScheduleAdded,
+    ScheduleFired,
+    SchedulePaused,
+    ScheduleRemoved,
+    ScheduleResumed,
 )
 from crewlog.schemas.task_events import (
     TASK_EVENTS,
@@ -94,6 +99,7 @@ _BUDGETS = _names(BudgetChanged)
 _MEMORIES = _names(MemoryRemembered, MemoryForgotten)
 _SPEND = _names(CallSettled)
 _PROVIDERS = _names(ProviderStateChanged)
+_SCHEDULES = _names(ScheduleAdded, SchedulePaused, ScheduleResumed, ScheduleRemoved, ScheduleFired)
 _WORK = _names(
     *(TaskStarted, ModelCallStarted, ModelCallFinished, ModelCallFailed, ModelCallSkipped, ToolStarted, ToolFinished),
     *(ApprovalRequested, Nudged, ContextCompacted, BudgetWarned, AttemptFailed, TaskCompleted),
@@ -104,6 +110,7 @@ GRANTS: Final = (
     Grant(ORCHESTRATOR, "task", _names(TaskOpened, ApprovalDecided, TaskFailed, TaskCancelled), opens=True),
     Grant(ORCHESTRATOR, "agent", _AGENTS, opens=True),
     Grant(ORCHESTRATOR, "budget", _BUDGETS, opens=True),
+    Grant(ORCHESTRATOR, "schedule", _SCHEDULES, opens=True),
     *(Grant(role, "spend", _SPEND, opens=True) for role in (ORCHESTRATOR, *map(kind_role, BUILT_IN_KINDS), SPECIALIST)),
     *(Grant(kind_role(kind), "task", _WORK, kind=kind) for kind in BUILT_IN_KINDS),
     Grant(SPECIALIST, "task", _WORK, except_kinds=frozenset(BUILT_IN_KINDS)),
@@ -129,5 +136,6 @@ def owner_grants(role: str) -> tuple[Grant, ...]:
         ("spend", _SPEND),
         ("provider", _PROVIDERS),
         ("memory", _MEMORIES),
+        ("schedule", _SCHEDULES),
     )
     return tuple(Grant(role, category, types, opens=True) for category, types in everything)

@@ -7,6 +7,10 @@ approvals.decide   {"run_id", "approval_id", "decision", "actor", "note"} -> app
 budgets.raise      {"scope", "hard_micro_usd", "soft_micro_usd", "actor", "reason"} -> scope and its state; runs that it held go on
 budgets.set        the same; the hard limit may be lower, or null for none
 letters.redrive    {"sequence"}                                           -> status: published, ended, waits or unknown; detail
+schedules.add      {"name", "cron", "zone", "catch_up", "task", "actor"}  -> schedule
+schedules.list     {}                                                     -> schedules
+schedules.change   {"name", "verb": pause|resume|remove, "actor", "reason"} -> schedule
+schedules.run      {"name", "actor"}                                      -> run_id, error
 agents.register    AgentRegistered as JSON (tenant `system`)              -> kind
 agents.stop        {"kind", "worker"}      (tenant `system`)              -> kind
 """
@@ -24,18 +28,21 @@ from crewlog.events.bus import Bus, Message, Subscription
 from crewlog.events.clock import Clock
 from crewlog.events.store import BudgetState, EventStore
 from crewlog.orchestrator.budgets import Budgets
-from crewlog.orchestrator.commands import CancelRun, DecideApproval, TooLate
+from crewlog.orchestrator.commands import CancelRun, DecideApproval, SubmitRun, TooLate
 from crewlog.orchestrator.dead_letters import DeadLetters
+from crewlog.orchestrator.decide import decide
 from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.kinds import KindDirectory
 from crewlog.orchestrator.replies import accepted, refused
-from crewlog.orchestrator.report import run_report, text_of
-from crewlog.orchestrator.run import RunState
+from crewlog.orchestrator.report import run_report, schedule_report, text_of
+from crewlog.orchestrator.run import RunState, initial_state
+from crewlog.orchestrator.schedule import AddSchedule, ChangeSchedule
+from crewlog.orchestrator.schedules import Schedules
 from crewlog.orchestrator.submission import read_submission
 from crewlog.schemas.budget import MICRO_USD_MAX
 from crewlog.schemas.errors import ContractError, NotFound, OrchestrationError
 from crewlog.schemas.ids import TOKEN, ApprovalId, RunId
-from crewlog.schemas.system_events import AgentRegistered, AgentStopped
+from crewlog.schemas.system_events import AgentRegistered, AgentStopped, CatchUp
 from crewlog.schemas.task import RUN
 from crewlog.schemas.text import clean, shorten
 from crewlog.schemas.trace_context import TRACEPARENT
@@ -57,6 +64,33 @@ class RedriveRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Publish the task of a dead letter again."""
 
     sequence: Annotated[int, msgspec.Meta(ge=1)]
+
+
+class AddScheduleRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Let a task recur. `zone`: an IANA time zone."""
+
+    name: str
+    cron: str
+    task: msgspec.Raw
+    zone: str = "UTC"
+    catch_up: CatchUp = "one"
+    actor: str = "anonymous"
+
+
+class ChangeScheduleRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Pause, resume or remove a schedule."""
+
+    name: str
+    verb: Literal["pause", "resume", "remove"]
+    actor: str = "anonymous"
+    reason: str = ""
+
+
+class RunScheduleRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Submit a run of a schedule now."""
+
+    name: str
+    actor: str = "anonymous"
 
 
 class CancelRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -107,8 +141,10 @@ Endpoint = Callable[[str, Message], Awaitable[bytes]]
 class Api:
     """Answers requests."""
 
-    def __init__(self, store: EventStore, bus: Bus, clock: Clock, driver: Driver, kinds: KindDirectory, *, budgets: Budgets, letters: DeadLetters) -> None:
-        self._budgets, self._letters = budgets, letters
+    def __init__(
+        self, store: EventStore, bus: Bus, clock: Clock, driver: Driver, kinds: KindDirectory, *, budgets: Budgets, letters: DeadLetters, schedules: Schedules
+    ) -> None:
+        self._budgets, self._letters, self._schedules = budgets, letters, schedules
         self._store, self._bus, self._clock, self._driver, self._kinds = store, bus, clock, driver, kinds
         self._subscriptions: list[Subscription] = []
 
@@ -122,6 +158,10 @@ class Api:
             "*.budgets.raise": self._raise_budget,
             "*.budgets.set": self._set_budget,
             "*.letters.redrive": self._redrive,
+            "*.schedules.add": self._add_schedule,
+            "*.schedules.list": self._list_schedules,
+            "*.schedules.change": self._change_schedule,
+            "*.schedules.run": self._run_schedule,
             f"{SYSTEM}.agents.register": self._register,
             f"{SYSTEM}.agents.stop": self._stop_agent,
         }
@@ -197,6 +237,30 @@ class Api:
         redriven = await self._letters.redrive(tenant, asked.sequence)
         return accepted(sequence=asked.sequence, status=redriven.status, detail=redriven.detail)
 
+    async def _add_schedule(self, tenant: str, message: Message) -> bytes:
+        asked = _decode(message.data, AddScheduleRequest)
+        task = read_submission(bytes(asked.task), tenant=tenant, type_=None, task_id=self._clock.random_id())
+        await self._kinds.refresh()
+        # refused now rather than each time it is due
+        decide(SubmitRun(task, "api"), initial_state(), self._clock.now_us(), self._kinds.offers)
+        command = AddSchedule(tenant, asked.name, asked.cron, asked.zone, asked.catch_up, task, _text(asked.actor))
+        return accepted(schedule=schedule_report(await self._schedules.add(command), self._clock.now_us()))
+
+    async def _list_schedules(self, tenant: str, _: Message) -> bytes:
+        now_us = self._clock.now_us()
+        return accepted(schedules=[schedule_report(state, now_us) for state in await self._schedules.of(tenant)])
+
+    async def _change_schedule(self, tenant: str, message: Message) -> bytes:
+        asked = _decode(message.data, ChangeScheduleRequest)
+        command = ChangeSchedule(asked.verb, _text(asked.actor), _text(asked.reason))
+        state = await self._schedules.change(tenant, _token(asked.name), command)
+        return accepted(schedule=schedule_report(state, self._clock.now_us()))
+
+    async def _run_schedule(self, tenant: str, message: Message) -> bytes:
+        asked = _decode(message.data, RunScheduleRequest)
+        fired = await self._schedules.run_now(tenant, _token(asked.name), actor=_text(asked.actor) or "anonymous")
+        return accepted(run_id=fired.run_id, error=fired.error)
+
     async def _register(self, _: str, message: Message) -> bytes:
         event = _registration(message.data)
         await self._kinds.register(event)
@@ -238,6 +302,12 @@ def _who(actor: str) -> str:
 def _budget(scope: str, state: BudgetState) -> bytes:
     amounts = {"spent_micro_usd": state.spent, "reserved_micro_usd": state.reserved}
     return accepted(scope=scope, soft_micro_usd=state.soft, hard_micro_usd=state.hard, **amounts)
+
+
+def _token(name: str) -> str:
+    if not TOKEN.fullmatch(name):
+        raise NotFound("schedule", name)
+    return name
 
 
 def _registration(data: bytes) -> AgentRegistered:

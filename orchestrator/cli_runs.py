@@ -68,7 +68,7 @@ async def submit(
 
     config = load_config(home)
     what = _read_submission(goal, file, config)
-    fields: TaskFields = {**_task_fields(budget, soft, surface, yes=yes, route=route), **read_limits(limit or (), what)}
+    fields: TaskFields = {**task_fields(budget, soft, surface, yes=yes, route=route), **read_limits(limit or (), what)}
     async with Client.connect(config) as client:
         submitted = await _hand_in(client, await client.prepare(what, attachments=attach or (), kind=kind, **fields), home)
         if not wait:
@@ -81,7 +81,12 @@ async def submit(
         return await _follow(client, submitted.run_id, home, output, timeout=timeout, fail_on_approval=fail_on_approval)
 
 
-def _task_fields(budget: str | None, soft: str | None, surface: str | None, *, yes: bool, route: bool) -> TaskFields:
+def task_fields(budget: str | None, soft: str | None, surface: str | None, *, yes: bool, route: bool) -> TaskFields:
+    """Read the options that say on what terms a task is handed in.
+
+    Raises:
+        ContractError: an amount is none.
+    """
     from crewlog.orchestrator.cli_budget import read_budget
     from crewlog.schemas.task import Budget
 

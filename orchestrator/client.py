@@ -30,6 +30,7 @@ from crewlog.events.store import EventStore, Recorded
 from crewlog.orchestrator.attachments import collect, upload
 from crewlog.orchestrator.client_budgets import ClientBudgets
 from crewlog.orchestrator.client_letters import ClientLetters
+from crewlog.orchestrator.client_schedules import ClientSchedules
 from crewlog.orchestrator.control import ask_supervisor
 from crewlog.orchestrator.endpoints import with_login
 from crewlog.orchestrator.home import ProcessState
@@ -97,6 +98,7 @@ class Client:
         self._artifacts: ArtifactStore | None = None
         self._queries: Queries | None = None
         self.budgets, self.letters = ClientBudgets(config, self._request, self.queries), ClientLetters(bus, self._request)
+        self.schedules = ClientSchedules(config, self._request)
 
     @classmethod
     @asynccontextmanager

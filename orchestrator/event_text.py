@@ -35,6 +35,11 @@ from crewlog.schemas.system_events import (
     MemoryForgotten,
     MemoryRemembered,
     ProviderStateChanged,
+    ScheduleAdded,
+    ScheduleFired,
+    SchedulePaused,
+    ScheduleRemoved,
+    ScheduleResumed,
     SystemEvent,
 )
 from crewlog.schemas.task_events import (
@@ -201,6 +206,18 @@ def _describe_system(event: SystemEvent) -> str:
             return f"{event.scope}: limit {_limit(event.hard_micro_usd)}, warning at {_limit(event.soft_micro_usd)}, by {event.actor}"
         case CallSettled():
             return f"{event.call_id} to {event.provider}/{event.model}: {format_usd(event.price.cost_micro_usd)} ({event.price.source})"
+        case _:
+            return _describe_schedule(event)
+
+
+def _describe_schedule(event: SystemEvent) -> str:
+    match event:
+        case ScheduleAdded():
+            return f"{event.name}: {event.cron} in {event.zone}, by {event.actor}"
+        case SchedulePaused() | ScheduleResumed() | ScheduleRemoved():
+            return f"by {event.actor}" + (f": {event.reason}" if event.reason else "")
+        case ScheduleFired():
+            return f"run {event.run_id}" + (f", wanted by {event.actor}" if event.actor else "") + (f"; refused: {event.error}" if event.error else "")
         case _:
             return ""
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from crewlog.orchestrator.run import SYNTHESIS, RunState, TaskState, blocked_steps, waiting_reason
+from crewlog.orchestrator.schedule import Schedule, next_due_us
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.run_events import RunCancelled, RunCompleted, RunFailed
 from crewlog.schemas.values import Outcome
@@ -97,3 +100,12 @@ def _end(state: RunState) -> dict[str, Any] | None:
             return {"reason": end.reason, "actor": end.actor}
         case None:
             return None
+
+
+def schedule_report(state: Schedule, now_us: int) -> dict[str, Any]:
+    """Describe a schedule for people. `next_us`: when it is due next, None while it is paused; times in microseconds since 1970."""
+    last = state.last
+    fired = None if last is None else {"due_us": last.due_us, "run_id": str(last.run_id), "missed": last.missed, "error": last.error}
+    goal = msgspec.json.decode(bytes(state.task))["objective"]
+    told = {name: getattr(state, name) for name in ("name", "status", "cron", "zone", "catch_up")}
+    return {**told, "goal": goal, "next_us": next_due_us(state, now_us), "last": fired}

@@ -26,6 +26,7 @@ from crewlog.orchestrator.kinds import BUILT_IN, KindDirectory
 from crewlog.orchestrator.planning import Kinds
 from crewlog.orchestrator.publisher import Publisher
 from crewlog.orchestrator.run import RunState
+from crewlog.orchestrator.schedules import Schedules
 from crewlog.orchestrator.sweep import Sweep
 from crewlog.orchestrator.terms import Allowance
 from crewlog.orchestrator.timers import Timers
@@ -67,8 +68,9 @@ class OrchestratorService:
             settle_grace_s=settings.settle_grace_s,
         )
         self._letters = DeadLetters(bus, clock, self.driver, publisher)
+        self.schedules = Schedules(store, clock, self.driver)
         budgets = Budgets(store, clock, self.driver.folds, on_change=self.sweep.soon)
-        self._api = Api(store, bus, clock, self.driver, self.kinds, budgets=budgets, letters=self._letters)
+        self._api = Api(store, bus, clock, self.driver, self.kinds, budgets=budgets, letters=self._letters, schedules=self.schedules)
         self._intake = Intake(bus, clock, self.driver)
         self._wakes: Subscription | None = None
         self._loops: list[asyncio.Task[None]] = []
@@ -85,7 +87,7 @@ class OrchestratorService:
         await self._api.start()
         await self._intake.start()
         await self._letters.start()
-        self._loops.append(await self.sweep.start())
+        self._loops += [await self.sweep.start(), self.schedules.start()]
         await self._bus.flush()
 
     async def stop(self) -> None:

@@ -65,6 +65,20 @@ def budget_stream(scope: str) -> Stream:
     return Stream(f"budget/{scope}")
 
 
+def schedule_stream(tenant: str, name: str) -> Stream:
+    """Name the stream of one schedule."""
+    return Stream(f"schedule/{tenant}/{name}")
+
+
+def scheduled_run_id(tenant: str, name: str, *, generation: int, due_us: int) -> RunId:
+    """Derive the id of the run of one due time: whoever fires it second submits a duplicate.
+
+    Args:
+        generation: how often a schedule of this name has been added.
+    """
+    return RunId(uuid5(_NAMESPACE, f"schedule/{tenant}/{name}/{generation}/{due_us}"))
+
+
 def spend_stream(task_id: TaskId) -> Stream:
     """Name the stream of money that was spent for a task whose own stream is closed."""
     return Stream(f"spend/{task_id}")

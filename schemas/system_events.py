@@ -1,6 +1,7 @@
 """Facts outside of runs and tasks: agents that register (`agent/<kind>`), documents that are ingested (`doc/<tenant>/<sha-256>`), limits
 of budgets that are changed (`budget/<scope>`), model calls that were paid for when their task was over (`spend/<task_id>`), providers that
-do not answer (`provider/<name>`), and what agents remember (`memory/<tenant>/<user>/<sha-256>`)."""
+do not answer (`provider/<name>`), what agents remember (`memory/<tenant>/<user>/<sha-256>`), and goals that recur
+(`schedule/<tenant>/<name>`)."""
 
 from __future__ import annotations
 
@@ -153,6 +154,62 @@ class MemoryForgotten(SystemEvent, frozen=True):
     reason: str = ""
 
 
+CatchUp = Literal["none", "one", "all"]
+
+
+class ScheduleAdded(SystemEvent, frozen=True):
+    """A goal recurs from now on. Also in `schedule/@all`, by which schedules are found."""
+
+    tenant: str
+    name: str
+    cron: str
+    """Five fields: minute, hour, day of the month, month, day of the week."""
+    zone: str
+    """The IANA time zone in which they are meant."""
+    catch_up: CatchUp
+    """What happens to due times that passed while nobody was there: nothing, the last of them, all of them (a bounded number)."""
+    task: msgspec.Raw
+    """The `AgentTask` as JSON; its ids are replaced by those of each run."""
+    since_us: int
+    """Due times count from here on."""
+    actor: str
+
+
+class SchedulePaused(SystemEvent, frozen=True):
+    """Nothing is due until it is resumed."""
+
+    actor: str
+    reason: str = ""
+
+
+class ScheduleResumed(SystemEvent, frozen=True):
+    """Due times count again, from `since_us` on; those that passed meanwhile are not made up for."""
+
+    since_us: int
+    actor: str
+    reason: str = ""
+
+
+class ScheduleRemoved(SystemEvent, frozen=True):
+    """It recurs no more. A schedule of the same name may be added later."""
+
+    actor: str
+    reason: str = ""
+
+
+class ScheduleFired(SystemEvent, frozen=True, omit_defaults=True):
+    """The run of one due time was submitted. Its id follows from the schedule and the due time, so that it is submitted once."""
+
+    due_us: int
+    run_id: RunId
+    missed: int = 0
+    """Due times since the one before that have no run; no more than a hundred are counted."""
+    actor: str = ""
+    """Who wanted it now; empty when it was due."""
+    error: str = ""
+    """Why the task was refused; then there is no such run."""
+
+
 SYSTEM_EVENTS: tuple[type[SystemEvent], ...] = (
     AgentRegistered,
     AgentStopped,
@@ -163,4 +220,9 @@ SYSTEM_EVENTS: tuple[type[SystemEvent], ...] = (
     ProviderStateChanged,
     MemoryRemembered,
     MemoryForgotten,
+    ScheduleAdded,
+    SchedulePaused,
+    ScheduleResumed,
+    ScheduleRemoved,
+    ScheduleFired,
 )

@@ -46,8 +46,8 @@ def test_commands_are_those_of_the_manual() -> None:
         "demo up down status providers doctor submit watch runs show events costs why approvals approve deny cancel replay explain diff export scale docs "
         "agent orchestrator projector db"
     )
-    assert set(commands) == {*manual.split(), "budget", "dlq", "nats", "mcp", "memory", "version"}
-    assert {name: set(commands[name].commands) for name in ("budget", "db", "dlq", "docs", "mcp", "memory", "nats")} == {
+    assert set(commands) == {*manual.split(), "budget", "dlq", "schedule", "nats", "mcp", "memory", "version"}
+    assert {name: set(commands[name].commands) for name in ("budget", "db", "dlq", "docs", "mcp", "memory", "nats", "schedule")} == {
         "budget": {"list", "show", "raise", "set"},
         "db": {"migrate", "rebuild", "url"},
         "dlq": {"list", "show", "redrive", "drop"},
@@ -55,6 +55,7 @@ def test_commands_are_those_of_the_manual() -> None:
         "mcp": {"list", "show"},
         "memory": {"list", "show", "forget"},
         "nats": {"url"},
+        "schedule": {"add", "list", "pause", "resume", "run-now", "remove"},
     }
     for name, command in commands.items():
         assert len(command.get_short_help_str(200)) <= 100, f"{name}: the first sentence is too long for the list of commands"

@@ -19,7 +19,15 @@ from crewlog.projections.run_projection import RunProjection
 from crewlog.schemas.codec import EVENT_TYPES, Unknown
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.run_events import RUN_EVENTS
-from crewlog.schemas.system_events import BudgetChanged, McpToolPinned
+from crewlog.schemas.system_events import (
+    BudgetChanged,
+    McpToolPinned,
+    ScheduleAdded,
+    ScheduleFired,
+    SchedulePaused,
+    ScheduleRemoved,
+    ScheduleResumed,
+)
 from crewlog.schemas.task_events import TASK_EVENTS, TERMINAL_TYPES, BudgetWarned, TaskOpened
 
 
@@ -77,6 +85,7 @@ def test_every_event_has_exactly_one_fold() -> None:
     assert {*tasks._FOLDS, TaskOpened, BudgetWarned} == set(TASK_EVENTS)
     folded = [type_ for projection in all_projections(MemoryStore()) for type_ in projection.types]
     assert len(set(folded)) == len(folded)
-    # the gate itself keeps what budgets say, in es.budgets; workers fold pins themselves
-    without_a_view = {BudgetChanged, McpToolPinned}
+    # the gate itself keeps what budgets say, in es.budgets; workers fold pins themselves, orchestrators schedules
+    schedules = {ScheduleAdded, ScheduleFired, SchedulePaused, ScheduleRemoved, ScheduleResumed}
+    without_a_view = {BudgetChanged, McpToolPinned} | schedules
     assert set(folded) == {*EVENT_TYPES.values(), Unknown, ContractError} - without_a_view

@@ -1,0 +1,172 @@
+"""Schedules among orchestrators: fired once by however many there are, also when one dies between the run and its record."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+import pytest
+from support.crew import Crew, Moody
+
+from crewlog.events.grants import ORCHESTRATOR
+from crewlog.schemas.errors import Unavailable
+from crewlog.schemas.ids import schedule_stream
+
+TASK = {"type": "data", "objective": "Count the rows"}
+STREAM = schedule_stream("default", "hourly")
+
+
+def fired(crew: Crew) -> list[dict[str, Any]]:
+    stream = crew.log.streams.get(STREAM)
+    return [msgspec.json.decode(r.data) for r in (stream.events if stream else ()) if r.type == "ScheduleFired"]
+
+
+def submitted(crew: Crew) -> list[str]:
+    return [msgspec.json.decode(r.data)["run_id"] for r in crew.log.events if r.type == "RunSubmitted"]
+
+
+async def add(crew: Crew, **fields: Any) -> dict[str, Any]:
+    answer = await crew.ask("schedules.add", {"name": "hourly", "cron": "0 * * * *", "task": TASK, "actor": "ann", **fields})
+    assert answer["ok"], answer
+    schedule: dict[str, Any] = answer["schedule"]
+    return schedule
+
+
+def leap_to_next(crew: Crew, schedule: dict[str, Any]) -> None:
+    crew.clock.ahead_s += (schedule["next_us"] - crew.clock.now_us()) / 1e6 + 1
+
+
+async def test_two_orchestrators_fire_once() -> None:
+    crew = Crew()
+    async with crew.orchestrator() as one, crew.orchestrator() as other, crew.agents():
+        schedule = await add(crew)
+        await asyncio.gather(one.schedules.look(), other.schedules.look())
+        assert submitted(crew) == []
+        leap_to_next(crew, schedule)
+        await asyncio.gather(*(service.schedules.look() for service in (one, other) * 5))
+        [run] = submitted(crew)
+        await crew.ended(next(r.run_id for r in crew.log.events if r.type == "RunSubmitted"))  # type: ignore[arg-type]  # it is there
+        [firing] = fired(crew)
+
+        leap_to_next(crew, (await crew.ask("schedules.list", {}))["schedules"][0])
+        await other.schedules.look()
+        await one.schedules.look()
+
+    assert (firing["run_id"], firing["due_us"]) == (run, schedule["next_us"])
+    assert len(submitted(crew)) == len(fired(crew)) == 2
+    assert datetime.fromtimestamp(firing["due_us"] / 1e6, UTC).minute == 0
+
+
+async def test_a_schedule_that_is_due_wakes_its_orchestrator_by_itself() -> None:
+    crew = Crew()
+    async with crew.orchestrator():
+        crew.clock.ahead_s += 59.9 - (crew.clock.now_us() / 1e6) % 60
+        await add(crew, cron="* * * * *")
+        await crew.until(lambda: len(fired(crew)) == 1)
+
+    assert submitted(crew) == [fired(crew)[0]["run_id"]]
+
+
+async def test_a_run_whose_record_was_lost_is_recorded_by_the_next_and_not_submitted_again() -> None:
+    crew = Crew()
+    store = Moody(crew.log, role=ORCHESTRATOR)
+    async with crew.orchestrator(store=store) as one:
+        schedule = await add(crew)
+        leap_to_next(crew, schedule)
+        # the first of the two appends is the run's
+        append, appends = store.append, 0
+
+        async def dies_behind_the_run(request: Any) -> Any:
+            nonlocal appends
+            appends += 1
+            if appends > 1:
+                raise Unavailable("the log went away")
+            return await append(request)
+
+        store.append = dies_behind_the_run  # type: ignore[method-assign]
+        with pytest.raises(Unavailable):
+            await one.schedules.look()
+        assert (len(submitted(crew)), fired(crew)) == (1, [])
+        async with crew.orchestrator() as other:
+            await other.schedules.look()
+
+    assert [firing["run_id"] for firing in fired(crew)] == submitted(crew)
+
+
+async def test_an_orchestrator_that_was_away_makes_up_for_the_last_time() -> None:
+    crew = Crew()
+    async with crew.orchestrator():
+        schedule = await add(crew)
+    crew.clock.ahead_s += 5 * 3600
+
+    async with crew.orchestrator():
+        await crew.until(lambda: len(fired(crew)) == 1)
+
+    [firing] = fired(crew)
+    assert firing["missed"] == 4
+    assert firing["due_us"] == schedule["next_us"] + 4 * 3_600_000_000
+
+
+async def test_people_pause_resume_run_and_remove() -> None:
+    crew = Crew()
+    async with crew.orchestrator() as service, crew.agents():
+        schedule = await add(crew)
+        paused = (await crew.ask("schedules.change", {"name": "hourly", "verb": "pause", "reason": "enough"}))["schedule"]
+        leap_to_next(crew, schedule)
+        await service.schedules.look()
+        assert (paused["status"], paused["next_us"], submitted(crew)) == ("paused", None, [])
+
+        ran = await crew.ask("schedules.run", {"name": "hourly", "actor": "eve"})
+        await crew.until(lambda: submitted(crew) == [ran["run_id"]])
+        assert [(firing["actor"], firing["run_id"]) for firing in fired(crew)] == [("eve", ran["run_id"])]
+
+        resumed = (await crew.ask("schedules.change", {"name": "hourly", "verb": "resume"}))["schedule"]
+        assert resumed["next_us"] > schedule["next_us"]
+        foreign = await crew.ask("schedules.change", {"name": "hourly", "verb": "remove"}, tenant="acme")
+        assert (await crew.ask("schedules.list", {}, tenant="acme"))["schedules"] == []
+        await crew.ask("schedules.change", {"name": "hourly", "verb": "remove"})
+        assert (await crew.ask("schedules.list", {}))["schedules"] == []
+        missing = await crew.ask("schedules.run", {"name": "hourly"})
+        await crew.ended(next(r.run_id for r in crew.log.events if r.type == "RunSubmitted"))  # type: ignore[arg-type]  # it is there
+
+    assert foreign["error"]["code"] == missing["error"]["code"] == "not_found"
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"cron": "every day"}, "five fields"),
+        ({"zone": "Moon/Sea"}, "no time zone"),
+        ({"catch_up": "some"}, "catch_up"),
+        ({"task": {"type": "sorcery", "objective": "x"}}, "unknown kind 'sorcery'"),
+        ({"task": {"type": "data"}}, "objective"),
+        ({"task": {**TASK, "tenant": "acme"}}, "wrong subject"),
+        ({"name": "../x"}, "must match"),
+        ({"name": ""}, "must match"),
+    ],
+)
+async def test_what_cannot_recur_is_refused_and_nothing_is_written(fields: dict[str, Any], text: str) -> None:
+    crew = Crew()
+    async with crew.orchestrator():
+        answer = await crew.ask("schedules.add", {"name": "hourly", "cron": "0 * * * *", "task": TASK, **fields})
+
+    assert text in answer["error"]["message"] or text in str(answer["error"]["problems"])
+    assert not [r for r in crew.log.events if r.stream.startswith("schedule/")]
+
+
+async def test_a_task_that_is_refused_when_it_is_due_is_recorded_and_does_not_come_again() -> None:
+    crew = Crew()
+    async with crew.orchestrator() as service:
+        schedule = await add(crew)
+        leap_to_next(crew, schedule)
+        service.kinds._offers.pop("data")
+        await service.schedules.look()
+        await service.schedules.look()
+        [state] = await service.schedules.of("default")
+
+    [firing] = fired(crew)
+    assert "unknown kind 'data'" in firing["error"]
+    assert submitted(crew) == []
+    assert state.status == "active"
