@@ -15,7 +15,7 @@ from crewlog.orchestrator.explain import explain, needed
 from crewlog.orchestrator.run_history import RunHistory
 from crewlog.schemas.task_events import ModelCallFinished, ToolFinished
 
-SEEDS = (9, 13, 26, 35)
+SEEDS = (9, 18, 26, 35)
 """Models fail, attempts are tried again, a person is asked."""
 
 
@@ -102,7 +102,7 @@ def test_every_model_call_has_its_exact_request_and_needs_only_the_texts_that_ar
 
 def test_a_request_that_is_not_the_recorded_one_is_said_to_be_so() -> None:
     history = next(histories(quiet_log()).__iter__())
-    at = indexes(history, "ToolFinished")[0] - 1
+    at = next(n for n in indexes(history, "ToolFinished") if b"look done" in history.events[n - 1].data) - 1
     event = history.events[at].event()
     assert isinstance(event, ToolFinished)
     data = history.events[at].data.replace(b"look done", b"look what")
