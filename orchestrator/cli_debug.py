@@ -116,7 +116,7 @@ async def show_as(view: View, run: str, home: Path | None, output: Output, *, wi
             first_us = history.events[0].occurred_us
             for index, recorded in enumerate(history.events, 1):
                 if is_json:
-                    print_json_line({"index": index, **event_json(recorded)})
+                    print_json_line({"index": index, **event_json(recorded, with_reasoning=with_reasoning)})
                 else:
                     typer.echo(f"{index:>5} {event_line(recorded, first_us)}")
 
@@ -205,7 +205,7 @@ def _show_moment(history: RunHistory, index: int, output: Output, *, with_reason
     moment = moment_at(history, index)
     described, talk = describe_moment(history, moment), conversation_at(history, moment, with_reasoning=with_reasoning)
     if output is Output.JSON:
-        print_json({"event": event_json(moment.recorded), **described, "conversation": plain(talk)})
+        print_json({"event": event_json(moment.recorded, with_reasoning=with_reasoning), **described, "conversation": plain(talk)})
         return
     _print_lines(moment_lines(moment, described, history.events[0].occurred_us))
     if talk is not None:
@@ -224,7 +224,7 @@ def _step_through(history: RunHistory, output: Output) -> None:
     for moment in moments(history):
         described = describe_moment(history, moment)
         if output is Output.JSON:
-            print_json_line({"event": event_json(moment.recorded), **described})
+            print_json_line({"event": event_json(moment.recorded, with_reasoning=False), **described})
             continue
         _print_lines(moment_lines(moment, described, history.events[0].occurred_us))
         if is_terminal and moment.index < len(history.events):
@@ -251,7 +251,7 @@ async def explain(
     from crewlog.schemas.errors import ContractError
 
     place = parse_place(event)
-    if place.index is None and place.position is None:
+    if place.index is None and place.position is None and not is_file(place.name):
         found = await _find_event(event, home)
         if found.run_id is None:
             raise ContractError(f"event {found.event_id} ({found.type} in {found.stream}) belongs to no run: nothing in a run led to it")
@@ -302,15 +302,26 @@ async def export(
     run: RecordedRun,
     out: Annotated[Path, typer.Option("--out", help="Where to write; - is stdout.")],
     view: Annotated[ExportFormat, typer.Option("--as", help="A file that replays anywhere, or the events as lines of JSON.")] = ExportFormat.BUNDLE,
+    secret: Annotated[list[str] | None, typer.Option("--redact", metavar="REGEX", help="With --as ndjson: replace what matches; repeatable.")] = None,
+    reasoning: Annotated[bool, typer.Option("--reasoning", help="With --as ndjson: also what the models thought; a bundle always holds it.")] = False,
     home: HomeOption = None,
 ) -> None:
     """Write a run to one file: events, blobs, checksums. It holds everything that models and tools were told."""
     from crewlog.orchestrator.bundle import collect, event_lines, pack_bundle
     from crewlog.orchestrator.event_text import event_json
+    from crewlog.orchestrator.redaction import compile_patterns, redact
+    from crewlog.schemas.errors import ContractError
 
+    patterns = compile_patterns(secret or ())
+    if patterns and view is ExportFormat.BUNDLE:
+        raise ContractError("what was redacted does not replay: its hashes would not fit. Use --redact with --as ndjson")
     async with opened(run, home) as (store, run_id):
         bundle = await collect(store, run_id)
-    data = pack_bundle(bundle) if view is ExportFormat.BUNDLE else event_lines(map(event_json, bundle.events))
+    data = (
+        pack_bundle(bundle)
+        if view is ExportFormat.BUNDLE
+        else event_lines(redact(event_json(event, with_reasoning=reasoning), patterns) for event in bundle.events)
+    )
     if str(out) == "-":
         typer.echo(data, nl=False)
         return

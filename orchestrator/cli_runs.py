@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from crewlog.orchestrator.cli_debug import View, show_as
+from crewlog.orchestrator.cli_debug import View, is_file, show_as
 from crewlog.orchestrator.cli_output import (
     Detached,
     Exit,
@@ -197,7 +197,7 @@ async def runs(
 async def show(
     run: RunArgument = "-",
     view: Annotated[View, typer.Option("--as", help="The answer; or what happened, told in one of four ways.")] = View.ANSWER,
-    reasoning: Annotated[bool, typer.Option("--reasoning", help="With --as conversation: also what the models thought.")] = False,
+    reasoning: Annotated[bool, typer.Option("--reasoning", help="With --as conversation or events: also what the models thought.")] = False,
     save: Annotated[Path | None, typer.Option("--save", help="Also write the run's files into this folder.")] = None,
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
@@ -205,8 +205,8 @@ async def show(
     """Show one run: its answer, tasks and files; or how it came to them."""
     from crewlog.orchestrator.client import Client
 
-    if view is not View.ANSWER:
-        await show_as(view, run, home, output, with_reasoning=reasoning)
+    if view is not View.ANSWER or is_file(run):
+        await show_as(View.TREE if view is View.ANSWER else view, run, home, output, with_reasoning=reasoning)
         return
     async with Client.connect(load_config(home)) as client:
         run_id = await client.find_run(run)

@@ -66,6 +66,8 @@ from crewlog.schemas.text import shorten
 from crewlog.schemas.usage import format_usd
 
 TEXT_CHARS_MAX: Final = 140
+REASONING: Final = ("thinking", "native")
+"""Fields of `ModelCallFinished` that hold, or may hold, what a model thought."""
 
 
 def describe(event: Event | Unknown) -> str:
@@ -80,8 +82,15 @@ def event_line(recorded: Recorded, first_us: int) -> str:
     return f"{(recorded.occurred_us - first_us) / 1e6:8.2f}s  {where:<13}  {recorded.type:<18}  {describe(recorded.event())}".rstrip()
 
 
-def event_json(recorded: Recorded) -> dict[str, Any]:
-    """Return an event in the shape in which it is relayed to `events.>`."""
+def event_json(recorded: Recorded, *, with_reasoning: bool = True) -> dict[str, Any]:
+    """Return an event in the shape in which it is relayed to `events.>`.
+
+    Args:
+        with_reasoning: False leaves out what a model thought, and what its provider wrote itself, which may hold that.
+    """
+    data = json.loads(recorded.data)
+    if not with_reasoning and recorded.type == ModelCallFinished.__name__:
+        data = {name: value for name, value in data.items() if name not in REASONING}
     return {
         "event_id": str(recorded.event_id),
         "type": recorded.type,
@@ -94,7 +103,7 @@ def event_json(recorded: Recorded) -> dict[str, Any]:
         "occurred_at": datetime.fromtimestamp(recorded.occurred_us / 1e6, UTC).isoformat().replace("+00:00", "Z"),
         "causation_id": str(recorded.causation_id) if recorded.causation_id else None,
         "actor": recorded.actor,
-        "data": json.loads(recorded.data),
+        "data": data,
     }
 
 

@@ -14,14 +14,14 @@ import msgspec
 from crewlog.agents.recorded_task import folded, setup_of
 from crewlog.events.store import Recorded
 from crewlog.orchestrator.causes import Cause, causes, effects
-from crewlog.orchestrator.event_text import describe, event_json
+from crewlog.orchestrator.event_text import REASONING, describe, event_json
 from crewlog.orchestrator.explain_calls import ModelEvent, ToolEvent, model_request, needed_texts, tool_call
 from crewlog.orchestrator.explain_decision import decision_of
 from crewlog.orchestrator.run_history import RunHistory, payloads_in
 from crewlog.schemas.ids import category
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.run_events import RunEvent
-from crewlog.schemas.task_events import ApprovalDecided, ModelCallFinished, TaskCancelled, TaskEvent, TaskFailed, TaskOpened
+from crewlog.schemas.task_events import ApprovalDecided, TaskCancelled, TaskEvent, TaskFailed, TaskOpened
 
 
 class Linked(msgspec.Struct, frozen=True):
@@ -77,7 +77,7 @@ def explain(history: RunHistory, index: int, *, with_reasoning: bool = False) ->
         run_id=str(history.run_id),
         index=index,
         of=len(history.events),
-        event=_event(recorded, with_reasoning=with_reasoning),
+        event=event_json(recorded, with_reasoning=with_reasoning),
         texts=_texts(history, event, with_reasoning=with_reasoning),
         decided_by=_decided_by(history, recorded, in_front),
         caused_by=_linked(history, found[index - 1]),
@@ -92,16 +92,8 @@ def _in_front(history: RunHistory, recorded: Recorded) -> Sequence[Recorded]:
     return [other for other in history.streams[recorded.stream] if other.version < recorded.version]
 
 
-def _event(recorded: Recorded, *, with_reasoning: bool) -> dict[str, Any]:
-    shown = event_json(recorded)
-    if recorded.type == ModelCallFinished.__name__ and not with_reasoning:
-        for name in ("thinking", "native"):
-            shown["data"].pop(name, None)
-    return shown
-
-
 def _texts(history: RunHistory, event: Any, *, with_reasoning: bool) -> dict[str, str]:
-    hidden = () if with_reasoning else ("thinking", "native")
+    hidden = () if with_reasoning else REASONING
     fields = {name: getattr(event, name) for name in event.__struct_fields__ if name not in hidden}
     return {name: history.shown(value) for name, value in fields.items() if isinstance(value, Payload)}
 

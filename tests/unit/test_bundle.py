@@ -130,6 +130,7 @@ def try_every_command(path: Path, tmp_path: Path) -> None:
     assert [json.loads(line)["index"] for line in steps] == list(range(1, events + 1))
     assert {"task_id", "key", "kind", "system", "tools", "model", "is_compacted", "lines"} == set(printed("show", path, "--as", "conversation")[0])
     tree = printed("show", path, "--as", "tree")
+    assert printed("show", path) == tree, "a file has no views to take an answer from"
     assert set(tree) == {"run_id", "goal", "status", "events", "began_us", "ended_us", "cost_micro_usd", "unpriced_calls", "answer", "tasks"}
     assert {"what", "name", "task", "turn", "status", "index", "began_us", "ended_us", "cost_micro_usd"} == set(printed("show", path, "--as", "timeline")[0])
     assert len(crewlog("show", path, "--as", "events").stdout.splitlines()) == events
@@ -148,6 +149,10 @@ def try_every_command(path: Path, tmp_path: Path) -> None:
     lines = crewlog("export", path, "--as", "ndjson", "--out", "-").stdout.splitlines()
     assert len(lines) == events
     assert json.loads(lines[0])["type"] == "RunSubmitted"
+    redacted = crewlog("export", path, "--as", "ndjson", "--redact", "look d[a-z]+", "--out", "-").stdout
+    assert redacted.count("[redacted]") == "\n".join(lines).count("look done") > 0
+    assert crewlog("export", path, "--redact", "look", "--out", again).exit_code == 2
+    assert printed("explain", path)["index"] == events
     assert list(tmp_path.glob(".*")) == []
     for view in ("conversation", "timeline", "tree"):
         assert crewlog("show", path, "--as", view).exit_code == 0

@@ -162,3 +162,16 @@ def test_a_retry_says_what_the_policy_had_to_choose_from() -> None:
     assert choices["retry"]["taken"] is True
     assert "attempt 1 of at most 20" in choices["retry"]["why"]
     assert choices["fail"]["taken"] is choices["hold"]["taken"] is False
+
+
+def test_an_unknown_event_of_the_run_is_explained_as_far_as_it_goes() -> None:
+    history = next(run for run in histories(quiet_log()) if len(run.task_streams) == 3)
+    events = list(history.events)
+    at = indexes(history, "RunPlanned")[0] - 1
+    events[at] = replace(events[at], type="RunPlannedOtherwise", data=b'{"how":"new"}')
+
+    told = explain(RunHistory(history.run_id, tuple(events), history.texts), at + 1)
+
+    assert told.event["data"] == {"how": "new"}
+    assert told.decided_by["actor"]
+    assert list(explanation_lines(told))

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
+from random import Random
 
 import msgspec
 import pytest
 from msgspec.structs import replace
+from support.histories import recorded_history, write_history
 from support.played import histories, quiet_log, troubled_log
 
 from crewlog.agents.recorded_task import asked_request, conversation, folded
 from crewlog.agents.rederive import replay_task
 from crewlog.events.store import Recorded
+from crewlog.orchestrator.causes import causes
 from crewlog.orchestrator.debug_text import conversation_lines, moment_lines, timeline_lines, tree_lines
 from crewlog.orchestrator.moments import conversation_at, describe_moment, moment_at, moments
 from crewlog.orchestrator.replay import fold_streams
+from crewlog.orchestrator.run_diff import diff_runs
 from crewlog.orchestrator.run_history import RunHistory, parse_place
 from crewlog.orchestrator.run_timeline import timeline
 from crewlog.orchestrator.run_tree import build_tree
 from crewlog.schemas.blocks import Text, ToolResult, ToolUse
 from crewlog.schemas.errors import ContractError, NotFound
+from crewlog.schemas.ids import RunId
 from crewlog.schemas.payload import pack
 from crewlog.schemas.task_events import ModelCallFinished, ModelCallStarted
 
@@ -201,3 +207,23 @@ def test_a_blob_that_is_missing_is_named() -> None:
     with pytest.raises(ContractError, match="is not there"):
         history.read(payload)
     assert "5000 bytes" in history.shown(payload)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_trees_timelines_and_causes_take_histories_of_every_shape(seed: int) -> None:
+    _, events = asyncio.run(recorded_history(write_history(Random(seed), runs=4, moves=160)))
+    by_run: dict[RunId, list[Recorded]] = {}
+    for recorded in events:
+        if recorded.run_id is not None:
+            by_run.setdefault(recorded.run_id, []).append(recorded)
+    for run_id, own in by_run.items():
+        for end in {len(own) // 3, len(own) // 2, len(own)} - {0}:
+            history = RunHistory(run_id, tuple(own[:end]))
+            tree = build_tree(history)
+            assert {f"task/{task.task_id}" for task in tree.tasks} >= set(history.task_streams)
+            assert all(call.index <= end and (call.end_index is None or call.index <= call.end_index <= end) for t in tree.tasks for call in t.calls())
+            said = [event for r in history.events if isinstance(event := r.event(), ModelCallFinished)]
+            assert sum(call.what == "tool" for t in tree.tasks for call in t.calls()) == sum(len(event.tool_calls) for event in said)
+            assert len(list(timeline_lines(timeline(history)))) == len(timeline(history))
+            assert all(1 <= cause.at <= end and cause.at != n for n, follows in enumerate(causes(history.events), 1) for cause in follows)
+            assert diff_runs(history, history).is_identical
