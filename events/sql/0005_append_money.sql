@@ -40,14 +40,20 @@ BEGIN
 END $$;
 REVOKE ALL ON FUNCTION es.make_scopes FROM public;
 
+-- Says whether a grant covers a stream of this kind; p_except is a list like ',code,data,'. One expression without settings: the planner puts it in
+-- place of the call.
+CREATE FUNCTION es.is_covered(p_kind text, p_only text, p_except text) RETURNS boolean LANGUAGE sql IMMUTABLE
+AS $$ SELECT (p_only IS NULL OR p_kind = p_only) AND (p_except = ',,' OR strpos(p_except, ',' || p_kind || ',') = 0) $$;
+REVOKE ALL ON FUNCTION es.is_covered FROM public;
+
 -- Gives the scopes of streams, as text, and says of each whether this login may not settle what was reserved there: it may where it may append.
 CREATE FUNCTION es.reserved_elsewhere(p_writer text, p_streams text[], OUT scopes text[], OUT denied boolean[]) LANGUAGE sql STABLE
 SET search_path = pg_catalog, es, pg_temp AS $$
   SELECT array_agg(z.scopes::text ORDER BY u.o),
          array_agg(u.name IS NOT NULL AND NOT EXISTS (
            SELECT FROM grants a
-            WHERE a.role = p_writer AND starts_with(u.name, a.category || '/') AND (a.kind IS NULL OR z.kind = a.kind)
-              AND (a.except_kinds = '{}' OR (z.kind IS NOT NULL AND z.kind <> ALL (a.except_kinds)))) ORDER BY u.o)
+            WHERE a.role = p_writer AND starts_with(u.name, a.category || '/')
+              AND es.is_covered(z.kind, a.kind, concat(',', array_to_string(a.except_kinds, ','), ','))) ORDER BY u.o)
     FROM unnest(p_streams) WITH ORDINALITY u (name, o) LEFT JOIN streams z ON z.stream_id = u.name
 $$;
 REVOKE ALL ON FUNCTION es.reserved_elsewhere FROM public;
@@ -79,9 +85,9 @@ DECLARE
   writes int := cardinality(w_request);
   events_n int := cardinality(e_id);
   types_n int := cardinality(p_types);
-  g record;                     -- one grant of this login
-  g_prefix text[] := '{}'; g_kind text[] := '{}'; g_except text[] := '{}'; g_opens boolean[] := '{}';
-  closing text[] := '{}';       -- event types that close a stream
+  g record;
+  g_prefix text[]; g_kind text[]; g_except text[]; g_opens boolean[];                  -- grants of this login
+  all_types boolean; closes boolean;                   -- whether they allow every type of the batch, and whether one of its types closes streams
   granted int[];                -- stream -> number of the grant that covers it; 0: none
   types_vary boolean := true;   -- false when every type of the batch is allowed on every stream of the batch
   type_allowed boolean[];       -- (grant, type) row by row
@@ -98,7 +104,6 @@ DECLARE
   looked_up boolean := false; reopened boolean := false;
   special jsonb[]; answer jsonb; refused boolean;
   tries int := 0;
-  lower_bound bigint;
   q int; w int; w0 int; s int; e int; e0 int; k int; v bigint;
   -- Money. What is called now_, used, soft, hard and set_ holds behind the requests accepted so far; what is called done_ is in the table.
   r_n int := cardinality(r_request); t_n int := cardinality(t_request); b_n int := cardinality(b_write); l_n int := cardinality(l_request);
@@ -173,33 +178,31 @@ BEGIN
     FOR k IN 1..types_n LOOP type_limits[k] := p_types[k] = 'BudgetChanged'; END LOOP;
   END IF;
 
-
-  -- Rights: one grant per login and category. Streams are sorted, so when the first and the last share a category, all do.
-  FOR g IN SELECT category || '/' AS prefix, types, closing, kind, except_kinds, opens FROM grants WHERE role = writer ORDER BY category LOOP
-    g_prefix := g_prefix || g.prefix; g_opens := g_opens || g.opens; closing := closing || g.closing;
-    g_kind := g_kind || g.kind; g_except := g_except || concat(',', array_to_string(g.except_kinds, ','), ',');
-    IF starts_with(p_streams[1], g.prefix) AND starts_with(p_streams[streams_n], g.prefix) THEN
-      granted := array_fill(cardinality(g_prefix), ARRAY[streams_n]);
-      types_vary := NOT p_types <@ g.types;
+  -- Rights: one grant per login and category. Those that can matter: streams are sorted, and 0 is the character behind /.
+  SELECT array_agg(category || '/'), array_agg(kind), array_agg(concat(',', array_to_string(except_kinds, ','), ',')), array_agg(opens),
+         bool_and(p_types <@ types), bool_or(p_types && closing)
+    INTO g_prefix, g_kind, g_except, g_opens, all_types, closes
+    FROM grants WHERE role = writer AND category || '/' <= p_streams[streams_n] AND category || '0' > p_streams[1];
+  IF cardinality(g_prefix) = 1 AND starts_with(p_streams[1], g_prefix[1]) AND starts_with(p_streams[streams_n], g_prefix[1]) THEN
+    granted := array_fill(1, ARRAY[streams_n]); types_vary := NOT all_types;
+  ELSE
+    IF g_prefix IS NULL AND NOT EXISTS (SELECT FROM grants WHERE role = writer) THEN
+      RAISE EXCEPTION 'login % has no grant to append', writer USING ERRCODE = '42501';
     END IF;
-  END LOOP;
-  IF g_prefix = '{}' THEN
-    RAISE EXCEPTION 'login % has no grant to append', writer USING ERRCODE = '42501';
-  END IF;
-  IF types_vary THEN
-    SELECT array_agg(t.name = ANY (a.types) ORDER BY a.category, t.o) INTO type_allowed
-      FROM grants a, unnest(p_types) WITH ORDINALITY t (name, o) WHERE a.role = writer;
-  END IF;
-  IF p_types && closing THEN
-    SELECT array_agg(t.name = ANY (closing) ORDER BY t.o) INTO type_closes FROM unnest(p_types) WITH ORDINALITY t (name, o);
-  END IF;
-  IF granted IS NULL THEN
     granted := array_fill(0, ARRAY[streams_n]);
     FOR s IN 1..streams_n LOOP
-      FOR k IN 1..cardinality(g_prefix) LOOP
+      FOR k IN 1..coalesce(cardinality(g_prefix), 0) LOOP
         IF starts_with(p_streams[s], g_prefix[k]) THEN granted[s] := k; EXIT; END IF;
       END LOOP;
     END LOOP;
+  END IF;
+  IF types_vary THEN
+    SELECT array_agg(t.name = ANY (a.types) ORDER BY array_position(g_prefix, a.category || '/'), t.o) INTO type_allowed
+      FROM grants a, unnest(p_types) WITH ORDINALITY t (name, o) WHERE a.role = writer AND a.category || '/' = ANY (g_prefix);
+  END IF;
+  IF closes THEN
+    SELECT array_agg(EXISTS (SELECT FROM grants a WHERE a.role = writer AND t.name = ANY (a.closing)) ORDER BY t.o) INTO type_closes
+      FROM unnest(p_types) WITH ORDINALITY t (name, o);
   END IF;
 
   -- Scopes that nobody has heard of get their rows first, see es.make_scopes.
@@ -220,22 +223,27 @@ BEGIN
     IF added[s] = 0 THEN opener[s] := w; END IF;
     added[s] := added[s] + w_events[w];
   END LOOP;
-  WITH touched AS (
-    INSERT INTO streams AS t (stream_id, version, run_id, kind, scopes)
-    SELECT u.name, u.n, q_run[w_request[opener[u.o]]], w_kind[opener[u.o]], w_scopes[opener[u.o]]::bigint[]
-      FROM unnest(p_streams, added) WITH ORDINALITY u (name, n, o)
-     WHERE granted[u.o] > 0
-       AND (g_opens[granted[u.o]]
-            OR EXISTS (SELECT FROM streams z WHERE z.stream_id = u.name
-                          AND (g_kind[granted[u.o]] IS NULL OR z.kind = g_kind[granted[u.o]])
-                          AND (g_except[granted[u.o]] = ',,' OR strpos(g_except[granted[u.o]], concat(',', z.kind, ',')) = 0 AND z.kind IS NOT NULL)))
-     ORDER BY u.o
-    ON CONFLICT (stream_id) DO UPDATE SET version = t.version + excluded.version
-    RETURNING stream_id, version, closed_at, CASE WHEN charging OR type_calls IS NOT NULL THEN t.scopes::text END AS scopes)
-  SELECT array_agg(stream_id ORDER BY stream_id), array_agg(version ORDER BY stream_id), array_agg(closed_at IS NOT NULL ORDER BY stream_id),
-         array_agg(scopes ORDER BY stream_id)
-    INTO ours, advanced, was_closed, s_scopes FROM touched;
-  IF ours IS NULL OR cardinality(ours) < streams_n THEN           -- some were left out: align the arrays again
+  IF streams_n = 1 AND w_expected[1] > 0 THEN                     -- the common case: one stream, which should be there
+    UPDATE streams t SET version = t.version + added[1]
+     WHERE t.stream_id = p_streams[1] AND granted[1] > 0 AND es.is_covered(t.kind, g_kind[granted[1]], g_except[granted[1]])
+    RETURNING p_streams, ARRAY[t.version], ARRAY[t.closed_at IS NOT NULL], ARRAY[CASE WHEN charging OR type_calls IS NOT NULL THEN t.scopes::text END]
+      INTO ours, advanced, was_closed, s_scopes;
+  END IF;
+  IF ours IS NULL THEN                                            -- several, or one that is new, or not for this login
+    WITH touched AS (
+      INSERT INTO streams AS t (stream_id, version, run_id, kind, scopes)
+      SELECT u.name, u.n, q_run[w_request[opener[u.o]]], w_kind[opener[u.o]], w_scopes[opener[u.o]]::bigint[]
+        FROM unnest(p_streams, added) WITH ORDINALITY u (name, n, o)
+       WHERE granted[u.o] > 0
+         AND (g_opens[granted[u.o]]
+              OR EXISTS (SELECT FROM streams z WHERE z.stream_id = u.name AND es.is_covered(z.kind, g_kind[granted[u.o]], g_except[granted[u.o]])))
+       ORDER BY u.o
+      ON CONFLICT (stream_id) DO UPDATE SET version = t.version + excluded.version
+      RETURNING stream_id, version, closed_at, CASE WHEN charging OR type_calls IS NOT NULL THEN t.scopes::text END AS scopes)
+    SELECT array_agg(stream_id), array_agg(version), array_agg(closed_at IS NOT NULL), array_agg(scopes)
+      INTO ours, advanced, was_closed, s_scopes FROM touched;
+  END IF;
+  IF ours IS DISTINCT FROM p_streams THEN                         -- some were left out, or they came in another order: align the arrays again
     SELECT array_agg(CASE WHEN t.name IS NULL THEN 0 ELSE granted[u.o] END ORDER BY u.o),
            array_agg(coalesce(t.version, 0) ORDER BY u.o), array_agg(coalesce(t.closed, false) ORDER BY u.o), array_agg(t.scopes ORDER BY u.o)
       INTO granted, advanced, was_closed, s_scopes
@@ -246,10 +254,9 @@ BEGIN
   money := charging OR b_n + l_n > 0 OR type_calls IS NOT NULL OR type_limits IS NOT NULL;
   plain := NOT (0 = ANY (granted) OR types_vary OR type_closes IS NOT NULL);
 
-  -- Readers' watermark: every position this transaction draws is above lower_bound, and whoever sees the lock reads no further.
+  -- Readers' watermark: every position this transaction draws is above the number it locks, and whoever sees the lock reads no further.
   -- The order is (a) read the sequence, (b) take the lock, (c) draw positions.
-  SELECT last_value - (NOT is_called)::int INTO lower_bound FROM event_position;
-  PERFORM pg_advisory_xact_lock_shared((17747::bigint << 48) | lower_bound);
+  PERFORM pg_advisory_xact_lock_shared((17747::bigint << 48) | (last_value - (NOT is_called)::int)) FROM event_position;
 
   IF charging THEN
     sets := '{}'; sets_n := 0; set_charged := '{}'; held_was := array_fill(0, ARRAY[cardinality(p_held)]);
@@ -574,7 +581,7 @@ BEGIN
                  u (id, state, made, amount, stream, run, task, since)
          WHERE u.state IN (1, 2) AND u.made = 0;
       END IF;
-      SELECT array_agg(nextval('es.event_position')) INTO positions FROM generate_series(1, events_n);
+      FOR k IN 1..events_n LOOP positions[k] := nextval('es.event_position'); END LOOP;
       INSERT INTO events (position, version, occurred_us, event_id, run_id, task_id, causation_id, trace_id, schema_version, stream_id, type, actor, writer, data)
       SELECT u.p, u.v, q_occurred_us[w_request[u.w]], u.id, q_run[w_request[u.w]], q_task[w_request[u.w]], q_cause[w_request[u.w]], q_trace[w_request[u.w]],
              p_schemas[u.t], p_streams[w_stream[u.w]], p_types[u.t], p_actor, writer, u.d
