@@ -90,7 +90,7 @@ def _operator() -> dict[str, Any]:
     letters = [f"{_JETSTREAM}.STREAM.MSG.{verb}.DLQ" for verb in ("GET", "DELETE")]
     acks = [f"$JS.ACK.{prefix}{stream}.>" for stream in ("EVENTS", "REJECTED", "DLQ") for prefix in ("", "*.*.")]
     return {
-        "publish": {"allow": ["tasks.>", "api.>", "supervisor.>", "poke.log", "$SRV.>", "$JS.FC.>", *own, *look, *letters, *acks]},
+        "publish": {"allow": ["tasks.>", "api.>", "supervisor.>", "control.worker.*", "poke.log", "$SRV.>", "$JS.FC.>", *own, *look, *letters, *acks]},
         # `_INBOX.>` because a client that knows nothing of us uses that prefix; nobody else gets answers there
         "subscribe": {"allow": ["_INBOX.>", "events.>", "outcomes.>", "live.>", "rejected.>", "dlq.>", "telemetry.>"]},
     }

@@ -15,6 +15,7 @@ from crewlog.schemas.budget import ScopeLimit
 from crewlog.schemas.errors import ContractError, NotFound
 from crewlog.schemas.ids import budget_stream
 from crewlog.schemas.system_events import BudgetChanged
+from crewlog.schemas.usage import format_usd
 
 _DAILY = ("kind", "user", "tenant")
 
@@ -45,7 +46,8 @@ class Budgets:
         if before.hard is None:
             raise ContractError(f"budget {scope} has no hard limit that could be raised; set one: crewlog budget set {scope} --hard USD")
         if hard <= before.hard:
-            raise ContractError(f"budget {scope} is limited to {before.hard} micro-USD; {hard} would not raise it", problems=(("/hard_micro_usd", "too low"),))
+            is_now, wanted = format_usd(before.hard), format_usd(hard)
+            raise ContractError(f"budget {scope} is limited to {is_now}; {wanted} would not raise it", problems=(("/hard_micro_usd", "too low"),))
         return await self._change(before, ScopeLimit(scope, soft_of(hard) if soft is None else soft, hard), actor, reason)
 
     async def set_limit(self, tenant: str, scope: str, *, hard: int | None, soft: int | None, actor: str, reason: str) -> BudgetState:

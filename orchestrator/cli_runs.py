@@ -142,7 +142,7 @@ async def _follow(client: Client, run_id: RunId, home: Path | None, output: Outp
         complain(f"run {run_id} has not ended within {timeout:g} s; it goes on", next_step=come_back)
         return Exit.TIMEOUT
     if ending == "held":
-        complain(f"run {run_id} waits for money", why=f"see: crewlog budget show {str(run_id)[:8]}", next_step=f"then: {come_back}")
+        complain(f"run {run_id} waits for money", why=f"crewlog budget show {str(run_id)[:8]} says how much", next_step=come_back)
     if ending == "waiting":
         complain(f"run {run_id} waits for a person", next_step="crewlog approvals; crewlog approve ID")
     await _show(client, run_id, output)

@@ -37,7 +37,7 @@ from crewlog.orchestrator.home import ProcessState
 from crewlog.projections.queries import LAST, Queries
 from crewlog.projections.query_rows import AgentView, ApprovalView, DocumentView, ProviderView, RunView, TaskView
 from crewlog.schemas import subjects
-from crewlog.schemas.errors import ContractError, NotFound, OrchestrationError, Unavailable
+from crewlog.schemas.errors import ContractError, NotAuthorised, NotFound, OrchestrationError, Unavailable
 from crewlog.schemas.ids import Hash, RunId, run_stream, task_stream
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.plan import Plan
@@ -51,6 +51,8 @@ LOOK_AGAIN_S: Final = 5.0
 """How long whoever follows a run trusts that a hint would have come, in seconds."""
 VIEWS_FOLLOW_WITHIN_S: Final = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
 """Waits between looks at the views, which follow the log within milliseconds, in seconds."""
+WORKER_ANSWERS_WITHIN_S: Final = 2.0
+"""A worker that is up answers within milliseconds; one that is gone is known at once, since nobody listens."""
 WAITING_MAX: Final = 1000
 HELD_FOR_GOOD_S: Final = 1.0
 """A run that its budget has room for is released much sooner than that, in seconds."""
@@ -246,8 +248,19 @@ class Client:
         return [task for task in await self.tasks(run_id) if task.waiting_reason is not None]
 
     async def workers(self) -> list[AgentView]:
-        """List the agents that are up, as they registered."""
-        return await self.queries().agents(running_only=True)
+        """List the agents that are up, as they registered: one that was killed could not say that it stops, but answers no more."""
+        listed = await self.queries().agents(running_only=True)
+        answering = await asyncio.gather(*(self._answers(worker) for worker in listed))
+        return [worker for worker, answers in zip(listed, answering, strict=True) if answers]
+
+    async def _answers(self, worker: AgentView) -> bool:
+        try:
+            await self._bus.request(subjects.control_worker(worker.worker), b"{}", timeout_s=WORKER_ANSWERS_WITHIN_S)
+        except Unavailable:
+            return False
+        except NotAuthorised:  # a NATS server whose permissions are older than that question
+            return True
+        return True
 
     async def providers(self) -> list[ProviderView]:
         """List models that failed a running worker, and whether it asks them again."""

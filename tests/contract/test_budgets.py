@@ -209,7 +209,7 @@ async def test_a_held_run_can_be_cancelled() -> None:
 @pytest.mark.parametrize(
     ("body", "tenant", "code", "text"),
     [
-        ({"hard_micro_usd": 100}, "default", "contract", "is limited to 100 micro-USD; 100 would not raise it"),
+        ({"hard_micro_usd": 100}, "default", "contract", "is limited to $0.0001; $0.0001 would not raise it"),
         ({"hard_micro_usd": 200, "soft_micro_usd": 300}, "default", "contract", "above the hard limit"),
         ({"hard_micro_usd": -1}, "default", "contract", "$.hard_micro_usd"),
         ({"hard_micro_usd": 200, "actor": " "}, "default", "contract", "who changes it"),

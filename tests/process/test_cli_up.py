@@ -130,6 +130,7 @@ async def test_a_killed_process_is_started_again_and_work_goes_on(crew: LiveCrew
         before = pid_of(name)
         os.kill(before, signal.SIGKILL)
         await until(lambda name=name, before=before: pid_of(name) not in (0, before))  # type: ignore[misc]
+    await until(lambda: [agent["kind"] for agent in crew.json("status")["agents"]].count("data") == 1)  # the killed one could not say that it stops
     shown = crew.json("submit", "How many rows are there?", "--type", "data", "--attach", DEMO / "penguins.csv", "--wait", "--timeout", "90")
     assert shown["status"] == "completed"
 

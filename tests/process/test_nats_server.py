@@ -168,7 +168,7 @@ async def test_an_agent_answers_what_it_is_asked(fleet: Fleet) -> None:
         await research.publish(message.reply, b'{"holds":true}')
 
     await research.subscribe("control.worker.research-1", answer)
-    for asking in (orchestrator, await fleet.bus("research"), await fleet.bus("specialist")):
+    for asking in (orchestrator, await fleet.bus("research"), await fleet.bus("specialist"), await fleet.bus("operator")):
         assert (await asking.request("control.worker.research-1", b"{}", timeout_s=5)).data == b'{"holds":true}'
 
 
