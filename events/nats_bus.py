@@ -40,6 +40,8 @@ HANDLERS_MAX: Final = 256
 """Most messages of one core subscription handled at once; more wait in the client's buffer."""
 HANDLERS_GRACE_S: Final = 5.0
 """How long a stopped subscription lets its running handlers finish, in seconds."""
+FLUSH_AT_END_S: Final = 2
+"""How long closing waits for a server that does not take what is still buffered, in seconds."""
 LOG_INTERVAL_S: Final = 30.0
 """The same connection error is logged once in this time, in seconds."""
 
@@ -236,8 +238,11 @@ class NatsBus:
     async def _disconnect(self) -> None:
         try:
             if self._nc.is_connected:
-                await self._nc.flush()
-            await self._nc.close()
+                await self._nc.flush(FLUSH_AT_END_S)
+        except (nats.errors.Error, OSError) as error:
+            _log.debug("what is buffered could not be sent: %s", error)
+        try:
+            await self._nc.close()  # also behind a flush that failed: it ends the tasks of the client
         except (nats.errors.Error, OSError) as error:
             _log.debug("closing the connection to NATS: %s", error)
 

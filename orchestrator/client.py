@@ -250,17 +250,8 @@ class Client:
     async def workers(self) -> list[AgentView]:
         """List the agents that are up, as they registered: one that was killed could not say that it stops, but answers no more."""
         listed = await self.queries().agents(running_only=True)
-        answering = await asyncio.gather(*(self._answers(worker) for worker in listed))
+        answering = await asyncio.gather(*(_answers(self._bus, worker) for worker in listed))
         return [worker for worker, answers in zip(listed, answering, strict=True) if answers]
-
-    async def _answers(self, worker: AgentView) -> bool:
-        try:
-            await self._bus.request(subjects.control_worker(worker.worker), b"{}", timeout_s=WORKER_ANSWERS_WITHIN_S)
-        except Unavailable:
-            return False
-        except NotAuthorised:  # a NATS server whose permissions are older than that question
-            return True
-        return True
 
     async def providers(self) -> list[ProviderView]:
         """List models that failed a running worker, and whether it asks them again."""
@@ -441,3 +432,13 @@ def _caller() -> dict[str, str]:
     if propagate is not None:
         propagate.inject(found)
     return {TRACEPARENT: found[TRACEPARENT]} if TRACEPARENT in found else {}
+
+
+async def _answers(bus: Bus, worker: AgentView) -> bool:
+    try:
+        await bus.request(subjects.control_worker(worker.worker), b"{}", timeout_s=WORKER_ANSWERS_WITHIN_S)
+    except Unavailable:
+        return False
+    except NotAuthorised:  # a NATS server whose permissions are older than that question
+        return True
+    return True

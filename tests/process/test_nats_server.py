@@ -19,7 +19,7 @@ import pytest_asyncio
 from crewlog.events.bus import Delivery, Message
 from crewlog.events.credentials import NATS_USERS
 from crewlog.events.jetstream import api, missing
-from crewlog.events.nats_bus import NatsBus
+from crewlog.events.nats_bus import FLUSH_AT_END_S, NatsBus
 from crewlog.events.nats_permissions import permissions
 from crewlog.events.server_nats import NatsServer
 from crewlog.schemas.errors import ConfigError, NotAuthorised, Unavailable
@@ -238,6 +238,19 @@ async def test_a_request_and_a_subscription_survive_a_restart(fleet: Fleet) -> N
                 break
             except Unavailable:  # either side may still be on its way back
                 continue
+
+
+async def test_closing_ends_the_connection_also_when_the_server_stands_still(real_server: NatsServer) -> None:
+    before = asyncio.all_tasks()
+    bus = await NatsBus.connect(real_server.url("orchestrator"), name="orchestrator")
+    assert real_server.pid is not None
+    os.kill(real_server.pid, signal.SIGSTOP)
+    try:
+        async with asyncio.timeout(FLUSH_AT_END_S + 3):
+            await bus.close()
+    finally:
+        os.kill(real_server.pid, signal.SIGCONT)
+    assert asyncio.all_tasks() == before
 
 
 async def test_closing_does_not_wait_for_a_server_that_is_away(real_server: NatsServer) -> None:
