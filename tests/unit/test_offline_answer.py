@@ -15,6 +15,8 @@ from crewlog.schemas.ids import Hash
 from crewlog.schemas.plan import Constraints
 from crewlog.schemas.values import ArtifactRef, Citation, ContextItem, Outcome
 
+NOBODY_LISTENS = 9
+"""A reserved port: a mail server is configured, and cannot be reached."""
 NOTICE = "No model provider is configured: offline rules chose the steps and the words. Tool results are real."
 FACTS = earlier("facts", "It lasts two years [1].", citations=(Citation("w.md", 3, "It lasts two years."),))
 NUMBERS = earlier("numbers", "See the table.", output={"figures": [{"label": "mean price", "value": 12.5, "unit": "EUR"}]})
@@ -84,7 +86,7 @@ async def message(objective: str, *items: ContextItem, deny: tuple[str, ...] = (
     at = await bench(objective, kind="communicate", key="tell", context=items)
     for item in items:
         at.artifacts.files.update({artifact.hash: b"x" * artifact.size for artifact in item.outcome.artifacts})
-    return await carry_out(communicate_agent(MailSettings(), ()), OfflineModel(), at, deny=deny)
+    return await carry_out(communicate_agent(MailSettings(port=NOBODY_LISTENS), ()), OfflineModel(), at, deny=deny)
 
 
 async def test_a_message_goes_to_the_named_address_with_the_files() -> None:
