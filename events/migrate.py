@@ -61,6 +61,11 @@ def read_migrations(folders: Sequence[Path]) -> list[Migration]:
     return [found[version] for version in sorted(found)]
 
 
+def fingerprint(folders: Sequence[Path]) -> str:
+    """Return eight characters that change with every SQL file, for folders that only this build can go on with."""
+    return hashlib.sha256("".join(migration.sha256 for migration in read_migrations(folders)).encode()).hexdigest()[:8]
+
+
 async def migrate(admin_url: str, folders: Sequence[Path] = (LOG_FOLDER,), *, wait_s: float = 60.0) -> list[str]:
     """Apply what is missing and write the table of rights. Several callers at once take turns.
 
@@ -145,6 +150,9 @@ async def _lock(connection: Any, wait_s: float) -> None:
     raise Unavailable(f"another process has been migrating this database for {wait_s:g} s")
 
 
+_OTHER_BUILD = "another build of crewlog made this database: use that one, or another home folder (--home); who changed the file: restore it, write a new one"
+
+
 def _missing(wanted: Sequence[Migration], applied: Sequence[Mapping[str, Any]]) -> list[Migration]:
     by_version = {migration.version: migration for migration in wanted}
     for row in applied:
@@ -152,7 +160,7 @@ def _missing(wanted: Sequence[Migration], applied: Sequence[Mapping[str, Any]]) 
         if migration is None:
             raise ConfigError(f"the database has migration {row['name']}, which this program does not know", hint="use the newer program that made it")
         if migration.sha256 != row["sha256"]:
-            raise ConfigError(f"migration {migration.name} was changed after it was applied", hint="restore the file and write a new one behind it")
+            raise ConfigError(f"migration {migration.name} was changed after it was applied", hint=_OTHER_BUILD)
     return list(by_version.values())
 
 

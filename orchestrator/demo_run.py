@@ -19,11 +19,13 @@ from crewlog.agents.models import key_of
 from crewlog.agents.smtp_sink import SmtpSink
 from crewlog.events.clock import SystemClock
 from crewlog.events.config import Config, default_home, load
+from crewlog.events.migrate import fingerprint
 from crewlog.orchestrator.cli_live import follow, headline, show_approval
 from crewlog.orchestrator.cli_output import Exit, complain, say
 from crewlog.orchestrator.client import Client
 from crewlog.orchestrator.cost_text import print_costs
 from crewlog.orchestrator.replay import ReplayReport, replay
+from crewlog.orchestrator.servers import SQL_FOLDERS
 from crewlog.orchestrator.supervised import reading_pipe
 from crewlog.orchestrator.supervisor import Supervisor
 from crewlog.projections.queries import CostFilter
@@ -48,11 +50,12 @@ async def run_demo(home: Path | None, *, keep: bool, yes: bool) -> int:
     """Run the demo and return its exit code; leaves nothing running unless `keep`.
 
     Args:
-        home: folder for everything the demo makes; None for `demo` below the default home.
+        home: folder for everything the demo makes; None for one below the default home that only this build uses: the demo starts
+            whatever an older one left there.
         keep: leave the crew up until Ctrl-C.
         yes: approve the mail without asking; the same happens when nobody can be asked.
     """
-    config = load(home=home or default_home() / "demo").model_copy(update={"database_url": None, "nats_url": None})
+    config = load(home=home or default_home() / f"demo-{fingerprint(SQL_FOLDERS)}").model_copy(update={"database_url": None, "nats_url": None})
     sink = SmtpSink(config.home / "mail")
     await sink.start()
     # the mail must stay on this machine whatever else is configured

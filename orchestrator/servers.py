@@ -27,6 +27,9 @@ from crewlog.schemas.errors import OrchestrationError
 _RESTART_FIRST_S: Final = 0.2
 _RESTART_LONGEST_S: Final = 5.0
 
+SQL_FOLDERS: Final = (LOG_FOLDER, Path(projections.__file__).with_name("sql"))
+"""Where the database's shape is written down: the log, and the views on it."""
+
 
 class Server(Protocol):
     """What both embedded servers have in common."""
@@ -43,7 +46,7 @@ class Server(Protocol):
 async def migrate_all(admin_url: str, passwords: Mapping[str, str]) -> list[str]:
     """Bring log and views to the shape this program needs and set the logins' rights; returns the files that were applied."""
     await ensure_database(admin_url)
-    applied = await migrate(admin_url, (LOG_FOLDER, Path(projections.__file__).with_name("sql")))
+    applied = await migrate(admin_url, SQL_FOLDERS)
     await ensure_roles(admin_url, passwords)
     return applied
 

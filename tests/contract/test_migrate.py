@@ -17,7 +17,7 @@ from support.postgres import Database
 
 from crewlog.events.append_call import SQL, arguments
 from crewlog.events.append_request import encode_request
-from crewlog.events.migrate import _LOCK, LOG_FOLDER, connect, ensure_database, ensure_roles, migrate, read_migrations
+from crewlog.events.migrate import _LOCK, LOG_FOLDER, connect, ensure_database, ensure_roles, fingerprint, migrate, read_migrations
 from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.server_postgres import PostgresServer
 from crewlog.events.store import BudgetState
@@ -88,8 +88,16 @@ async def test_a_changed_file_is_refused(empty: str, folder: Path) -> None:
     await ensure_database(empty)
     await migrate(empty, [folder])
     (folder / "0050_more.sql").write_text("CREATE TABLE public.other (x int);")
-    with pytest.raises(ConfigError, match=r"0050_more.sql was changed"):
+    with pytest.raises(ConfigError, match=r"(?s)0050_more.sql was changed.*another home folder"):
         await migrate(empty, [folder])
+
+
+def test_what_only_this_build_can_use_is_named_after_its_files(folder: Path) -> None:
+    before = fingerprint([folder])
+    assert fingerprint([folder]) == before
+    (folder / "0050_more.sql").write_text("CREATE TABLE public.other (x int);")
+    assert fingerprint([folder]) != before
+    assert len(before) == 8
 
 
 async def test_a_database_newer_than_the_program_is_refused(empty: str, folder: Path) -> None:
