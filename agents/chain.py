@@ -6,6 +6,7 @@
     interrupted (its worker died)                      once more, at once       yes
     malformed, auth, billing, not_found                no                       yes
     over_budget, unpriced (it was not asked)           no                       yes
+    slow (it is being asked still)                     no                       yes, beside it: see `turn.hedge_of`
     breaker_open (it was not asked)                    last of all, if soon     yes
     context_length                                     no                       only one with a larger window
     content_filter                                     no                       only if the worker was set up so
@@ -40,11 +41,14 @@ INTERRUPTED: Final = "interrupted"
 BREAKER_OPEN: Final = "breaker_open"
 OVER_BUDGET: Final = "over_budget"
 UNPRICED: Final = "unpriced"
+SLOW: Final = "slow"
+HEDGE_LOST: Final = "hedge_lost"
+"""A call that was given up because the one beside it was answered first: no failure, so nothing follows from it."""
 CONTEXT_LENGTH: Final = "context_length"
 CONTENT_FILTER: Final = "content_filter"
 
 _AGAIN: Final = frozenset({"rate_limit", "overloaded", "server", "timeout", "connection", INTERRUPTED})
-_ONWARD: Final = frozenset({"malformed", "auth", "billing", "not_found", BREAKER_OPEN, OVER_BUDGET, UNPRICED})
+_ONWARD: Final = frozenset({"malformed", "auth", "billing", "not_found", BREAKER_OPEN, OVER_BUDGET, UNPRICED, SLOW})
 _PASSES: Final = _AGAIN | {"malformed", BREAKER_OPEN}
 """What may be over in a while: another attempt is worth it."""
 _SAID_CHARS_MAX: Final = 300

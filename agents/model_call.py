@@ -9,16 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
 from msgspec.structs import replace
 
 from crewlog.agents.breaker import Admission, Breakers
-from crewlog.agents.chain import BREAKER_OPEN, INTERRUPTED, OVER_BUDGET, UNPRICED
-from crewlog.agents.compaction import ratio_of
+from crewlog.agents.chain import BREAKER_OPEN, HEDGE_LOST, INTERRUPTED, OVER_BUDGET, UNPRICED
+from crewlog.agents.compaction import make_room, ratio_of
 from crewlog.agents.conversation import build_request
+from crewlog.agents.hedging import race
 from crewlog.agents.journal import Journal
 from crewlog.agents.live_text import LiveText
 from crewlog.agents.model import Model, ModelError, OnText
@@ -27,7 +28,7 @@ from crewlog.agents.prices import context_window, price, refuse_unpriced, worst_
 from crewlog.agents.setup import Setup
 from crewlog.agents.task_state import Asking
 from crewlog.agents.tokens import estimate_request, estimate_tokens
-from crewlog.agents.turn import AskModel
+from crewlog.agents.turn import AskModel, hedge_of
 from crewlog.events import faults
 from crewlog.events.clock import Clock
 from crewlog.schemas.blocks import ModelReply, ModelRequest, Text, ToolUse
@@ -74,20 +75,34 @@ class ModelCalls:
         if step.wait_s > 0:
             await journal.commit()
             await asyncio.sleep(step.wait_s)
-        call = _ModelCall(self, journal, step)
-        request = build_request(journal.state, setup, journal.read, link=step.link, purpose=step.purpose)
-        if call.model.simulated:
-            await call.simulate(request)
-            return
-        admitted = self.breakers.of(call.model).admit(self.clock.monotonic())
-        if not isinstance(admitted, Admission):
-            until_us = self.clock.now_us() + round(admitted.for_s * 1e6)
-            call.skip(BREAKER_OPEN, until_us=until_us, retry_after_s=admitted.for_s, detail=admitted.reason)
-            return
+        with self._call(journal, setup, step) as call:
+            if not await call.begin():
+                return
+            after_s = journal.state.hedge_after_s
+            if after_s is None or step.purpose != "output" or call.model.simulated:
+                call.close(await call.answer(on_text))
+                return
+            with ExitStack() as beside:
+                await race(call, lambda: self._beside(journal, setup, beside), after_s=after_s, on_text=on_text, send=journal.send)
+
+    @contextmanager
+    def _call(self, journal: Journal, setup: Setup, step: AskModel) -> Iterator[_ModelCall]:
+        call = _ModelCall(self, journal, step, build_request(journal.state, setup, journal.read, link=step.link, purpose=step.purpose))
         try:
-            await call.ask(request, admitted, on_text)
+            yield call
         finally:
-            admitted.released()  # changes nothing once it is known how the call ended
+            call.release()
+
+    async def _beside(self, journal: Journal, setup: Setup, closing: ExitStack) -> _ModelCall | None:
+        """Make a second call ready beside the one that is under way, if a further model may be asked and its request fits."""
+        step = hedge_of(journal.state)
+        if step is None:
+            return None
+        room = make_room(journal.state, setup, journal.read, link=step.link, purpose=step.purpose)
+        if not isinstance(room, int):
+            return None
+        call = closing.enter_context(self._call(journal, setup, replace(step, estimated_tokens=room)))
+        return call if await call.begin() else None
 
     def price(self, model: Model, answered: str, usage: Usage, latency_ms: int) -> Price:
         """Price a call that ends now; `answered` is the model that did, as its provider names it."""
@@ -108,82 +123,116 @@ class ModelCalls:
 class _ModelCall:
     """One call of one task to one model."""
 
-    def __init__(self, calls: ModelCalls, journal: Journal, step: AskModel) -> None:
+    def __init__(self, calls: ModelCalls, journal: Journal, step: AskModel, request: ModelRequest) -> None:
         assert journal.state.task is not None
-        self._calls, self._journal, self._step, self._task = calls, journal, step, journal.state.task
+        self._calls, self._journal, self._step, self._task, self._request = calls, journal, step, journal.state.task, request
         self.model, self._link = calls.chain[step.link], journal.state.chain[step.link]
+        self._admission: Admission | None = None
         self._reserved_micro_usd = 0
         self._input_tokens = 0
         """Of the request, estimated."""
         self._heard: list[str] = []
         """What has come of the answer so far."""
-        self._began = 0.0
+        self._began: float | None = None
 
-    async def simulate(self, request: ModelRequest) -> None:
-        """Ask a model that touches nothing outside: nothing needs to be durable before."""
-        self._journal.record(self._intent(request))
-        await self._complete(request, None, None)
+    async def begin(self) -> bool:
+        """Record the intent; False: the call is not made, and the log says why.
 
-    async def ask(self, request: ModelRequest, admitted: Admission, on_text: OnText) -> None:
-        """Ask a model that costs money, once what it can cost is reserved."""
-        if await self._may_spend(request):
-            with self._telling(on_text) as heard:
-                await self._complete(request, admitted, heard)
+        What a model can cost is reserved, and durable, before it is asked. A simulated one touches nothing outside, so its intent may wait.
+        """
+        calls = self._calls
+        if self.model.simulated:
+            self._journal.record(self._intent())
+            return True
+        admitted = calls.breakers.of(self.model).admit(calls.clock.monotonic())
+        if not isinstance(admitted, Admission):
+            until_us = calls.clock.now_us() + round(admitted.for_s * 1e6)
+            self._skip(BREAKER_OPEN, until_us=until_us, retry_after_s=admitted.for_s, detail=admitted.reason)
+            return False
+        self._admission = admitted
+        return await self._may_spend()
 
-    def skip(self, reason: SkipReason, **known: Any) -> None:
-        """Note why the call is not made."""
-        step, link = self._step, self._link
-        self._journal.record(ModelCallSkipped(step.call_id, step.turn, link.wire, link.provider, link.model, reason, step.link, **known))
+    def release(self) -> None:
+        """Let the next call have the place of this one. Changes nothing once it is known how it ended."""
+        if self._admission is not None:
+            self._admission.released()
 
-    async def _complete(self, request: ModelRequest, admitted: Admission | None, on_text: OnText | None) -> None:
+    async def answer(self, on_text: OnText) -> ModelReply | ModelError:
+        """Ask the model. Records nothing."""
         if faults.hook is not None:
             faults.hook("before_model_call")
         self._began = self._calls.clock.monotonic()
         try:
-            reply = await self._answer(request, on_text)
+            reply = await self._complete(on_text)
         except ModelError as error:
-            if admitted is not None:
-                admitted.failed(error.kind, self._calls.clock.monotonic(), retry_after_s=error.retry_after_s)
-            self._failed(error)
-            return
+            return error
         if faults.hook is not None:
             faults.hook("after_model_call")
-        if admitted is not None:
-            admitted.succeeded()
-        self._journal.close_call(self._finished(reply), reserved_micro_usd=self._reserved_micro_usd)
+        return reply
 
-    async def _answer(self, request: ModelRequest, on_text: OnText | None) -> ModelReply:
+    def is_good(self, outcome: ModelReply | ModelError) -> bool:
+        """Say whether the task goes on with this outcome. What refuses does not, where the next model is asked behind it."""
+        return isinstance(outcome, ModelReply) and not (outcome.stop == "refusal" and self._journal.state.refusals_fall_through)
+
+    def close(self, outcome: ModelReply | ModelError) -> None:
+        """Record what came of the call, and tell the breaker."""
+        if isinstance(outcome, ModelError):
+            if self._admission is not None:
+                self._admission.failed(outcome.kind, self._calls.clock.monotonic(), retry_after_s=outcome.retry_after_s)
+            self._failed(outcome)
+            return
+        if self._admission is not None:
+            self._admission.succeeded()
+        self._journal.close_call(self._finished(outcome), reserved_micro_usd=self._reserved_micro_usd)
+
+    def lose(self, reply: ModelReply | None) -> None:
+        """Record that another answer counts; `reply` is what came all the same, and is billed."""
+        latency_ms = self._latency_ms()
+        if reply is not None and self._admission is not None:
+            self._admission.succeeded()
+        price = self._price_of_lost(latency_ms) if reply is None else self._calls.price(self.model, reply.model, reply.usage, latency_ms)
+        usage, request_id = (Usage(), "") if reply is None else (reply.usage, reply.request_id)
+        self._close_failed(Failure(HEDGE_LOST, "another model answered first"), price, latency_ms, usage=usage, request_id=request_id)
+
+    def _skip(self, reason: SkipReason, **known: Any) -> None:
+        step, link = self._step, self._link
+        self._journal.record(ModelCallSkipped(step.call_id, step.turn, link.wire, link.provider, link.model, reason, step.link, hedge=step.is_hedge, **known))
+
+    async def _complete(self, on_text: OnText) -> ModelReply:
         timeout_s = self._calls.timeout_s
         if self.model.simulated:
-            return await self.model.complete(request, timeout_s=timeout_s)
+            return await self.model.complete(self._request, timeout_s=timeout_s)
+        with self._telling(on_text) as tell:
 
-        def heard(text: str) -> None:
-            self._heard.append(text)
-            if on_text is not None:
-                on_text(text)
+            def heard(text: str) -> None:
+                self._heard.append(text)
+                tell(text)
 
+            return await self._within(timeout_s, heard)
+
+    async def _within(self, timeout_s: float, heard: OnText) -> ModelReply:
         try:
             async with asyncio.timeout(timeout_s):
-                return await self.model.complete(request, timeout_s=timeout_s, on_text=heard)
+                return await self.model.complete(self._request, timeout_s=timeout_s, on_text=heard)
         except TimeoutError:
             # the SDKs' own limits are per read: an answer that trickles in can exceed them
             raise ModelError("timeout", f"no whole answer from {self._link} within {timeout_s:g} s") from None
 
-    async def _may_spend(self, request: ModelRequest) -> bool:
+    async def _may_spend(self) -> bool:
         """Make the call durable together with the most it can cost; False: it is skipped, and the log says why."""
-        calls, journal, model = self._calls, self._journal, self.model
+        calls, journal, model, request = self._calls, self._journal, self.model, self._request
         calibration = ratio_of(journal.state, self._link)
         self._input_tokens = estimate_request(request, provider=model.provider, calibration=calibration)
         worst = calls.worst_case(model, request, calibration=calibration)
         is_allowed = worst.cost_micro_usd is not None or calls.allow_unpriced or not await journal.is_limited()
         if unpriced := refuse_unpriced(model.provider, model.name, worst, is_allowed=is_allowed):
-            self.skip(UNPRICED, detail=unpriced.message)
+            self._skip(UNPRICED, detail=unpriced.message)
             return False
         self._reserved_micro_usd = worst.cost_micro_usd or 0
-        refused = await journal.begin_call(self._intent(request))
+        refused = await journal.begin_call(self._intent())
         if refused is not None:
             shortfall = Shortfall(refused.scope, refused.limit_micro_usd, refused.used_micro_usd, refused.needed_micro_usd)
-            self.skip(OVER_BUDGET, detail=str(refused), shortfall=shortfall)
+            self._skip(OVER_BUDGET, detail=str(refused), shortfall=shortfall)
             return False
         for scope in journal.take_warnings():
             journal.record(BudgetWarned(scope, self._step.call_id, calls.cheapest(request) if calls.saves_money else 0))
@@ -191,9 +240,9 @@ class _ModelCall:
 
     @contextmanager
     def _telling(self, on_text: OnText) -> Iterator[OnText]:
-        """Pass the text of an answer on to whoever watches, besides `on_text`."""
+        """Pass the text of an answer on to whoever watches, besides `on_text`. Not of a second call: two answers at once are no text."""
         task, live = self._task, self._calls.live
-        if live is None:
+        if live is None or self._step.is_hedge:
             yield on_text
             return
         telling = live.of(task.tenant, RunId(task.run_id), TaskId(task.task_id), self._step.call_id)
@@ -207,8 +256,8 @@ class _ModelCall:
         finally:
             telling.end()
 
-    def _intent(self, request: ModelRequest) -> ModelCallStarted:
-        step, link = self._step, self._link
+    def _intent(self) -> ModelCallStarted:
+        step, link, request = self._step, self._link, self._request
         return ModelCallStarted(
             step.call_id,
             step.turn,
@@ -221,25 +270,31 @@ class _ModelCall:
             purpose=step.purpose,
             link=step.link,
             estimated_tokens=step.estimated_tokens,
+            hedge=step.is_hedge,
         )
 
     def _failed(self, error: ModelError) -> None:
-        step, link, latency_ms = self._step, self._link, self._latency_ms()
+        latency_ms = self._latency_ms()
         if error.kind in _LOUD:
-            log.error("%s refused the call of task %s: %s", link, self._task.task_id, error)
+            log.error("%s refused the call of task %s: %s", self._link, self._task.task_id, error)
+        price, usage = self._price_of_failure(error, latency_ms), error.usage or Usage()
+        self._close_failed(error.failure(), price, latency_ms, usage=usage, request_id=error.request_id, status=error.status)
+
+    def _close_failed(self, failure: Failure, price: Price, latency_ms: int, *, usage: Usage, request_id: str, status: int | None = None) -> None:
+        step, link = self._step, self._link
         failed = ModelCallFailed(
             step.call_id,
             step.turn,
             link.provider,
             link.model,
-            error.failure(),
+            failure,
             latency_ms,
-            self._price_of_failure(error, latency_ms),
+            price,
             wire=link.wire,
             link=step.link,
-            status=error.status,
-            request_id=error.request_id,
-            usage=error.usage or Usage(),
+            status=status,
+            request_id=request_id,
+            usage=usage,
         )
         self._journal.close_call(failed, reserved_micro_usd=self._reserved_micro_usd)
 
@@ -250,6 +305,16 @@ class _ModelCall:
             return Price(0, NOT_BILLED)
         if error.kind == "timeout":
             return Price(self._reserved_micro_usd, WORST_CASE)  # the provider may be writing still, and bills that
+        return self._price_of_heard(latency_ms)
+
+    def _price_of_lost(self, latency_ms: int) -> Price:
+        if self._began is None or not self._reserved_micro_usd:
+            return Price(0, NOT_BILLED)
+        if not self._heard:
+            return Price(self._reserved_micro_usd, WORST_CASE)  # it may have thought for all that time, which nobody was told
+        return self._price_of_heard(latency_ms)
+
+    def _price_of_heard(self, latency_ms: int) -> Price:
         used = Usage(self._input_tokens, estimate_tokens("".join(self._heard)))
         return replace(self._calls.price(self.model, "", used, latency_ms), source=ESTIMATE)
 
@@ -288,7 +353,7 @@ class _ModelCall:
         )
 
     def _latency_ms(self) -> int:
-        return round((self._calls.clock.monotonic() - self._began) * 1000)
+        return 0 if self._began is None else round((self._calls.clock.monotonic() - self._began) * 1000)
 
 
 def given_up(asking: Asking, *, code: str = INTERRUPTED, message: str = "the worker that made this call died before an answer was recorded") -> ModelCallFailed:

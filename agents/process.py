@@ -88,6 +88,7 @@ async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | N
             workspaces=config.home / "workspaces",
             prices=config.prices,
             refusals_fall_through=config.refusals_fall_through,
+            hedge_after_s=config.hedge_after_s,
             allow_unpriced=config.unpriced == "allow",
             saves_money=config.downgrade_on_soft_limit,
             model_timeout_s=config.model_timeout_s,

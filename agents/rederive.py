@@ -11,14 +11,14 @@ from typing import Any, Final
 
 import msgspec
 
-from crewlog.agents.chain import INTERRUPTED
+from crewlog.agents.chain import HEDGE_LOST, INTERRUPTED
 from crewlog.agents.compaction import Compact, make_room
 from crewlog.agents.conversation import build_request
 from crewlog.agents.model_call import REPLY_INLINE_MAX
 from crewlog.agents.setup import Setup
-from crewlog.agents.task_state import Call, TaskState, evolve, initial_state
+from crewlog.agents.task_state import Call, TaskState, evolve, initial_state, model_call, open_model_calls
 from crewlog.agents.tool_ways import REPEATABLE
-from crewlog.agents.turn import AskModel, Fail, Finish, Nudge, RunCalls, Step, approval_of, digest_of, next_step
+from crewlog.agents.turn import AskModel, Done, Fail, Finish, Nudge, RunCalls, Step, approval_of, digest_of, hedge_of, next_step
 from crewlog.events.store import Recorded
 from crewlog.schemas.divergence import Divergence
 from crewlog.schemas.ids import RunId, TaskId, idempotency_key
@@ -118,9 +118,9 @@ def _difference(state: TaskState, setup: Setup | None, event: TaskEvent, read: R
             return None
 
 
-def _ask(state: TaskState, setup: Setup | None, read: ReadText) -> tuple[Step, Compact | Failure | int | None]:
-    """Return the next step, and for a model call whether there is room for its request."""
-    step = next_step(state, setup)
+def _ask(state: TaskState, setup: Setup | None, read: ReadText, *, is_hedge: bool = False) -> tuple[Step, Compact | Failure | int | None]:
+    """Return the next step, and for a model call whether there is room for its request. That a call is slow, and needs a hedge, is an observation."""
+    step = (hedge_of(state) or Done()) if is_hedge else next_step(state, setup)
     if not isinstance(step, AskModel) or setup is None:
         return step, None
     return step, make_room(state, setup, read, link=step.link, purpose=step.purpose, is_too_long=step.is_too_long)
@@ -142,7 +142,7 @@ def _compacted(state: TaskState, setup: Setup | None, event: ContextCompacted, r
 
 
 def _model_call(state: TaskState, setup: Setup | None, event: ModelCallStarted, read: ReadText) -> Difference | None:
-    step, room = _ask(state, setup, read)
+    step, room = _ask(state, setup, read, is_hedge=event.hedge)
     if not isinstance(step, AskModel) or setup is None:
         return "step", type(step).__name__, "ModelCallStarted"
     if isinstance(room, Compact | Failure):
@@ -163,27 +163,35 @@ def _model_call(state: TaskState, setup: Setup | None, event: ModelCallStarted, 
 
 
 def _skipped(state: TaskState, setup: Setup | None, event: ModelCallSkipped) -> Difference | None:
-    step = next_step(state, setup)
+    step = hedge_of(state) if event.hedge else next_step(state, setup)
     if not isinstance(step, AskModel):
         return "step", type(step).__name__, "ModelCallSkipped"
     return _first(("call_id", step.call_id, event.call_id), ("link", step.link, event.link))
 
 
 def _model_answer(state: TaskState, event: ModelCallFinished | ModelCallFailed) -> Difference | None:
-    asking = state.asking
+    asking = model_call(state, event.call_id)
     if asking is None:
         return "call_id", None, event.call_id
+    others = len(open_model_calls(state)) - 1
     if isinstance(event, ModelCallFailed):
         is_given_up = event.error.code == INTERRUPTED
         price = asking.reserved_micro_usd if is_given_up else event.price.cost_micro_usd
         return _first(
             ("call_id", asking.call_id, event.call_id),
             ("lost", asking.is_lost or is_given_up, is_given_up),
+            ("calls beside it", True, others > 0 or event.error.code != HEDGE_LOST),
             ("price", price, event.price.cost_micro_usd),
         )
     schema = state.task.output_schema if state.task is not None else None
     fits = event.purpose != "output" or not answer_problems(event.text.inline or "", schema or {}, bytes_max=REPLY_INLINE_MAX)
-    return _first(("call_id", asking.call_id, event.call_id), ("purpose", asking.purpose, event.purpose), ("problems", fits, not event.problems))
+    falls_through = event.stop == "refusal" and state.refusals_fall_through
+    return _first(
+        ("call_id", asking.call_id, event.call_id),
+        ("purpose", asking.purpose, event.purpose),
+        ("problems", fits, not event.problems),
+        ("calls beside it", 0, 0 if falls_through else others),
+    )
 
 
 def _attempt_failed(state: TaskState, setup: Setup | None, event: AttemptFailed, read: ReadText) -> Difference | None:

@@ -19,7 +19,7 @@ from typing import Final, Literal
 import msgspec
 from msgspec.structs import replace
 
-from crewlog.agents.chain import CONTENT_FILTER, CONTEXT_LENGTH, Tried
+from crewlog.agents.chain import CONTENT_FILTER, CONTEXT_LENGTH, HEDGE_LOST, Tried
 from crewlog.schemas.ids import ApprovalId, Hash
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.task import AgentTask
@@ -128,6 +128,8 @@ class Asking(msgspec.Struct, frozen=True):
     reserved_micro_usd: int
     purpose: CallPurpose
     is_lost: bool = False
+    was_hedged: bool = False
+    """A second call was made beside it, or could not be; or it is the second one. There is never a third."""
 
 
 class TaskState(msgspec.Struct, frozen=True):
@@ -149,11 +151,15 @@ class TaskState(msgspec.Struct, frozen=True):
     falls_back: bool = False
     """A failed call is followed by another one, as the chain says; False: it ends the attempt."""
     refusals_fall_through: bool = False
+    hedge_after_s: float | None = None
+    """When a second model may be asked beside one that is slow with a structured answer, in seconds; None: never."""
     first_link: int = 0
     """Where the chain begins since a budget's soft limit was reached."""
     warned: tuple[str, ...] = ()
     """Budgets that were found to be over their soft limit."""
     asking: Asking | None = None
+    hedge: Asking | None = None
+    """A second call, made beside `asking`; once that has failed it takes its place."""
     tried: tuple[Tried, ...] = ()
     """Calls of this turn and attempt without an answer; those that found the conversation too long stay, as it only grows."""
     turn: int = 0
@@ -223,7 +229,8 @@ def evolve(state: TaskState, event: TaskEvent) -> TaskState:  # noqa: C901  (one
         case ContextCompacted():
             return _compacted(state, event, version)
         case AttemptFailed():
-            return replace(state, version=version, phase="between_attempts", failure=event.error, attempt=event.attempt, asking=None, tried=(), deadline_us=0)
+            open_calls = {"asking": None, "hedge": None}
+            return replace(state, version=version, phase="between_attempts", failure=event.error, attempt=event.attempt, **open_calls, tried=(), deadline_us=0)
         case TaskFailed() | TaskCancelled():
             return replace(state, version=version, phase="ended")
         case BudgetWarned():
@@ -237,9 +244,10 @@ def _started(state: TaskState, event: TaskStarted, version: int) -> TaskState:
     calls = tuple(replace(c, status="interrupted", may_have_happened=True) if c.status == "running" else c for c in state.calls)
     # a program that knew no chains recorded no wire either: what became of its call, or what it reserved, is not to be found out
     chain = event.chain or (Link("", event.provider, event.model, event.simulated),)
-    asking = state.asking if state.asking is not None and state.asking.wire else None
-    if asking is not None:
-        asking = replace(asking, is_lost=True, link=asking.link if chain == state.chain else -1)
+    asking, hedge = [
+        replace(call, is_lost=True, link=call.link if chain == state.chain else -1) if call is not None and call.wire else None
+        for call in (state.asking, state.hedge)
+    ]
     return replace(
         state,
         version=version,
@@ -254,7 +262,9 @@ def _started(state: TaskState, event: TaskStarted, version: int) -> TaskState:
         chain=chain,
         falls_back=bool(event.chain),
         refusals_fall_through=event.refusals_fall_through,
+        hedge_after_s=event.hedge_after_s,
         asking=asking,
+        hedge=hedge,
         tried=state.tried if chain == state.chain else (),
         calls=calls,
         failure=None,
@@ -262,18 +272,46 @@ def _started(state: TaskState, event: TaskStarted, version: int) -> TaskState:
 
 
 def _asked(state: TaskState, event: ModelCallStarted, version: int) -> TaskState:
-    asking = Asking(event.call_id, event.turn, event.wire, event.provider, event.model, event.link, event.reserved_micro_usd, event.purpose)
-    return replace(state, version=version, tries=state.tries + 1, asking=asking, counts=_estimated(state.counts, event))
+    call = Asking(event.call_id, event.turn, event.wire, event.provider, event.model, event.link, event.reserved_micro_usd, event.purpose)
+    counts = _estimated(state.counts, event)
+    if event.hedge:
+        return replace(_hedged(state, version), hedge=replace(call, was_hedged=True), counts=counts)
+    return replace(state, version=version, tries=state.tries + 1, asking=call, counts=counts)
+
+
+def _hedged(state: TaskState, version: int) -> TaskState:
+    asking = replace(state.asking, was_hedged=True) if state.asking is not None else None
+    return replace(state, version=version, tries=state.tries + 1, asking=asking)
+
+
+def open_model_calls(state: TaskState) -> tuple[Asking, ...]:
+    """Return the model calls without an outcome, in the order in which they are given up: the first call decides what follows, so it is last."""
+    return tuple([call for call in (state.hedge, state.asking) if call is not None])
+
+
+def model_call(state: TaskState, call_id: str) -> Asking | None:
+    """Return the open call of this id; the first one when there is none, as there was only one once."""
+    return state.hedge if state.hedge is not None and state.hedge.call_id == call_id else state.asking
+
+
+def _closed(state: TaskState, call_id: str) -> dict[str, Asking | None]:
+    """Say which calls are open once this one is closed."""
+    if state.hedge is None or state.hedge.call_id != call_id:
+        return {"asking": state.hedge, "hedge": None}
+    return {"hedge": None}
 
 
 def _not_answered(state: TaskState, event: ModelCallFailed | ModelCallSkipped, version: int) -> TaskState:
     if isinstance(event, ModelCallSkipped):
+        if event.hedge:  # the first call goes on, and should it fail, the model that had no room beside it may have some then
+            return _hedged(state, version)
         skipped = Tried(event.link, event.reason, event.detail, event.retry_after_s, shortfall=event.shortfall or None)
         return replace(state, version=version, tries=state.tries + 1, tried=(*state.tried, skipped))
-    paid = replace(state, version=version, asking=None, usage=state.usage + event.usage, **_charge(state, event.price.cost_micro_usd))
+    open_calls, cost = _closed(state, event.call_id), _charge(state, event.price.cost_micro_usd)
+    paid = replace(state, version=version, usage=state.usage + event.usage, **open_calls, **cost)
     if not state.falls_back:
         return replace(paid, failure=event.error)
-    if event.link < 0:
+    if event.link < 0 or event.error.code == HEDGE_LOST:
         return paid
     error = event.error
     tried = Tried(event.link, error.code.removeprefix("model_"), error.message, error.retry_after_s or 0.0, event.status, event.request_id)
@@ -281,14 +319,14 @@ def _not_answered(state: TaskState, event: ModelCallFailed | ModelCallSkipped, v
 
 
 def _answered(state: TaskState, event: ModelCallFinished, version: int) -> TaskState:
-    asked = state.asking
+    asked = model_call(state, event.call_id)
     said = replace(
         state,
         version=version,
-        asking=None,
-        counts=_counted(state.counts, event.usage.input_tokens),
+        counts=_counted(state.counts, asked, event.usage.input_tokens),
         usage=state.usage + event.usage,
         simulated=state.simulated or event.simulated,
+        **_closed(state, event.call_id),
         **_charge(state, event.price.cost_micro_usd),
     )
     if event.stop == "refusal" and state.refusals_fall_through and asked is not None:
@@ -330,12 +368,14 @@ def _approval(state: TaskState, event: ApprovalRequested | ApprovalDecided, vers
 
 
 def _estimated(counts: tuple[Count, ...], event: ModelCallStarted) -> tuple[Count, ...]:
-    known = [c for c in counts if c.counted]  # what was never answered was never counted
+    known = [c for c in counts if c.counted or event.hedge]  # what was never answered was never counted
     return (*known[-COUNTS_KEPT + 1 :], Count(event.provider, event.model, event.estimated_tokens, 0)) if event.estimated_tokens else tuple(known)
 
 
-def _counted(counts: tuple[Count, ...], tokens: int) -> tuple[Count, ...]:
-    return (*counts[:-1], replace(counts[-1], counted=tokens)) if counts and not counts[-1].counted else counts
+def _counted(counts: tuple[Count, ...], asked: Asking | None, tokens: int) -> tuple[Count, ...]:
+    if asked is None:
+        return counts
+    return tuple([replace(c, counted=tokens) if not c.counted and (c.provider, c.model) == (asked.provider, asked.model) else c for c in counts])
 
 
 def _compacted(state: TaskState, event: ContextCompacted, version: int) -> TaskState:

@@ -11,10 +11,10 @@ from typing import Any, Final, assert_never
 
 import msgspec
 
-from crewlog.agents.chain import CONTEXT_LENGTH, Exhausted, next_link
+from crewlog.agents.chain import CONTEXT_LENGTH, SLOW, Exhausted, Tried, next_link
 from crewlog.agents.compaction import can_shrink
 from crewlog.agents.setup import Setup
-from crewlog.agents.task_state import Asking, Call, Exchange, TaskState, joined
+from crewlog.agents.task_state import Asking, Call, Exchange, TaskState, joined, open_model_calls
 from crewlog.agents.trajectory import describe_cycle, find_cycle
 from crewlog.schemas.ids import ApprovalId, Hash, TaskId, derived_approval_id
 from crewlog.schemas.json_output import read_json, schema_problems
@@ -48,6 +48,8 @@ class AskModel(msgspec.Struct, frozen=True):
     """This model, and every other that is left, found the conversation too long: something must be left out of it first."""
     estimated_tokens: int = 0
     """Of the request, once somebody had to look (see `make_room`); it goes into the log with the call."""
+    is_hedge: bool = False
+    """The call is made beside one that is slow."""
 
 
 class GiveUpCall(msgspec.Struct, frozen=True):
@@ -112,7 +114,7 @@ def _next_while_working(state: TaskState, setup: Setup) -> Step:
     task = state.task
     assert task is not None
     if state.asking is not None and state.asking.is_lost:
-        return GiveUpCall(state.asking)
+        return GiveUpCall(open_model_calls(state)[0])
     if failure := state.failure or _unusable_answer(state, setup):
         return Fail(failure)
     if state.outcome is not None:
@@ -203,6 +205,22 @@ def _ask(state: TaskState, setup: Setup, task: AgentTask, purpose: CallPurpose) 
             return AskModel(call_id, turn, refused, purpose=purpose, is_too_long=True)
         return Fail(found.failure, found.shortfall)
     return AskModel(call_id, turn, found.link, found.wait_s, purpose)
+
+
+def hedge_of(state: TaskState) -> AskModel | None:
+    """Decide which model is asked beside the one that is slow with a structured answer; None: no other may be, or a second one was already.
+
+    That it is slow is an observation, so this is asked by whoever made it. The offline rules are never asked so: they would always be first.
+    """
+    asking = state.asking
+    if asking is None or state.task is None or state.hedge_after_s is None or asking.was_hedged or asking.is_lost or asking.purpose != "output":
+        return None
+    call_id = f"m{asking.turn}-{state.tries + 1}"
+    tried = (*state.tried, Tried(asking.link, SLOW, ""))
+    found = next_link(state.chain, tried, task_id=TaskId(state.task.task_id), call_id=call_id, first=state.first_link)
+    if isinstance(found, Exhausted) or found.wait_s or state.chain[found.link].simulated:
+        return None
+    return AskModel(call_id, asking.turn, found.link, purpose=asking.purpose, is_hedge=True)
 
 
 def _limit_reached(state: TaskState, task: AgentTask) -> Failure | None:

@@ -21,7 +21,7 @@ from crewlog.agents.model_call import ModelCalls, given_up
 from crewlog.agents.recall import READ_CONTEXT_TOOL, RECALL_TOOL
 from crewlog.agents.setup import WINDOW, ContextMode, Setup, make_setup, opening_message
 from crewlog.agents.spec import AgentSpec, ToolContext, ToolOutput, ToolSpec
-from crewlog.agents.task_state import Call
+from crewlog.agents.task_state import Call, open_model_calls
 from crewlog.agents.tool_runner import Answer, Ask, Ran, Refuse, Run, judge, run_tool
 from crewlog.agents.tool_ways import ToolHealth
 from crewlog.agents.toolbox import Toolbox
@@ -64,6 +64,8 @@ class Workshop:
     """Longest time one model call may take, in seconds."""
     refusals_fall_through: bool = False
     """A model that refuses is followed by the next one of the chain."""
+    hedge_after_s: float | None = None
+    """A model that has not begun a structured answer after so many seconds gets another one beside it; None: never."""
     allow_unpriced: bool = False
     """A task with a spending limit may ask a model nobody knows the price of."""
     saves_money: bool = False
@@ -137,7 +139,7 @@ class _Stretch:
         except TimeoutError:
             is_over = loop.time() >= self._ends_at
             await self._journal.abandon()
-            self._give_up_call()
+            self._give_up_calls()
             if not self._limit.expired():
                 raise
             if is_over:
@@ -146,12 +148,12 @@ class _Stretch:
             # whatever hangs may answer the next time, and nothing that was done is lost
             return await self._fail(limit_failure("idle_seconds", task.limits.idle_seconds, task.limits.idle_seconds, retryable=True))
 
-    def _give_up_call(self) -> None:
-        """Close the call that was under way: it may have been billed. A simulated one never reached the log."""
-        asking = self._journal.state.asking
-        if asking is not None and asking.wire and not self._journal.state.chain[asking.link].simulated:
-            late = given_up(asking, message="the time of the task was over before an answer came")
-            self._journal.close_call(late, reserved_micro_usd=asking.reserved_micro_usd)
+    def _give_up_calls(self) -> None:
+        """Close what was under way: it may have been billed. A simulated call never reached the log."""
+        for asking in open_model_calls(self._journal.state):
+            if asking.wire and not self._journal.state.chain[asking.link].simulated:
+                late = given_up(asking, message="the time of the task was over before an answer came")
+                self._journal.close_call(late, reserved_micro_usd=asking.reserved_micro_usd)
 
     def _moved(self, _: str = "") -> None:
         """Note a sign of progress: an event, a piece of an answer. They come by the thousand, so the timer is not moved for each."""
@@ -236,6 +238,7 @@ class _Stretch:
                 chain=() if len(chain) == 1 and chain[0].simulated else chain,
                 deadline_us=self._deadline_us,
                 refusals_fall_through=shop.refusals_fall_through,
+                hedge_after_s=shop.hedge_after_s,
             )
         )
         self._holds_task = True

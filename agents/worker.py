@@ -15,7 +15,7 @@ import msgspec
 
 from crewlog.agents.journal import Journal
 from crewlog.agents.model_call import given_up
-from crewlog.agents.task_state import TaskState, evolve, initial_state, opened_state
+from crewlog.agents.task_state import TaskState, evolve, initial_state, open_model_calls, opened_state
 from crewlog.agents.work import Workshop, work
 from crewlog.events import faults
 from crewlog.events.bus import Bus, Consuming, Delivery, Message, Subscription
@@ -145,9 +145,10 @@ class Worker:
         journal = Journal(self._store, self._shop.clock, state)
         retryable = not isinstance(error, OrchestrationError)
         failure = Failure("internal", f"{type(error).__name__}: {error}", retryable)
-        if state.asking is not None and state.asking.wire:  # nobody will come back to it
-            late = given_up(state.asking, message="the attempt failed before an answer was recorded")
-            journal.close_call(late, reserved_micro_usd=state.asking.reserved_micro_usd)
+        for asking in open_model_calls(state):
+            if asking.wire:  # nobody will come back to it
+                late = given_up(asking, message="the attempt failed before an answer was recorded")
+                journal.close_call(late, reserved_micro_usd=asking.reserved_micro_usd)
         journal.record(AttemptFailed(max(state.attempt, attempt), failure, state.usage, state.cost_micro_usd))
         await journal.commit()
 

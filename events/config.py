@@ -96,6 +96,10 @@ class Config(BaseSettings):
     """What becomes of a call nobody knows the price of when its task may spend only so much: nobody could hold it to a limit."""
     model_timeout_s: Annotated[float, Field(gt=0)] = 300.0
     """Longest time one call to a model may take, in seconds; a task's own deadline may end it sooner."""
+    hedge_after_s: Annotated[float, Field(gt=0)] | None = None
+    """When a model has not begun a structured answer after so many seconds, the next one of its chain is asked beside it and the first good
+    answer counts; None: never. It buys time with money: a call that lost is paid for, at its worst case if nothing was heard of it. A good
+    value is what nineteen of twenty calls keep to."""
     live_text: bool = True
     """Tell answers on `live.<tenant>.<run>.<task>` while they are being written. Only simulated models are never told."""
     downgrade_on_soft_limit: bool = False

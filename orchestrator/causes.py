@@ -186,6 +186,7 @@ class _Fold:
                 known.fresh = [*(at for at in known.fresh if at != known.attempt_failed), n]
             case ModelCallStarted():
                 yield from (Cause(at, "next step") for at in known.fresh)
+                yield from (Cause(at, "made beside") for at in [*known.calls.values()][-1:] if event.hedge)
                 known.calls[event.call_id] = n
             case ModelCallFinished():
                 yield Cause(known.calls.get(event.call_id, 0), "intent")

@@ -161,14 +161,15 @@ def _describe_task(event: TaskEvent) -> str:  # noqa: C901, PLR0912  (one arm pe
         case TaskStarted():
             return f"by {event.worker} with {event.provider}/{event.model}" + (" (simulated)" if event.simulated else "")
         case ModelCallStarted():
-            return f"turn {event.turn}: {event.messages} messages to {event.provider}/{event.model}"
+            return f"turn {event.turn}: {event.messages} messages to {event.provider}/{event.model}" + _beside(event)
         case ModelCallFinished():
             asked = ", ".join(call.tool for call in event.tool_calls)
             return f"turn {event.turn}: " + (f"calls {asked}" if asked else _text(event.text))
         case ModelCallFailed():
             return f"turn {event.turn}: {event.error.code}: {event.error.message}"
         case ModelCallSkipped():
-            return f"turn {event.turn}: {event.provider}/{event.model} is not asked: {event.reason}" + (f" ({event.detail})" if event.detail else "")
+            why = event.reason + (f" ({event.detail})" if event.detail else "")
+            return f"turn {event.turn}: {event.provider}/{event.model} is not asked{_beside(event)}: {why}"
         case ToolStarted():
             return f"{event.tool} ({event.effect})"
         case ToolFinished():
@@ -193,6 +194,10 @@ def _describe_task(event: TaskEvent) -> str:  # noqa: C901, PLR0912  (one arm pe
             return f"by {event.actor}: {event.reason}"
         case _:
             return ""
+
+
+def _beside(event: ModelCallStarted | ModelCallSkipped) -> str:
+    return " beside the slow one" if event.hedge else ""
 
 
 def _describe_system(event: SystemEvent) -> str:

@@ -69,7 +69,8 @@ def model_request(history: RunHistory, events: Sequence[Recorded], event: ModelE
     state = folded(_in_front(events, event))
     begun = _intent(events, event)
     asked = event if begun is None else begun.event()
-    told: dict[str, Any] = {"call_id": event.call_id, "turn": event.turn, "chain": list(_chain(state, event)), "context": list(_context(state))}
+    chain = list(_chain(state, asked if isinstance(asked, ModelCallStarted) else event))
+    told: dict[str, Any] = {"call_id": event.call_id, "turn": event.turn, "chain": chain, "context": list(_context(state))}
     if not isinstance(asked, ModelCallStarted):
         return told
     told |= {"hash": asked.request_hash, "estimated_tokens": asked.estimated_tokens, "reserved_micro_usd": asked.reserved_micro_usd}
@@ -104,6 +105,8 @@ def _raw(value: Any) -> Any:
 def _chain(state: TaskState, event: ModelEvent) -> Iterator[dict[str, Any]]:
     """Say of each model that might have been asked what kept it from being it."""
     tried = {t.link: f"{t.kind}: {t.message}" if t.message else t.kind for t in state.tried}
+    if state.asking is not None and not isinstance(event, ModelCallFinished | ModelCallFailed) and event.hedge:
+        tried[state.asking.link] = "slow: it is being asked still"
     taken = getattr(event, "link", None)
     if taken is None:  # an answer names its model alone
         taken = state.asking.link if state.asking is not None else next((n for n, link in enumerate(state.chain) if link.model == event.model), 0)

@@ -75,7 +75,7 @@ def conversation_at(history: RunHistory, moment: Moment, *, with_reasoning: bool
 def pending(history: RunHistory, state: TaskState) -> dict[str, Any]:
     """Describe the step that follows in a task: its name and what it consists of."""
     if state.phase == "working" and state.asking is not None and not state.asking.is_lost:
-        waits_for = f"{state.asking.provider}/{state.asking.model}"
+        waits_for = " or ".join(f"{call.provider}/{call.model}" for call in (state.asking, state.hedge) if call is not None)
         return {"step": "Answer", "call_id": state.asking.call_id, "turn": state.asking.turn, "of": waits_for}
     if running := [call.call.call_id for call in state.calls if call.status == "running"]:
         return {"step": "Results", "calls": running}

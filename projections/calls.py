@@ -13,10 +13,15 @@ from crewlog.schemas.usage import Usage
 
 
 def model_call_started(task: TaskState, recorded: Recorded, event: ModelCallStarted, changed: Changed) -> None:
-    """Open a row; a call still open then belongs to a worker that died."""
-    close_model_call(task, changed)
-    task.model_call = _new_model_call(task, recorded, event, turn=event.turn)
-    changed.model_calls[task.model_call] = None
+    """Open a row; a call still open then belongs to a worker that died, unless this one is made beside it."""
+    if not event.hedge:
+        close_model_call(task, changed)
+    call = _new_model_call(task, recorded, event, turn=event.turn)
+    if event.hedge:
+        task.hedge = call
+    else:
+        task.model_call = call
+    changed.model_calls[call] = None
     changed.tasks[task.row] = None
 
 
@@ -90,7 +95,9 @@ def _close(task: TaskState, recorded: Recorded, event: ModelCallFinished | Model
 
 def _bill(task: TaskState, call: ModelCallRow, recorded: Recorded, event: ModelCallFinished | ModelCallFailed | CallSettled, changed: Changed) -> ModelCallRow:
     if call is task.model_call:
-        task.model_call = None
+        task.model_call, task.hedge = task.hedge, None
+    elif call is task.hedge:
+        task.hedge = None
     price = event.price
     call.provider, call.model = event.provider, event.model
     call.cost_micro_usd, call.price_source, call.uncached_micro_usd = price.cost_micro_usd, price.source, price.uncached_micro_usd

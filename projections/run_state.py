@@ -23,6 +23,8 @@ class TaskState(msgspec.Struct, eq=False):
     depends_on: tuple[str, ...] = ()
     model_call: ModelCallRow | None = None
     """The call that is under way."""
+    hedge: ModelCallRow | None = None
+    """A second one beside it; it takes its place when the first one ends."""
     model_calls: dict[str, ModelCallRow] = msgspec.field(default_factory=dict)
     """The newest row of every call: the bill of one may come when its worker is long gone."""
     tool_calls: dict[str, ToolCallRow] = msgspec.field(default_factory=dict)
@@ -129,8 +131,9 @@ def finish(task: TaskState, status: TaskStatus, at_us: int, changed: Changed) ->
 
 
 def close_model_call(task: TaskState, changed: Changed) -> None:
-    """Mark a model call that nobody will hear the end of: its worker is gone."""
-    if task.model_call is not None:
-        task.model_call.status = "abandoned"
-        changed.model_calls[task.model_call] = None
-        task.model_call = None
+    """Mark model calls that nobody will hear the end of: their worker is gone."""
+    for call in (task.model_call, task.hedge):
+        if call is not None:
+            call.status = "abandoned"
+            changed.model_calls[call] = None
+    task.model_call = task.hedge = None

@@ -60,7 +60,8 @@ def _planned(run: RunState, task: TaskState) -> str:
 
 def _activity(task: TaskState) -> str:
     if (call := task.model_call) is not None:
-        return f"turn {call.turn}, model call to {call.provider}/{call.model}"
+        beside = f", and beside it to {task.hedge.provider}/{task.hedge.model}" if task.hedge is not None else ""
+        return f"turn {call.turn}, model call to {call.provider}/{call.model}{beside}"
     if running := sorted(call.tool for call in task.tool_calls.values() if call.status == "running"):
         return _named("tool", running)
     if requested := sorted(call.tool for call in task.tool_calls.values()):

@@ -79,6 +79,8 @@ class TaskStarted(TaskEvent, frozen=True, omit_defaults=True):
     """When the attempt ends unfinished; a worker that takes over keeps it. Asking a person gives the time anew."""
     refusals_fall_through: bool = False
     """Setting of the worker: a model that refuses is followed by the next one of the chain instead of ending the task."""
+    hedge_after_s: float | None = None
+    """Setting of the worker: when a structured answer has not begun after so many seconds, a second model may be asked beside the first one."""
 
 
 class ModelCallStarted(TaskEvent, frozen=True, omit_defaults=True):
@@ -99,6 +101,8 @@ class ModelCallStarted(TaskEvent, frozen=True, omit_defaults=True):
     purpose: CallPurpose = "turn"
     link: int = 0
     """Place of the model in the chain of the worker."""
+    hedge: bool = False
+    """It is made beside a call that is slow; the first good answer of the two counts."""
 
 
 class ModelCallSkipped(TaskEvent, frozen=True, omit_defaults=True):
@@ -119,6 +123,8 @@ class ModelCallSkipped(TaskEvent, frozen=True, omit_defaults=True):
     """The reason in words."""
     shortfall: Shortfall | msgspec.UnsetType = msgspec.UNSET
     """`over_budget`: the limit that left no room."""
+    hedge: bool = False
+    """It would have been made beside a call that is slow, which goes on alone."""
 
 
 class ToolCall(msgspec.Struct, frozen=True):

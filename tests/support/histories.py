@@ -73,6 +73,7 @@ TOOLS = {"read_document": "read", "run_sql": "read", "write_file": "idempotent",
 FAILURE = Failure("model_timeout", "timeout: no answer in 300 s", retryable=True)
 
 INTERRUPTED = Failure("interrupted", "the worker died while the model was asked", retryable=True)
+LOST = Failure("hedge_lost", "another model answered first")
 
 
 def text(value: str) -> Payload:
@@ -126,6 +127,8 @@ class TaskScript:
                     self.phase = "failed"
                 elif random.random() < 0.05:
                     self.write(BudgetWarned(f"run/{self.run.run_id}"))
+                elif random.random() < 0.05:
+                    self.hedge()
                 else:
                     self.answer()
             case "tools":
@@ -141,6 +144,15 @@ class TaskScript:
         self.tries += 1
         self.phase = "asking"
         return ModelCallStarted(self.call_id(), self.turn + 1, "offline", "rules-1", Hash("a" * 64), 3)
+
+    def hedge(self) -> None:
+        """Ask a second model beside the first one, which then loses, or both lose their worker."""
+        first = self.call_id()
+        self.write(msgspec.structs.replace(self.ask(), hedge=True))
+        if self.run.history.random.random() < 0.3:
+            self.start()
+        else:
+            self.write(ModelCallFailed(first, self.turn + 1, "offline", "rules-1", LOST, 12, Price(9_000, WORST_CASE)))
 
     def start(self) -> None:
         self.starts += 1

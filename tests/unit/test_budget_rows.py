@@ -14,7 +14,7 @@ from crewlog.schemas.ids import Hash, RunId, Stream, TaskId, run_stream, spend_s
 from crewlog.schemas.payload import EMPTY, Payload
 from crewlog.schemas.run_events import RunCancelled, RunHeld, RunPlanned, RunReleased, RunSubmitted, Step, TaskDispatched, TaskHeld
 from crewlog.schemas.system_events import CallSettled
-from crewlog.schemas.task_events import BudgetWarned, ModelCallFailed, ModelCallStarted, TaskCancelled, TaskOpened, TaskStarted
+from crewlog.schemas.task_events import BudgetWarned, ModelCallFailed, ModelCallFinished, ModelCallStarted, TaskCancelled, TaskOpened, TaskStarted
 from crewlog.schemas.usage import Price, Usage
 from crewlog.schemas.values import ArtifactRef, Failure, Shortfall
 
@@ -97,3 +97,26 @@ async def test_a_call_of_a_dead_worker_that_the_next_one_settles_is_one_call() -
     (call,) = tables.model_calls.values()
     assert (call["status"], call["cost_micro_usd"]) == ("failed", 30)
     assert (tables.tasks[RUN, "task", 0]["cost_micro_usd"], tables.tasks[RUN, "task", 0]["model_calls"]) == (30, 1)
+
+
+BESIDE = (task_stream(TASK), ModelCallStarted("m1-2", 1, "other", "n", Hash("a" * 64), 1, hedge=True))
+
+
+async def test_two_calls_side_by_side_are_two_calls_and_each_is_charged_once() -> None:
+    lost = ModelCallFailed("m1-1", 1, "acme", "m", Failure("hedge_lost", "another model answered first"), 3, Price(30, "worst case"))
+    won = ModelCallFinished("m1-2", 1, "end_turn", EMPTY, (), Usage(4, 2), Price(5, "test"), "other", "n", False, 3)
+    tables = await folded(*BEGIN, ASKED, BESIDE, (task_stream(TASK), lost), (task_stream(TASK), won))
+
+    calls = [(call["call_id"], call["status"], call["error_code"], call["cost_micro_usd"]) for call in tables.model_calls.values()]
+    assert calls == [("m1-1", "failed", "hedge_lost", 30), ("m1-2", "ok", None, 5)]
+    task = tables.tasks[RUN, "task", 0]
+    assert (task["cost_micro_usd"], task["model_calls"], task["input_tokens"]) == (35, 2, 4)
+
+
+async def test_while_two_calls_are_under_way_the_task_waits_for_both_and_its_end_closes_both() -> None:
+    tables = await folded(*BEGIN, ASKED, BESIDE)
+    assert tables.tasks[RUN, "task", 0]["waiting_reason"] == "working: turn 1, model call to acme/m, and beside it to other/n"
+    assert [call["status"] for call in tables.model_calls.values()] == ["running", "running"]
+
+    tables = await folded(*BEGIN, ASKED, BESIDE, *CANCELLED)
+    assert [call["status"] for call in tables.model_calls.values()] == ["abandoned", "abandoned"]
