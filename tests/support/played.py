@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from functools import lru_cache
 
@@ -14,6 +15,9 @@ from crewlog.orchestrator.run_history import RunHistory
 from crewlog.schemas.ids import RunId
 
 QUIET = Mix(0.01, 0.0, 0.0, 0.0)
+EVENTFUL = ("ApprovalDecided", "TaskRetryScheduled", "ModelCallFailed")
+SEEDS_MAX = 100
+"""Far more than it takes to meet each of these."""
 
 
 def _played(plan: Plan) -> MemoryLog:
@@ -23,22 +27,38 @@ def _played(plan: Plan) -> MemoryLog:
     try:
         world.loop.run_until_complete(world.play())
     finally:
+        asyncio.set_event_loop(world.loop)  # a worker that is let go of asks for one, and must not make one of its own
         world.loop.forget()
+        asyncio.set_event_loop(None)
         faults.hook = None
         logging.disable(before)
     return world.log
 
 
 @lru_cache(maxsize=8)
-def quiet_log() -> MemoryLog:
+def quiet_log(seed: int = 1) -> MemoryLog:
     """A single task, and a plan of three steps, without any trouble."""
-    return _played(Plan(1, QUIET, (), 2))
+    return _played(Plan(seed, QUIET, (), 2))
 
 
 @lru_cache(maxsize=64)
 def troubled_log(seed: int) -> MemoryLog:
     """Runs in which models fail, processes die, and people are asked, as the seed has it."""
     return _played(draw_plan(seed))
+
+
+@lru_cache(maxsize=1)
+def eventful_logs() -> tuple[MemoryLog, ...]:
+    """Schedules in which, between them, everything of `EVENTFUL` happens: for each the first one that has it."""
+    logs: list[MemoryLog] = []
+    for type_ in EVENTFUL:
+        if not any(_has(log, type_) for log in logs):
+            logs.append(next(log for log in map(troubled_log, range(SEEDS_MAX)) if _has(log, type_)))
+    return tuple(logs)
+
+
+def _has(log: MemoryLog, type_: str) -> bool:
+    return any(recorded.type == type_ for recorded in log.events)
 
 
 def histories(log: MemoryLog) -> list[RunHistory]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 from msgspec.structs import replace
-from support.played import histories, quiet_log, troubled_log
+from support.played import eventful_logs, histories, quiet_log
 
 from crewlog.orchestrator.causes import causes, effects
 from crewlog.orchestrator.debug_text import explanation_lines
@@ -15,14 +15,11 @@ from crewlog.orchestrator.explain import explain, needed
 from crewlog.orchestrator.run_history import RunHistory
 from crewlog.schemas.task_events import ModelCallFinished, ToolFinished
 
-SEEDS = (9, 18, 26, 35)
-"""Models fail, attempts are tried again, a person is asked."""
-
 
 def runs() -> Iterator[RunHistory]:
     yield from histories(quiet_log())
-    for seed in SEEDS:
-        yield from histories(troubled_log(seed))
+    for log in eventful_logs():
+        yield from histories(log)
 
 
 def indexes(history: RunHistory, type_: str) -> list[int]:

@@ -10,7 +10,7 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 from support.histories import recorded_history, write_history
-from support.played import histories, quiet_log, troubled_log
+from support.played import eventful_logs, histories, quiet_log
 
 from crewlog.agents.recorded_task import asked_request, conversation, folded
 from crewlog.agents.rederive import replay_task
@@ -29,14 +29,11 @@ from crewlog.schemas.ids import RunId
 from crewlog.schemas.payload import pack
 from crewlog.schemas.task_events import ModelCallFinished, ModelCallStarted
 
-SEEDS = (9, 18, 26, 35)
-"""Models fail, attempts are tried again, a person is asked."""
-
 
 def runs() -> Iterator[RunHistory]:
     yield from histories(quiet_log())
-    for seed in SEEDS:
-        yield from histories(troubled_log(seed))
+    for log in eventful_logs():
+        yield from histories(log)
 
 
 def planned_run() -> RunHistory:

@@ -34,7 +34,7 @@ def test_a_run_is_identical_with_itself() -> None:
 
 
 def test_ids_times_and_order_of_other_tasks_are_no_difference() -> None:
-    one, other = (next(run for run in histories(troubled_log(seed)) if len(run.task_streams) == 3) for seed in (3, 6))
+    one, other = (next(run for run in histories(quiet_log(seed)) if len(run.task_streams) == 3) for seed in (1, 2))
     assert one.run_id != other.run_id
     found = diff_runs(one, other)
     assert [(step.task, step.turn, step.call_id, step.differs) for step in found.steps if step.differs] == []
@@ -43,7 +43,7 @@ def test_ids_times_and_order_of_other_tasks_are_no_difference() -> None:
 
 def test_the_first_difference_is_named_and_what_it_led_to_is_another() -> None:
     history = planned_run()
-    at = next(n for n, r in enumerate(history.events) if r.type == "ToolFinished")
+    at = next(n for n, r in enumerate(history.events) if r.type == "ToolFinished" and b"look done" in r.data)
     call_id = msgspec.json.decode(history.events[at].data)["call_id"]
     other = touched(history, at, result={"size": 9, "inline": "look what"})
 
@@ -65,7 +65,7 @@ def test_the_first_difference_is_named_and_what_it_led_to_is_another() -> None:
 
 def test_a_request_that_differs_says_in_which_part() -> None:
     history = planned_run()
-    at = next(n for n, r in enumerate(history.events) if r.type == "ToolFinished")
+    at = next(n for n, r in enumerate(history.events) if r.type == "ToolFinished" and b"look done" in r.data)
     following = next(n for n, r in enumerate(history.events) if n > at and r.type == "ModelCallStarted" and r.stream == history.events[at].stream)
     other = touched(touched(history, at, result={"size": 9, "inline": "look what"}), following, request_hash="0" * 64)
     same_result = touched(history, following, request_hash="0" * 64)
@@ -111,6 +111,6 @@ def test_two_positions_of_one_run() -> None:
 
 def test_no_text_moves_the_cursor() -> None:
     history = planned_run()
-    at = next(n for n, r in enumerate(history.events) if r.type == "ToolFinished")
+    at = next(n for n, r in enumerate(history.events) if r.type == "ToolFinished" and b"look done" in r.data)
     found = diff_runs(history, touched(history, at, result={"size": 9, "inline": "\x1b[2Jevil"}))
     assert "\x1b" not in "\n".join(diff_lines(found, 100))
