@@ -207,11 +207,17 @@ async def test_when_both_fail_the_chain_goes_on(bench: Bench) -> None:
 
 async def test_a_call_that_lost_is_nothing_to_its_breaker(bench: Bench) -> None:
     breakers = Breakers()
-    a, b = held("a", DONE), held("b", RESULT, is_open=True)
+    a, b = held("a", DONE), held("b", RESULT)
+    breaker = breakers.of(a)
+    task = await begun(bench, a, b, breakers=breakers)
+    await entered(a, b)
     for _ in range(FAILURES_MAX - 1):
-        breakers.of(a).admit(bench.clock.monotonic()).failed("server", bench.clock.monotonic())  # type: ignore[union-attr]
-    await bench.rest(await begun(bench, a, b, breakers=breakers))
-    assert {m.name: s for m, s in breakers.states()}["a"] == "closed"
+        breaker.admit(bench.clock.monotonic()).failed("server", bench.clock.monotonic())  # type: ignore[union-attr]
+    b.gate.set()
+    assert failures(await bench.rest(task)) == [("a", HEDGE_LOST)]
+    assert breaker.shown == "closed", "it has not failed"
+    breaker.admit(bench.clock.monotonic()).failed("server", bench.clock.monotonic())  # type: ignore[union-attr]
+    assert breaker.shown == "open", "nor has it answered"
 
 
 @pytest.mark.parametrize("reason", ["over_budget", "breaker_open", "unpriced"])

@@ -106,6 +106,7 @@ def test_nobody_is_asked_beside(state: TaskState) -> None:
 @pytest.mark.parametrize("winner", [1, 2])
 def test_the_first_answer_counts_and_the_other_call_is_paid_and_forgotten(winner: int) -> None:
     lost, won = (failed(HEDGE_LOST, 2, B, 1), answered()) if winner == 1 else (failed(HEDGE_LOST), answered(2, B))
+    assert given(began(A, B), *TWO, lost).tried == (), "what lost has not failed"
     state = given(began(A, B), *TWO, lost, won)
     assert next_step(state, SETUP) == Finish(Outcome("42", {"n": 1}))
     assert (open_model_calls(state), state.tried, state.turn, state.tries) == ((), (), 2, 0)
