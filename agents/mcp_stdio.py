@@ -96,14 +96,16 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     """Close its input, then ask, then kill: the server and everything in its group."""
     assert process.stdin is not None
     process.stdin.close()
-    for number in (None, signal.SIGTERM, signal.SIGKILL):
-        if number is not None:
-            _signal(process, number)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(GRACE_S):
-                await _gone(process)
-            break
-    _signal(process, signal.SIGKILL)
+    try:
+        for number in (None, signal.SIGTERM, signal.SIGKILL):
+            if number is not None:
+                _signal(process, number)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GRACE_S):
+                    await _gone(process)
+                break
+    finally:
+        _signal(process, signal.SIGKILL)  # also when whoever waits here is told to stop: nothing outlives its connection
 
 
 async def _gone(process: asyncio.subprocess.Process) -> None:
