@@ -108,11 +108,15 @@ def next_link(
     for place in range(max(start, first), len(chain)):
         if place not in asked and chain[place].window >= needed:
             return Ask(place)
-    return _soon(tried, task_id, call_id) or exhausted(chain, tried)
+    return _soon([t for t in tried if chain[t.link].window >= needed], task_id, call_id) or exhausted(chain, tried)
 
 
 def _soon(tried: Sequence[Tried], task_id: TaskId, call_id: str) -> Ask | None:
-    """Wait for a model that was only passed over and may be asked again in a moment, rather than end the attempt."""
+    """Wait for a model that was only passed over and may be asked again in a moment, rather than end the attempt.
+
+    Args:
+        tried: calls to models whose window has room for the conversation.
+    """
     for last in {t.link: t for t in tried}.values():
         if last.kind == BREAKER_OPEN and 0 < last.retry_after_s <= WAIT_S_MAX and sum(t.link == last.link for t in tried) < TRIES_PER_LINK:
             return Ask(last.link, last.retry_after_s + JITTER_BASE_S * _fraction(task_id, call_id))

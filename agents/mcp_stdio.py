@@ -61,7 +61,11 @@ async def child_transport(command: str, args: Sequence[str], env: Mapping[str, s
             finally:
                 pumps.cancel_scope.cancel()
     finally:
-        await _end(process)
+        ending = asyncio.create_task(_end(process))
+        try:
+            await asyncio.shield(ending)
+        finally:
+            await asyncio.wait({ending})  # it is bounded; whoever is told to stop meanwhile leaves no process behind
 
 
 async def _read(process: asyncio.subprocess.Process, to_client: Any) -> None:
@@ -96,16 +100,14 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     """Close its input, then ask, then kill: the server and everything in its group."""
     assert process.stdin is not None
     process.stdin.close()
-    try:
-        for number in (None, signal.SIGTERM, signal.SIGKILL):
-            if number is not None:
-                _signal(process, number)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(GRACE_S):
-                    await _gone(process)
-                break
-    finally:
-        _signal(process, signal.SIGKILL)  # also when whoever waits here is told to stop: nothing outlives its connection
+    for number in (None, signal.SIGTERM, signal.SIGKILL):
+        if number is not None:
+            _signal(process, number)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GRACE_S):
+                await _gone(process)
+            break
+    _signal(process, signal.SIGKILL)
 
 
 async def _gone(process: asyncio.subprocess.Process) -> None:

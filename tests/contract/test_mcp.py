@@ -17,6 +17,7 @@ from support.toolbox import Bench, bench
 from support.website import page, redirect, serving
 
 from crewlog.agents.mcp_hub import McpHub
+from crewlog.agents.mcp_stdio import child_transport
 from crewlog.agents.spec import AgentSpec, ToolOutput
 from crewlog.agents.tool_runner import Ran, run_tool
 from crewlog.agents.tool_ways import ToolHealth
@@ -316,3 +317,31 @@ async def test_a_server_ends_with_its_worker(tmp_path: Path) -> None:
         os.kill(pid, 0)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+STUBBORN = """
+import os, pathlib, signal, sys
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
+while True:
+    signal.pause()
+"""
+
+
+async def test_a_closing_that_is_told_to_stop_still_ends_the_server(tmp_path: Path) -> None:
+    mark, closing = tmp_path / "pid", asyncio.Event()
+
+    async def use() -> None:
+        async with child_transport(sys.executable, ("-c", STUBBORN, str(mark)), {}):
+            while not (mark.exists() and mark.read_text()):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+            closing.set()
+
+    async with asyncio.timeout(30):
+        using = asyncio.create_task(use())
+        await closing.wait()
+        await asyncio.sleep(0)  # it waits for a server that ignores it
+        using.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await using
+    assert not Path(f"/proc/{mark.read_text()}").exists(), "it was killed and collected"  # noqa: ASYNC240

@@ -130,3 +130,11 @@ def test_a_budget_that_no_model_fits_into_is_named_as_such() -> None:
 
 def test_no_model_is_asked_more_often_than_allowed() -> None:
     assert TRIES_PER_LINK == 2
+
+
+def test_a_model_that_was_passed_over_is_waited_for_only_when_it_has_more_room_than_the_one_that_refused() -> None:
+    ends = (tried(0, "breaker_open", wait_s=0.5), tried(1, "context_length"), tried(2, "auth"))
+    wider = then(*ends)
+    assert isinstance(wider, Ask)
+    assert wider.link == 0
+    assert isinstance(then(*ends, chain=(CHAIN[1], CHAIN[0], CHAIN[2])), Exhausted)
