@@ -138,3 +138,10 @@ def test_services_can_be_scaled(compose: dict[str, Any]) -> None:
     for service in compose["services"].values():
         assert "container_name" not in service
         assert "ports" not in service
+
+
+def test_no_setting_stands_there_twice() -> None:
+    for name, pattern in ((".env.example", r"(?m)^(\w+)="), ("compose.yaml", r"(?m)^(  CREWLOG_\w+):")):
+        found = re.findall(pattern, (ROOT / name).read_text())
+        assert found
+        assert len(found) == len(set(found)), f"{name} names a setting twice"
