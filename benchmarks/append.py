@@ -207,13 +207,15 @@ def spender_of(store: EventStore, tasks: list[tuple[RunId, TaskId]]) -> Append:
     """Return what appends one event to a producer's own task stream and reserves or settles with it, in turn."""
     streams = [task_stream(task) for _, task in tasks]
 
+    calls: dict[int, UUID] = {}
+
     async def append(producer: int, version: int) -> object:
         run_id, task_id = tasks[producer]
-        request = AppendRequest((Write(streams[producer], (EVENT,), version),), (CLOCK.new_id(),), CLOCK.now_us(), run_id, task_id)
-        call = UUID(int=task_id.int ^ (version + 1) // 2)
+        write = Write(streams[producer], (EVENT,), version)
         if version % 2:
-            return await store.append(request._replace(reserve=Reservation(call, 100)))
-        return await store.append(request._replace(settle=(Settlement(call, 70),)))
+            call = calls[producer] = CLOCK.new_id()
+            return await store.append(AppendRequest((write,), (CLOCK.new_id(),), CLOCK.now_us(), run_id, task_id, reserve=Reservation(call, 100)))
+        return await store.append(AppendRequest((write,), (CLOCK.new_id(),), CLOCK.now_us(), run_id, task_id, settle=(Settlement(calls[producer], 70),)))
 
     return append
 

@@ -35,7 +35,8 @@ def check_money(request: AppendRequest) -> None:
         _check_id(stream, reservation_id)
         if actual is not None:
             _check_amount(stream, "a settlement", actual)
-    _check_limits(request)
+    if request.limits or any(write.stream.startswith("budget/") for write in request.writes):
+        _check_limits(request)
 
 
 def money_arguments(requests: Sequence[AppendRequest]) -> list[Any]:
@@ -44,23 +45,33 @@ def money_arguments(requests: Sequence[AppendRequest]) -> list[Any]:
     binds: list[tuple[int, int]] = []
     changes: list[tuple[int, int]] = []
     write_number = 0
-    settled = sorted({settlement.reservation_id for request in requests for settlement in request.settle}, key=_int)
-    held = {reservation_id: number for number, reservation_id in enumerate(settled, 1)}
-    reservations: list[tuple[int, int, int]] = []
-    settlements: list[tuple[int, int, int | None]] = []
+    settled = [settlement.reservation_id for request in requests for settlement in request.settle]
+    settled.sort(key=_int)
+    held: dict[UUID, int] = {}
+    for reservation_id in settled:
+        held.setdefault(reservation_id, len(held) + 1)
+    reservations: tuple[list[int], list[int], list[int]] = ([], [], [])
+    settlements: tuple[list[int], list[int], list[int | None]] = ([], [], [])
     for number, request in enumerate(requests, 1):
         for write in request.writes:
             write_number += 1
-            binds += [(write_number, limits.setdefault(limit, len(limits) + 1)) for limit in write.scopes]
-        changes += [(number, limits.setdefault(limit, len(limits) + 1)) for limit in request.limits]
+            if write.scopes:
+                binds += [(write_number, limits.setdefault(limit, len(limits) + 1)) for limit in write.scopes]
+        if request.limits:
+            changes += [(number, limits.setdefault(limit, len(limits) + 1)) for limit in request.limits]
         if request.reserve is not None:
             reservation_id, amount = request.reserve
-            reservations.append((number, held.setdefault(reservation_id, len(held) + 1), amount))
-        settlements += [(number, held[reservation_id], actual) for reservation_id, actual in request.settle]
+            reservations[0].append(number)
+            reservations[1].append(held.setdefault(reservation_id, len(held) + 1))
+            reservations[2].append(amount)
+        for reservation_id, actual in request.settle:
+            settlements[0].append(number)
+            settlements[1].append(held[reservation_id])
+            settlements[2].append(actual)
     return [
         *([limit.scope for limit in limits], [limit.soft_micro_usd for limit in limits], [limit.hard_micro_usd for limit in limits]),
         *(*_columns(binds, 2), *_columns(changes, 2)),
-        *(list(held), *_columns(reservations, 3), *_columns(settlements, 3)),
+        *(list(held), *reservations, *settlements),
     ]
 
 

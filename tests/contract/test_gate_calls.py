@@ -10,7 +10,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 from support.logs import asked, cancelled, dispatched, new_run, new_task, opening, request, started, submitted, to_run, to_task
-from support.money import calling, changing, opened
+from support.money import calling, changing, opened, settling
 from support.postgres import Database
 
 from crewlog.events.append_call import arguments, statement
@@ -179,6 +179,30 @@ async def test_one_reservation_in_two_streams_of_a_batch_is_made_once(owner: Any
     assert await told(owner, by_hand(*same)) == {2: "reserved"}
     assert await told(owner, by_hand(same[1])) == {1: "reserved"}
     assert await owner.fetch("SELECT spent, reserved FROM es.budgets") == [(0, 7)]
+
+
+async def test_what_is_summed_up_at_once_is_looked_at_as_closely(owner: Any) -> None:
+    """Batches of calls and settlements without anything special, and such that claim to be."""
+    limit = ScopeLimit("run/1", None, 1000)
+    tasks = [new_task() for _ in range(6)]
+    await call(owner, by_hand(*(opened(task_id, limit) for task_id in tasks)))
+
+    async def books() -> tuple[int, int, int]:
+        return tuple(await owner.fetchrow("SELECT spent, reserved, (SELECT count(*)::int FROM es.reservations) FROM es.budgets"))
+
+    assert await told(owner, by_hand(*(calling(task_id, 10) for task_id in tasks))) == {}
+    assert await books() == (0, 60, 6)
+    given = by_hand(*(settling(task_id, 4) for task_id in tasks[:4]))
+    given[T_HELD] = [1, 1, 2, 4]  # one is settled twice, one not at all
+    assert await told(owner, given) == {}
+    assert await books() == (12, 30, 3)
+    given = by_hand(*(calling(task_id, 1, "again") for task_id in tasks))
+    given[R_HELD] = [1, 1, 2, 3, 4, 5]
+    assert await told(owner, given) == {2: "reserved"}
+    assert await books() == (12, 35, 8)
+    stale = [to_task(task_id, started(), expected=99) for task_id in tasks[:1]]
+    assert await told(owner, by_hand(*stale, *(calling(task_id, 5, "more") for task_id in tasks[1:]))) == {1: "conflict"}
+    assert await books() == (12, 60, 13)
 
 
 async def test_budgets_are_charged_in_the_order_of_their_numbers(owner: Any) -> None:

@@ -167,7 +167,12 @@ class MoneyMachine(RuleBasedStateMachine):
         self.send([request])
         return request
 
-    @rule(target=requests, several=st.lists(moves, min_size=2, max_size=6))
+    paid = st.one_of(
+        st.tuples(st.just("call"), tasks_, calls, amounts, st.just([])),
+        st.tuples(st.just("settle"), tasks_, st.lists(st.tuples(st.just(False), calls, amounts), min_size=1, max_size=1)),
+    )
+
+    @rule(target=requests, several=st.one_of(st.lists(moves, min_size=2, max_size=6), st.lists(paid, min_size=4, max_size=9)))
     def together(self, several: list[Move]) -> AppendRequest:
         requests = [self.make(move) for move in several]
         self.send(requests)
