@@ -18,7 +18,7 @@ from crewlog.agents.model_call import REPLY_INLINE_MAX
 from crewlog.agents.setup import Setup
 from crewlog.agents.task_state import Call, TaskState, evolve, initial_state, model_call, open_model_calls
 from crewlog.agents.tool_ways import REPEATABLE
-from crewlog.agents.turn import AskModel, Done, Fail, Finish, Nudge, RunCalls, Step, approval_of, digest_of, hedge_of, next_step
+from crewlog.agents.turn import AskModel, Done, Fail, Finish, Nudge, RunCalls, Start, Step, approval_of, digest_of, hedge_of, next_step
 from crewlog.events.store import Recorded
 from crewlog.schemas.divergence import Divergence
 from crewlog.schemas.ids import RunId, TaskId, idempotency_key
@@ -37,6 +37,7 @@ from crewlog.schemas.task_events import (
     Nudged,
     TaskCompleted,
     TaskEvent,
+    TaskHandedBack,
     TaskStarted,
     ToolFinished,
     ToolStarted,
@@ -114,6 +115,8 @@ def _difference(state: TaskState, setup: Setup | None, event: TaskEvent, read: R
             return ("scope", "one that was not warned of before", event.scope) if event.scope in state.warned else None
         case TaskCompleted():
             return _completed(state, setup, event)
+        case TaskHandedBack():
+            return _handed_back(state, setup)
         case _:
             return None
 
@@ -204,6 +207,14 @@ def _attempt_failed(state: TaskState, setup: Setup | None, event: AttemptFailed,
         ("usage", state.usage, event.usage),
         ("cost_micro_usd", state.cost_micro_usd, event.cost_micro_usd),
     )
+
+
+def _handed_back(state: TaskState, setup: Setup | None) -> Difference | None:
+    """That somebody paused it is an observation; that it stopped between two steps is checked."""
+    if state.phase == "between_attempts":
+        return None
+    step = next_step(state, setup)
+    return None if isinstance(step, Start | AskModel | RunCalls) else ("step", "one that begins something", type(step).__name__)
 
 
 def _tool_started(state: TaskState, setup: Setup | None, event: ToolStarted) -> Difference | None:

@@ -40,6 +40,7 @@ from crewlog.schemas.task_events import (
     TaskCompleted,
     TaskEvent,
     TaskFailed,
+    TaskHandedBack,
     TaskOpened,
     TaskStarted,
     ToolCall,
@@ -231,6 +232,8 @@ def evolve(state: TaskState, event: TaskEvent) -> TaskState:  # noqa: C901  (one
         case AttemptFailed():
             open_calls = {"asking": None, "hedge": None}
             return replace(state, version=version, phase="between_attempts", failure=event.error, attempt=event.attempt, **open_calls, tried=(), deadline_us=0)
+        case TaskHandedBack():
+            return replace(state, version=version, worker="", deadline_us=0)
         case TaskFailed() | TaskCancelled():
             return replace(state, version=version, phase="ended")
         case BudgetWarned():

@@ -24,6 +24,11 @@ from crewlog.schemas.system_events import (
     SchedulePaused,
     ScheduleRemoved,
     ScheduleResumed,
+    ScopePaused,
+    ScopeQuarantined,
+    ScopeReleased,
+    ScopeResumed,
+    WorkerDrained,
 )
 from crewlog.schemas.task_events import (
     TASK_EVENTS,
@@ -41,6 +46,7 @@ from crewlog.schemas.task_events import (
     TaskCancelled,
     TaskCompleted,
     TaskFailed,
+    TaskHandedBack,
     TaskOpened,
     TaskStarted,
     ToolFinished,
@@ -100,9 +106,10 @@ _MEMORIES = _names(MemoryRemembered, MemoryForgotten)
 _SPEND = _names(CallSettled)
 _PROVIDERS = _names(ProviderStateChanged)
 _SCHEDULES = _names(ScheduleAdded, SchedulePaused, ScheduleResumed, ScheduleRemoved, ScheduleFired)
+_CONTROLS = _names(ScopePaused, ScopeResumed, ScopeQuarantined, ScopeReleased, WorkerDrained)
 _WORK = _names(
     *(TaskStarted, ModelCallStarted, ModelCallFinished, ModelCallFailed, ModelCallSkipped, ToolStarted, ToolFinished),
-    *(ApprovalRequested, Nudged, ContextCompacted, BudgetWarned, AttemptFailed, TaskCompleted),
+    *(ApprovalRequested, Nudged, ContextCompacted, BudgetWarned, AttemptFailed, TaskHandedBack, TaskCompleted),
 )  # fmt: skip
 
 GRANTS: Final = (
@@ -111,6 +118,7 @@ GRANTS: Final = (
     Grant(ORCHESTRATOR, "agent", _AGENTS, opens=True),
     Grant(ORCHESTRATOR, "budget", _BUDGETS, opens=True),
     Grant(ORCHESTRATOR, "schedule", _SCHEDULES, opens=True),
+    Grant(ORCHESTRATOR, "control", _CONTROLS, opens=True),
     *(Grant(role, "spend", _SPEND, opens=True) for role in (ORCHESTRATOR, *map(kind_role, BUILT_IN_KINDS), SPECIALIST)),
     *(Grant(kind_role(kind), "task", _WORK, kind=kind) for kind in BUILT_IN_KINDS),
     Grant(SPECIALIST, "task", _WORK, except_kinds=frozenset(BUILT_IN_KINDS)),
@@ -137,5 +145,6 @@ def owner_grants(role: str) -> tuple[Grant, ...]:
         ("provider", _PROVIDERS),
         ("memory", _MEMORIES),
         ("schedule", _SCHEDULES),
+        ("control", _CONTROLS),
     )
     return tuple(Grant(role, category, types, opens=True) for category, types in everything)

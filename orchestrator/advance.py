@@ -4,7 +4,8 @@ How a run ends when steps failed: everything that does not depend on a failed st
 plan, it may plan again from there, at most `REPLANS_MAX` times. After that the run completes with flags (`failed:<step>`,
 `skipped:<step>`) when at least one end result is there, a step that no other step depends on; otherwise it fails, and its `partial`
 holds every outcome that was finished. When a budget has no room for a task's next model call, nothing more is started: tasks under way
-finish, then the run is held with what it has, until the budget is raised (`ReleaseRun`) or the time for that is over.
+finish, then the run is held with what it has, until the budget is raised (`ReleaseRun`) or the time for that is over. Of a paused run
+nothing is decided at all but what became of tasks under way. The end of a run in quarantine is kept back (`ResultsHeld`).
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ from crewlog.orchestrator.run import (
     unjudged,
     unrevised,
 )
+from crewlog.orchestrator.run_controls import is_at_rest
 from crewlog.schemas.ids import TaskId
 from crewlog.schemas.plan import Constraints
-from crewlog.schemas.run_events import RunCompleted, RunFailed, RunHeld, Step
+from crewlog.schemas.run_events import ResultsHeld, RunCompleted, RunFailed, RunHeld, Step
 from crewlog.schemas.values import ContextItem, Failure, Outcome
 
 REPLANS_MAX: Final = 2
@@ -43,7 +45,7 @@ REPLANS_MAX: Final = 2
 
 def advance(draft: Draft) -> None:
     """Decide everything that the state allows, until the run waits for something or is over."""
-    if draft.state.status != "open":
+    if draft.state.status != "open" or is_at_rest(draft.state):
         return
     if held := starving(draft.state):
         _hold(draft, held[0])
@@ -82,6 +84,9 @@ def ask_planner(draft: Draft, key: str, extra: tuple[ContextItem, ...] = ()) -> 
 def fail(draft: Draft, error: Failure, *, ended: Collection[TaskId] = ()) -> None:
     """End the run without an answer; what was finished goes into `partial`, tasks under way are closed unless they have `ended`."""
     draft.close_tasks(f"the run failed: {error.message}", ORCHESTRATOR, ended=ended)
+    if draft.state.quarantines:
+        draft.emit(ResultsHeld(error))
+        return
     state = draft.state
     partial = draft.pack(answer.collected(state))
     draft.emit(RunFailed(error, partial, answer.artifacts(state), state.usage, state.cost_micro_usd))
@@ -148,8 +153,19 @@ def _make_plan(draft: Draft) -> None:
         fail(draft, task.error or Failure("internal", f"task {task.task_id} made no plan"))
 
 
+def end_held(draft: Draft, held: ResultsHeld) -> None:
+    """Let the end follow that a quarantine kept back."""
+    if isinstance(held.error, Failure):
+        fail(draft, held.error)
+    else:
+        _complete(draft)
+
+
 def _complete(draft: Draft) -> None:
     state = draft.state
+    if state.quarantines:
+        draft.emit(ResultsHeld())
+        return
     final = answer.final_outcome(state)
     text = answer.collected(state) if final is None else final.summary
     artifacts, citations = answer.artifacts(state), answer.citations(state)

@@ -8,17 +8,19 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from crewlog.events.clock import Clock
+from crewlog.events.controls import NO_CONTROLS, Controls
 from crewlog.events.store import AppendRequest, Recorded, Write
-from crewlog.orchestrator.commands import ApprovalAsked, AttemptEnded, Command, TaskEnded, Tick
+from crewlog.orchestrator.commands import ApprovalAsked, AttemptEnded, Command, HandedBack, TaskEnded, Tick
 from crewlog.orchestrator.decide import decide
 from crewlog.orchestrator.dispatch import Dispatch
 from crewlog.orchestrator.draft import Decision
+from crewlog.orchestrator.interventions import due_interventions
 from crewlog.orchestrator.planning import Kinds
 from crewlog.orchestrator.run import RunState
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import RunId, Stream, TaskId, category, run_stream
 from crewlog.schemas.run_events import RunEvent
-from crewlog.schemas.task_events import ApprovalRequested, AttemptFailed, TaskCompleted
+from crewlog.schemas.task_events import ApprovalRequested, AttemptFailed, TaskCompleted, TaskHandedBack
 
 STREAMS_PER_BATCH_MAX: Final = 16
 """A batch takes no further command once it writes to this many task streams; what is left follows in the next append."""
@@ -80,12 +82,15 @@ class Batch:
         )
 
 
-def decide_batch(state: RunState, news: Sequence[Recorded], asked: Sequence[Asked], now_us: int, kinds: Kinds) -> Batch:
-    """Decide about task events in the order of the log, then about what is due, then about commands from outside.
+def decide_batch(state: RunState, news: Sequence[Recorded], asked: Sequence[Asked], now_us: int, kinds: Kinds, controls: Controls = NO_CONTROLS) -> Batch:
+    """Decide about what is paused and in quarantine, then about task events in the order of the log, then about what is due, then about
+    commands from outside.
 
     Commands from outside see everything that came before them; while a batch is full they wait for the next one.
     """
     batch = Batch(state)
+    for intervention in due_interventions(state, controls):
+        batch.add(decide(intervention, batch.state, now_us, kinds))
     for recorded in news:
         if batch.is_full:
             return batch
@@ -119,6 +124,8 @@ def command_of(recorded: Recorded) -> Command:
             return AttemptEnded(task_id, event)
         case ApprovalRequested():
             return ApprovalAsked(task_id, event)
+        case TaskHandedBack():
+            return HandedBack(task_id, event)
         case _:
             raise ContractError(f"{recorded.stream} version {recorded.version}: {recorded.type} v{recorded.schema_version} is nothing a run reacts to")
 

@@ -6,11 +6,12 @@ from typing import Final, Literal
 
 import msgspec
 
+from crewlog.events.controls import Control
 from crewlog.schemas.budget import ScopeLimit
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import ApprovalId, TaskId
 from crewlog.schemas.task import AgentTask
-from crewlog.schemas.task_events import ApprovalRequested, AttemptFailed, TaskCompleted
+from crewlog.schemas.task_events import ApprovalRequested, AttemptFailed, TaskCompleted, TaskHandedBack
 from crewlog.schemas.values import Failure
 
 CLOCK: Final = "clock"
@@ -33,6 +34,9 @@ class SubmitRun(msgspec.Struct, frozen=True):
     task: AgentTask
     source: Literal["subject", "api"]
     terms: Terms = Terms()
+    pauses: tuple[Control, ...] = ()
+    """What is in force for it already: it is accepted, and waits."""
+    quarantines: tuple[Control, ...] = ()
 
 
 class TaskEnded(msgspec.Struct, frozen=True):
@@ -85,8 +89,44 @@ class ReleaseRun(msgspec.Struct, frozen=True):
     used_micro_usd: int
 
 
+class HandedBack(msgspec.Struct, frozen=True):
+    """A worker stopped between two steps of a task."""
+
+    task_id: TaskId
+    event: TaskHandedBack
+
+
+class PauseRun(msgspec.Struct, frozen=True):
+    """Something that concerns the run is paused: the run itself, its tenant, or a kind that it needs."""
+
+    control: Control
+
+
+class ResumeRun(msgspec.Struct, frozen=True):
+    """What paused the run does so no more."""
+
+    scope: str
+    actor: str
+    reason: str = ""
+
+
+class QuarantineRun(msgspec.Struct, frozen=True):
+    """The run's end is to be kept back."""
+
+    control: Control
+
+
+class LiftQuarantine(msgspec.Struct, frozen=True):
+    """A quarantine holds for the run no more. `control` is its number."""
+
+    scope: str
+    control: int
+    actor: str
+    reason: str = ""
+
+
 class CancelRun(msgspec.Struct, frozen=True):
-    """Somebody stops the run."""
+    """Somebody terminates the run: it ends as cancelled."""
 
     reason: str
     actor: str
@@ -104,7 +144,23 @@ class Tick(msgspec.Struct, frozen=True):
     """Time has passed: do what is due."""
 
 
-Command = SubmitRun | TaskEnded | AttemptEnded | BuryTask | ApprovalAsked | DecideApproval | ReleaseRun | CancelRun | AbortRun | Tick
+Command = (
+    SubmitRun
+    | TaskEnded
+    | AttemptEnded
+    | BuryTask
+    | HandedBack
+    | ApprovalAsked
+    | DecideApproval
+    | ReleaseRun
+    | PauseRun
+    | ResumeRun
+    | QuarantineRun
+    | LiftQuarantine
+    | CancelRun
+    | AbortRun
+    | Tick
+)
 
 
 class TooLate(ContractError):

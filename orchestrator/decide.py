@@ -26,7 +26,12 @@ from crewlog.orchestrator.commands import (
     CancelRun,
     Command,
     DecideApproval,
+    HandedBack,
+    LiftQuarantine,
+    PauseRun,
+    QuarantineRun,
     ReleaseRun,
+    ResumeRun,
     SubmitRun,
     TaskEnded,
     Tick,
@@ -34,9 +39,11 @@ from crewlog.orchestrator.commands import (
 )
 from crewlog.orchestrator.dispatch import fit_outcome, outcomes_of
 from crewlog.orchestrator.draft import Decision, Draft
+from crewlog.orchestrator.interventions import intervene, note_at_submission
 from crewlog.orchestrator.planning import SINGLE_KEY, Kinds, check_kinds, given_steps, planned_steps, single_step
 from crewlog.orchestrator.repeats import NO_PROGRESS, work_hash
-from crewlog.orchestrator.run import CRITIC_PREFIX, ROUTER, SYNTHESIS, RunState, TaskState, current_task, judged_by, next_due_us, starving
+from crewlog.orchestrator.run import CRITIC_PREFIX, ROUTER, SYNTHESIS, RunState, TaskState, current_task, has_clock, judged_by, next_due_us, starving
+from crewlog.orchestrator.run_controls import is_paused
 from crewlog.schemas.errors import ContractError, NotFound
 from crewlog.schemas.ids import ApprovalId, RunId
 from crewlog.schemas.plan import Constraints
@@ -106,6 +113,8 @@ def decide(command: Command, state: RunState, now_us: int, kinds: Kinds = NO_KIN
             _decide_approval(draft, command)
         case ReleaseRun():
             _release(draft, command)
+        case HandedBack() | PauseRun() | ResumeRun() | QuarantineRun() | LiftQuarantine():
+            intervene(draft, command)
         case CancelRun():
             if state.status == "open":
                 draft.close_tasks(command.reason, command.actor)
@@ -140,6 +149,7 @@ def _submit(draft: Draft, command: SubmitRun) -> None:
             caller=command.terms.caller,
         )
     )
+    note_at_submission(draft, command.pauses, command.quarantines)
     if task.type != RUN:
         draft.emit(RunPlanned((single_step(task),), "single"))
     elif task.plan is not None:
@@ -289,7 +299,7 @@ def _attempt_ended(draft: Draft, command: AttemptEnded) -> None:
     if failed.error.retryable and counted < policy.attempts_max:
         wait_s = max(policy.delay_s(counted, _jitter(task)), failed.error.retry_after_s or 0.0)
         due_us = draft.now_us + round(wait_s * 1e6)
-        if due_us < state.deadline_us:
+        if state.pauses or due_us < state.deadline_us:  # a deadline that stands still cannot come first
             draft.emit(TaskRetryScheduled(task.task_id, task.key, failed.attempt + 1, due_us, failed.error))
             advance(draft)
             return
@@ -348,7 +358,7 @@ def _decide_approval(draft: Draft, command: DecideApproval) -> None:
         raise NotFound("approval", str(command.approval_id))
     if draft.state.status != "open":
         raise TooLate(f"approval {command.approval_id}: run {draft.state.run_id} is over ({draft.state.status})")
-    if task.pending[command.approval_id].expires_us <= draft.now_us:
+    if task.pending[command.approval_id].expires_us <= draft.now_us and not draft.state.pauses:
         raise AlreadyDecided(f"approval {command.approval_id}", decision="expired", actor=CLOCK)
     _answer(draft, task, command.approval_id, command.decision, command.actor, command.note)
 
@@ -356,11 +366,11 @@ def _decide_approval(draft: Draft, command: DecideApproval) -> None:
 def _answer(draft: Draft, task: TaskState, approval_id: ApprovalId, decision: Any, actor: str, note: str = "") -> None:
     asked, state = task.pending[approval_id], draft.state
     draft.write(task.task_id, ApprovalDecided(approval_id, asked.call_id, asked.digest, decision, actor, note))
-    is_last = sum(len(t.pending) for t in state.tasks.values()) == 1 and state.hold is None
+    is_last = sum(len(t.pending) for t in state.tasks.values()) == 1 and state.hold is None and not state.pauses
     run_deadline_us = state.deadline_us + draft.now_us - state.paused_since_us if is_last else 0
     draft.emit(TaskResumed(task.task_id, task.key, approval_id, decision, actor, run_deadline_us))
     left = draft.state.tasks[task.key]
-    if not left.pending and not starving(draft.state):
+    if not left.pending and not starving(draft.state) and not is_paused(draft.state):
         draft.dispatch_again(left, left.attempt)
 
 
@@ -368,11 +378,11 @@ def _release(draft: Draft, command: ReleaseRun) -> None:
     state = draft.state
     if state.status != "open" or state.hold is None or all(task.shortfall is None or task.shortfall.scope != command.scope for task in starving(state)):
         return
-    asks = any(task.pending for task in state.tasks.values())
-    run_deadline_us = 0 if asks else state.deadline_us + draft.now_us - state.paused_since_us
+    stands = bool(state.pauses) or any(task.pending for task in state.tasks.values())
+    run_deadline_us = 0 if stands else state.deadline_us + draft.now_us - state.paused_since_us
     draft.emit(RunReleased(command.scope, command.limit_micro_usd, command.used_micro_usd, run_deadline_us))
     for task in state.tasks.values():
-        if task.phase == "held":  # one that only waited for the others goes on with the attempt it is in
+        if task.phase == "held" and not is_paused(state):  # one that only waited for the others goes on with the attempt it is in
             draft.dispatch_again(task, task.attempt + 1 if task.shortfall is not None else task.attempt)
     advance(draft)
 
@@ -385,12 +395,12 @@ def _tick(draft: Draft) -> None:
         brief = draft.state.brief
         fail(draft, Failure(DEADLINE, f"run {draft.state.run_id} did not finish within timeout_seconds={brief.timeout_seconds}"))
         return
-    if draft.state.hold is not None and draft.state.hold.expires_us <= draft.now_us:
+    if draft.state.hold is not None and draft.state.hold.expires_us <= draft.now_us and not draft.state.pauses:
         _end_hold(draft, draft.state.hold)
         return
     for key in list(draft.state.tasks):
         task = draft.state.tasks[key]
-        if task.is_active and task.due_us <= draft.now_us:
+        if task.is_active and task.due_us <= draft.now_us and has_clock(draft.state, task):
             _task_due(draft, task)
     advance(draft)
 

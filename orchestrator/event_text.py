@@ -10,18 +10,24 @@ from crewlog.events.store import Recorded
 from crewlog.schemas.codec import Event, Unknown
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.run_events import (
+    QuarantineLifted,
+    ResultsHeld,
     RunCancelled,
     RunCompleted,
     RunEvent,
     RunFailed,
     RunHeld,
+    RunPaused,
     RunPlanned,
+    RunQuarantined,
     RunReleased,
+    RunResumed,
     RunSubmitted,
     TaskDispatched,
     TaskHeld,
     TaskResumed,
     TaskRetryScheduled,
+    TaskReturned,
     TaskReviewed,
     TaskSuspended,
 )
@@ -40,7 +46,12 @@ from crewlog.schemas.system_events import (
     SchedulePaused,
     ScheduleRemoved,
     ScheduleResumed,
+    ScopePaused,
+    ScopeQuarantined,
+    ScopeReleased,
+    ScopeResumed,
     SystemEvent,
+    WorkerDrained,
 )
 from crewlog.schemas.task_events import (
     ApprovalDecided,
@@ -57,6 +68,7 @@ from crewlog.schemas.task_events import (
     TaskCompleted,
     TaskEvent,
     TaskFailed,
+    TaskHandedBack,
     TaskOpened,
     TaskStarted,
     ToolFinished,
@@ -64,6 +76,7 @@ from crewlog.schemas.task_events import (
 )
 from crewlog.schemas.text import shorten
 from crewlog.schemas.usage import format_usd
+from crewlog.schemas.values import Failure
 
 TEXT_CHARS_MAX: Final = 140
 REASONING: Final = ("thinking", "native")
@@ -151,6 +164,18 @@ def _describe_run(event: RunEvent) -> str:
         case RunCancelled():
             return f"by {event.actor}: {event.reason}"
         case _:
+            return _describe_intervention(event)
+
+
+def _describe_intervention(event: RunEvent) -> str:
+    match event:
+        case RunPaused() | RunResumed() | RunQuarantined() | QuarantineLifted():
+            return f"{event.scope} by {event.actor}" + (f": {event.reason}" if event.reason else "")
+        case ResultsHeld():
+            return f"until its quarantine is lifted; it ends with {event.error.code}" if isinstance(event.error, Failure) else "until its quarantine is lifted"
+        case TaskReturned():
+            return f"{event.key}, because of {event.scope}"
+        case _:
             return ""
 
 
@@ -184,6 +209,8 @@ def _describe_task(event: TaskEvent) -> str:  # noqa: C901, PLR0912  (one arm pe
             return f"{event.scope} is over its soft limit"
         case ContextCompacted():
             return f"turn {event.turn}: {len(event.replaced)} texts left out, about {event.tokens_before} to {event.tokens_after} tokens"
+        case TaskHandedBack():
+            return f"because of {event.scope}"
         case AttemptFailed():
             return f"attempt {event.attempt}: {event.error.code}: {event.error.message}"
         case TaskCompleted():
@@ -232,6 +259,10 @@ def _describe_schedule(event: SystemEvent) -> str:
             return f"by {event.actor}" + (f": {event.reason}" if event.reason else "")
         case ScheduleFired():
             return f"run {event.run_id}" + (f", wanted by {event.actor}" if event.actor else "") + (f"; refused: {event.error}" if event.error else "")
+        case ScopePaused() | ScopeResumed() | ScopeQuarantined() | ScopeReleased():
+            return f"{event.scope} by {event.actor}" + (f": {event.reason}" if event.reason else "")
+        case WorkerDrained():
+            return f"{event.worker} by {event.actor}" + (f": {event.reason}" if event.reason else "")
         case _:
             return ""
 

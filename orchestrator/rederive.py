@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import islice, takewhile
 from typing import Any, NamedTuple
 
 import msgspec
 
+from crewlog.events.controls import Control
 from crewlog.events.store import Recorded
 from crewlog.orchestrator.commands import (
     AbortRun,
@@ -21,7 +23,12 @@ from crewlog.orchestrator.commands import (
     CancelRun,
     Command,
     DecideApproval,
+    HandedBack,
+    LiftQuarantine,
+    PauseRun,
+    QuarantineRun,
     ReleaseRun,
+    ResumeRun,
     SubmitRun,
     TaskEnded,
     Terms,
@@ -36,15 +43,21 @@ from crewlog.schemas.divergence import Divergence
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import Stream, TaskId, task_stream
 from crewlog.schemas.run_events import (
+    QuarantineLifted,
+    ResultsHeld,
     RunCancelled,
     RunEvent,
     RunFailed,
+    RunPaused,
+    RunQuarantined,
     RunReleased,
+    RunResumed,
     RunSubmitted,
     TaskDispatched,
     TaskHeld,
     TaskResumed,
     TaskRetryScheduled,
+    TaskReturned,
     TaskReviewed,
     TaskSuspended,
 )
@@ -56,8 +69,10 @@ from crewlog.schemas.task_events import (
     TaskCancelled,
     TaskCompleted,
     TaskFailed,
+    TaskHandedBack,
     TaskOpened,
 )
+from crewlog.schemas.values import Failure
 
 OURS = (TaskOpened, ApprovalDecided, TaskFailed, TaskCancelled)
 """What the orchestrator writes to task streams."""
@@ -110,7 +125,7 @@ def _decisions(run_events: Sequence[Recorded], tasks: _Tasks) -> Iterator[Decide
         if not isinstance(event, RunEvent):
             yield Divergence(first.stream, first.version, "schema_version", "known to this program", first.schema_version)
             return
-        command = _command(event, state, tasks)
+        command = _submitted(event, run_events, at) if isinstance(event, RunSubmitted) else _command(event, state, tasks)
         if command is None:
             yield Divergence(first.stream, first.version, "cause", f"an event that leads to {first.type}", None)
             return
@@ -164,27 +179,53 @@ class _Tasks:
 
 def _command(event: RunEvent, state: RunState, tasks: _Tasks) -> Command | None:
     match event:
-        case RunSubmitted():
-            return SubmitRun(parse_task(bytes(event.task)), event.source, Terms(event.limits, event.tree, event.hold_s, event.caller))
         case RunReleased():
             return ReleaseRun(event.scope, event.limit_micro_usd, event.used_micro_usd)
         case RunCancelled():
             return CancelRun(event.reason, event.actor)
-        case RunFailed():
-            return Tick() if event.error.code == DEADLINE else _aborted(event, state, tasks)
+        case RunFailed() | ResultsHeld() if isinstance(event.error, Failure):
+            return Tick() if event.error.code == DEADLINE else _aborted(event.error, state, tasks)
+        case RunPaused() | RunQuarantined() | RunResumed() | QuarantineLifted():
+            return _intervention(event)
         case TaskDispatched():
             return Tick()
         case TaskResumed():
             return Tick() if event.decision == "expired" else _decided(event, tasks)
-        case TaskRetryScheduled() | TaskHeld() | TaskSuspended() | TaskReviewed():
+        case TaskRetryScheduled() | TaskHeld() | TaskSuspended() | TaskReviewed() | TaskReturned():
             return _noticed(event, state, tasks)
         case _:
             return None
 
 
-def _aborted(event: RunFailed, state: RunState, tasks: _Tasks) -> AbortRun:
+def _submitted(event: RunSubmitted, run_events: Sequence[Recorded], at: int) -> SubmitRun:
+    """Rebuild a submission: what was in force for it stands right behind it."""
+    beside = (r.event() for r in islice(run_events, at + 1, None) if r.occurred_us == run_events[at].occurred_us)
+    noted = list(takewhile(lambda e: isinstance(e, RunPaused | RunQuarantined), beside))
+    pauses = tuple(_control(event, event.since_us) for event in noted if isinstance(event, RunPaused))
+    quarantines = tuple(_control(event) for event in noted if isinstance(event, RunQuarantined))
+    terms = Terms(event.limits, event.tree, event.hold_s, event.caller)
+    return SubmitRun(parse_task(bytes(event.task)), event.source, terms, pauses, quarantines)
+
+
+def _intervention(event: RunPaused | RunQuarantined | RunResumed | QuarantineLifted) -> Command:
+    match event:
+        case RunPaused():
+            return PauseRun(_control(event, event.since_us))
+        case RunQuarantined():
+            return QuarantineRun(_control(event))
+        case RunResumed():
+            return ResumeRun(event.scope, event.actor, event.reason)
+        case QuarantineLifted():
+            return LiftQuarantine(event.scope, event.control, event.actor, event.reason)
+
+
+def _control(event: RunPaused | RunQuarantined, since_us: int = 0) -> Control:
+    return Control(event.scope, event.control, event.actor, event.reason, since_us)
+
+
+def _aborted(error: Failure, state: RunState, tasks: _Tasks) -> AbortRun:
     ended = [task.task_id for task in active_tasks(state) if any(isinstance(said, TaskCompleted) for said in tasks.of(task.task_id))]
-    return AbortRun(event.error, tuple(ended))
+    return AbortRun(error, tuple(ended))
 
 
 def _decided(event: TaskResumed, tasks: _Tasks) -> Command | None:
@@ -194,7 +235,7 @@ def _decided(event: TaskResumed, tasks: _Tasks) -> Command | None:
     return None
 
 
-def _noticed(event: TaskRetryScheduled | TaskHeld | TaskSuspended | TaskReviewed, state: RunState, tasks: _Tasks) -> Command | None:
+def _noticed(event: TaskRetryScheduled | TaskHeld | TaskSuspended | TaskReviewed | TaskReturned, state: RunState, tasks: _Tasks) -> Command | None:
     """Find the agent's event that a decision answers; a review without one was due by the clock, or about a dead letter."""
     task = state.tasks.get(event.key)
     attempt = task.attempt if task is not None else 0
@@ -202,7 +243,9 @@ def _noticed(event: TaskRetryScheduled | TaskHeld | TaskSuspended | TaskReviewed
         match said:
             case TaskCompleted() if isinstance(event, TaskReviewed):
                 return TaskEnded(event.task_id, said)
-            case AttemptFailed() if not isinstance(event, TaskSuspended) and said.attempt == attempt and said.error == event.error:
+            case TaskHandedBack() if isinstance(event, TaskReturned) and said.scope == event.scope:
+                return HandedBack(event.task_id, said)
+            case AttemptFailed() if not isinstance(event, TaskSuspended | TaskReturned) and said.attempt == attempt and said.error == event.error:
                 return AttemptEnded(event.task_id, said)
             case ApprovalRequested() if isinstance(event, TaskSuspended) and said.approval_id == event.approval_id:
                 return ApprovalAsked(event.task_id, said)

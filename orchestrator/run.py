@@ -20,23 +20,30 @@ import msgspec
 from msgspec.structs import replace
 
 from crewlog.orchestrator.repeats import work_hash
+from crewlog.orchestrator.run_controls import evolve_controls, is_at_rest
 from crewlog.schemas.budget import ScopeLimit
 from crewlog.schemas.ids import ApprovalId, Hash, RunId, TaskId
 from crewlog.schemas.retry import RetryPolicy
 from crewlog.schemas.run_events import (
+    QuarantineLifted,
+    ResultsHeld,
     RunCancelled,
     RunCompleted,
     RunEvent,
     RunFailed,
     RunHeld,
+    RunPaused,
     RunPlanned,
+    RunQuarantined,
     RunReleased,
+    RunResumed,
     RunSubmitted,
     Step,
     TaskDispatched,
     TaskHeld,
     TaskResumed,
     TaskRetryScheduled,
+    TaskReturned,
     TaskReviewed,
     TaskSuspended,
 )
@@ -188,6 +195,15 @@ class RunState(msgspec.Struct, frozen=True):
     hold_s: int = 0
     hold: RunHeld | None = None
     """Set while a budget holds the run: nothing of it is under way."""
+    pauses: tuple[RunPaused, ...] = ()
+    """What keeps anything new from starting, the oldest first; see `run_controls`."""
+    stopped_since_us: int = 0
+    """Since when all clocks stand still because of that; 0 when they run."""
+    quarantines: tuple[RunQuarantined, ...] = ()
+    lifted: frozenset[int] = frozenset()
+    """Numbers of the quarantines that held once and do no more."""
+    results_held: ResultsHeld | None = None
+    """Set when all work is done and a quarantine keeps the run's end back."""
     origin: Origin | None = None
     steps: tuple[Step, ...] = ()
     plans: int = 0
@@ -206,6 +222,9 @@ class RunState(msgspec.Struct, frozen=True):
     usage: Usage = Usage()
     cost_micro_usd: int = 0
     end: RunCompleted | RunFailed | RunCancelled | None = None
+
+
+_ENDS: Final[Mapping[type[RunEvent], Status]] = {RunCompleted: "completed", RunFailed: "failed", RunCancelled: "cancelled"}
 
 
 def initial_state() -> RunState:
@@ -238,12 +257,10 @@ def evolve(state: RunState, event: RunEvent) -> RunState:
         case RunReleased():
             tasks = {key: replace(task, shortfall=None) if task.shortfall else task for key, task in state.tasks.items()}
             return _settled(replace(state, hold=None, tasks=tasks, deadline_us=event.run_deadline_us or state.deadline_us))
-        case RunCompleted():
-            return replace(state, status="completed", end=event)
-        case RunFailed():
-            return replace(state, status="failed", end=event)
-        case RunCancelled():
-            return replace(state, status="cancelled", end=event)
+        case RunPaused() | RunResumed() | RunQuarantined() | QuarantineLifted() | ResultsHeld() | TaskReturned():
+            return _settled(evolve_controls(state, event))
+        case RunCompleted() | RunFailed() | RunCancelled():
+            return replace(state, status=_ENDS[type(event)], end=event)
         case _:
             raise TypeError(f"{type(event).__name__} is not an event of a run stream")
 
@@ -352,8 +369,8 @@ def is_finished(state: RunState, key: str) -> bool:
 
 
 def waits_for_person(state: RunState) -> bool:
-    """Say whether the run's deadline stands still: a question is open, or a budget holds the run."""
-    return state.hold is not None or any(task.pending for task in state.tasks.values())
+    """Say whether the run's deadline stands still: a question is open, a budget holds the run, or somebody paused it or something it needs."""
+    return state.hold is not None or bool(state.pauses) or any(task.pending for task in state.tasks.values())
 
 
 def starving(state: RunState) -> list[TaskState]:
@@ -403,21 +420,26 @@ def blocked_steps(state: RunState) -> dict[str, str]:
 
 def next_due_us(state: RunState) -> int | None:
     """Return when the clock must be asked about this run again, in microseconds since 1970; None when never."""
-    if state.status != "open":
+    if state.status != "open" or is_at_rest(state):
         return None
     waiting = ("held", "retrying") if starving(state) else ("held",)
-    dues = [task.due_us for task in active_tasks(state) if task.phase not in waiting]
+    dues = [task.due_us for task in active_tasks(state) if task.phase not in waiting and has_clock(state, task)]
     if state.deadline_us and not state.paused_since_us:
         dues.append(state.deadline_us)
-    if state.hold is not None:
+    if state.hold is not None and not state.pauses:
         dues.append(state.hold.expires_us)
     return min(dues, default=None)
+
+
+def has_clock(state: RunState, task: TaskState) -> bool:
+    """Say whether time runs for a task: while anything pauses the run, only a wait before another attempt ends."""
+    return not state.pauses or task.phase == "retrying"
 
 
 class Waiting(NamedTuple):
     """The one reason why a step is not finished."""
 
-    reason: Literal["worker", "retry", "approval", "dependency", "budget"]
+    reason: Literal["worker", "retry", "approval", "dependency", "budget", "pause"]
     detail: str
     until_us: int | None = None
 

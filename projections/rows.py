@@ -14,7 +14,8 @@ import msgspec
 Json = NewType("Json", str)
 """JSON text of a `jsonb` column."""
 
-RunStatus = Literal["planning", "running", "held", "completed", "failed", "cancelled"]
+RunStatus = Literal["planning", "running", "paused", "held", "quarantined", "completed", "failed", "cancelled"]
+"""`quarantined`: all work is done, the end is kept back."""
 TaskStatus = Literal[
     "planned", "queued", "running", "suspended", "retrying", "deciding", "held", "reviewing", "completed", "revised", "failed", "cancelled", "skipped"
 ]  # fmt: skip
@@ -48,6 +49,7 @@ class RunRow(msgspec.Struct, eq=False):
     hold: Json | None = None
     hold_position: int | None = None
     warnings: Json = Json("[]")
+    controls: Json = Json("[]")
 
 
 class TaskRow(msgspec.Struct, eq=False):
@@ -188,6 +190,16 @@ class ProviderRow(msgspec.Struct, eq=False):
     until_us: int | None
     reason: str
     changed_us: int
+
+
+class ControlRow(msgspec.Struct, eq=False):
+    """A pause or a quarantine that is in force."""
+
+    measure: str
+    scope: str
+    actor: str
+    reason: str
+    since_us: int
 
 
 class DocumentRow(msgspec.Struct, eq=False):

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import msgspec
 
+from crewlog.events.controls import Measure, is_kind, kind_scope
 from crewlog.projections.json_text import to_json
 from crewlog.projections.rows import FINISHED, ApprovalRow, ModelCallRow, RunRow, TaskRow, TaskStatus, ToolCallRow
 from crewlog.schemas.ids import Stream, TaskId, task_stream
@@ -43,6 +44,17 @@ class TaskState(msgspec.Struct, eq=False):
         return self.row.status in FINISHED
 
 
+class Intervention(msgspec.Struct, frozen=True):
+    """A pause or a quarantine that a run has taken note of. `control` is its number."""
+
+    measure: Measure
+    scope: str
+    actor: str
+    reason: str
+    since_us: int
+    control: int
+
+
 class RunState(msgspec.Struct, eq=False):
     """One run: its tasks by step and revision, by stream, and the newest revision of each step."""
 
@@ -53,11 +65,21 @@ class RunState(msgspec.Struct, eq=False):
     latest: dict[str, TaskState] = msgspec.field(default_factory=dict)
     warned: dict[str, None] = msgspec.field(default_factory=dict)
     """Budget scopes that were found to be over their soft limit, in this order."""
+    controls: list[Intervention] = msgspec.field(default_factory=list)
+    """What people did to it and have not taken back, in this order."""
+    stopped_since_us: int = 0
+    """Since when its clocks stand still; 0 when they run."""
+    results_held: bool = False
+    """All work is done and a quarantine keeps the end back."""
 
     @property
     def starved(self) -> TaskState | None:
         """Return the first task that a budget holds, if any: nothing is dispatched then."""
         return next((task for task in self.tasks.values() if task.row.status == "held" and task.shortfall is not None), None)
+
+    def pause_of(self, kind: str) -> Intervention | None:
+        """Return the first pause that keeps tasks of a kind from starting, if any."""
+        return next((c for c in self.controls if c.measure == "pause" and (not is_kind(c.scope) or c.scope == kind_scope(kind))), None)
 
     @property
     def is_over(self) -> bool:

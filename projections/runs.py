@@ -9,25 +9,33 @@ from uuid import UUID
 import msgspec
 
 from crewlog.events.store import Recorded
+from crewlog.projections import run_controls
 from crewlog.projections.json_text import to_json
 from crewlog.projections.rows import Json, RunStatus, TaskRow, TaskStatus
+from crewlog.projections.run_controls import restatus
 from crewlog.projections.run_state import Changed, RunState, TaskState, finish, open_task
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import RunId, TaskId, derived_task_id, task_stream
 from crewlog.schemas.run_events import (
+    QuarantineLifted,
+    ResultsHeld,
     RunCancelled,
     RunCompleted,
     RunEvent,
     RunFailed,
     RunHeld,
+    RunPaused,
     RunPlanned,
+    RunQuarantined,
     RunReleased,
+    RunResumed,
     RunSubmitted,
     Step,
     TaskDispatched,
     TaskHeld,
     TaskResumed,
     TaskRetryScheduled,
+    TaskReturned,
     TaskReviewed,
     TaskSuspended,
 )
@@ -56,8 +64,8 @@ def _submitted(run: RunState, recorded: Recorded, event: RunSubmitted, changed: 
 
 
 def _planned(run: RunState, recorded: Recorded, event: RunPlanned, changed: Changed) -> None:
-    run.row.status, run.row.plan_origin, run.row.plan_revision = "running", event.origin, event.revision
-    changed.runs[run.row] = None
+    run.row.plan_origin, run.row.plan_revision = event.origin, event.revision
+    restatus(run, changed)
     steps = {step.key: step for step in event.steps}
     for key, task in run.latest.items():
         if task.row.status == "planned" and key not in steps:
@@ -111,7 +119,7 @@ def _suspended(run: RunState, recorded: Recorded, event: TaskSuspended, changed:
 def _resumed(run: RunState, recorded: Recorded, event: TaskResumed, changed: Changed) -> None:
     task = _task(run, event.task_id, recorded)
     if not task.approvals.keys() - {event.approval_id}:  # the decision itself may stand before or behind this event
-        _enter(task, "held" if run.starved else "queued", changed)
+        _enter(task, "held" if run.starved or run.pause_of(task.row.kind) else "queued", changed)
 
 
 def _task_held(run: RunState, recorded: Recorded, event: TaskHeld, changed: Changed) -> None:
@@ -123,17 +131,16 @@ def _task_held(run: RunState, recorded: Recorded, event: TaskHeld, changed: Chan
 
 def _held(run: RunState, recorded: Recorded, event: RunHeld, changed: Changed) -> None:
     row = run.row
-    row.status, row.hold_position, row.artifacts = "held", recorded.position, to_json(event.artifacts)
+    row.hold_position, row.artifacts = recorded.position, to_json(event.artifacts)
     names = ("reason", "scope", "limit_micro_usd", "used_micro_usd", "needed_micro_usd", "since_us", "expires_us")
     row.hold = to_json({name: getattr(event, name) for name in names})
-    changed.runs[row] = None
+    restatus(run, changed)
 
 
 def _released(run: RunState, _: Recorded, __: RunReleased, changed: Changed) -> None:
     row = run.row
-    row.status, row.artifacts = "planning" if row.plan_origin is None else "running", Json("[]")
-    row.hold = row.hold_position = None
-    changed.runs[row] = None
+    row.artifacts, row.hold, row.hold_position = Json("[]"), None, None
+    restatus(run, changed)
 
 
 def _enter(task: TaskState, status: TaskStatus, changed: Changed) -> bool:
@@ -180,6 +187,8 @@ def _cancelled(run: RunState, recorded: Recorded, event: RunCancelled, changed: 
 def _end(run: RunState, recorded: Recorded, status: RunStatus, changed: Changed) -> None:
     run.row.status, run.row.finished_us, run.row.end_position = status, recorded.occurred_us, recorded.position
     run.row.hold = run.row.hold_position = None
+    run.controls.clear()
+    run.row.controls = Json("[]")
     changed.runs[run.row] = None
     for task in run.tasks.values():
         if task.row.status == "reviewing":
@@ -211,4 +220,10 @@ _FOLDS: Final[dict[type[RunEvent], Callable[[RunState, Recorded, Any, Changed], 
     TaskHeld: _task_held,
     RunHeld: _held,
     RunReleased: _released,
+    RunPaused: run_controls.paused,
+    RunResumed: run_controls.resumed,
+    RunQuarantined: run_controls.quarantined,
+    QuarantineLifted: run_controls.lifted,
+    ResultsHeld: run_controls.results_held,
+    TaskReturned: run_controls.returned,
 }

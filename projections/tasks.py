@@ -30,6 +30,7 @@ from crewlog.schemas.task_events import (
     TaskCompleted,
     TaskEvent,
     TaskFailed,
+    TaskHandedBack,
     TaskOpened,
     TaskStarted,
     ToolFinished,
@@ -107,6 +108,10 @@ def _attempt_failed(task: TaskState, _: Recorded, event: AttemptFailed, changed:
     _interrupt(task, changed)
 
 
+def _handed_back(task: TaskState, _: Recorded, __: TaskHandedBack, changed: Changed) -> None:
+    _enter(task, "held", changed)
+
+
 def _completed(task: TaskState, recorded: Recorded, event: TaskCompleted, changed: Changed) -> None:
     row = task.row
     _enter(task, "reviewing", changed)
@@ -176,6 +181,7 @@ _FOLDS: Final[dict[type[TaskEvent], Callable[[TaskState, Recorded, Any, Changed]
     Nudged: _no_row,
     ContextCompacted: _no_row,
     AttemptFailed: _attempt_failed,
+    TaskHandedBack: _handed_back,
     TaskCompleted: _completed,
     TaskFailed: _failed,
     TaskCancelled: _cancelled,

@@ -8,15 +8,20 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Final, assert_never
 
-from crewlog.projections.run_state import RunState, TaskState
+from crewlog.projections.run_state import Intervention, RunState, TaskState
 from crewlog.schemas.usage import format_usd
 
+_PAUSABLE: Final = frozenset({"planned", "queued", "suspended", "retrying", "deciding", "held"})
+"""What is not with an agent: a running step ends by itself."""
 _TIME_US_MAX: Final = 253_402_300_800_000_000  # the year 10000, where calendars of most programs end
 
 
 def waiting_reason(run: RunState, task: TaskState) -> str | None:
     """Say in one phrase what an unfinished task waits for; None when it is finished. Total: every state has an answer."""
     row = task.row
+    if (pause := run.pause_of(row.kind)) is not None and row.status in _PAUSABLE:
+        asked = f"{_approval(task)}; besides, " if task.approvals else ""
+        return f"{asked}{describe_pause(pause)}"
     match row.status:
         case "planned":
             return _planned(run, task)
@@ -40,6 +45,14 @@ def waiting_reason(run: RunState, task: TaskState) -> str | None:
             return None
         case _:
             assert_never(row.status)
+
+
+def describe_pause(pause: Intervention) -> str:
+    """Say who paused what since when, and which command lets it go on."""
+    noun, _, name = pause.scope.partition("/")
+    what, named = ("paused", name[:8]) if noun == "run" else (f"{noun} {name} is paused", f"--{noun} {name}")
+    because = f" ({pause.reason})" if pause.reason else ""
+    return f"{what} by {pause.actor} since {format_time(pause.since_us)}{because}; go on with: crewlog resume {named}"
 
 
 def format_time(at_us: int) -> str:

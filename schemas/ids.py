@@ -79,6 +79,10 @@ def scheduled_run_id(tenant: str, name: str, *, generation: int, due_us: int) ->
     return RunId(uuid5(_NAMESPACE, f"schedule/{tenant}/{name}/{generation}/{due_us}"))
 
 
+CONTROL_STREAM: Final = Stream("control/@all")
+"""What operators pause, quarantine and drain: one stream, so that one read tells a process all there is."""
+
+
 def spend_stream(task_id: TaskId) -> Stream:
     """Name the stream of money that was spent for a task whose own stream is closed."""
     return Stream(f"spend/{task_id}")

@@ -202,6 +202,64 @@ class RunCancelled(RunEvent, frozen=True):
     actor: str
 
 
+class RunPaused(RunEvent, frozen=True, omit_defaults=True):
+    """A person paused the run, its tenant, or a kind of agent that it needs: what is under way ends, nothing new starts, and the run's clocks
+    stand still from `since_us` until the last such scope is resumed. A paused kind keeps only that kind's tasks from starting."""
+
+    scope: str
+    """`run/<run_id>`, `tenant/<tenant>` or `kind/<kind>`."""
+    control: int
+    """Number of the command: the version of the stream of controls."""
+    actor: str
+    reason: str = ""
+    since_us: int = 0
+
+
+class RunResumed(RunEvent, frozen=True, omit_defaults=True):
+    """A scope that paused the run does so no more. Behind the last one, deadlines and expiries move by the time they stood still."""
+
+    scope: str
+    actor: str
+    reason: str = ""
+    at_us: int = 0
+    run_deadline_us: int = 0
+    """The run's deadline from now on; 0 when it stays or still stands still."""
+
+
+class RunQuarantined(RunEvent, frozen=True, omit_defaults=True):
+    """A person does not trust what may come of the run: it goes on, but its end is kept back until every such scope is released."""
+
+    scope: str
+    control: int
+    actor: str
+    reason: str = ""
+
+
+class QuarantineLifted(RunEvent, frozen=True, omit_defaults=True):
+    """A quarantine holds for this run no more: its scope was released, or this run was looked at and released alone."""
+
+    scope: str
+    control: int
+    """The quarantine's, see `RunQuarantined`."""
+    actor: str
+    reason: str = ""
+
+
+class ResultsHeld(RunEvent, frozen=True, omit_defaults=True):
+    """All work is done and the run is in quarantine: its end, and with it its answer, follows once that is lifted. `error`: it will be a failure."""
+
+    error: Failure | msgspec.UnsetType = msgspec.UNSET
+
+
+class TaskReturned(RunEvent, frozen=True):
+    """A worker gave the task back between two steps because of `scope`: see `TaskHandedBack`. It is dispatched again when nothing pauses the run."""
+
+    task_id: TaskId
+    key: str
+    attempt: int
+    scope: str
+
+
 RUN_EVENTS: tuple[type[RunEvent], ...] = (
     RunSubmitted,
     RunPlanned,
@@ -216,4 +274,10 @@ RUN_EVENTS: tuple[type[RunEvent], ...] = (
     TaskHeld,
     RunHeld,
     RunReleased,
+    RunPaused,
+    RunResumed,
+    RunQuarantined,
+    QuarantineLifted,
+    ResultsHeld,
+    TaskReturned,
 )

@@ -1,7 +1,7 @@
 """Facts outside of runs and tasks: agents that register (`agent/<kind>`), documents that are ingested (`doc/<tenant>/<sha-256>`), limits
 of budgets that are changed (`budget/<scope>`), model calls that were paid for when their task was over (`spend/<task_id>`), providers that
-do not answer (`provider/<name>`), what agents remember (`memory/<tenant>/<user>/<sha-256>`), and goals that recur
-(`schedule/<tenant>/<name>`)."""
+do not answer (`provider/<name>`), what agents remember (`memory/<tenant>/<user>/<sha-256>`), goals that recur
+(`schedule/<tenant>/<name>`), and what operators pause, quarantine and drain (`control/@all`)."""
 
 from __future__ import annotations
 
@@ -210,6 +210,47 @@ class ScheduleFired(SystemEvent, frozen=True, omit_defaults=True):
     """Why the task was refused; then there is no such run."""
 
 
+class ScopePaused(SystemEvent, frozen=True):
+    """Nothing new of a scope starts: of a run, a tenant's runs, or the tasks of an agent kind, also of those that come later."""
+
+    scope: str
+    """`run/<run_id>`, `tenant/<tenant>` or `kind/<kind>`."""
+    actor: str
+    reason: str = ""
+
+
+class ScopeResumed(SystemEvent, frozen=True):
+    """What was paused goes on."""
+
+    scope: str
+    actor: str
+    reason: str = ""
+
+
+class ScopeQuarantined(SystemEvent, frozen=True):
+    """The ends of a scope's runs are kept back: of one run, of a tenant's runs, or of runs that an agent kind works for."""
+
+    scope: str
+    actor: str
+    reason: str = ""
+
+
+class ScopeReleased(SystemEvent, frozen=True):
+    """Ends are kept back no more; those that were are told now."""
+
+    scope: str
+    actor: str
+    reason: str = ""
+
+
+class WorkerDrained(SystemEvent, frozen=True):
+    """A worker is to take no further task, to end or hand back what it has, and to leave."""
+
+    worker: str
+    actor: str
+    reason: str = ""
+
+
 SYSTEM_EVENTS: tuple[type[SystemEvent], ...] = (
     AgentRegistered,
     AgentStopped,
@@ -225,4 +266,9 @@ SYSTEM_EVENTS: tuple[type[SystemEvent], ...] = (
     ScheduleResumed,
     ScheduleRemoved,
     ScheduleFired,
+    ScopePaused,
+    ScopeResumed,
+    ScopeQuarantined,
+    ScopeReleased,
+    WorkerDrained,
 )

@@ -300,6 +300,17 @@ class BudgetWarned(TaskEvent, frozen=True, omit_defaults=True):
     """Where the chain begins from now on: at its cheapest model, when the worker is set up to save money then."""
 
 
+class TaskHandedBack(TaskEvent, frozen=True):
+    """The worker stopped between two steps and has the task no more: its run, tenant or kind is paused, or the worker is being drained.
+
+    Nothing is under way. Whoever takes the task next goes on from here, and has the time of an attempt anew.
+    """
+
+    attempt: int
+    scope: str
+    """`run/<run_id>`, `tenant/<tenant>`, `kind/<kind>` or `worker/<worker>`."""
+
+
 class TaskCompleted(TaskEvent, frozen=True):
     """The one good end of a task."""
 
@@ -342,10 +353,11 @@ TASK_EVENTS: tuple[type[TaskEvent], ...] = (
     TaskFailed,
     TaskCancelled,
     BudgetWarned,
+    TaskHandedBack,
 )
 
 TERMINAL_TYPES: frozenset[str] = frozenset({"TaskCompleted", "TaskFailed", "TaskCancelled", "RunCompleted", "RunFailed", "RunCancelled"})
 """The event that closes its stream: exactly one per run and per task, enforced by the log."""
 
-NOTICED_TYPES: frozenset[str] = frozenset({"TaskCompleted", "AttemptFailed", "ApprovalRequested"})
+NOTICED_TYPES: frozenset[str] = frozenset({"TaskCompleted", "AttemptFailed", "ApprovalRequested", "TaskHandedBack"})
 """What the orchestrator must react to in a task stream; whoever appends one of these wakes it."""

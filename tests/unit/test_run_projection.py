@@ -27,6 +27,7 @@ from crewlog.schemas.system_events import (
     SchedulePaused,
     ScheduleRemoved,
     ScheduleResumed,
+    WorkerDrained,
 )
 from crewlog.schemas.task_events import TASK_EVENTS, TERMINAL_TYPES, BudgetWarned, TaskOpened
 
@@ -85,7 +86,7 @@ def test_every_event_has_exactly_one_fold() -> None:
     assert {*tasks._FOLDS, TaskOpened, BudgetWarned} == set(TASK_EVENTS)
     folded = [type_ for projection in all_projections(MemoryStore()) for type_ in projection.types]
     assert len(set(folded)) == len(folded)
-    # the gate itself keeps what budgets say, in es.budgets; workers fold pins themselves, orchestrators schedules
+    # the gate itself keeps what budgets say, in es.budgets; workers fold pins and drains themselves, orchestrators schedules
     schedules = {ScheduleAdded, ScheduleFired, SchedulePaused, ScheduleRemoved, ScheduleResumed}
-    without_a_view = {BudgetChanged, McpToolPinned} | schedules
+    without_a_view = {BudgetChanged, McpToolPinned, WorkerDrained} | schedules
     assert set(folded) == {*EVENT_TYPES.values(), Unknown, ContractError} - without_a_view
