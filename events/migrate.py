@@ -200,12 +200,14 @@ async def _grant_rights(connection: Any, role: str) -> None:
     writes = any(grant.role == role for grant in grants.GRANTS)
     rights = [
         "USAGE ON SCHEMA es",
-        "SELECT ON es.streams, es.events, es.blobs, es.budgets, es.reservations",
+        "SELECT ON es.streams, es.events, es.blobs, es.budgets, es.reservations, es.seals",
         "SELECT ON SEQUENCE es.event_position",
         "EXECUTE ON FUNCTION es.high_water, es.read_all",
     ]
     if writes:
         rights += ["EXECUTE ON FUNCTION es.append", "INSERT ON es.blobs"]
+    if role in (grants.PROJECTOR, grants.OPERATOR):
+        rights.append("EXECUTE ON FUNCTION es.seal")
     if role == grants.ORCHESTRATOR:
         rights.append("SELECT, INSERT, UPDATE, DELETE ON es.timers")
     name = await _quoted(connection, role)

@@ -6,7 +6,20 @@ from typing import Annotated
 
 import typer
 
-from crewlog.orchestrator import cli_budget, cli_costs, cli_crew, cli_debug, cli_dlq, cli_mcp, cli_memory, cli_people, cli_process, cli_runs, cli_schedule
+from crewlog.orchestrator import (
+    cli_budget,
+    cli_costs,
+    cli_crew,
+    cli_debug,
+    cli_dlq,
+    cli_mcp,
+    cli_memory,
+    cli_people,
+    cli_process,
+    cli_runs,
+    cli_schedule,
+    cli_verify,
+)
 
 app = typer.Typer(
     name="crewlog",
@@ -16,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # loading rich would double the time that help takes
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (cli_crew, cli_runs, cli_debug, cli_costs, cli_memory, cli_people, cli_process, cli_budget, cli_dlq, cli_schedule, cli_mcp):
+for module in (cli_crew, cli_runs, cli_debug, cli_costs, cli_memory, cli_people, cli_process, cli_budget, cli_dlq, cli_schedule, cli_mcp, cli_verify):
     module.register(app)
 
 

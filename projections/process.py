@@ -1,4 +1,4 @@
-"""The process of the projector: one leader keeps the views and relays the log, any number of others stand by."""
+"""The process of the projector: one leader keeps the views, relays the log and seals it, any number of others stand by."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from crewlog.events.nats_bus import NatsBus
 from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.readiness import announce_ready
 from crewlog.events.relay import Relay
+from crewlog.events.sealer import Sealer
 from crewlog.events.shared_pages import SharedPages
+from crewlog.events.verify import open_connections
 from crewlog.projections.catalog import all_projections
 from crewlog.projections.projector import Projector
 from crewlog.projections.read_model import ReadModel
@@ -100,9 +102,13 @@ async def _lead_once(config: Config, url: str, store: PostgresStore, bus: NatsBu
             await rebuild(url, store, names=outdated)
         await model.open()
         pages = SharedPages(store)
-        async with _telemetry(config, store, bus, clock, pages) as telemetry:
-            following = (Projector(pages, bus, model).run(), Relay(store, bus, clock, pages=pages).run(), *(one.run() for one in telemetry))
-            await _until_one_ends(*following, _watch(connection))
+        sealing = open_connections(url, clock, name="sealer")
+        try:
+            async with _telemetry(config, store, bus, clock, pages) as telemetry:
+                following = (Projector(pages, bus, model).run(), Relay(store, bus, clock, pages=pages).run(), *(one.run() for one in telemetry))
+                await _until_one_ends(*following, Sealer(sealing, bus, clock).run(), _watch(connection))
+        finally:
+            await sealing.close()
     finally:
         connection.terminate()  # its lock goes with it, and a standby takes over at once
 

@@ -1,0 +1,88 @@
+"""How seals are written down, and what is said of those that do not hold."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from crewlog.events.seals import Fault, Gap, Seal, SealedEvent, SealMark, faults, holds, name_removed, parse_mark, seal_hash, split
+from crewlog.schemas.errors import ContractError
+
+
+def event(position: int, version: int = 1) -> SealedEvent:
+    return SealedEvent(position, "run/1", version, hashlib.sha256(str((position, version)).encode()).digest())
+
+
+def digests(*positions: int) -> list[bytes]:
+    return [event(position).digest for position in positions]
+
+
+def sealed(number: int, first: int, events: list[SealedEvent], before: bytes = b"") -> tuple[Seal, bytes]:
+    bare = Seal(number, first, events[-1].position, len(events), b"")
+    marks = b"".join(struct.pack(">ii8s", e.position - first, 7, e.digest[:8]) for e in events)
+    return bare._replace(hash=seal_hash(before, bare, [e.digest for e in events])), marks
+
+
+@given(st.integers(1, 2**63 - 1), st.binary(min_size=32, max_size=32))
+def test_a_mark_is_read_as_it_was_written(number: int, digest: bytes) -> None:
+    mark = SealMark(number, digest.hex())
+    if len(str(number)) <= 19:
+        assert parse_mark(f" {mark}\n") == mark
+
+
+@pytest.mark.parametrize("text", ["", "41", "0:" + "a" * 64, "41:" + "g" * 64, "41:" + "a" * 63, "x" * 200])
+def test_what_is_no_seal_is_refused(text: str) -> None:
+    with pytest.raises(ContractError, match="no seal"):
+        parse_mark(text)
+
+
+def test_a_chain_holds_and_depends_on_everything_before() -> None:
+    first, _ = sealed(1, 1, [event(1), event(3)])
+    second, _ = sealed(2, 4, [event(4)], first.hash)
+    assert holds(None, first, digests(1, 3))
+    assert holds(first, second, digests(4))
+    other, _ = sealed(1, 1, [event(1), event(3, 2)])
+    assert not holds(other, second, digests(4))
+    assert not holds(first, second._replace(first=5), digests(4))
+    assert not holds(first, second, digests(4, 5))
+    assert not holds(None, second, digests(4))
+
+
+@given(st.sets(st.integers(1, 60), min_size=3), st.data())
+def test_every_place_that_differs_is_named(positions: set[int], data: st.DataObject) -> None:
+    events = [event(position) for position in sorted(positions)]
+    seal, marks = sealed(1, 1, events)
+    removed, changed = (data.draw(st.sets(st.sampled_from(sorted(positions)), max_size=3)) for _ in range(2))
+    added = data.draw(st.sets(st.integers(1, seal.last), max_size=3)) - positions
+    there = [event(e.position, 2 if e.position in changed else 1) for e in events if e.position not in removed] + [event(position) for position in added]
+    there.sort()
+    found = faults(None, seal, marks, there)
+    if removed or changed or added:
+        assert not holds(None, seal, [e.digest for e in there])
+        assert {(fault.kind, fault.position) for fault in found} == (
+            {("removed", p) for p in removed} | {("changed", p) for p in changed - removed} | {("added", p) for p in added}
+        )
+    else:
+        assert [fault.kind for fault in found] == ["broken seal"], "nothing differs but the seal itself"
+
+
+def test_events_are_dealt_out_to_their_seals() -> None:
+    seals = [Seal(1, 1, 3, 2, b""), Seal(2, 4, 9, 1, b""), Seal(3, 10, 12, 1, b"")]
+    positions = [1, 3, 10, 12]
+    dealt = [positions[covered] for _, covered in split(seals, positions)]
+    assert dealt == [[1, 3], [], [10, 12]]
+
+
+def test_removed_events_get_the_names_of_the_versions_that_are_missing() -> None:
+    removed = [Fault("removed", position, "", 0, "gone", hint) for position, hint in ((5, 7), (6, 8), (8, 7))]
+    gaps = [Gap("run/a", 2, 3, 9, 7), Gap("run/a", 3, 3, 9, 7), Gap("run/b", 2, 4, 9, 8), Gap("run/c", 4, 20, 30, 9)]
+    assert [fault[:4] for fault in name_removed(removed, gaps)] == [
+        ("removed", 5, "run/a", 2),
+        ("removed", 6, "run/b", 2),
+        ("removed", 8, "run/a", 3),
+        ("missing version", 20, "run/c", 4),
+    ]
