@@ -59,7 +59,7 @@ async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | N
     worker_id = f"{kind}-{clock.random_id().hex[:8]}"
     database_url = config.database_url.get_secret_value()
     async with AsyncExitStack() as closing:
-        bus = await NatsBus.connect(config.nats_url.get_secret_value(), name=worker_id)
+        bus = await NatsBus.connect(config.nats_url.get_secret_value(), name=worker_id, provision=config.provision)
         closing.push_async_callback(bus.close)
         poke = Poke(bus)
         closing.push_async_callback(poke.close)

@@ -20,6 +20,7 @@ from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, Plain
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError, TomlConfigSettingsSource
 
 from crewlog.events.config_mcp import McpServer, ServerName
+from crewlog.events.jetstream import Provision
 from crewlog.events.limits import Limits, parse_limits
 from crewlog.schemas.errors import ConfigError
 from crewlog.schemas.price_table import PriceTable, read_prices
@@ -118,6 +119,12 @@ class Config(BaseSettings):
     """Whether agents that are made for it may remember something for later tasks of a user or tenant, and recall it."""
     slots: Annotated[int, Field(ge=1, le=1000)] = 4
     """Tasks one worker works on at once: models are slow, waiting is cheap."""
+    ack_wait_s: Annotated[float, Field(ge=1)] = 30.0
+    """A task whose worker gives no sign of life for this long is handed to another one, in seconds. Shorter recovers sooner from a dead worker
+    and asks more often whether a slow one is alive; workers give a sign three times within it."""
+    nats_replicas: Annotated[int, Field(ge=1, le=5)] | None = None
+    """Servers of a NATS cluster that keep each stream; 3 survives the loss of one. None: streams stay as they are, new ones are kept once.
+    Nothing is lost for good either way, since the log publishes again what NATS lost."""
     shutdown_grace_s: Annotated[float, Field(ge=0)] = 10.0
     """How long a stopping process lets running work finish, in seconds."""
     sweep_interval_s: Annotated[float, Field(gt=0)] = 10.0
@@ -178,6 +185,11 @@ class Config(BaseSettings):
     default on when `OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT` is SPAN_ONLY or SPAN_AND_EVENT."""
     trace_share: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Part of the runs that is traced, from 0 to 1, decided by the run's id. Metrics count all runs."""
+
+    @property
+    def provision(self) -> Provision:
+        """Return what these settings say about streams and consumers."""
+        return Provision(self.nats_replicas, self.ack_wait_s)
 
     @classmethod
     def settings_customise_sources(

@@ -32,7 +32,7 @@ _DAY_S: Final = 24 * _HOUR_S
 
 API_TIMEOUT_S: Final = 5.0
 ACK_WAIT_S: Final = 30.0
-"""A delivery without any sign of life for this long is handed out again."""
+"""A delivery without any sign of life for this long is handed out again, unless the configuration says otherwise."""
 
 PULLS_MAX: Final = 2048
 """Pulls that may stand on one consumer at once: a few for each worker."""
@@ -43,6 +43,20 @@ WRONG_LAST_SEQUENCE: Final = 10071
 _CONSUMER_NOT_FOUND: Final = 10014
 _NO_SUCH_SEQUENCE: Final = 10043
 _NO_MESSAGE_FOUND: Final = 10057
+
+
+class Provision(NamedTuple):
+    """What the operator decides about streams and consumers.
+
+    `replicas`: servers of a cluster that keep each stream; None leaves what is there and makes new ones with one. `ack_wait_s`: as
+    `ACK_WAIT_S`.
+    """
+
+    replicas: int | None = None
+    ack_wait_s: float = ACK_WAIT_S
+
+
+AS_USUAL: Final = Provision()
 
 
 class StreamSpec(NamedTuple):
@@ -59,8 +73,9 @@ class StreamSpec(NamedTuple):
     message_bytes_max: int = -1
     deliver_max: int | None = None
 
-    def config(self) -> dict[str, Any]:
+    def config(self, provision: Provision = AS_USUAL) -> dict[str, Any]:
         """Return the stream as the server's API wants it."""
+        replicas = {} if provision.replicas is None else {"num_replicas": provision.replicas}
         return {
             "name": self.name,
             "subjects": [self.subjects],
@@ -74,6 +89,7 @@ class StreamSpec(NamedTuple):
             "compression": "s2",
             "allow_direct": True,
             "storage": "file",
+            **replicas,
         }
 
 
@@ -85,8 +101,8 @@ class ConsumerSpec(NamedTuple):
     filter: str
     in_flight_max: int
 
-    def config(self) -> dict[str, Any]:
-        """Return the consumer as the server's API wants it.
+    def config(self, provision: Provision = AS_USUAL) -> dict[str, Any]:
+        """Return the consumer as the server's API wants it. It is kept by as many servers as its stream.
 
         No `backoff`: it replaces the ack wait and skews the delay of a nak. No `max_deliver`: on a work queue an exhausted message
         would stay stored and invisible; the puller moves it to the DLQ instead.
@@ -97,7 +113,7 @@ class ConsumerSpec(NamedTuple):
             "filter_subject": self.filter,
             "deliver_policy": "all",
             "ack_policy": "explicit",
-            "ack_wait": _ns(ACK_WAIT_S),
+            "ack_wait": _ns(provision.ack_wait_s),
             "max_deliver": -1,
             "max_ack_pending": self.in_flight_max,
             "max_waiting": PULLS_MAX,
@@ -175,14 +191,14 @@ def decode_reply(subject: str, data: bytes) -> dict[str, Any]:
     return answer
 
 
-async def ensure_topology(bus: Requester, kinds: Iterable[str] = ()) -> None:
+async def ensure_topology(bus: Requester, kinds: Iterable[str] = (), *, provision: Provision = AS_USUAL) -> None:
     """Create or update all streams, the orchestrators' consumers, and the work consumers of the given kinds. Idempotent."""
     for spec in STREAMS.values():
-        await ensure_stream(bus, spec)
+        await ensure_stream(bus, spec, provision=provision)
     for consumer in (INTAKE, LETTERS):
-        await ensure_consumer(bus, consumer)
+        await ensure_consumer(bus, consumer, provision=provision)
     for kind in kinds:
-        await ensure_work_consumers(bus, kind)
+        await ensure_work_consumers(bus, kind, provision=provision)
 
 
 async def missing(bus: Requester, kinds: Iterable[str] = ()) -> list[str]:
@@ -206,15 +222,15 @@ async def _consumers(bus: Requester, stream: str) -> set[str]:
             return names
 
 
-async def ensure_work_consumers(bus: Requester, kind: str) -> None:
+async def ensure_work_consumers(bus: Requester, kind: str, *, provision: Provision = AS_USUAL) -> None:
     """Create or update the consumers of one kind, one per lane. The stream must exist."""
     for lane in subjects.LANES:
-        await ensure_consumer(bus, work_consumer(kind, lane))
+        await ensure_consumer(bus, work_consumer(kind, lane), provision=provision)
 
 
-async def ensure_stream(bus: Requester, spec: StreamSpec) -> None:
-    """Create or update one stream. What an operator set beyond this table (replicas, placement) is kept."""
-    wanted = spec.config()
+async def ensure_stream(bus: Requester, spec: StreamSpec, *, provision: Provision = AS_USUAL) -> None:
+    """Create or update one stream. What an operator set beyond this table (placement, and replicas unless configured) is kept."""
+    wanted = spec.config(provision)
     try:
         # asked first: a server that was restarted counts the stream's room twice when it is created again, and refuses
         current = (await api(bus, f"STREAM.INFO.{spec.name}"))["config"]
@@ -227,9 +243,9 @@ async def ensure_stream(bus: Requester, spec: StreamSpec) -> None:
             await api(bus, f"STREAM.UPDATE.{spec.name}", {**current, **wanted})
 
 
-async def ensure_consumer(bus: Requester, spec: ConsumerSpec) -> None:
+async def ensure_consumer(bus: Requester, spec: ConsumerSpec, *, provision: Provision = AS_USUAL) -> None:
     """Create or update one consumer."""
-    await api(bus, f"CONSUMER.CREATE.{spec.stream}.{spec.name}.{spec.filter}", {"stream_name": spec.stream, "config": spec.config()})
+    await api(bus, f"CONSUMER.CREATE.{spec.stream}.{spec.name}.{spec.filter}", {"stream_name": spec.stream, "config": spec.config(provision)})
 
 
 async def backlog(bus: Requester, stream: str, consumer: str) -> int:

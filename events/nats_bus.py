@@ -22,6 +22,7 @@ from nats.aio.subscription import Subscription as NatsSubscription
 
 from crewlog.events import jetstream
 from crewlog.events.bus import DeliveryHandler, Handler, Kept, Message
+from crewlog.events.jetstream import AS_USUAL, Provision
 from crewlog.events.letters import dead_letters
 from crewlog.events.nats_client import OrderedClient
 from crewlog.events.nats_requests import NoResponders, Requests
@@ -55,7 +56,8 @@ _log = logging.getLogger(__name__)
 class NatsBus:
     """The `Bus` over NATS. Made by `connect`."""
 
-    def __init__(self, url: str, *, name: str) -> None:
+    def __init__(self, url: str, *, name: str, provision: Provision) -> None:
+        self._provision = provision
         self._servers, self._user = _parse(url)
         self._where = ", ".join(_public(server) for server in self._servers)
         self._name = name
@@ -70,12 +72,13 @@ class NatsBus:
         self._closing = False
 
     @classmethod
-    async def connect(cls, url: str, *, name: str, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> NatsBus:
+    async def connect(cls, url: str, *, name: str, provision: Provision = AS_USUAL, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> NatsBus:
         """Connect; from then on the connection mends itself.
 
         Args:
             url: `nats://user:password@host:port`, several separated by commas.
             name: shown in the server's list of connections.
+            provision: how streams and consumers are made, and how often the server hears what is being worked on.
             connect_timeout_s: how long the first connection may take, in seconds.
 
         Raises:
@@ -83,7 +86,7 @@ class NatsBus:
             NotAuthorised: the server refused user and password.
             ConfigError: the url is malformed.
         """
-        bus = cls(url, name=name)
+        bus = cls(url, name=name, provision=provision)
         try:
             await bus._open(connect_timeout_s)
         except BaseException:
@@ -166,7 +169,13 @@ class NatsBus:
     async def consume(self, stream: str, consumers: Mapping[str, int], handler: DeliveryHandler, *, slots: int) -> Puller:
         deliver_max = jetstream.STREAMS[stream].deliver_max
         keep = dead_letters(self, stream)
-        puller = Puller(self._nc, stream, consumers, lambda freed: Slots(handler, slots, deliver_max=deliver_max, bury=keep, freed=freed))
+        puller = Puller(
+            self._nc,
+            stream,
+            consumers,
+            lambda freed: Slots(handler, slots, deliver_max=deliver_max, bury=keep, freed=freed),
+            ack_wait_s=self._provision.ack_wait_s,
+        )
         self._pullers.append(puller)
         puller.start()
         return puller
@@ -181,13 +190,13 @@ class NatsBus:
         return await jetstream.remove(self, stream, sequence)
 
     async def ensure_kind(self, kind: str) -> None:
-        await jetstream.ensure_topology(self, (kind,))
+        await jetstream.ensure_topology(self, (kind,), provision=self._provision)
 
     async def ensure_kinds(self, kinds: Collection[str]) -> None:
         missing = await jetstream.missing(self, kinds)
         if missing:
             _log.warning("NATS at %s was without %s: created", self._where, ", ".join(missing))
-            await jetstream.ensure_topology(self, kinds)
+            await jetstream.ensure_topology(self, kinds, provision=self._provision)
 
     async def close(self) -> None:
         """Stop what still runs without grace, send what is buffered, and disconnect. Safe to call twice."""

@@ -27,7 +27,8 @@ PULL_EXPIRES_S: Final = 60.0
 IDLE_HEARTBEAT_S: Final = 15.0
 SILENCE_MAX_S: Final = 2.5 * IDLE_HEARTBEAT_S
 """A long pull without any word from the server for this long is taken for lost."""
-IN_PROGRESS_INTERVAL_S: Final = 10.0
+SIGNS_PER_ACK_WAIT: Final = 3
+"""How often the server hears within its ack wait that a delivery is being worked on: one such message may be lost."""
 SWEEP_TIMEOUT_S: Final = 5.0
 REFUSED_RETRY_S: Final = 2.0
 """Wait after a refused pull, in seconds: mostly its consumer does not exist yet."""
@@ -104,14 +105,16 @@ class _Lane:
 class Puller:
     """A running pull loop; the `Consuming` of the NATS bus."""
 
-    def __init__(self, nc: Client, stream: str, consumers: Mapping[str, int], slots: Callable[[Callable[[], None]], Slots]) -> None:
+    def __init__(self, nc: Client, stream: str, consumers: Mapping[str, int], slots: Callable[[Callable[[], None]], Slots], *, ack_wait_s: float) -> None:
         """Prepare; `start` begins to pull.
 
         Args:
             consumers: consumer -> priority, smaller first.
             slots: makes the slots, given what to call when one becomes free.
+            ack_wait_s: the consumers' ack wait, in seconds.
         """
         self._nc = nc
+        self._sign_every_s = ack_wait_s / SIGNS_PER_ACK_WAIT
         self._stream = stream
         self._lanes: Sequence[_Lane] = [_Lane(name) for name in sorted(consumers, key=lambda name: consumers[name])]
         self._by_name = {lane.consumer: lane for lane in self._lanes}
@@ -309,9 +312,9 @@ class Puller:
         self._changed.set()
 
     async def _keep_alive(self) -> None:
-        """Tell the server every 10 s what is still being worked on, and notice pulls that have died in silence."""
+        """Tell the server what is still being worked on, and notice pulls that have died in silence."""
         while True:
-            await asyncio.sleep(IN_PROGRESS_INTERVAL_S)
+            await asyncio.sleep(self._sign_every_s)
             for delivery in self._slots.running():
                 await delivery.in_progress()
             if any(lane.credit and self._loop.time() - lane.heard > SILENCE_MAX_S for lane in self._lanes):

@@ -26,6 +26,7 @@ import msgspec
 from crewlog.events import jetstream
 from crewlog.events.bus import Bus, Message
 from crewlog.events.clock import Clock
+from crewlog.events.jetstream import AS_USUAL, Provision
 from crewlog.events.shared_pages import PageReader
 from crewlog.events.store import EventStore, Recorded
 from crewlog.schemas import subjects
@@ -106,15 +107,17 @@ class OutOfStep(OrchestrationError):
 class Relay:
     """Keeps EVENTS a copy of the log. One runs at a time; the caller sees to that, and a second one does no harm but double work."""
 
-    def __init__(self, store: EventStore, bus: Bus, clock: Clock, *, pages: PageReader | None = None) -> None:
+    def __init__(self, store: EventStore, bus: Bus, clock: Clock, *, pages: PageReader | None = None, provision: Provision = AS_USUAL) -> None:
         """Prepare; `run` does the work.
 
         Args:
             pages: reads the log in place of `store`, for a process with several followers.
+            provision: how EVENTS is made.
         """
         self._store = store
         self._pages = pages or store
         self._bus = bus
+        self._provision = provision
         self._clock = clock
         self._prefixes: dict[RunId, str] = {}
         """Run -> what its events' subjects begin with."""
@@ -211,7 +214,7 @@ class Relay:
     async def _find_tail(self) -> None:
         """Read from the stream where it ends; make the stream when it is not there."""
         before = self._tail
-        await jetstream.ensure_stream(self._bus, jetstream.EVENTS)
+        await jetstream.ensure_stream(self._bus, jetstream.EVENTS, provision=self._provision)
         sequence = int((await jetstream.api(self._bus, "STREAM.INFO.EVENTS"))["state"]["last_seq"])
         last = await self._last_message()
         if last is not None:

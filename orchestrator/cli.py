@@ -8,6 +8,7 @@ import typer
 
 from crewlog.orchestrator import (
     cli_budget,
+    cli_chaos,
     cli_costs,
     cli_crew,
     cli_debug,
@@ -29,7 +30,21 @@ app = typer.Typer(
     rich_markup_mode=None,  # loading rich would double the time that help takes
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (cli_crew, cli_runs, cli_debug, cli_costs, cli_memory, cli_people, cli_process, cli_budget, cli_dlq, cli_schedule, cli_mcp, cli_verify):
+for module in (
+    cli_crew,
+    cli_runs,
+    cli_debug,
+    cli_costs,
+    cli_memory,
+    cli_people,
+    cli_process,
+    cli_budget,
+    cli_dlq,
+    cli_schedule,
+    cli_mcp,
+    cli_verify,
+    cli_chaos,
+):
     module.register(app)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,13 @@ from crewlog.orchestrator.cli_output import Exit, HomeOption, Output, OutputOpti
 
 DETACH_WITHIN_S = 90.0
 STOP_WITHIN_S = 60.0
+
+
+class Scenario(StrEnum):
+    """What the demo shows."""
+
+    RELEASE = "release"
+    CHAOS = "chaos"
 
 
 def register(app: typer.Typer) -> None:
@@ -31,9 +39,16 @@ def register(app: typer.Typer) -> None:
 async def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the crew running afterwards.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Approve the mail without asking.")] = False,
+    scenario: Annotated[Scenario, typer.Option("--scenario", help="release: a goal from start to replay. chaos: the same machinery being killed.")] = (
+        Scenario.RELEASE
+    ),
     home: HomeOption = None,
 ) -> int:
     """Show a real crew at work on a small goal, from start to replay. No key and no other program needed."""
+    if scenario is Scenario.CHAOS:
+        from crewlog.orchestrator.cli_chaos import play_short
+
+        return await play_short(home, keep=keep)
     from crewlog.orchestrator.demo_run import run_demo
 
     return await run_demo(home, keep=keep, yes=yes)

@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from crewlog import projections
 from crewlog.events.bus import Bus
@@ -78,6 +78,11 @@ class Servers:
         """Port of the embedded NATS server; None when it is not ours."""
         return self._nats.port if self._nats else None
 
+    def pid_of(self, server: Literal["postgres", "nats"]) -> int | None:
+        """Return the process of an embedded server; None while it does not run, or when it is not ours."""
+        found = self._postgres if server == "postgres" else self._nats
+        return None if found is None else found.pid
+
     async def start(self) -> None:
         """Start what is ours, then migrate the database and create the streams."""
         before = self._home.state()
@@ -143,8 +148,8 @@ class Servers:
             self._say(f"database: {len(applied)} migrations applied")
 
     async def _prepare_streams(self) -> None:
-        self.bus = await NatsBus.connect(self._nats_url("supervisor"), name="supervisor")
-        await ensure_topology(self.bus, BUILT_IN_KINDS)
+        self.bus = await NatsBus.connect(self._nats_url("supervisor"), name="supervisor", provision=self._config.provision)
+        await ensure_topology(self.bus, BUILT_IN_KINDS, provision=self._config.provision)
 
     async def _keep(self, server: Server) -> None:
         """Start a server again when it ends by itself: the processes reconnect, and the log is on disk."""

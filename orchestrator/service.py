@@ -142,12 +142,12 @@ async def run_orchestrator(config: Config) -> None:
     faults.install_from_environment()
     clock = SystemClock()
     name = f"orchestrator-{clock.random_id().hex[:8]}"
-    bus = await NatsBus.connect(config.nats_url.get_secret_value(), name=name)
+    bus = await NatsBus.connect(config.nats_url.get_secret_value(), name=name, provision=config.provision)
     poke = Poke(bus)
     try:
         store = await PostgresStore.open(config.database_url.get_secret_value(), actor=f"orchestrator@{name}", clock=clock, on_commit=poke.notify)
         try:
-            await ensure_topology(bus)
+            await ensure_topology(bus, provision=config.provision)
             allowance = Allowance(config.budgets, config.hold_ttl_s or math.ceil(config.approval_ttl_s))
             trace_share = None if config.otlp_endpoint is None else config.trace_share
             settings = Settings(config.sweep_interval_s, config.dispatch_lease_s, config.shutdown_grace_s, config.settle_grace_s, allowance, trace_share)

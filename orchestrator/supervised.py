@@ -45,9 +45,10 @@ class Supervised:
         program: what to run.
         output: called with each line the child writes, without its end.
         clock: measures how long the child lived.
+        restart_longest_s: the wait before it is started again doubles with each early end, up to this, in seconds.
     """
 
-    def __init__(self, program: Program, output: Callable[[str, str], None], *, clock: Clock) -> None:
+    def __init__(self, program: Program, output: Callable[[str, str], None], *, clock: Clock, restart_longest_s: float = RESTART_LONGEST_S) -> None:
         self.program = program
         self.state: State = "starting"
         self.restarts = 0
@@ -55,6 +56,7 @@ class Supervised:
         self.exit_code: int | None = None
         self._output = output
         self._clock = clock
+        self._restart_longest_s = restart_longest_s
         self._stop = asyncio.Event()
         self._settled = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
@@ -105,7 +107,7 @@ class Supervised:
                     self.state = "failed"
                     return
                 failures = 0 if self._clock.monotonic() - started > HEALTHY_AFTER_S else failures + 1
-                wait_s = min(RESTART_LONGEST_S, RESTART_FIRST_S * 2 ** max(failures - 1, 0))
+                wait_s = min(self._restart_longest_s, RESTART_FIRST_S * 2 ** max(failures - 1, 0))
                 self.state = "restarting"
                 self._output(self.program.name, f"ended with {_describe(self.exit_code)}, starts again in {wait_s:g} s")
                 with contextlib.suppress(TimeoutError):

@@ -51,7 +51,7 @@ async def run_projector(config: Config) -> None:
     clock = SystemClock()
     url = config.database_url.get_secret_value()
     actor = f"projector@{socket.gethostname()}"
-    bus = await NatsBus.connect(config.nats_url.get_secret_value(), name=actor)
+    bus = await NatsBus.connect(config.nats_url.get_secret_value(), name=actor, provision=config.provision)
     try:
         store = await PostgresStore.open(url, actor=actor, clock=clock, lanes=1, readers=3)
         try:
@@ -105,7 +105,8 @@ async def _lead_once(config: Config, url: str, store: PostgresStore, bus: NatsBu
         sealing = open_connections(url, clock, name="sealer")
         try:
             async with _telemetry(config, store, bus, clock, pages) as telemetry:
-                following = (Projector(pages, bus, model).run(), Relay(store, bus, clock, pages=pages).run(), *(one.run() for one in telemetry))
+                relay = Relay(store, bus, clock, pages=pages, provision=config.provision)
+                following = (Projector(pages, bus, model).run(), relay.run(), *(one.run() for one in telemetry))
                 await _until_one_ends(*following, Sealer(sealing, bus, clock).run(), _watch(connection))
         finally:
             await sealing.close()

@@ -6,16 +6,17 @@ Pure functions from recorded facts to a list of violations, shared by the simula
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 from crewlog.events.memory_store import MemoryLog
-from crewlog.events.store import Recorded
+from crewlog.events.store import BudgetState, Recorded
+from crewlog.orchestrator.invariants import charged_micro_usd, run_violations
+from crewlog.orchestrator.invariants import ledger_violations as budget_violations
 from crewlog.orchestrator.replay import fold_streams
 from crewlog.schemas.budget import run_scope
-from crewlog.schemas.ids import Hash, RunId, Stream, category
-from crewlog.schemas.system_events import CallSettled
-from crewlog.schemas.task_events import TERMINAL_TYPES, ModelCallFailed, ModelCallFinished, ToolFinished, ToolStarted
+from crewlog.schemas.ids import Hash, RunId, Stream
+from crewlog.schemas.task_events import ToolFinished, ToolStarted
 
 NO_ANSWER: Final = "no answer, it may have happened"
 """What a tool of the simulation says whose receiver did not answer."""
@@ -40,43 +41,6 @@ def check(log: MemoryLog, accepted: Collection[RunId], arrivals: Counter[str], e
     return found
 
 
-def run_violations(run_id: RunId, events: Iterable[Recorded]) -> Iterator[str]:
-    """Each stream of the run counts without a gap and ends exactly once, at its end; nothing was blindly repeated."""
-    streams: dict[Stream, list[Recorded]] = defaultdict(list)
-    for recorded in events:
-        streams[recorded.stream].append(recorded)
-    if not streams:
-        yield f"run {run_id} was accepted and is not in the log"
-    for stream, recorded_events in streams.items():
-        if category(stream) not in ("run", "task"):
-            continue
-        versions = [recorded.version for recorded in recorded_events]
-        if versions != list(range(1, len(versions) + 1)):
-            yield f"{stream} has versions {versions}"
-        ends = [recorded.version for recorded in recorded_events if recorded.type in TERMINAL_TYPES]
-        if ends != versions[-1:]:
-            yield f"{stream} ends at {ends or 'no version'} of {versions[-1]}"
-        yield from _call_violations(stream, recorded_events)
-
-
-def _call_violations(stream: Stream, events: Sequence[Recorded]) -> Iterator[str]:
-    starts: dict[str, list[ToolStarted]] = defaultdict(list)
-    finishes: Counter[str] = Counter()
-    for recorded in events:
-        event = recorded.event()
-        if isinstance(event, ToolStarted):
-            starts[event.call_id].append(event)
-        elif isinstance(event, ToolFinished):
-            finishes[event.call_id] += 1
-    for call_id, begun in starts.items():
-        if finishes[call_id] > 1:
-            yield f"{call_id} of {stream} has {finishes[call_id]} outcomes"
-        if len({start.idempotency_key for start in begun}) > 1:
-            yield f"{call_id} of {stream} was started under several keys"
-        if any(start.effect not in ("read", "idempotent") and start.approval_id is None for start in begun[1:]):
-            yield f"{call_id} of {stream} was repeated and nobody was asked"
-
-
 def replay_violations(run_id: RunId, events: Iterable[Recorded], texts: Mapping[Hash, str]) -> Iterator[str]:
     """Every decision of the run follows from what was recorded before it."""
     streams: dict[Stream, list[Recorded]] = defaultdict(list)
@@ -95,19 +59,12 @@ def ledger_violations(log: MemoryLog, accepted: Collection[RunId], billed_micro_
     """
     if log.ledger.held:
         yield f"{len(log.ledger.held)} reservations were never settled"
-    charged = 0
-    for run_id in accepted:
-        bills: dict[tuple[object, str], int] = {}
-        for recorded in log.events:
-            event = recorded.event() if recorded.run_id == run_id else None
-            if isinstance(event, ModelCallFinished | ModelCallFailed | CallSettled):
-                bills.setdefault((recorded.task_id, event.call_id), event.price.cost_micro_usd or 0)  # the first bill of a call counts
-        account, total = log.ledger.accounts[run_scope(run_id)], sum(bills.values())
-        if (account.spent, account.reserved) != (total, 0):
-            yield f"run {run_id}: {account.spent} spent and {account.reserved} reserved micro-USD in the ledger, {total} in the log"
-        charged += total
-    if charged < billed_micro_usd:
-        yield f"the provider billed {billed_micro_usd} micro-USD, the runs were charged {charged}"
+    charged = {run_scope(run_id): charged_micro_usd(r for r in log.events if r.run_id == run_id) for run_id in accepted}
+    accounts = {scope: log.ledger.accounts[scope] for scope in charged}
+    yield from budget_violations(charged, {scope: BudgetState(None, None, account.spent, account.reserved) for scope, account in accounts.items()})
+    billed = sum(charged.values())
+    if billed < billed_micro_usd:
+        yield f"the provider billed {billed_micro_usd} micro-USD, the runs were charged {billed}"
 
 
 def effect_violations(events: Iterable[Recorded], arrivals: Counter[str], explained: Mapping[str, str]) -> Iterator[str]:

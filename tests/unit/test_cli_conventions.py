@@ -46,7 +46,7 @@ def test_commands_are_those_of_the_manual() -> None:
         "demo up down status providers doctor submit watch runs show events costs why approvals approve deny cancel replay explain diff export scale docs "
         "agent orchestrator projector db seal verify"
     )
-    assert set(commands) == {*manual.split(), "budget", "dlq", "schedule", "nats", "mcp", "memory", "version"}
+    assert set(commands) == {*manual.split(), "budget", "dlq", "schedule", "nats", "mcp", "memory", "chaos", "version"}
     assert {name: set(commands[name].commands) for name in ("budget", "db", "dlq", "docs", "mcp", "memory", "nats", "schedule")} == {
         "budget": {"list", "show", "raise", "set"},
         "db": {"migrate", "rebuild", "url"},

@@ -1,0 +1,116 @@
+"""The load of a chaos run: so many runs in flight, handed in through both doors and asked about until each has its end in the log.
+
+A submission that was not answered is sent again under the same task id, as clients are told to do. What was answered with a yes is
+accepted: from then on the crew owes it an end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from typing import Final
+from uuid import UUID
+
+from crewlog.events.bus import Bus
+from crewlog.events.store import EventStore
+from crewlog.orchestrator.chaos_agent import KIND
+from crewlog.orchestrator.client import Client
+from crewlog.schemas import subjects
+from crewlog.schemas.errors import OrchestrationError
+from crewlog.schemas.ids import RunId, run_stream
+from crewlog.schemas.task import AgentTask, parse_task
+from crewlog.schemas.task_events import TERMINAL_TYPES
+
+SCRIPTS: Final = ("stamp finish", "send finish", "stamp send finish", "stamp+stamp stamp finish", "stamp send+stamp finish")
+PLANS: Final[tuple[tuple[tuple[str, ...], ...], ...]] = (((),), ((), ("a",)), ((), (), ("a", "b")))
+"""Which steps of a plan depend on which: one, two in a row, two side by side and one behind both."""
+RETRY_S: Final = 0.2
+LOOK_S: Final = 0.2
+"""How often the log is asked who has ended, in seconds."""
+ASK_S: Final = 0.5
+"""How often somebody looks whether a person is asked, in seconds."""
+QUEUE_SHARE: Final = 0.5
+"""Part of the runs that comes as a message on `tasks.>` instead of a request."""
+
+
+class Load:
+    """Clients that each have one run in flight, and the person who is asked what cannot be repeated."""
+
+    def __init__(self, client: Client, bus: Bus, store: EventStore, rng: random.Random, *, in_flight: int) -> None:
+        self.accepted: dict[RunId, AgentTask] = {}
+        self.ended: dict[RunId, str] = {}
+        """Run -> type of its end."""
+        self.denied = 0
+        """Times a person was asked whether to repeat something, and said no."""
+        self._client, self._bus, self._store, self._rng, self._in_flight = client, bus, store, rng, in_flight
+        self._waiting: dict[RunId, asyncio.Event] = {}
+        self._stopping = False
+
+    async def run(self) -> None:
+        """Keep runs in flight until `stop_submitting`, and return when all that were begun have ended."""
+        tasks = [asyncio.create_task(work) for work in (self._clients(), self._watch(), self._answer_for_people())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def stop_submitting(self) -> None:
+        """Begin no further run."""
+        self._stopping = True
+
+    async def _clients(self) -> None:
+        await asyncio.gather(*(self._one_after_another() for _ in range(self._in_flight)))
+
+    async def _one_after_another(self) -> None:
+        while not self._stopping:
+            task, by_queue = self._task(), self._rng.random() < QUEUE_SHARE
+            await self._submit(task, by_queue=by_queue)
+            run_id = RunId(task.run_id)
+            self.accepted[run_id], ended = task, asyncio.Event()
+            self._waiting[run_id] = ended
+            await ended.wait()
+
+    def _task(self) -> AgentTask:
+        rng = self._rng
+        steps = [
+            {"key": key, "type": KIND, "objective": rng.choice(SCRIPTS), "depends_on": list(before)}
+            for key, before in zip("abc", rng.choice(PLANS), strict=False)
+        ]
+        return parse_task({"task_id": UUID(int=rng.getrandbits(128), version=4), "type": "run", "objective": "chaos", "plan": {"steps": steps}})
+
+    async def _submit(self, task: AgentTask, *, by_queue: bool) -> None:
+        while True:
+            try:
+                if by_queue:
+                    await self._bus.enqueue(subjects.tasks(task.tenant, task.type), task.model_dump_json().encode(), message_id=str(task.task_id))
+                else:
+                    await self._client.submit(task)
+            except OrchestrationError:
+                await asyncio.sleep(RETRY_S)  # not answered: it may or may not be in the log, and is sent again with the same id
+            else:
+                return
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            with contextlib.suppress(OrchestrationError):
+                found = await self._store.read_streams({run_stream(run_id): 0 for run_id in self._waiting}, types=TERMINAL_TYPES)
+                for recorded in found:
+                    if recorded.run_id is not None and (waiting := self._waiting.pop(RunId(recorded.run_id), None)) is not None:
+                        self.ended[RunId(recorded.run_id)] = recorded.type
+                        waiting.set()
+
+    async def _answer_for_people(self) -> None:
+        """Deny every repetition: what may have happened is left as it is."""
+        while True:
+            await asyncio.sleep(ASK_S)
+            with contextlib.suppress(OrchestrationError):
+                for approval in await self._client.approvals():
+                    with contextlib.suppress(OrchestrationError):  # the views lag: it may be decided already
+                        await self._client.decide(RunId(approval.run_id), approval.approval_id, "denied", actor="chaos")
+                        self.denied += 1
