@@ -194,8 +194,9 @@ async def one_try(
 
 
 def unreachable(asked: str, error: BaseException, *, usage: Usage | None = None) -> ModelError:
-    """Make the error of a connection that could not be opened or broke."""
-    return ModelError("connection", f"{asked} cannot be reached: {shorten(str(error) or type(error).__name__, MESSAGE_CHARS_MAX)}", usage=usage)
+    """Make the error of a connection that could not be opened, or that broke behind the request."""
+    what = "cannot be reached" if was_never_sent(error) else "broke off the connection"
+    return ModelError("connection", f"{asked} {what}: {shorten(str(error) or type(error).__name__, MESSAGE_CHARS_MAX)}", usage=usage)
 
 
 def was_never_sent(error: BaseException | None) -> bool:
