@@ -26,6 +26,15 @@ class Kept(NamedTuple):
     """When the stream took it, in microseconds since 1970."""
 
 
+class Queued(NamedTuple):
+    """What a stream keeps."""
+
+    last_sequence: int
+    """Number of the last message it took."""
+    subjects: Mapping[str, int]
+    """Subject -> messages that nobody has ended, handed out or not; subjects without any are missing."""
+
+
 class Delivery(Protocol):
     """One delivery of a queued message. Exactly one of `ack`, `nak`, `term` ends it; until then `in_progress` keeps it."""
 
@@ -105,6 +114,13 @@ class Bus(Protocol):
 
     async def backlog(self, stream: str, consumer: str) -> int:
         """Return how many messages wait or are being worked on: the lag an autoscaler reads."""
+
+    async def queued(self, stream: str) -> Queued:
+        """Look at a stream with one question, however many consumers it has.
+
+        Raises:
+            Unavailable: the server cannot be reached.
+        """
 
     async def first_kept(self, stream: str, sequence: int) -> Kept | None:
         """Return the first message that a stream still has at or behind `sequence`; None when there is none.

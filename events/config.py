@@ -52,6 +52,18 @@ def _host_name(entry: str) -> str:
     return entry
 
 
+def _counts(value: object) -> object:
+    """Read `code=8, research=20`, or a table of the same."""
+    if isinstance(value, str):
+        pairs = [part.partition("=") for part in value.split(",") if part.strip()]
+        value = {name.strip(): count.strip() for name, _, count in pairs}
+    if isinstance(value, Mapping):
+        for name, count in value.items():
+            if not str(name) or not str(count).isascii() or not str(count).isdigit() or int(count) < 1:
+                raise ValueError(f"{name}={count} is not KIND=COUNT with a count of at least 1")
+    return value
+
+
 HostNames = Annotated[tuple[Annotated[str, AfterValidator(_host_name)], ...], NoDecode, BeforeValidator(_host_names)]
 
 
@@ -141,6 +153,15 @@ class Config(BaseSettings):
     settle_grace_s: Annotated[float, Field(gt=0)] = 900.0
     """How old a reservation of a task that is over must be before the orchestrator settles it at the reserved price, in seconds: longer than
     any model call takes, since a worker that is alive settles its own."""
+    in_flight_max: Annotated[Mapping[str, int], NoDecode, BeforeValidator(_counts)] = Field(default_factory=dict)
+    """How many tasks of a kind may be with its agents at once, such as `code=8, research=20`; what is behind them waits in fair order. A kind
+    without an entry is bounded by the slots of its workers."""
+    open_runs_max: Annotated[int, Field(gt=0)] = 20_000
+    """How many runs of one tenant may be open at once; more are refused. It keeps a loop that submits for ever from burying all others; runs
+    that wait for a person count, since each is looked after."""
+    waiting_tasks_max: Annotated[int, Field(gt=0)] = 50_000
+    """How many tasks of one tenant may wait for their turn with an agent; while it is reached, new runs of the tenant are refused. Each
+    takes a few hundred bytes of an orchestrator."""
     sandbox_minimum: Literal["limits-only", "namespaces"] = "limits-only"
     """Weakest isolation in which the code and data agents may run anything; `namespaces` refuses on a machine that has none."""
     smtp_host: str = "127.0.0.1"

@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import msgspec
 
-from crewlog.events.bus import Kept, Message
+from crewlog.events.bus import Kept, Message, Queued
 from crewlog.schemas import subjects
 from crewlog.schemas.errors import TransientError
 from crewlog.schemas.task import TASK_BYTES_MAX
@@ -257,6 +257,17 @@ async def backlog(bus: Requester, stream: str, consumer: str) -> int:
             return 0
         raise
     return int(info["num_pending"]) + int(info["num_ack_pending"])
+
+
+async def queued(bus: Requester, stream: str) -> Queued:
+    """Count what a stream keeps, by subject; nothing when it does not exist yet."""
+    try:
+        state = (await api(bus, f"STREAM.INFO.{stream}", {"subjects_filter": STREAMS[stream].subjects}))["state"]
+    except ApiError as error:
+        if error.err_code != STREAM_NOT_FOUND:
+            raise
+        return Queued(0, {})
+    return Queued(state["last_seq"], state.get("subjects") or {})
 
 
 async def first_kept(bus: Requester, stream: str, sequence: int) -> Kept | None:

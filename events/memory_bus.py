@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from typing import Final
@@ -15,9 +16,10 @@ from typing import Final
 import msgspec
 
 from crewlog.events import jetstream
-from crewlog.events.bus import DeliveryHandler, Handler, Kept, Message
+from crewlog.events.bus import DeliveryHandler, Handler, Kept, Message, Queued
 from crewlog.events.clock import Clock, SystemClock
 from crewlog.events.jetstream import ConsumerSpec, StreamSpec
+from crewlog.events.lanes import in_turn
 from crewlog.events.letters import dead_letters
 from crewlog.events.slots import Slots
 from crewlog.schemas import subjects
@@ -130,6 +132,11 @@ class MemoryBroker:
         spec = self._consumers.get((stream, consumer))
         return 0 if spec is None else sum(matches(spec.filter, m.subject) and not m.is_done for m in self._streams[stream].messages.values())
 
+    def queued(self, stream: str) -> Queued:
+        """Count what a stream keeps, by subject."""
+        found = self._streams[stream]
+        return Queued(found.last_sequence, Counter(m.subject for m in found.messages.values() if not m.is_done))
+
     def subscribe(self, subscription: MemorySubscription) -> None:
         """Add a core subscription."""
         self._subscriptions.append(subscription)
@@ -150,7 +157,7 @@ class MemoryBroker:
             self._pulling.remove(consuming)
 
     def hand_out(self) -> None:
-        """Give waiting messages to free slots: round robin over pull loops, the most urgent lane first in each."""
+        """Give waiting messages to free slots: round robin over pull loops, in the order of `lanes` in each."""
         progress = True
         while progress:
             progress = False
@@ -159,6 +166,7 @@ class MemoryBroker:
                 if stored is not None:
                     stored.in_flight = True
                     stored.deliveries += 1
+                    consuming.taken += 1
                     consuming.slots.take(MemoryDelivery(self, consuming.stream, stored))
                     progress = True
             if progress and len(self._pulling) > 1:
@@ -200,7 +208,7 @@ class MemoryBroker:
 
     def _next_for(self, consuming: MemoryConsuming) -> _Stored | None:
         messages = self._streams[consuming.stream].messages
-        for name in consuming.lanes:
+        for name in in_turn(consuming.lanes, consuming.taken):
             spec = self._consumers.get((consuming.stream, name))
             if spec is None:
                 continue
@@ -252,6 +260,7 @@ class MemoryConsuming:
         self._broker = broker
         self.stream = stream
         self.lanes = sorted(consumers, key=lambda name: consumers[name])
+        self.taken = 0
         self.slots = slots(broker.hand_out)
 
     async def stop(self, *, grace_s: float) -> None:
@@ -347,6 +356,9 @@ class MemoryBus:
 
     async def backlog(self, stream: str, consumer: str) -> int:
         return self.broker.backlog(stream, consumer)
+
+    async def queued(self, stream: str) -> Queued:
+        return self.broker.queued(stream)
 
     async def first_kept(self, stream: str, sequence: int) -> Kept | None:
         return self.broker.first_kept(stream, sequence)

@@ -21,7 +21,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 
 from crewlog.events import jetstream
-from crewlog.events.bus import DeliveryHandler, Handler, Kept, Message
+from crewlog.events.bus import DeliveryHandler, Handler, Kept, Message, Queued
 from crewlog.events.jetstream import AS_USUAL, Provision
 from crewlog.events.letters import dead_letters
 from crewlog.events.nats_client import OrderedClient
@@ -182,6 +182,9 @@ class NatsBus:
 
     async def backlog(self, stream: str, consumer: str) -> int:
         return await jetstream.backlog(self, stream, consumer)
+
+    async def queued(self, stream: str) -> Queued:
+        return await jetstream.queued(self, stream)
 
     async def first_kept(self, stream: str, sequence: int) -> Kept | None:
         return await jetstream.first_kept(self, stream, sequence)

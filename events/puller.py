@@ -1,10 +1,10 @@
-"""Pull deliveries from several durable consumers, more urgent ones first, never more than there are free slots.
+"""Pull deliveries from several durable consumers, more urgent ones first but others in their turn, never more than there are free slots.
 
 Own pull loop over `CONSUMER.MSG.NEXT`, because the client library's `fetch` loses its request when the server restarts. How it works:
 
 - While slots are free and nothing waits, a *long pull* stands on every lane: credit for some messages, kept alive by idle heartbeats.
   A message that arrives runs at once; the credit is topped up when half of it is used. An idle process sends a handful of messages a minute.
-- When something waits, a *sweep* asks lane after lane, by priority, for what the free slots can hold, without waiting.
+- When something waits, a *sweep* asks lane after lane, in the order of `lanes`, for what the free slots can hold, without waiting.
 - With no slot free all credit is withdrawn, so that other workers get the messages. One that was on its way is handed back.
 - After a reconnect, or when heartbeats stop, everything begins again with new inboxes: the server has forgotten the old pulls.
 """
@@ -21,6 +21,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from crewlog.events.lanes import in_turn
 from crewlog.events.slots import OpenDelivery, Slots
 
 PULL_EXPIRES_S: Final = 60.0
@@ -126,6 +127,7 @@ class Puller:
         self._stale = True
         """The server does not know our inboxes (any more)."""
         self._refused_until = 0.0
+        self._turn = -1
         self._long: Subscription | None = None
         self._short: Subscription | None = None
         self._loops: list[asyncio.Task[None]] = []
@@ -204,12 +206,13 @@ class Puller:
             retiring.add_done_callback(self._retiring.discard)
 
     async def _sweep(self) -> None:
-        for lane in self._lanes:
+        self._turn += 1
+        for lane in in_turn(self._lanes, self._turn):
             free = self._slots.free
             if free <= 0 or self._stale:
                 return
             if not await self._take(lane, free):
-                return  # there may be more, and a more urgent lane may have filled meanwhile: begin again from the top
+                return  # there may be more, and a more urgent lane may have filled meanwhile: begin again
         self._backlog = False
 
     async def _take(self, lane: _Lane, batch: int) -> bool:

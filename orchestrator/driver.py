@@ -18,13 +18,14 @@ from crewlog.events.store import EventStore, Recorded
 from crewlog.orchestrator.batch import Asked, Batch, decide_batch, task_of
 from crewlog.orchestrator.commands import AbortRun, Command, SubmitRun
 from crewlog.orchestrator.decide import decide
+from crewlog.orchestrator.dispatcher import Dispatcher
 from crewlog.orchestrator.folds import Fold, Folds
 from crewlog.orchestrator.kinds import KindDirectory
 from crewlog.orchestrator.publisher import Publisher
 from crewlog.orchestrator.run import RunState, active_tasks
 from crewlog.orchestrator.terms import Allowance, terms_of
 from crewlog.schemas.codec import type_name
-from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, NotFound, OrchestrationError, Unavailable
+from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, NotFound, OrchestrationError, TenantFull, Unavailable
 from crewlog.schemas.ids import RunId, TaskId
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import TERMINAL_TYPES
@@ -58,20 +59,24 @@ class Driver:
         self,
         store: EventStore,
         publisher: Publisher,
+        dispatcher: Dispatcher,
         clock: Clock,
         kinds: KindDirectory,
         *,
         on_state: Callable[[RunState], None],
+        admit: Callable[[str], None],
         allowance: Allowance = NOTHING_LIMITED,
     ) -> None:
         """Prepare; nothing runs before `start`.
 
         Args:
+            admit: called with the tenant of a new run; raises `TenantFull` when it may have no more.
             on_state: called with the state of a run after each step that read or changed it.
             allowance: what runs that are submitted from now on may spend.
         """
         self._allowance = allowance
-        self._store, self._publisher, self._clock, self._kinds, self._on_state = store, publisher, clock, kinds, on_state
+        self._store, self._publisher, self._dispatcher = store, publisher, dispatcher
+        self._clock, self._kinds, self._on_state, self._admit = clock, kinds, on_state, admit
         self.folds = Folds(store)
         self._woken: dict[RunId, None] = {}
         self._busy: set[RunId] = set()
@@ -135,8 +140,15 @@ class Driver:
 
         Raises:
             ContractError: the task cannot be carried out, or its ids belong to another task.
+            TenantFull: its tenant may have no more runs now.
             Unavailable: the log cannot be reached; submitting the same task again is safe.
         """
+        try:
+            self._admit(task.tenant)
+        except TenantFull:
+            if RunId(task.run_id) in await self.folds.states([RunId(task.run_id)]):
+                return await self._known(task)  # it was accepted before
+            raise
         terms = await terms_of(task, self._allowance, self._store, self.folds, caller=caller)
         fold, command, now_us = Fold(RunId(task.run_id)), SubmitRun(task, source, terms), self._clock.now_us()
         batch = Batch(fold.state)
@@ -251,7 +263,7 @@ class Driver:
             faults.hook("after_run_append")
         fold.advance_to(batch.state, appended.versions[len(batch.events) - 1])
         self.folds.keep(fold)
-        await self._publisher.publish(fold.run_id, batch.dispatches)
+        await self._dispatcher.publish(fold.run_id, batch.state.brief.tenant, batch.dispatches)
         if type_name(batch.events[-1]) in TERMINAL_TYPES:
             await self._publisher.announce(batch.state.brief.tenant, fold.run_id, batch.events[-1])
         if faults.hook is not None:

@@ -15,7 +15,7 @@ from crewlog.events.clock import Clock
 from crewlog.orchestrator.driver import Driver, Submitted
 from crewlog.orchestrator.replies import accepted, refused
 from crewlog.orchestrator.submission import queued_task_id, read_submission
-from crewlog.schemas.errors import ContractError
+from crewlog.schemas.errors import ContractError, TenantFull
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.subjects import TaskSubject, parse_tasks, rejected
 from crewlog.schemas.text import shorten
@@ -55,7 +55,7 @@ class Intake:
         try:
             subject = parse_tasks(delivery.subject)
             submitted = await self._submit(delivery, subject)
-        except ContractError as error:
+        except (ContractError, TenantFull) as error:
             await self._reject(delivery, error)
         else:
             await self._answer(delivery, subject.tenant, accepted(run_id=submitted.run_id, task_id=submitted.task_id, status=submitted.status))
@@ -71,7 +71,7 @@ class Intake:
             submitted = await self._driver.submit(task, "subject", caller=delivery.headers.get(TRACEPARENT, ""))
         return submitted
 
-    async def _reject(self, delivery: Delivery, error: ContractError) -> None:
+    async def _reject(self, delivery: Delivery, error: ContractError | TenantFull) -> None:
         tokens = delivery.subject.split(".")
         tenant, type_ = tokens[1] if len(tokens) > 1 else "", tokens[2] if len(tokens) > 2 else ""
         reason = shorten(" ".join(str(error).split()), REASON_CHARS_MAX)

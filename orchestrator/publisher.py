@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 from crewlog.events.bus import Bus
 from crewlog.events.store import EventStore
@@ -30,13 +29,16 @@ class Publisher:
         """
         self._store, self._bus, self._trace_share = store, bus, trace_share
 
-    async def publish(self, run_id: RunId, dispatches: Sequence[Dispatch]) -> None:
-        """Publish tasks without waiting for a confirmation: nothing depends on it, since the log holds them."""
-        for dispatch in dispatches:
-            try:
-                await self._send(run_id, dispatch, str(dispatch.serial))
-            except OrchestrationError as error:
-                log.warning("task %s was not published, the sweep will: %s", dispatch.task_id, error)
+    async def publish(self, run_id: RunId, dispatch: Dispatch, *, nonce: str = "") -> None:
+        """Publish a task without waiting for a confirmation: nothing depends on it, since the log holds it.
+
+        Args:
+            nonce: makes it another message than those sent for this dispatch before.
+        """
+        try:
+            await self._send(run_id, dispatch, f"{dispatch.serial}-{nonce}" if nonce else str(dispatch.serial))
+        except OrchestrationError as error:
+            log.warning("task %s was not published, the sweep will: %s", dispatch.task_id, error)
 
     async def announce(self, tenant: str, run_id: RunId, end: RunEvent) -> None:
         """Tell those who wait that a run has ended. A hint: the same fact follows on `events.>`, from the log."""

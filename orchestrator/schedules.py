@@ -19,7 +19,7 @@ from crewlog.events.clock import Clock
 from crewlog.events.store import ANY, AppendRequest, EventStore, Write
 from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.schedule import AddSchedule, ChangeSchedule, Schedule, ScheduleEvent, decide, due, evolve, next_due_us, run_of, task_for
-from crewlog.schemas.errors import ConflictError, ContractError, NotFound, OrchestrationError, Unavailable
+from crewlog.schemas.errors import ConflictError, ContractError, NotFound, OrchestrationError, TenantFull, Unavailable
 from crewlog.schemas.ids import Stream, schedule_stream
 from crewlog.schemas.system_events import ScheduleAdded, ScheduleFired
 from crewlog.schemas.text import shorten
@@ -164,7 +164,7 @@ class Schedules:
     async def _submit(self, state: Schedule, fired: ScheduleFired) -> ScheduleFired:
         try:
             submitted = await self._driver.submit(task_for(state, fired.run_id), "api")
-        except ContractError as error:
+        except (ContractError, TenantFull) as error:
             log.warning("schedule %s of %s: its task was refused: %s", state.name, state.tenant, error)
             return replace(fired, error=shorten(str(error), ERROR_CHARS_MAX))
         if submitted.status == "accepted":

@@ -6,6 +6,8 @@ import asyncio
 import logging
 import math
 import signal
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -16,9 +18,11 @@ from crewlog.events.config import Config
 from crewlog.events.memory import settle_memory
 from crewlog.events.readiness import announce_ready
 from crewlog.events.store import EventStore
+from crewlog.orchestrator.admission import Admission
 from crewlog.orchestrator.api import QUEUE, Api
 from crewlog.orchestrator.budgets import Budgets
 from crewlog.orchestrator.dead_letters import DeadLetters
+from crewlog.orchestrator.dispatcher import Dispatcher
 from crewlog.orchestrator.driver import NOTHING_LIMITED, Driver
 from crewlog.orchestrator.holds import Holds
 from crewlog.orchestrator.intake import Intake
@@ -36,6 +40,9 @@ from crewlog.schemas.ids import RunId, TaskId
 log = logging.getLogger(__name__)
 
 
+NO_BOUNDS: Final[Mapping[str, int]] = MappingProxyType({})
+
+
 class Settings(NamedTuple):
     """What the orchestrator takes from the configuration; see `Config` for the meaning."""
 
@@ -46,6 +53,9 @@ class Settings(NamedTuple):
     allowance: Allowance = NOTHING_LIMITED
     trace_share: float | None = None
     """Part of the runs that is traced; None when nothing is."""
+    in_flight_max: Mapping[str, int] = NO_BOUNDS
+    open_runs_max: int = 20_000
+    waiting_tasks_max: int = 50_000
 
 
 DEFAULTS: Final = Settings()
@@ -59,10 +69,14 @@ class OrchestratorService:
         publisher = Publisher(store, bus, trace_share=settings.trace_share)
         self.kinds = KindDirectory(store, bus, clock, known=kinds)
         self._timers = Timers(store, clock)
-        self.driver = Driver(store, publisher, clock, self.kinds, on_state=self._note, allowance=settings.allowance)
+        self.dispatcher = Dispatcher(publisher, bus, clock, in_flight_max=settings.in_flight_max)
+        self._admission = Admission(settings.open_runs_max, settings.waiting_tasks_max, self.dispatcher.waiting_of)
+        self.driver = Driver(
+            *(store, publisher, self.dispatcher, clock, self.kinds), on_state=self._note, admit=self._admission.check, allowance=settings.allowance
+        )
         self._holds = Holds(store, self.driver)
         self.sweep = Sweep(
-            *(store, bus, clock, self.driver, publisher, self.kinds, self._holds),
+            *(store, bus, clock, self.driver, self.dispatcher, self.kinds, self._holds, self._admission),
             interval_s=settings.sweep_interval_s,
             lease_s=settings.dispatch_lease_s,
             settle_grace_s=settings.settle_grace_s,
@@ -83,6 +97,7 @@ class OrchestratorService:
         """
         await self.kinds.start()
         self._loops = [self.driver.start(), *self._timers.start(self.driver.wake)]
+        self._loops += await self.dispatcher.start(self.driver.folds, self.sweep.adopt)
         self._wakes = await self._bus.subscribe("wake.*", self._woken, queue=QUEUE)
         await self._api.start()
         await self._intake.start()
@@ -102,6 +117,7 @@ class OrchestratorService:
         await self.sweep.stop()
         await self._holds.stop()
         await self.driver.stop(grace_s=grace_s)
+        await self.dispatcher.stop()
         await self._timers.stop()
         await self._bus.flush()
 
@@ -114,6 +130,8 @@ class OrchestratorService:
     def _note(self, state: RunState) -> None:
         self._timers.note(state)
         self._holds.note(state)
+        self.dispatcher.note(state)
+        self._admission.note(state)
 
     async def _woken(self, message: Message) -> None:
         try:
@@ -122,6 +140,8 @@ class OrchestratorService:
         except ValueError:
             log.debug("a wake on %s names no run or no task", message.subject)
             return
+        if ended is not None:
+            self.dispatcher.ended(run_id, ended)
         self.driver.wake(run_id, ended=ended)
 
 
@@ -150,7 +170,12 @@ async def run_orchestrator(config: Config) -> None:
             await ensure_topology(bus, provision=config.provision)
             allowance = Allowance(config.budgets, config.hold_ttl_s or math.ceil(config.approval_ttl_s))
             trace_share = None if config.otlp_endpoint is None else config.trace_share
-            settings = Settings(config.sweep_interval_s, config.dispatch_lease_s, config.shutdown_grace_s, config.settle_grace_s, allowance, trace_share)
+            settings = Settings(
+                *(config.sweep_interval_s, config.dispatch_lease_s, config.shutdown_grace_s, config.settle_grace_s, allowance, trace_share),
+                in_flight_max=config.in_flight_max,
+                open_runs_max=config.open_runs_max,
+                waiting_tasks_max=config.waiting_tasks_max,
+            )
             await _serve(OrchestratorService(store, bus, clock, settings))
         finally:
             await store.close()

@@ -1,8 +1,12 @@
 """Find what stands still: wakes that were lost, dispatched tasks whose message was, queues that the server has lost with its store, runs
 held by a budget that has room again, and money that dead workers left reserved.
 
-It runs all the time, at a slow pace, over the runs that are open. A task counts as alive while a worker's heartbeat names it or its
-stream grows. Publishing one again that is alive after all does no harm: the version of its stream fences the second worker.
+It runs all the time, at a slow pace, over the runs that are open. A task counts as alive while a worker's heartbeat names it, its
+stream grows, or an orchestrator holds its message back until its turn comes. Publishing one again that is alive after all does no harm:
+the version of its stream fences the second worker.
+
+When an orchestrator starts, and when another one is gone that held messages back, nobody knows which messages were sent. Then every
+dispatched task that no worker has begun is queued for its turn under its own message id: what was sent already is dropped by the stream.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -18,15 +23,18 @@ import msgspec
 from crewlog.events.bus import Bus, Message, Subscription
 from crewlog.events.clock import Clock
 from crewlog.events.store import EventStore
+from crewlog.orchestrator.admission import Admission
 from crewlog.orchestrator.dispatch import Dispatch
+from crewlog.orchestrator.dispatcher import Dispatcher
 from crewlog.orchestrator.driver import Driver
+from crewlog.orchestrator.fair_queue import Waiting
 from crewlog.orchestrator.holds import Holds
 from crewlog.orchestrator.kinds import KindDirectory
 from crewlog.orchestrator.left_over import settle_left_over
-from crewlog.orchestrator.publisher import Publisher
 from crewlog.orchestrator.run import RunState, TaskState, active_tasks
 from crewlog.schemas.errors import OrchestrationError
 from crewlog.schemas.ids import RunId, Stream, TaskId, task_stream
+from crewlog.schemas.task_events import TaskStarted
 
 PAGE: Final = 500
 BUSY_QUEUE_LEASES: Final = 10
@@ -41,6 +49,7 @@ class Heartbeat(msgspec.Struct):
     kind: str
     worker: str
     busy: tuple[TaskId, ...] = ()
+    slots: int = 0
 
 
 class _Sign(msgspec.Struct):
@@ -53,6 +62,7 @@ class _Sign(msgspec.Struct):
 
 
 _decode: Final = msgspec.json.Decoder(Heartbeat).decode
+_BEGUN: Final = frozenset({TaskStarted.__name__})
 
 
 class Sweep:
@@ -64,9 +74,10 @@ class Sweep:
         bus: Bus,
         clock: Clock,
         driver: Driver,
-        publisher: Publisher,
+        dispatcher: Dispatcher,
         kinds: KindDirectory,
         holds: Holds,
+        admission: Admission,
         *,
         interval_s: float,
         lease_s: float,
@@ -79,11 +90,13 @@ class Sweep:
             lease_s: how long a dispatched task may give no sign of life, in seconds.
             settle_grace_s: age of a reservation from which on nobody alive can be about to settle it, in seconds.
         """
-        self._holds, self._settle_grace_s = holds, settle_grace_s
+        self._holds, self._admission, self._settle_grace_s = holds, admission, settle_grace_s
         self._soon = asyncio.Event()
-        self._store, self._bus, self._clock, self._driver, self._publisher, self._kinds = store, bus, clock, driver, publisher, kinds
+        self._store, self._bus, self._clock, self._driver, self._dispatcher, self._kinds = store, bus, clock, driver, dispatcher, kinds
         self._interval_s, self._lease_s = interval_s, lease_s
         self._signs: dict[TaskId, _Sign] = {}
+        self._adopts = True
+        """Whether the next round takes over what no worker has begun: nobody is known to hold it."""
         self._heard: Subscription | None = None
         self._round: asyncio.Task[None] | None = None
 
@@ -117,6 +130,11 @@ class Sweep:
         """Begin the next round now, or right behind the one under way: a budget was changed."""
         self._soon.set()
 
+    def adopt(self) -> None:
+        """Take over what is dispatched and not begun, in a round that begins now: who held it back is gone."""
+        self._adopts = True
+        self.soon()
+
     async def sweep(self) -> None:
         """Look at every open run once.
 
@@ -124,22 +142,43 @@ class Sweep:
             Unavailable: the log or the bus cannot be reached; the next round begins anew.
         """
         await self._bus.ensure_kinds(self._kinds.offers)
+        adopts, self._adopts = self._adopts, False
+        try:
+            await self._look_at_all(adopts=adopts)
+        except OrchestrationError:
+            self._adopts |= adopts
+            raise
+
+    async def _look_at_all(self, *, adopts: bool) -> None:
         after: RunId | None = None
         dispatched: set[TaskId] = set()
+        self._admission.begin_count()
         while True:
             page = await self._store.open_runs(after=after, limit=PAGE)
             states = await self._driver.folds.states(page)
             for run_id in page:
                 self._driver.wake(run_id)
+            self._admission.count(states.values())
             waiting = [(state, task) for state in states.values() for task in active_tasks(state) if task.phase == "dispatched"]
             dispatched.update(task.task_id for _, task in waiting)
+            if adopts:
+                await self._take_over(waiting)
             await self._check(waiting)
             await self._holds.release(states.values())
             if len(page) < PAGE:
                 break
             after = page[-1]
+        self._admission.end_count()
         self._signs = {task_id: sign for task_id, sign in self._signs.items() if task_id in dispatched}
         await settle_left_over(self._store, self._clock, grace_s=self._settle_grace_s)
+
+    async def _take_over(self, waiting: Iterable[tuple[RunState, TaskState]]) -> None:
+        found = {task.task_id: (state, task) for state, task in waiting if not self._dispatcher.holds(task.task_id)}
+        begun = Counter(recorded.task_id for recorded in await self._store.read_streams({task_stream(task_id): 0 for task_id in found}, types=_BEGUN))
+        held = await self._dispatcher.held(found)
+        for task_id, (state, task) in found.items():
+            if begun[task_id] < task.dispatches and task_id not in held:
+                await self._dispatcher.offer(_again(state, task))
 
     async def _check(self, waiting: Iterable[tuple[RunState, TaskState]]) -> None:
         now_s = self._clock.monotonic()
@@ -153,12 +192,13 @@ class Sweep:
         if not silent:
             return
         await self._note_progress({task_stream(task.task_id): sign for _, task, sign in silent}, now_s)
+        for task_id in await self._dispatcher.held([task.task_id for _, task, _ in silent]):
+            self._signs[task_id].at_s = now_s
         backlogs: dict[tuple[str, str], int] = {}
         for state, task, sign in silent:
             if now_s - sign.at_s >= self._lease_s and await self._is_lost(state, task, sign, backlogs, now_s):
                 log.warning("task %s of run %s gave no sign of life for %.0f s, published again", task.task_id, state.run_id, now_s - sign.at_s)
-                again = Dispatch(task.task_id, task.kind, state.brief.priority, task.attempt, task.dispatches, None)
-                await self._publisher.publish_again(state.run_id, again, nonce=self._clock.random_id().hex[:8])
+                await self._dispatcher.offer(_again(state, task, self._clock.random_id().hex[:8]))
                 sign.at_s = now_s
 
     async def _note_progress(self, signs: Mapping[Stream, _Sign], now_s: float) -> None:
@@ -178,7 +218,13 @@ class Sweep:
         except msgspec.MsgspecError as error:
             log.debug("a heartbeat on %s does not decode: %s", message.subject, error)
             return
+        self._dispatcher.heard(beat.kind, beat.worker, beat.slots)
         now_s = self._clock.monotonic()
         for task_id in beat.busy:
             if sign := self._signs.get(task_id):
                 sign.at_s = now_s
+
+
+def _again(state: RunState, task: TaskState, nonce: str = "") -> Waiting:
+    dispatch = Dispatch(task.task_id, task.kind, state.brief.priority, task.attempt, task.dispatches, None)
+    return Waiting(state.brief.tenant, state.run_id, dispatch, nonce)

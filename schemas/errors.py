@@ -9,7 +9,8 @@
     │   └── Unavailable      the operator, if it lasts: a server cannot be reached
     ├── TerminalError        the task stops; a retry would end the same way
     │   └── LimitExceeded    a named limit was reached
-    │       └── OverBudget   a budget does not allow what a model call may cost
+    │       ├── OverBudget   a budget does not allow what a model call may cost
+    │       └── TenantFull   a tenant has as much open or waiting as the operator allows
     └── NotAuthorised        the operator or the approver: the principal may not do this
 
 Errors carry fields; the text is made from them. Each text says what was attempted, with ids, expected against got, and the next step.
@@ -116,6 +117,18 @@ class OverBudget(LimitExceeded):
         self.scope, self.limit_micro_usd, self.used_micro_usd, self.needed_micro_usd = scope, limit_micro_usd, used_micro_usd, needed_micro_usd
         used, limit, needed = map(format_usd, (used_micro_usd, limit_micro_usd, needed_micro_usd))
         self.reason = f"budget {scope}: a call that may cost {needed} does not fit, {used} of {limit} are spent or reserved; raise the limit"
+        self.args = (self.reason,)
+
+
+class TenantFull(LimitExceeded):
+    """A new run of `tenant` is refused: it has `used` of at most `limit_max`. Nothing was written; the same task may be sent again later."""
+
+    code = "tenant_full"
+
+    def __init__(self, tenant: str, limit: str, *, used: int, limit_max: int, what: str, next_step: str) -> None:
+        super().__init__(limit, used=used, limit_max=limit_max)
+        self.tenant = tenant
+        self.reason = f"the run was refused: tenant {tenant} has {used} {what}, and {limit} allows {limit_max}; {next_step}"
         self.args = (self.reason,)
 
 

@@ -12,6 +12,8 @@ live.<tenant>.<run>.<task>       an answer while it is written, for eyes only   
 telemetry.<kind>.<worker>        heartbeats                                             core
 control.worker.<worker>          questions to one worker                                core
 control.<kind>                   commands to all workers of a kind                      core
+control.orchestrators.all        what each orchestrator holds back                      core, a hint
+control.orchestrators.<name>     questions to one orchestrator                          core
 supervisor.<verb>                commands to `crewlog up` (scale, down, status)         core
 """
 
@@ -24,6 +26,7 @@ from crewlog.schemas.ids import TOKEN, RunId, TaskId
 
 LANES: Final = ("high", "normal", "low")
 POKE: Final = "poke.log"
+ORCHESTRATORS: Final = "control.orchestrators.all"
 
 
 def _token(what: str, value: str) -> str:
@@ -85,6 +88,11 @@ def telemetry(kind: str, worker: str) -> str:
 def control_worker(worker: str) -> str:
     """Where one worker can be asked what it holds."""
     return f"control.worker.{worker}"
+
+
+def control_orchestrator(name: str) -> str:
+    """Where one orchestrator can be asked what it holds back."""
+    return f"control.orchestrators.{name}"
 
 
 class TaskSubject(NamedTuple):

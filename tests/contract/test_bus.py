@@ -274,10 +274,10 @@ async def test_a_full_worker_leaves_messages_to_others(bus: Bus, connect: Connec
     gate.set()
 
 
-async def test_urgent_lanes_are_served_first(bus: Bus) -> None:
+async def test_urgent_lanes_are_served_first_and_the_others_in_their_turn(bus: Bus) -> None:
     seen = Seen()
     for lane in ("low", "normal", "high"):
-        for n in range(3):
+        for n in range(9):
             await bus.enqueue(f"work.research.{lane}", f"{lane}{n}".encode(), message_id=f"{lane}{n}")
 
     async def handle(delivery: Delivery) -> None:
@@ -285,8 +285,10 @@ async def test_urgent_lanes_are_served_first(bus: Bus) -> None:
         await delivery.ack()
 
     await bus.consume("WORK", WORK_LANES, handle, slots=1)
-    await seen.until(9)
-    assert seen.items == [f"{lane}{n}" for lane in ("high", "normal", "low") for n in range(3)]
+    served = [name.rstrip("0123456789") for name in (await seen.until(27))[:12]]
+    assert served[:2] == ["high", "high"]
+    assert {lane: served.count(lane) for lane in ("high", "normal", "low")} == {"high": 8, "normal": 3, "low": 1}
+    assert [name for name in seen.items if name.startswith("low")] == [f"low{n}" for n in range(9)]
 
 
 async def test_nak_comes_back_after_its_delay_with_a_higher_count(bus: Bus) -> None:
@@ -518,6 +520,30 @@ async def test_a_worker_that_starts_before_its_consumers_exist_gets_going_when_t
     await bus.ensure_kind("shouter")
     await bus.ensure_kind("shouter")
     assert await seen.until(1) == ["work.shouter.normal"]
+
+
+async def test_a_stream_is_counted_by_subject_handed_out_or_not(bus: Bus) -> None:
+    first, gate = Seen(), asyncio.Event()
+
+    async def hold(delivery: Delivery) -> None:
+        await first.add(delivery.data.decode())
+        await gate.wait()
+        await delivery.ack()
+
+    assert await bus.queued("WORK") == (0, {})
+    for n in range(3):
+        sequence = await bus.enqueue("work.research.normal", str(n).encode(), message_id=str(n))
+    await bus.enqueue("work.research.low", b"low", message_id="low")
+    await bus.consume("WORK", WORK_LANES, hold, slots=1)
+    await first.until(1)
+    assert await bus.queued("WORK") == (sequence + 1, {"work.research.normal": 3, "work.research.low": 1})
+    gate.set()
+    await first.until(4)
+
+    async def empty() -> bool:
+        return not (await bus.queued("WORK")).subjects
+
+    await eventually(empty)
 
 
 async def test_backlog_of_a_consumer_nobody_made_is_zero(bus: Bus) -> None:

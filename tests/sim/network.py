@@ -18,7 +18,7 @@ from uuid import UUID
 from sim.loop import ACTOR, Killed, SimLoop
 from sim.plan import Mix
 
-from crewlog.events.bus import Delivery, DeliveryHandler, Handler, Kept, Message
+from crewlog.events.bus import Delivery, DeliveryHandler, Handler, Kept, Message, Queued
 from crewlog.events.memory_bus import MemoryBroker, MemoryBus, MemoryConsuming, MemoryDelivery, MemorySubscription
 from crewlog.events.memory_store import MemoryStore
 from crewlog.events.slots import OpenDelivery, Worn
@@ -328,6 +328,12 @@ class SimBus:
             return await self._network.call(lambda: self._server.broker.backlog(stream, consumer))
         except TimeoutError:
             raise Unavailable("no answer about a backlog") from None
+
+    async def queued(self, stream: str) -> Queued:
+        try:
+            return await self._network.call(lambda: self._server.broker.queued(stream))
+        except TimeoutError:
+            raise Unavailable("no answer about a queue") from None
 
     async def first_kept(self, stream: str, sequence: int) -> Kept | None:
         try:

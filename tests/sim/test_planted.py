@@ -20,6 +20,7 @@ from crewlog.agents.journal import Journal
 from crewlog.agents.worker import Worker
 from crewlog.events.store import ANY, Appended, AppendRequest
 from crewlog.orchestrator.sweep import Sweep
+from crewlog.orchestrator.window import Window
 from crewlog.schemas.ids import category
 from crewlog.schemas.usage import NOT_BILLED, Price
 
@@ -74,6 +75,12 @@ def lost_calls_for_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(work, "given_up", lambda asking, **said: msgspec.structs.replace(given_up(asking, **said), price=Price(0, NOT_BILLED)))
 
 
+def room_that_never_comes_back(patch: pytest.MonkeyPatch) -> None:
+    """Whoever has an end makes no room for what waits for its turn."""
+    patch.setattr(Window, "ended", lambda *_: None)
+    patch.setattr(Window, "seen", lambda *_: [])
+
+
 async def _nothing(*_: Any) -> None:
     return None
 
@@ -86,7 +93,10 @@ async def _unchecked(self: Journal, request: AppendRequest, blobs: list[bytes], 
     return await self._store.append(request)
 
 
-PLANTS: Final[tuple[Plant, ...]] = (ack_before_commit, no_expected_version, key_with_the_attempt, no_sweep, blind_repeat, lost_calls_for_nothing)
+PLANTS: Final[tuple[Plant, ...]] = (
+    *(ack_before_commit, no_expected_version, key_with_the_attempt, no_sweep, blind_repeat, lost_calls_for_nothing),
+    room_that_never_comes_back,
+)
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: plant.__name__)

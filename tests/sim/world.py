@@ -47,6 +47,8 @@ from crewlog.schemas.values import Outcome
 
 KIND: Final = "crafts"
 SETTINGS: Final = Settings(sweep_interval_s=5.0, dispatch_lease_s=20.0, shutdown_grace_s=1.0, settle_grace_s=20.0)
+IN_FLIGHT: Final = 4
+"""So many tasks may be with the workers at most, and in most schedules fewer."""
 PRICES: Final = {"puppets:*": TokenPrices(input=Decimal(1), output=Decimal(2))}
 CALL_USAGE: Final = Usage(10, 5)
 CALL_MICRO_USD: Final = 20
@@ -172,7 +174,8 @@ class World:
         login = ORCHESTRATOR if role == "orchestrator" else SPECIALIST
         store = store_of(self.network, MemoryStore(self.log, role=login, actor=f"{role}@{actor}"))
         if role == "orchestrator":
-            service = OrchestratorService(store, bus, self.clock, SETTINGS, kinds={KIND: Offer("makes things")})
+            settings = SETTINGS._replace(in_flight_max={KIND: 1 + self.plan.seed % IN_FLIGHT})  # so that messages wait for their turn
+            service = OrchestratorService(store, bus, self.clock, settings, kinds={KIND: Offer("makes things")})
             self.loop.create_task(_start_in_the_end(service.start))
         else:
             models = (Puppet(self, simulated=False),)

@@ -89,7 +89,7 @@ class Crew:
         self._changed.set()
 
     @asynccontextmanager
-    async def orchestrator(self, *, store: MemoryStore | None = None, bus: MemoryBus | None = None, **settings: float) -> AsyncIterator[OrchestratorService]:
+    async def orchestrator(self, *, store: MemoryStore | None = None, bus: MemoryBus | None = None, **settings: Any) -> AsyncIterator[OrchestratorService]:
         """Run one orchestrator with the rights of its role. No sweep by itself beyond the first, unless the test says so."""
         chosen = Settings(**{"sweep_interval_s": 3600.0, "shutdown_grace_s": 2.0, **settings})
         service = OrchestratorService(store or self.store(ORCHESTRATOR), bus or MemoryBus(self.broker), self.clock, chosen)

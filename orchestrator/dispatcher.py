@@ -1,0 +1,384 @@
+"""What stands in front of the work queue: dispatched tasks are sent in fair order, and only as many as agents can take.
+
+The log stays the truth: a task is dispatched when `TaskDispatched` is committed, and what waits here is only its message. So the order
+in which messages are sent is no decision that a replay must find again, a queue costs no write, and a process that dies loses nothing:
+
+- While there is room and nobody waits for the kind, a message is sent at once. Nothing is asked and nothing is written.
+- Otherwise it waits in this process. Whatever has an end makes room for the next; every `LOOK_S` the bus is asked what is really out,
+  because other orchestrators send, too, and hear of the ends of each other's tasks.
+- An orchestrator that holds something back says so every `BEAT_S`. When one falls silent or leaves, the others take over what the log says
+  is dispatched, as an orchestrator does that starts. A message sent twice has the same id, and the stream drops the second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from crewlog.events.bus import Bus, Message, Subscription
+from crewlog.events.clock import Clock
+from crewlog.orchestrator.dispatch import Dispatch
+from crewlog.orchestrator.fair_queue import FairQueue, Waiting
+from crewlog.orchestrator.folds import Folds
+from crewlog.orchestrator.publisher import Publisher
+from crewlog.orchestrator.run import RunState, current_task
+from crewlog.orchestrator.window import Window
+from crewlog.schemas.errors import OrchestrationError, Unavailable
+from crewlog.schemas.ids import RunId, TaskId
+from crewlog.schemas.subjects import ORCHESTRATORS, control_orchestrator
+
+LOOK_S: Final = 0.02
+"""Pause between two looks at the bus while something waits for room, in seconds."""
+STARVED_LOOKS: Final = 5
+"""After so many looks without room, while others went on sending, one is sent all the same: another orchestrator was always quicker."""
+BEAT_S: Final = 0.5
+SILENCE_S: Final = 2.0
+"""An orchestrator that held something back and was not heard for so long is gone, in seconds."""
+WORKER_SILENCE_S: Final = 25.0
+"""A worker that was not heard for so long takes nothing more, in seconds: two of its heartbeats and a bit."""
+ASK_TIMEOUT_S: Final = 1.0
+MESSAGES_KEPT_MAX: Final = 1_000
+"""Messages that are kept while they wait; those behind them are read from the log again."""
+
+log = logging.getLogger(__name__)
+
+
+class Beat(msgspec.Struct, omit_defaults=True):
+    """What an orchestrator says of itself: how many messages it holds back, by tenant."""
+
+    orchestrator: str
+    waiting: dict[str, int] = {}
+    leaves: bool = False
+
+
+class Question(msgspec.Struct):
+    """Which of these does an orchestrator hold back?"""
+
+    tasks: tuple[TaskId, ...]
+
+
+class Held(msgspec.Struct, frozen=True):
+    """Where a message stands that is held back."""
+
+    kind: str
+    ahead: int
+    """About how many go before it."""
+    in_flight: int
+    """Tasks of its kind that are with agents, or on their queue."""
+    size: int
+    """How many may be."""
+    is_limited: bool
+    """True when that is the operator's limit for the kind, not what the agents can take."""
+
+
+class Answer(msgspec.Struct):
+    """Those that it does."""
+
+    held: dict[TaskId, Held] = {}
+
+
+_read_beat: Final = msgspec.json.Decoder(Beat).decode
+_read_question: Final = msgspec.json.Decoder(Question).decode
+_read_answer: Final = msgspec.json.Decoder(Answer).decode
+
+
+class Dispatcher:
+    """Sends the tasks that this process dispatched."""
+
+    def __init__(self, publisher: Publisher, bus: Bus, clock: Clock, *, in_flight_max: Mapping[str, int] | None = None) -> None:
+        """Prepare; what is published before `start` is sent at once.
+
+        Args:
+            in_flight_max: kind -> most tasks of it that may be with agents at once; others are bounded by their workers' slots.
+        """
+        self._publisher, self._bus, self._clock, self._in_flight_max = publisher, bus, clock, in_flight_max or {}
+        self.name = clock.random_id().hex[:12]
+        self._folds: Folds | None = None
+        self._adopt: Callable[[], None] = lambda: None
+        self._queues: dict[str, FairQueue] = {}
+        self._windows: defaultdict[str, Window] = defaultdict(Window)
+        self._runs: defaultdict[RunId, dict[TaskId, str]] = defaultdict(dict)
+        """Run -> its tasks that wait -> their kinds."""
+        self._out: defaultdict[RunId, dict[TaskId, str]] = defaultdict(dict)
+        """Run -> its tasks whose messages this process sent, as far as it knows of no end -> their kinds."""
+        self._workers: dict[str, dict[str, tuple[int, float]]] = {}
+        """Kind -> worker -> its slots, and when it was heard."""
+        self._others: dict[str, tuple[Beat, float]] = {}
+        """Other orchestrators that hold something back, and when they said so."""
+        self._starved: Counter[str] = Counter()
+        self._sequence = 0
+        self._all_heard_s = clock.monotonic() + WORKER_SILENCE_S
+        self._more, self._held_somewhere = asyncio.Event(), asyncio.Event()
+        self._subscriptions: list[Subscription] = []
+        self._loops: list[asyncio.Task[None]] = []
+
+    async def start(self, folds: Folds, adopt: Callable[[], None]) -> list[asyncio.Task[None]]:
+        """Begin to send what waits; the returned tasks end only with `stop` or a defect.
+
+        Args:
+            folds: what tells whether a message is still wanted.
+            adopt: called when another orchestrator is gone that held messages back.
+        """
+        self._folds, self._adopt = folds, adopt
+        self._subscriptions = [
+            await self._bus.subscribe(ORCHESTRATORS, self._hear_other),
+            await self._bus.subscribe(control_orchestrator(self.name), self._answer),
+        ]
+        self._loops = [asyncio.create_task(loop, name="dispatcher") for loop in (self._send_all(), self._watch())]
+        return self._loops
+
+    async def stop(self) -> None:
+        """Leave what waits to the others. Safe to call twice."""
+        loops, self._loops = self._loops, []
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+        subscriptions, self._subscriptions = self._subscriptions, []
+        for subscription in subscriptions:
+            await subscription.stop()
+        if loops and self.waiting:
+            await self._bus.publish(ORCHESTRATORS, msgspec.json.encode(Beat(self.name, self.waiting_by_tenant(), leaves=True)))
+
+    # ── what comes in ──
+
+    async def publish(self, run_id: RunId, tenant: str, dispatches: Sequence[Dispatch]) -> None:
+        """Send tasks whose dispatch was committed, or let them wait for their turn."""
+        for dispatch in dispatches:
+            await self.offer(Waiting(tenant, run_id, dispatch))
+
+    async def offer(self, entry: Waiting) -> None:
+        """Send a message, or let it wait for its turn."""
+        kind = entry.dispatch.kind
+        if self._loops and (self._queues.get(kind) or self._room(kind) <= 0):
+            self._hold(entry)
+        else:
+            await self._send(entry)
+
+    def _hold(self, entry: Waiting) -> None:
+        dispatch = entry.dispatch
+        if self.waiting >= MESSAGES_KEPT_MAX and dispatch.message is not None:
+            entry = entry._replace(dispatch=dispatch._replace(message=None))
+        self._queues.setdefault(dispatch.kind, FairQueue()).push(entry)
+        self._runs[entry.run_id][dispatch.task_id] = dispatch.kind
+        self._more.set()
+        self._held_somewhere.set()
+
+    def ended(self, run_id: RunId, task_id: TaskId) -> None:
+        """Take note that a task is said to be done: its place is free. A hint; the next look at the bus knows better."""
+        out = self._out.get(run_id)
+        kind = None if out is None else out.pop(task_id, None)
+        if out is not None and not out:
+            del self._out[run_id]
+        if kind is not None:
+            self._windows[kind].ended(task_id, self._clock.monotonic())
+            if self._queues.get(kind):
+                self._more.set()
+
+    def note(self, state: RunState) -> None:
+        """Forget the messages of a run that nobody waits for any more, those that are out as well as those that wait."""
+        for task_id in list(self._out.get(state.run_id, ())):
+            if not _is_dispatched(state, task_id):
+                self.ended(state.run_id, task_id)
+        waiting = self._runs.get(state.run_id)
+        if not waiting:
+            return
+        for task_id, kind in list(waiting.items()):
+            if not _is_dispatched(state, task_id):
+                self._queues[kind].drop(task_id)
+                self._forget(state.run_id, task_id)
+
+    def heard(self, kind: str, worker: str, slots: int) -> None:
+        """Take note of a worker that is there."""
+        self._workers.setdefault(kind, {})[worker] = (slots, self._clock.monotonic())
+        if self._queues.get(kind):
+            self._more.set()
+
+    # ── what is known ──
+
+    @property
+    def waiting(self) -> int:
+        """How many messages wait here."""
+        return sum(map(len, self._queues.values()))
+
+    def waiting_by_tenant(self) -> dict[str, int]:
+        """Count the messages that wait here."""
+        return dict(Counter(entry.tenant for queue in self._queues.values() for entry in queue))
+
+    def waiting_of(self, tenant: str) -> int:
+        """Count the messages of a tenant that wait, here and as far as they say so with the other orchestrators."""
+        others = sum(beat.waiting.get(tenant, 0) for beat, _ in self._others.values())
+        return others + sum(queue.waiting_of(tenant) for queue in self._queues.values())
+
+    def holds(self, task_id: TaskId) -> bool:
+        """Say whether a message waits here."""
+        return any(task_id in queue for queue in self._queues.values())
+
+    async def held(self, task_ids: Collection[TaskId]) -> dict[TaskId, Held]:
+        """Find out which of these messages wait for their turn, here or with another orchestrator that answers."""
+        found = self._held_here(task_ids)
+        question = msgspec.json.encode(Question(tuple(task_ids)))
+        for name in list(self._others):
+            try:
+                reply = await self._bus.request(control_orchestrator(name), question, timeout_s=ASK_TIMEOUT_S)
+                found |= _read_answer(reply.data).held
+            except (Unavailable, msgspec.MsgspecError) as error:
+                log.info("orchestrator %s does not say what it holds back: %s", name, error)
+        return found
+
+    def _held_here(self, task_ids: Collection[TaskId]) -> dict[TaskId, Held]:
+        return {
+            task_id: Held(kind, queue.ahead_of(task_id), self._windows[kind].in_flight, self._size(kind), kind in self._in_flight_max)
+            for kind, queue in self._queues.items()
+            for task_id in task_ids
+            if task_id in queue
+        }
+
+    def _size(self, kind: str) -> int:
+        now_s = self._clock.monotonic()
+        capacity = sum(slots for slots, heard_s in self._workers.get(kind, {}).values() if now_s - heard_s < WORKER_SILENCE_S)
+        return self._windows[kind].size(capacity, all_heard=now_s >= self._all_heard_s, most=self._in_flight_max.get(kind))
+
+    def _room(self, kind: str) -> int:
+        return self._size(kind) - self._windows[kind].in_flight
+
+    # ── what goes out ──
+
+    async def _send(self, entry: Waiting) -> None:
+        dispatch = entry.dispatch
+        self._windows[dispatch.kind].sent(dispatch.task_id)
+        self._out[entry.run_id][dispatch.task_id] = dispatch.kind
+        await self._publisher.publish(entry.run_id, dispatch, nonce=entry.nonce)
+
+    async def _send_all(self) -> None:
+        while True:
+            await self._more.wait()
+            self._more.clear()
+            await self._send_waiting()
+            while self.waiting:
+                try:
+                    await self._look()
+                except OrchestrationError as error:
+                    log.info("the bus does not say what is out: %s", error)
+                await self._send_waiting()
+                await self._send_until(self._clock.monotonic() + LOOK_S)
+
+    async def _send_until(self, until_s: float) -> None:
+        """Fill every place that becomes free, until it is time to look again."""
+        while self.waiting and (wait_s := until_s - self._clock.monotonic()) > 0:
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._more.wait()
+            except TimeoutError:
+                return
+            self._more.clear()
+            await self._send_waiting()
+
+    async def _send_waiting(self) -> None:
+        for kind, queue in list(self._queues.items()):
+            while queue and self._room(kind) > 0:
+                await self._send_next(queue)
+
+    async def _send_next(self, queue: FairQueue) -> None:
+        entry = queue.pop()
+        self._forget(entry.run_id, entry.dispatch.task_id)
+        if self._is_wanted(entry):
+            self._starved.pop(entry.dispatch.kind, None)
+            await self._send(entry)
+
+    def _is_wanted(self, entry: Waiting) -> bool:
+        assert self._folds is not None
+        state, dispatch = self._folds.get(entry.run_id).state, entry.dispatch
+        if state.status == "new":  # not known here; an agent that gets a task which is over leaves it alone
+            return not self._folds.has_ended(entry.run_id)
+        return _is_dispatched(state, dispatch.task_id)
+
+    def _forget(self, run_id: RunId, task_id: TaskId) -> None:
+        waiting = self._runs[run_id]
+        waiting.pop(task_id, None)
+        if not waiting:
+            del self._runs[run_id]
+
+    async def _look(self) -> None:
+        """Ask the bus what is out, and see to it that this process is not always the one that comes too late.
+
+        Raises:
+            Unavailable: the bus does not answer.
+        """
+        own = {kind: window.own() for kind, window in self._windows.items()}
+        queued = await self._bus.queued("WORK")
+        now_s = self._clock.monotonic()
+        others_send, self._sequence = queued.last_sequence > self._sequence, queued.last_sequence
+        out: Counter[str] = Counter()
+        for subject, count in queued.subjects.items():
+            out[subject.split(".")[1]] += count
+        for kind, sent in own.items():
+            gone = set(self._windows[kind].seen(out[kind], sent, now_s))
+            if gone:
+                self._out = defaultdict(dict, {run: left for run, tasks in self._out.items() if (left := {t: k for t, k in tasks.items() if t not in gone})})
+        for kind, queue in self._queues.items():
+            if queue and self._room(kind) <= 0 and others_send:
+                self._starved[kind] += 1
+                if self._starved[kind] >= STARVED_LOOKS and kind not in self._in_flight_max:
+                    await self._send_next(queue)
+
+    # ── the other orchestrators ──
+
+    async def _watch(self) -> None:
+        """While anything is held back anywhere: say what this process holds, and notice who has fallen silent."""
+        was_holding = False
+        while True:
+            await self._held_somewhere.wait()
+            if self.waiting or was_holding:
+                was_holding = bool(self.waiting)
+                await self._bus.publish(ORCHESTRATORS, msgspec.json.encode(Beat(self.name, self.waiting_by_tenant())))
+            now_s = self._clock.monotonic()
+            for beat, heard_s in list(self._others.values()):
+                if now_s - heard_s >= SILENCE_S:
+                    await self._look_after(beat)
+            if not self._others and not was_holding:
+                self._held_somewhere.clear()
+            else:
+                await asyncio.sleep(BEAT_S)
+
+    async def _look_after(self, silent: Beat) -> None:
+        """Ask an orchestrator that was not heard whether it is there: it may be this process that was not listening."""
+        name = silent.orchestrator
+        try:
+            await self._bus.request(control_orchestrator(name), msgspec.json.encode(Question(())), timeout_s=ASK_TIMEOUT_S)
+        except Unavailable:
+            log.warning("orchestrator %s held %d messages back and is gone: taking over what is dispatched", name, sum(silent.waiting.values()))
+            self._others.pop(name, None)
+            self._adopt()
+        else:
+            self._others[name] = (silent, self._clock.monotonic())
+
+    async def _hear_other(self, message: Message) -> None:
+        try:
+            beat = _read_beat(message.data)
+        except msgspec.MsgspecError as error:
+            log.debug("a beat on %s does not decode: %s", message.subject, error)
+            return
+        if beat.orchestrator == self.name:
+            return
+        if beat.waiting and not beat.leaves:
+            self._others[beat.orchestrator] = (beat, self._clock.monotonic())
+            self._held_somewhere.set()
+        else:
+            self._others.pop(beat.orchestrator, None)
+            if beat.leaves:
+                self._adopt()
+
+    async def _answer(self, message: Message) -> None:
+        asked = _read_question(message.data)
+        if message.reply:
+            await self._bus.publish(message.reply, msgspec.json.encode(Answer(self._held_here(asked.tasks))))
+
+
+def _is_dispatched(state: RunState, task_id: TaskId) -> bool:
+    task = current_task(state, task_id)
+    return task is not None and task.phase == "dispatched"
