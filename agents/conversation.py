@@ -100,7 +100,7 @@ def _told(exchange: Exchange, following: CallPurpose, setup: Setup, schema: dict
         yield Text("\n".join([setup.correction_prompt, *(f"- {problem}" for problem in exchange.problems)]))
     elif following == "output":
         yield Text(f"{setup.output_prompt.strip()}\n\n```json\n{msgspec.json.encode(schema).decode()}\n```")
-    elif not exchange.calls:
+    elif not exchange.calls and (setup.nudge or not exchange.said):
         yield Text(setup.nudge)
     if exchange.said:
         yield Text(exchange.said)

@@ -26,7 +26,7 @@ class Journal:
 
     def __init__(self, store: EventStore, clock: Clock, state: TaskState) -> None:
         assert state.task is not None
-        self.state = state
+        self.state, self.store = state, store
         self._store, self._clock = store, clock
         self._run_id, self._task_id = RunId(state.task.run_id), TaskId(state.task.task_id)
         self._stream: Stream = task_stream(self._task_id)

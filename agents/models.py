@@ -53,6 +53,15 @@ def parse_models(spec: str) -> Mapping[str, Chain]:
     Raises:
         ConfigError: naming the entry that cannot be understood, and the providers there are.
     """
+    return {DEFAULT: (ModelChoice(OFFLINE),), **named_models(spec)}
+
+
+def named_models(spec: str) -> Mapping[str, Chain]:
+    """Read a model setting, without any default.
+
+    Raises:
+        ConfigError: as `parse_models` does.
+    """
     chains: dict[str, Chain] = {}
     for entry in re.split(r"\s*,\s*", spec.strip()):
         role, text = _split_role(entry)
@@ -60,7 +69,7 @@ def parse_models(spec: str) -> Mapping[str, Chain]:
             what = "the default" if role == DEFAULT else f"kind {role!r}"
             raise ConfigError(f"models: {what} is set twice, to {show_chain(chains[role])} and {text}", hint=_SYNTAX)
         chains[role] = _chain(text, entry)
-    return {DEFAULT: (ModelChoice(OFFLINE),), **chains}
+    return chains
 
 
 def chain_of(role: str, chains: Mapping[str, Chain]) -> Chain:
@@ -141,7 +150,32 @@ def build_chain(role: str, config: Config) -> tuple[Model, ...]:
     Raises:
         ConfigError: the setting is wrong, or keys are missing; all that are missing are named.
     """
-    chain = _usable(role, config)
+    return _built(_usable(role, config), config)
+
+
+def trial_chain(models: str, role: str, config: Config) -> tuple[Model, ...] | None:
+    """Make the chain that a trial names for a role; None when it names none for it.
+
+    Args:
+        models: as in CREWLOG_MODELS. A server's address counts only if the crew's own setting has it: who submits a trial decides no address.
+
+    Raises:
+        ConfigError: it cannot be understood, a key is missing, or it names an address of its own.
+    """
+    named = named_models(models)
+    order = (role, "planner", DEFAULT) if role in PLANNERS_TASKS else (role, DEFAULT)
+    chain = next((named[key] for key in order if key in named), None)
+    if chain is None:
+        return None
+    known = {link for links in parse_models(config.models).values() for link in links}
+    if unknown := [str(link) for link in chain if link.base_url and link not in known]:
+        raise ConfigError(f"a trial cannot name the server {unknown[0]}", hint="put the same link into CREWLOG_MODELS of the agents")
+    if lacking := missing_keys(chain, config):
+        raise ConfigError(f"the trial asks {show_chain(chain)}, but {role!r} has no key in {' and '.join(lacking)}")
+    return _built(chain, config)
+
+
+def _built(chain: Chain, config: Config) -> tuple[Model, ...]:
     return tuple(_BUILDERS.get(link.provider, _server)(link, config) for link in chain)
 
 

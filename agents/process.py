@@ -6,8 +6,10 @@ import asyncio
 import importlib.util
 import logging
 import signal
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import lru_cache
 
 from crewlog.agents.breaker import Breakers
 from crewlog.agents.kinds import BUILT_IN, Services, load_agent, missing_extras
@@ -16,7 +18,7 @@ from crewlog.agents.live_text import LiveText
 from crewlog.agents.memories_postgres import PostgresMemories
 from crewlog.agents.memory_tools import with_memory
 from crewlog.agents.model import Closable, Model
-from crewlog.agents.models import PLANNERS_TASKS, build_chain, chain_of, parse_models
+from crewlog.agents.models import PLANNERS_TASKS, build_chain, chain_of, parse_models, trial_chain
 from crewlog.agents.provider_watch import ProviderWatch
 from crewlog.agents.spec import AgentSpec, Requirement
 from crewlog.agents.work import Workshop
@@ -95,6 +97,7 @@ async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | N
             approval_ttl_s=config.approval_ttl_s,
             context=config.context,
             context_window=config.context_window,
+            trial_chain=_trial_chains(config, closing),
         )
         worker = Worker(shop, store, bus, slots=config.slots, unavailable=missing_extras(spec))
         await _run(worker, config.shutdown_grace_s)
@@ -105,6 +108,20 @@ def _chains(kind: str, config: Config) -> tuple[tuple[Model, ...], dict[str, tup
     choices = parse_models(config.models)
     own = [role for role in PLANNERS_TASKS if kind == "planner" and chain_of(role, choices) != chain_of(kind, choices)]
     return build_chain(kind, config), {role: build_chain(role, config) for role in own}
+
+
+def _trial_chains(config: Config, closing: AsyncExitStack) -> Callable[[str, str], tuple[Model, ...] | None]:
+    """Make the chains that trials name when they are first needed; their connections are closed with the worker."""
+
+    @lru_cache(maxsize=64)
+    def chain_for(models: str, role: str) -> tuple[Model, ...] | None:
+        chain = trial_chain(models, role, config)
+        for link in chain or ():
+            if isinstance(link, Closable):
+                closing.push_async_callback(link.close)
+        return chain
+
+    return chain_for
 
 
 def _with_memory(spec: AgentSpec, config: Config, store: EventStore, clock: Clock, closing: AsyncExitStack) -> AgentSpec:

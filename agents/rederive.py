@@ -16,6 +16,7 @@ from crewlog.agents.compaction import Compact, make_room
 from crewlog.agents.conversation import build_request
 from crewlog.agents.model_call import REPLY_INLINE_MAX
 from crewlog.agents.setup import Setup
+from crewlog.agents.stand_in import stubs_allowed
 from crewlog.agents.task_state import Call, TaskState, evolve, initial_state, model_call, open_model_calls
 from crewlog.agents.tool_ways import REPEATABLE
 from crewlog.agents.turn import AskModel, Done, Fail, Finish, Nudge, RunCalls, Start, Step, approval_of, digest_of, hedge_of, next_step
@@ -37,6 +38,7 @@ from crewlog.schemas.task_events import (
     Nudged,
     TaskCompleted,
     TaskEvent,
+    TaskForked,
     TaskHandedBack,
     TaskStarted,
     ToolFinished,
@@ -75,13 +77,15 @@ def replay_task(events: Sequence[Recorded], read: ReadText, *, verify: bool = Tr
         if verify and (difference := _difference(state, setup, event, read)):
             return TaskReplay(state, model_calls, Divergence(recorded.stream, recorded.version, *difference))
         state = evolve(state, event)
+        if isinstance(event, TaskForked):
+            setup = None  # the fork may go on with another one
         if isinstance(event, TaskStarted) and setup is None:
             setup = msgspec.json.decode(read(event.setup), type=Setup)
         model_calls += isinstance(event, ModelCallFinished)
     return TaskReplay(state, model_calls, None)
 
 
-def _difference(state: TaskState, setup: Setup | None, event: TaskEvent, read: ReadText) -> Difference | None:  # noqa: C901  (one arm per event type)
+def _difference(state: TaskState, setup: Setup | None, event: TaskEvent, read: ReadText) -> Difference | None:  # noqa: C901, PLR0912  (one arm per event type)
     match event:
         case TaskStarted() if state.setup is not None:
             deadline_us = state.deadline_us or event.deadline_us
@@ -117,6 +121,8 @@ def _difference(state: TaskState, setup: Setup | None, event: TaskEvent, read: R
             return _completed(state, setup, event)
         case TaskHandedBack():
             return _handed_back(state, setup)
+        case TaskForked():
+            return _first(("version", state.version, event.version))
         case _:
             return None
 
@@ -231,6 +237,7 @@ def _tool_started(state: TaskState, setup: Setup | None, event: ToolStarted) -> 
         ("effect", tool.effect, event.effect),
         ("idempotency_key", key, event.idempotency_key),
         ("approval_id", call.approval_id, event.approval_id),
+        ("stub", True, event.stub in stubs_allowed(state.task, tool)),
     )
 
 

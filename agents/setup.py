@@ -61,6 +61,8 @@ class SetupTool(msgspec.Struct, frozen=True, omit_defaults=True):
     """Not offered before something was left out of the conversation."""
     asks_person: bool = False
     """Nothing runs: a person's answer is the result."""
+    is_contained: bool = False
+    """All that it does is in its result, so that it runs also where effects are stubbed."""
 
 
 class Room(msgspec.Struct, frozen=True):
@@ -138,10 +140,15 @@ def make_setup(
     return setup, msgspec.json.encode(setup).decode()
 
 
+def instructed(setup: Setup, instructions: str) -> Setup:
+    """Return the same setup with other instructions."""
+    return msgspec.structs.replace(setup, system=instructions.strip() + "\n" + CONDUCT)
+
+
 def _setup_tool(tool: ToolSpec, *, is_late: bool) -> SetupTool:
     definition, approval, ends_task = tool.definition(), tool.needs_approval, tool.ends_task
     rules = (definition, tool.version, tool.effect, tool.trust, approval, ends_task, tool.calls_max, tool.refusals_max)
-    return SetupTool(*rules, is_late=is_late, asks_person=tool.asks_person)
+    return SetupTool(*rules, is_late=is_late, asks_person=tool.asks_person, is_contained=tool.is_contained)
 
 
 def opening_message(task: AgentTask, context: ContextMode = "inject") -> str:

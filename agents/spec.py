@@ -164,6 +164,9 @@ class ToolSpec:
     """Nothing runs: a person is asked, always, and what they say is the result."""
     serves: tuple[str, ...] = ()
     """Older versions whose calls this one carries out as well, for tasks that began with them."""
+    is_contained: bool = False
+    """All that it does is in its output, artifacts included: nothing outside of the task knows of it. Such a tool runs also in a trial, where
+    other effects are stubbed."""
     retired: bool = False
     """Kept for tasks that began with this version, offered to no new one."""
 

@@ -257,8 +257,15 @@ def code_agent(sandbox: Sandbox | None = None, *, minimum: Level = "limits-only"
         tools=(
             ToolSpec("list_files", "List the files of the workspace with their sizes.", ListFiles, tools.list_files, effect="read"),
             ToolSpec("read_file", "Show lines of a text file, numbered; the numbers are not part of the file.", ReadFile, tools.read_file, effect="read"),
-            ToolSpec("write_file", "Create a file or replace all of it.", WriteFile, tools.write_file, effect="idempotent"),
-            ToolSpec("replace_in_file", "Replace a text that occurs exactly once in a file.", ReplaceInFile, tools.replace_in_file, effect="idempotent"),
+            ToolSpec("write_file", "Create a file or replace all of it.", WriteFile, tools.write_file, effect="idempotent", is_contained=True),
+            ToolSpec(
+                "replace_in_file",
+                "Replace a text that occurs exactly once in a file.",
+                ReplaceInFile,
+                tools.replace_in_file,
+                effect="idempotent",
+                is_contained=True,
+            ),
             ToolSpec(
                 "run_tests",
                 "Run the project's tests with pytest in the sandbox: result of each test, failing lines and assertions.",
@@ -279,6 +286,7 @@ def code_agent(sandbox: Sandbox | None = None, *, minimum: Level = "limits-only"
                 "Try edits one at a time against the tests. Keeps the first that makes all tests pass; otherwise the files stay as they were. Reports each.",
                 *(TryEdits, tools.try_edits),
                 effect="idempotent",
+                is_contained=True,
                 timeout_s=300 + TESTS_WALL_S + 60,
             ),
             ToolSpec("show_diff", "Show everything this task changed, as a patch.", ShowDiff, tools.show_diff, effect="read"),
@@ -287,6 +295,7 @@ def code_agent(sandbox: Sandbox | None = None, *, minimum: Level = "limits-only"
                 "Hand over the patch with the latest test result and end the task. All tests must have been run since the last change.",
                 *(SubmitPatch, tools.submit_patch),
                 effect="idempotent",
+                is_contained=True,
                 ends_task=True,
             ),
         ),

@@ -241,7 +241,15 @@ def communicate_agent(mail: MailSettings, webhook_hosts: tuple[str, ...], *, clo
         instructions=INSTRUCTIONS,
         memory="recall",
         tools=(
-            ToolSpec("draft_message", "Write a mail as a draft. Nothing is sent.", DraftMessage, tools.draft_message, effect="idempotent", trust="trusted"),
+            ToolSpec(
+                "draft_message",
+                "Write a mail as a draft. Nothing is sent.",
+                DraftMessage,
+                tools.draft_message,
+                effect="idempotent",
+                is_contained=True,
+                trust="trusted",
+            ),
             ToolSpec(
                 "send_email",
                 "Send a mail. It cannot be taken back, and a person may have to approve it first.",

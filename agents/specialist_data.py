@@ -206,6 +206,7 @@ def data_agent(sandbox: Sandbox | None = None, *, minimum: Level = "limits-only"
                 "Draw the result of one SELECT as an SVG and a PNG file.",
                 *(MakeChart, tools.make_chart),
                 effect="idempotent",
+                is_contained=True,
                 timeout_s=TOOL_TIMEOUT_S,
             ),
             ToolSpec(
@@ -213,6 +214,7 @@ def data_agent(sandbox: Sandbox | None = None, *, minimum: Level = "limits-only"
                 "Hand over the answer with its figures and all charts made so far, and end the task.",
                 *(SubmitAnalysis, tools.submit_analysis),
                 effect="idempotent",
+                is_contained=True,
                 ends_task=True,
             ),
         ),

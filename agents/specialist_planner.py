@@ -152,7 +152,14 @@ _PLAN_TOOL: Final = ToolSpec(
     refusals_max=PLAN_CORRECTIONS_MAX,
 )
 _ANSWER_TOOL: Final = ToolSpec(
-    "submit_answer", "Hand in the answer of the run and end the task.", SubmitAnswer, submit_answer, effect="idempotent", trust="trusted", ends_task=True
+    "submit_answer",
+    "Hand in the answer of the run and end the task.",
+    SubmitAnswer,
+    submit_answer,
+    effect="idempotent",
+    is_contained=True,
+    trust="trusted",
+    ends_task=True,
 )
 
 

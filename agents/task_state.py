@@ -20,6 +20,7 @@ import msgspec
 from msgspec.structs import replace
 
 from crewlog.agents.chain import CONTENT_FILTER, CONTEXT_LENGTH, HEDGE_LOST, Tried
+from crewlog.agents.task_fork import forked_state
 from crewlog.schemas.ids import ApprovalId, Hash
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.task import AgentTask
@@ -40,6 +41,7 @@ from crewlog.schemas.task_events import (
     TaskCompleted,
     TaskEvent,
     TaskFailed,
+    TaskForked,
     TaskHandedBack,
     TaskOpened,
     TaskStarted,
@@ -189,6 +191,8 @@ class TaskState(msgspec.Struct, frozen=True):
     """Something was left out of the conversation."""
     artifacts: tuple[ArtifactRef, ...] = ()
     trust: Trust = "trusted"
+    is_stubbed: bool = False
+    """A call was answered as if it had been carried out."""
 
 
 def initial_state() -> TaskState:
@@ -201,13 +205,14 @@ def opened_state(task: AgentTask) -> TaskState:
     return TaskState(version=1, task=task, phase="opened", trust=joined(item.outcome.trust for item in task.context))
 
 
-def evolve(state: TaskState, event: TaskEvent) -> TaskState:  # noqa: C901  (one arm per event type)
+def evolve(state: TaskState, event: TaskEvent) -> TaskState:  # noqa: C901, PLR0912  (one arm per event type)
     """Apply one fact. The most frequent ones come first: a replay goes through here for every event of the log."""
     version = state.version + 1
     match event:
         case ToolStarted():
             calls = _updated(state.calls, event.call_id, lambda c: replace(c, status="running"))
-            return replace(state, version=version, calls=calls, started=(*state.started, event.tool))
+            stubbed = state.is_stubbed or event.stub == "stubbed"
+            return replace(state, version=version, calls=calls, started=(*state.started, event.tool), is_stubbed=stubbed)
         case ToolFinished():
             return _tool_finished(state, event, version)
         case ModelCallStarted():
@@ -238,6 +243,8 @@ def evolve(state: TaskState, event: TaskEvent) -> TaskState:  # noqa: C901  (one
             return replace(state, version=version, phase="ended")
         case BudgetWarned():
             return replace(state, version=version, warned=(*state.warned, event.scope), first_link=max(state.first_link, event.first_link))
+        case TaskForked():
+            return forked_state(state, event)
         case _:
             raise TypeError(f"{type(event).__name__} is not an event of a task stream")
 

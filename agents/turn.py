@@ -150,7 +150,7 @@ def _unusable_answer(state: TaskState, setup: Setup) -> Failure | None:
 def _plain_answer(state: TaskState, setup: Setup, task: AgentTask) -> Outcome | None:
     """Take the last answer as the outcome when it is plain text and the model was told often enough that a tool has to end the task."""
     last = next((e for e in reversed(state.exchanges) if e.purpose == "turn"), None)
-    if last is None or last.calls or last.is_paused or (setup.nudge and state.nudges <= NUDGES_MAX):
+    if last is None or last.calls or last.is_paused or last.said or (setup.nudge and state.nudges <= NUDGES_MAX):
         return None
     text = last.text.inline or ""
     output = _json_of(text) if task.output_schema is not None and setup.output_prompt else None
@@ -273,7 +273,8 @@ def digest_of(state: TaskState, setup: Setup, call: Call) -> Hash:
 
 
 def _finished(state: TaskState, outcome: Outcome) -> Outcome:
-    flags = tuple(dict.fromkeys([*outcome.flags, *(("simulated",) if state.simulated else ())]))
+    marks = (("simulated", state.simulated), ("stubbed", state.is_stubbed))
+    flags = tuple(dict.fromkeys([*outcome.flags, *(mark for mark, holds in marks if holds)]))
     return Outcome(
         summary=outcome.summary[:SUMMARY_CHARS_MAX],
         output=outcome.output,

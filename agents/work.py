@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, assert_never
@@ -18,9 +18,11 @@ from crewlog.agents.journal import Journal
 from crewlog.agents.live_text import LiveText
 from crewlog.agents.model import Model
 from crewlog.agents.model_call import ModelCalls, given_up
+from crewlog.agents.models import PLANNERS_TASKS
 from crewlog.agents.recall import READ_CONTEXT_TOOL, RECALL_TOOL
-from crewlog.agents.setup import WINDOW, ContextMode, Setup, make_setup, opening_message
+from crewlog.agents.setup import WINDOW, ContextMode, Setup, SetupTool, instructed, make_setup, opening_message
 from crewlog.agents.spec import AgentSpec, ToolContext, ToolOutput, ToolSpec
+from crewlog.agents.stand_in import StandIns
 from crewlog.agents.task_state import Call, open_model_calls
 from crewlog.agents.tool_runner import Answer, Ask, Ran, Refuse, Run, judge, run_tool
 from crewlog.agents.tool_ways import ToolHealth
@@ -28,7 +30,9 @@ from crewlog.agents.toolbox import Toolbox
 from crewlog.agents.turn import AskModel, Done, Fail, Finish, GiveUpCall, Nudge, RunCalls, Start, Step, Wait, limit_failure, next_step
 from crewlog.events.artifacts import ArtifactStore
 from crewlog.events.clock import Clock
-from crewlog.schemas.ids import Hash, RunId, TaskId, idempotency_key
+from crewlog.schemas.errors import ConfigError, ContractError
+from crewlog.schemas.ids import ApprovalId, Hash, RunId, TaskId, idempotency_key
+from crewlog.schemas.payload import Payload
 from crewlog.schemas.price_table import TokenPrices
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import (
@@ -81,12 +85,18 @@ class Workshop:
     context_window: int = WINDOW
     """Tokens of the window of a model of which nobody knows it."""
     health: ToolHealth = field(default_factory=ToolHealth)
+    trial_chain: Callable[[str, str], tuple[Model, ...] | None] | None = None
+    """Given the models of a trial and a role, returns the chain to use, None for the usual one; without it a trial may name no models."""
 
     def model_calls(self, task: AgentTask) -> ModelCalls:
-        """Return what the model calls of one task go through."""
+        """Return what the model calls of one task go through.
+
+        Raises:
+            ConfigError: it is a trial with models that this worker cannot ask.
+        """
         role = (task.key or "").removeprefix("@").partition("-")[0]
         return ModelCalls(
-            self.roles.get(role, self.chain),
+            self._tried(task, role) or self.roles.get(role, self.chain),
             self.clock,
             self.breakers,
             self.prices,
@@ -95,6 +105,13 @@ class Workshop:
             live=self.live,
             timeout_s=self.model_timeout_s,
         )
+
+    def _tried(self, task: AgentTask, role: str) -> tuple[Model, ...] | None:
+        if task.trial is None or not task.trial.models:
+            return None
+        if self.trial_chain is None:
+            raise ConfigError(f"{self.worker} cannot ask other models than its own, but the trial names {task.trial.models}")
+        return self.trial_chain(task.trial.models, role if role in self.roles or role in PLANNERS_TASKS else self.spec.kind)
 
 
 async def work(shop: Workshop, journal: Journal, *, attempt: int) -> Ended:
@@ -119,6 +136,7 @@ class _Stretch:
         self._tools = Toolbox((ESCALATE_TOOL, READ_CONTEXT_TOOL, RECALL_TOOL, *own))
         self._setup: Setup | None = None
         self._calls = shop.model_calls(self._task)
+        self._stand_ins = None if self._task.trial is None else StandIns(self._task, journal)
         self._deadline_us = journal.state.deadline_us or shop.clock.now_us() + self._task.timeout_seconds * 1_000_000
         self._holds_task = False
         self._limit = asyncio.timeout(None)
@@ -215,8 +233,7 @@ class _Stretch:
         journal, state, shop = self._journal, self._journal.state, self._shop
         if state.setup is None or state.opening is None:
             context = shop.spec.context or shop.context
-            has_schema = self._task.output_schema is not None
-            self._setup, setup_json = make_setup(shop.spec, self._own_tools.offered(), context, shop.context_window, has_schema=has_schema)
+            self._setup, setup_json = await self._new_setup(context)
             setup = journal.pack(setup_json, inline_max=0)  # most tasks of a kind share one: stored once, not with each
             opening = journal.pack(opening_message(self._task, context))
         else:
@@ -242,6 +259,26 @@ class _Stretch:
             )
         )
         self._holds_task = True
+
+    async def _new_setup(self, context: ContextMode) -> tuple[Setup, str]:
+        """Fix prompt and tool rules of a task that begins here.
+
+        Raises:
+            ContractError: it is a trial of another version of this agent, or its prompt is not in the log.
+        """
+        shop, task = self._shop, self._task
+        made = make_setup(shop.spec, self._own_tools.offered(), context, shop.context_window, has_schema=task.output_schema is not None)
+        if task.trial is None:
+            return made
+        if task.trial.agent_version not in ("", made[0].version):
+            raise ContractError(f"task {task.task_id} is a trial of {task.type} agent {task.trial.agent_version!r}; {shop.worker} has {made[0].version!r}")
+        prompt = task.trial.prompt_of(shop.spec.kind)
+        if prompt is None:
+            return made
+        payload = Payload(0, ref=Hash(prompt))
+        await self._journal.load([payload])
+        changed = instructed(made[0], self._journal.read(payload))
+        return changed, msgspec.json.encode(changed).decode()
 
     async def _ask(self, step: AskModel) -> Failure | None:
         """Make the call, or note what must be left out of the conversation first; returns why neither is possible."""
@@ -282,11 +319,23 @@ class _Stretch:
                 case Run():
                     tool = setup.tool(call.call.tool)
                     assert tool is not None
-                    key = idempotency_key(RunId(self._task.run_id), TaskId(self._task.task_id), call.call.call_id)
-                    journal.record(ToolStarted(call.call.call_id, call.call.tool, tool.version, tool.effect, key, verdict.approval_id))
-                    running.append((call, key, journal.state.version))
+                    if (begun := await self._begin(call, tool, verdict.approval_id)) is not None:
+                        running.append(begun)
         if running:
             await self._perform(running)
+
+    async def _begin(self, call: Call, tool: SetupTool, approval_id: ApprovalId | None) -> tuple[Call, str, int] | None:
+        """Record the intent of a call; in a trial also its outcome, when it is not to be carried out: then nothing is left to perform."""
+        journal = self._journal
+        key = idempotency_key(RunId(self._task.run_id), TaskId(self._task.task_id), call.call.call_id)
+        stand_in = None if self._stand_ins is None else await self._stand_ins.for_call(call, tool)
+        started = ToolStarted(call.call.call_id, call.call.tool, tool.version, tool.effect, key, approval_id)
+        if stand_in is None:
+            journal.record(started)
+            return call, key, journal.state.version
+        journal.record(msgspec.structs.replace(started, stub=stand_in.stub))
+        journal.record(stand_in.finished)
+        return None
 
     async def _perform(self, running: list[tuple[Call, str, int]]) -> None:
         """Run calls side by side, and record each outcome as soon as no other one is about to come with it.

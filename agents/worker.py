@@ -19,6 +19,7 @@ from crewlog.agents.task_state import TaskState, evolve, initial_state, open_mod
 from crewlog.agents.work import Workshop, work
 from crewlog.events import faults
 from crewlog.events.bus import Bus, Consuming, Delivery, Message, Subscription
+from crewlog.events.prefix import read_whole
 from crewlog.events.store import EventStore
 from crewlog.schemas.errors import ConflictError, ContractError, OrchestrationError, Unavailable
 from crewlog.schemas.ids import RunId, TaskId, task_stream
@@ -154,7 +155,7 @@ class Worker:
 
     async def _fold(self, task: AgentTask) -> TaskState:
         state = initial_state()
-        for recorded in await self._store.read_streams({task_stream(TaskId(task.task_id)): 0}):
+        for recorded in await read_whole(self._store, task_stream(TaskId(task.task_id))):
             event = recorded.event()
             if not isinstance(event, TaskEvent):
                 raise ContractError(f"{recorded.stream} version {recorded.version} is a {recorded.type} v{recorded.schema_version}, unknown to this worker")

@@ -46,6 +46,7 @@ from crewlog.schemas.task_events import (
     TaskCancelled,
     TaskCompleted,
     TaskFailed,
+    TaskForked,
     TaskHandedBack,
     TaskOpened,
     TaskStarted,
@@ -114,7 +115,7 @@ _WORK = _names(
 
 GRANTS: Final = (
     Grant(ORCHESTRATOR, "run", _RUN, opens=True),
-    Grant(ORCHESTRATOR, "task", _names(TaskOpened, ApprovalDecided, TaskFailed, TaskCancelled), opens=True),
+    Grant(ORCHESTRATOR, "task", _names(TaskOpened, TaskForked, ApprovalDecided, TaskFailed, TaskCancelled), opens=True),
     Grant(ORCHESTRATOR, "agent", _AGENTS, opens=True),
     Grant(ORCHESTRATOR, "budget", _BUDGETS, opens=True),
     Grant(ORCHESTRATOR, "schedule", _SCHEDULES, opens=True),

@@ -32,7 +32,7 @@ from crewlog.events.store import EventStore, Recorded
 from crewlog.schemas import subjects
 from crewlog.schemas.errors import OrchestrationError
 from crewlog.schemas.ids import TOKEN, RunId, run_stream
-from crewlog.schemas.run_events import RunSubmitted
+from crewlog.schemas.run_events import RunForked, RunSubmitted
 
 BATCH: Final = 256
 POLL_S: Final = 5.0
@@ -49,6 +49,7 @@ NO_RUN: Final = "system"
 """Tenant and run of events outside runs."""
 
 _NO_RUN: Final = subjects.events(NO_RUN, NO_RUN, "")
+_BEGINNINGS: Final = frozenset({RunSubmitted.__name__, RunForked.__name__})
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _log = logging.getLogger(__name__)
@@ -268,17 +269,17 @@ class Relay:
         while len(self._prefixes) > TENANTS_MAX:  # whoever is forgotten is looked up again
             del self._prefixes[next(iter(self._prefixes))]
         for event in events:
-            if event.type == RunSubmitted.__name__:
+            if event.type in _BEGINNINGS:
                 self._learn_run(event)
         unknown = {event.run_id for event in events} - self._prefixes.keys() - {None}
         if unknown:
             after = {run_stream(run_id): 0 for run_id in unknown if run_id is not None}
-            for event in await self._store.read_streams(after, types=frozenset({RunSubmitted.__name__})):
+            for event in await self._store.read_streams(after, types=_BEGINNINGS):
                 self._learn_run(event)
 
     def _learn_run(self, recorded: Recorded) -> None:
         event = recorded.event()
-        if isinstance(event, RunSubmitted):
+        if isinstance(event, RunSubmitted | RunForked):
             tenant = event.tenant if TOKEN.fullmatch(event.tenant) else "invalid"
             self._prefixes[event.run_id] = subjects.events(tenant, event.run_id, "")
 

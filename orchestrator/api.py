@@ -3,6 +3,7 @@
 tasks.submit       body: AgentTask                                        -> run_id, task_id, status
 runs.get           {"run_id"}                                             -> run
 runs.cancel        {"run_id", "reason", "actor"}                          -> run_id, status
+runs.fork          {"run_id", "at", "actor", …}, see `forks.ForkRequest`  -> run_id, parent, at, tasks, status
 approvals.decide   {"run_id", "approval_id", "decision", "actor", "note"} -> approval_id, decision
 budgets.raise      {"scope", "hard_micro_usd", "soft_micro_usd", "actor", "reason"} -> scope and its state; runs that it held go on
 budgets.set        the same; the hard limit may be lower, or null for none
@@ -32,6 +33,7 @@ from crewlog.orchestrator.commands import CancelRun, DecideApproval, SubmitRun, 
 from crewlog.orchestrator.dead_letters import DeadLetters
 from crewlog.orchestrator.decide import decide
 from crewlog.orchestrator.driver import Driver
+from crewlog.orchestrator.forks import ForkRequest, Forks
 from crewlog.orchestrator.kinds import KindDirectory
 from crewlog.orchestrator.replies import accepted, refused
 from crewlog.orchestrator.report import run_report, schedule_report, text_of
@@ -142,8 +144,19 @@ class Api:
     """Answers requests."""
 
     def __init__(
-        self, store: EventStore, bus: Bus, clock: Clock, driver: Driver, kinds: KindDirectory, *, budgets: Budgets, letters: DeadLetters, schedules: Schedules
+        self,
+        store: EventStore,
+        bus: Bus,
+        clock: Clock,
+        driver: Driver,
+        kinds: KindDirectory,
+        *,
+        budgets: Budgets,
+        letters: DeadLetters,
+        schedules: Schedules,
+        forks: Forks,
     ) -> None:
+        self._forks = forks
         self._budgets, self._letters, self._schedules = budgets, letters, schedules
         self._store, self._bus, self._clock, self._driver, self._kinds = store, bus, clock, driver, kinds
         self._subscriptions: list[Subscription] = []
@@ -154,6 +167,7 @@ class Api:
             "*.tasks.submit": self._submit,
             "*.runs.get": self._get_run,
             "*.runs.cancel": self._cancel_run,
+            "*.runs.fork": self._fork_run,
             "*.approvals.decide": self._decide_approval,
             "*.budgets.raise": self._raise_budget,
             "*.budgets.set": self._set_budget,
@@ -210,6 +224,13 @@ class Api:
         if state.status != "cancelled":
             raise TooLate(f"run {state.run_id} cannot be cancelled: it is {state.status}")
         return accepted(run_id=state.run_id, status=state.status)
+
+    async def _fork_run(self, tenant: str, message: Message) -> bytes:
+        asked = _decode(message.data, ForkRequest)
+        request = msgspec.structs.replace(asked, actor=_text(asked.actor) or "anonymous", reason=_text(asked.reason))
+        forked = await self._forks.fork(tenant, request)
+        status = "accepted" if forked.is_new else "duplicate"
+        return accepted(run_id=forked.run_id, parent=forked.parent, at=forked.at, tasks=forked.tasks, status=status)
 
     async def _decide_approval(self, tenant: str, message: Message) -> bytes:
         request = _decode(message.data, DecideRequest)

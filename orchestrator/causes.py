@@ -7,7 +7,7 @@ a model is asked because the results of the last turn are there, a step is dispa
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 from uuid import UUID
 
@@ -15,6 +15,7 @@ from crewlog.events.store import Recorded
 from crewlog.schemas.ids import Stream, category, task_stream
 from crewlog.schemas.run_events import (
     RunEvent,
+    RunForked,
     RunPlanned,
     RunReleased,
     TaskDispatched,
@@ -34,6 +35,7 @@ from crewlog.schemas.task_events import (
     ModelCallStarted,
     TaskCancelled,
     TaskFailed,
+    TaskForked,
     TaskOpened,
     TaskStarted,
     ToolFinished,
@@ -57,6 +59,8 @@ class _Known:
     started: int = 0
     ended: int = 0
     attempt_failed: int = 0
+    forked: int = 0
+    """The fork that lets it go on, until it is dispatched again."""
     retry: int = 0
     last: int = 0
     calls: dict[str, int] = field(default_factory=dict)
@@ -153,12 +157,19 @@ class _Fold:
             case RunReleased():
                 self._released = n
                 yield Cause(before, "hold")
+            case RunForked():
+                yield Cause(n - 1, "fork")
+                for fork in event.tasks:
+                    self._tasks[task_stream(fork.task_id)] = replace(self._tasks.pop(task_stream(fork.parent), _Known()), forked=n)
             case _:
                 yield beside
 
     def _dispatched(self, n: int, event: TaskDispatched, known: _Known, beside: Cause) -> Iterable[Cause]:
-        again = known.dispatched
-        known.dispatched = n
+        again, forked = known.dispatched, known.forked
+        known.dispatched, known.forked = n, 0
+        if forked:
+            yield Cause(forked, "fork")
+            return
         if again:
             due = max(known.retry, self._released, *known.answers.values(), 0)
             yield Cause(due, "due" if due == known.retry else "answer" if due in known.answers.values() else "release")
@@ -176,7 +187,7 @@ class _Fold:
     def _task_event(self, n: int, recorded: Recorded, known: _Known) -> Iterable[Cause]:
         event = recorded.event()
         match event:
-            case TaskOpened():
+            case TaskOpened() | TaskForked():
                 yield Cause(known.dispatched, "dispatch")
             case TaskStarted():
                 yield Cause(known.dispatched, "dispatch")

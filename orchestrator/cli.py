@@ -13,6 +13,7 @@ from crewlog.orchestrator import (
     cli_crew,
     cli_debug,
     cli_dlq,
+    cli_fork,
     cli_mcp,
     cli_memory,
     cli_people,
@@ -44,6 +45,7 @@ for module in (
     cli_mcp,
     cli_verify,
     cli_chaos,
+    cli_fork,
 ):
     module.register(app)
 

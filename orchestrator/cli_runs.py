@@ -78,7 +78,7 @@ async def submit(
                 typer.echo(submitted.run_id)
                 say(f"{submitted.status}; follow it with: crewlog watch {str(submitted.run_id)[:8]}")
             return Exit.OK
-        return await _follow(client, submitted.run_id, home, output, timeout=timeout, fail_on_approval=fail_on_approval)
+        return await follow_run(client, submitted.run_id, home, output, timeout=timeout, fail_on_approval=fail_on_approval)
 
 
 def task_fields(budget: str | None, soft: str | None, surface: str | None, *, yes: bool, route: bool) -> TaskFields:
@@ -126,10 +126,11 @@ async def watch(
     from crewlog.orchestrator.client import Client
 
     async with Client.connect(load_config(home)) as client:
-        return await _follow(client, await client.find_run(run), home, output, timeout=timeout, fail_on_approval=fail_on_approval)
+        return await follow_run(client, await client.find_run(run), home, output, timeout=timeout, fail_on_approval=fail_on_approval)
 
 
-async def _follow(client: Client, run_id: RunId, home: Path | None, output: Output, *, timeout: float | None, fail_on_approval: bool) -> int:
+async def follow_run(client: Client, run_id: RunId, home: Path | None, output: Output, *, timeout: float | None, fail_on_approval: bool) -> int:
+    """Show a run at work until it ends, then what came of it; returns the exit code for that."""
     from crewlog.orchestrator.cli_live import follow
 
     come_back = _come_back(run_id, home)

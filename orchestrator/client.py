@@ -29,6 +29,7 @@ from crewlog.events.poke import Poke
 from crewlog.events.store import EventStore, Recorded
 from crewlog.orchestrator.attachments import collect, upload
 from crewlog.orchestrator.client_budgets import ClientBudgets
+from crewlog.orchestrator.client_forks import ClientForks
 from crewlog.orchestrator.client_letters import ClientLetters
 from crewlog.orchestrator.client_schedules import ClientSchedules
 from crewlog.orchestrator.control import ask_supervisor
@@ -100,7 +101,7 @@ class Client:
         self._artifacts: ArtifactStore | None = None
         self._queries: Queries | None = None
         self.budgets, self.letters = ClientBudgets(config, self._request, self.queries), ClientLetters(bus, self._request)
-        self.schedules = ClientSchedules(config, self._request)
+        self.schedules, self.forks = ClientSchedules(config, self._request), ClientForks(config, self._clock, self._request)
 
     @classmethod
     @asynccontextmanager

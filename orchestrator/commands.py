@@ -9,9 +9,10 @@ import msgspec
 from crewlog.events.controls import Control
 from crewlog.schemas.budget import ScopeLimit
 from crewlog.schemas.errors import ContractError
-from crewlog.schemas.ids import ApprovalId, TaskId
+from crewlog.schemas.ids import ApprovalId, RunId, TaskId
+from crewlog.schemas.payload import Payload
 from crewlog.schemas.task import AgentTask
-from crewlog.schemas.task_events import ApprovalRequested, AttemptFailed, TaskCompleted, TaskHandedBack
+from crewlog.schemas.task_events import ApprovalRequested, AttemptFailed, EditedResult, TaskCompleted, TaskHandedBack
 from crewlog.schemas.values import Failure
 
 CLOCK: Final = "clock"
@@ -125,6 +126,35 @@ class LiftQuarantine(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
+class TaskFork(msgspec.Struct, frozen=True):
+    """How a task that is under way goes on in a fork: from which of its events, and what is different. See `TaskForked`."""
+
+    parent: TaskId
+    version: int
+    results: tuple[EditedResult, ...] = ()
+    said: str = ""
+    setup: Payload | None = None
+    opening: Payload | None = None
+    begins_anew: bool = False
+
+
+class ForkRun(msgspec.Struct, frozen=True):
+    """Go on from an earlier place of another run as a run of its own. The state it is decided on is that of the parent at this place."""
+
+    run_id: RunId
+    parent: RunId
+    parent_version: int
+    at: int
+    position: int
+    changes: msgspec.Raw
+    """JSON Merge Patch of the submitted task; holds at least the new ids and the trial."""
+    tasks: tuple[TaskFork, ...]
+    """All tasks that are under way there."""
+    actor: str
+    reason: str = ""
+    terms: Terms = Terms()
+
+
 class CancelRun(msgspec.Struct, frozen=True):
     """Somebody terminates the run: it ends as cancelled."""
 
@@ -146,6 +176,7 @@ class Tick(msgspec.Struct, frozen=True):
 
 Command = (
     SubmitRun
+    | ForkRun
     | TaskEnded
     | AttemptEnded
     | BuryTask

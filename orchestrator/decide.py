@@ -26,6 +26,7 @@ from crewlog.orchestrator.commands import (
     CancelRun,
     Command,
     DecideApproval,
+    ForkRun,
     HandedBack,
     LiftQuarantine,
     PauseRun,
@@ -39,6 +40,7 @@ from crewlog.orchestrator.commands import (
 )
 from crewlog.orchestrator.dispatch import fit_outcome, outcomes_of
 from crewlog.orchestrator.draft import Decision, Draft
+from crewlog.orchestrator.forking import fork
 from crewlog.orchestrator.interventions import intervene, note_at_submission
 from crewlog.orchestrator.planning import SINGLE_KEY, Kinds, check_kinds, given_steps, planned_steps, single_step
 from crewlog.orchestrator.repeats import NO_PROGRESS, work_hash
@@ -84,7 +86,7 @@ NOTHING_USED: Final = Usage()
 NO_KINDS: Final[Kinds] = MappingProxyType({})
 
 
-def decide(command: Command, state: RunState, now_us: int, kinds: Kinds = NO_KINDS) -> Decision:
+def decide(command: Command, state: RunState, now_us: int, kinds: Kinds = NO_KINDS) -> Decision:  # noqa: C901  (one arm per command)
     """Decide what follows from a command.
 
     Args:
@@ -101,6 +103,8 @@ def decide(command: Command, state: RunState, now_us: int, kinds: Kinds = NO_KIN
     match command:
         case SubmitRun():
             _submit(draft, command)
+        case ForkRun():
+            fork(draft, command)
         case TaskEnded():
             _task_ended(draft, command)
         case AttemptEnded():

@@ -12,10 +12,12 @@ from uuid import UUID
 
 import msgspec
 
-from crewlog.orchestrator.run import SYNTHESIS, BudgetBrief, RunState, TaskState, blocked_steps, is_finished
+from crewlog.orchestrator.brief import BudgetBrief
+from crewlog.orchestrator.run import SYNTHESIS, RunState, TaskState, blocked_steps, is_finished
 from crewlog.schemas.ids import TaskId
 from crewlog.schemas.run_events import Step
 from crewlog.schemas.text import shorten
+from crewlog.schemas.trial import Trial
 from crewlog.schemas.values import ContextItem, Issue, Outcome
 
 CONTEXT_BYTES_MAX: Final = 64 * 1024
@@ -66,6 +68,7 @@ class TaskMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     output_schema: dict[str, Any] | None = None
     priority: Literal["high", "normal", "low"] = "normal"
     auto_approve: bool = False
+    trial: Trial | None = None
 
 
 def task_message(
@@ -109,6 +112,7 @@ def task_message(
             output_schema=output_schema,
             priority=brief.priority,
             auto_approve=brief.auto_approve,
+            trial=brief.trial,
         )
     )
 

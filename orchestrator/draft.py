@@ -15,7 +15,7 @@ from crewlog.orchestrator.scopes import scopes_of
 from crewlog.schemas.ids import TaskId, derived_task_id, task_stream
 from crewlog.schemas.payload import Payload, pack
 from crewlog.schemas.run_events import RunEvent, Step, TaskDispatched
-from crewlog.schemas.task_events import TaskCancelled, TaskEvent, TaskOpened
+from crewlog.schemas.task_events import TaskCancelled, TaskEvent, TaskForked, TaskOpened
 from crewlog.schemas.values import ContextItem
 
 ORCHESTRATOR: str = "orchestrator"
@@ -81,6 +81,10 @@ class Draft:
         deadline_us = self.deadline_us(step.timeout_seconds)
         self.emit(TaskDispatched(task_id, step.key, step.type, 1, revision, deadline_us, tuple(offered)))
         self._dispatches.append(Dispatch(task_id, step.type, brief.priority, 1, 1, message))
+
+    def fork_task(self, task_id: TaskId, event: TaskForked) -> None:
+        """Open a task that goes on from another one. It is charged like a new one."""
+        self._writes.append(Write(task_stream(task_id), (event,), NO_STREAM, event.kind, scopes_of(self.state, event.kind, self.now_us)))
 
     def dispatch_again(self, task: TaskState, attempt: int) -> None:
         """Put a task that exists on its queue once more."""

@@ -16,7 +16,7 @@ from crewlog.events import faults
 from crewlog.events.clock import Clock
 from crewlog.events.store import EventStore, Recorded
 from crewlog.orchestrator.batch import Asked, Batch, decide_batch, task_of
-from crewlog.orchestrator.commands import AbortRun, Command, SubmitRun
+from crewlog.orchestrator.commands import AbortRun, Command, ForkRun, SubmitRun
 from crewlog.orchestrator.decide import decide
 from crewlog.orchestrator.dispatcher import Dispatcher
 from crewlog.orchestrator.folds import Fold, Folds
@@ -150,20 +150,33 @@ class Driver:
                 return await self._known(task)  # it was accepted before
             raise
         terms = await terms_of(task, self._allowance, self._store, self.folds, caller=caller)
-        fold, command, now_us = Fold(RunId(task.run_id)), SubmitRun(task, source, terms), self._clock.now_us()
-        batch = Batch(fold.state)
+        fold = Fold(RunId(task.run_id))
+        try:
+            await self.begin(fold, SubmitRun(task, source, terms))
+        except ConflictError:
+            return await self._known(task)
+        return Submitted(fold.run_id, task.task_id, "accepted")
+
+    async def begin(self, fold: Fold, command: SubmitRun | ForkRun) -> None:
+        """Make the first decision of a run. It is durable when this returns.
+
+        Raises:
+            ConflictError: the run exists already.
+            ContractError: it cannot be carried out.
+            TenantFull: it is a fork, and its tenant may have no more runs now.
+            Unavailable: the log cannot be reached.
+        """
+        if isinstance(command, ForkRun):
+            self._admit(fold.state.brief.tenant)
+        batch, now_us = Batch(fold.state), self._clock.now_us()
         try:
             batch.add(decide(command, fold.state, now_us, self._kinds.offers))
         except ContractError:
             if not await self._kinds.refresh():
                 raise
             batch.add(decide(command, fold.state, now_us, self._kinds.offers))
-        try:
-            await self._commit(fold, batch, now_us)
-        except ConflictError:
-            return await self._known(task)
+        await self._commit(fold, batch, now_us)
         self._on_state(fold.state)
-        return Submitted(fold.run_id, task.task_id, "accepted")
 
     async def execute(self, run_id: RunId, command: Command) -> RunState:
         """Carry out a command from outside, behind everything the log holds by now, and return the state behind it.

@@ -6,6 +6,8 @@ import json
 from datetime import UTC, datetime
 from typing import Any, Final, assert_never
 
+import msgspec
+
 from crewlog.events.store import Recorded
 from crewlog.schemas.codec import Event, Unknown
 from crewlog.schemas.payload import Payload
@@ -16,6 +18,7 @@ from crewlog.schemas.run_events import (
     RunCompleted,
     RunEvent,
     RunFailed,
+    RunForked,
     RunHeld,
     RunPaused,
     RunPlanned,
@@ -68,6 +71,7 @@ from crewlog.schemas.task_events import (
     TaskCompleted,
     TaskEvent,
     TaskFailed,
+    TaskForked,
     TaskHandedBack,
     TaskOpened,
     TaskStarted,
@@ -134,7 +138,7 @@ def _describe(event: Event | Unknown) -> str:
             assert_never(event)
 
 
-def _describe_run(event: RunEvent) -> str:
+def _describe_run(event: RunEvent) -> str:  # noqa: C901  (one arm per event type)
     match event:
         case RunSubmitted():
             return event.goal
@@ -163,6 +167,8 @@ def _describe_run(event: RunEvent) -> str:
             return f"{event.error.code}: {event.error.message}"
         case RunCancelled():
             return f"by {event.actor}: {event.reason}"
+        case RunForked():
+            return _describe_fork(event)
         case _:
             return _describe_intervention(event)
 
@@ -177,6 +183,14 @@ def _describe_intervention(event: RunEvent) -> str:
             return f"{event.key}, because of {event.scope}"
         case _:
             return ""
+
+
+def _describe_fork(event: RunForked) -> str:
+    changes = msgspec.json.decode(event.changes)
+    changed = sorted(set(changes) - {"task_id", "run_id", "parent_task_id", "trial"})
+    goes_on = f"goes on with {', '.join(task.key for task in event.tasks)}" if event.tasks else "nothing was under way"
+    effects = f"effects {'carried out' if changes.get('trial', {}).get('effects') == 'allow' else 'stubbed'}"
+    return "; ".join([f"from run {event.parent} behind event {event.at}, by {event.actor}", goes_on, effects, *(f"other {name}" for name in changed)])
 
 
 def _describe_task(event: TaskEvent) -> str:  # noqa: C901, PLR0912  (one arm per event type)
@@ -196,7 +210,11 @@ def _describe_task(event: TaskEvent) -> str:  # noqa: C901, PLR0912  (one arm pe
             why = event.reason + (f" ({event.detail})" if event.detail else "")
             return f"turn {event.turn}: {event.provider}/{event.model} is not asked{_beside(event)}: {why}"
         case ToolStarted():
-            return f"{event.tool} ({event.effect})"
+            return f"{event.tool} ({event.effect})" + _STUBS[event.stub]
+        case TaskForked():
+            edits = [f"another result of {result.call_id}" for result in event.results]
+            edits += [what for what, is_there in (("a message", event.said), ("another prompt", event.setup), ("another opening", event.opening)) if is_there]
+            return f"{event.key} from {event.version} events of task {event.parent}" + "".join(f"; {edit}" for edit in edits)
         case ToolFinished():
             return f"{event.tool} {event.status}: {_text(event.result)}"
         case ApprovalRequested():
@@ -221,6 +239,9 @@ def _describe_task(event: TaskEvent) -> str:  # noqa: C901, PLR0912  (one arm pe
             return f"by {event.actor}: {event.reason}"
         case _:
             return ""
+
+
+_STUBS: Final = {"": "", "stubbed": ", stubbed: it is not carried out", "recorded": ", answered from the record"}
 
 
 def _beside(event: ModelCallStarted | ModelCallSkipped) -> str:

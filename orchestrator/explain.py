@@ -21,7 +21,7 @@ from crewlog.orchestrator.run_history import RunHistory, payloads_in
 from crewlog.schemas.ids import category
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.run_events import RunEvent
-from crewlog.schemas.task_events import ApprovalDecided, TaskCancelled, TaskEvent, TaskFailed, TaskOpened
+from crewlog.schemas.task_events import ApprovalDecided, TaskCancelled, TaskEvent, TaskFailed, TaskForked, TaskOpened
 
 
 class Linked(msgspec.Struct, frozen=True):
@@ -72,7 +72,7 @@ def explain(history: RunHistory, index: int, *, with_reasoning: bool = False) ->
     recorded = history.events[index - 1]
     event, found = recorded.event(), causes(history.events)
     in_front = _in_front(history, recorded)
-    is_orchestrators = isinstance(event, RunEvent | TaskOpened | ApprovalDecided | TaskFailed | TaskCancelled)
+    is_orchestrators = isinstance(event, RunEvent | TaskOpened | TaskForked | ApprovalDecided | TaskFailed | TaskCancelled)
     return Explanation(
         run_id=str(history.run_id),
         index=index,
@@ -89,7 +89,7 @@ def explain(history: RunHistory, index: int, *, with_reasoning: bool = False) ->
 
 
 def _in_front(history: RunHistory, recorded: Recorded) -> Sequence[Recorded]:
-    return [other for other in history.streams[recorded.stream] if other.version < recorded.version]
+    return history.in_front(recorded)
 
 
 def _texts(history: RunHistory, event: Any, *, with_reasoning: bool) -> dict[str, str]:

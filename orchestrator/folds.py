@@ -10,6 +10,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, TypeVar
 
+from crewlog.events.prefix import FORKS, origin_of, read_prefix
 from crewlog.events.store import EventStore, Recorded
 from crewlog.orchestrator.run import RunState, active_tasks, evolve, initial_state
 from crewlog.schemas.errors import ContractError
@@ -110,6 +111,8 @@ class Folds:
                 owners |= dict.fromkeys((fold.stream, *unread), fold)
             seen |= after.keys()
             for recorded in await self._store.read_streams(after, types=WATCHED_TYPES):
+                if recorded.type in FORKS and not (fold := owners[recorded.stream]).version:
+                    fold.state = await base_state(self._store, recorded)
                 _take(recorded, owners[recorded.stream], news)
             left = [fold for fold in left if fold.run_id in news and not seen.issuperset(fold.watched())]
         return news
@@ -126,8 +129,21 @@ class Folds:
             event = recorded.event()
             if isinstance(event, RunEvent):
                 run_id = streams[recorded.stream]
+                if recorded.type in FORKS:
+                    states[run_id] = await base_state(self._store, recorded)
                 states[run_id] = evolve(states[run_id], event)
         return {run_id: state for run_id, state in states.items() if state.status != "new"}
+
+
+async def base_state(store: EventStore, forked: Recorded) -> RunState:
+    """Return the state that a forked run goes on from: that of its parent behind the last event that both share."""
+    origin = origin_of(forked)
+    state = initial_state()
+    for recorded in await read_prefix(store, origin, types=RUN_TYPES) if origin is not None else ():
+        event = recorded.event()
+        if isinstance(event, RunEvent):
+            state = evolve(state, event)
+    return state
 
 
 def _take(recorded: Recorded, fold: Fold, news: dict[RunId, list[Recorded]]) -> None:

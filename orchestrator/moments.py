@@ -18,7 +18,7 @@ from crewlog.orchestrator.run import RunState, evolve
 from crewlog.orchestrator.run import initial_state as initial_run
 from crewlog.orchestrator.run_history import RunHistory
 from crewlog.schemas.ids import Stream, TaskId, category, task_stream
-from crewlog.schemas.run_events import RunEvent
+from crewlog.schemas.run_events import RunEvent, RunForked
 from crewlog.schemas.task_events import TaskOpened
 
 
@@ -41,11 +41,21 @@ def moments(history: RunHistory) -> Iterator[Moment]:
         event = recorded.event()
         if isinstance(event, RunEvent):
             run = evolve(run, event)
+            if isinstance(event, RunForked):
+                _go_on(event, tasks, keys)
         elif category(recorded.stream) == "task":
             tasks[recorded.stream] = advance(tasks.get(recorded.stream) or initial_state(), recorded)
             if isinstance(event, TaskOpened):
                 keys[recorded.stream] = event.key
         yield Moment(index, recorded, run, tasks, keys)
+
+
+def _go_on(event: RunForked, tasks: dict[Stream, TaskState], keys: dict[Stream, str]) -> None:
+    """Let the tasks of a fork take the place of those they go on from."""
+    for fork in event.tasks:
+        parent, own = task_stream(fork.parent), task_stream(fork.task_id)
+        if parent in tasks:
+            tasks[own], keys[own] = tasks.pop(parent), keys.pop(parent, fork.key)
 
 
 def moment_at(history: RunHistory, index: int) -> Moment:
@@ -68,7 +78,7 @@ def conversation_at(history: RunHistory, moment: Moment, *, with_reasoning: bool
     stream = stream_of(moment)
     if stream is None:
         return None
-    events = history.streams[stream][: moment.tasks[stream].version]
+    events = [recorded for recorded in history.events[: moment.index] if history.stream_of(recorded.stream) == history.stream_of(stream)]
     return conversation(events, history.read, with_reasoning=with_reasoning)
 
 

@@ -8,7 +8,8 @@ from typing import Final, NamedTuple
 import msgspec
 from pydantic import ValidationError
 
-from crewlog.orchestrator.run import Brief, RunState
+from crewlog.orchestrator.brief import Brief
+from crewlog.orchestrator.run import RunState
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.plan import Constraints, Plan, PlanStep
 from crewlog.schemas.run_events import Step

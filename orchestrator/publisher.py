@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+from typing import Final
 
+from crewlog.agents.task_fork import forked_task
 from crewlog.events.bus import Bus
+from crewlog.events.prefix import read_whole
 from crewlog.events.store import EventStore
 from crewlog.orchestrator.dispatch import Dispatch
 from crewlog.schemas.codec import encode, type_name
@@ -12,8 +15,11 @@ from crewlog.schemas.errors import OrchestrationError
 from crewlog.schemas.ids import RunId, TaskId, task_stream
 from crewlog.schemas.run_events import RunEvent
 from crewlog.schemas.subjects import outcome, work
-from crewlog.schemas.task_events import TaskOpened
+from crewlog.schemas.task import parse_task
+from crewlog.schemas.task_events import TaskForked, TaskOpened
 from crewlog.schemas.trace_context import TRACEPARENT, is_traced, span_id, traceparent
+
+_OPENING: Final = frozenset({TaskOpened.__name__, TaskForked.__name__})
 
 log = logging.getLogger(__name__)
 
@@ -76,12 +82,16 @@ class Publisher:
 
     async def _recorded(self, task_id: TaskId) -> bytes | None:
         """Return the task as it was opened: every attempt gets the same message."""
-        for recorded in await self._store.read_streams({task_stream(task_id): 0}, types=frozenset({"TaskOpened"})):
+        task: bytes | None = None
+        for recorded in await read_whole(self._store, task_stream(task_id), types=_OPENING):
             event = recorded.event()
             if isinstance(event, TaskOpened):
-                return bytes(event.task)
-        log.error("task %s has no TaskOpened, nothing can be published", task_id)
-        return None
+                task = bytes(event.task)
+            elif isinstance(event, TaskForked) and task is not None:
+                task = forked_task(parse_task(task), event).model_dump_json(exclude_defaults=True).encode()
+        if task is None:
+            log.error("task %s has no TaskOpened, nothing can be published", task_id)
+        return task
 
 
 def serial_of(message_id: str) -> int | None:

@@ -23,6 +23,7 @@ from crewlog.orchestrator.commands import (
     CancelRun,
     Command,
     DecideApproval,
+    ForkRun,
     HandedBack,
     LiftQuarantine,
     PauseRun,
@@ -31,6 +32,7 @@ from crewlog.orchestrator.commands import (
     ResumeRun,
     SubmitRun,
     TaskEnded,
+    TaskFork,
     Terms,
     Tick,
 )
@@ -48,6 +50,7 @@ from crewlog.schemas.run_events import (
     RunCancelled,
     RunEvent,
     RunFailed,
+    RunForked,
     RunPaused,
     RunQuarantined,
     RunReleased,
@@ -69,12 +72,13 @@ from crewlog.schemas.task_events import (
     TaskCancelled,
     TaskCompleted,
     TaskFailed,
+    TaskForked,
     TaskHandedBack,
     TaskOpened,
 )
 from crewlog.schemas.values import Failure
 
-OURS = (TaskOpened, ApprovalDecided, TaskFailed, TaskCancelled)
+OURS = (TaskOpened, TaskForked, ApprovalDecided, TaskFailed, TaskCancelled)
 """What the orchestrator writes to task streams."""
 
 
@@ -179,6 +183,8 @@ class _Tasks:
 
 def _command(event: RunEvent, state: RunState, tasks: _Tasks) -> Command | None:
     match event:
+        case RunForked():
+            return _fork(event, tasks)
         case RunReleased():
             return ReleaseRun(event.scope, event.limit_micro_usd, event.used_micro_usd)
         case RunCancelled():
@@ -221,6 +227,17 @@ def _intervention(event: RunPaused | RunQuarantined | RunResumed | QuarantineLif
 
 def _control(event: RunPaused | RunQuarantined, since_us: int = 0) -> Control:
     return Control(event.scope, event.control, event.actor, event.reason, since_us)
+
+
+def _fork(event: RunForked, tasks: _Tasks) -> ForkRun:
+    def of(task_id: TaskId) -> Iterator[TaskFork]:
+        for said in tasks.of(task_id):
+            if isinstance(said, TaskForked):
+                yield TaskFork(said.parent, said.version, said.results, said.said, said.setup, said.opening, said.begins_anew)
+
+    forks = tuple(fork for task in event.tasks for fork in of(task.task_id))
+    place = (event.parent, event.parent_version, event.at, event.position)
+    return ForkRun(event.run_id, *place, event.changes, forks, event.actor, event.reason, Terms(event.limits, hold_s=event.hold_s))
 
 
 def _aborted(error: Failure, state: RunState, tasks: _Tasks) -> AbortRun:

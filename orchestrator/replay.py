@@ -6,7 +6,6 @@ replays (another machine, another day, another program version) can be compared 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,9 +15,9 @@ from crewlog.agents.rederive import replay_task
 from crewlog.events.store import EventStore, Recorded
 from crewlog.orchestrator.rederive import verify_run
 from crewlog.orchestrator.run import RunState, evolve, initial_state
-from crewlog.orchestrator.run_history import payloads_in
+from crewlog.orchestrator.run_history import load_history, payloads_in
 from crewlog.schemas.divergence import Divergence
-from crewlog.schemas.errors import ContractError, NotFound
+from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import Hash, RunId, Stream, category, run_stream
 from crewlog.schemas.payload import Payload, content_hash
 from crewlog.schemas.run_events import RunEvent
@@ -44,14 +43,9 @@ async def replay(store: EventStore, run_id: RunId, *, verify: bool = True) -> Re
         NotFound: the log has no such run.
         ContractError: a blob that an event refers to is missing.
     """
-    events = await store.read_run(run_id)
-    if not events:
-        raise NotFound("run", str(run_id))
-    streams: dict[Stream, list[Recorded]] = defaultdict(list)
-    for recorded in sorted(events, key=lambda r: (r.stream, r.version)):
-        streams[recorded.stream].append(recorded)
-    texts = await _texts(store, events)
-    return fold_streams(run_id, streams, texts, verify=verify)
+    history = await load_history(store, run_id)
+    texts = await _texts(store, history.events)
+    return fold_streams(run_id, history.streams, texts, verify=verify)
 
 
 def fold_streams(run_id: RunId, streams: Mapping[Stream, Sequence[Recorded]], texts: Mapping[Hash, str], *, verify: bool) -> ReplayReport:
@@ -87,9 +81,12 @@ def _fold_run(events: Sequence[Recorded]) -> RunState:
 
 def _gap(streams: Mapping[Stream, Sequence[Recorded]]) -> Divergence | None:
     for stream in sorted(streams):
-        for expected, recorded in enumerate(streams[stream], 1):
+        last: dict[Stream, int] = {}
+        for recorded in streams[stream]:
+            expected = last.get(recorded.stream, 0) + 1
             if recorded.version != expected:
-                return Divergence(stream, recorded.version, "version", expected, recorded.version)
+                return Divergence(recorded.stream, recorded.version, "version", expected, recorded.version)
+            last[recorded.stream] = expected
     return None
 
 

@@ -13,17 +13,16 @@ Folding this one stream rebuilds the run; nothing here waits, reads a clock or k
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, Literal, NamedTuple, assert_never
-from uuid import UUID
+from typing import Final, Literal, NamedTuple, assert_never
 
 import msgspec
 from msgspec.structs import replace
 
+from crewlog.orchestrator.brief import NIL, NO_BRIEF, Brief, changed_brief, decode_brief
 from crewlog.orchestrator.repeats import work_hash
 from crewlog.orchestrator.run_controls import evolve_controls, is_at_rest
 from crewlog.schemas.budget import ScopeLimit
 from crewlog.schemas.ids import ApprovalId, Hash, RunId, TaskId
-from crewlog.schemas.retry import RetryPolicy
 from crewlog.schemas.run_events import (
     QuarantineLifted,
     ResultsHeld,
@@ -31,6 +30,7 @@ from crewlog.schemas.run_events import (
     RunCompleted,
     RunEvent,
     RunFailed,
+    RunForked,
     RunHeld,
     RunPaused,
     RunPlanned,
@@ -48,7 +48,7 @@ from crewlog.schemas.run_events import (
     TaskSuspended,
 )
 from crewlog.schemas.usage import Usage, format_usd
-from crewlog.schemas.values import Failure, Issue, Outcome, Shortfall, Trust
+from crewlog.schemas.values import Failure, Issue, Outcome, Shortfall
 
 PLAN: Final = "@plan"
 SYNTHESIS: Final = "@synthesis"
@@ -64,65 +64,6 @@ Origin = Literal["given", "planner", "single", "router"]
 
 ACTIVE: Final = frozenset({"dispatched", "retrying", "suspended", "held"})
 FINISHED: Final = frozenset({"accepted", "flagged"})
-
-
-class BudgetBrief(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`Budget` as recorded."""
-
-    hard_micro_usd: int | None = None
-    soft_micro_usd: int | None = None
-
-
-class Brief(msgspec.Struct, frozen=True):
-    """The submitted `AgentTask`, as far as the run machine needs it.
-
-    Decoded from the recorded JSON without validating it a second time; defaults are those of `AgentTask` (a test compares them).
-    """
-
-    task_id: UUID
-    run_id: UUID
-    type: str
-    objective: str
-    parent_task_id: UUID | None = None
-    key: str | None = None
-    tenant: str = "default"
-    user: str = "anonymous"
-    surface: str = "default"
-    context: tuple[msgspec.Raw, ...] = ()
-    attachments: tuple[dict[str, Any], ...] = ()
-    constraints: msgspec.Raw = msgspec.Raw(b"{}")
-    limits: dict[str, int] = {}
-    timeout_seconds: int = 900
-    budget: BudgetBrief = BudgetBrief()
-    output_schema: dict[str, Any] | None = None
-    priority: Literal["high", "normal", "low"] = "normal"
-    auto_approve: bool = False
-    routing: Literal["planner", "router"] = "planner"
-    synthesis: Literal["planner", "collect"] | None = None
-
-    @property
-    def attempts_max(self) -> int:
-        """Attempts at one task whose failures are worth retrying."""
-        return self.limits.get("attempts_max", RetryPolicy().attempts_max)
-
-    @property
-    def is_tainted(self) -> bool:
-        """True when the sender passed on something untrusted."""
-        return any(_decode_label(item).outcome.trust == "untrusted" for item in self.context)
-
-
-class _LabelledOutcome(msgspec.Struct):
-    trust: Trust = "trusted"
-
-
-class _LabelledItem(msgspec.Struct):
-    outcome: _LabelledOutcome
-
-
-_NIL: Final = UUID(int=0)
-_NO_BRIEF: Final = Brief(_NIL, _NIL, "", "")
-_decode_brief: Final = msgspec.json.Decoder(Brief).decode
-_decode_label: Final = msgspec.json.Decoder(_LabelledItem).decode
 
 
 class PendingApproval(msgspec.Struct, frozen=True):
@@ -183,14 +124,14 @@ class TaskState(msgspec.Struct, frozen=True):
 class RunState(msgspec.Struct, frozen=True):
     """Everything known about one run."""
 
-    run_id: RunId = RunId(_NIL)
-    brief: Brief = _NO_BRIEF
+    run_id: RunId = RunId(NIL)
+    brief: Brief = NO_BRIEF
     status: Status = "new"
     deadline_us: int = 0
     paused_since_us: int = 0
     """Since when at least one question to a person is open; 0 when none is. The run's deadline stands still meanwhile."""
     limits: tuple[ScopeLimit, ...] = ()
-    tree: TaskId = TaskId(_NIL)
+    tree: TaskId = TaskId(NIL)
     """The task whose tree the run's tasks belong to."""
     hold_s: int = 0
     hold: RunHeld | None = None
@@ -261,15 +202,54 @@ def evolve(state: RunState, event: RunEvent) -> RunState:
             return _settled(evolve_controls(state, event))
         case RunCompleted() | RunFailed() | RunCancelled():
             return replace(state, status=_ENDS[type(event)], end=event)
+        case RunForked():
+            return _forked(state, event)
         case _:
             raise TypeError(f"{type(event).__name__} is not an event of a run stream")
 
 
 def _submitted(state: RunState, event: RunSubmitted) -> RunState:
-    brief = _decode_brief(event.task)
+    brief = decode_brief(event.task)
     tree = event.tree or TaskId(brief.task_id)
     terms = replace(state, limits=event.limits, tree=tree, hold_s=event.hold_s)
     return replace(terms, run_id=event.run_id, brief=brief, status="open", deadline_us=event.deadline_us)
+
+
+def _forked(state: RunState, event: RunForked) -> RunState:
+    """Go on from the state of another run: what was under way there is ready to be dispatched as tasks of this one."""
+    brief = changed_brief(state.brief, event.changes)
+    tasks = dict(state.tasks)
+    for fork in event.tasks:
+        before = tasks[fork.key]
+        tasks[fork.key] = replace(
+            TaskState(fork.task_id, fork.key, before.kind, before.revision, 1, "held", 0, dispatches=0), revised=before.revised, offered=before.offered
+        )
+    steps = state.steps
+    if state.origin in ("single", "router") and steps:
+        steps = (replace(steps[0], objective=brief.objective, constraints=brief.constraints),)
+    return replace(
+        state,
+        run_id=event.run_id,
+        brief=brief,
+        status="open",
+        deadline_us=event.deadline_us,
+        paused_since_us=0,
+        stopped_since_us=0,
+        pauses=(),
+        quarantines=(),
+        lifted=frozenset(),
+        results_held=None,
+        limits=event.limits,
+        tree=TaskId(brief.task_id),
+        hold_s=event.hold_s,
+        hold=None,
+        steps=steps,
+        tasks=tasks,
+        keys={**state.keys, **{fork.task_id: fork.key for fork in event.tasks}},
+        usage=Usage(),
+        cost_micro_usd=0,
+        end=None,
+    )
 
 
 def _planned(state: RunState, event: RunPlanned) -> RunState:

@@ -182,8 +182,7 @@ def _request(history: RunHistory, index: int) -> ModelRequest | None:
     event = recorded.event()
     if not isinstance(event, ModelCallStarted):
         return None
-    in_front = [other for other in history.streams[recorded.stream] if other.version < recorded.version]
-    return asked_request(folded(in_front), event, history.read)
+    return asked_request(folded(history.in_front(recorded)), event, history.read)
 
 
 def request_difference(a: ModelRequest, b: ModelRequest) -> Saw | None:

@@ -13,10 +13,12 @@ from uuid import UUID
 
 import msgspec
 
+from crewlog.events.prefix import fork_of, read_history, successors
 from crewlog.events.store import EventStore, Recorded
 from crewlog.schemas.errors import ContractError, NotFound
 from crewlog.schemas.ids import Hash, RunId, Stream, category, run_stream
 from crewlog.schemas.payload import Payload
+from crewlog.schemas.run_events import RunForked
 
 _PLACE: Final = re.compile(r"(?P<name>.+?)(?:(?P<mark>[:@])(?P<number>[0-9]{1,18}))?")
 
@@ -30,19 +32,39 @@ class Place(msgspec.Struct, frozen=True):
 
 
 class RunHistory(msgspec.Struct, frozen=True, dict=True):
-    """One run as recorded. `texts` holds the blobs that were fetched, by their hash."""
+    """One run as recorded; a fork begins with the events that it shares. `texts` holds the blobs that were fetched, by their hash."""
 
     run_id: RunId
     events: tuple[Recorded, ...]
     texts: Mapping[Hash, str] = {}
+    follows: Mapping[Stream, Stream] = {}
+    """Shared stream -> the stream of this run that goes on from it."""
 
     @cached_property
     def streams(self) -> Mapping[Stream, tuple[Recorded, ...]]:
-        """The streams of the run, each in version order."""
+        """The streams of the run, each in its order; in front of the events of a forked one stand those that it shares."""
         found: dict[Stream, list[Recorded]] = {}
         for recorded in self.events:
-            found.setdefault(recorded.stream, []).append(recorded)
-        return {stream: tuple(sorted(events, key=lambda r: r.version)) for stream, events in found.items()}
+            found.setdefault(self.stream_of(recorded.stream), []).append(recorded)
+        return {stream: tuple(sorted(events, key=lambda r: r.position)) for stream, events in found.items()}
+
+    @cached_property
+    def first_own(self) -> int:
+        """Index of the first event that a fork does not share; 1 for any other run."""
+        return next((n for n, recorded in enumerate(self.events, 1) if recorded.stream == run_stream(self.run_id)), 1)
+
+    @property
+    def forked(self) -> RunForked | None:
+        """How the run began, when it is a fork."""
+        return fork_of(self.events[self.first_own - 1 :])
+
+    def stream_of(self, stream: Stream) -> Stream:
+        """Return the stream that this one is a part of: itself, or the fork that shares it."""
+        return self.follows.get(stream, stream)
+
+    def in_front(self, recorded: Recorded) -> list[Recorded]:
+        """Return what stands in front of an event in its stream."""
+        return [other for other in self.streams[self.stream_of(recorded.stream)] if other.position < recorded.position]
 
     @property
     def run_events(self) -> tuple[Recorded, ...]:
@@ -93,7 +115,7 @@ class RunHistory(msgspec.Struct, frozen=True, dict=True):
 
     def until(self, index: int) -> RunHistory:
         """Return the run as it was behind the event with this index."""
-        return RunHistory(self.run_id, self.events[:index], self.texts)
+        return RunHistory(self.run_id, self.events[:index], self.texts, self.follows)
 
 
 def parse_place(text: str) -> Place:
@@ -106,22 +128,22 @@ def parse_place(text: str) -> Place:
 
 
 async def load_history(store: EventStore, run_id: RunId) -> RunHistory:
-    """Read the events of a run, without the texts they refer to.
+    """Read the events of a run, those that a fork shares among them, without the texts they refer to.
 
     Raises:
         NotFound: the log has no such run.
     """
-    events = await store.read_run(run_id)
+    events = await read_history(store, run_id)
     if not events:
         raise NotFound("run", str(run_id))
-    return RunHistory(run_id, tuple(events))
+    return RunHistory(run_id, tuple(events), follows=successors(events))
 
 
 async def with_texts(store: EventStore, history: RunHistory, payloads: Iterable[Payload]) -> RunHistory:
     """Fetch the texts of these payloads; what the log does not have stays out."""
     wanted = sorted({p.ref for p in payloads if p.ref is not None and p.ref not in history.texts})
     blobs = await store.get_blobs(wanted) if wanted else {}
-    return RunHistory(history.run_id, history.events, {**history.texts, **{ref: data.decode() for ref, data in blobs.items()}})
+    return RunHistory(history.run_id, history.events, {**history.texts, **{ref: data.decode() for ref, data in blobs.items()}}, history.follows)
 
 
 def payloads_in(value: Any) -> list[Payload]:

@@ -15,7 +15,7 @@ from crewlog.events.store import Recorded
 from crewlog.orchestrator.run_history import RunHistory
 from crewlog.schemas.ids import Hash, Stream, task_stream
 from crewlog.schemas.payload import Payload
-from crewlog.schemas.run_events import RunCancelled, RunCompleted, RunFailed, RunSubmitted, TaskDispatched, TaskReviewed
+from crewlog.schemas.run_events import ForkedTask, RunCancelled, RunCompleted, RunFailed, RunForked, RunSubmitted, TaskDispatched, TaskReviewed
 from crewlog.schemas.task_events import (
     ApprovalRequested,
     AttemptFailed,
@@ -148,14 +148,18 @@ class _Task:
 def build_tree(history: RunHistory) -> RunTree:
     """Fold a run, or the beginning of one, into its tree."""
     tasks: dict[Stream, _Task] = {}
-    submitted: RunSubmitted | None = None
+    goal, shared = "", 0
     end: RunCompleted | RunFailed | RunCancelled | None = None
     ended_us = None
     for index, recorded in enumerate(history.events, 1):
         event = recorded.event()
         match event:
             case RunSubmitted():
-                submitted = event
+                goal = event.goal
+            case RunForked():
+                goal, shared = event.goal, index - 1
+                for fork in event.tasks:
+                    _go_on(tasks, fork)
             case RunCompleted() | RunFailed() | RunCancelled():
                 end, ended_us = event, recorded.occurred_us
             case TaskDispatched():
@@ -170,16 +174,31 @@ def build_tree(history: RunHistory) -> RunTree:
     nodes = tuple(_node(task) for task in tasks.values())
     return RunTree(
         run_id=str(history.run_id),
-        goal=submitted.goal if submitted else "",
+        goal=goal,
         status=type(end).__name__.removeprefix("Run").lower() if end else "open",
         events=len(history.events),
         began_us=history.events[0].occurred_us if history.events else 0,
         ended_us=ended_us,
-        cost_micro_usd=sum(node.cost_micro_usd for node in nodes),
-        unpriced_calls=sum(node.unpriced_calls for node in nodes),
+        cost_micro_usd=sum(call.cost_micro_usd or 0 for call in _own_calls(nodes, shared)),
+        unpriced_calls=sum(call.cost_micro_usd is None for call in _own_calls(nodes, shared)),
         answer=end.answer if isinstance(end, RunCompleted) else end.partial if isinstance(end, RunFailed) else None,
         tasks=nodes,
     )
+
+
+def _go_on(tasks: dict[Stream, _Task], fork: ForkedTask) -> None:
+    """Let the task of a fork take the place of the one it goes on from. What was under way there has no outcome here."""
+    task = tasks.pop(task_stream(fork.parent), None)
+    if task is None:
+        return
+    task.task_id, task.status = str(fork.task_id), "queued"
+    _change(task, (key for key, call in task.calls.items() if call.status in UNDER_WAY), status="lost")
+    tasks[task_stream(fork.task_id)] = task
+
+
+def _own_calls(nodes: Iterable[TaskNode], shared: int) -> list[CallNode]:
+    """List the calls that were made in this run: what a fork shares was paid for by its parent."""
+    return [call for node in nodes for call in node.calls() if call.index > shared]
 
 
 def _of(tasks: dict[Stream, _Task], stream: Stream, index: int, recorded: Recorded) -> _Task:

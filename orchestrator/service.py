@@ -24,6 +24,7 @@ from crewlog.orchestrator.budgets import Budgets
 from crewlog.orchestrator.dead_letters import DeadLetters
 from crewlog.orchestrator.dispatcher import Dispatcher
 from crewlog.orchestrator.driver import NOTHING_LIMITED, Driver
+from crewlog.orchestrator.forks import Forks
 from crewlog.orchestrator.holds import Holds
 from crewlog.orchestrator.intake import Intake
 from crewlog.orchestrator.kinds import BUILT_IN, KindDirectory
@@ -84,7 +85,8 @@ class OrchestratorService:
         self._letters = DeadLetters(bus, clock, self.driver, publisher)
         self.schedules = Schedules(store, clock, self.driver)
         budgets = Budgets(store, clock, self.driver.folds, on_change=self.sweep.soon)
-        self._api = Api(store, bus, clock, self.driver, self.kinds, budgets=budgets, letters=self._letters, schedules=self.schedules)
+        forks = Forks(store, clock, self.driver, settings.allowance)
+        self._api = Api(store, bus, clock, self.driver, self.kinds, budgets=budgets, letters=self._letters, schedules=self.schedules, forks=forks)
         self._intake = Intake(bus, clock, self.driver)
         self._wakes: Subscription | None = None
         self._loops: list[asyncio.Task[None]] = []

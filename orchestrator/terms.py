@@ -12,12 +12,12 @@ from crewlog.orchestrator.folds import Folds
 from crewlog.orchestrator.run import RunState
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import RunId, TaskId, run_stream, task_stream
-from crewlog.schemas.run_events import RunSubmitted
+from crewlog.schemas.run_events import RunForked, RunSubmitted
 from crewlog.schemas.task import AgentTask
-from crewlog.schemas.task_events import TaskOpened
+from crewlog.schemas.task_events import TaskForked, TaskOpened
 from crewlog.schemas.trace_context import parse_traceparent
 
-_OPENING = frozenset({RunSubmitted.__name__, TaskOpened.__name__})
+_OPENING = frozenset({RunSubmitted.__name__, RunForked.__name__, TaskOpened.__name__, TaskForked.__name__})
 
 
 class Allowance(NamedTuple):

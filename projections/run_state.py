@@ -60,6 +60,7 @@ class RunState(msgspec.Struct, eq=False):
 
     row: RunRow
     submitted_task_id: UUID | None = None
+    is_fork: bool = False
     tasks: dict[tuple[str, int], TaskState] = msgspec.field(default_factory=dict)
     by_stream: dict[Stream, TaskState] = msgspec.field(default_factory=dict)
     latest: dict[str, TaskState] = msgspec.field(default_factory=dict)

@@ -23,6 +23,7 @@ from crewlog.schemas.run_events import (
     RunCompleted,
     RunEvent,
     RunFailed,
+    RunForked,
     RunHeld,
     RunPaused,
     RunPlanned,
@@ -39,6 +40,9 @@ from crewlog.schemas.run_events import (
     TaskReviewed,
     TaskSuspended,
 )
+
+FORK: Final = "fork"
+"""Source of a run that was forked."""
 
 
 class _SubmittedTask(msgspec.Struct):
@@ -60,6 +64,15 @@ def _submitted(run: RunState, recorded: Recorded, event: RunSubmitted, changed: 
     row = run.row
     row.tenant, row.user_name, row.type, row.goal = event.tenant, event.user, task.type, event.goal
     row.source, row.submitted_us = event.source, recorded.occurred_us
+    changed.runs[row] = None
+
+
+def _forked(run: RunState, recorded: Recorded, event: RunForked, changed: Changed) -> None:
+    """Begin a run that goes on from another one. Its tables hold what happens from here; what both share is in those of its parent."""
+    run.is_fork = True
+    row = run.row
+    row.tenant, row.user_name, row.type, row.goal = event.tenant, event.user, event.type, event.goal
+    row.source, row.submitted_us, row.status = FORK, recorded.occurred_us, "running"
     changed.runs[row] = None
 
 
@@ -152,6 +165,8 @@ def _enter(task: TaskState, status: TaskStatus, changed: Changed) -> bool:
 
 
 def _reviewed(run: RunState, recorded: Recorded, event: TaskReviewed, changed: Changed) -> None:
+    if run.is_fork and task_stream(event.task_id) not in run.by_stream:
+        return  # a task of the parent, which a critic of the fork has judged
     task = _task(run, event.task_id, recorded)
     row = task.row
     changed.tasks[row] = None
@@ -226,4 +241,5 @@ _FOLDS: Final[dict[type[RunEvent], Callable[[RunState, Recorded, Any, Changed], 
     QuarantineLifted: run_controls.lifted,
     ResultsHeld: run_controls.results_held,
     TaskReturned: run_controls.returned,
+    RunForked: _forked,
 }

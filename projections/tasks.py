@@ -30,6 +30,7 @@ from crewlog.schemas.task_events import (
     TaskCompleted,
     TaskEvent,
     TaskFailed,
+    TaskForked,
     TaskHandedBack,
     TaskOpened,
     TaskStarted,
@@ -53,6 +54,10 @@ def fold_task_event(run: RunState, recorded: Recorded, event: TaskEvent, changed
     """
     if type(event) is TaskOpened:
         _opened(run, recorded, event, changed)
+        return
+    if type(event) is TaskForked:
+        task_id = task_of(recorded.stream)
+        open_task(run, key=event.key, revision=event.revision, task_id=task_id, kind=event.kind, at_us=recorded.occurred_us, changed=changed)
         return
     task = run.by_stream.get(recorded.stream)
     if task is None:

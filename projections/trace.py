@@ -25,7 +25,7 @@ from crewlog.projections.span import Attributes, Content, Part, Span, SpanKind
 from crewlog.schemas.codec import Event, Unknown
 from crewlog.schemas.ids import Stream, TaskId, task_stream
 from crewlog.schemas.payload import Payload
-from crewlog.schemas.run_events import RUN_EVENTS, RunCancelled, RunCompleted, RunFailed, RunSubmitted, TaskDispatched
+from crewlog.schemas.run_events import RUN_EVENTS, RunCancelled, RunCompleted, RunFailed, RunForked, RunSubmitted, TaskDispatched
 from crewlog.schemas.system_events import CallSettled
 from crewlog.schemas.task_events import (
     ApprovalDecided,
@@ -48,7 +48,7 @@ _TASK_TYPES: Final = (
     *(TaskStarted, ModelCallStarted, ModelCallFinished, ModelCallFailed, ToolStarted, ToolFinished),
     *(ApprovalRequested, ApprovalDecided, AttemptFailed, TaskCompleted, TaskFailed, TaskCancelled),
 )
-_RUN_TYPES: Final = (RunSubmitted, TaskDispatched, RunCompleted, RunFailed, RunCancelled)
+_RUN_TYPES: Final = (RunSubmitted, RunForked, TaskDispatched, RunCompleted, RunFailed, RunCancelled)
 TRACED_TYPES: Final = frozenset(cls.__name__ for cls in (*_RUN_TYPES, *_TASK_TYPES, CallSettled))
 """Types of events that a trace is made of."""
 END_TYPES: Final = frozenset(cls.__name__ for cls in RUN_EVENTS if cls in (RunCompleted, RunFailed, RunCancelled))
@@ -139,6 +139,10 @@ class RunTrace:
         match event:
             case RunSubmitted():
                 return self._submit(recorded, event)
+            case RunForked():
+                self._submitted, self._tenant, self._brief = recorded, event.tenant, _Submitted(event.type)
+                self._links += (SpanRef(event.parent.bytes, span_id(event.parent, _ROOT)),)
+                return []
             case TaskDispatched():
                 return self._dispatch(recorded, event)
             case RunCompleted() | RunFailed() | RunCancelled():

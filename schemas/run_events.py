@@ -46,6 +46,41 @@ class RunSubmitted(RunEvent, frozen=True, omit_defaults=True):
     """The span in which the task was submitted, as a `traceparent` of W3C Trace Context; empty when the sender names none."""
 
 
+class ForkedTask(msgspec.Struct, frozen=True):
+    """A task that was under way where a run was forked: it goes on as `task_id` from the first `version` events of `parent`."""
+
+    key: str
+    task_id: TaskId
+    parent: TaskId
+    version: int
+
+
+class RunForked(RunEvent, frozen=True, omit_defaults=True):
+    """The first event of a run that goes on from the first `parent_version` events of another one, which it shares.
+
+    Tasks that were finished there stay finished; those under way go on as `tasks`. Usage and cost count from here.
+    """
+
+    run_id: RunId
+    tenant: str
+    user: str
+    type: str
+    goal: str
+    parent: RunId
+    parent_version: int
+    at: int
+    """Index of the last event it shares, counted as `show --as events` does, and the position of that event in the log."""
+    position: int
+    tasks: tuple[ForkedTask, ...]
+    changes: msgspec.Raw
+    """What is different in the submitted task, as a JSON Merge Patch (RFC 7396); its id, and what the trial is, are always."""
+    actor: str
+    reason: str = ""
+    deadline_us: int = 0
+    limits: tuple[ScopeLimit, ...] = ()
+    hold_s: int = 86_400
+
+
 class Step(msgspec.Struct, frozen=True):
     """A plan step as recorded. `constraints` is the JSON of `Constraints`."""
 
@@ -280,4 +315,5 @@ RUN_EVENTS: tuple[type[RunEvent], ...] = (
     QuarantineLifted,
     ResultsHeld,
     TaskReturned,
+    RunForked,
 )

@@ -11,8 +11,9 @@ from typing import ClassVar, Literal
 import msgspec
 
 from crewlog.schemas.blocks import StopReason
-from crewlog.schemas.ids import ApprovalId, Hash
+from crewlog.schemas.ids import ApprovalId, Hash, TaskId
 from crewlog.schemas.payload import Payload
+from crewlog.schemas.trial import Stub
 from crewlog.schemas.usage import Price, Usage
 from crewlog.schemas.values import ArtifactRef, Failure, Outcome, Shortfall, Trust
 
@@ -41,6 +42,38 @@ class TaskOpened(TaskEvent, frozen=True, omit_defaults=True):
     key: str
     revision: int
     task: msgspec.Raw
+
+
+class EditedResult(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What the call `call_id` is said to have returned, in place of what it did or as the end of one that was open."""
+
+    call_id: str
+    content: Payload
+    is_error: bool = False
+
+
+class TaskForked(TaskEvent, frozen=True, omit_defaults=True):
+    """By the orchestrator: the first event of a task that goes on from the first `version` events of another one, which it shares.
+
+    What was open there is open anew: calls begin again, questions are asked again. Usage and cost count from here.
+    """
+
+    parent: TaskId
+    version: int
+    kind: str
+    key: str
+    revision: int
+    changes: msgspec.Raw
+    """What is different in its `AgentTask`, as a JSON Merge Patch (RFC 7396)."""
+    results: tuple[EditedResult, ...] = ()
+    said: str = ""
+    """What the model is told behind the last results."""
+    setup: Payload | None = None
+    """Another prompt for what is left; None: the one it began with."""
+    opening: Payload | None = None
+    """Another first message; None: the one it began with."""
+    begins_anew: bool = False
+    """Prompt, tools and first message are those of the worker that takes it."""
 
 
 class Link(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -193,6 +226,8 @@ class ToolStarted(TaskEvent, frozen=True, omit_defaults=True):
     effect: Effect
     idempotency_key: str
     approval_id: ApprovalId | None = None
+    stub: Stub | Literal[""] = ""
+    """Set in a trial: the call is not carried out, and how it is answered instead."""
 
 
 class ToolWays(msgspec.Struct, frozen=True):
@@ -354,6 +389,7 @@ TASK_EVENTS: tuple[type[TaskEvent], ...] = (
     TaskCancelled,
     BudgetWarned,
     TaskHandedBack,
+    TaskForked,
 )
 
 TERMINAL_TYPES: frozenset[str] = frozenset({"TaskCompleted", "TaskFailed", "TaskCancelled", "RunCompleted", "RunFailed", "RunCancelled"})

@@ -8,7 +8,7 @@ from support.postgres import Database
 
 VIEWS = (
     "runs", "tasks", "model_calls", "tool_calls", "effects", "costs", "approvals", "artifacts", "timeline", "agents", "events", "documents", "memories",
-    "checkpoints", "problems", "providers", "budgets", "budget_tasks",
+    "checkpoints", "problems", "providers", "budgets", "budget_tasks", "forks",
 )  # fmt: skip
 
 

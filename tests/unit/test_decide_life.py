@@ -9,8 +9,9 @@ import pytest
 from support.decider import RUN_UUID, SECOND_US, Spec, a_plan, a_task, done, ends, plans, submit
 
 from crewlog.events.store import NO_STREAM
+from crewlog.orchestrator.brief import Brief
 from crewlog.orchestrator.planning import Offer
-from crewlog.orchestrator.run import Brief, waiting_reason
+from crewlog.orchestrator.run import waiting_reason
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import task_stream
 from crewlog.schemas.run_events import RunCompleted, RunPlanned, RunSubmitted, TaskDispatched, TaskReviewed

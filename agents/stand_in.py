@@ -1,0 +1,145 @@
+"""What answers a tool call of a trial instead of the tool: the result that the same call got in the run it is tried after, or a note that
+nothing was carried out. Which of them is possible is a rule; which one it was is recorded with the intent of the call.
+
+A recorded result is served for a call of the same tool and version with the same arguments, made when the task had made the same files:
+a workspace is its artifacts, so whatever reads it would read the same.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+import msgspec
+
+from crewlog.agents.journal import Journal
+from crewlog.agents.recall import READ_CONTEXT_TOOL, RECALL_TOOL
+from crewlog.agents.setup import SetupTool
+from crewlog.agents.task_state import Call
+from crewlog.events.prefix import read_history
+from crewlog.events.store import Recorded
+from crewlog.schemas.ids import Hash, RunId, Stream, task_stream
+from crewlog.schemas.payload import Payload, content_hash
+from crewlog.schemas.task import AgentTask
+from crewlog.schemas.task_events import ModelCallFinished, TaskForked, ToolCall, ToolFinished, ToolStarted
+from crewlog.schemas.trial import Stub
+from crewlog.schemas.values import ArtifactRef, Outcome
+
+LOCAL: Final = frozenset({RECALL_TOOL.name, READ_CONTEXT_TOOL.name})
+"""Tools that read nothing but their own task: they run in any case."""
+STUBBED: Final = "stubbed"
+RECORDED: Final = "recorded"
+
+_Key = tuple[str, str, Hash, Hash]
+
+
+class StandIn(NamedTuple):
+    """An answer, and of which sort it is."""
+
+    stub: Stub
+    finished: ToolFinished
+
+
+def stubs_allowed(task: AgentTask, tool: SetupTool) -> frozenset[Stub | str]:
+    """Say in which ways a call may be answered: `""` stands for carrying it out."""
+    trial = task.trial
+    if trial is None or tool.asks_person:
+        return frozenset({""})
+    reaches_out = tool.effect != "read" and not tool.is_contained
+    if reaches_out and trial.stubs_effects:
+        return frozenset({STUBBED, RECORDED})
+    is_served = trial.source is not None and not reaches_out and not tool.ends_task and tool.definition.name not in LOCAL
+    return frozenset({"", RECORDED}) if is_served else frozenset({""})
+
+
+class RecordedResults:
+    """The results of a run's tool calls, found by what was called."""
+
+    def __init__(self, events: Iterable[Recorded]) -> None:
+        """Take in the events of a run in the order of the log."""
+        self._found: dict[_Key, list[ToolFinished]] = defaultdict(list)
+        calls: dict[Stream, dict[str, ToolCall]] = defaultdict(dict)
+        made: dict[Stream, tuple[ArtifactRef, ...]] = defaultdict(tuple)
+        begun: dict[tuple[Stream, str], _Key] = {}
+        for recorded in events:
+            event, stream = recorded.event(), recorded.stream
+            match event:
+                case TaskForked():
+                    made[stream], calls[stream] = made[task_stream(event.parent)], dict(calls[task_stream(event.parent)])
+                case ModelCallFinished():
+                    calls[stream] |= {call.call_id: call for call in event.tool_calls}
+                case ToolStarted() if event.call_id in calls[stream]:
+                    begun[stream, event.call_id] = _key(calls[stream][event.call_id], event.tool_version, made[stream])
+                case ToolFinished():
+                    key = begun.pop((stream, event.call_id), None)
+                    if key is not None and event.status in ("ok", "error"):
+                        self._found[key].append(event)
+                    made[stream] += event.artifacts
+
+    def find(self, call: ToolCall, version: str, made: tuple[ArtifactRef, ...], *, earlier: int) -> ToolFinished | None:
+        """Return what a call got; of several calls that were the same, the one with as many `earlier` ones, or the last."""
+        found = self._found.get(_key(call, version, made))
+        return found[min(earlier, len(found) - 1)] if found else None
+
+
+def _key(call: ToolCall, version: str, made: Iterable[ArtifactRef]) -> _Key:
+    files = content_hash(msgspec.json.encode([(artifact.name, artifact.hash) for artifact in made]))
+    return call.tool, version, _arguments(call.arguments), files
+
+
+def _arguments(payload: Payload) -> Hash:
+    """Name arguments so that the order of their names and blanks do not matter; large ones as they are written."""
+    if payload.inline is None:
+        return Hash(str(payload.ref))
+    try:
+        return content_hash(msgspec.json.encode(msgspec.json.decode(payload.inline), order="deterministic"))
+    except msgspec.DecodeError:
+        return content_hash(payload.inline.encode())
+
+
+class StandIns:
+    """The answers for one worker's hold on one task of a trial."""
+
+    def __init__(self, task: AgentTask, journal: Journal) -> None:
+        self._task, self._journal = task, journal
+        self._results: RecordedResults | None = None
+
+    async def for_call(self, call: Call, tool: SetupTool) -> StandIn | None:
+        """Return what answers this call, None when it is to be carried out.
+
+        Raises:
+            Unavailable: the log cannot be reached.
+        """
+        allowed = stubs_allowed(self._task, tool)
+        if RECORDED in allowed and (found := await self._recorded(call, tool)) is not None:
+            await self._journal.load([found.content_of])
+            return StandIn("recorded", found.finished)
+        return StandIn("stubbed", self._stubbed(call, tool)) if "" not in allowed else None
+
+    async def _recorded(self, call: Call, tool: SetupTool) -> _Found | None:
+        trial, state = self._task.trial, self._journal.state
+        if trial is None or trial.source is None:
+            return None
+        if self._results is None:
+            self._results = RecordedResults(await read_history(self._journal.store, RunId(trial.source)))
+        earlier = sum(_is_same(one, call.call) for exchange in state.exchanges for one in exchange.calls if one.call_id != call.call.call_id)
+        found = self._results.find(call.call, tool.version, state.artifacts, earlier=earlier)
+        if found is None:
+            return None
+        return _Found(msgspec.structs.replace(found, call_id=call.call.call_id, latency_ms=0, ways=msgspec.UNSET), found.result)
+
+    def _stubbed(self, call: Call, tool: SetupTool) -> ToolFinished:
+        name = call.call.tool
+        said = f"{name} was not carried out: this run tries something out, and nothing of it reaches beyond it. Go on as if it had been done."
+        outcome = Outcome(said, artifacts=self._journal.state.artifacts) if tool.ends_task else None
+        return ToolFinished(call.call.call_id, name, "ok", self._journal.pack(said), 0, tool.trust, outcome=outcome)
+
+
+class _Found(NamedTuple):
+    finished: ToolFinished
+    content_of: Payload
+
+
+def _is_same(one: ToolCall, other: ToolCall) -> bool:
+    return one.tool == other.tool and _arguments(one.arguments) == _arguments(other.arguments)

@@ -1,0 +1,99 @@
+"""Where a run may be forked, and what is under way there. Pure.
+
+A decision of the orchestrator is one append and is shared whole or not at all: a place inside of one means its end. Between the events of an
+agent any place will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from crewlog.events.prefix import successors
+from crewlog.events.store import Recorded
+from crewlog.orchestrator.rederive import OURS
+from crewlog.orchestrator.run import RunState, TaskState, active_tasks, evolve, initial_state
+from crewlog.orchestrator.run_history import RunHistory
+from crewlog.schemas.errors import ContractError
+from crewlog.schemas.ids import Stream, category, task_stream
+from crewlog.schemas.run_events import RunEvent
+from crewlog.schemas.task_events import TaskCompleted
+
+_OURS: Final = frozenset(cls.__name__ for cls in OURS)
+
+
+class ForkPlace(NamedTuple):
+    """A place where a run can be forked."""
+
+    at: int
+    """Index of the last event that is shared, from 1."""
+    position: int
+    state: RunState
+    parent_version: int
+    """Events of the run's own stream that are shared."""
+    versions: dict[str, int]
+    """Key of each task under way -> events of its own stream that are shared."""
+
+
+def fork_place(history: RunHistory, index: int) -> ForkPlace:
+    """Return the place that an index means.
+
+    Raises:
+        ContractError: the run is over there; the message names the last place where it was not.
+    """
+    events, end = history.events, _whole(history.events, index)
+    state = _folded(events[:end])
+    if state.status != "open":
+        raise ContractError(f"run {history.run_id} is over behind event {end} of {len(events)}: fork it at {_last_open(events, end)} or before")
+    versions = {task.key: _shared_version(events[:end], task) for task in active_tasks(state)}
+    own = [r for r in events[:end] if category(r.stream) == "run"]
+    return ForkPlace(end, events[end - 1].position, state, own[-1].version, versions)
+
+
+def _whole(events: Sequence[Recorded], index: int) -> int:
+    """Move an index that stands inside of a decision to the end of that."""
+    while (
+        index < len(events) and _is_decision(events[index - 1]) and _is_decision(events[index]) and _append_of(events[index - 1]) == _append_of(events[index])
+    ):
+        index += 1
+    return index
+
+
+def _is_decision(recorded: Recorded) -> bool:
+    return category(recorded.stream) == "run" or recorded.type in _OURS
+
+
+def _append_of(recorded: Recorded) -> tuple[object, ...]:
+    return recorded.occurred_us, recorded.causation_id, recorded.run_id
+
+
+def _folded(events: Sequence[Recorded]) -> RunState:
+    state = initial_state()
+    for recorded in events:
+        event = recorded.event() if category(recorded.stream) == "run" else None
+        if isinstance(event, RunEvent):
+            state = evolve(state, event)
+    return state
+
+
+def _last_open(events: Sequence[Recorded], end: int) -> int:
+    last = max(n for n, recorded in enumerate(events[:end], 1) if recorded.type in ("RunCompleted", "RunFailed", "RunCancelled"))
+    while last > 1 and _is_decision(events[last - 2]) and _append_of(events[last - 2]) == _append_of(events[last - 1]):
+        last -= 1
+    return last - 1
+
+
+def _shared_version(events: Sequence[Recorded], task: TaskState) -> int:
+    """Return how much of a task is shared. Its good end is not: the fork draws the same conclusion again, without asking anybody."""
+    last = next(recorded for recorded in reversed(events) if recorded.stream == task_stream(task.task_id))
+    return last.version - (last.type == TaskCompleted.__name__)
+
+
+def own_events(events: Sequence[Recorded], task: TaskState, version: int) -> list[Recorded]:
+    """Return the shared events of a task under way, those that it shares itself among them, in their order."""
+    stream, follows = task_stream(task.task_id), successors(events)
+    return [r for r in events if follows.get(r.stream, r.stream) == stream and _is_shared(r, stream, version)]
+
+
+def _is_shared(recorded: Recorded, stream: Stream, version: int) -> bool:
+    return recorded.stream != stream or recorded.version <= version

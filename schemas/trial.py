@@ -1,0 +1,42 @@
+"""What is different about a run that tries something out: a fork, an evaluation, a shadow. It is recorded with the run and travels with each
+of its tasks, so that the agents obey it and a replay knows of it.
+
+A plain frozen dataclass, because both pydantic (messages) and msgspec (events) understand it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+from uuid import UUID
+
+Effects = Literal["stub", "allow"]
+"""What becomes of tool calls above class `read` that reach beyond their task. `stub`: none is carried out, each is recorded as stubbed."""
+
+Stub = Literal["stubbed", "recorded"]
+"""Instead of running, a call was answered with a note that nothing happened, or with what the same call got in the run it is tried after."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """The rules of one trial."""
+
+    effects: Effects = "stub"
+    source: UUID | None = None
+    """The run whose recorded results are served where the same tool is called with the same arguments; None: every reading tool runs."""
+    models: str = ""
+    """Models in place of the crew's own, as in CREWLOG_MODELS; roles it does not name keep theirs."""
+    agent_version: str = ""
+    """Version that an agent must have to take a task of the run; empty: any."""
+    prompts: dict[str, str] | None = None
+    """Agent kind -> blob with the instructions that it gets in place of its own; `*` is for all other kinds."""
+
+    @property
+    def stubs_effects(self) -> bool:
+        """Say whether nothing may reach beyond the run."""
+        return self.effects == "stub"
+
+    def prompt_of(self, kind: str) -> str | None:
+        """Return the blob with the instructions of an agent kind, None when it keeps its own."""
+        prompts = self.prompts or {}
+        return prompts.get(kind, prompts.get("*"))

@@ -1,0 +1,87 @@
+"""Crews that fork runs: a played schedule goes on with forks at random places, which the same processes carry out."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from sim.network import SimBus
+from sim.plan import Plan
+from sim.world import World
+
+from crewlog.events import faults
+from crewlog.events.memory_store import MemoryStore
+from crewlog.events.prefix import read_history
+from crewlog.schemas.errors import Unavailable
+from crewlog.schemas.ids import RunId
+
+
+class Fork(NamedTuple):
+    """One fork: what was asked for, and what the orchestrator said."""
+
+    parent: RunId
+    asked: dict[str, Any]
+    answer: dict[str, Any]
+
+    @property
+    def run_id(self) -> RunId:
+        """The fork's own run, if there is one."""
+        return RunId(UUID(self.answer["run_id"]))
+
+
+class ForkWorld(World):
+    """A crew whose runs are forked once they are over; forks may be forked in turn."""
+
+    def __init__(self, plan: Plan, *, forks: int, effects: str = "stub") -> None:
+        super().__init__(plan)
+        self.forks: list[Fork] = []
+        self.arrived_before = 0
+        """What had reached the outside world when the first fork was made."""
+        self._wanted, self._effects = forks, effects
+        self._choices = random.Random(f"{plan.seed}/forks")
+
+    async def play(self) -> None:
+        """Play the plan, then fork and wait for each fork to end."""
+        await super().play()
+        self.arrived_before = sum(self.sink.arrivals.values())
+        bus = SimBus(self.network, self.broker)
+        person = self.loop.create_task(self._person(bus))
+        for _ in range(self._wanted):
+            parent = self._choices.choice(sorted(self.accepted) + [fork.run_id for fork in self.forks if fork.answer["ok"]])
+            fork = await self._fork(bus, parent)
+            self.forks.append(fork)
+            while fork.answer["ok"] and not self._ended(fork.run_id):  # noqa: ASYNC110  (a moment of virtual time costs nothing)
+                await asyncio.sleep(1.0)
+        person.cancel()
+
+    async def _fork(self, bus: SimBus, parent: RunId) -> Fork:
+        """Ask until there is an answer: the same id every time."""
+        events = await read_history(MemoryStore(self.log), parent)
+        asked = {"run_id": str(parent), "at": self._choices.randint(1, len(events)), "actor": "somebody", "effects": self._effects}
+        asked |= {"fork_id": str(UUID(int=self._choices.getrandbits(128), version=4))}
+        while True:
+            try:
+                answer = json.loads((await bus.request("api.default.runs.fork", json.dumps(asked).encode(), timeout_s=5.0)).data)
+            except Unavailable:
+                continue
+            return Fork(parent, asked, answer)
+
+
+def play(plan: Plan, *, forks: int, effects: str = "stub") -> ForkWorld:
+    """Play a plan and fork its runs; returns the world as it was in the end."""
+    world, before = ForkWorld(plan, forks=forks, effects=effects), logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    faults.hook = world.point
+    try:
+        world.loop.run_until_complete(world.play())
+    finally:
+        asyncio.set_event_loop(world.loop)
+        world.loop.forget()
+        asyncio.set_event_loop(None)
+        faults.hook = None
+        logging.disable(before)
+    return world

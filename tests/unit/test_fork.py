@@ -1,0 +1,235 @@
+"""Forks with something changed, carried out by a real orchestrator and real workers on a log in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from support.scripted import Recorder, ScriptedModel, calls
+from support.toolbox import MemoryArtifacts
+
+from crewlog.agents.model import Model
+from crewlog.events.clock import SystemClock
+from crewlog.events.memory_store import MemoryStore
+from crewlog.orchestrator.memory_crew import MemoryCrew, memory_crew
+from crewlog.orchestrator.replay import replay
+from crewlog.orchestrator.run_history import RunHistory, load_history
+from crewlog.schemas.blocks import ModelReply, ModelRequest, ToolResult
+from crewlog.schemas.errors import ContractError
+from crewlog.schemas.ids import RunId
+from crewlog.schemas.run_events import RunCompleted, RunForked
+from crewlog.schemas.task import parse_task
+from crewlog.schemas.task_events import ApprovalRequested, ModelCallStarted, TaskCompleted, ToolFinished, ToolStarted
+from crewlog.schemas.values import Outcome
+
+TASK = {"task_id": "00000000-0000-4000-8000-000000000001", "type": "data", "objective": "count", "budget": {"hard_micro_usd": 900}}
+
+
+def obedient(request: ModelRequest) -> ModelReply:
+    """Look, then send, then submit what was seen last."""
+    results = [block for message in request.messages for block in message.content if isinstance(block, ToolResult)]
+    turn = sum(message.role == "assistant" for message in request.messages)
+    seen = results[0].content if results else ""
+    return calls([("look", '{"text":"there"}'), ("mail", '{"text":"all"}'), ("submit", f'{{"text":"{seen}"}}')][turn])
+
+
+class Crew:
+    """A crew whose only agent does as `obedient` says."""
+
+    def __init__(self, crew: MemoryCrew, tools: Recorder, models: dict[str, ScriptedModel]) -> None:
+        self.crew, self.tools, self.models = crew, tools, models
+
+    async def run(self, **task: Any) -> RunId:
+        run_id = await self.crew.submit(parse_task({**TASK, "auto_approve": True, **task}))
+        await self.crew.end(run_id)
+        return run_id
+
+    async def fork(self, parent: RunId, at: int, **asked: Any) -> RunHistory:
+        """Fork, wait for the end, and check that it follows from its log."""
+        run_id = await self.begin(parent, at, **asked)
+        await self.crew.end(run_id)
+        return await self.history(run_id)
+
+    async def begin(self, parent: RunId, at: int, **asked: Any) -> RunId:
+        return RunId(UUID((await self.crew.ask("runs.fork", {"run_id": parent, "at": at, "actor": "ann", **asked}))["run_id"]))
+
+    async def history(self, run_id: RunId) -> RunHistory:
+        report = await replay(MemoryStore(self.crew.log), run_id)
+        assert report.divergence is None, report.divergence
+        return await load_history(MemoryStore(self.crew.log), run_id)
+
+
+@pytest.fixture
+async def crew(tmp_path: Path) -> AsyncIterator[Crew]:
+    async with a_crew(tmp_path) as made:
+        yield made
+
+
+@asynccontextmanager
+async def a_crew(folder: Path) -> AsyncIterator[Crew]:
+    tools = Recorder()
+    models = {name: ScriptedModel([obedient] * 100, name=name) for name in ("script-1", "other-1")}
+
+    def chain(models_: str, role: str) -> tuple[Model, ...]:
+        assert role == "data"
+        return (models[models_.partition(":")[2]],)
+
+    setup = memory_crew([tools.agent()], lambda _: (models["script-1"],), clock=SystemClock(), artifacts=MemoryArtifacts(), folder=folder, trial_chain=chain)
+    async with asyncio.timeout(60), setup as made:
+        yield Crew(made, tools, models)
+
+
+def own(history: RunHistory, type_: type) -> list[Any]:
+    """Return the fork's own events of a type."""
+    return [event for recorded in history.events[history.first_own - 1 :] if isinstance(event := recorded.event(), type_)]
+
+
+def index_of(history: RunHistory, matches: Callable[[Any], bool]) -> int:
+    return next(n for n, recorded in enumerate(history.events, 1) if matches(recorded.event()))
+
+
+def outcome(history: RunHistory) -> Outcome:
+    (done,) = own(history, TaskCompleted)
+    return done.outcome  # type: ignore[no-any-return]
+
+
+async def test_without_a_change_a_fork_does_the_same_again_and_sends_nothing(crew: Crew) -> None:
+    parent = await crew.run()
+    before = await crew.history(parent)
+    at = index_of(before, lambda e: isinstance(e, ToolFinished) and e.tool == "look")
+    done = list(crew.tools.calls)
+    fork = await crew.fork(parent, at)
+
+    assert fork.events[:at] == before.events[:at]
+    assert outcome(fork).summary == "look says there"
+    assert outcome(fork).flags == ("simulated",)  # the mail was sent by the parent, so that its record answers
+    assert [(e.tool, e.stub) for e in own(fork, ToolStarted)] == [("mail", "recorded"), ("submit", "")]
+    assert [c for c in crew.tools.calls if c not in done] == [c for c in crew.tools.calls if c[0] == "submit"][1:]
+    (forked,) = own(fork, RunForked)
+    assert (forked.parent, forked.at, forked.actor) == (parent, at, "ann")
+
+
+async def test_an_edited_result_is_what_the_model_goes_on_from(crew: Crew) -> None:
+    parent = await crew.run()
+    before = await crew.history(parent)
+    at = index_of(before, lambda e: isinstance(e, ToolFinished) and e.tool == "look")
+    fork = await crew.fork(parent, at, results={before.events[at - 1].event().call_id: "nobody is there"})  # type: ignore[union-attr]
+
+    assert outcome(fork).summary == "nobody is there"
+
+
+async def test_a_call_without_a_result_is_ended_by_an_edit(crew: Crew) -> None:
+    parent = await crew.run()
+    before = await crew.history(parent)
+    at = index_of(before, lambda e: isinstance(e, ToolStarted) and e.tool == "look")
+    fork = await crew.fork(parent, at, results={before.events[at - 1].event().call_id: "made up"})  # type: ignore[union-attr]
+
+    assert outcome(fork).summary == "made up"
+    assert all(e.tool != "look" for e in own(fork, ToolStarted))
+
+
+async def test_what_no_record_has_is_stubbed_and_says_so(crew: Crew) -> None:
+    parent = await crew.run()
+    at = index_of(await crew.history(parent), lambda e: isinstance(e, ToolFinished) and e.tool == "look")
+    fork = await crew.fork(parent, at, reads=False)
+
+    assert [(e.tool, e.stub) for e in own(fork, ToolStarted)] == [("mail", "stubbed"), ("submit", "")]
+    (mailed,) = [e for e in own(fork, ToolFinished) if e.tool == "mail"]
+    assert mailed.result.inline.startswith("mail was not carried out")
+    assert "stubbed" in outcome(fork).flags
+    (end,) = own(fork, RunCompleted)
+    assert "stubbed" in end.flags
+    assert sum(tool == "mail" for tool, *_ in crew.tools.calls) == 1
+
+
+async def test_allowed_effects_happen_again_under_a_key_of_their_own(crew: Crew) -> None:
+    parent = await crew.run()
+    at = index_of(await crew.history(parent), lambda e: isinstance(e, ToolFinished) and e.tool == "look")
+    await crew.fork(parent, at, effects="allow")
+
+    keys = [key for tool, _, key in crew.tools.calls if tool == "mail"]
+    assert len(set(keys)) == 2
+
+
+async def test_approvals_are_asked_again(crew: Crew) -> None:
+    parent = await crew.run()
+    before = await crew.history(parent)
+    at = index_of(before, lambda e: isinstance(e, ToolFinished) and e.tool == "mail") - 1
+    run_id = await crew.begin(parent, at, changes={"auto_approve": False}, effects="allow")
+    await crew.crew.until(lambda: any(r.run_id == run_id and r.type == "TaskSuspended" for r in crew.crew.log.events))
+    (asked,) = own(await crew.history(run_id), ApprovalRequested)
+    body = {"run_id": run_id, "approval_id": asked.approval_id, "decision": "approved", "actor": "ann"}
+    await crew.crew.ask("approvals.decide", body)
+    await crew.crew.end(run_id)
+
+    assert outcome(await crew.history(run_id)).summary == "look says there"
+    assert sum(tool == "mail" for tool, *_ in crew.tools.calls) == 2
+
+
+async def test_another_model_prompt_and_message_reach_the_next_request(crew: Crew) -> None:
+    parent = await crew.run()
+    at = index_of(await crew.history(parent), lambda e: isinstance(e, ToolFinished) and e.tool == "look")
+    fork = await crew.fork(parent, at, models="data=openai:other-1", prompts={"data": "Be brief."}, message="Look twice.")
+
+    first = crew.models["other-1"].requests[0]
+    assert first.system.startswith("Be brief.\n")
+    assert first.messages[-1].content[-1].text == "Look twice."  # type: ignore[union-attr]
+    assert {e.model for e in own(fork, ModelCallStarted)} == {"other-1"}
+
+
+async def test_another_goal_is_the_first_message(crew: Crew) -> None:
+    parent = await crew.run()
+    at = index_of(await crew.history(parent), lambda e: isinstance(e, ToolFinished) and e.tool == "look")
+    await crew.fork(parent, at, changes={"objective": "count twice", "limits": {"turns_max": 9}})
+
+    opening = crew.models["script-1"].requests[-1].messages[0].content[0].text  # type: ignore[union-attr]
+    assert '"objective":"count twice"' in opening
+
+
+async def test_a_prompt_holds_for_tasks_that_begin_in_the_fork(crew: Crew) -> None:
+    parent = await crew.run()
+    await crew.fork(parent, 1, prompts={"*": "Be brief."}, agent_version="1")
+    assert crew.models["script-1"].requests[-1].system.startswith("Be brief.\n")
+
+
+async def test_a_fork_of_a_version_that_nobody_has_fails_visibly(crew: Crew) -> None:
+    parent = await crew.run()
+    run_id = await crew.begin(parent, 1, agent_version="7")
+    end = await crew.crew.end(run_id)
+    assert end.type == "RunFailed"
+    assert "agent '7'; data-worker has '1'" in end.data.decode()
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"at": 99}, "has events 1 to 20) .* matches nothing"),
+        ({"at": 3, "results": {"nope": "x"}}, "call 'nope' was not asked for by a task that is under way at event 4"),
+        ({"at": 3, "task": "b", "message": "x"}, "task 'b' is not under way at event 4; under way: task"),
+        ({"at": 3, "changes": {"tenant": "other"}}, "a fork cannot change tenant"),
+        ({"at": 3, "changes": {"limits": {"turns_max": 0}}}, "greater than or equal to 1"),
+        ({"at": 3, "models": "nobody:x"}, "unknown provider 'nobody'"),
+    ],
+)
+async def test_what_cannot_be_is_refused_with_a_way_out(crew: Crew, asked: dict[str, Any], message: str) -> None:
+    parent = await crew.run()
+    with pytest.raises(ContractError, match=message.replace(")", r"\)")):
+        await crew.begin(parent, **asked)
+
+
+async def test_the_end_of_a_run_names_the_last_place_before_it(crew: Crew) -> None:
+    parent = await crew.run()
+    history = await crew.history(parent)
+    with pytest.raises(ContractError, match=r"is over behind event (\d+) of \1: fork it at \d+ or before"):
+        await crew.begin(parent, len(history.events))
+
+
+async def test_another_tenant_has_no_such_run(crew: Crew) -> None:
+    parent = await crew.run()
+    with pytest.raises(ContractError, match="run"):
+        await crew.crew.ask("runs.fork", {"run_id": parent, "at": 3, "actor": "eve"}, tenant="other")
