@@ -63,12 +63,12 @@ _OBJECTS: Final[Mapping[str, frozenset[str]]] = {
 }
 _QUESTION: Final = re.compile(
     r"^(?:(?:what|which|who|whom|whose|why|when|where|how|is|are|does|do|can|must|may|should|say (?:what|which|who|why|when|where|how|whether)|tell me)\b|"
-    r"(?:at|in|on|for|by|from|to|with|under|within|after|until) (?:what|which|whom|how)\b)",
+    r"(?:at|in|on|for|by|from|to|with|under|within|after|until|since) (?:what|which|whom|how|when|where)\b)",
     re.IGNORECASE,
 )
 _NUMBERS_ASKED: Final = re.compile(
     r"(?<!\bat )(?<!\bin )(?<!\bfor )(?<!\bwithin )(?<!\bafter )\bhow (?:many|much)\b|\bper (?:month|year|day|week)\b|\btop \d+\b|"
-    r"\b(?:by|per) (?:each )?[a-z_]+\b",
+    r"\b(?:by|per) (?:each )?(?!(?:what|which|when|whom|where)\b)[a-z_]+\b",
     re.IGNORECASE,
 )
 _BREAK: Final = re.compile(

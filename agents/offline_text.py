@@ -50,6 +50,8 @@ def stem(word: str) -> str:
                 word = word[:-1]
             break
     word = word.rstrip("e") if len(word.rstrip("e")) >= 3 else word
+    if word.endswith("ll") and len(word) > 4:  # cancelled and cancel, installed and install
+        word = word[:-1]
     return word[:-2] + "is" if word.endswith("iz") else word
 
 

@@ -183,6 +183,8 @@ def test_words_that_belong_together_share_a_stem() -> None:
     assert stem("employees") == stem("employee")
     assert stem("summarize") == stem("summarised")
     assert stem("applies") == stem("apply")
+    assert {stem(word) for word in ("cancel", "cancelled", "cancelling")} == {"cancel"}
+    assert stem("called") == stem("call") != stem("cal")
 
 
 def test_sentences_do_not_end_behind_abbreviations() -> None:

@@ -33,6 +33,8 @@ def shape(output: dict[str, Any]) -> list[tuple[str, tuple[str, ...]]]:
 
 GOALS = [
     ("How many orders were placed per month?", ("orders.csv",), [("data", ())]),
+    ("Until when can I cancel an order?", ("sales.csv", "terms.md"), [("research", ())]),
+    ("By when must invoices be paid?", ("orders.csv", "terms.md"), [("research", ())]),
     ("Summarise sales.csv", ("sales.csv",), [("data", ())]),
     ("Summarise the handbook", ("handbook.pdf",), [("research", ())]),
     ("Analyze the data", ("d.parquet",), [("data", ())]),
