@@ -20,31 +20,26 @@ from crewlog.agents.model import Model
 from crewlog.agents.model_call import ModelCalls, given_up
 from crewlog.agents.models import PLANNERS_TASKS
 from crewlog.agents.recall import READ_CONTEXT_TOOL, RECALL_TOOL
-from crewlog.agents.setup import WINDOW, ContextMode, Setup, SetupTool, instructed, make_setup, opening_message
-from crewlog.agents.spec import AgentSpec, ToolContext, ToolOutput, ToolSpec
-from crewlog.agents.stand_in import StandIns
-from crewlog.agents.task_state import Call, open_model_calls
-from crewlog.agents.tool_runner import Answer, Ask, Ran, Refuse, Run, judge, run_tool
+from crewlog.agents.setup import WINDOW, ContextMode, Setup, instructed, make_setup, opening_message
+from crewlog.agents.spec import AgentSpec
+from crewlog.agents.task_state import open_model_calls
+from crewlog.agents.tool_calls import ToolCalls
 from crewlog.agents.tool_ways import ToolHealth
 from crewlog.agents.toolbox import Toolbox
-from crewlog.agents.turn import AskModel, Done, Fail, Finish, GiveUpCall, Nudge, RunCalls, Start, Step, Wait, limit_failure, next_step
+from crewlog.agents.turn import OPEN, AskModel, Done, Fail, Finish, GiveUpCall, Nudge, RunCalls, Start, Step, Wait, limit_failure, next_step
 from crewlog.events.artifacts import ArtifactStore
 from crewlog.events.clock import Clock
 from crewlog.schemas.errors import ConfigError, ContractError
-from crewlog.schemas.ids import ApprovalId, Hash, RunId, TaskId, idempotency_key
+from crewlog.schemas.ids import Hash
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.price_table import TokenPrices
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import (
-    ApprovalRequested,
     AttemptFailed,
     ContextCompacted,
     Nudged,
     TaskCompleted,
     TaskStarted,
-    ToolFinished,
-    ToolStarted,
-    ToolWays,
 )
 from crewlog.schemas.values import Failure, Outcome, Shortfall
 
@@ -133,10 +128,10 @@ class _Stretch:
         self._task = journal.state.task
         own = shop.spec.tools_for(self._task)
         self._own_tools = Toolbox(own)
-        self._tools = Toolbox((ESCALATE_TOOL, READ_CONTEXT_TOOL, RECALL_TOOL, *own))
+        tools = Toolbox((ESCALATE_TOOL, READ_CONTEXT_TOOL, RECALL_TOOL, *own))
+        self._tool_calls = ToolCalls(shop, journal, self._task, tools, self._moved)
         self._setup: Setup | None = None
         self._calls = shop.model_calls(self._task)
-        self._stand_ins = None if self._task.trial is None else StandIns(self._task, journal)
         self._deadline_us = journal.state.deadline_us or shop.clock.now_us() + self._task.timeout_seconds * 1_000_000
         self._holds_task = False
         self._limit = asyncio.timeout(None)
@@ -204,7 +199,8 @@ class _Stretch:
                 case Nudge():
                     journal.record(Nudged("loop", step.text))
                 case RunCalls():
-                    await self._run_calls(step.calls)
+                    assert self._setup is not None
+                    await self._tool_calls.run(step.calls, self._setup)
                 case Wait():
                     await journal.commit()
                     return "suspended"
@@ -224,7 +220,7 @@ class _Stretch:
         state = self._journal.state
         begins = state.phase == "between_attempts" and state.attempt < self._attempt
         if not self._holds_task and (begins or state.phase == "working"):
-            if any(c.status == "asked" for c in state.calls) and not any(c.status in ("new", "running", "approved", "denied") for c in state.calls):
+            if any(c.status == "asked" for c in state.calls) and not any(c.status in {"running", *OPEN} for c in state.calls):
                 return Done()  # delivered again while a person still decides
             return Start()
         return next_step(state, self._setup)
@@ -295,122 +291,6 @@ class _Stretch:
             case _:
                 await self._calls.make(journal, setup, msgspec.structs.replace(step, estimated_tokens=room), self._moved)
         return None
-
-    async def _run_calls(self, calls: tuple[Call, ...]) -> None:
-        journal, setup = self._journal, self._setup
-        assert setup is not None
-        running: list[tuple[Call, str, int]] = []
-        for call in calls:
-            arguments = journal.read(call.call.arguments)
-            verdict = judge(call, journal.state, setup, self._tool(call), arguments)
-            match verdict:
-                case Refuse():
-                    status: Literal["unknown", "refused"] = "unknown" if verdict.unknown else "refused"
-                    journal.record(ToolFinished(call.call.call_id, call.call.tool, status, journal.pack(verdict.message), 0))
-                case Ask():
-                    expires_us = self._shop.clock.now_us() + round(self._shop.approval_ttl_s * 1e6)
-                    journal.record(
-                        ApprovalRequested(
-                            verdict.approval_id, call.call.call_id, call.call.tool, call.call.arguments, Hash(verdict.digest), verdict.reason, expires_us
-                        )
-                    )
-                case Answer():
-                    journal.record(ToolFinished(call.call.call_id, call.call.tool, "ok", journal.pack(verdict.message), 0))
-                case Run():
-                    tool = setup.tool(call.call.tool)
-                    assert tool is not None
-                    if (begun := await self._begin(call, tool, verdict.approval_id)) is not None:
-                        running.append(begun)
-        if running:
-            await self._perform(running)
-
-    async def _begin(self, call: Call, tool: SetupTool, approval_id: ApprovalId | None) -> tuple[Call, str, int] | None:
-        """Record the intent of a call; in a trial also its outcome, when it is not to be carried out: then nothing is left to perform."""
-        journal = self._journal
-        key = idempotency_key(RunId(self._task.run_id), TaskId(self._task.task_id), call.call.call_id)
-        stand_in = None if self._stand_ins is None else await self._stand_ins.for_call(call, tool)
-        started = ToolStarted(call.call.call_id, call.call.tool, tool.version, tool.effect, key, approval_id)
-        if stand_in is None:
-            journal.record(started)
-            return call, key, journal.state.version
-        journal.record(msgspec.structs.replace(started, stub=stand_in.stub))
-        journal.record(stand_in.finished)
-        return None
-
-    async def _perform(self, running: list[tuple[Call, str, int]]) -> None:
-        """Run calls side by side, and record each outcome as soon as no other one is about to come with it.
-
-        Args:
-            running: each with its idempotency key and the version of its `ToolStarted`.
-        """
-        journal = self._journal
-        if all((tool := self._tool(call)) is not None and tool.effect == "read" for call, *_ in running):
-            journal.send()
-        else:
-            await journal.commit()
-        if len(running) == 1:
-            finished = await self._perform_one(*running[0])
-            self._moved()
-            journal.record(finished)
-            return
-        left = {asyncio.create_task(self._perform_one(*one)) for one in running}
-        try:
-            while left:
-                done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
-                self._moved()
-                for event in sorted((task.result() for task in done), key=lambda e: e.call_id):
-                    journal.record(event)
-                if left:
-                    journal.send()
-        finally:
-            for task in left:
-                task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
-
-    async def _perform_one(self, call: Call, key: str, version: int) -> ToolFinished:
-        tool = self._tool(call)
-        assert tool is not None  # `judge` lets nothing else run
-        context = ToolContext(
-            task=self._task,
-            call_id=call.call.call_id,
-            idempotency_key=key,
-            artifacts=self._shop.artifacts,
-            workspace=self._shop.workspaces / str(self._task.task_id),
-            earlier_artifacts=self._journal.state.artifacts,
-            recall=self._recall,
-            trust=self._journal.state.trust,
-            version=version,
-        )
-        ran = await run_tool(tool, context, self._journal.read(call.call.arguments), self._shop.clock, self._shop.health)
-        return self._finished(call, tool, ran)
-
-    def _tool(self, call: Call) -> ToolSpec | None:
-        """Return what carries out a call, in the version that the task began with."""
-        known = self._setup.tool(call.call.tool) if self._setup else None
-        return None if known is None else self._tools.find(call.call.tool, known.version)
-
-    async def _recall(self, call_id: str) -> ToolOutput | None:
-        journal = self._journal
-        found = next((r for e in journal.state.exchanges for r in e.results if r.call_id == call_id), None)
-        if found is None:
-            return None
-        await journal.load([found.content])
-        return ToolOutput(journal.read(found.content), trust=found.trust)
-
-    def _finished(self, call: Call, tool: ToolSpec, ran: Ran) -> ToolFinished:
-        output, ways = ran.output, ran.ways
-        is_plain = ways is None or (ways.tries == 1 and not tool.fallbacks)
-        return ToolFinished(
-            call_id=call.call.call_id,
-            tool=call.call.tool,
-            status="ok" if ran.is_ok else "error",
-            result=self._journal.pack(output.content),
-            latency_ms=ran.latency_ms,
-            trust=output.trust or tool.trust,
-            artifacts=output.artifacts,
-            outcome=output.outcome if tool.ends_task else None,
-            ways=msgspec.UNSET if ways is None or is_plain else ToolWays(ways.implementation, ways.tries, ways.degraded),
-        )
 
     def _completed(self, outcome: Outcome) -> TaskCompleted:
         state = self._journal.state

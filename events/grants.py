@@ -37,6 +37,8 @@ from crewlog.schemas.task_events import (
     ApprovalRequested,
     AttemptFailed,
     BudgetWarned,
+    CompensationFinished,
+    CompensationStarted,
     ContextCompacted,
     ModelCallFailed,
     ModelCallFinished,
@@ -51,6 +53,8 @@ from crewlog.schemas.task_events import (
     TaskOpened,
     TaskStarted,
     ToolFinished,
+    ToolInDoubt,
+    ToolProbed,
     ToolStarted,
 )
 
@@ -110,6 +114,7 @@ _SCHEDULES = _names(ScheduleAdded, SchedulePaused, ScheduleResumed, ScheduleRemo
 _CONTROLS = _names(ScopePaused, ScopeResumed, ScopeQuarantined, ScopeReleased, WorkerDrained)
 _WORK = _names(
     *(TaskStarted, ModelCallStarted, ModelCallFinished, ModelCallFailed, ModelCallSkipped, ToolStarted, ToolFinished),
+    *(ToolInDoubt, ToolProbed, CompensationStarted, CompensationFinished),
     *(ApprovalRequested, Nudged, ContextCompacted, BudgetWarned, AttemptFailed, TaskHandedBack, TaskCompleted),
 )  # fmt: skip
 

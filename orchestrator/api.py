@@ -29,7 +29,7 @@ from crewlog.events.bus import Bus, Message, Subscription
 from crewlog.events.clock import Clock
 from crewlog.events.store import BudgetState, EventStore
 from crewlog.orchestrator.budgets import Budgets
-from crewlog.orchestrator.commands import CancelRun, DecideApproval, SubmitRun, TooLate
+from crewlog.orchestrator.commands import Answer, CancelRun, DecideApproval, SubmitRun, TooLate
 from crewlog.orchestrator.dead_letters import DeadLetters
 from crewlog.orchestrator.decide import decide
 from crewlog.orchestrator.driver import Driver
@@ -104,11 +104,11 @@ class CancelRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DecideRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Approve or deny one tool call."""
+    """Approve or deny one tool call, or say what became of one."""
 
     run_id: UUID
     approval_id: UUID
-    decision: Literal["approved", "denied"]
+    decision: Answer
     actor: str
     note: str = ""
 

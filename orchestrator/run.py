@@ -47,6 +47,7 @@ from crewlog.schemas.run_events import (
     TaskReviewed,
     TaskSuspended,
 )
+from crewlog.schemas.task_events import ApprovalDecision
 from crewlog.schemas.usage import Usage, format_usd
 from crewlog.schemas.values import Failure, Issue, Outcome, Shortfall
 
@@ -73,12 +74,14 @@ class PendingApproval(msgspec.Struct, frozen=True):
     digest: Hash
     tool: str
     expires_us: int
+    asks_outcome: bool = False
+    """Whether the call happened is asked, not whether it may run."""
 
 
 class DecidedApproval(msgspec.Struct, frozen=True):
     """An answer. The first one wins."""
 
-    decision: Literal["approved", "denied", "expired"]
+    decision: ApprovalDecision
     actor: str
 
 
@@ -284,7 +287,7 @@ def _dispatched(state: RunState, event: TaskDispatched) -> RunState:
 
 def _suspended(state: RunState, event: TaskSuspended) -> RunState:
     task = state.tasks[event.key]
-    pending = {**task.pending, event.approval_id: PendingApproval(event.call_id, event.digest, event.tool, event.expires_us)}
+    pending = {**task.pending, event.approval_id: PendingApproval(event.call_id, event.digest, event.tool, event.expires_us, event.question == "outcome")}
     task = replace(task, phase="suspended", pending=pending, due_us=min(p.expires_us for p in pending.values()))
     return replace(_with_task(state, task), paused_since_us=state.paused_since_us or event.since_us)
 

@@ -57,7 +57,7 @@ class RunProjection:
     """Keeps the tables of runs and of all that happens in them."""
 
     name = "runs"
-    version = 3
+    version = 4
     types: frozenset[type] = frozenset((*RUN_EVENTS, *TASK_EVENTS, CallSettled))
     tables = (RUNS.name, TASKS.name, MODEL_CALLS.name, TOOL_CALLS.name, APPROVALS.name)
     facts_max = None
