@@ -23,7 +23,7 @@ from crewlog.events.prefix import read_whole
 from crewlog.events.store import EventStore
 from crewlog.schemas.errors import ConflictError, ContractError, OrchestrationError, Unavailable
 from crewlog.schemas.ids import RunId, TaskId, task_stream
-from crewlog.schemas.subjects import LANES, control_worker, telemetry, wake
+from crewlog.schemas.subjects import LANES, control_kind, control_worker, telemetry, wake
 from crewlog.schemas.system_events import AgentRegistered, ToolInfo
 from crewlog.schemas.task import AgentTask, parse_task
 from crewlog.schemas.task_events import AttemptFailed, TaskEvent
@@ -47,13 +47,16 @@ class Worker:
         self._shop, self._store, self._bus, self._slots, self._unavailable = shop, store, bus, slots, unavailable
         self._held: set[str] = set()
         self._consuming: Consuming | None = None
-        self._control: Subscription | None = None
+        self._control: list[Subscription] = []
         self._beating: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Register with the orchestrator, then begin to fetch. A worker that lacks an extra registers and fetches nothing."""
         shop = self._shop
-        self._control = await self._bus.subscribe(control_worker(shop.worker), self._answer)
+        self._control = [
+            await self._bus.subscribe(control_worker(shop.worker), self._answer),
+            await self._bus.subscribe(control_kind(shop.spec.kind), self._say_beat),
+        ]
         await self._register()
         self._beating = asyncio.create_task(self._beat())
         if self._unavailable:
@@ -71,9 +74,10 @@ class Worker:
             self._beating.cancel()
             await asyncio.gather(self._beating, return_exceptions=True)
             self._beating = None
-        if self._control is not None:
-            control, self._control = self._control, None
-            await control.stop()
+        if self._control:
+            control, self._control = self._control, []
+            for subscription in control:
+                await subscription.stop()
             body = json.dumps({"kind": self._shop.spec.kind, "worker": self._shop.worker}).encode()
             try:
                 await self._bus.request("api.system.agents.stop", body, timeout_s=2.0)
@@ -209,10 +213,14 @@ class Worker:
         )
 
     async def _beat(self) -> None:
-        shop = self._shop
         while True:
-            beat = {"kind": shop.spec.kind, "worker": shop.worker, "slots": self._slots, "busy": sorted(self._held), "at_us": shop.clock.now_us()}
-            if asked := shop.breakers.states():
-                beat["providers"] = {f"{model.provider}/{model.name}": state for model, state in asked}
-            await self._bus.publish(telemetry(shop.spec.kind, shop.worker), json.dumps(beat).encode())
+            await self._say_beat()
             await asyncio.sleep(HEARTBEAT_S)
+
+    async def _say_beat(self, _: Message | None = None) -> None:
+        """Say that this worker is there: every few seconds, and when an orchestrator that has just started asks."""
+        shop = self._shop
+        beat = {"kind": shop.spec.kind, "worker": shop.worker, "slots": self._slots, "busy": sorted(self._held), "at_us": shop.clock.now_us()}
+        if asked := shop.breakers.states():
+            beat["providers"] = {f"{model.provider}/{model.name}": state for model, state in asked}
+        await self._bus.publish(telemetry(shop.spec.kind, shop.worker), json.dumps(beat).encode())

@@ -98,13 +98,14 @@ class OrchestratorService:
             Unavailable: the log or the bus cannot be reached.
         """
         await self.kinds.start()
-        self._loops = [self.driver.start(), *self._timers.start(self.driver.wake)]
-        self._loops += await self.dispatcher.start(self.driver.folds, self.sweep.adopt)
+        self._loops = await self.dispatcher.start(self.driver.folds, self.sweep.adopt)
+        self._loops += [self.driver.start(), *self._timers.start(self.driver.wake)]
         self._wakes = await self._bus.subscribe("wake.*", self._woken, queue=QUEUE)
         await self._api.start()
         await self._intake.start()
         await self._letters.start()
         self._loops += [await self.sweep.start(), self.schedules.start()]
+        await self.dispatcher.ask_workers(self.kinds.offers)
         await self._bus.flush()
 
     async def stop(self) -> None:
