@@ -19,7 +19,7 @@ from crewlog.agents.setup import Setup
 from crewlog.agents.stand_in import stubs_allowed
 from crewlog.agents.task_state import Call, TaskState, evolve, initial_state, model_call, open_model_calls
 from crewlog.agents.tool_ways import REPEATABLE
-from crewlog.agents.turn import AskModel, Done, Fail, Finish, Nudge, RunCalls, Start, Step, approval_of, digest_of, hedge_of, next_step
+from crewlog.agents.turn import AskModel, Done, Fail, Finish, GiveUpCall, Nudge, RunCalls, Start, Step, approval_of, digest_of, hedge_of, next_step
 from crewlog.events.store import Recorded
 from crewlog.schemas.divergence import Divergence
 from crewlog.schemas.ids import RunId, TaskId, compensation_key, idempotency_key
@@ -224,11 +224,12 @@ def _attempt_failed(state: TaskState, setup: Setup | None, event: AttemptFailed,
 
 
 def _handed_back(state: TaskState, setup: Setup | None) -> Difference | None:
-    """That somebody paused it is an observation; that it stopped between two steps is checked."""
+    """That somebody paused it is an observation; that it could have gone on is checked. Whoever took the task over from a worker that died may
+    give it back before anything else, so calls of that one may be open."""
     if state.phase == "between_attempts":
         return None
     step = next_step(state, setup)
-    return None if isinstance(step, Start | AskModel | RunCalls) else ("step", "one that begins something", type(step).__name__)
+    return None if isinstance(step, Start | AskModel | RunCalls | GiveUpCall | Done) else ("step", "one that begins something", type(step).__name__)
 
 
 def _tool_started(state: TaskState, setup: Setup | None, event: ToolStarted) -> Difference | None:

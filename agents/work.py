@@ -19,6 +19,7 @@ from crewlog.agents.live_text import LiveText
 from crewlog.agents.model import Model
 from crewlog.agents.model_call import ModelCalls, given_up
 from crewlog.agents.models import PLANNERS_TASKS
+from crewlog.agents.orders import Orders
 from crewlog.agents.recall import READ_CONTEXT_TOOL, RECALL_TOOL
 from crewlog.agents.setup import WINDOW, ContextMode, Setup, instructed, make_setup, opening_message
 from crewlog.agents.spec import AgentSpec
@@ -39,11 +40,12 @@ from crewlog.schemas.task_events import (
     ContextCompacted,
     Nudged,
     TaskCompleted,
+    TaskHandedBack,
     TaskStarted,
 )
 from crewlog.schemas.values import Failure, Outcome, Shortfall
 
-Ended = Literal["completed", "failed", "suspended", "nothing"]
+Ended = Literal["completed", "failed", "suspended", "handed_back", "cut", "nothing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,22 +111,26 @@ class Workshop:
         return self.trial_chain(task.trial.models, role if role in self.roles or role in PLANNERS_TASKS else self.spec.kind)
 
 
-async def work(shop: Workshop, journal: Journal, *, attempt: int) -> Ended:
+async def work(shop: Workshop, journal: Journal, *, attempt: int, orders: Orders | None = None) -> Ended:
     """Carry one task as far as it goes without anybody else, and return how this stretch ended.
+
+    Args:
+        orders: what may keep a step from beginning, or cut the task off; nothing does by default.
 
     Raises:
         ConflictError: the task belongs to somebody else now; whatever was not durable never happened.
         Unavailable: the log cannot be reached.
     """
-    return await _Stretch(shop, journal, attempt).run()
+    return await _Stretch(shop, journal, attempt, orders).run()
 
 
 class _Stretch:
     """One worker's hold on one task."""
 
-    def __init__(self, shop: Workshop, journal: Journal, attempt: int) -> None:
+    def __init__(self, shop: Workshop, journal: Journal, attempt: int, orders: Orders | None) -> None:
         assert journal.state.task is not None
-        self._shop, self._journal, self._attempt = shop, journal, attempt
+        self._shop, self._journal, self._attempt, self._orders = shop, journal, attempt, orders
+        self._is_cut = False
         self._task = journal.state.task
         own = shop.spec.tools_for(self._task)
         self._own_tools = Toolbox(own)
@@ -144,12 +150,19 @@ class _Stretch:
         self._ends_at = loop.time() + (self._deadline_us - self._shop.clock.now_us()) / 1e6
         try:
             async with self._limit:
+                if self._orders is not None:
+                    self._orders.hold(task, self._journal, self._cut)
                 try:
                     return await self._run()
                 finally:
                     if self._watch is not None:
                         self._watch.cancel()
+                    if self._orders is not None:
+                        self._orders.drop(task)
         except TimeoutError:
+            if self._is_cut:
+                await self._journal.abandon()
+                return "cut"
             is_over = loop.time() >= self._ends_at
             await self._journal.abandon()
             self._give_up_calls()
@@ -160,6 +173,12 @@ class _Stretch:
                 return await self._fail(Failure("timeout", f"limit timeout_seconds reached: {seconds} of max {seconds}, raise timeout_seconds to go on"))
             # whatever hangs may answer the next time, and nothing that was done is lost
             return await self._fail(limit_failure("idle_seconds", task.limits.idle_seconds, task.limits.idle_seconds, retryable=True))
+
+    def _cut(self) -> None:
+        """End the stretch at once: somebody else has ended the task, so nothing that comes of it counts any more."""
+        self._is_cut = True
+        if not self._limit.expired():
+            self._limit.reschedule(asyncio.get_running_loop().time())
 
     def _give_up_calls(self) -> None:
         """Close what was under way: it may have been billed. A simulated call never reached the log."""
@@ -188,6 +207,8 @@ class _Stretch:
         while True:
             self._moved()
             step = self._next()
+            if isinstance(step, Start | AskModel | RunCalls) and self._orders is not None and (scope := await self._orders.against(self._task)):
+                return await self._hand_back(scope)
             match step:
                 case Start():
                     await self._start()
@@ -276,10 +297,20 @@ class _Stretch:
         changed = instructed(made[0], self._journal.read(payload))
         return changed, msgspec.json.encode(changed).decode()
 
+    async def _hand_back(self, scope: str) -> Ended:
+        self._journal.record(TaskHandedBack(max(self._journal.state.attempt, self._attempt), scope))
+        await self._journal.commit()
+        return "handed_back"
+
     async def _ask(self, step: AskModel) -> Failure | None:
         """Make the call, or note what must be left out of the conversation first; returns why neither is possible."""
         journal, setup = self._journal, self._setup
         assert setup is not None
+        if step.wait_s > 0 and self._orders is not None:
+            await journal.commit()
+            if await self._orders.wait(self._task, step.wait_s):
+                return None  # the same step comes again, and does not begin
+            step = msgspec.structs.replace(step, wait_s=0.0)
         room = make_room(journal.state, setup, journal.read, link=step.link, purpose=step.purpose, is_too_long=step.is_too_long)
         match room:
             case Compact():

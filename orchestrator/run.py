@@ -130,6 +130,7 @@ class RunState(msgspec.Struct, frozen=True):
     run_id: RunId = RunId(NIL)
     brief: Brief = NO_BRIEF
     status: Status = "new"
+    submitted_us: int = 0
     deadline_us: int = 0
     paused_since_us: int = 0
     """Since when at least one question to a person is open; 0 when none is. The run's deadline stands still meanwhile."""
@@ -215,7 +216,8 @@ def _submitted(state: RunState, event: RunSubmitted) -> RunState:
     brief = decode_brief(event.task)
     tree = event.tree or TaskId(brief.task_id)
     terms = replace(state, limits=event.limits, tree=tree, hold_s=event.hold_s)
-    return replace(terms, run_id=event.run_id, brief=brief, status="open", deadline_us=event.deadline_us)
+    submitted_us = event.deadline_us - brief.timeout_seconds * 1_000_000
+    return replace(terms, run_id=event.run_id, brief=brief, status="open", submitted_us=submitted_us, deadline_us=event.deadline_us)
 
 
 def _forked(state: RunState, event: RunForked) -> RunState:

@@ -22,6 +22,7 @@ import msgspec
 
 from crewlog.events.bus import Bus, Message, Subscription
 from crewlog.events.clock import Clock
+from crewlog.events.controls import kind_scope
 from crewlog.events.store import EventStore
 from crewlog.orchestrator.admission import Admission
 from crewlog.orchestrator.dispatch import Dispatch
@@ -123,7 +124,8 @@ class Sweep:
             except OrchestrationError as error:
                 log.warning("sweep: %s", error)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._soon.wait(), self._interval_s)
+                async with asyncio.timeout(self._interval_s):  # `wait_for` would swallow a `stop` that comes at the same moment
+                    await self._soon.wait()
             self._soon.clear()
 
     def soon(self) -> None:
@@ -159,10 +161,12 @@ class Sweep:
             for run_id in page:
                 self._driver.wake(run_id)
             self._admission.count(states.values())
-            waiting = [(state, task) for state in states.values() for task in active_tasks(state) if task.phase == "dispatched"]
-            dispatched.update(task.task_id for _, task in waiting)
+            dispatched_now = [(state, task) for state in states.values() for task in active_tasks(state) if task.phase == "dispatched"]
+            dispatched.update(task.task_id for _, task in dispatched_now)
             if adopts:
-                await self._take_over(waiting)
+                await self._take_over(dispatched_now)
+            paused = self._driver.folds.controls.pauses
+            waiting = [(state, task) for state, task in dispatched_now if kind_scope(task.kind) not in paused]  # nobody takes theirs
             await self._check(waiting)
             await self._holds.release(states.values())
             if len(page) < PAGE:
