@@ -222,9 +222,9 @@ class Dispatcher:
         others = sum(beat.waiting.get(tenant, 0) for beat, _ in self._others.values())
         return others + sum(queue.waiting_of(tenant) for queue in self._queues.values())
 
-    def holds(self, task_id: TaskId) -> bool:
-        """Say whether a message waits here."""
-        return any(task_id in queue for queue in self._queues.values())
+    def has(self, run_id: RunId, task_id: TaskId) -> bool:
+        """Say whether this process has seen to a message: it waits here, or was sent and nothing came of it yet."""
+        return task_id in self._out.get(run_id, ()) or any(task_id in queue for queue in self._queues.values())
 
     async def held(self, task_ids: Collection[TaskId]) -> dict[TaskId, Held]:
         """Find out which of these messages wait for their turn, here or with another orchestrator that answers."""

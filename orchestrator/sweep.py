@@ -177,7 +177,7 @@ class Sweep:
         await settle_left_over(self._store, self._clock, grace_s=self._settle_grace_s)
 
     async def _take_over(self, waiting: Iterable[tuple[RunState, TaskState]]) -> None:
-        found = {task.task_id: (state, task) for state, task in waiting if not self._dispatcher.holds(task.task_id)}
+        found = {task.task_id: (state, task) for state, task in waiting if not self._dispatcher.has(state.run_id, task.task_id)}
         begun = Counter(recorded.task_id for recorded in await self._store.read_streams({task_stream(task_id): 0 for task_id in found}, types=_BEGUN))
         held = await self._dispatcher.held(found)
         for task_id, (state, task) in found.items():
