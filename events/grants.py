@@ -19,6 +19,8 @@ from crewlog.schemas.system_events import (
     MemoryForgotten,
     MemoryRemembered,
     ProviderStateChanged,
+    RunArchived,
+    RunImported,
     ScheduleAdded,
     ScheduleFired,
     SchedulePaused,
@@ -37,8 +39,6 @@ from crewlog.schemas.task_events import (
     ApprovalRequested,
     AttemptFailed,
     BudgetWarned,
-    CompensationFinished,
-    CompensationStarted,
     ContextCompacted,
     ModelCallFailed,
     ModelCallFinished,
@@ -53,8 +53,6 @@ from crewlog.schemas.task_events import (
     TaskOpened,
     TaskStarted,
     ToolFinished,
-    ToolInDoubt,
-    ToolProbed,
     ToolStarted,
 )
 
@@ -64,6 +62,10 @@ ORCHESTRATOR: Final = "crewlog_orchestrator"
 PROJECTOR: Final = "crewlog_projector"
 SPECIALIST: Final = "crewlog_specialist"
 OPERATOR: Final = "crewlog_operator"
+ARCHIVIST: Final = "crewlog_archivist"
+"""Takes runs out of the log that went to a file, and can do nothing else that others cannot."""
+READER: Final = "crewlog_reader"
+"""Reads the public views and nothing else."""
 
 
 def kind_role(kind: str) -> str:
@@ -71,7 +73,7 @@ def kind_role(kind: str) -> str:
     return f"crewlog_{kind}" if kind in BUILT_IN_KINDS else SPECIALIST
 
 
-ROLES: Final = (ORCHESTRATOR, PROJECTOR, *map(kind_role, BUILT_IN_KINDS), SPECIALIST, OPERATOR)
+ROLES: Final = (ORCHESTRATOR, PROJECTOR, *map(kind_role, BUILT_IN_KINDS), SPECIALIST, OPERATOR, ARCHIVIST, READER)
 """All logins of the database besides its owner."""
 
 
@@ -111,10 +113,11 @@ _MEMORIES = _names(MemoryRemembered, MemoryForgotten)
 _SPEND = _names(CallSettled)
 _PROVIDERS = _names(ProviderStateChanged)
 _SCHEDULES = _names(ScheduleAdded, SchedulePaused, ScheduleResumed, ScheduleRemoved, ScheduleFired)
+_IMPORTS = _names(RunImported)
+_ARCHIVES = _names(RunArchived)
 _CONTROLS = _names(ScopePaused, ScopeResumed, ScopeQuarantined, ScopeReleased, WorkerDrained)
 _WORK = _names(
     *(TaskStarted, ModelCallStarted, ModelCallFinished, ModelCallFailed, ModelCallSkipped, ToolStarted, ToolFinished),
-    *(ToolInDoubt, ToolProbed, CompensationStarted, CompensationFinished),
     *(ApprovalRequested, Nudged, ContextCompacted, BudgetWarned, AttemptFailed, TaskHandedBack, TaskCompleted),
 )  # fmt: skip
 
@@ -132,6 +135,8 @@ GRANTS: Final = (
     *(Grant(role, "provider", _PROVIDERS, opens=True) for role in (*map(kind_role, BUILT_IN_KINDS), SPECIALIST)),
     Grant(kind_role("research"), "doc", _DOCUMENTS, opens=True),
     Grant(OPERATOR, "doc", _DOCUMENTS, opens=True),
+    Grant(OPERATOR, "import", _IMPORTS, opens=True),
+    Grant(ARCHIVIST, "archive", _ARCHIVES, opens=True),
     # agents remember, people forget: an agent that was talked into it must not make anybody forget anything
     *(Grant(role, "memory", _names(MemoryRemembered), opens=True) for role in (kind_role("planner"), kind_role("research"), SPECIALIST)),
     Grant(OPERATOR, "memory", _names(MemoryForgotten)),
@@ -151,6 +156,8 @@ def owner_grants(role: str) -> tuple[Grant, ...]:
         ("provider", _PROVIDERS),
         ("memory", _MEMORIES),
         ("schedule", _SCHEDULES),
+        ("import", _IMPORTS),
+        ("archive", _ARCHIVES),
         ("control", _CONTROLS),
     )
     return tuple(Grant(role, category, types, opens=True) for category, types in everything)

@@ -23,6 +23,9 @@ from crewlog.schemas.errors import ConfigError, Unavailable
 LOG_FOLDER: Final = Path(__file__).with_name("sql")
 
 _NAME: Final = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
+READER_CONNECTIONS_MAX: Final = 20
+"""Sessions that the login for reading views may have at once: notebooks and dashboards must not take those of the crew."""
+
 _LOCK: Final = 0x637265776C6F67
 _TABLE: Final = """
 CREATE TABLE IF NOT EXISTS public.crewlog_migrations (
@@ -197,10 +200,13 @@ async def _ensure_login(connection: Any, role: str, password: str) -> None:
 
 
 async def _grant_rights(connection: Any, role: str) -> None:
+    if role == grants.READER:
+        await _restrict_reader(connection, await _quoted(connection, role))
+        return
     writes = any(grant.role == role for grant in grants.GRANTS)
     rights = [
         "USAGE ON SCHEMA es",
-        "SELECT ON es.streams, es.events, es.blobs, es.budgets, es.reservations, es.seals",
+        "SELECT ON es.streams, es.events, es.blobs, es.budgets, es.reservations, es.seals, es.tombstones",
         "SELECT ON SEQUENCE es.event_position",
         "EXECUTE ON FUNCTION es.high_water, es.read_all",
     ]
@@ -208,11 +214,23 @@ async def _grant_rights(connection: Any, role: str) -> None:
         rights += ["EXECUTE ON FUNCTION es.append", "INSERT ON es.blobs"]
     if role in (grants.PROJECTOR, grants.OPERATOR):
         rights.append("EXECUTE ON FUNCTION es.seal")
+    if role == grants.OPERATOR:
+        rights.append("EXECUTE ON FUNCTION es.import_run")
+    if role == grants.ARCHIVIST:
+        rights.append("EXECUTE ON FUNCTION es.run_digest, es.archive_hindrance, es.archive_run")
     if role == grants.ORCHESTRATOR:
         rights.append("SELECT, INSERT, UPDATE, DELETE ON es.timers")
     name = await _quoted(connection, role)
     for right in rights:
         await connection.execute(f"GRANT {right} TO {name}")
+
+
+async def _restrict_reader(connection: Any, name: str) -> None:
+    """Set what a session of the reader begins with. Its rights are those on the public views, given with them; these settings only keep mistakes small."""
+    settings = {"default_transaction_read_only": "on", "statement_timeout": "60s", "lock_timeout": "5s", "search_path": "crewlog, pg_catalog"}
+    for setting, value in settings.items():
+        await connection.execute(f"ALTER ROLE {name} SET {setting} = {value if ',' in value else repr(value)}")
+    await connection.execute(f"ALTER ROLE {name} CONNECTION LIMIT {READER_CONNECTIONS_MAX}")
 
 
 async def _quoted(connection: Any, name: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from hashlib import sha256
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from crewlog.events.blobs import unpack_blob
@@ -32,15 +33,24 @@ _NEWEST: Final = "SELECT number, first_position, last_position, events, hash FRO
 _ONE: Final = "SELECT number, first_position, last_position, events, hash FROM es.seals WHERE number = $1"
 _MARKS: Final = "SELECT marks FROM es.seals WHERE number = $1"
 _EVENTS: Final = (
-    f"SELECT e.position, e.stream_id, e.version, {EVENT_BYTES} FROM es.events e "  # noqa: S608 - a constant of the program
+    f"SELECT e.position, e.stream_id, e.version, {EVENT_BYTES}, NULL FROM es.events e "  # noqa: S608 - a constant of the program
     "WHERE e.position >= $1 AND e.position <= $2 ORDER BY e.position"
 )
+_TOMBSTONES: Final = "SELECT position, '', 0, NULL, digest FROM es.tombstones WHERE position >= $1 AND position <= $2 ORDER BY position"
+_ARCHIVED: Final = """
+SELECT t.run_id, count(*) AS events, min(t.position) AS first, max(t.position) AS last, min(a.data ->> 'file') AS file,
+       min(a.data ->> 'sha256') AS sha256
+  FROM es.tombstones t LEFT JOIN LATERAL (
+         SELECT e.position, e.data FROM es.events e WHERE e.stream_id = 'archive/' || t.run_id ORDER BY e.version DESC LIMIT 1) a ON true
+ GROUP BY t.run_id ORDER BY 3
+"""
 _UNSEALED: Final = "SELECT count(*) FROM es.events WHERE position > $1"
 _STREAMS: Final = """
 SELECT stream_id, s.version, n.events, n.newest, n.position
   FROM es.streams s
   FULL JOIN (SELECT stream_id, count(*) AS events, max(version) AS newest, max(position) AS position FROM es.events GROUP BY stream_id) n USING (stream_id)
- WHERE s.version IS DISTINCT FROM n.events OR s.version IS DISTINCT FROM n.newest ORDER BY stream_id LIMIT $1
+ WHERE (s.version IS DISTINCT FROM n.events OR s.version IS DISTINCT FROM n.newest) AND (s.run_id IS NULL OR s.run_id <> ALL ($2::uuid[]))
+ ORDER BY stream_id LIMIT $1
 """
 _GAPS: Final = """
 WITH there AS (SELECT stream_id, version, position FROM es.events WHERE stream_id = ANY ($1)),
@@ -58,14 +68,26 @@ Progress = Callable[[int, int], None]
 """Called with the position reached and the position to reach."""
 
 
+class ArchivedRun(NamedTuple):
+    """A run whose events went to a file. Their hashes are still in the seals."""
+
+    run_id: str
+    events: int
+    first: int
+    last: int
+    file: str
+    sha256: str
+
+
 class Verified(NamedTuple):
-    """What was found. `newest` is the last seal, None without any; `unsealed` counts the events behind it."""
+    """What was found. `newest` is the last seal, None without any; `unsealed` counts the events behind it; `events` leaves out archived ones."""
 
     events: int
     seals: int
     unsealed: int
     newest: SealMark | None
     position: int
+    archived: Sequence[ArchivedRun]
     faults: Sequence[Fault]
 
 
@@ -93,29 +115,39 @@ async def verify(connections: Connections, *, against: SealMark | None = None, p
         against: a seal that was kept elsewhere; it must be one of the log's.
         progress: told how far it is.
     """
-    found: list[Fault] = []
+    archived = [
+        ArchivedRun(str(row[0]), row[1], row[2], row[3], row[4] or "", row[5] or "") for row in await connections.fetch("list archived runs", _ARCHIVED)
+    ]
+    found = [_unannounced(run) for run in archived if not run.file]
     before: Seal | None = None
     events = 0
     last = await connections.fetch("read the last seal", _NEWEST)
     to = last[0][2] if last else 0
-    async for seals, rows in _sealed_pages(connections):
-        digests = [sha256(columns).digest() for _, _, _, columns in rows]
+    async for seals, rows in _sealed_pages(connections, with_tombstones=bool(archived)):
+        digests = [sha256(columns).digest() if columns is not None else digest for _, _, _, columns, digest in rows]
         for one, covered in split(seals, [row[0] for row in rows]):
             if not holds(before, one, digests[covered]):
                 marks = await connections.fetch("read a seal", _MARKS, one.number)
                 there = [SealedEvent(row[0], row[1], row[2], digest) for row, digest in zip(rows[covered], digests[covered], strict=True)]
                 found += faults(before, one, marks[0][0], there)
             before = one
-        events += len(rows)
+        events += sum(row[3] is not None for row in rows) if archived else len(rows)
         progress(seals[-1].last, max(to, seals[-1].last))
         if len(found) >= FAULTS_MAX:
             break
     if against is not None:
         found += await _compare(connections, against)
-    found = await _with_streams(connections, found)
+    found = await _with_streams(connections, found, [run.run_id for run in archived])
     end = before.last if before else 0
     unsealed = (await connections.fetch("count what is not sealed", _UNSEALED, end))[0][0]
-    return Verified(events, before.number if before else 0, unsealed, SealMark(before.number, before.hash.hex()) if before else None, end, found)
+    newest = SealMark(before.number, before.hash.hex()) if before else None
+    return Verified(events, before.number if before else 0, unsealed, newest, end, archived, found)
+
+
+def _unannounced(run: ArchivedRun) -> Fault:
+    return Fault(
+        "removed", run.first, f"run/{run.run_id}", 0, f"{run.events} events up to position {run.last} are gone like archived ones, but no RunArchived says so"
+    )
 
 
 async def verify_blobs(connections: Connections) -> list[str]:
@@ -132,13 +164,21 @@ async def verify_blobs(connections: Connections) -> list[str]:
     return spoiled
 
 
-async def _sealed_pages(connections: Connections) -> AsyncIterator[tuple[list[Seal], list[Any]]]:
+async def _read(connections: Connections, first: int, last: int, *, with_tombstones: bool) -> list[Any]:
+    """Return position, stream, version, columns and digest of each event in a range, in order: columns of those there, the digest of archived ones."""
+    rows = await connections.fetch("read sealed events", _EVENTS, first, last)
+    if with_tombstones and (gone := await connections.fetch("read tombstones", _TOMBSTONES, first, last)):
+        return sorted([*rows, *gone], key=itemgetter(0))
+    return rows
+
+
+async def _sealed_pages(connections: Connections, *, with_tombstones: bool) -> AsyncIterator[tuple[list[Seal], list[Any]]]:
     """Yield seals with the events in their range; the next page is being read while one is looked at."""
     coming: asyncio.Task[list[Any]] | None = None
     present: list[Seal] = []
     try:
         async for seals in _seal_groups(connections):
-            reading = asyncio.create_task(connections.fetch("read sealed events", _EVENTS, seals[0].first, seals[-1].last))
+            reading = asyncio.create_task(_read(connections, seals[0].first, seals[-1].last, with_tombstones=with_tombstones))
             if coming is not None:
                 rows, coming = await coming, reading
                 yield present, rows
@@ -176,9 +216,9 @@ async def _compare(connections: Connections, against: SealMark) -> list[Fault]:
     return []
 
 
-async def _with_streams(connections: Connections, found: list[Fault]) -> list[Fault]:
+async def _with_streams(connections: Connections, found: list[Fault], archived: Sequence[str]) -> list[Fault]:
     """Add streams that lack versions, which also gives removed events their names."""
-    odd = {row[0]: row for row in await connections.fetch("compare streams", _STREAMS, FAULTS_MAX)}
+    odd = {row[0]: row for row in await connections.fetch("compare streams", _STREAMS, FAULTS_MAX, archived)}
     if not odd:
         return found
     gaps = [Gap(*row) for row in await connections.fetch("look for missing versions", _GAPS, list(odd), FAULTS_MAX)]

@@ -11,6 +11,7 @@ import io
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -31,14 +32,15 @@ BYTES_MAX: Final = 1 << 30
 """Of an unpacked file: a small file must not fill the memory."""
 
 
-class Header(msgspec.Struct, frozen=True):
-    """The first line."""
+class Header(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The first line. `made_by` is the version of the program that wrote the file."""
 
     format: str
     version: int
     run_id: UUID
     events: int
     blobs: int
+    made_by: str = ""
 
 
 class EventLine(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -80,6 +82,8 @@ class Bundle(NamedTuple):
     run_id: RunId
     events: Sequence[Recorded]
     blobs: Mapping[Hash, bytes]
+    made_by: str = ""
+    """Version of the program that wrote the file; empty for one that does not say, or when there is none."""
 
     def store(self) -> MemoryStore:
         """Return a log in memory that holds this run and nothing else."""
@@ -99,12 +103,12 @@ async def collect(store: EventStore, run_id: RunId) -> Bundle:
     blobs = await store.get_blobs(hashes)
     if missing := [hash_ for hash_ in hashes if hash_ not in blobs]:
         raise ContractError(f"run {run_id} refers to {len(missing)} blobs that are not in the log, such as {missing[0]}: it cannot be exported whole")
-    return Bundle(run_id, history.events, {hash_: blobs[hash_] for hash_ in hashes})
+    return Bundle(run_id, history.events, {hash_: blobs[hash_] for hash_ in hashes}, version("crewlog"))
 
 
 def pack_bundle(bundle: Bundle) -> bytes:
     """Return the file of a run."""
-    header = Header(FORMAT, VERSION, bundle.run_id, len(bundle.events), len(bundle.blobs))
+    header = Header(FORMAT, VERSION, bundle.run_id, len(bundle.events), len(bundle.blobs), bundle.made_by)
     lines = [header, *map(_event_line, bundle.events), *(_blob_line(hash_, data) for hash_, data in sorted(bundle.blobs.items()))]
     body = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
     # without a time in its header, the same run gives the same file
@@ -131,7 +135,7 @@ def unpack_bundle(data: bytes, name: str) -> Bundle:
         blobs = dict(_blob(msgspec.json.decode(line, type=BlobLine), name) for line in lines[1 + header.events :])
     except (msgspec.MsgspecError, ValueError) as error:
         raise ContractError(f"{name} is no exported run: {error}") from error
-    return Bundle(RunId(header.run_id), events, blobs)
+    return Bundle(RunId(header.run_id), events, blobs, header.made_by)
 
 
 def read_bundle(path: Path) -> Bundle:

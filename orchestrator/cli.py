@@ -13,6 +13,7 @@ from crewlog.orchestrator import (
     cli_crew,
     cli_debug,
     cli_dlq,
+    cli_files,
     cli_fork,
     cli_mcp,
     cli_memory,
@@ -46,6 +47,7 @@ for module in (
     cli_verify,
     cli_chaos,
     cli_fork,
+    cli_files,
 ):
     module.register(app)
 

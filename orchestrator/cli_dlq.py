@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from crewlog.orchestrator.cli_output import Exit, HomeOption, Output, OutputOption, load_config, plain, print_json, print_rows, printable, run_async, say
+from crewlog.orchestrator.cli_output import (
+    Exit,
+    HomeOption,
+    Output,
+    OutputOption,
+    confirm,
+    load_config,
+    plain,
+    print_json,
+    print_rows,
+    printable,
+    run_async,
+    say,
+)
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -120,7 +132,7 @@ async def drop_letters(
     async with Client.connect(load_config(home)) as client:
         chosen = await _chosen(client, sequences, kind, fingerprint)
         if not sequences and chosen:
-            _confirm(f"delete {len(chosen)} dead letters?", yes=yes)
+            confirm(f"delete {len(chosen)} dead letters?", yes=yes)
         for count, sequence in enumerate(chosen, 1):
             if await client.letters.drop(sequence):
                 dropped.append(sequence)
@@ -146,16 +158,6 @@ async def _chosen(client: Client, sequences: list[int] | None, kind: str, finger
     if bool(sequences) == bool(kind or fingerprint):
         raise ContractError("name letters by their numbers, or choose them with --kind or --fingerprint\nsee them with: crewlog dlq list")
     return sequences or [letter.sequence async for letter in client.letters.all(kind=kind, fingerprint=fingerprint)]
-
-
-def _confirm(question: str, *, yes: bool) -> None:
-    from crewlog.schemas.errors import ContractError
-
-    if yes:
-        return
-    if not sys.stdin.isatty():
-        raise ContractError(f"{question} nobody can be asked here\nsay so beforehand: --yes")
-    typer.confirm(question, abort=True, err=True)
 
 
 def _progress(done: int, of: int) -> None:

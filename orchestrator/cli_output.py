@@ -169,6 +169,22 @@ def complain(what: str, why: str = "", next_step: str = "") -> None:
             console.print(f"  {label}: {text}", markup=False, highlight=False)
 
 
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before something that cannot be taken back, unless it was answered beforehand.
+
+    Raises:
+        ContractError: nobody can be asked.
+        typer.Abort: the answer is no.
+    """
+    from crewlog.schemas.errors import ContractError
+
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise ContractError(f"{question} nobody can be asked here\nsay so beforehand: --yes")
+    typer.confirm(question, abort=True, err=True)
+
+
 def stderr_console() -> Console:
     """Return a console on stderr; it follows NO_COLOR and shows no colour when stderr is not a terminal."""
     from rich.console import Console

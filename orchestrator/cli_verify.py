@@ -75,11 +75,15 @@ async def verify(
 def _as_json(found: Verified, spoiled: list[str] | None) -> dict[str, object]:
     places = [{"kind": f.kind, "position": f.position, "stream": f.stream, "version": f.version, "detail": f.detail} for f in found.faults]
     newest = str(found.newest) if found.newest else None
-    return {**found._asdict(), "newest": newest, "faults": places, "spoiled_blobs": spoiled}
+    return {**found._asdict(), "newest": newest, "archived": [run._asdict() for run in found.archived], "faults": places, "spoiled_blobs": spoiled}
 
 
 def _print(found: Verified, spoiled: list[str] | None) -> None:
     typer.echo(f"{found.events} events under {found.seals} seals, up to position {found.position}; {found.unsealed} behind them are not sealed yet")
+    for run in found.archived[:SHOWN_MAX]:
+        typer.echo(f"archived: run {run.run_id}, {run.events} events between positions {run.first} and {run.last}: {run.file} ({run.sha256[:12]}…)")
+    if len(found.archived) > SHOWN_MAX:
+        typer.echo(f"and {len(found.archived) - SHOWN_MAX} more archived runs: -o json lists them")
     for fault in found.faults[:SHOWN_MAX]:
         typer.echo(str(fault))
     if len(found.faults) > SHOWN_MAX:
@@ -114,11 +118,9 @@ def _progress(output: Output) -> Progress:
 async def _opened(home: Path | None, name: str) -> AsyncIterator[Connections]:
     from crewlog.events.clock import SystemClock
     from crewlog.events.verify import open_connections
-    from crewlog.orchestrator.endpoints import with_login
+    from crewlog.orchestrator.endpoints import database_url
 
-    address = with_login(load_config(home), "operator").database_url
-    assert address is not None
-    connections = open_connections(address.get_secret_value(), SystemClock(), name=name)
+    connections = open_connections(database_url(load_config(home), "operator"), SystemClock(), name=name)
     try:
         yield connections
     finally:

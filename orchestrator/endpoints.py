@@ -34,6 +34,21 @@ def with_login(config: Config, process: str) -> Config:
     return config.model_copy(update=found)
 
 
+def database_url(config: Config, role: str) -> str:
+    """Return the address of the database for a login that is no process of the crew, as `archivist` or `reader`.
+
+    An address in the configuration is taken as it is: its login is the one whose rights count.
+
+    Raises:
+        Unavailable: none is configured and the home has no running server.
+    """
+    if config.database_url is not None:
+        return config.database_url.get_secret_value()
+    state = _running(config)
+    assert state.database_port is not None
+    return load_credentials(config.home).postgres_url(f"crewlog_{role}", state.database_port)
+
+
 def owner_url(config: Config) -> str:
     """Return the address that may change the database's schema.
 

@@ -24,7 +24,7 @@ FINISHED: frozenset[TaskStatus] = frozenset({"completed", "revised", "failed", "
 
 ModelCallStatus = Literal["running", "ok", "failed", "abandoned", "unused"]
 ToolCallStatus = Literal["requested", "running", "interrupted", "ok", "error", "refused", "unknown", "not_run", "abandoned"]
-ApprovalStatus = Literal["pending", "approved", "denied", "expired", "withdrawn", "happened", "did_not_happen", "give_up"]
+ApprovalStatus = Literal["pending", "approved", "denied", "expired", "withdrawn"]
 
 
 class RunRow(msgspec.Struct, eq=False):
@@ -142,9 +142,6 @@ class ToolCallRow(msgspec.Struct, eq=False):
     latency_ms: int | None = None
     requested_position: int | None = None
     outcome_position: int | None = None
-    fingerprint: str | None = None
-    compensation: Json | None = None
-    reused: Json | None = None
 
 
 class ApprovalRow(msgspec.Struct, eq=False):
@@ -164,7 +161,6 @@ class ApprovalRow(msgspec.Struct, eq=False):
     decided_us: int | None = None
     actor: str | None = None
     note: str | None = None
-    question: str | None = None
 
 
 class AgentRow(msgspec.Struct, eq=False):
@@ -246,3 +242,35 @@ class PassageRow(msgspec.Struct, eq=False):
     line: int
     heading: str
     passage: str
+
+
+class ImportRow(msgspec.Struct, eq=False):
+    """A run that was read from a file."""
+
+    run_id: UUID
+    file: str
+    sha256: str
+    events: int
+    blobs: int
+    actor: str
+    made_by: str
+    imported_us: int
+
+
+class ArchiveRow(msgspec.Struct, eq=False):
+    """A run that went to a file and is no longer in the log."""
+
+    run_id: UUID
+    tenant: str
+    user_name: str
+    type: str
+    goal: str
+    status: str
+    submitted_us: int
+    finished_us: int
+    cost_micro_usd: int
+    events: int
+    file: str
+    sha256: str
+    actor: str
+    archived_us: int

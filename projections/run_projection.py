@@ -18,6 +18,7 @@ from crewlog.events.store import EventStore, Recorded
 from crewlog.projections.calls import call_settled
 from crewlog.projections.projection import Fact, decode
 from crewlog.projections.rows import ApprovalRow, ModelCallRow, RunRow, TaskRow, ToolCallRow
+from crewlog.projections.run_files import ARCHIVES, IMPORTS, FileChanges
 from crewlog.projections.run_state import Changed, RunState
 from crewlog.projections.runs import fold_run_event
 from crewlog.projections.table import Table
@@ -26,7 +27,7 @@ from crewlog.projections.waiting import waiting_reason
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import RunId
 from crewlog.schemas.run_events import RUN_EVENTS, RunSubmitted
-from crewlog.schemas.system_events import CallSettled
+from crewlog.schemas.system_events import CallSettled, RunArchived, RunImported
 from crewlog.schemas.task_events import TASK_EVENTS
 
 RUNS: Final = Table("runs", RunRow, key=("run_id",))
@@ -34,6 +35,8 @@ TASKS: Final = Table("tasks", TaskRow, key=("run_id", "key", "revision"))
 MODEL_CALLS: Final = Table("model_calls", ModelCallRow, key=("task_id", "number"))
 TOOL_CALLS: Final = Table("tool_calls", ToolCallRow, key=("task_id", "call_id"))
 APPROVALS: Final = Table("approvals", ApprovalRow, key=("approval_id",))
+
+OF_RUNS: Final = (RUNS.name, TASKS.name, MODEL_CALLS.name, TOOL_CALLS.name, APPROVALS.name)
 
 OPEN_RUNS_MAX: Final = 4096
 """Runs remembered at once; the one idle longest is forgotten first."""
@@ -43,30 +46,32 @@ class RunChanges(msgspec.Struct):
     """Rows to write."""
 
     rows: Changed
+    files: FileChanges
 
     async def apply(self, connection: asyncpg.Connection) -> None:
-        """Write each table once."""
+        """Write each table once, then take out the runs that were archived."""
         await RUNS.write(connection, self.rows.runs)
         await TASKS.write(connection, self.rows.tasks)
         await MODEL_CALLS.write(connection, self.rows.model_calls)
         await TOOL_CALLS.write(connection, self.rows.tool_calls)
         await APPROVALS.write(connection, self.rows.approvals)
+        await self.files.apply(connection, OF_RUNS)
 
 
 class RunProjection:
     """Keeps the tables of runs and of all that happens in them."""
 
     name = "runs"
-    version = 4
-    types: frozenset[type] = frozenset((*RUN_EVENTS, *TASK_EVENTS, CallSettled))
-    tables = (RUNS.name, TASKS.name, MODEL_CALLS.name, TOOL_CALLS.name, APPROVALS.name)
+    version = 3
+    types: frozenset[type] = frozenset((*RUN_EVENTS, *TASK_EVENTS, CallSettled, RunImported, RunArchived))
+    tables = (*OF_RUNS, IMPORTS.name, ARCHIVES.name)
     facts_max = None
 
     def __init__(self, store: EventStore, *, open_runs_max: int = OPEN_RUNS_MAX) -> None:
         self._store, self._open_runs_max = store, open_runs_max
         self._open: OrderedDict[UUID, RunState] = OrderedDict()
         self._touched: dict[UUID, RunState] = {}
-        self._changed = Changed()
+        self._changed, self._files = Changed(), FileChanges()
 
     async def load(self, events: Sequence[Recorded], *, after: int, skipped: Collection[int]) -> None:
         """Fold again the runs that these events go on with and that are not remembered."""
@@ -82,6 +87,10 @@ class RunProjection:
     def fold(self, fact: Fact) -> None:
         """Apply one event to its run."""
         recorded = fact.recorded
+        if isinstance(fact.event, RunImported | RunArchived):
+            self._files.fold(recorded, fact.event)
+            self._open.pop(fact.event.run_id, None)
+            return
         run_id = recorded.run_id
         if run_id is None:
             raise ContractError(f"{recorded.stream} version {recorded.version} is a {recorded.type} without a run id")
@@ -94,6 +103,7 @@ class RunProjection:
     def take(self) -> RunChanges:
         """Settle the waiting reasons of the runs touched, and hand out the rows that changed."""
         changed, self._changed = self._changed, Changed()
+        files, self._files = self._files, FileChanges()
         touched, self._touched = self._touched, {}
         for run_id, run in touched.items():
             _settle(run, changed)
@@ -103,13 +113,13 @@ class RunProjection:
                 self._open.move_to_end(run_id)
         while len(self._open) > self._open_runs_max:
             self._open.popitem(last=False)
-        return RunChanges(changed)
+        return RunChanges(changed, files)
 
     def forget(self) -> None:
         """Drop all states: they will be folded again."""
         self._open.clear()
         self._touched.clear()
-        self._changed = Changed()
+        self._changed, self._files = Changed(), FileChanges()
 
     async def _fold_again(self, run_id: UUID, after: int, skipped: Collection[int]) -> RunState:
         run, unwritten = RunState(RunRow(run_id)), Changed()

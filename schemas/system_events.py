@@ -1,7 +1,8 @@
 """Facts outside of runs and tasks: agents that register (`agent/<kind>`), documents that are ingested (`doc/<tenant>/<sha-256>`), limits
 of budgets that are changed (`budget/<scope>`), model calls that were paid for when their task was over (`spend/<task_id>`), providers that
 do not answer (`provider/<name>`), what agents remember (`memory/<tenant>/<user>/<sha-256>`), goals that recur
-(`schedule/<tenant>/<name>`), and what operators pause, quarantine and drain (`control/@all`)."""
+(`schedule/<tenant>/<name>`), what operators pause, quarantine and drain (`control/@all`),
+and runs that come from a file or go to one (`import/<run_id>`, `archive/<run_id>`)."""
 
 from __future__ import annotations
 
@@ -9,8 +10,8 @@ from typing import ClassVar, Literal
 
 import msgspec
 
-from crewlog.schemas.effects import Effect
 from crewlog.schemas.ids import Hash, RunId, TaskId
+from crewlog.schemas.task_events import Effect
 from crewlog.schemas.usage import Price, Usage
 from crewlog.schemas.values import Trust
 
@@ -251,6 +252,43 @@ class WorkerDrained(SystemEvent, frozen=True):
     reason: str = ""
 
 
+class RunImported(SystemEvent, frozen=True, omit_defaults=True):
+    """A run that happened elsewhere was read from a file: it is kept to be looked at, and nothing of it is ever carried out."""
+
+    run_id: RunId
+    file: str
+    """Name of the file, without its folder."""
+    sha256: Hash
+    """Of the file."""
+    events: int
+    blobs: int
+    actor: str
+    made_by: str = ""
+    """Version of the program that wrote the file; empty when it does not say."""
+
+
+class RunArchived(SystemEvent, frozen=True):
+    """A run that is over went to a file that was proved to replay; its events leave the log, and tombstones keep their place in the seals."""
+
+    run_id: RunId
+    tenant: str
+    user: str
+    type: str
+    goal: str
+    status: str
+    submitted_us: int
+    finished_us: int
+    cost_micro_usd: int
+    events: int
+    digest: Hash
+    """Of the hashes under which the events are sealed, in the order of their positions: only exactly these are deleted."""
+    file: str
+    """Name of the file, without its folder."""
+    sha256: Hash
+    """Of the file."""
+    actor: str
+
+
 SYSTEM_EVENTS: tuple[type[SystemEvent], ...] = (
     AgentRegistered,
     AgentStopped,
@@ -271,4 +309,6 @@ SYSTEM_EVENTS: tuple[type[SystemEvent], ...] = (
     ScopeQuarantined,
     ScopeReleased,
     WorkerDrained,
+    RunImported,
+    RunArchived,
 )

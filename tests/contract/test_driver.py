@@ -216,3 +216,16 @@ async def test_stopping_twice_is_harmless_and_nothing_runs_after_it() -> None:
         await service.stop()
         with pytest.raises(Unavailable):
             await crew.ask("runs.get", {"run_id": UUID(int=1)})
+
+
+async def test_who_asks_something_of_an_imported_run_hears_that_it_is_one() -> None:
+    crew = Crew(silent)
+    async with crew.orchestrator():
+        run_id = await crew.submit(type="data")
+    for stream in crew.log.streams.values():  # what `es.import_run` leaves behind: no end, and nobody may append
+        stream.closed = True
+    async with crew.orchestrator():
+        answer = await crew.ask("runs.cancel", {"run_id": str(run_id)})
+    assert answer["error"]["code"] == "contract"
+    assert "was imported" in answer["error"]["message"]
+    assert crew.types(run_id)[-1] == "TaskDispatched"

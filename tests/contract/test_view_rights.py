@@ -8,7 +8,8 @@ from support.postgres import Database
 
 VIEWS = (
     "runs", "tasks", "model_calls", "tool_calls", "effects", "costs", "approvals", "artifacts", "timeline", "agents", "events", "documents", "memories",
-    "checkpoints", "problems", "providers", "budgets", "budget_tasks", "forks",
+    "checkpoints", "problems", "providers", "budgets", "budget_tasks", "forks", "controls", "run_controls", "imports",
+    "archives",
 )  # fmt: skip
 
 
@@ -36,7 +37,7 @@ async def test_all_views_are_named_here(database: Database) -> None:
         await connection.close()
 
 
-@pytest.mark.parametrize("role", ["operator", "orchestrator", "projector"])
+@pytest.mark.parametrize("role", ["operator", "orchestrator", "projector", "reader"])
 async def test_people_and_the_orchestrator_read_everything(database: Database, role: str) -> None:
     assert await readable(database.url(f"crewlog_{role}")) == set(VIEWS)
 

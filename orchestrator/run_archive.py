@@ -1,0 +1,107 @@
+"""Take runs that are over out of the log and into files, each only when its file was proved to replay to the same state.
+
+The order makes every interruption harmless: the file is on the disk and read back before `RunArchived` says so, and only then does the
+database delete the events, if they are still exactly those that `RunArchived` names. Doing it again goes on where it ended. Blobs stay:
+other runs may refer to the same texts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from datetime import datetime
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from crewlog.events.clock import Clock
+from crewlog.events.connections import Connections
+from crewlog.events.run_files import hindrance, run_digest, take_out
+from crewlog.events.store import AppendRequest, EventStore, Write
+from crewlog.orchestrator.bundle import collect, pack_bundle, unpack_bundle
+from crewlog.orchestrator.replay import replay
+from crewlog.projections.queries import Queries
+from crewlog.projections.query_rows import RunView
+from crewlog.schemas.errors import ContractError
+from crewlog.schemas.ids import RunId, archive_stream
+from crewlog.schemas.payload import content_hash
+from crewlog.schemas.system_events import RunArchived
+
+SUFFIX: Final = ".crewlog"
+RUNS_PER_PAGE: Final = 100
+
+
+class Archived(NamedTuple):
+    """One run that left the log."""
+
+    run_id: RunId
+    file: Path
+    events: int
+    size: int
+    """Of the file, in bytes."""
+
+
+async def archive_run(store: EventStore, connections: Connections, run: RunView, folder: Path, *, actor: str, clock: Clock) -> Archived:
+    """Write a run to a file, prove that the file replays, and take the run out of the log.
+
+    Args:
+        store: reads the run and appends `RunArchived`.
+        connections: with the login that may archive.
+        run: as the views have it.
+
+    Raises:
+        ContractError: the run does not replay, its file is not what was written, or the database refuses to let it go.
+        OSError: the file cannot be written.
+    """
+    run_id = RunId(run.run_id)
+    if reason := await hindrance(connections, run_id):
+        raise ContractError(f"run {run_id} may not leave the log: {reason}")
+    before = await run_digest(connections, run_id)
+    bundle = await collect(store, run_id)
+    here = await replay(store, run_id)
+    if here.divergence is not None:
+        raise ContractError(f"run {run_id} does not follow from itself ({here.divergence}): it stays in the log")
+    data = pack_bundle(bundle)
+    path = folder / f"{run_id}{SUFFIX}"
+    _write_durably(path, data)
+    written = unpack_bundle(path.read_bytes(), str(path))
+    there = await replay(written.store(), run_id)
+    if list(written.events) != list(bundle.events) or there != here:
+        raise ContractError(f"{path} does not replay to what run {run_id} is in the log: the run stays there")
+    fact = RunArchived(
+        *(run_id, run.tenant, run.user_name, run.type, run.goal, run.status, _us(run.submitted_at), _us(run.finished_at), run.cost_micro_usd),
+        *(before.events, before.digest, path.name, content_hash(data), actor),
+    )
+    await store.append(AppendRequest((Write(archive_stream(run_id), (fact,)),), (clock.new_id(),), clock.now_us()))
+    return Archived(run_id, path, await take_out(connections, run_id), len(data))
+
+
+async def finished_before(queries: Queries, at: datetime, *, tenant: str | None) -> AsyncIterator[RunView]:
+    """Yield runs that ended before a time, the newest first."""
+    before = at
+    while page := await queries.runs(tenant=tenant, before=before, limit=RUNS_PER_PAGE):
+        for run in page:
+            if run.finished_at is not None and run.finished_at < at:
+                yield run
+        before = page[-1].submitted_at
+
+
+def _write_durably(path: Path, data: bytes) -> None:
+    """Write a file whose name appears only with all of it, and which a loss of power does not take away."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _us(at: datetime | None) -> int:
+    return 0 if at is None else round(at.timestamp() * 1_000_000)

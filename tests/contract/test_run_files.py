@@ -1,0 +1,264 @@
+"""Runs that come from files and go to files: the same state everywhere, nothing carried out, nothing deleted that was not proved, seals that hold."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+import pytest_asyncio
+from msgspec.structs import replace
+from support.played import histories, quiet_log, troubled_log
+from support.postgres import Database
+from support.views import PROJECTOR, follow, model_of
+
+from crewlog.events.clock import SystemClock
+from crewlog.events.connections import Connections
+from crewlog.events.grants import ARCHIVIST, OPERATOR, ORCHESTRATOR, READER
+from crewlog.events.memory_store import MemoryLog, MemoryStore
+from crewlog.events.postgres_store import PostgresStore
+from crewlog.events.run_files import half_archived, run_digest, take_out
+from crewlog.events.store import AppendRequest, Write
+from crewlog.events.verify import open_connections, seal, verify
+from crewlog.orchestrator import run_archive
+from crewlog.orchestrator.bundle import Bundle, collect, read_bundle
+from crewlog.orchestrator.replay import replay
+from crewlog.orchestrator.run_archive import Archived, archive_run, finished_before
+from crewlog.orchestrator.run_import import Imported, import_run, marker_of
+from crewlog.projections.digest import digest
+from crewlog.projections.queries import Queries
+from crewlog.projections.query_rows import RunView
+from crewlog.projections.rebuild import rebuild
+from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised
+from crewlog.schemas.ids import Hash, RunId, Stream, archive_stream, run_stream
+from crewlog.schemas.run_events import RunCancelled
+from crewlog.schemas.system_events import RunArchived
+
+CLOCK = SystemClock()
+ANY_HASH = Hash("0" * 64)
+
+
+class Home:
+    """A database with the logins that take part."""
+
+    def __init__(self, database: Database, stack: AsyncExitStack) -> None:
+        self.database, self._stack = database, stack
+
+    async def store(self, role: str) -> PostgresStore:
+        opened = await PostgresStore.open(self.database.url(role), actor=f"{role}@test", clock=CLOCK)
+        self._stack.push_async_callback(opened.close)
+        return opened
+
+    def connections(self, role: str) -> Connections:
+        opened = open_connections(self.database.url(role), CLOCK, name="test")
+        self._stack.push_async_callback(opened.close)
+        return opened
+
+    async def takes_in(self, bundle: Bundle, *, check: bool = True) -> Imported:
+        marker = marker_of(bundle, file="run.crewlog", sha256=ANY_HASH, actor="somebody")
+        return await import_run(await self.store(OPERATOR), self.connections(OPERATOR), bundle, marker, CLOCK, verify=check)
+
+    async def seal(self) -> None:
+        while await seal(self.connections(PROJECTOR)):
+            pass
+
+    async def run(self, run_id: RunId) -> RunView:
+        async with Queries(self.database.url(OPERATOR), CLOCK) as queries:
+            return await queries.run(str(run_id))
+
+    async def archive(self, run_id: RunId, folder: Path) -> Archived:
+        return await archive_run(await self.store(ARCHIVIST), self.connections(ARCHIVIST), await self.run(run_id), folder, actor="somebody", clock=CLOCK)
+
+    async def query(self, sql: str, *arguments: Any, role: str = OPERATOR) -> list[Any]:
+        connection = await asyncpg.connect(self.database.url(role))
+        try:
+            rows: list[Any] = await connection.fetch(sql, *arguments)
+            return rows
+        finally:
+            await connection.close()
+
+
+@pytest_asyncio.fixture
+async def home(database: Database) -> AsyncIterator[Home]:
+    async with AsyncExitStack() as stack:
+        yield Home(database, stack)
+
+
+def bundles(*logs: MemoryLog) -> list[Bundle]:
+    return [asyncio.run(collect(MemoryStore(log), history.run_id)) for log in logs for history in histories(log)]
+
+
+@pytest.fixture(scope="module")
+def quiet() -> list[Bundle]:
+    """A single task, and a plan of three steps, as a crew recorded them."""
+    return bundles(quiet_log())
+
+
+def planned(runs: list[Bundle]) -> Bundle:
+    return max(runs, key=lambda bundle: len(bundle.events))
+
+
+@pytest.fixture(scope="module")
+def several(quiet: list[Bundle]) -> list[Bundle]:
+    """Those, and runs in which all sorts of things went wrong."""
+    return [*quiet, *bundles(troubled_log(9), troubled_log(13))]
+
+
+async def test_imported_runs_replay_here_as_they_did_there(home: Home, several: list[Bundle]) -> None:
+    store = await home.store(ORCHESTRATOR)
+    for bundle in several:
+        there = await replay(bundle.store(), bundle.run_id)
+        done = await home.takes_in(bundle)
+        here = await replay(store, bundle.run_id)
+        assert here == there == done.report
+        again = await collect(store, bundle.run_id)
+        assert again.blobs == bundle.blobs
+        changed = [(replace(event, position=0, writer="")) for event in again.events]
+        assert changed == [replace(event, position=0, writer="", run_id=bundle.run_id) for event in bundle.events]
+        assert {event.writer for event in again.events} == {OPERATOR}, "who wrote it here is not a matter of what the file says"
+    async with model_of(home.database, store) as model:
+        await follow(model, store, page_max=37)
+        live = await digest(home.database.url(PROJECTOR))
+        await rebuild(home.database.url(PROJECTOR), store)
+        assert await digest(home.database.url(PROJECTOR)) == live
+    listed = await home.query("SELECT run_id, events, actor FROM crewlog.imports ORDER BY imported_at")
+    assert [tuple(row) for row in listed] == [(bundle.run_id, len(bundle.events), "somebody") for bundle in several]
+    assert await home.query("SELECT * FROM crewlog.problems") == []
+
+
+async def test_nothing_of_an_imported_run_is_carried_out(home: Home, quiet: list[Bundle]) -> None:
+    """Also when it had not ended: nobody can append to it, so nobody can decide about it or work on it."""
+    whole = planned(quiet)
+    half = whole._replace(events=whole.events[: len(whole.events) // 2])
+    assert "RunCompleted" not in {event.type for event in half.events}
+    await home.takes_in(half)
+    store = await home.store(ORCHESTRATOR)
+    assert await store.open_runs(after=None, limit=10) == []
+    stream = run_stream(half.run_id)
+    for expected in (-1, sum(event.stream == stream for event in half.events)):
+        request = AppendRequest((Write(stream, (RunCancelled("enough", "somebody"),), expected),), (CLOCK.new_id(),), CLOCK.now_us(), half.run_id)
+        with pytest.raises(ConflictError, match="closed"):
+            await store.append(request)
+
+
+async def test_what_is_no_whole_new_run_is_refused_and_leaves_nothing(home: Home, quiet: list[Bundle]) -> None:
+    bundle = planned(quiet)
+    events = list(bundle.events)
+    at = next(n for n, event in enumerate(events) if event.type == "TaskDispatched")
+    altered = replace(events[at], data=events[at].data.replace(b'"attempt":1', b'"attempt":2'))
+    assert altered != events[at]
+    gap = bundle._replace(events=[event for event in events if (event.stream, event.version) != (run_stream(bundle.run_id), 2)])
+    other = bundle._replace(events=[*events, replace(events[-1], stream=Stream("budget/tenant/x"), version=1, event_id=CLOCK.new_id())])
+    for wrong, check in ((bundle._replace(events=[*events[:at], altered, *events[at + 1 :]]), True), (gap, True), (gap, False), (other, False)):
+        with pytest.raises(ContractError):
+            await home.takes_in(wrong, check=check)
+    assert await home.query("SELECT count(*) FROM es.events") == [(0,)]
+    assert await home.query("SELECT count(*) FROM es.streams") == [(0,)]
+    await home.takes_in(bundle)
+    before = await home.query("SELECT count(*) FROM es.events")
+    with pytest.raises(ContractError, match="is in this log already"):
+        await home.takes_in(bundle)
+    assert await home.query("SELECT count(*) FROM es.events") == before
+
+
+async def test_only_people_import_and_only_the_archivist_archives(home: Home, quiet: list[Bundle]) -> None:
+    bundle = quiet[0]
+    marker = marker_of(bundle, file="f", sha256=ANY_HASH, actor="x")
+    for role in (ORCHESTRATOR, PROJECTOR, ARCHIVIST, "crewlog_research"):
+        with pytest.raises(NotAuthorised):
+            await import_run(await home.store(ORCHESTRATOR), home.connections(role), bundle, marker, CLOCK)
+    for role in (ORCHESTRATOR, PROJECTOR, OPERATOR, READER, "crewlog_research"):
+        with pytest.raises(NotAuthorised):
+            await take_out(home.connections(role), bundle.run_id)
+
+
+async def test_archived_runs_leave_files_that_replay_and_a_log_that_verifies(home: Home, quiet: list[Bundle], tmp_path: Path) -> None:
+    for bundle in quiet:
+        await home.takes_in(bundle)
+    store, url = await home.store(ORCHESTRATOR), home.database.url(PROJECTOR)
+    async with model_of(home.database, store) as model:
+        await follow(model, store)
+        async with Queries(home.database.url(OPERATOR), CLOCK) as queries:
+            found = [run async for run in finished_before(queries, (await home.query("SELECT now()"))[0][0], tenant=None)]
+        assert {run.run_id for run in found} == {bundle.run_id for bundle in quiet}
+        gone, kept = RunId(found[0].run_id), RunId(found[1].run_id)
+        before = await replay(store, gone)
+        with pytest.raises(ContractError, match="not sealed yet"):
+            await home.archive(gone, tmp_path)
+        assert not list(tmp_path.iterdir())  # noqa: ASYNC240 - a folder of a test
+        await home.seal()
+        done = await home.archive(gone, tmp_path)
+        assert done.file.stat().st_size == done.size
+
+        assert await store.read_run(gone) == []
+        archived = read_bundle(done.file)
+        assert await replay(archived.store(), gone) == before
+        assert await replay(store, kept) == await replay(next(b for b in quiet if b.run_id == kept).store(), kept)
+        await follow(model, store)
+        live = await digest(url)
+        await rebuild(url, store)
+        assert await digest(url) == live
+    for view in ("runs", "tasks", "model_calls", "tool_calls"):
+        assert (await home.query(f"SELECT count(*) FROM crewlog.{view} WHERE run_id = $1", gone)) == [(0,)]
+    (row,) = await home.query("SELECT * FROM crewlog.archives")
+    assert (row["run_id"], row["goal"], row["events"], row["file"]) == (gone, found[0].goal, done.events, done.file.name)
+
+    await home.seal()
+    checked = await verify(home.connections(OPERATOR))
+    assert checked.faults == []
+    assert [(run.run_id, run.events, run.file) for run in checked.archived] == [(str(gone), done.events, done.file.name)]
+    assert await half_archived(home.connections(ARCHIVIST)) == []
+    with pytest.raises(ContractError, match="duplicate key"):
+        await home.takes_in(archived)  # its streams are still known: the place of an archived run stays taken
+
+
+async def test_a_run_that_is_not_what_was_proved_stays(home: Home, quiet: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = planned(quiet)
+    await home.takes_in(bundle)
+    store = await home.store(ORCHESTRATOR)
+    async with model_of(home.database, store) as model:
+        await follow(model, store)
+    await home.seal()
+
+    def spoil(path: Path, data: bytes) -> None:
+        path.write_bytes(data[: len(data) // 2])
+
+    monkeypatch.setattr(run_archive, "_write_durably", spoil)
+    with pytest.raises(ContractError, match="no exported run"):
+        await home.archive(bundle.run_id, tmp_path)
+    monkeypatch.undo()
+    with pytest.raises(ContractError, match="RunArchived first"):
+        await take_out(home.connections(ARCHIVIST), bundle.run_id)
+    before = await run_digest(home.connections(ARCHIVIST), bundle.run_id)
+    assert before.events == len(bundle.events)
+
+    said = RunArchived(bundle.run_id, "t", "u", "run", "g", "completed", 0, 0, 0, before.events, ANY_HASH, "f", ANY_HASH, "somebody")
+    await (await home.store(ARCHIVIST)).append(AppendRequest((Write(archive_stream(bundle.run_id), (said,)),), (CLOCK.new_id(),), 0))
+    with pytest.raises(ContractError, match="not what RunArchived says"):
+        await take_out(home.connections(ARCHIVIST), bundle.run_id)
+    assert len(await store.read_run(bundle.run_id)) == before.events
+    assert await half_archived(home.connections(ARCHIVIST)) == [bundle.run_id]
+
+
+async def test_nobody_deletes_events_without_their_tombstones(home: Home, quiet: list[Bundle]) -> None:
+    bundle = planned(quiet)
+    await home.takes_in(bundle)
+    await home.seal()
+    admin = await home.database.admin()
+    for statement in (
+        "DELETE FROM es.events WHERE position = 2",
+        "INSERT INTO es.tombstones VALUES (2, sha256('wrong'), gen_random_uuid()); DELETE FROM es.events WHERE position = 2",
+        "UPDATE es.events SET actor = 'x' WHERE position = 2",
+    ):
+        with pytest.raises(asyncpg.PostgresError, match="append-only"):
+            await admin.execute(statement)
+    await admin.execute("INSERT INTO es.tombstones SELECT e.position, es.event_digest(e), e.run_id FROM es.events e WHERE position = 2")
+    await admin.execute("DELETE FROM es.events WHERE position = 2")
+    await admin.close()
+    (fault, *_) = (await verify(home.connections(OPERATOR))).faults
+    assert (fault.kind, fault.position) == ("removed", 2)
+    assert "no RunArchived says so" in fault.detail

@@ -1,0 +1,39 @@
+"""Runs move between homes as files: exported, imported into another database, archived; the log verifies all along."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from support.live_crew import DEMO, LiveCrew
+from support.played import histories, quiet_log
+
+from crewlog.events.memory_store import MemoryStore
+from crewlog.orchestrator.bundle import collect, pack_bundle
+from crewlog.orchestrator.replay import replay
+
+
+def test_a_run_is_archived_and_read_by_another_crew(crew: LiveCrew, tmp_path: Path) -> None:
+    run = crew.json("submit", "Summarise the mean body mass by species.", "--attach", DEMO / "penguins.csv", "--wait", "--timeout", "90")["run_id"]
+    before = crew.json("replay", run, "--verify")
+    assert "say so beforehand" in crew.run("archive", "--older-than", "0s", "--out", tmp_path, "--limit", "1", code=2).stderr
+    done = crew.json("archive", "--older-than", "0s", "--out", tmp_path, "--limit", "1", "--yes")
+    (archived,) = done["archived"]
+    assert (archived["run_id"], archived["events"], done["stayed"]) == (run, before["events"], [])
+
+    checked = crew.json("verify")
+    assert checked["faults"] == []
+    assert [(found["run_id"], found["events"]) for found in checked["archived"]] == [(run, before["events"])]
+    assert crew.json("replay", archived["file"], "--verify") == before
+
+
+def test_a_run_of_another_crew_is_read_in_and_replays_here(crew: LiveCrew, tmp_path: Path) -> None:
+    log = quiet_log()
+    bundle = max((asyncio.run(collect(MemoryStore(log), history.run_id)) for history in histories(log)), key=lambda b: len(b.events))
+    there = asyncio.run(replay(bundle.store(), bundle.run_id))
+    file, run = tmp_path / "run.crewlog", str(bundle.run_id)
+    file.write_bytes(pack_bundle(bundle))
+    imported = crew.json("import", file)
+    assert (imported["run_id"], imported["events"], imported["state_hash"]) == (run, there.events, there.state_hash)
+    assert crew.json("replay", run, "--verify")["divergence"] is None
+    assert "is in this log already" in crew.run("import", file, code=2).stderr
