@@ -1,5 +1,5 @@
 """Agents: the turn machine, the worker around it, tools, the built-in kinds and the model adapters."""
 
-from crewlog.agents.spec import AgentSpec, Requirement, ToolContext, ToolFailed, ToolOutput, ToolSpec
+from crewlog.agents.spec import AgentSpec, Probed, Requirement, ToolContext, ToolFailed, ToolOutcomeUnknown, ToolOutput, ToolSpec, Undo
 
-__all__ = ["AgentSpec", "Requirement", "ToolContext", "ToolFailed", "ToolOutput", "ToolSpec"]
+__all__ = ["AgentSpec", "Probed", "Requirement", "ToolContext", "ToolFailed", "ToolOutcomeUnknown", "ToolOutput", "ToolSpec", "Undo"]

@@ -41,6 +41,11 @@ class Journal:
         self._warned: dict[str, None] = {}
         self._texts: dict[str, str] = {}
 
+    @property
+    def sent(self) -> int:
+        """Version of the stream behind what was put on its way; what others wrote stands behind it, or in its place."""
+        return self._sent
+
     def pack(self, text: str, *, inline_max: int = INLINE_BYTES_MAX) -> Payload:
         """Turn text into a payload; a large one is stored before the next append."""
         payload, blob = pack(text, inline_max=inline_max)
@@ -161,6 +166,15 @@ class Journal:
                 )
             )
         self._unsettled.clear()
+
+    async def settle_open(self, given_up: Iterable[ModelCallFailed]) -> None:
+        """Settle the calls that a closed stream holds without an outcome: at what came of them, if this worker knows, or as given up.
+
+        Args:
+            given_up: one for each of those calls.
+        """
+        self._unsettled = {event.call_id: self._unsettled.get(event.call_id, event) for event in given_up}
+        await self.settle_elsewhere()
 
     async def abandon(self) -> None:
         """Forget what was not sent, and let what was sent come to its end."""

@@ -16,7 +16,7 @@ from crewlog.agents.json_args import JsonSchemaArgs
 from crewlog.agents.mcp_connection import CLOSE_TIMEOUT_S, REFRESH_S, McpConnection, NotConnected, ServerFailed
 from crewlog.agents.mcp_pins import DIGEST_SHOWN, Definition, Found, Pin, Pins, examine, keep_pins, read_pins, tool_name
 from crewlog.agents.mcp_results import to_output
-from crewlog.agents.spec import ToolContext, ToolFailed, ToolOutput, ToolSpec, ToolUnavailable
+from crewlog.agents.spec import ToolContext, ToolFailed, ToolOutcomeUnknown, ToolOutput, ToolSpec, ToolUnavailable
 from crewlog.events.clock import Clock
 from crewlog.events.config_mcp import McpServer
 from crewlog.events.store import EventStore
@@ -113,7 +113,7 @@ class _Server:
         except NotConnected as error:
             raise ToolUnavailable(str(error)) from error
         except ServerFailed as error:
-            raise ToolFailed(str(error)) from error
+            raise ToolOutcomeUnknown(str(error)) from error
         return await to_output(result, context, tool_name(self.name, tool))
 
 

@@ -161,7 +161,10 @@ async def _run(worker: Worker, grace_s: float) -> None:
         settle_memory()
         announce_ready()
         log.info("ready")
-        await stopping
-    starting.cancel()
+        drained = asyncio.create_task(worker.drained.wait())
+        await asyncio.wait({stopping, drained}, return_when=asyncio.FIRST_COMPLETED)
+        drained.cancel()
+    for task in (starting, stopping):
+        task.cancel()
     await asyncio.gather(starting, return_exceptions=True)
     await worker.stop(grace_s=grace_s)

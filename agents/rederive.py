@@ -19,10 +19,10 @@ from crewlog.agents.setup import Setup
 from crewlog.agents.stand_in import stubs_allowed
 from crewlog.agents.task_state import Call, TaskState, evolve, initial_state, model_call, open_model_calls
 from crewlog.agents.tool_ways import REPEATABLE
-from crewlog.agents.turn import AskModel, Done, Fail, Finish, Nudge, RunCalls, Start, Step, approval_of, digest_of, hedge_of, next_step
+from crewlog.agents.turn import AskModel, Done, Fail, Finish, GiveUpCall, Nudge, RunCalls, Start, Step, approval_of, digest_of, hedge_of, next_step
 from crewlog.events.store import Recorded
 from crewlog.schemas.divergence import Divergence
-from crewlog.schemas.ids import RunId, TaskId, idempotency_key
+from crewlog.schemas.ids import RunId, TaskId, compensation_key, idempotency_key
 from crewlog.schemas.json_output import answer_problems
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.task_events import (
@@ -30,6 +30,8 @@ from crewlog.schemas.task_events import (
     ApprovalRequested,
     AttemptFailed,
     BudgetWarned,
+    CompensationFinished,
+    CompensationStarted,
     ContextCompacted,
     ModelCallFailed,
     ModelCallFinished,
@@ -42,6 +44,8 @@ from crewlog.schemas.task_events import (
     TaskHandedBack,
     TaskStarted,
     ToolFinished,
+    ToolInDoubt,
+    ToolProbed,
     ToolStarted,
 )
 from crewlog.schemas.values import Failure
@@ -104,7 +108,11 @@ def _difference(state: TaskState, setup: Setup | None, event: TaskEvent, read: R
             call = _open_call(state, setup, event.call_id)
             if call is None or setup is None:
                 return "call_id", "a call that is open", event.call_id
-            return _first(("approval_id", approval_of(state, call), event.approval_id), ("digest", digest_of(state, setup, call), event.digest))
+            is_known = event.question is msgspec.UNSET or call.may_have_happened
+            ids = ("approval_id", approval_of(state, call), event.approval_id), ("digest", digest_of(state, setup, call), event.digest)
+            return _first(*ids, ("may have happened", True, is_known))
+        case ToolInDoubt() | ToolProbed() | CompensationStarted() | CompensationFinished():
+            return _in_doubt(state, setup, event)
         case ApprovalDecided():
             asked = next((c for c in state.calls if c.call.call_id == event.call_id and c.status == "asked"), None)
             return _first(("approval_id", asked.approval_id if asked else None, event.approval_id), ("digest", asked.digest if asked else None, event.digest))
@@ -216,19 +224,22 @@ def _attempt_failed(state: TaskState, setup: Setup | None, event: AttemptFailed,
 
 
 def _handed_back(state: TaskState, setup: Setup | None) -> Difference | None:
-    """That somebody paused it is an observation; that it stopped between two steps is checked."""
+    """That somebody paused it is an observation; that it could have gone on is checked. Whoever took the task over from a worker that died may
+    give it back before anything else, so calls of that one may be open."""
     if state.phase == "between_attempts":
         return None
     step = next_step(state, setup)
-    return None if isinstance(step, Start | AskModel | RunCalls) else ("step", "one that begins something", type(step).__name__)
+    return None if isinstance(step, Start | AskModel | RunCalls | GiveUpCall | Done) else ("step", "one that begins something", type(step).__name__)
 
 
 def _tool_started(state: TaskState, setup: Setup | None, event: ToolStarted) -> Difference | None:
     call, tool = _open_call(state, setup, event.call_id), setup.tool(event.tool) if setup else None
     if call is None or tool is None or state.task is None:
         return "call_id", "a call of a known tool that is open", event.call_id
-    needs_permit = (tool.needs_approval and not state.task.auto_approve) or (call.may_have_happened and tool.effect not in REPEATABLE)
-    if needs_permit and call.status != "approved" and not (call.approval_id and tool.effect in REPEATABLE):
+    did_not_happen = call.probed is not None and call.probed.verdict == "did_not_happen"
+    is_in_doubt = call.may_have_happened and tool.effect not in REPEATABLE and not did_not_happen
+    needs_permit = (tool.needs_approval and not state.task.auto_approve) or is_in_doubt
+    if needs_permit and call.status != "approved" and not (call.approval_id and not is_in_doubt):
         return "approval_id", "an approved call", event.approval_id
     key = idempotency_key(RunId(state.task.run_id), TaskId(state.task.task_id), event.call_id)
     return _first(
@@ -247,8 +258,36 @@ def _tool_finished(state: TaskState, setup: Setup | None, event: ToolFinished) -
     tool = setup.tool(event.tool) if setup else None
     if call is not None and tool is not None and tool.asks_person and event.status == "ok":
         return _first(("status of the call", True, status in ("approved", "denied")), ("answer", call.note, event.result.inline))
+    if call is not None and (status == "happened" or (status == "interrupted" and event.status != "refused")):
+        return _cleared_up(call, event)
     ran = event.status in ("ok", "error")
     return _first(("status of the call", True, status == "running" if ran else status in ("new", "denied", "approved", "interrupted")))
+
+
+def _in_doubt(state: TaskState, setup: Setup | None, event: ToolInDoubt | ToolProbed | CompensationStarted | CompensationFinished) -> Difference | None:
+    call = next((c for c in state.calls if c.call.call_id == event.call_id), None)
+    tool = setup.tool(call.call.tool) if setup is not None and call is not None else None
+    if call is None or tool is None or state.task is None:
+        return "call_id", "a call of a known tool", event.call_id
+    if isinstance(event, ToolInDoubt):
+        return _first(("status of the call", "running", call.status), ("may be repeated", False, tool.effect in REPEATABLE))
+    interrupted = ("status of the call", "interrupted", call.status)
+    if isinstance(event, ToolProbed):
+        return _first(interrupted, ("has a probe", True, tool.has_probe), ("was probed before", False, call.probed is not None))
+    known, undo = ("undone by", call.compensation.tool if call.compensation else None, event.tool), call.undoing
+    if isinstance(event, CompensationFinished):
+        return _first(interrupted, known, ("undoing", True, undo == "running" or (undo == "" and event.status == "error")))
+    key = compensation_key(idempotency_key(RunId(state.task.run_id), TaskId(state.task.task_id), event.call_id))
+    return _first(interrupted, known, ("undoing", True, undo in ("", "running")), ("key", key, event.key))
+
+
+def _cleared_up(call: Call, event: ToolFinished) -> Difference | None:
+    """Check the outcome of a call that had none: a person said that it happened, its probe found it, or it was taken back."""
+    if call.status == "happened":
+        return _first(("status", "ok", event.status))
+    if call.probed is not None and call.probed.verdict == "happened":
+        return _first(("status", "ok", event.status), ("result", call.probed.result, event.result))
+    return _first(("status", "error", event.status), ("undoing", "ok", call.undoing))
 
 
 def _completed(state: TaskState, setup: Setup | None, event: TaskCompleted) -> Difference | None:

@@ -14,8 +14,8 @@ from crewlog.agents.escalation import ESCALATE_TOOL
 from crewlog.agents.recall import READ_CONTEXT_TOOL, RECALL_TOOL
 from crewlog.agents.spec import AgentSpec, ToolSpec
 from crewlog.schemas.blocks import ToolDef
+from crewlog.schemas.effects import Effect
 from crewlog.schemas.task import AgentTask
-from crewlog.schemas.task_events import Effect
 from crewlog.schemas.values import ContextItem, Trust
 
 SYSTEM = "system"
@@ -63,6 +63,8 @@ class SetupTool(msgspec.Struct, frozen=True, omit_defaults=True):
     """Nothing runs: a person's answer is the result."""
     is_contained: bool = False
     """All that it does is in its result, so that it runs also where effects are stubbed."""
+    has_probe: bool = False
+    """Something can look whether a call whose outcome nobody recorded had its effect."""
 
 
 class Room(msgspec.Struct, frozen=True):
@@ -148,7 +150,7 @@ def instructed(setup: Setup, instructions: str) -> Setup:
 def _setup_tool(tool: ToolSpec, *, is_late: bool) -> SetupTool:
     definition, approval, ends_task = tool.definition(), tool.needs_approval, tool.ends_task
     rules = (definition, tool.version, tool.effect, tool.trust, approval, ends_task, tool.calls_max, tool.refusals_max)
-    return SetupTool(*rules, is_late=is_late, asks_person=tool.asks_person, is_contained=tool.is_contained)
+    return SetupTool(*rules, is_late=is_late, asks_person=tool.asks_person, is_contained=tool.is_contained, has_probe=tool.probe is not None)
 
 
 def opening_message(task: AgentTask, context: ContextMode = "inject") -> str:

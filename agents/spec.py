@@ -16,16 +16,16 @@ AGENT = AgentSpec(kind="shouter", description="Writes text in capitals.", instru
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 from crewlog.events.artifacts import ArtifactStore
 from crewlog.schemas.blocks import ToolDef
+from crewlog.schemas.effects import Effect, ProbeVerdict
 from crewlog.schemas.errors import ConfigError
 from crewlog.schemas.task import AgentTask
-from crewlog.schemas.task_events import Effect
 from crewlog.schemas.trace_context import span_id, traceparent
 from crewlog.schemas.values import ArtifactRef, Outcome, Trust
 
@@ -71,6 +71,18 @@ class ToolContext:
 
 
 @dataclass(frozen=True, slots=True)
+class Undo:
+    """How an effect is taken back: a tool of the same agent and its arguments, and for people the id or address of what was made.
+
+    That tool must be `idempotent`, and must do no harm when there is nothing to take back.
+    """
+
+    tool: str
+    arguments: Mapping[str, Any]
+    resource: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ToolOutput:
     """What a tool returns. `content` goes to the model; `artifacts` are files it made; `outcome` ends the task."""
 
@@ -79,10 +91,20 @@ class ToolOutput:
     outcome: Outcome | None = None
     trust: Trust | None = None
     """Label of this result, where it is another than the tool's."""
+    undo: Undo | None = None
+    """How to take back what was done, when that was not known before: an id that the receiver chose."""
 
 
 class ToolFailed(Exception):
     """Raise inside a tool to tell the model what went wrong in words it can act on. Not a crash: it is recorded as an error result."""
+
+
+class ToolOutcomeUnknown(ToolFailed):
+    """Raise inside a tool when the effect may or may not have happened: no answer came, or the connection broke in the middle.
+
+    When the effect can be repeated, the model is told that the call failed. Otherwise the call is in doubt: its probe or a person says what
+    became of it, and the model is told that.
+    """
 
 
 class ToolUnavailable(Exception):
@@ -99,6 +121,19 @@ class ToolUnavailable(Exception):
 
 
 RunTool = Callable[[ToolContext, Any], Awaitable[ToolOutput]]
+
+
+class Probed(NamedTuple):
+    """What a probe found, and what there is to say about it: with `happened`, `content` is the result of the call that the model is told."""
+
+    verdict: ProbeVerdict
+    content: str = ""
+    undo: Undo | None = None
+    """How to take back what it found, when the intent did not say."""
+
+
+ProbeTool = Callable[[ToolContext, Any], Awaitable[Probed]]
+"""Looks whether the call with these arguments and this idempotency key had its effect. It changes nothing; that it fails is no verdict."""
 
 
 class Implementation(NamedTuple):
@@ -169,15 +204,25 @@ class ToolSpec:
     other effects are stubbed."""
     retired: bool = False
     """Kept for tasks that began with this version, offered to no new one."""
+    probe: ProbeTool | None = None
+    """Finds out whether a call whose outcome nobody recorded had its effect."""
+    undo: Callable[[Any, str], Undo] | None = None
+    """From arguments and idempotency key, how to take the effect back, as far as that can be said before it happens."""
+    nonces: tuple[str, ...] = ()
+    """Arguments that differ although the same is asked for: times, random ids. They have no part in the fingerprint of a call."""
+    undoes: bool = False
+    """It takes back what other tools did, and is offered to no model: called by a rollback, or when a call was interrupted."""
 
     def __post_init__(self) -> None:
-        """Refuse a name that a model provider would refuse in the middle of a task.
+        """Refuse what would only show in the middle of a task.
 
         Raises:
-            ConfigError: it does not match `TOOL_NAME`.
+            ConfigError: a name that does not match `TOOL_NAME`, so that some model provider would refuse it, or an effect that cannot be what it is for.
         """
         if not TOOL_NAME.fullmatch(self.name):
             raise ConfigError(f"a tool cannot be called {self.name!r}", hint=f"its name must match {TOOL_NAME.pattern}: every model provider accepts that")
+        if self.undoes and self.effect != "idempotent":
+            raise ConfigError(f"tool {self.name!r} takes back what others did and is {self.effect}", hint="it may run several times: make it idempotent")
 
     def definition(self) -> ToolDef:
         """Return the tool as the model sees it."""

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from crewlog.agents import webhook
 from crewlog.agents.files import TaskFiles
 from crewlog.agents.mail import ADDRESSES, MailFile, MailSettings, NotSent, OutcomeUnknown, address_problem, compose, message_id, send
-from crewlog.agents.spec import AgentSpec, ToolContext, ToolFailed, ToolOutput, ToolSpec
+from crewlog.agents.spec import AgentSpec, ToolContext, ToolFailed, ToolOutcomeUnknown, ToolOutput, ToolSpec
 from crewlog.agents.url_guard import URL_CHARS_MAX, Hosts, Refused, resolve
 from crewlog.events.clock import Clock, SystemClock
 from crewlog.schemas.checks import SafeText
@@ -138,9 +138,7 @@ class CommunicateTools:
         except NotSent as error:
             raise ToolFailed(f"nothing was sent: {error}") from error
         except OutcomeUnknown as error:
-            raise ToolFailed(
-                f"{error}. It may have been delivered: do not send it again, report it as unknown. Message-ID {message_id(self._mail, key)}"
-            ) from error
+            raise ToolOutcomeUnknown(f"{error}. Message-ID {message_id(self._mail, key)}") from error
         return ToolOutput(
             f"Sent to {', '.join(recipients)}; the mail server said: {answer}. Message-ID {message_id(self._mail, key)}, kept as {ref.name}.", artifacts=(ref,)
         )
@@ -156,11 +154,12 @@ class CommunicateTools:
         except Refused as error:
             raise ToolFailed(f"nothing was posted: {error}") from error
         except webhook.OutcomeUnknown as error:
-            raise ToolFailed(f"{error}. The post may have been taken: do not repeat it, report it as unknown") from error
+            raise ToolOutcomeUnknown(f"{error}. Idempotency-Key {context.idempotency_key}") from error
         text = shorten(answer.text, ANSWER_CHARS_SHOWN)
         if not 200 <= answer.status < 300:
             moved = " (redirects are not followed: the operator must list the final address)" if 300 <= answer.status < 400 else ""
-            raise ToolFailed(f"{target.url.host} answered with status {answer.status}{moved}: {text}")
+            said = f"{target.url.host} answered with status {answer.status}{moved}: {text}"
+            raise ToolOutcomeUnknown(said) if answer.status in webhook.AMBIGUOUS else ToolFailed(said)
         record = {"url": str(target.url), "body": args.body, "idempotency_key": context.idempotency_key, "status": answer.status, "answer": answer.text}
         name = _next_name(context, "post", "json")
         ref = await context.artifacts.put(name, json.dumps(record, ensure_ascii=False, indent=2).encode(), _POST_TYPE)

@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from crewlog.agents.chain import CONTENT_FILTER, CONTEXT_LENGTH, HEDGE_LOST, Tried
 from crewlog.agents.task_fork import forked_state
+from crewlog.schemas.effects import Compensation
 from crewlog.schemas.ids import ApprovalId, Hash
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.task import AgentTask
@@ -30,6 +31,8 @@ from crewlog.schemas.task_events import (
     AttemptFailed,
     BudgetWarned,
     CallPurpose,
+    CompensationFinished,
+    CompensationStarted,
     ContextCompacted,
     Link,
     ModelCallFailed,
@@ -47,6 +50,8 @@ from crewlog.schemas.task_events import (
     TaskStarted,
     ToolCall,
     ToolFinished,
+    ToolInDoubt,
+    ToolProbed,
     ToolStarted,
 )
 from crewlog.schemas.usage import Usage
@@ -55,11 +60,12 @@ from crewlog.schemas.values import ArtifactRef, Failure, Outcome, Trust
 COUNTS_KEPT: Final = 5
 """Calls whose estimate is remembered beside what the provider counted."""
 
-CallStatus = Literal["new", "running", "interrupted", "asked", "approved", "denied", "done"]
+CallStatus = Literal["new", "running", "interrupted", "asked", "approved", "denied", "happened", "done"]
 
 
 class Call(msgspec.Struct, frozen=True):
-    """One tool call of the current turn. `interrupted`: a worker died between intent and outcome."""
+    """One tool call of the current turn. `interrupted`: it has an intent and no outcome, because a worker died or nobody answered it.
+    `happened`: a person says so."""
 
     call: ToolCall
     status: CallStatus = "new"
@@ -70,7 +76,15 @@ class Call(msgspec.Struct, frozen=True):
     asks: int = 0
     """How often a person was asked about it."""
     may_have_happened: bool = False
-    """A worker died while it ran."""
+    """It ran and has no outcome."""
+    doubt: str = ""
+    """Why it has none, when no worker died."""
+    compensation: Compensation | None = None
+    """How to take it back."""
+    probed: ToolProbed | None = None
+    """What its probe found since it was interrupted."""
+    undoing: Literal["", "running", "ok", "error"] = ""
+    """How far it is with being taken back since it was interrupted."""
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -210,7 +224,8 @@ def evolve(state: TaskState, event: TaskEvent) -> TaskState:  # noqa: C901, PLR0
     version = state.version + 1
     match event:
         case ToolStarted():
-            calls = _updated(state.calls, event.call_id, lambda c: replace(c, status="running"))
+            begun = {"status": "running", "compensation": event.compensation, "probed": None, "undoing": "", "doubt": ""}
+            calls = _updated(state.calls, event.call_id, lambda c: replace(c, **begun))
             stubbed = state.is_stubbed or event.stub == "stubbed"
             return replace(state, version=version, calls=calls, started=(*state.started, event.tool), is_stubbed=stubbed)
         case ToolFinished():
@@ -229,6 +244,8 @@ def evolve(state: TaskState, event: TaskEvent) -> TaskState:  # noqa: C901, PLR0
             return _not_answered(state, event, version)
         case ApprovalRequested() | ApprovalDecided():
             return _approval(state, event, version)
+        case ToolInDoubt() | ToolProbed() | CompensationStarted() | CompensationFinished():
+            return replace(state, version=version, calls=_updated(state.calls, event.call_id, lambda c: _in_doubt(c, event)))
         case Nudged():
             nudged = replace(state.exchanges[-1], said=event.text)
             return replace(state, version=version, exchanges=(*state.exchanges[:-1], nudged), looped_turn=len(state.exchanges))
@@ -370,11 +387,26 @@ def _approval(state: TaskState, event: ApprovalRequested | ApprovalDecided, vers
     def change(call: Call) -> Call:
         if isinstance(event, ApprovalRequested):
             return replace(call, status="asked", approval_id=event.approval_id, digest=event.digest, asks=call.asks + 1)
-        note = f"{event.decision} by {event.actor}" + (f": {event.note}" if event.note else "")
-        return replace(call, status="approved" if event.decision == "approved" else "denied", note=note)
+        note = f"{event.decision.replace('_', ' ')} by {event.actor}" + (f": {event.note}" if event.note else "")
+        return replace(call, status=_DECIDED.get(event.decision, "denied"), note=note)
 
     # nobody knows how long a person takes, so whoever works on the task next gets its time anew
     return replace(state, version=version, calls=_updated(state.calls, event.call_id, change), deadline_us=0)
+
+
+_DECIDED: Final[dict[str, CallStatus]] = {"approved": "approved", "did_not_happen": "approved", "happened": "happened"}
+
+
+def _in_doubt(call: Call, event: ToolInDoubt | ToolProbed | CompensationStarted | CompensationFinished) -> Call:
+    match event:
+        case ToolInDoubt():
+            return replace(call, status="interrupted", may_have_happened=True, doubt=event.reason)
+        case ToolProbed():
+            return replace(call, probed=event, compensation=event.compensation or call.compensation)
+        case CompensationStarted():
+            return replace(call, undoing="running")
+        case CompensationFinished():
+            return replace(call, undoing=event.status)
 
 
 def _estimated(counts: tuple[Count, ...], event: ModelCallStarted) -> tuple[Count, ...]:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 from pydantic import ValidationError
 
 from crewlog.agents.setup import Setup, SetupTool
-from crewlog.agents.spec import ToolContext, ToolFailed, ToolOutput, ToolSpec
+from crewlog.agents.spec import ToolContext, ToolFailed, ToolOutcomeUnknown, ToolOutput, ToolSpec
 from crewlog.agents.task_state import Call, TaskState
 from crewlog.agents.tool_ways import REPEATABLE, ToolHealth, Ways, carry_out
 from crewlog.agents.turn import approval_of, digest_of
 from crewlog.events import faults
 from crewlog.events.clock import Clock
+from crewlog.schemas.effects import Compensation
 from crewlog.schemas.errors import ConflictError, ContractError, OrchestrationError, Unavailable
 from crewlog.schemas.ids import ApprovalId
 from crewlog.schemas.task import contract_error
+from crewlog.schemas.task_events import Question, ToolProbed
 from crewlog.schemas.text import clean
 
 RESULT_CHARS_MAX: Final = 24_000
@@ -26,19 +28,36 @@ RESULT_CHARS_MAX: Final = 24_000
 
 
 class Refuse(msgspec.Struct, frozen=True):
-    """The call does not run; `message` goes to the model."""
+    """The call does not run, or not again; `message` goes to the model."""
 
     message: str
-    unknown: bool = False
-    """The call may have had its effect before a crash."""
+    status: Literal["refused", "unknown", "error"] = "refused"
+    """`unknown`: it may have had its effect. `error`: it ran, and was taken back."""
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """A person must agree first."""
+    """A person must agree first, or say what became of a call."""
 
     approval_id: ApprovalId
     digest: str
     reason: str
+    question: Question | msgspec.UnsetType = msgspec.UNSET
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """The tool's probe must look whether the call had its effect."""
+
+
+class TakeBack(msgspec.Struct, frozen=True):
+    """Whether the call had its effect cannot be found out, but it can be taken back."""
+
+    compensation: Compensation
+
+
+class Found(msgspec.Struct, frozen=True):
+    """The probe found that the call had its effect: what it said is the result."""
+
+    probed: ToolProbed
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -53,7 +72,7 @@ class Answer(msgspec.Struct, frozen=True):
     message: str
 
 
-Verdict = Refuse | Ask | Run | Answer
+Verdict = Refuse | Ask | Run | Answer | Probe | TakeBack | Found
 
 
 def judge(call: Call, state: TaskState, setup: Setup, spec: ToolSpec | None, arguments: str) -> Verdict:
@@ -66,8 +85,14 @@ def judge(call: Call, state: TaskState, setup: Setup, spec: ToolSpec | None, arg
     tool = setup.tool(call.call.tool)
     if tool is not None and tool.asks_person and call.status in ("approved", "denied"):
         return Answer(call.note)
+    if call.status == "happened":
+        return Answer(f"{call.call.tool} was interrupted, but {call.note}")
+    if call.status == "denied" and call.may_have_happened:
+        return Refuse(f"{call.call.tool} may or may not have happened and is not done again: {call.note}", "unknown")
     if call.status == "denied":
-        return Refuse(f"{call.call.tool} was not run: {call.note}", unknown=call.may_have_happened)
+        return Refuse(f"{call.call.tool} was not run: {call.note}")
+    if tool is not None and call.status == "interrupted" and tool.effect not in REPEATABLE:
+        return _judge_in_doubt(call, state, setup, tool, spec)
     if tool is not None and spec is None:
         return Refuse(f"{call.call.tool} version {tool.version}, with which this task began, is not here any more; go on without it")
     if tool is None or spec is None:
@@ -86,14 +111,31 @@ def judge(call: Call, state: TaskState, setup: Setup, spec: ToolSpec | None, arg
 
 def _judge_unasked(call: Call, state: TaskState, setup: Setup, tool: SetupTool) -> Verdict:
     assert state.task is not None
-    if call.status == "interrupted" and tool.effect not in REPEATABLE:
-        reason = f"a worker died while {call.call.tool} was running: it may or may not have happened. Approve to run it again, deny to leave it"
-        return Ask(approval_of(state, call), digest_of(state, setup, call), reason)
     if tool.asks_person and call.status == "new":
         return Ask(approval_of(state, call), digest_of(state, setup, call), f"the {setup.kind} agent asks you; approve with your answer as the note")
     if tool.needs_approval and not state.task.auto_approve and call.status == "new":
         return Ask(approval_of(state, call), digest_of(state, setup, call), f"{call.call.tool} needs a person's approval")
     return Run(call.approval_id)
+
+
+def _judge_in_doubt(call: Call, state: TaskState, setup: Setup, tool: SetupTool, spec: ToolSpec | None) -> Verdict:
+    """Decide about a call that ran and has no outcome, whose effect must not happen twice."""
+    assert state.task is not None
+    name, probed = call.call.tool, call.probed
+    spec = spec if state.task.trial is None else None  # a trial touches nothing outside: a person is asked
+    if probed is None and tool.has_probe and spec is not None:
+        return Probe()
+    if probed is not None and probed.verdict == "happened":
+        return Found(probed)
+    if probed is not None and probed.verdict == "did_not_happen" and spec is not None:
+        return Run(call.approval_id)
+    if call.undoing == "ok":
+        return Refuse(f"{name} was interrupted, so whatever it did was taken back; call it again if it is still wanted", "error")
+    if tool.effect == "compensable" and call.compensation is not None and call.undoing != "error" and spec is not None:
+        return TakeBack(call.compensation)
+    why = call.doubt or f"a worker died while {name} was running"
+    reason = f"{why}: it may or may not have happened. Look, and say so; if nobody can know, give up"
+    return Ask(approval_of(state, call), digest_of(state, setup, call), reason, "outcome")
 
 
 def arguments_problem(spec: ToolSpec, arguments: str) -> str | None:
@@ -115,6 +157,8 @@ class Ran(msgspec.Struct, frozen=True):
     latency_ms: int
     ways: Ways | None = None
     """How it was carried out, when it was."""
+    doubt: str = ""
+    """Why nobody knows whether it had its effect, which must not happen twice."""
 
 
 async def run_tool(spec: ToolSpec, context: ToolContext, arguments: str, clock: Clock, health: ToolHealth) -> Ran:
@@ -125,24 +169,31 @@ async def run_tool(spec: ToolSpec, context: ToolContext, arguments: str, clock: 
     """
     began = clock.monotonic()
     ways: Ways | None = None
+    doubt = ""
+    must_be_known = spec.effect not in REPEATABLE
     if faults.hook is not None:
         faults.hook("before_tool_effect")
     try:
         ways = await carry_out(spec, context, spec.args.model_validate_json(arguments or "{}"), health, clock)
         is_ok, output = True, replace(ways.output, content=shown(ways.output.content))
+    except ToolOutcomeUnknown as error:
+        is_ok, output = False, ToolOutput(shown(str(error)))
+        doubt = output.content
     except ToolFailed as error:
         is_ok, output = False, ToolOutput(shown(str(error)))
     except TimeoutError:
         is_ok, output = False, ToolOutput(f"{spec.name} did not finish within {spec.timeout_s:g} s")
+        doubt = output.content
     except (Unavailable, ConflictError):
         raise
     except OrchestrationError as error:
         is_ok, output = False, ToolOutput(shown(str(error)))
     except Exception as error:  # noqa: BLE001  (one of two such places: a tool's bug is a result the model is told about, and is recorded)
         is_ok, output = False, ToolOutput(shown(f"{spec.name} failed: {type(error).__name__}: {error}"))
+        doubt = output.content
     if faults.hook is not None:
         faults.hook("after_tool_effect")
-    return Ran(is_ok, output, round((clock.monotonic() - began) * 1000), ways)
+    return Ran(is_ok, output, round((clock.monotonic() - began) * 1000), ways, doubt if must_be_known else "")
 
 
 def shown(text: str) -> str:

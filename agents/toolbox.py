@@ -25,13 +25,17 @@ class Toolbox:
 
     def offered(self) -> tuple[ToolSpec, ...]:
         """Return what a new task is offered: the last version of each tool that is not retired."""
-        current = ([tool for tool in versions.values() if not tool.retired] for versions in self._versions.values())
+        current = ([tool for tool in versions.values() if not (tool.retired or tool.undoes)] for versions in self._versions.values())
         return tuple(tools[-1] for tools in current if tools)
 
     def find(self, name: str, version: str) -> ToolSpec | None:
         """Return what carries out calls of this version: itself, or a later one that says it serves them."""
         versions = self._versions.get(name, {})
         return versions.get(version) or next((tool for tool in reversed(versions.values()) if version in tool.serves), None)
+
+    def latest(self, name: str) -> ToolSpec | None:
+        """Return the last version of a tool, whether it is offered or not."""
+        return next(reversed(self._versions.get(name, {}).values()), None)
 
     def versions(self, name: str) -> tuple[str, ...]:
         """Return the versions of a tool that are here."""

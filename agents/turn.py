@@ -30,6 +30,8 @@ PAUSES_MAX: Final = 5
 CORRECTIONS_MAX: Final = 2
 """Times a structured answer that does not satisfy its schema is sent back."""
 PROBLEM_CHARS_MAX: Final = 800
+OPEN: Final = frozenset({"new", "interrupted", "approved", "denied", "happened"})
+"""States of a call that the worker must do something about."""
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -119,7 +121,7 @@ def _next_while_working(state: TaskState, setup: Setup) -> Step:
         return Fail(failure)
     if state.outcome is not None:
         return _end(state, setup, task, state.outcome)
-    open_calls = tuple(c for c in state.calls if c.status in ("new", "interrupted", "approved", "denied"))
+    open_calls = tuple(c for c in state.calls if c.status in OPEN)
     if open_calls and state.tool_calls > task.limits.tool_calls_max:
         return Fail(limit_failure("tool_calls_max", state.tool_calls, task.limits.tool_calls_max))
     if open_calls:

@@ -13,6 +13,8 @@ from crewlog.schemas.text import clean
 REQUEST_BYTES_MAX: Final = 256 * 1024
 RESPONSE_BYTES_MAX: Final = 64 * 1024
 POST_TIMEOUT_S: Final = 30.0
+AMBIGUOUS: Final = frozenset({500, 502, 504})
+"""Statuses that do not say whether the post had its effect: an error in the middle, or a gateway that heard nothing in time (RFC 9110, 15.6)."""
 HOSTS_SETTING: Final = "CREWLOG_WEBHOOK_HOSTS"
 
 

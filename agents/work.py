@@ -19,36 +19,33 @@ from crewlog.agents.live_text import LiveText
 from crewlog.agents.model import Model
 from crewlog.agents.model_call import ModelCalls, given_up
 from crewlog.agents.models import PLANNERS_TASKS
+from crewlog.agents.orders import Orders
 from crewlog.agents.recall import READ_CONTEXT_TOOL, RECALL_TOOL
-from crewlog.agents.setup import WINDOW, ContextMode, Setup, SetupTool, instructed, make_setup, opening_message
-from crewlog.agents.spec import AgentSpec, ToolContext, ToolOutput, ToolSpec
-from crewlog.agents.stand_in import StandIns
-from crewlog.agents.task_state import Call, open_model_calls
-from crewlog.agents.tool_runner import Answer, Ask, Ran, Refuse, Run, judge, run_tool
+from crewlog.agents.setup import WINDOW, ContextMode, Setup, instructed, make_setup, opening_message
+from crewlog.agents.spec import AgentSpec
+from crewlog.agents.task_state import open_model_calls
+from crewlog.agents.tool_calls import ToolCalls
 from crewlog.agents.tool_ways import ToolHealth
 from crewlog.agents.toolbox import Toolbox
-from crewlog.agents.turn import AskModel, Done, Fail, Finish, GiveUpCall, Nudge, RunCalls, Start, Step, Wait, limit_failure, next_step
+from crewlog.agents.turn import OPEN, AskModel, Done, Fail, Finish, GiveUpCall, Nudge, RunCalls, Start, Step, Wait, limit_failure, next_step
 from crewlog.events.artifacts import ArtifactStore
 from crewlog.events.clock import Clock
 from crewlog.schemas.errors import ConfigError, ContractError
-from crewlog.schemas.ids import ApprovalId, Hash, RunId, TaskId, idempotency_key
+from crewlog.schemas.ids import Hash
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.price_table import TokenPrices
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import (
-    ApprovalRequested,
     AttemptFailed,
     ContextCompacted,
     Nudged,
     TaskCompleted,
+    TaskHandedBack,
     TaskStarted,
-    ToolFinished,
-    ToolStarted,
-    ToolWays,
 )
 from crewlog.schemas.values import Failure, Outcome, Shortfall
 
-Ended = Literal["completed", "failed", "suspended", "nothing"]
+Ended = Literal["completed", "failed", "suspended", "handed_back", "cut", "nothing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,29 +111,33 @@ class Workshop:
         return self.trial_chain(task.trial.models, role if role in self.roles or role in PLANNERS_TASKS else self.spec.kind)
 
 
-async def work(shop: Workshop, journal: Journal, *, attempt: int) -> Ended:
+async def work(shop: Workshop, journal: Journal, *, attempt: int, orders: Orders | None = None) -> Ended:
     """Carry one task as far as it goes without anybody else, and return how this stretch ended.
+
+    Args:
+        orders: what may keep a step from beginning, or cut the task off; nothing does by default.
 
     Raises:
         ConflictError: the task belongs to somebody else now; whatever was not durable never happened.
         Unavailable: the log cannot be reached.
     """
-    return await _Stretch(shop, journal, attempt).run()
+    return await _Stretch(shop, journal, attempt, orders).run()
 
 
 class _Stretch:
     """One worker's hold on one task."""
 
-    def __init__(self, shop: Workshop, journal: Journal, attempt: int) -> None:
+    def __init__(self, shop: Workshop, journal: Journal, attempt: int, orders: Orders | None) -> None:
         assert journal.state.task is not None
-        self._shop, self._journal, self._attempt = shop, journal, attempt
+        self._shop, self._journal, self._attempt, self._orders = shop, journal, attempt, orders
+        self._is_cut = False
         self._task = journal.state.task
         own = shop.spec.tools_for(self._task)
         self._own_tools = Toolbox(own)
-        self._tools = Toolbox((ESCALATE_TOOL, READ_CONTEXT_TOOL, RECALL_TOOL, *own))
+        tools = Toolbox((ESCALATE_TOOL, READ_CONTEXT_TOOL, RECALL_TOOL, *own))
+        self._tool_calls = ToolCalls(shop, journal, self._task, tools, self._moved)
         self._setup: Setup | None = None
         self._calls = shop.model_calls(self._task)
-        self._stand_ins = None if self._task.trial is None else StandIns(self._task, journal)
         self._deadline_us = journal.state.deadline_us or shop.clock.now_us() + self._task.timeout_seconds * 1_000_000
         self._holds_task = False
         self._limit = asyncio.timeout(None)
@@ -149,12 +150,19 @@ class _Stretch:
         self._ends_at = loop.time() + (self._deadline_us - self._shop.clock.now_us()) / 1e6
         try:
             async with self._limit:
+                if self._orders is not None:
+                    self._orders.hold(task, self._journal, self._cut)
                 try:
                     return await self._run()
                 finally:
                     if self._watch is not None:
                         self._watch.cancel()
+                    if self._orders is not None:
+                        self._orders.drop(task)
         except TimeoutError:
+            if self._is_cut:
+                await self._journal.abandon()
+                return "cut"
             is_over = loop.time() >= self._ends_at
             await self._journal.abandon()
             self._give_up_calls()
@@ -165,6 +173,12 @@ class _Stretch:
                 return await self._fail(Failure("timeout", f"limit timeout_seconds reached: {seconds} of max {seconds}, raise timeout_seconds to go on"))
             # whatever hangs may answer the next time, and nothing that was done is lost
             return await self._fail(limit_failure("idle_seconds", task.limits.idle_seconds, task.limits.idle_seconds, retryable=True))
+
+    def _cut(self) -> None:
+        """End the stretch at once: somebody else has ended the task, so nothing that comes of it counts any more."""
+        self._is_cut = True
+        if not self._limit.expired():
+            self._limit.reschedule(asyncio.get_running_loop().time())
 
     def _give_up_calls(self) -> None:
         """Close what was under way: it may have been billed. A simulated call never reached the log."""
@@ -193,6 +207,8 @@ class _Stretch:
         while True:
             self._moved()
             step = self._next()
+            if isinstance(step, Start | AskModel | RunCalls) and self._orders is not None and (scope := await self._orders.against(self._task)):
+                return await self._hand_back(scope)
             match step:
                 case Start():
                     await self._start()
@@ -204,7 +220,8 @@ class _Stretch:
                 case Nudge():
                     journal.record(Nudged("loop", step.text))
                 case RunCalls():
-                    await self._run_calls(step.calls)
+                    assert self._setup is not None
+                    await self._tool_calls.run(step.calls, self._setup)
                 case Wait():
                     await journal.commit()
                     return "suspended"
@@ -224,7 +241,7 @@ class _Stretch:
         state = self._journal.state
         begins = state.phase == "between_attempts" and state.attempt < self._attempt
         if not self._holds_task and (begins or state.phase == "working"):
-            if any(c.status == "asked" for c in state.calls) and not any(c.status in ("new", "running", "approved", "denied") for c in state.calls):
+            if any(c.status == "asked" for c in state.calls) and not any(c.status in {"running", *OPEN} for c in state.calls):
                 return Done()  # delivered again while a person still decides
             return Start()
         return next_step(state, self._setup)
@@ -280,10 +297,20 @@ class _Stretch:
         changed = instructed(made[0], self._journal.read(payload))
         return changed, msgspec.json.encode(changed).decode()
 
+    async def _hand_back(self, scope: str) -> Ended:
+        self._journal.record(TaskHandedBack(max(self._journal.state.attempt, self._attempt), scope))
+        await self._journal.commit()
+        return "handed_back"
+
     async def _ask(self, step: AskModel) -> Failure | None:
         """Make the call, or note what must be left out of the conversation first; returns why neither is possible."""
         journal, setup = self._journal, self._setup
         assert setup is not None
+        if step.wait_s > 0 and self._orders is not None:
+            await journal.commit()
+            if await self._orders.wait(self._task, step.wait_s):
+                return None  # the same step comes again, and does not begin
+            step = msgspec.structs.replace(step, wait_s=0.0)
         room = make_room(journal.state, setup, journal.read, link=step.link, purpose=step.purpose, is_too_long=step.is_too_long)
         match room:
             case Compact():
@@ -295,122 +322,6 @@ class _Stretch:
             case _:
                 await self._calls.make(journal, setup, msgspec.structs.replace(step, estimated_tokens=room), self._moved)
         return None
-
-    async def _run_calls(self, calls: tuple[Call, ...]) -> None:
-        journal, setup = self._journal, self._setup
-        assert setup is not None
-        running: list[tuple[Call, str, int]] = []
-        for call in calls:
-            arguments = journal.read(call.call.arguments)
-            verdict = judge(call, journal.state, setup, self._tool(call), arguments)
-            match verdict:
-                case Refuse():
-                    status: Literal["unknown", "refused"] = "unknown" if verdict.unknown else "refused"
-                    journal.record(ToolFinished(call.call.call_id, call.call.tool, status, journal.pack(verdict.message), 0))
-                case Ask():
-                    expires_us = self._shop.clock.now_us() + round(self._shop.approval_ttl_s * 1e6)
-                    journal.record(
-                        ApprovalRequested(
-                            verdict.approval_id, call.call.call_id, call.call.tool, call.call.arguments, Hash(verdict.digest), verdict.reason, expires_us
-                        )
-                    )
-                case Answer():
-                    journal.record(ToolFinished(call.call.call_id, call.call.tool, "ok", journal.pack(verdict.message), 0))
-                case Run():
-                    tool = setup.tool(call.call.tool)
-                    assert tool is not None
-                    if (begun := await self._begin(call, tool, verdict.approval_id)) is not None:
-                        running.append(begun)
-        if running:
-            await self._perform(running)
-
-    async def _begin(self, call: Call, tool: SetupTool, approval_id: ApprovalId | None) -> tuple[Call, str, int] | None:
-        """Record the intent of a call; in a trial also its outcome, when it is not to be carried out: then nothing is left to perform."""
-        journal = self._journal
-        key = idempotency_key(RunId(self._task.run_id), TaskId(self._task.task_id), call.call.call_id)
-        stand_in = None if self._stand_ins is None else await self._stand_ins.for_call(call, tool)
-        started = ToolStarted(call.call.call_id, call.call.tool, tool.version, tool.effect, key, approval_id)
-        if stand_in is None:
-            journal.record(started)
-            return call, key, journal.state.version
-        journal.record(msgspec.structs.replace(started, stub=stand_in.stub))
-        journal.record(stand_in.finished)
-        return None
-
-    async def _perform(self, running: list[tuple[Call, str, int]]) -> None:
-        """Run calls side by side, and record each outcome as soon as no other one is about to come with it.
-
-        Args:
-            running: each with its idempotency key and the version of its `ToolStarted`.
-        """
-        journal = self._journal
-        if all((tool := self._tool(call)) is not None and tool.effect == "read" for call, *_ in running):
-            journal.send()
-        else:
-            await journal.commit()
-        if len(running) == 1:
-            finished = await self._perform_one(*running[0])
-            self._moved()
-            journal.record(finished)
-            return
-        left = {asyncio.create_task(self._perform_one(*one)) for one in running}
-        try:
-            while left:
-                done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
-                self._moved()
-                for event in sorted((task.result() for task in done), key=lambda e: e.call_id):
-                    journal.record(event)
-                if left:
-                    journal.send()
-        finally:
-            for task in left:
-                task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
-
-    async def _perform_one(self, call: Call, key: str, version: int) -> ToolFinished:
-        tool = self._tool(call)
-        assert tool is not None  # `judge` lets nothing else run
-        context = ToolContext(
-            task=self._task,
-            call_id=call.call.call_id,
-            idempotency_key=key,
-            artifacts=self._shop.artifacts,
-            workspace=self._shop.workspaces / str(self._task.task_id),
-            earlier_artifacts=self._journal.state.artifacts,
-            recall=self._recall,
-            trust=self._journal.state.trust,
-            version=version,
-        )
-        ran = await run_tool(tool, context, self._journal.read(call.call.arguments), self._shop.clock, self._shop.health)
-        return self._finished(call, tool, ran)
-
-    def _tool(self, call: Call) -> ToolSpec | None:
-        """Return what carries out a call, in the version that the task began with."""
-        known = self._setup.tool(call.call.tool) if self._setup else None
-        return None if known is None else self._tools.find(call.call.tool, known.version)
-
-    async def _recall(self, call_id: str) -> ToolOutput | None:
-        journal = self._journal
-        found = next((r for e in journal.state.exchanges for r in e.results if r.call_id == call_id), None)
-        if found is None:
-            return None
-        await journal.load([found.content])
-        return ToolOutput(journal.read(found.content), trust=found.trust)
-
-    def _finished(self, call: Call, tool: ToolSpec, ran: Ran) -> ToolFinished:
-        output, ways = ran.output, ran.ways
-        is_plain = ways is None or (ways.tries == 1 and not tool.fallbacks)
-        return ToolFinished(
-            call_id=call.call.call_id,
-            tool=call.call.tool,
-            status="ok" if ran.is_ok else "error",
-            result=self._journal.pack(output.content),
-            latency_ms=ran.latency_ms,
-            trust=output.trust or tool.trust,
-            artifacts=output.artifacts,
-            outcome=output.outcome if tool.ends_task else None,
-            ways=msgspec.UNSET if ways is None or is_plain else ToolWays(ways.implementation, ways.tries, ways.degraded),
-        )
 
     def _completed(self, outcome: Outcome) -> TaskCompleted:
         state = self._journal.state

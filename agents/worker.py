@@ -15,6 +15,7 @@ import msgspec
 
 from crewlog.agents.journal import Journal
 from crewlog.agents.model_call import given_up
+from crewlog.agents.orders import Orders
 from crewlog.agents.task_state import TaskState, evolve, initial_state, open_model_calls, opened_state
 from crewlog.agents.work import Workshop, work
 from crewlog.events import faults
@@ -23,7 +24,7 @@ from crewlog.events.prefix import read_whole
 from crewlog.events.store import EventStore
 from crewlog.schemas.errors import ConflictError, ContractError, OrchestrationError, Unavailable
 from crewlog.schemas.ids import RunId, TaskId, task_stream
-from crewlog.schemas.subjects import LANES, control_worker, telemetry, wake
+from crewlog.schemas.subjects import LANES, control_kind, control_worker, telemetry, wake
 from crewlog.schemas.system_events import AgentRegistered, ToolInfo
 from crewlog.schemas.task import AgentTask, parse_task
 from crewlog.schemas.task_events import AttemptFailed, TaskEvent
@@ -46,34 +47,44 @@ class Worker:
     def __init__(self, shop: Workshop, store: EventStore, bus: Bus, *, slots: int, unavailable: str = "") -> None:
         self._shop, self._store, self._bus, self._slots, self._unavailable = shop, store, bus, slots, unavailable
         self._held: set[str] = set()
+        self._orders = Orders(store, shop.clock, kind=shop.spec.kind, worker=shop.worker, on_change=self._obey)
+        self.drained = asyncio.Event()
+        """Set once somebody wants this worker to leave."""
         self._consuming: Consuming | None = None
-        self._control: Subscription | None = None
-        self._beating: asyncio.Task[None] | None = None
+        self._control: list[Subscription] = []
+        self._loops: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Register with the orchestrator, then begin to fetch. A worker that lacks an extra registers and fetches nothing."""
         shop = self._shop
-        self._control = await self._bus.subscribe(control_worker(shop.worker), self._answer)
+        self._control.append(await self._bus.subscribe(control_worker(shop.worker), self._answer))
+        self._control.append(await self._bus.subscribe(control_kind(shop.spec.kind), self._told))
         await self._register()
-        self._beating = asyncio.create_task(self._beat())
+        self._loops = [asyncio.create_task(self._beat()), asyncio.create_task(self._orders.follow(), name="orders")]
         if self._unavailable:
             log.warning("%s is unavailable: %s", shop.spec.kind, self._unavailable)
             return
         consumers = {f"{shop.spec.kind}-{lane}": priority for priority, lane in enumerate(LANES)}
         self._consuming = await self._bus.consume("WORK", consumers, self.handle, slots=self._slots)
+        self._obey()
+        self._orders.tell()
 
     async def stop(self, *, grace_s: float) -> None:
-        """Stop fetching, let running tasks reach their end within `grace_s`, hand the rest back, and sign off. Safe to call twice."""
+        """Stop fetching, let each running task come to the end of its step within `grace_s`, hand back what is not done, and sign off. Safe to
+        call twice."""
+        self._orders.leave()
         if self._consuming is not None:
             consuming, self._consuming = self._consuming, None
             await consuming.stop(grace_s=grace_s)
-        if self._beating is not None:
-            self._beating.cancel()
-            await asyncio.gather(self._beating, return_exceptions=True)
-            self._beating = None
-        if self._control is not None:
-            control, self._control = self._control, None
-            await control.stop()
+        loops, self._loops = self._loops, []
+        for loop in loops:
+            loop.cancel()
+        await asyncio.gather(*loops, return_exceptions=True)
+        await self._orders.stop()
+        if self._control:
+            control, self._control = self._control, []
+            for subscription in control:
+                await subscription.stop()
             body = json.dumps({"kind": self._shop.spec.kind, "worker": self._shop.worker}).encode()
             try:
                 await self._bus.request("api.system.agents.stop", body, timeout_s=2.0)
@@ -118,7 +129,9 @@ class Worker:
         journal = Journal(self._store, self._shop.clock, state)
         self._held.add(str(task.task_id))
         try:
-            ended = await work(self._shop, journal, attempt=attempt)
+            ended = await work(self._shop, journal, attempt=attempt, orders=self._orders)
+            if ended == "cut":
+                await self._settle_cut(task, journal)
         except ConflictError as error:
             await journal.abandon()
             await journal.settle_elsewhere()
@@ -134,10 +147,16 @@ class Worker:
             ended = "failed"
         finally:
             self._held.discard(str(task.task_id))
-        if ended != "nothing":
+        if ended not in ("nothing", "cut"):
             # a good end names its task, so that the orchestrator may wait for those that end at the same time
             await self._bus.publish(wake(RunId(task.run_id)), str(task.task_id).encode() if ended == "completed" else b"")
         return True
+
+    async def _settle_cut(self, task: AgentTask, journal: Journal) -> None:
+        """Settle what was under way when somebody else ended the task: its stream is closed, so it says for good which calls were begun."""
+        message = "the task was ended before an answer came"
+        await journal.settle_open([given_up(asking, message=message) for asking in open_model_calls(await self._fold(task)) if asking.wire])
+        log.info("task %s was ended by somebody else and is cut off", task.task_id)
 
     async def _record_crash(self, task: AgentTask, attempt: int, error: Exception) -> None:
         state = await self._fold(task)
@@ -168,7 +187,7 @@ class Worker:
         task_id = str(state.task.task_id)
         if task_id in self._held:
             return True
-        if state.phase != "working" or state.worker == self._shop.worker:
+        if state.phase != "working" or state.worker in ("", self._shop.worker):
             return False
         try:
             body = json.dumps({"task_id": task_id}).encode()
@@ -176,6 +195,19 @@ class Worker:
         except Unavailable:
             return False
         return bool(json.loads(answer.data).get("holds"))
+
+    def _obey(self) -> None:
+        """Fetch or not as the kind's pause says, and leave when told to."""
+        if self._consuming is not None:
+            (self._consuming.pause if self._orders.is_kind_paused else self._consuming.resume)()
+        if self._orders.is_drained:
+            self._orders.leave()
+            self.drained.set()
+
+    async def _told(self, _: Message) -> None:
+        """Look now at what was paused or ended, and say that this worker is there: somebody has a command, or has just started."""
+        self._orders.tell()
+        await self._say_beat()
 
     async def _answer(self, message: Message) -> None:
         asked = json.loads(message.data)
@@ -209,10 +241,13 @@ class Worker:
         )
 
     async def _beat(self) -> None:
-        shop = self._shop
         while True:
-            beat = {"kind": shop.spec.kind, "worker": shop.worker, "slots": self._slots, "busy": sorted(self._held), "at_us": shop.clock.now_us()}
-            if asked := shop.breakers.states():
-                beat["providers"] = {f"{model.provider}/{model.name}": state for model, state in asked}
-            await self._bus.publish(telemetry(shop.spec.kind, shop.worker), json.dumps(beat).encode())
+            await self._say_beat()
             await asyncio.sleep(HEARTBEAT_S)
+
+    async def _say_beat(self) -> None:
+        shop = self._shop
+        beat = {"kind": shop.spec.kind, "worker": shop.worker, "slots": self._slots, "busy": sorted(self._held), "at_us": shop.clock.now_us()}
+        if asked := shop.breakers.states():
+            beat["providers"] = {f"{model.provider}/{model.name}": state for model, state in asked}
+        await self._bus.publish(telemetry(shop.spec.kind, shop.worker), json.dumps(beat).encode())

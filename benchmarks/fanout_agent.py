@@ -1,6 +1,6 @@
-"""A crewlog agent for the fan-out benchmark: one model turn that costs nothing, one tool call that ends the task.
+"""A crewlog agent for benchmarks: one model turn that costs nothing, one tool call that ends the task.
 
-python fanout_agent.py KIND      (CREWLOG_DATABASE_URL and CREWLOG_NATS_URL say where)
+python fanout_agent.py KIND [SLOTS [SECONDS]]      (CREWLOG_DATABASE_URL and CREWLOG_NATS_URL say where; the model thinks for SECONDS)
 """
 
 from __future__ import annotations
@@ -32,11 +32,16 @@ async def note(_: ToolContext, args: Note) -> ToolOutput:
 
 
 class InstantModel:
-    """Answers at once and always the same: what is measured is crewlog."""
+    """Answers at once, or after always the same time, and always the same: what is measured is crewlog."""
 
     wire, provider, name, simulated = "offline", "offline", "instant-1", True
 
+    def __init__(self, thinks_s: float = 0.0) -> None:
+        self._thinks_s = thinks_s
+
     async def complete(self, request: ModelRequest, *, timeout_s: float, on_text: OnText | None = None) -> ModelReply:  # noqa: ARG002
+        if self._thinks_s:
+            await asyncio.sleep(self._thinks_s)
         arguments = '{"text":"' + "x" * 300 + '"}'
         return ModelReply((ToolUse("call", "note", arguments),), "tool_use", Usage(100, 20), self.name)
 
@@ -49,4 +54,5 @@ def agent(kind: str) -> AgentSpec:
 
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=new_event_loop) as runner:  # as `crewlog agent` does
-        runner.run(run_worker(load(slots=200), agent(sys.argv[1]), model=InstantModel()))
+        kind, slots, thinks_s = sys.argv[1], int((*sys.argv[2:], "200")[0]), float((*sys.argv[3:], "0")[0])
+        runner.run(run_worker(load(slots=slots), agent(kind), model=InstantModel(thinks_s)))

@@ -71,6 +71,12 @@ class Subscription(Protocol):
 class Consuming(Protocol):
     """A running pull loop: it hands out at most `slots` deliveries at a time and keeps each alive until its handler returns."""
 
+    def pause(self) -> None:
+        """Fetch nothing more until `resume`; running handlers go on. Safe to call twice."""
+
+    def resume(self) -> None:
+        """Fetch again. Safe to call twice."""
+
     async def stop(self, *, grace_s: float) -> None:
         """Stop fetching, let running handlers finish within `grace_s`, hand the rest back, and return."""
 

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
 from crewlog.schemas.checks import Kind, SafeText
-from crewlog.schemas.task_events import Effect
+from crewlog.schemas.effects import Effect
 
 
 def _server_name(name: str) -> str:

@@ -39,6 +39,8 @@ from crewlog.schemas.task_events import (
     ApprovalRequested,
     AttemptFailed,
     BudgetWarned,
+    CompensationFinished,
+    CompensationStarted,
     ContextCompacted,
     ModelCallFailed,
     ModelCallFinished,
@@ -53,6 +55,8 @@ from crewlog.schemas.task_events import (
     TaskOpened,
     TaskStarted,
     ToolFinished,
+    ToolInDoubt,
+    ToolProbed,
     ToolStarted,
 )
 
@@ -118,6 +122,7 @@ _ARCHIVES = _names(RunArchived)
 _CONTROLS = _names(ScopePaused, ScopeResumed, ScopeQuarantined, ScopeReleased, WorkerDrained)
 _WORK = _names(
     *(TaskStarted, ModelCallStarted, ModelCallFinished, ModelCallFailed, ModelCallSkipped, ToolStarted, ToolFinished),
+    *(ToolInDoubt, ToolProbed, CompensationStarted, CompensationFinished),
     *(ApprovalRequested, Nudged, ContextCompacted, BudgetWarned, AttemptFailed, TaskHandedBack, TaskCompleted),
 )  # fmt: skip
 

@@ -162,7 +162,7 @@ class MemoryBroker:
         while progress:
             progress = False
             for consuming in list(self._pulling):
-                stored = self._next_for(consuming) if consuming.slots.free > 0 else None
+                stored = self._next_for(consuming) if consuming.slots.free > 0 and not consuming.is_paused else None
                 if stored is not None:
                     stored.in_flight = True
                     stored.deliveries += 1
@@ -262,6 +262,14 @@ class MemoryConsuming:
         self.lanes = sorted(consumers, key=lambda name: consumers[name])
         self.taken = 0
         self.slots = slots(broker.hand_out)
+        self.is_paused = False
+
+    def pause(self) -> None:
+        self.is_paused = True
+
+    def resume(self) -> None:
+        self.is_paused = False
+        self._broker.hand_out()
 
     async def stop(self, *, grace_s: float) -> None:
         self._broker.stop_pull(self)

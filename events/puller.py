@@ -5,7 +5,7 @@ Own pull loop over `CONSUMER.MSG.NEXT`, because the client library's `fetch` los
 - While slots are free and nothing waits, a *long pull* stands on every lane: credit for some messages, kept alive by idle heartbeats.
   A message that arrives runs at once; the credit is topped up when half of it is used. An idle process sends a handful of messages a minute.
 - When something waits, a *sweep* asks lane after lane, in the order of `lanes`, for what the free slots can hold, without waiting.
-- With no slot free all credit is withdrawn, so that other workers get the messages. One that was on its way is handed back.
+- With no slot free, or while paused, all credit is withdrawn, so that other workers get the messages. One that was on its way is handed back.
 - After a reconnect, or when heartbeats stop, everything begins again with new inboxes: the server has forgotten the old pulls.
 """
 
@@ -133,6 +133,7 @@ class Puller:
         self._loops: list[asyncio.Task[None]] = []
         self._retiring: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._paused = False
 
     def start(self) -> None:
         """Begin to pull."""
@@ -148,6 +149,16 @@ class Puller:
         self._stale = True
         for lane in self._lanes:
             lane.swept(drained=False)
+        self._wake()
+
+    def pause(self) -> None:
+        """Fetch nothing more until `resume`; what is on its way is handed back."""
+        self._paused = True
+        self._wake()
+
+    def resume(self) -> None:
+        """Fetch again."""
+        self._paused = False
         self._wake()
 
     async def stop(self, *, grace_s: float) -> None:
@@ -173,7 +184,7 @@ class Puller:
                 await self._changed.wait()  # `reconnected` wakes us
             elif self._stale:
                 await self._renew()
-            elif self._slots.free <= 0:
+            elif self._is_full():
                 await self._withdraw()
                 await self._changed.wait()
             elif (wait_s := self._refused_until - self._loop.time()) > 0:
@@ -209,7 +220,7 @@ class Puller:
         self._turn += 1
         for lane in in_turn(self._lanes, self._turn):
             free = self._slots.free
-            if free <= 0 or self._stale:
+            if self._is_full() or self._stale:
                 return
             if not await self._take(lane, free):
                 return  # there may be more, and a more urgent lane may have filled meanwhile: begin again
@@ -299,16 +310,19 @@ class Puller:
         self._backlog = True
 
     async def _deliver(self, delivery: OpenDelivery) -> None:
-        if self._stopping or self._slots.free <= 0:
+        if self._stopping or self._is_full():
             await self._slots.hand_back(delivery)
         else:
             self._slots.take(delivery)
 
     # ── plumbing ──
 
+    def _is_full(self) -> bool:
+        return self._paused or self._slots.free <= 0
+
     def _nudge(self) -> None:
         """Wake the loop if it has something to do; most messages need nothing but their slot."""
-        if self._backlog or self._slots.free <= 0 or any(lane.credit * 2 <= self._share() for lane in self._lanes):
+        if self._backlog or self._is_full() or any(lane.credit * 2 <= self._share() for lane in self._lanes):
             self._wake()
 
     def _wake(self) -> None:

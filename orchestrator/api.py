@@ -2,7 +2,6 @@
 
 tasks.submit       body: AgentTask                                        -> run_id, task_id, status
 runs.get           {"run_id"}                                             -> run
-runs.cancel        {"run_id", "reason", "actor"}                          -> run_id, status
 runs.fork          {"run_id", "at", "actor", …}, see `forks.ForkRequest`  -> run_id, parent, at, tasks, status
 approvals.decide   {"run_id", "approval_id", "decision", "actor", "note"} -> approval_id, decision
 budgets.raise      {"scope", "hard_micro_usd", "soft_micro_usd", "actor", "reason"} -> scope and its state; runs that it held go on
@@ -14,13 +13,15 @@ schedules.change   {"name", "verb": pause|resume|remove, "actor", "reason"} -> s
 schedules.run      {"name", "actor"}                                      -> run_id, error
 agents.register    AgentRegistered as JSON (tenant `system`)              -> kind
 agents.stop        {"kind", "worker"}      (tenant `system`)              -> kind
+
+What operators do to runs, tenants, kinds and workers stands in `api_control`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Final, Literal
 from uuid import UUID
 
 import msgspec
@@ -28,14 +29,15 @@ import msgspec
 from crewlog.events.bus import Bus, Message, Subscription
 from crewlog.events.clock import Clock
 from crewlog.events.store import BudgetState, EventStore
+from crewlog.orchestrator.api_control import ControlApi, Endpoint
 from crewlog.orchestrator.budgets import Budgets
-from crewlog.orchestrator.commands import CancelRun, DecideApproval, SubmitRun, TooLate
+from crewlog.orchestrator.commands import Answer, DecideApproval, SubmitRun
 from crewlog.orchestrator.dead_letters import DeadLetters
 from crewlog.orchestrator.decide import decide
 from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.forks import ForkRequest, Forks
 from crewlog.orchestrator.kinds import KindDirectory
-from crewlog.orchestrator.replies import accepted, refused
+from crewlog.orchestrator.replies import accepted, bounded, decoded, person, refused
 from crewlog.orchestrator.report import run_report, schedule_report, text_of
 from crewlog.orchestrator.run import RunState, initial_state
 from crewlog.orchestrator.schedule import AddSchedule, ChangeSchedule
@@ -46,12 +48,10 @@ from crewlog.schemas.errors import ContractError, NotFound, OrchestrationError
 from crewlog.schemas.ids import TOKEN, ApprovalId, RunId
 from crewlog.schemas.system_events import AgentRegistered, AgentStopped, CatchUp
 from crewlog.schemas.task import RUN
-from crewlog.schemas.text import clean, shorten
 from crewlog.schemas.trace_context import TRACEPARENT
 
 QUEUE: Final = "orchestrator"
 SYSTEM: Final = "system"
-TEXT_CHARS_MAX: Final = 2_000
 
 log = logging.getLogger(__name__)
 
@@ -95,20 +95,12 @@ class RunScheduleRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     actor: str = "anonymous"
 
 
-class CancelRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Stop a run."""
-
-    run_id: UUID
-    reason: str = ""
-    actor: str = "anonymous"
-
-
 class DecideRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Approve or deny one tool call."""
+    """Approve or deny one tool call, or say what became of one."""
 
     run_id: UUID
     approval_id: UUID
-    decision: Literal["approved", "denied"]
+    decision: Answer
     actor: str
     note: str = ""
 
@@ -136,10 +128,6 @@ class SetRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str = ""
 
 
-_T = TypeVar("_T")
-Endpoint = Callable[[str, Message], Awaitable[bytes]]
-
-
 class Api:
     """Answers requests."""
 
@@ -155,8 +143,9 @@ class Api:
         letters: DeadLetters,
         schedules: Schedules,
         forks: Forks,
+        control: ControlApi,
     ) -> None:
-        self._forks = forks
+        self._forks, self._control = forks, control
         self._budgets, self._letters, self._schedules = budgets, letters, schedules
         self._store, self._bus, self._clock, self._driver, self._kinds = store, bus, clock, driver, kinds
         self._subscriptions: list[Subscription] = []
@@ -166,7 +155,6 @@ class Api:
         endpoints: dict[str, Endpoint] = {
             "*.tasks.submit": self._submit,
             "*.runs.get": self._get_run,
-            "*.runs.cancel": self._cancel_run,
             "*.runs.fork": self._fork_run,
             "*.approvals.decide": self._decide_approval,
             "*.budgets.raise": self._raise_budget,
@@ -179,7 +167,7 @@ class Api:
             f"{SYSTEM}.agents.register": self._register,
             f"{SYSTEM}.agents.stop": self._stop_agent,
         }
-        for name, endpoint in endpoints.items():
+        for name, endpoint in {**endpoints, **self._control.endpoints()}.items():
             self._subscriptions.append(await self._bus.subscribe(f"api.{name}", self._served_by(endpoint), queue=QUEUE))
         # without the queue group: every orchestrator hears of every worker, whichever of them answers it
         self._subscriptions.append(await self._bus.subscribe(f"api.{SYSTEM}.agents.register", self._overhear))
@@ -210,61 +198,53 @@ class Api:
         return accepted(run_id=submitted.run_id, task_id=submitted.task_id, status=submitted.status)
 
     async def _get_run(self, tenant: str, message: Message) -> bytes:
-        state = await self._run_of(tenant, _decode(message.data, RunRequest).run_id)
+        state = await self._run_of(tenant, decoded(message.data, RunRequest).run_id)
         payload = text_of(state)
         text = None if payload is None else payload.inline
         if payload is not None and payload.ref is not None:
             text = (await self._store.get_blobs([payload.ref]))[payload.ref].decode()
         return accepted(run={**run_report(state), "text": text})
 
-    async def _cancel_run(self, tenant: str, message: Message) -> bytes:
-        request = _decode(message.data, CancelRequest)
-        state = await self._run_of(tenant, request.run_id)
-        state = await self._driver.execute(state.run_id, CancelRun(_text(request.reason) or "cancelled", _text(request.actor)))
-        if state.status != "cancelled":
-            raise TooLate(f"run {state.run_id} cannot be cancelled: it is {state.status}")
-        return accepted(run_id=state.run_id, status=state.status)
-
     async def _fork_run(self, tenant: str, message: Message) -> bytes:
-        asked = _decode(message.data, ForkRequest)
-        request = msgspec.structs.replace(asked, actor=_text(asked.actor) or "anonymous", reason=_text(asked.reason))
+        asked = decoded(message.data, ForkRequest)
+        request = msgspec.structs.replace(asked, actor=bounded(asked.actor) or "anonymous", reason=bounded(asked.reason))
         forked = await self._forks.fork(tenant, request)
         status = "accepted" if forked.is_new else "duplicate"
         return accepted(run_id=forked.run_id, parent=forked.parent, at=forked.at, tasks=forked.tasks, status=status)
 
     async def _decide_approval(self, tenant: str, message: Message) -> bytes:
-        request = _decode(message.data, DecideRequest)
+        request = decoded(message.data, DecideRequest)
         if not request.actor.strip():
             raise ContractError("an approval needs to know who decides", problems=(("/actor", "must not be empty"),))
         state = await self._run_of(tenant, request.run_id)
-        command = DecideApproval(ApprovalId(request.approval_id), request.decision, _text(request.actor), _text(request.note))
+        command = DecideApproval(ApprovalId(request.approval_id), request.decision, bounded(request.actor), bounded(request.note))
         await self._driver.execute(state.run_id, command)
         return accepted(approval_id=request.approval_id, decision=request.decision)
 
     async def _raise_budget(self, tenant: str, message: Message) -> bytes:
-        asked = _decode(message.data, RaiseRequest)
-        actor, reason = _who(asked.actor), _text(asked.reason)
+        asked = decoded(message.data, RaiseRequest)
+        actor, reason = person(asked.actor), bounded(asked.reason)
         state = await self._budgets.raise_limit(tenant, asked.scope, hard=asked.hard_micro_usd, soft=asked.soft_micro_usd, actor=actor, reason=reason)
         return _budget(asked.scope, state)
 
     async def _set_budget(self, tenant: str, message: Message) -> bytes:
-        asked = _decode(message.data, SetRequest)
-        actor, reason = _who(asked.actor), _text(asked.reason)
+        asked = decoded(message.data, SetRequest)
+        actor, reason = person(asked.actor), bounded(asked.reason)
         state = await self._budgets.set_limit(tenant, asked.scope, hard=asked.hard_micro_usd, soft=asked.soft_micro_usd, actor=actor, reason=reason)
         return _budget(asked.scope, state)
 
     async def _redrive(self, tenant: str, message: Message) -> bytes:
-        asked = _decode(message.data, RedriveRequest)
+        asked = decoded(message.data, RedriveRequest)
         redriven = await self._letters.redrive(tenant, asked.sequence)
         return accepted(sequence=asked.sequence, status=redriven.status, detail=redriven.detail)
 
     async def _add_schedule(self, tenant: str, message: Message) -> bytes:
-        asked = _decode(message.data, AddScheduleRequest)
+        asked = decoded(message.data, AddScheduleRequest)
         task = read_submission(bytes(asked.task), tenant=tenant, type_=None, task_id=self._clock.random_id())
         await self._kinds.refresh()
         # refused now rather than each time it is due
         decide(SubmitRun(task, "api"), initial_state(), self._clock.now_us(), self._kinds.offers)
-        command = AddSchedule(tenant, asked.name, asked.cron, asked.zone, asked.catch_up, task, _text(asked.actor))
+        command = AddSchedule(tenant, asked.name, asked.cron, asked.zone, asked.catch_up, task, bounded(asked.actor))
         return accepted(schedule=schedule_report(await self._schedules.add(command), self._clock.now_us()))
 
     async def _list_schedules(self, tenant: str, _: Message) -> bytes:
@@ -272,14 +252,14 @@ class Api:
         return accepted(schedules=[schedule_report(state, now_us) for state in await self._schedules.of(tenant)])
 
     async def _change_schedule(self, tenant: str, message: Message) -> bytes:
-        asked = _decode(message.data, ChangeScheduleRequest)
-        command = ChangeSchedule(asked.verb, _text(asked.actor), _text(asked.reason))
+        asked = decoded(message.data, ChangeScheduleRequest)
+        command = ChangeSchedule(asked.verb, bounded(asked.actor), bounded(asked.reason))
         state = await self._schedules.change(tenant, _token(asked.name), command)
         return accepted(schedule=schedule_report(state, self._clock.now_us()))
 
     async def _run_schedule(self, tenant: str, message: Message) -> bytes:
-        asked = _decode(message.data, RunScheduleRequest)
-        fired = await self._schedules.run_now(tenant, _token(asked.name), actor=_text(asked.actor) or "anonymous")
+        asked = decoded(message.data, RunScheduleRequest)
+        fired = await self._schedules.run_now(tenant, _token(asked.name), actor=bounded(asked.actor) or "anonymous")
         return accepted(run_id=fired.run_id, error=fired.error)
 
     async def _register(self, _: str, message: Message) -> bytes:
@@ -288,7 +268,7 @@ class Api:
         return accepted(kind=event.kind)
 
     async def _stop_agent(self, _: str, message: Message) -> bytes:
-        event = _decode(message.data, AgentStopped)
+        event = decoded(message.data, AgentStopped)
         _check_kind(event.kind)
         await self._kinds.stopped(event)
         return accepted(kind=event.kind)
@@ -307,19 +287,6 @@ class Api:
         return state
 
 
-def _decode(data: bytes, type_: type[_T]) -> _T:
-    try:
-        return msgspec.json.decode(data, type=type_)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ContractError(f"the request is not a valid {type_.__name__}: {error}") from None
-
-
-def _who(actor: str) -> str:
-    if not actor.strip():
-        raise ContractError("a budget needs to know who changes it", problems=(("/actor", "must not be empty"),))
-    return _text(actor)
-
-
 def _budget(scope: str, state: BudgetState) -> bytes:
     amounts = {"spent_micro_usd": state.spent, "reserved_micro_usd": state.reserved}
     return accepted(scope=scope, soft_micro_usd=state.soft, hard_micro_usd=state.hard, **amounts)
@@ -332,7 +299,7 @@ def _token(name: str) -> str:
 
 
 def _registration(data: bytes) -> AgentRegistered:
-    event = _decode(data, AgentRegistered)
+    event = decoded(data, AgentRegistered)
     _check_kind(event.kind)
     return event
 
@@ -340,7 +307,3 @@ def _registration(data: bytes) -> AgentRegistered:
 def _check_kind(kind: str) -> None:
     if not TOKEN.fullmatch(kind) or kind == RUN:
         raise ContractError(f"kind {kind!r} cannot be registered", problems=(("/kind", f"must match [A-Za-z0-9_-]{{1,64}} and not be {RUN!r}"),))
-
-
-def _text(text: str) -> str:
-    return shorten(clean(text), TEXT_CHARS_MAX)

@@ -30,6 +30,8 @@ from crewlog.schemas.task_events import (
     ApprovalDecided,
     ApprovalRequested,
     BudgetWarned,
+    CompensationFinished,
+    CompensationStarted,
     ModelCallFailed,
     ModelCallFinished,
     ModelCallStarted,
@@ -39,6 +41,8 @@ from crewlog.schemas.task_events import (
     TaskOpened,
     TaskStarted,
     ToolFinished,
+    ToolInDoubt,
+    ToolProbed,
     ToolStarted,
 )
 
@@ -220,11 +224,20 @@ class _Fold:
             case ApprovalDecided():
                 yield Cause(known.questions.get(event.approval_id, 0), "question")
                 known.answer_to[event.call_id] = n
-            case BudgetWarned():
-                yield Cause(known.calls.get(event.call_id, 0) or known.last, "spending")
             case TaskFailed() | TaskCancelled():
                 at, at_us = self._run_last
                 yield Cause(at if at_us == recorded.occurred_us else known.attempt_failed or known.last, "decision")
+            case _:
+                yield from self._other_event(n, recorded, known)
+
+    def _other_event(self, n: int, recorded: Recorded, known: _Known) -> Iterable[Cause]:
+        event = recorded.event()
+        match event:
+            case ToolInDoubt() | ToolProbed() | CompensationStarted() | CompensationFinished():
+                yield Cause(known.tools.get(event.call_id, 0), "intent")
+                known.answer_to[event.call_id] = n
+            case BudgetWarned():
+                yield Cause(known.calls.get(event.call_id, 0) or known.last, "spending")
             case _:
                 yield Cause(known.last, "next step")
                 known.fresh = [n]
@@ -241,8 +254,9 @@ class _Fold:
     def _tool_finished(n: int, event: ToolFinished, known: _Known) -> Iterable[Cause]:
         intent = known.tools.get(event.call_id, 0)
         yield Cause(intent, "intent")
-        if not intent or event.status in ("refused", "unknown"):
-            yield Cause(known.answer_to.get(event.call_id, 0), "answer")
+        answer = known.answer_to.get(event.call_id, 0)
+        if not intent or answer > intent or event.status in ("refused", "unknown"):
+            yield Cause(answer, "answer")
         if not intent:
             yield Cause(known.asked_by.get(event.call_id, 0), "asked for")
         asked = known.asked_by.get(event.call_id, 0)

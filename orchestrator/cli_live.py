@@ -235,7 +235,8 @@ def sources(tasks: Iterable[TaskView], answer: str) -> list[str]:
 def show_approval(approval: ApprovalView, arguments: str) -> None:
     """Print one question to a person: the action first, then its arguments as they would be used, why, and how to answer."""
     short = str(approval.approval_id)[:8]
-    typer.echo(f"{short}  {approval.kind} wants to run {approval.tool}   run {str(approval.run_id)[:8]}, until {short_time(approval.expires_at)}")
+    asks = f"did {approval.tool} of {approval.kind} happen?" if approval.question else f"{approval.kind} wants to run {approval.tool}"
+    typer.echo(f"{short}  {asks}   run {str(approval.run_id)[:8]}, until {short_time(approval.expires_at)}")
     for name, value in json.loads(arguments).items():
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         first, *rest = shown.splitlines() or [""]
@@ -243,7 +244,10 @@ def show_approval(approval: ApprovalView, arguments: str) -> None:
         for line in rest:
             typer.echo(f"        {printable(line)}")
     typer.echo(f"    why: {approval.reason}")
-    say(f"    answer: crewlog approve {short}   or   crewlog deny {short} --note REASON")
+    if approval.question:
+        say(f"    answer: crewlog resolve {short} happened   or   did-not-happen (it runs again)   or   give-up")
+    else:
+        say(f"    answer: crewlog approve {short}   or   crewlog deny {short} --note REASON")
 
 
 def elapsed(begin: datetime, end: datetime | None) -> str:

@@ -1,15 +1,19 @@
-"""Commands by which people take part: approvals, approve, deny, and the documents of the library."""
+"""Commands by which people take part: approvals, approve, deny, resolve, and the documents of the library."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from crewlog.orchestrator.cli_output import HomeOption, Output, OutputOption, load_config, plain, print_json, print_rows, run_async, say
+
+if TYPE_CHECKING:
+    from crewlog.orchestrator.commands import Answer
 
 ApprovalArgument = Annotated[str, typer.Argument(metavar="APPROVAL", help="Id of the approval, or its first characters; - for the only one that waits.")]
 NoteOption = Annotated[str, typer.Option("--note", help="Why; recorded with the decision, and the agent reads it.")]
@@ -18,7 +22,7 @@ ActorOption = Annotated[str, typer.Option("--as", metavar="NAME", help="Who deci
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (approvals, approve, deny):
+    for command in (approvals, approve, deny, resolve):
         app.command()(run_async(command))
     docs = typer.Typer(help="The library of documents that research may search.", no_args_is_help=True)
     docs.command("add")(run_async(add_documents))
@@ -66,7 +70,28 @@ async def deny(
     await _decide(approval, "denied", note, actor, home, output)
 
 
-async def _decide(approval: str, decision: Literal["approved", "denied"], note: str, actor: str, home: Path | None, output: Output) -> None:
+class Became(StrEnum):
+    """What a person may say about a call that was interrupted."""
+
+    HAPPENED = "happened"
+    DID_NOT_HAPPEN = "did-not-happen"
+    GIVE_UP = "give-up"
+
+
+async def resolve(
+    approval: Annotated[str, typer.Argument(metavar="APPROVAL", help="Id of the question, or its first characters; - for the only one that waits.")],
+    became: Annotated[Became, typer.Argument(metavar="ANSWER", help="happened: taken for done. did-not-happen: it runs again. give-up: it stays unknown.")],
+    note: NoteOption = "",
+    actor: ActorOption = "",
+    home: HomeOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Say what became of a tool call that was interrupted, so that it is neither lost nor done twice."""
+    answers: dict[Became, Answer] = {Became.HAPPENED: "happened", Became.DID_NOT_HAPPEN: "did_not_happen", Became.GIVE_UP: "give_up"}
+    await _decide(approval, answers[became], note, actor, home, output)
+
+
+async def _decide(approval: str, decision: Answer, note: str, actor: str, home: Path | None, output: Output) -> None:
     from crewlog.orchestrator.client import Client
     from crewlog.schemas.ids import RunId
 
@@ -76,7 +101,7 @@ async def _decide(approval: str, decision: Literal["approved", "denied"], note: 
     if output is Output.JSON:
         print_json({"approval_id": str(found.approval_id), "run_id": str(found.run_id), "tool": found.tool, "decision": decision})
     else:
-        say(f"{decision}: {found.tool} of run {str(found.run_id)[:8]}; see it go on: crewlog watch {str(found.run_id)[:8]}")
+        say(f"{decision.replace('_', ' ')}: {found.tool} of run {str(found.run_id)[:8]}; see it go on: crewlog watch {str(found.run_id)[:8]}")
 
 
 async def add_documents(

@@ -32,6 +32,7 @@ from crewlog.orchestrator.client_budgets import ClientBudgets
 from crewlog.orchestrator.client_forks import ClientForks
 from crewlog.orchestrator.client_letters import ClientLetters
 from crewlog.orchestrator.client_schedules import ClientSchedules
+from crewlog.orchestrator.commands import Answer
 from crewlog.orchestrator.control import ask_supervisor
 from crewlog.orchestrator.endpoints import with_login
 from crewlog.orchestrator.home import ProcessState
@@ -302,8 +303,8 @@ class Client:
             raise NotFound("approval", name, candidates=tuple(str(a.approval_id) for a in waiting))
         return waiting[0]
 
-    async def decide(self, run_id: RunId, approval_id: UUID, decision: Literal["approved", "denied"], *, actor: str = "", note: str = "") -> None:
-        """Approve or deny one waiting tool call.
+    async def decide(self, run_id: RunId, approval_id: UUID, decision: Answer, *, actor: str = "", note: str = "") -> None:
+        """Approve or deny one waiting tool call, or say what became of one that was interrupted.
 
         Raises:
             RequestRefused: somebody has decided already, it has expired, or there is no such approval.

@@ -19,6 +19,10 @@ CLOCK: Final = "clock"
 """The actor of what no person decided: a deadline, an expiry."""
 
 
+Answer = Literal["approved", "denied", "happened", "did_not_happen", "give_up"]
+"""What a person may say: whether a call may run, or what became of one."""
+
+
 class Terms(msgspec.Struct, frozen=True):
     """On what terms a run is accepted: from the configuration, and from the run its task belongs to. Recorded in `RunSubmitted`."""
 
@@ -77,7 +81,7 @@ class DecideApproval(msgspec.Struct, frozen=True):
     """A person answers."""
 
     approval_id: ApprovalId
-    decision: Literal["approved", "denied"]
+    decision: Answer
     actor: str
     note: str = ""
 

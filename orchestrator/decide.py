@@ -44,7 +44,19 @@ from crewlog.orchestrator.forking import fork
 from crewlog.orchestrator.interventions import intervene, note_at_submission
 from crewlog.orchestrator.planning import SINGLE_KEY, Kinds, check_kinds, given_steps, planned_steps, single_step
 from crewlog.orchestrator.repeats import NO_PROGRESS, work_hash
-from crewlog.orchestrator.run import CRITIC_PREFIX, ROUTER, SYNTHESIS, RunState, TaskState, current_task, has_clock, judged_by, next_due_us, starving
+from crewlog.orchestrator.run import (
+    CRITIC_PREFIX,
+    ROUTER,
+    SYNTHESIS,
+    PendingApproval,
+    RunState,
+    TaskState,
+    current_task,
+    has_clock,
+    judged_by,
+    next_due_us,
+    starving,
+)
 from crewlog.orchestrator.run_controls import is_paused
 from crewlog.schemas.errors import ContractError, NotFound
 from crewlog.schemas.ids import ApprovalId, RunId
@@ -346,6 +358,7 @@ def _approval_asked(draft: Draft, command: ApprovalAsked) -> None:
             call_id=asked.call_id,
             digest=asked.digest,
             since_us=draft.now_us,
+            question=asked.question,
         )
     )
     advance(draft)
@@ -364,7 +377,16 @@ def _decide_approval(draft: Draft, command: DecideApproval) -> None:
         raise TooLate(f"approval {command.approval_id}: run {draft.state.run_id} is over ({draft.state.status})")
     if task.pending[command.approval_id].expires_us <= draft.now_us and not draft.state.pauses:
         raise AlreadyDecided(f"approval {command.approval_id}", decision="expired", actor=CLOCK)
+    _check_answer(task.pending[command.approval_id], command)
     _answer(draft, task, command.approval_id, command.decision, command.actor, command.note)
+
+
+def _check_answer(asked: PendingApproval, command: DecideApproval) -> None:
+    """Refuse an answer to another question: a yes to `did it happen?` must never be taken for a permit to do it again."""
+    if asked.asks_outcome == (command.decision in ("approved", "denied")):
+        what = f"whether {asked.tool} happened" if asked.asks_outcome else f"whether {asked.tool} may run"
+        answers = "happened, did_not_happen or give_up (crewlog resolve)" if asked.asks_outcome else "approved or denied (crewlog approve, crewlog deny)"
+        raise ContractError(f"approval {command.approval_id} asks {what}, which {command.decision!r} does not answer: say {answers}")
 
 
 def _answer(draft: Draft, task: TaskState, approval_id: ApprovalId, decision: Any, actor: str, note: str = "") -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -30,7 +30,7 @@ from crewlog.orchestrator.run import RunState, current_task
 from crewlog.orchestrator.window import Window
 from crewlog.schemas.errors import OrchestrationError, Unavailable
 from crewlog.schemas.ids import RunId, TaskId
-from crewlog.schemas.subjects import ORCHESTRATORS, control_orchestrator
+from crewlog.schemas.subjects import ORCHESTRATORS, control_kind, control_orchestrator
 
 LOOK_S: Final = 0.02
 """Pause between two looks at the bus while something waits for room, in seconds."""
@@ -41,6 +41,8 @@ SILENCE_S: Final = 2.0
 """An orchestrator that held something back and was not heard for so long is gone, in seconds."""
 WORKER_SILENCE_S: Final = 25.0
 """A worker that was not heard for so long takes nothing more, in seconds: two of its heartbeats and a bit."""
+ANSWER_S: Final = 2.0
+"""Time in which every worker that is there has answered an orchestrator that starts."""
 ASK_TIMEOUT_S: Final = 1.0
 MESSAGES_KEPT_MAX: Final = 1_000
 """Messages that are kept while they wait; those behind them are read from the log again."""
@@ -112,7 +114,7 @@ class Dispatcher:
         """Other orchestrators that hold something back, and when they said so."""
         self._starved: Counter[str] = Counter()
         self._sequence = 0
-        self._all_heard_s = clock.monotonic() + WORKER_SILENCE_S
+        self._all_heard_s = clock.monotonic() + ANSWER_S
         self._more, self._held_somewhere = asyncio.Event(), asyncio.Event()
         self._subscriptions: list[Subscription] = []
         self._loops: list[asyncio.Task[None]] = []
@@ -131,6 +133,12 @@ class Dispatcher:
         ]
         self._loops = [asyncio.create_task(loop, name="dispatcher") for loop in (self._send_all(), self._watch())]
         return self._loops
+
+    async def ask_workers(self, kinds: Iterable[str]) -> None:
+        """Ask the workers of all kinds for a heartbeat, which `heard` is told of: how much they can take is not in the log."""
+        for kind in kinds:
+            await self._bus.publish(control_kind(kind))
+        self._all_heard_s = self._clock.monotonic() + ANSWER_S
 
     async def stop(self) -> None:
         """Leave what waits to the others. Safe to call twice."""
@@ -214,9 +222,9 @@ class Dispatcher:
         others = sum(beat.waiting.get(tenant, 0) for beat, _ in self._others.values())
         return others + sum(queue.waiting_of(tenant) for queue in self._queues.values())
 
-    def holds(self, task_id: TaskId) -> bool:
-        """Say whether a message waits here."""
-        return any(task_id in queue for queue in self._queues.values())
+    def has(self, run_id: RunId, task_id: TaskId) -> bool:
+        """Say whether this process has seen to a message: it waits here, or was sent and nothing came of it yet."""
+        return task_id in self._out.get(run_id, ()) or any(task_id in queue for queue in self._queues.values())
 
     async def held(self, task_ids: Collection[TaskId]) -> dict[TaskId, Held]:
         """Find out which of these messages wait for their turn, here or with another orchestrator that answers."""

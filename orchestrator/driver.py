@@ -20,6 +20,7 @@ from crewlog.orchestrator.commands import AbortRun, Command, ForkRun, SubmitRun
 from crewlog.orchestrator.decide import decide
 from crewlog.orchestrator.dispatcher import Dispatcher
 from crewlog.orchestrator.folds import Fold, Folds
+from crewlog.orchestrator.interventions import at_submission
 from crewlog.orchestrator.kinds import KindDirectory
 from crewlog.orchestrator.publisher import Publisher
 from crewlog.orchestrator.run import RunState, active_tasks
@@ -152,7 +153,7 @@ class Driver:
         terms = await terms_of(task, self._allowance, self._store, self.folds, caller=caller)
         fold = Fold(RunId(task.run_id))
         try:
-            await self.begin(fold, SubmitRun(task, source, terms))
+            await self.begin(fold, SubmitRun(task, source, terms, *at_submission(task.tenant, self.folds.controls)))
         except ConflictError:
             return await self._known(task)
         return Submitted(fold.run_id, task.task_id, "accepted")
@@ -251,7 +252,7 @@ class Driver:
     async def _decide_and_commit(self, fold: Fold, news: Sequence[Recorded]) -> None:
         for _ in range(RACES_MAX):
             now_us = self._clock.now_us()
-            batch = decide_batch(fold.state, news, self._asked.get(fold.run_id, ()), now_us, self._kinds.offers)
+            batch = decide_batch(fold.state, news, self._asked.get(fold.run_id, ()), now_us, self._kinds.offers, self.folds.controls)
             try:
                 if not batch.is_empty:
                     await self._commit(fold, batch, now_us)
@@ -281,6 +282,7 @@ class Driver:
         self.folds.keep(fold)
         await self._dispatcher.publish(fold.run_id, batch.state.brief.tenant, batch.dispatches)
         if type_name(batch.events[-1]) in TERMINAL_TYPES:
+            await self._publisher.call_off({task.kind for task in active_tasks(batch.state)})
             await self._publisher.announce(batch.state.brief.tenant, fold.run_id, batch.events[-1])
         if faults.hook is not None:
             faults.hook("after_work_published")

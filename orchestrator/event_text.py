@@ -61,6 +61,8 @@ from crewlog.schemas.task_events import (
     ApprovalRequested,
     AttemptFailed,
     BudgetWarned,
+    CompensationFinished,
+    CompensationStarted,
     ContextCompacted,
     ModelCallFailed,
     ModelCallFinished,
@@ -76,6 +78,8 @@ from crewlog.schemas.task_events import (
     TaskOpened,
     TaskStarted,
     ToolFinished,
+    ToolInDoubt,
+    ToolProbed,
     ToolStarted,
 )
 from crewlog.schemas.text import shorten
@@ -149,7 +153,7 @@ def _describe_run(event: RunEvent) -> str:  # noqa: C901  (one arm per event typ
         case TaskRetryScheduled():
             return f"{event.key}: attempt {event.attempt} follows after {event.error.code}: {event.error.message}"
         case TaskSuspended():
-            return f"{event.key} waits for a person to approve {event.tool}"
+            return f"{event.key} waits for a person to " + (f"say whether {event.tool} happened" if event.question else f"approve {event.tool}")
         case TaskResumed():
             return f"{event.key}: {event.decision} by {event.actor}"
         case TaskReviewed():
@@ -216,6 +220,14 @@ def _describe_task(event: TaskEvent) -> str:  # noqa: C901, PLR0912  (one arm pe
             edits += [what for what, is_there in (("a message", event.said), ("another prompt", event.setup), ("another opening", event.opening)) if is_there]
             return f"{event.key} from {event.version} events of task {event.parent}" + "".join(f"; {edit}" for edit in edits)
         case ToolFinished():
+            return f"{event.tool} {event.status}: {_text(event.result)}"
+        case ToolInDoubt():
+            return f"{event.tool} may have happened: {event.reason}"
+        case ToolProbed():
+            return f"{event.tool} {event.verdict.replace('_', ' ')}" + (f": {_text(event.result)}" if event.result.size else "")
+        case CompensationStarted():
+            return f"{event.tool} takes {event.call_id} back"
+        case CompensationFinished():
             return f"{event.tool} {event.status}: {_text(event.result)}"
         case ApprovalRequested():
             return f"{event.tool}: {event.reason}"

@@ -71,8 +71,10 @@ def _alternatives(decided: Decided) -> Iterator[dict[str, Any]]:
                     yield from _verdicts(decided.before, event)
         case DecideApproval():
             resumed = next((e for e in decided.decision.events if isinstance(e, TaskResumed)), None)
-            for choice in ("approved", "denied", "expired"):
-                yield _choice(choice, taken=resumed is not None and resumed.decision == choice, why="a person decides; silence until it expires is no")
+            permit = decided.command.decision in ("approved", "denied")
+            for choice in ("approved", "denied", "expired") if permit else ("happened", "did_not_happen", "give_up", "expired"):
+                why = "a person decides; silence until it expires " + ("is no" if permit else "leaves it unknown")
+                yield _choice(choice, taken=resumed is not None and resumed.decision == choice, why=why)
         case ReleaseRun():
             limit, used = decided.command.limit_micro_usd, decided.command.used_micro_usd
             yield _choice(

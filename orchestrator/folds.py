@@ -1,4 +1,4 @@
-"""Cached folds of runs: read what is new in many runs at once, never fold an event twice.
+"""Cached folds of runs: read what is new in many runs at once, never fold an event twice; and with it what operators have in force.
 
 The cache is only ever behind the log, never wrong: every append carries the version of the fold it was decided on.
 """
@@ -10,17 +10,19 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, TypeVar
 
+from crewlog.events import controls
+from crewlog.events.controls import CONTROL_TYPES, Controls
 from crewlog.events.prefix import FORKS, origin_of, read_prefix
 from crewlog.events.store import EventStore, Recorded
 from crewlog.orchestrator.run import RunState, active_tasks, evolve, initial_state
 from crewlog.schemas.errors import ContractError
-from crewlog.schemas.ids import RunId, Stream, TaskId, run_stream, task_stream
+from crewlog.schemas.ids import CONTROL_STREAM, RunId, Stream, TaskId, run_stream, task_stream
 from crewlog.schemas.run_events import RUN_EVENTS, RunEvent
 from crewlog.schemas.task_events import NOTICED_TYPES
 
 RUN_TYPES: Final = frozenset(cls.__name__ for cls in RUN_EVENTS)
-WATCHED_TYPES: Final = RUN_TYPES | NOTICED_TYPES
-"""One filter for both categories of streams: neither holds types of the other."""
+WATCHED_TYPES: Final = RUN_TYPES | NOTICED_TYPES | CONTROL_TYPES
+"""One filter for all categories of streams: none holds types of another."""
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,8 @@ class Folds:
 
     def __init__(self, store: EventStore, *, open_max: int = 4_096, ended_max: int = 65_536) -> None:
         self._store = store
+        self.controls = Controls()
+        """What operators have in force, as of the last read of anything."""
         self._open: OrderedDict[RunId, Fold] = OrderedDict()
         self._ended: OrderedDict[RunId, None] = OrderedDict()
         self._open_max, self._ended_max = open_max, ended_max
@@ -94,7 +98,8 @@ class Folds:
         self._open.pop(run_id, None)
 
     async def read(self, folds: Sequence[Fold]) -> dict[RunId, list[Recorded]]:
-        """Bring folds up to date with one query for all, and return the noticed task events of each run in the order of the log.
+        """Bring folds, and what operators have in force, up to date with one query for all; returns the noticed task events of each run in the
+        order of the log.
 
         A second query follows only for tasks that another orchestrator opened meanwhile, or that an empty fold learned of.
         A run that cannot be folded is logged and missing from the answer.
@@ -103,7 +108,7 @@ class Folds:
         seen: set[Stream] = set()
         left: Iterable[Fold] = folds
         while left:
-            after: dict[Stream, int] = {}
+            after: dict[Stream, int] = {CONTROL_STREAM: self.controls.version}
             owners: dict[Stream, Fold] = {}
             for fold in left:
                 unread = {stream: fold.cursors.get(task_id, 1) for stream, task_id in fold.watched().items() if stream not in seen}
@@ -111,11 +116,24 @@ class Folds:
                 owners |= dict.fromkeys((fold.stream, *unread), fold)
             seen |= after.keys()
             for recorded in await self._store.read_streams(after, types=WATCHED_TYPES):
+                if recorded.stream == CONTROL_STREAM:
+                    self.controls = controls.evolve(self.controls, recorded)
+                    continue
                 if recorded.type in FORKS and not (fold := owners[recorded.stream]).version:
                     fold.state = await base_state(self._store, recorded)
                 _take(recorded, owners[recorded.stream], news)
             left = [fold for fold in left if fold.run_id in news and not seen.issuperset(fold.watched())]
         return news
+
+    async def read_controls(self) -> Controls:
+        """Return what operators have in force now.
+
+        Raises:
+            Unavailable: the log cannot be reached.
+        """
+        for recorded in await self._store.read_streams({CONTROL_STREAM: self.controls.version}):
+            self.controls = controls.evolve(self.controls, recorded)
+        return self.controls
 
     async def states(self, run_ids: Iterable[RunId]) -> Mapping[RunId, RunState]:
         """Return what the log says about runs now, without caching it; unknown runs are missing."""

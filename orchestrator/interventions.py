@@ -24,15 +24,16 @@ NOT_NEEDED: Final = "nothing of the run is for this kind any more"
 Intervention = PauseRun | ResumeRun | QuarantineRun | LiftQuarantine
 
 
-def in_force(tenant: str, state: RunState, controls: Controls) -> tuple[list[Control], list[Control]]:
-    """Return the pauses and the quarantines that concern a run, oldest first: its own, its tenant's, those of kinds it needs or had.
-
-    Args:
-        tenant: of the run, which a run that is just being submitted has not recorded yet.
-    """
-    own = [run_scope(state.run_id), tenant_scope(tenant)]
+def in_force(state: RunState, controls: Controls) -> tuple[list[Control], list[Control]]:
+    """Return the pauses and the quarantines that concern a run, oldest first: its own, its tenant's, those of kinds it needs or had."""
+    own = [run_scope(state.run_id), tenant_scope(state.brief.tenant)]
     pauses = _of(controls.pauses, [*own, *map(kind_scope, needed_kinds(state))])
     return pauses, [c for c in _of(controls.quarantines, [*own, *map(kind_scope, all_kinds(state))]) if c.number not in state.lifted]
+
+
+def at_submission(tenant: str, controls: Controls) -> tuple[tuple[Control, ...], tuple[Control, ...]]:
+    """Return the pauses and the quarantines of a tenant: under these a run begins. Those of kinds it takes note of when it has a plan."""
+    return tuple(_of(controls.pauses, [tenant_scope(tenant)])), tuple(_of(controls.quarantines, [tenant_scope(tenant)]))
 
 
 def needed_kinds(state: RunState) -> set[str]:
@@ -47,9 +48,9 @@ def all_kinds(state: RunState) -> set[str]:
 
 def due_interventions(state: RunState, controls: Controls) -> Iterator[Intervention]:
     """Yield what a run has to take note of; nothing when it has, or is over."""
-    if state.status != "open":
+    if state.status != "open" or not (controls.pauses or controls.quarantines or state.pauses or state.quarantines):
         return
-    pauses, quarantines = in_force(state.brief.tenant, state, controls)
+    pauses, quarantines = in_force(state, controls)
     # what begins comes first: an end must not slip out between two quarantines of the same scope
     noted = {p.scope for p in state.pauses}
     yield from (PauseRun(control) for control in pauses if control.scope not in noted)

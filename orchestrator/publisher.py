@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from typing import Final
 
 from crewlog.agents.task_fork import forked_task
@@ -14,7 +15,7 @@ from crewlog.schemas.codec import encode, type_name
 from crewlog.schemas.errors import OrchestrationError
 from crewlog.schemas.ids import RunId, TaskId, task_stream
 from crewlog.schemas.run_events import RunEvent
-from crewlog.schemas.subjects import outcome, work
+from crewlog.schemas.subjects import control_kind, outcome, work
 from crewlog.schemas.task import parse_task
 from crewlog.schemas.task_events import TaskForked, TaskOpened
 from crewlog.schemas.trace_context import TRACEPARENT, is_traced, span_id, traceparent
@@ -53,6 +54,14 @@ class Publisher:
             await self._bus.publish(outcome(tenant, run_id), body)
         except OrchestrationError as error:
             log.warning("the end of run %s was not announced: %s", run_id, error)
+
+    async def call_off(self, kinds: Collection[str]) -> None:
+        """Have workers of these kinds look whether what they work on was ended. A hint: those that do not hear it look within a second."""
+        for kind in kinds:
+            try:
+                await self._bus.publish(control_kind(kind))
+            except OrchestrationError as error:
+                log.warning("agents of kind %s were not told to look: %s", kind, error)
 
     async def publish_again(self, run_id: RunId, dispatch: Dispatch, *, nonce: str) -> None:
         """Publish a task whose message was lost, under a message id that no stream has seen.

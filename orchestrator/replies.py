@@ -1,12 +1,45 @@
-"""What the orchestrator answers: `{"ok": true, …}` or `{"ok": false, "error": {…}}`, for every error alike."""
+"""What the orchestrator is asked and answers: `{"ok": true, …}` or `{"ok": false, "error": {…}}`, for every error alike."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from crewlog.schemas.errors import ContractError, OrchestrationError
+from crewlog.schemas.text import clean, shorten
+
+TEXT_CHARS_MAX: Final = 2_000
+
+_T = TypeVar("_T")
+
+
+def decoded(data: bytes, type_: type[_T]) -> _T:
+    """Decode a request.
+
+    Raises:
+        ContractError: it is none of this type.
+    """
+    try:
+        return msgspec.json.decode(data, type=type_)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ContractError(f"the request is not a valid {type_.__name__}: {error}") from None
+
+
+def bounded(text: str) -> str:
+    """Cut and clean what somebody wrote, for the log."""
+    return shorten(clean(text), TEXT_CHARS_MAX)
+
+
+def person(actor: str) -> str:
+    """Return who gives a command.
+
+    Raises:
+        ContractError: it does not say.
+    """
+    if not actor.strip():
+        raise ContractError("the log must say who did it", problems=(("/actor", "must not be empty"),))
+    return bounded(actor)
 
 
 def accepted(**fields: Any) -> bytes:

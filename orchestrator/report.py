@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from crewlog.orchestrator.run import SYNTHESIS, RunState, TaskState, blocked_steps, waiting_reason
+from crewlog.orchestrator.run_controls import is_paused
 from crewlog.orchestrator.schedule import Schedule, next_due_us
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.run_events import RunCancelled, RunCompleted, RunFailed
@@ -30,9 +31,25 @@ def run_report(state: RunState) -> dict[str, Any]:
         "cost_micro_usd": state.cost_micro_usd,
         "deadline_us": state.deadline_us,
         "hold": _hold(state),
+        "pauses": state.pauses if state.status == "open" else (),
+        "quarantines": state.quarantines if state.status == "open" else (),
+        "results_held": state.status == "open" and state.results_held is not None,
         "output": _output(state),
         "end": _end(state),
     }
+
+
+def status_of(state: RunState) -> str:
+    """Say in one word where a run stands, as the views do."""
+    if state.status != "open":
+        return state.status
+    if state.results_held is not None:
+        return "quarantined"
+    if is_paused(state):
+        return "paused"
+    if state.hold is not None:
+        return "held"
+    return "running" if state.origin is not None else "planning"
 
 
 def text_of(state: RunState) -> Payload | None:

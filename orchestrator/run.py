@@ -47,6 +47,7 @@ from crewlog.schemas.run_events import (
     TaskReviewed,
     TaskSuspended,
 )
+from crewlog.schemas.task_events import ApprovalDecision
 from crewlog.schemas.usage import Usage, format_usd
 from crewlog.schemas.values import Failure, Issue, Outcome, Shortfall
 
@@ -73,12 +74,14 @@ class PendingApproval(msgspec.Struct, frozen=True):
     digest: Hash
     tool: str
     expires_us: int
+    asks_outcome: bool = False
+    """Whether the call happened is asked, not whether it may run."""
 
 
 class DecidedApproval(msgspec.Struct, frozen=True):
     """An answer. The first one wins."""
 
-    decision: Literal["approved", "denied", "expired"]
+    decision: ApprovalDecision
     actor: str
 
 
@@ -127,6 +130,7 @@ class RunState(msgspec.Struct, frozen=True):
     run_id: RunId = RunId(NIL)
     brief: Brief = NO_BRIEF
     status: Status = "new"
+    submitted_us: int = 0
     deadline_us: int = 0
     paused_since_us: int = 0
     """Since when at least one question to a person is open; 0 when none is. The run's deadline stands still meanwhile."""
@@ -212,7 +216,8 @@ def _submitted(state: RunState, event: RunSubmitted) -> RunState:
     brief = decode_brief(event.task)
     tree = event.tree or TaskId(brief.task_id)
     terms = replace(state, limits=event.limits, tree=tree, hold_s=event.hold_s)
-    return replace(terms, run_id=event.run_id, brief=brief, status="open", deadline_us=event.deadline_us)
+    submitted_us = event.deadline_us - brief.timeout_seconds * 1_000_000
+    return replace(terms, run_id=event.run_id, brief=brief, status="open", submitted_us=submitted_us, deadline_us=event.deadline_us)
 
 
 def _forked(state: RunState, event: RunForked) -> RunState:
@@ -284,7 +289,7 @@ def _dispatched(state: RunState, event: TaskDispatched) -> RunState:
 
 def _suspended(state: RunState, event: TaskSuspended) -> RunState:
     task = state.tasks[event.key]
-    pending = {**task.pending, event.approval_id: PendingApproval(event.call_id, event.digest, event.tool, event.expires_us)}
+    pending = {**task.pending, event.approval_id: PendingApproval(event.call_id, event.digest, event.tool, event.expires_us, event.question == "outcome")}
     task = replace(task, phase="suspended", pending=pending, due_us=min(p.expires_us for p in pending.values()))
     return replace(_with_task(state, task), paused_since_us=state.paused_since_us or event.since_us)
 

@@ -16,6 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from crewlog.events.clock import Clock
+from crewlog.events.controls import tenant_scope
 from crewlog.events.store import ANY, AppendRequest, EventStore, Write
 from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.schedule import AddSchedule, ChangeSchedule, Schedule, ScheduleEvent, decide, due, evolve, next_due_us, run_of, task_for
@@ -54,6 +55,10 @@ class Schedules:
         """Begin to wait for due times; the returned task ends only with `stop` or a defect."""
         self._running = asyncio.create_task(self._run(), name="schedules")
         return self._running
+
+    def soon(self) -> None:
+        """Look now at what is due: a tenant was paused, or goes on."""
+        self._changed.set()
 
     async def stop(self) -> None:
         """Stop. What was submitted and not recorded is found by the next one. Safe to call twice."""
@@ -125,7 +130,8 @@ class Schedules:
             except OrchestrationError as error:
                 log.warning("looking at schedules: %s", error)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), wait_s)
+                async with asyncio.timeout(wait_s):  # `wait_for` would swallow a `stop` that comes at the same moment
+                    await self._changed.wait()
 
     async def look(self) -> float:
         """Fire what is due, and return how long nothing will be, in seconds.
@@ -136,6 +142,8 @@ class Schedules:
         await self._refresh()
         wait_s = self._poll_s
         for stream, known in list(self._known.items()):
+            if tenant_scope(known.state.tenant) in self._driver.folds.controls.pauses:
+                continue  # behind the pause, its catch-up policy says what is made up for
             try:
                 await self._fire(stream, known)
                 now_us = self._clock.now_us()

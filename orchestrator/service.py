@@ -20,6 +20,7 @@ from crewlog.events.readiness import announce_ready
 from crewlog.events.store import EventStore
 from crewlog.orchestrator.admission import Admission
 from crewlog.orchestrator.api import QUEUE, Api
+from crewlog.orchestrator.api_control import ControlApi
 from crewlog.orchestrator.budgets import Budgets
 from crewlog.orchestrator.dead_letters import DeadLetters
 from crewlog.orchestrator.dispatcher import Dispatcher
@@ -32,6 +33,7 @@ from crewlog.orchestrator.planning import Kinds
 from crewlog.orchestrator.publisher import Publisher
 from crewlog.orchestrator.run import RunState
 from crewlog.orchestrator.schedules import Schedules
+from crewlog.orchestrator.steering import Steering
 from crewlog.orchestrator.sweep import Sweep
 from crewlog.orchestrator.terms import Allowance
 from crewlog.orchestrator.timers import Timers
@@ -86,7 +88,16 @@ class OrchestratorService:
         self.schedules = Schedules(store, clock, self.driver)
         budgets = Budgets(store, clock, self.driver.folds, on_change=self.sweep.soon)
         forks = Forks(store, clock, self.driver, settings.allowance)
-        self._api = Api(store, bus, clock, self.driver, self.kinds, budgets=budgets, letters=self._letters, schedules=self.schedules, forks=forks)
+        self._steering = Steering(store, bus, clock, self.driver, self.kinds, on_change=self._scopes_changed)
+        control = ControlApi(store, bus, clock, self.driver, self._steering)
+        self._api = Api(
+            *(store, bus, clock, self.driver, self.kinds),
+            budgets=budgets,
+            letters=self._letters,
+            schedules=self.schedules,
+            forks=forks,
+            control=control,
+        )
         self._intake = Intake(bus, clock, self.driver)
         self._wakes: Subscription | None = None
         self._loops: list[asyncio.Task[None]] = []
@@ -98,13 +109,15 @@ class OrchestratorService:
             Unavailable: the log or the bus cannot be reached.
         """
         await self.kinds.start()
-        self._loops = [self.driver.start(), *self._timers.start(self.driver.wake)]
-        self._loops += await self.dispatcher.start(self.driver.folds, self.sweep.adopt)
+        self._loops = await self.dispatcher.start(self.driver.folds, self.sweep.adopt)
+        self._loops += [self.driver.start(), *self._timers.start(self.driver.wake)]
         self._wakes = await self._bus.subscribe("wake.*", self._woken, queue=QUEUE)
+        self._loops.append(await self._steering.start())
         await self._api.start()
         await self._intake.start()
         await self._letters.start()
         self._loops += [await self.sweep.start(), self.schedules.start()]
+        await self.dispatcher.ask_workers(self.kinds.offers)
         await self._bus.flush()
 
     async def stop(self) -> None:
@@ -113,6 +126,7 @@ class OrchestratorService:
         await self._intake.stop(grace_s=grace_s)
         await self._letters.stop(grace_s=grace_s)
         await self._api.stop()
+        await self._steering.stop()
         if self._wakes is not None:
             wakes, self._wakes = self._wakes, None
             await wakes.stop()
@@ -129,11 +143,17 @@ class OrchestratorService:
         for loop in done:
             loop.result()
 
+    def _scopes_changed(self) -> None:
+        """A tenant or a kind was paused or let go on: every open run takes note, and schedules look what is due."""
+        self.sweep.soon()
+        self.schedules.soon()
+
     def _note(self, state: RunState) -> None:
         self._timers.note(state)
         self._holds.note(state)
         self.dispatcher.note(state)
         self._admission.note(state)
+        self._steering.note(state)
 
     async def _woken(self, message: Message) -> None:
         try:

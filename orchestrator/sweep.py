@@ -22,6 +22,7 @@ import msgspec
 
 from crewlog.events.bus import Bus, Message, Subscription
 from crewlog.events.clock import Clock
+from crewlog.events.controls import kind_scope
 from crewlog.events.store import EventStore
 from crewlog.orchestrator.admission import Admission
 from crewlog.orchestrator.dispatch import Dispatch
@@ -123,7 +124,8 @@ class Sweep:
             except OrchestrationError as error:
                 log.warning("sweep: %s", error)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._soon.wait(), self._interval_s)
+                async with asyncio.timeout(self._interval_s):  # `wait_for` would swallow a `stop` that comes at the same moment
+                    await self._soon.wait()
             self._soon.clear()
 
     def soon(self) -> None:
@@ -159,10 +161,12 @@ class Sweep:
             for run_id in page:
                 self._driver.wake(run_id)
             self._admission.count(states.values())
-            waiting = [(state, task) for state in states.values() for task in active_tasks(state) if task.phase == "dispatched"]
-            dispatched.update(task.task_id for _, task in waiting)
+            dispatched_now = [(state, task) for state in states.values() for task in active_tasks(state) if task.phase == "dispatched"]
+            dispatched.update(task.task_id for _, task in dispatched_now)
             if adopts:
-                await self._take_over(waiting)
+                await self._take_over(dispatched_now)
+            paused = self._driver.folds.controls.pauses
+            waiting = [(state, task) for state, task in dispatched_now if kind_scope(task.kind) not in paused]  # nobody takes theirs
             await self._check(waiting)
             await self._holds.release(states.values())
             if len(page) < PAGE:
@@ -173,7 +177,7 @@ class Sweep:
         await settle_left_over(self._store, self._clock, grace_s=self._settle_grace_s)
 
     async def _take_over(self, waiting: Iterable[tuple[RunState, TaskState]]) -> None:
-        found = {task.task_id: (state, task) for state, task in waiting if not self._dispatcher.holds(task.task_id)}
+        found = {task.task_id: (state, task) for state, task in waiting if not self._dispatcher.has(state.run_id, task.task_id)}
         begun = Counter(recorded.task_id for recorded in await self._store.read_streams({task_stream(task_id): 0 for task_id in found}, types=_BEGUN))
         held = await self._dispatcher.held(found)
         for task_id, (state, task) in found.items():

@@ -2,7 +2,7 @@
 
 What lies in a queue of the bus is in nobody's hand any more: a quiet tenant waits behind all of it. So the window is what the agents can
 work on at once, and a little more: what they will have finished by the time that news of an end has led to the next task. Agents that
-end a task every millisecond get a hundred more, agents that think for a minute get a quarter of their slots.
+end a task every millisecond get twenty more, agents that think for a minute get an eighth of their slots.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Final
 
 from crewlog.schemas.ids import TaskId
 
-AHEAD_S: Final = 0.04
+AHEAD_S: Final = 0.02
 """Work that may wait for agents, as time: longer than it takes to hear of an end and to send the next task, in seconds."""
-AHEAD_SHARE: Final = 4
+AHEAD_SHARE: Final = 8
 """At least one for so many slots waits."""
 UNKNOWN: Final = 8
 """Window of a kind nobody is known to work on."""
@@ -49,7 +49,7 @@ class Window:
         if capacity == 0:
             size = UNKNOWN if all_heard else UNHEARD
         else:
-            size = capacity + max(ceil(capacity / AHEAD_SHARE), ceil(self._rate * AHEAD_S))
+            size = capacity + max(ceil(capacity / AHEAD_SHARE), int(self._rate * AHEAD_S))
             size = size if all_heard else max(size, UNHEARD)
         return size if most is None else min(size, most)
 

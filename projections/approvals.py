@@ -22,6 +22,7 @@ def approval_requested(task: TaskState, recorded: Recorded, event: ApprovalReque
         requested_us=recorded.occurred_us,
         expires_us=event.expires_us,
         requested_position=recorded.position,
+        question=event.question or None,
     )
     task.approvals[event.approval_id] = row
     changed.approvals[row] = None

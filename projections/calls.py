@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from crewlog.events.store import Recorded
+from crewlog.projections.json_text import to_json
 from crewlog.projections.rows import ModelCallRow, ToolCallRow
 from crewlog.projections.run_state import Changed, RunState, TaskState, add_artifacts, close_model_call
 from crewlog.schemas.errors import ContractError
@@ -69,6 +70,9 @@ def tool_started(task: TaskState, recorded: Recorded, event: ToolStarted, change
     call.idempotency_key, call.approval_id = event.idempotency_key, event.approval_id
     call.started_us = recorded.occurred_us
     call.starts += 1
+    call.fingerprint = event.fingerprint or None
+    if event.compensation is not None:
+        call.compensation = to_json(event.compensation)
     changed.tool_calls[call] = None
 
 
@@ -77,6 +81,10 @@ def tool_finished(task: TaskState, recorded: Recorded, event: ToolFinished, chan
     call = task.tool_calls.pop(event.call_id, None) or _new_tool_call(task, recorded, event)
     call.status, call.trust, call.latency_ms = event.status, event.trust, event.latency_ms
     call.finished_us, call.outcome_position = recorded.occurred_us, recorded.position
+    if event.compensation:
+        call.compensation = to_json(event.compensation)
+    if event.reused:
+        call.reused = to_json(event.reused)
     changed.tool_calls[call] = None
     if event.artifacts:
         add_artifacts(task, event.artifacts, changed)

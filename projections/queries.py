@@ -20,6 +20,7 @@ from crewlog.projections.query_rows import (
     CallView,
     CostView,
     DocumentView,
+    EffectView,
     EventView,
     Lag,
     MemoryView,
@@ -75,6 +76,7 @@ _RUNS: Final = _select(RunView, "runs")
 _TASKS: Final = _select(TaskView, "tasks")
 _APPROVALS: Final = _select(ApprovalView, "approvals")
 _TOOL_CALLS: Final = _select(ToolCallView, "tool_calls")
+_EFFECTS: Final = _select(EffectView, "effects")
 _EVENTS: Final = _select(EventView, "events")
 _PROVIDERS: Final = _select(ProviderView, "providers")
 _BUDGETS: Final = _select(BudgetView, "budgets")
@@ -157,6 +159,15 @@ class Queries:
     async def tool_calls(self, run_id: UUID) -> list[ToolCallView]:
         """List the tool calls of a run in the order they were asked for."""
         return await self._read(ToolCallView, "list tool calls", f"{_TOOL_CALLS} WHERE run_id = $1 ORDER BY requested_at, task_id, call_id", run_id)
+
+    async def effects(self, tenant: str, *, run_id: UUID | None = None, open_only: bool = False, limit: int = 1_000) -> list[EffectView]:
+        """List what calls of a tenant's runs did to the world, in the order they began.
+
+        Args:
+            open_only: only what is still there and can be taken back, or may have happened.
+        """
+        where = "WHERE tenant = $1 AND ($2::uuid IS NULL OR run_id = $2) AND (NOT $3 OR is_open) ORDER BY started_at, task_id, call_id LIMIT $4"
+        return await self._read(EffectView, "list effects", f"{_EFFECTS} {where}", tenant, run_id, open_only, limit)
 
     async def approvals(self, *, pending_only: bool = True, run_id: UUID | None = None, limit: int = 100) -> list[ApprovalView]:
         """List questions to people, the oldest first."""

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import msgspec
 
+from crewlog.schemas.effects import Compensation
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.values import ArtifactRef, Citation, Issue, Outcome
 
@@ -140,6 +141,30 @@ class ApprovalView(msgspec.Struct, frozen=True):
     decided_at: datetime | None
     actor: str | None
     note: str | None
+    question: str | None
+    """What is asked besides whether the call may run: `outcome`, whether it happened."""
+
+
+class EffectView(msgspec.Struct, frozen=True):
+    """A tool call that does more than read. It is open while something is there to be taken back, or nobody knows what happened."""
+
+    run_id: UUID
+    task_id: UUID
+    key: str | None
+    kind: str | None
+    call_id: str
+    tool: str
+    effect: str
+    status: str
+    starts: int
+    idempotency_key: str
+    started_at: datetime
+    finished_at: datetime | None
+    resource: str | None
+    compensation: Compensation | None
+    is_open: bool
+    undone_in: UUID | None
+    undone_at: datetime | None
 
 
 class ToolCallView(msgspec.Struct, frozen=True):

@@ -24,7 +24,7 @@ FINISHED: frozenset[TaskStatus] = frozenset({"completed", "revised", "failed", "
 
 ModelCallStatus = Literal["running", "ok", "failed", "abandoned", "unused"]
 ToolCallStatus = Literal["requested", "running", "interrupted", "ok", "error", "refused", "unknown", "not_run", "abandoned"]
-ApprovalStatus = Literal["pending", "approved", "denied", "expired", "withdrawn"]
+ApprovalStatus = Literal["pending", "approved", "denied", "expired", "withdrawn", "happened", "did_not_happen", "give_up"]
 
 
 class RunRow(msgspec.Struct, eq=False):
@@ -142,6 +142,9 @@ class ToolCallRow(msgspec.Struct, eq=False):
     latency_ms: int | None = None
     requested_position: int | None = None
     outcome_position: int | None = None
+    fingerprint: str | None = None
+    compensation: Json | None = None
+    reused: Json | None = None
 
 
 class ApprovalRow(msgspec.Struct, eq=False):
@@ -161,6 +164,7 @@ class ApprovalRow(msgspec.Struct, eq=False):
     decided_us: int | None = None
     actor: str | None = None
     note: str | None = None
+    question: str | None = None
 
 
 class AgentRow(msgspec.Struct, eq=False):

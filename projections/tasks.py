@@ -20,6 +20,8 @@ from crewlog.schemas.task_events import (
     ApprovalRequested,
     AttemptFailed,
     BudgetWarned,
+    CompensationFinished,
+    CompensationStarted,
     ContextCompacted,
     ModelCallFailed,
     ModelCallFinished,
@@ -35,6 +37,8 @@ from crewlog.schemas.task_events import (
     TaskOpened,
     TaskStarted,
     ToolFinished,
+    ToolInDoubt,
+    ToolProbed,
     ToolStarted,
 )
 
@@ -142,6 +146,12 @@ def _tool_finished(task: TaskState, recorded: Recorded, event: ToolFinished, cha
     _rest(task, changed)
 
 
+def _in_doubt(task: TaskState, _: Recorded, event: ToolInDoubt, changed: Changed) -> None:
+    if (call := task.tool_calls.get(event.call_id)) is not None:
+        call.status = "interrupted"
+        changed.tool_calls[call] = None
+
+
 def _approval_requested(task: TaskState, recorded: Recorded, event: ApprovalRequested, changed: Changed) -> None:
     approval_requested(task, recorded, event, changed)
     _rest(task, changed)
@@ -185,6 +195,10 @@ _FOLDS: Final[dict[type[TaskEvent], Callable[[TaskState, Recorded, Any, Changed]
     ModelCallSkipped: _no_row,
     Nudged: _no_row,
     ContextCompacted: _no_row,
+    ToolInDoubt: _in_doubt,
+    ToolProbed: _no_row,
+    CompensationStarted: _no_row,
+    CompensationFinished: _no_row,
     AttemptFailed: _attempt_failed,
     TaskHandedBack: _handed_back,
     TaskCompleted: _completed,

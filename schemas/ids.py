@@ -129,5 +129,22 @@ def settled_event_id(task_id: TaskId, call_id: str) -> EventId:
 
 
 def idempotency_key(run_id: RunId, task_id: TaskId, call_id: str) -> str:
-    """Derive the key under which an effect may happen once. It never contains the attempt or the worker."""
+    """Derive the key under which an effect may happen once. It never contains the attempt or the worker.
+
+    No argument takes part: those of a call are fixed by its record before it runs, so no try of it can have others.
+    """
     return uuid5(_NAMESPACE, f"{run_id}/{task_id}/effect/{call_id}").hex
+
+
+def compensation_key(key: str) -> str:
+    """Derive the key under which an effect is taken back: the same however often, and by whom, that is tried."""
+    return uuid5(_NAMESPACE, f"{key}/undo").hex
+
+
+def rollback_run_id(run_id: RunId, *, number: int) -> RunId:
+    """Derive the id of a run's rollback: two who ask for it at the same time ask for the same one.
+
+    Args:
+        number: from 1; a rollback that left something behind may be followed by another one.
+    """
+    return RunId(uuid5(_NAMESPACE, f"{run_id}/rollback/{number}"))

@@ -14,6 +14,7 @@ import msgspec
 from crewlog.schemas.budget import ScopeLimit
 from crewlog.schemas.ids import ApprovalId, Hash, RunId, TaskId
 from crewlog.schemas.payload import Payload
+from crewlog.schemas.task_events import ApprovalDecision, Question
 from crewlog.schemas.usage import Usage
 from crewlog.schemas.values import ArtifactRef, Citation, Failure, Issue, Outcome, Shortfall
 
@@ -137,6 +138,7 @@ class TaskSuspended(RunEvent, frozen=True):
     digest: Hash = Hash("")
     since_us: int = 0
     """Since when the person is asked: the run's deadline stands still from here."""
+    question: Question | msgspec.UnsetType = msgspec.UNSET
 
 
 class TaskResumed(RunEvent, frozen=True):
@@ -145,7 +147,7 @@ class TaskResumed(RunEvent, frozen=True):
     task_id: TaskId
     key: str
     approval_id: ApprovalId
-    decision: Literal["approved", "denied", "expired"]
+    decision: ApprovalDecision
     actor: str
     run_deadline_us: int = 0
     """The run's deadline from now on, moved by the time nobody but a person could act; 0 when it stays."""

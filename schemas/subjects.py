@@ -11,7 +11,7 @@ poke.log                         "the log has grown", to projector and relay    
 live.<tenant>.<run>.<task>       an answer while it is written, for eyes only           core, lossy
 telemetry.<kind>.<worker>        heartbeats                                             core
 control.worker.<worker>          questions to one worker                                core
-control.<kind>                   commands to all workers of a kind                      core
+control.<kind>                   "look, and say that you are there", to workers of a kind  core, a hint
 control.orchestrators.all        what each orchestrator holds back                      core, a hint
 control.orchestrators.<name>     questions to one orchestrator                          core
 supervisor.<verb>                commands to `crewlog up` (scale, down, status)         core
@@ -93,6 +93,11 @@ def control_worker(worker: str) -> str:
 def control_orchestrator(name: str) -> str:
     """Where one orchestrator can be asked what it holds back."""
     return f"control.orchestrators.{name}"
+
+
+def control_kind(kind: str) -> str:
+    """Where all workers of a kind are asked to read what is paused or ended, and for a heartbeat; `orchestrator`: where all of those look."""
+    return f"control.{_token('kind', kind)}"
 
 
 class TaskSubject(NamedTuple):

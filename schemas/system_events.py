@@ -10,8 +10,8 @@ from typing import ClassVar, Literal
 
 import msgspec
 
+from crewlog.schemas.effects import Effect
 from crewlog.schemas.ids import Hash, RunId, TaskId
-from crewlog.schemas.task_events import Effect
 from crewlog.schemas.usage import Price, Usage
 from crewlog.schemas.values import Trust
 

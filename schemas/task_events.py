@@ -11,13 +11,18 @@ from typing import ClassVar, Literal
 import msgspec
 
 from crewlog.schemas.blocks import StopReason
+from crewlog.schemas.effects import Compensation, Effect, EffectRef, ProbeVerdict
 from crewlog.schemas.ids import ApprovalId, Hash, TaskId
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.trial import Stub
 from crewlog.schemas.usage import Price, Usage
 from crewlog.schemas.values import ArtifactRef, Failure, Outcome, Shortfall, Trust
 
-Effect = Literal["read", "idempotent", "compensable", "irreversible"]
+ApprovalDecision = Literal["approved", "denied", "expired", "happened", "did_not_happen", "give_up"]
+"""The last three answer the question what became of a call: take it for done, run it again under the same key, or leave it unknown."""
+
+Question = Literal["outcome"]
+"""What a person is asked besides whether a call may run. `outcome`: whether it happened, since nobody recorded what became of it."""
 
 CallPurpose = Literal["turn", "output"]
 """`turn`: the next turn of the conversation. `output`: the task's result as JSON that satisfies its `output_schema`; no tool may be called."""
@@ -228,6 +233,12 @@ class ToolStarted(TaskEvent, frozen=True, omit_defaults=True):
     approval_id: ApprovalId | None = None
     stub: Stub | Literal[""] = ""
     """Set in a trial: the call is not carried out, and how it is answered instead."""
+    fingerprint: Hash = Hash("")
+    """What it asks for, whoever asks, see `effects`; empty for a call that only reads."""
+    compensation: Compensation | None = None
+    """How to take it back, as far as that can be said before it happens."""
+    undoes: str = ""
+    """Key of the effect that it takes back."""
 
 
 class ToolWays(msgspec.Struct, frozen=True):
@@ -253,6 +264,49 @@ class ToolFinished(TaskEvent, frozen=True):
     outcome: Outcome | None = None
     """Set by a tool that ends the task: its result is the task's outcome."""
     ways: ToolWays | msgspec.UnsetType = msgspec.UNSET
+    compensation: Compensation | msgspec.UnsetType = msgspec.UNSET
+    """How to take it back, when the outcome says more about that than the intent did."""
+    reused: EffectRef | msgspec.UnsetType = msgspec.UNSET
+    """Nothing ran: another call had asked for the same thing within the tool's window, and this is its outcome."""
+
+
+class ToolInDoubt(TaskEvent, frozen=True):
+    """The call ran and nobody knows whether it had its effect: no answer came in time, or the connection broke."""
+
+    call_id: str
+    tool: str
+    reason: str
+
+
+class ToolProbed(TaskEvent, frozen=True, omit_defaults=True):
+    """The tool's probe looked whether a call whose outcome was not recorded had its effect."""
+
+    call_id: str
+    tool: str
+    verdict: ProbeVerdict
+    result: Payload
+    """What the probe has to say: with `happened`, it is the result of the call."""
+    compensation: Compensation | None = None
+    """How to take back what it found."""
+
+
+class CompensationStarted(TaskEvent, frozen=True):
+    """Intent: a call whose outcome is not known is about to be taken back. `key` is derived from the key of the call."""
+
+    call_id: str
+    tool: str
+    tool_version: str
+    key: str
+
+
+class CompensationFinished(TaskEvent, frozen=True):
+    """Outcome: `ok` means that the call has no effect any more, whether it had one or not."""
+
+    call_id: str
+    tool: str
+    status: Literal["ok", "error"]
+    result: Payload
+    latency_ms: int
 
 
 class ApprovalRequested(TaskEvent, frozen=True):
@@ -265,6 +319,7 @@ class ApprovalRequested(TaskEvent, frozen=True):
     digest: Hash
     reason: str
     expires_us: int
+    question: Question | msgspec.UnsetType = msgspec.UNSET
 
 
 class ApprovalDecided(TaskEvent, frozen=True):
@@ -273,7 +328,7 @@ class ApprovalDecided(TaskEvent, frozen=True):
     approval_id: ApprovalId
     call_id: str
     digest: Hash
-    decision: Literal["approved", "denied", "expired"]
+    decision: ApprovalDecision
     actor: str
     note: str = ""
 
@@ -390,6 +445,10 @@ TASK_EVENTS: tuple[type[TaskEvent], ...] = (
     BudgetWarned,
     TaskHandedBack,
     TaskForked,
+    ToolInDoubt,
+    ToolProbed,
+    CompensationStarted,
+    CompensationFinished,
 )
 
 TERMINAL_TYPES: frozenset[str] = frozenset({"TaskCompleted", "TaskFailed", "TaskCancelled", "RunCompleted", "RunFailed", "RunCancelled"})

@@ -212,7 +212,7 @@ async def test_a_held_run_can_be_cancelled() -> None:
         ({"hard_micro_usd": 100}, "default", "contract", "is limited to $0.0001; $0.0001 would not raise it"),
         ({"hard_micro_usd": 200, "soft_micro_usd": 300}, "default", "contract", "above the hard limit"),
         ({"hard_micro_usd": -1}, "default", "contract", "$.hard_micro_usd"),
-        ({"hard_micro_usd": 200, "actor": " "}, "default", "contract", "who changes it"),
+        ({"hard_micro_usd": 200, "actor": " "}, "default", "contract", "who did it"),
         ({"hard_micro_usd": 200}, "acme", "not_found", "matches nothing"),
         ({"hard_micro_usd": 200, "scope": "run/nonsense"}, "default", "not_found", "matches nothing"),
         ({"hard_micro_usd": 200, "scope": "tenant/acme/2026-11-21"}, "default", "not_found", "matches nothing"),

@@ -507,6 +507,35 @@ async def test_stop_lets_running_work_finish_and_hands_back_the_rest(bus: Bus, c
     assert sorted(started.items) == ["finishes", "hangs"]
 
 
+async def test_a_paused_loop_fetches_nothing_and_goes_on_when_it_is_resumed(bus: Bus) -> None:
+    seen, gate = Seen(), asyncio.Event()
+    await bus.ensure_kind("data")
+
+    async def handle(delivery: Delivery) -> None:
+        await seen.add(delivery.data.decode())
+        await gate.wait()
+        await delivery.ack()
+
+    consuming = await bus.consume("WORK", {"data-normal": 0}, handle, slots=4)
+    await bus.enqueue("work.data.normal", b"first", message_id="1")
+    await seen.until(1)
+    consuming.pause()
+    consuming.pause()
+    gate.set()  # what is under way ends
+    await eventually(lambda: _is(bus, 0))
+    await bus.enqueue("work.data.normal", b"second", message_id="2")
+    await bus.flush()
+    assert [await bus.backlog("WORK", "data-normal"), seen.items] == [1, ["first"]]
+    consuming.resume()
+    assert await seen.until(2) == ["first", "second"]
+    await eventually(lambda: _is(bus, 0))
+    await consuming.stop(grace_s=1)
+
+
+async def _is(bus: Bus, count: int) -> bool:
+    return await bus.backlog("WORK", "data-normal") == count
+
+
 async def test_a_worker_that_starts_before_its_consumers_exist_gets_going_when_they_do(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("crewlog.events.puller.REFUSED_RETRY_S", 0.1)
     seen = Seen()

@@ -77,12 +77,18 @@ async def test_what_nobody_vouched_for_asks_a_person_whatever_the_server_says_of
     assert (finished.tool, finished.status) == ("testing__pid", "ok")
 
 
-async def test_a_server_that_dies_in_a_call_costs_that_call_and_no_task(bench: Bench, hub: McpHub) -> None:
+async def test_a_server_that_dies_in_a_call_leaves_a_question_and_costs_no_task(bench: Bench, hub: McpHub) -> None:
     model = await bench.worker(agent(hub), calls(("testing__die", "{}")), SUBMIT)
     task = await bench.open(auto_approve=True)
     await bench.dispatch(task)
+    events = await bench.rest(task)
+    asked = events[-1]
+    assert isinstance(asked, ApprovalRequested)
+    assert "broke while die was running (the server ended with 3)" in asked.reason
+    await bench.append(task, ApprovalDecided(asked.approval_id, asked.call_id, asked.digest, "give_up", "ada"), expected=len(events))
+    await bench.dispatch(task, version=len(events) + 1)
     assert names(await bench.rest(task))[-1] == "TaskCompleted"
-    assert "broke while die was running (the server ended with 3)" in str(model.requests[1].messages[-1])
+    assert "testing__die may or may not have happened and is not done again" in str(model.requests[1].messages[-1])
 
 
 async def test_a_task_goes_on_with_the_tools_it_began_with_when_the_server_is_gone(bench: Bench, hub: McpHub) -> None:

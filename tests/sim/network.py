@@ -370,6 +370,14 @@ class _Consuming:
     def __init__(self, network: Network, inner: MemoryConsuming) -> None:
         self._network, self._inner = network, inner
 
+    def pause(self) -> None:
+        self._network.alive()
+        self._inner.pause()
+
+    def resume(self) -> None:
+        self._network.alive()
+        self._network.in_the_world(self._inner.resume)
+
     async def stop(self, *, grace_s: float) -> None:
         self._network.alive()
         await self._inner.stop(grace_s=grace_s)

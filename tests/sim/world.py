@@ -38,10 +38,11 @@ from crewlog.events.memory_store import MemoryLog, MemoryStore
 from crewlog.orchestrator.planning import Offer
 from crewlog.orchestrator.service import OrchestratorService, Settings
 from crewlog.schemas.blocks import ModelReply, ModelRequest, ToolUse
+from crewlog.schemas.effects import Effect
 from crewlog.schemas.errors import OrchestrationError, Unavailable
 from crewlog.schemas.ids import RunId, run_stream
 from crewlog.schemas.price_table import TokenPrices
-from crewlog.schemas.task_events import ApprovalDecided, ApprovalRequested, Effect
+from crewlog.schemas.task_events import ApprovalDecided, ApprovalRequested
 from crewlog.schemas.usage import Usage
 from crewlog.schemas.values import Outcome
 
@@ -311,7 +312,7 @@ class World:
 
     async def _decide(self, bus: SimBus, run_id: RunId, task_id: str, asked: ApprovalRequested) -> None:
         has_happened = any(what.startswith(f"{task_id}/{asked.tool}/") for what in self.sink.explained.values())
-        decision = "denied" if has_happened else "approved"
+        decision = "happened" if has_happened else "did_not_happen"
         body = {"run_id": str(run_id), "approval_id": str(asked.approval_id), "decision": decision, "actor": "person"}
         while not self._is_decided(asked):
             try:

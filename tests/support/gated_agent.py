@@ -18,7 +18,7 @@ from crewlog.agents.process import run_worker
 from crewlog.events.config import load
 from crewlog.orchestrator.endpoints import with_login
 from crewlog.schemas.blocks import ModelReply, ModelRequest, Text, ToolUse
-from crewlog.schemas.task_events import Effect
+from crewlog.schemas.effects import Effect
 from crewlog.schemas.usage import Usage
 from crewlog.schemas.values import Outcome
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from crewlog.agents.model import ModelError, OnText
 from crewlog.agents.spec import AgentSpec, ToolContext, ToolFailed, ToolOutput, ToolSpec
 from crewlog.schemas.blocks import ModelReply, ModelRequest, Text, ToolUse
-from crewlog.schemas.task_events import Effect
+from crewlog.schemas.effects import Effect
 from crewlog.schemas.usage import Usage
 from crewlog.schemas.values import Outcome
 

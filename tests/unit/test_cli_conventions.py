@@ -43,8 +43,8 @@ def test_help_loads_nothing_heavy() -> None:
 def test_commands_are_those_of_the_manual() -> None:
     commands = get_command(app).commands  # type: ignore[attr-defined]
     manual = (
-        "demo up down status providers doctor submit watch runs show events costs why approvals approve deny cancel replay explain diff fork export scale docs "
-        "agent orchestrator projector db seal verify import archive"
+        "demo up down status providers doctor submit watch runs show events costs why approvals approve deny resolve cancel replay explain diff fork export "
+        "scale docs agent orchestrator projector db seal verify import archive"
     )
     assert set(commands) == {*manual.split(), "budget", "dlq", "schedule", "nats", "mcp", "memory", "chaos", "version"}
     assert {name: set(commands[name].commands) for name in ("budget", "db", "dlq", "docs", "mcp", "memory", "nats", "schedule")} == {

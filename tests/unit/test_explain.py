@@ -77,7 +77,7 @@ def test_a_permit_leads_from_the_question_over_the_answer_to_the_call() -> None:
     assert {"TaskSuspended", "TaskResumed", "ApprovalDecided"} <= {link.type for link in asked.led_to}
     assert decided.decision is not None
     assert decided.decision["command"]["command"] == "DecideApproval"
-    assert [a["choice"] for a in decided.decision["alternatives"] if a["taken"]] in (["approved"], ["denied"])
+    assert [a["choice"] for a in decided.decision["alternatives"] if a["taken"]] in (["happened"], ["did_not_happen"])
 
 
 def test_every_model_call_has_its_exact_request_and_needs_only_the_texts_that_are_listed() -> None:

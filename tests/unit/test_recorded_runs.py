@@ -119,7 +119,7 @@ def test_a_timeline_is_in_order_and_within_the_run() -> None:
         assert {"queue", "model", "tool"} <= {span.what for span in spans}
         assert len(list(timeline_lines(spans))) == len(spans)
     asked = [span for history in runs() for span in timeline(history) if span.what == "person"]
-    assert {span.status for span in asked} & {"approved", "denied"}
+    assert {span.status for span in asked} & {"happened", "did_not_happen"}
 
 
 def test_moments_are_the_folds_of_every_prefix_and_end_where_a_replay_ends() -> None:

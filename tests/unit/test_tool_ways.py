@@ -14,8 +14,8 @@ from support.toolbox import bench
 from crewlog.agents.spec import Implementation, Rate, ToolContext, ToolFailed, ToolOutput, ToolSpec, ToolUnavailable
 from crewlog.agents.tool_ways import DEGRADED_S, ToolHealth, Ways, carry_out
 from crewlog.events.clock import SystemClock
+from crewlog.schemas.effects import Effect
 from crewlog.schemas.errors import TransientError, Unavailable
-from crewlog.schemas.task_events import Effect
 
 Act = Callable[[], Exception | str]
 Run = Callable[[ToolContext, Any], Awaitable[ToolOutput]]

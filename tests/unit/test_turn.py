@@ -11,6 +11,7 @@ from crewlog.agents.setup import Setup, SetupTool
 from crewlog.agents.task_state import TaskState, evolve, initial_state
 from crewlog.agents.turn import AskModel, Done, Fail, Finish, Nudge, RunCalls, Start, Step, Wait, approval_of, digest_of, next_step
 from crewlog.schemas.blocks import ToolDef
+from crewlog.schemas.effects import Effect
 from crewlog.schemas.ids import ApprovalId, Hash
 from crewlog.schemas.payload import EMPTY, pack
 from crewlog.schemas.task import AgentTask, parse_task
@@ -18,7 +19,6 @@ from crewlog.schemas.task_events import (
     ApprovalDecided,
     ApprovalRequested,
     AttemptFailed,
-    Effect,
     ModelCallFailed,
     ModelCallFinished,
     ModelCallStarted,

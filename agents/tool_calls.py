@@ -1,0 +1,231 @@
+"""The tool calls of one task: judge each, then run, probe, take back, ask about or refuse it, and record what came of it. The shell around
+`tool_runner` and `effects`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from crewlog.agents.effects import Owner, compensation_of, fingerprint_of, intended_compensation, probe_call
+from crewlog.agents.journal import Journal
+from crewlog.agents.setup import Setup, SetupTool
+from crewlog.agents.spec import ToolContext, ToolOutput, ToolSpec, Undo
+from crewlog.agents.stand_in import StandIns
+from crewlog.agents.task_state import Call
+from crewlog.agents.tool_runner import Answer, Ask, Found, Probe, Ran, Refuse, Run, TakeBack, judge, run_tool
+from crewlog.agents.toolbox import Toolbox
+from crewlog.schemas.effects import Compensation
+from crewlog.schemas.ids import Hash, RunId, TaskId, compensation_key, idempotency_key
+from crewlog.schemas.task import AgentTask
+from crewlog.schemas.task_events import (
+    ApprovalRequested,
+    CompensationFinished,
+    CompensationStarted,
+    ToolFinished,
+    ToolInDoubt,
+    ToolProbed,
+    ToolStarted,
+    ToolWays,
+)
+
+if TYPE_CHECKING:
+    from crewlog.agents.work import Workshop
+
+
+class _Running(NamedTuple):
+    """A call whose intent is recorded: its idempotency key, and the version of its `ToolStarted`."""
+
+    call: Call
+    key: str
+    version: int
+
+
+class ToolCalls:
+    """Performs what is decided about the tool calls of one task."""
+
+    def __init__(self, shop: Workshop, journal: Journal, task: AgentTask, tools: Toolbox, moved: Callable[[], None]) -> None:
+        """Prepare.
+
+        Args:
+            tools: everything that may carry out a call of the task, in all versions.
+            moved: told about each sign of progress.
+        """
+        self._shop, self._journal, self._task, self._tools, self._moved = shop, journal, task, tools, moved
+        self._owner = Owner(task.tenant, shop.spec.kind)
+        self._stand_ins = None if task.trial is None else StandIns(task, journal)
+
+    async def run(self, calls: tuple[Call, ...], setup: Setup) -> None:
+        """Do what is decided about each of these calls, side by side where they run."""
+        journal = self._journal
+        running: list[_Running] = []
+        for call in calls:
+            arguments, spec = journal.read(call.call.arguments), self._spec(call, setup)
+            verdict = judge(call, journal.state, setup, spec, arguments)
+            match verdict:
+                case Refuse():
+                    self._finish(call, verdict.status, verdict.message)
+                case Answer():
+                    self._finish(call, "ok", verdict.message)
+                case Ask():
+                    self._ask(call, verdict)
+                case Found():
+                    self._found(call, setup, verdict.probed)
+                case Probe():
+                    assert spec is not None
+                    await self._probe(call, spec, arguments)
+                case TakeBack():
+                    await self._take_back(call, verdict.compensation)
+                case Run():
+                    tool = setup.tool(call.call.tool)
+                    assert tool is not None  # `judge` lets nothing else run
+                    assert spec is not None
+                    if (begun := await self._begin(call, tool, spec, arguments, verdict)) is not None:
+                        running.append(begun)
+        if running:
+            await self._perform(running, setup)
+
+    async def _begin(self, call: Call, tool: SetupTool, spec: ToolSpec, arguments: str, verdict: Run) -> _Running | None:
+        """Record the intent of a call; in a trial also its outcome, when it is not to be carried out: then nothing is left to perform."""
+        journal, key = self._journal, self._key(call)
+        stand_in = None if self._stand_ins is None else await self._stand_ins.for_call(call, tool)
+        started = ToolStarted(call.call.call_id, call.call.tool, tool.version, tool.effect, key, verdict.approval_id)
+        if stand_in is not None:
+            journal.record(msgspec.structs.replace(started, stub=stand_in.stub))
+            journal.record(stand_in.finished)
+            return None
+        if tool.effect != "read":
+            compensation = intended_compensation(self._owner, spec, arguments, key=key, tools=self._tools)
+            started = msgspec.structs.replace(started, fingerprint=fingerprint_of(self._owner, spec, arguments), compensation=compensation)
+        journal.record(started)
+        return _Running(call, key, journal.state.version)
+
+    def _finish(self, call: Call, status: str, message: str) -> None:
+        event = ToolFinished(call.call.call_id, call.call.tool, "ok", self._journal.pack(message), 0)
+        self._journal.record(msgspec.structs.replace(event, status=status))
+
+    def _ask(self, call: Call, asked: Ask) -> None:
+        expires_us = self._shop.clock.now_us() + round(self._shop.approval_ttl_s * 1e6)
+        said = (asked.approval_id, call.call.call_id, call.call.tool, call.call.arguments, Hash(asked.digest), asked.reason, expires_us)
+        self._journal.record(ApprovalRequested(*said, question=asked.question))
+
+    # ── calls in doubt ──
+
+    async def _probe(self, call: Call, spec: ToolSpec, arguments: str) -> None:
+        context = self._context(call, self._key(call), self._journal.state.version)
+        probed = await probe_call(spec, context, arguments, self._shop.clock, self._shop.health)
+        self._moved()
+        result = self._journal.pack(probed.content)
+        self._journal.record(ToolProbed(call.call.call_id, call.call.tool, probed.verdict, result, self._compensation(probed.undo) or None))
+
+    def _found(self, call: Call, setup: Setup, probed: ToolProbed) -> None:
+        tool = setup.tool(call.call.tool)
+        assert tool is not None
+        compensation = probed.compensation or msgspec.UNSET
+        self._journal.record(ToolFinished(call.call.call_id, call.call.tool, "ok", probed.result, 0, tool.trust, compensation=compensation))
+
+    async def _take_back(self, call: Call, compensation: Compensation) -> None:
+        """Take back a call whose outcome is not known; its intent is durable before that is tried."""
+        journal, key = self._journal, compensation_key(self._key(call))
+        spec = self._tools.find(compensation.tool, compensation.version)
+        if spec is None:
+            said = f"{compensation.tool} version {compensation.version}, which takes it back, is not here any more"
+            journal.record(CompensationFinished(call.call.call_id, compensation.tool, "error", journal.pack(said), 0))
+            return
+        journal.record(CompensationStarted(call.call.call_id, compensation.tool, spec.version, key))
+        await journal.commit()
+        ran = await run_tool(spec, self._context(call, key, journal.state.version), compensation.arguments, self._shop.clock, self._shop.health)
+        self._moved()
+        status, result = "ok" if ran.is_ok else "error", journal.pack(ran.output.content)
+        event = CompensationFinished(call.call.call_id, compensation.tool, "ok", result, ran.latency_ms)
+        journal.record(msgspec.structs.replace(event, status=status))
+
+    # ── calls that run ──
+
+    async def _perform(self, running: Sequence[_Running], setup: Setup) -> None:
+        """Run calls side by side, and record each outcome as soon as no other one is about to come with it."""
+        journal = self._journal
+        if all((spec := self._spec(one.call, setup)) is not None and spec.effect == "read" for one in running):
+            journal.send()
+        else:
+            await journal.commit()
+        if len(running) == 1:
+            finished = await self._perform_one(running[0], setup)
+            self._moved()
+            journal.record(finished)
+            return
+        left = {asyncio.create_task(self._perform_one(one, setup)) for one in running}
+        try:
+            while left:
+                done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+                self._moved()
+                for event in sorted((task.result() for task in done), key=lambda e: e.call_id):
+                    journal.record(event)
+                if left:
+                    journal.send()
+        finally:
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+
+    async def _perform_one(self, one: _Running, setup: Setup) -> ToolFinished | ToolInDoubt:
+        call = one.call
+        spec = self._spec(call, setup)
+        assert spec is not None  # `judge` lets nothing else run
+        context = self._context(call, one.key, one.version)
+        ran = await run_tool(spec, context, self._journal.read(call.call.arguments), self._shop.clock, self._shop.health)
+        if ran.doubt:
+            return ToolInDoubt(call.call.call_id, call.call.tool, ran.doubt)
+        return self._finished(call, spec, ran)
+
+    def _finished(self, call: Call, spec: ToolSpec, ran: Ran) -> ToolFinished:
+        output, ways = ran.output, ran.ways
+        is_plain = ways is None or (ways.tries == 1 and not spec.fallbacks)
+        return ToolFinished(
+            call_id=call.call.call_id,
+            tool=call.call.tool,
+            status="ok" if ran.is_ok else "error",
+            result=self._journal.pack(output.content),
+            latency_ms=ran.latency_ms,
+            trust=output.trust or spec.trust,
+            artifacts=output.artifacts,
+            outcome=output.outcome if spec.ends_task else None,
+            ways=msgspec.UNSET if ways is None or is_plain else ToolWays(ways.implementation, ways.tries, ways.degraded),
+            compensation=self._compensation(output.undo),
+        )
+
+    def _compensation(self, undo: Undo | None) -> Compensation | msgspec.UnsetType:
+        return msgspec.UNSET if undo is None else compensation_of(self._owner, undo, self._tools)
+
+    def _context(self, call: Call, key: str, version: int) -> ToolContext:
+        state = self._journal.state
+        return ToolContext(
+            task=self._task,
+            call_id=call.call.call_id,
+            idempotency_key=key,
+            artifacts=self._shop.artifacts,
+            workspace=self._shop.workspaces / str(self._task.task_id),
+            earlier_artifacts=state.artifacts,
+            recall=self._recall,
+            trust=state.trust,
+            version=version,
+        )
+
+    def _key(self, call: Call) -> str:
+        return idempotency_key(RunId(self._task.run_id), TaskId(self._task.task_id), call.call.call_id)
+
+    def _spec(self, call: Call, setup: Setup) -> ToolSpec | None:
+        """Return what carries out a call, in the version that the task began with."""
+        known = setup.tool(call.call.tool)
+        return None if known is None else self._tools.find(call.call.tool, known.version)
+
+    async def _recall(self, call_id: str) -> ToolOutput | None:
+        journal = self._journal
+        found = next((r for e in journal.state.exchanges for r in e.results if r.call_id == call_id), None)
+        if found is None:
+            return None
+        await journal.load([found.content])
+        return ToolOutput(journal.read(found.content), trust=found.trust)

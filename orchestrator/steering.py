@@ -1,0 +1,178 @@
+"""What operators say about runs, tenants, agent kinds and workers: recorded in the stream of controls, then told to everybody at once.
+
+A command is in force when it is in the log. Each orchestrator reads that stream whenever it looks at a run, so nothing is decided without it;
+what is told on the bus, and the look every second, only find the runs that nobody would look at for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Literal
+from uuid import UUID
+
+from crewlog.events.bus import Bus, Message, Subscription
+from crewlog.events.clock import Clock
+from crewlog.events.controls import FRESH_S, Control, Controls, run_scope
+from crewlog.events.store import AppendRequest, EventStore, Write
+from crewlog.orchestrator.draft import ORCHESTRATOR
+from crewlog.orchestrator.driver import Driver
+from crewlog.orchestrator.kinds import KindDirectory
+from crewlog.orchestrator.run import RunState
+from crewlog.schemas.errors import ConflictError, OrchestrationError, Unavailable
+from crewlog.schemas.ids import CONTROL_STREAM, RunId
+from crewlog.schemas.subjects import control_kind
+from crewlog.schemas.system_events import ScopePaused, ScopeQuarantined, ScopeReleased, ScopeResumed, SystemEvent, WorkerDrained
+
+ORCHESTRATORS: Final = "orchestrator"
+"""Stands for all orchestrators where a command is told: no worker can be of this kind, as it is a login of its own."""
+RACES_MAX: Final = 50
+
+Verb = Literal["pause", "resume", "quarantine", "release"]
+
+log = logging.getLogger(__name__)
+
+
+def event_of(verb: Verb, scope: str, controls: Controls, *, actor: str, reason: str) -> SystemEvent | None:
+    """Decide what a command about a scope adds to what is in force; None when it is in force, or not, as wanted already. Pure."""
+    match verb:
+        case "pause":
+            return None if scope in controls.pauses else ScopePaused(scope, actor, reason)
+        case "resume":
+            return ScopeResumed(scope, actor, reason) if scope in controls.pauses else None
+        case "quarantine":
+            return None if scope in controls.quarantines else ScopeQuarantined(scope, actor, reason)
+        case "release":
+            return ScopeReleased(scope, actor, reason) if scope in controls.quarantines else None
+
+
+class Steering:
+    """The stream of controls, as one orchestrator writes and follows it."""
+
+    def __init__(
+        self, store: EventStore, bus: Bus, clock: Clock, driver: Driver, kinds: KindDirectory, *, on_change: Callable[[], None], poll_s: float = FRESH_S
+    ) -> None:
+        """Prepare.
+
+        Args:
+            on_change: has all open runs looked at soon.
+            poll_s: how often the stream is read although nobody said that it changed, in seconds.
+        """
+        self._store, self._bus, self._clock, self._driver, self._kinds = store, bus, clock, driver, kinds
+        self._on_change, self._poll_s = on_change, poll_s
+        self._spread: Controls = Controls()
+        """What runs were looked at for."""
+        self._over: set[RunId] = set()
+        """Runs that have ended and that something of their own is in force for."""
+        self._told = asyncio.Event()
+        self._hearing: Subscription | None = None
+        self._following: asyncio.Task[None] | None = None
+
+    async def start(self) -> asyncio.Task[None]:
+        """Read what is in force and follow it; the returned task ends only with `stop` or a defect.
+
+        Raises:
+            Unavailable: the log or the bus cannot be reached.
+        """
+        self._spread = await self._driver.folds.read_controls()
+        self._hearing = await self._bus.subscribe(control_kind(ORCHESTRATORS), self._hear)
+        self._following = asyncio.create_task(self._follow(), name="steering")
+        return self._following
+
+    async def stop(self) -> None:
+        """Stop following. Safe to call twice."""
+        if self._hearing is not None:
+            hearing, self._hearing = self._hearing, None
+            await hearing.stop()
+        if self._following is not None:
+            following, self._following = self._following, None
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+
+    def note(self, state: RunState) -> None:
+        """Take note of a run: what is in force for one that is over is taken back, so that the stream tells of nothing that is gone."""
+        scope, controls = run_scope(state.run_id), self._driver.folds.controls
+        if state.status not in ("new", "open") and (scope in controls.pauses or scope in controls.quarantines):
+            self._over.add(state.run_id)
+            self._told.set()
+
+    async def say(self, verb: Verb, scopes: Sequence[str], *, actor: str, reason: str) -> Mapping[str, bool]:
+        """Record a command about scopes in one append and tell everybody; returns for which of them it was news.
+
+        Raises:
+            Unavailable: the log cannot be reached; saying it again is safe.
+        """
+        for _ in range(RACES_MAX):
+            controls = await self._driver.folds.read_controls()
+            events = {scope: event for scope in scopes if (event := event_of(verb, scope, controls, actor=actor, reason=reason)) is not None}
+            try:
+                if events:
+                    await self._append([*events.values()], controls.version)
+            except ConflictError:
+                continue
+            await self.tell()
+            return {scope: scope in events for scope in scopes}
+        raise Unavailable(f"{verb} {', '.join(scopes[:3])}: others gave {RACES_MAX} commands in between; try again")
+
+    async def drain(self, worker: str, *, actor: str, reason: str) -> bool:
+        """Record that a worker is to leave, and tell it; False when it was told before.
+
+        Raises:
+            Unavailable: the log cannot be reached.
+        """
+        controls = await self._driver.folds.read_controls()
+        if worker in controls.drained:
+            return False
+        await self._append([WorkerDrained(worker, actor, reason)], None)
+        await self.tell()
+        return True
+
+    async def tell(self) -> None:
+        """Have every process read the stream now. A hint: those that do not hear it do so within a second, or before they start anything."""
+        await self._driver.folds.read_controls()
+        self._told.set()
+        for kind in (*self._kinds.offers, ORCHESTRATORS):
+            await self._bus.publish(control_kind(kind))
+
+    async def _append(self, events: Sequence[SystemEvent], expected: int | None) -> None:
+        write = Write(CONTROL_STREAM, events) if expected is None else Write(CONTROL_STREAM, events, expected)
+        await self._store.append(AppendRequest([write], [self._clock.new_id() for _ in events], self._clock.now_us()))
+
+    async def _hear(self, _: Message) -> None:
+        self._told.set()
+
+    async def _follow(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._poll_s):  # `wait_for` would swallow a `stop` that comes together with a word
+                    await self._told.wait()
+            self._told.clear()
+            try:
+                self._wake_for(await self._driver.folds.read_controls())
+                await self._take_back()
+            except OrchestrationError as error:
+                log.warning("reading the stream of controls: %s", error)
+
+    async def _take_back(self) -> None:
+        over = set(self._over)
+        verbs: tuple[Verb, ...] = ("resume", "release")
+        for verb in verbs if over else ():
+            await self.say(verb, [*map(run_scope, over)], actor=ORCHESTRATOR, reason="the run is over")
+        self._over -= over
+
+    def _wake_for(self, controls: Controls) -> None:
+        """Have those runs looked at that something changed for since the last time."""
+        before, self._spread = self._spread, controls
+        scopes = {*_changed(before.pauses, controls.pauses), *_changed(before.quarantines, controls.quarantines)}
+        for scope in sorted(scopes):
+            noun, _, name = scope.partition("/")
+            if noun == "run":
+                self._driver.wake(RunId(UUID(name)))
+        if any(not scope.startswith("run/") for scope in scopes):
+            self._on_change()
+
+
+def _changed(before: Mapping[str, Control], after: Mapping[str, Control]) -> set[str]:
+    return {scope for scope in {*before, *after} if before.get(scope) != after.get(scope)}

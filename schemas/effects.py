@@ -1,0 +1,69 @@
+"""Values of the effect ledger: what a tool call does to the world, how it is taken back, and which call is meant.
+
+Two names of an effect. Its *key* (`ids.idempotency_key`) is derived from run, task and call: the same for every try of that one call, and
+what receivers get. Its *fingerprint* is derived from tenant, agent kind, tool and arguments without nonces: the same for calls that ask for the
+same thing, in whichever run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, Literal
+from uuid import UUID
+
+import msgspec
+
+from crewlog.schemas.ids import Hash, Stream
+from crewlog.schemas.payload import content_hash
+
+Effect = Literal["read", "idempotent", "compensable", "irreversible"]
+"""What happens when a worker died between a call's intent and its outcome:
+
+read, idempotent   it runs again, under the same key
+compensable        its probe says whether it happened; without one, or when that does not know, it is taken back; failing that, a person is asked
+irreversible       its probe says whether it happened; without one, or when that does not know, a person is asked
+"""
+
+ProbeVerdict = Literal["happened", "did_not_happen", "unknown"]
+
+COMPENSATION_BYTES_MAX: Final = 4096
+"""The arguments of a compensation as JSON: ids of what was made, not the thing itself."""
+
+
+class Compensation(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How one effect is taken back: call `tool` of the same agent kind with `arguments` (JSON). Recorded with the effect.
+
+    It must do no harm to call it twice, or when there is nothing to take back.
+    """
+
+    tool: str
+    version: str
+    """Of the tool, when the arguments were written."""
+    arguments: str
+    resource: str = ""
+    """What the effect made, for people: the id or address under which it is found."""
+    fingerprint: Hash = Hash("")
+    """Of the call that takes it back: whoever makes that call has cleaned up."""
+
+
+class EffectRef(msgspec.Struct, frozen=True):
+    """The call that had an effect."""
+
+    run_id: UUID
+    task_id: UUID
+    call_id: str
+    key: str
+
+
+def fingerprint(tenant: str, kind: str, tool: str, arguments: Mapping[str, Any]) -> Hash:
+    """Name what a call asks for, whoever asks: sha-256 over tenant, kind, tool and arguments with sorted keys.
+
+    Args:
+        arguments: as the tool takes them, defaults filled in, without those that it declares as nonces.
+    """
+    return content_hash(msgspec.json.encode([tenant, kind, tool, arguments], order="sorted"))
+
+
+def claim_stream(tenant: str, effect: Hash) -> Stream:
+    """Name the stream in which calls for the same thing find each other: the one who opens a claim there may run."""
+    return Stream(f"claim/{tenant}/{effect}")
