@@ -9,6 +9,7 @@ import typer
 from crewlog.orchestrator import (
     cli_budget,
     cli_chaos,
+    cli_control,
     cli_costs,
     cli_crew,
     cli_debug,
@@ -35,6 +36,7 @@ app = typer.Typer(
 for module in (
     cli_crew,
     cli_runs,
+    cli_control,
     cli_debug,
     cli_costs,
     cli_memory,

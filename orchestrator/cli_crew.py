@@ -135,6 +135,7 @@ async def down(home: HomeOption = None) -> int:
 async def status(home: HomeOption = None, output: OutputOption = Output.TABLE) -> None:
     """Show the processes of the crew and the agents that registered."""
     from crewlog.orchestrator.cli_budget import hold_text
+    from crewlog.orchestrator.cli_control import control_line
     from crewlog.orchestrator.client import Client
     from crewlog.schemas.errors import Unavailable
 
@@ -147,12 +148,13 @@ async def status(home: HomeOption = None, output: OutputOption = Output.TABLE) -
             say(str(error))
         workers, lag, problems = await client.workers(), await client.queries().lag(), await client.queries().problems()
         troubled = [p for p in await client.providers() if p.state != "closed"]
-        held = await client.runs(status="held")
+        held, controls = await client.runs(status="held"), await client.queries().controls()
     if output is Output.JSON:
         fields = ("kind", "worker", "slots", "model", "simulated", "unavailable", "started_at")
         agents = [{f: plain(getattr(w, f)) for f in fields} for w in workers]
         views = {"providers": plain(troubled), "views": plain(lag), "problems": plain(problems)}
         views["held"] = [{"run_id": str(run.run_id), **plain(run.hold)} for run in held if run.hold is not None]
+        views["controls"] = plain(controls)
         print_json({"home": str(config.home), "processes": plain(processes), "agents": agents, **views})
         return
     if processes:
@@ -166,6 +168,8 @@ async def status(home: HomeOption = None, output: OutputOption = Output.TABLE) -
     for run in held:
         if run.hold is not None:
             typer.echo(f"run {str(run.run_id)[:8]} is {hold_text(run.hold)}")
+    for control in controls:
+        typer.echo(control_line(control))
     behind = [view for view in lag if view.waiting_since is not None]
     if behind:
         print_table(["VIEW BEHIND THE LOG", "AT", "LOG AT", "SINCE"], [[v.name, v.position, v.head, v.waiting_since] for v in behind])

@@ -13,9 +13,10 @@ import typer
 
 from crewlog.events.clock import SystemClock
 from crewlog.orchestrator.cli_budget import hold_text
+from crewlog.orchestrator.cli_control import control_line
 from crewlog.orchestrator.cli_output import printable, say, stderr_console
 from crewlog.orchestrator.event_text import event_line
-from crewlog.projections.query_rows import ApprovalView, RunView, TaskView
+from crewlog.projections.query_rows import ApprovalView, ControlView, RunView, TaskView
 from crewlog.schemas.ids import RunId, run_stream
 from crewlog.schemas.task_events import TERMINAL_TYPES
 from crewlog.schemas.text import shorten
@@ -37,6 +38,8 @@ _ICONS: Final[Mapping[str, tuple[str, str]]] = {
     "cancelled": ("✘", "red"),
     "suspended": ("⏸", "yellow"),
     "held": ("⏸", "yellow"),
+    "paused": ("⏸", "yellow"),
+    "quarantined": ("⏸", "yellow"),
     "running": ("▶", "cyan"),
     "retrying": ("↻", "yellow"),
 }
@@ -61,7 +64,7 @@ class Piece(msgspec.Struct):
 
 class Followed(NamedTuple):
     """How far a run was followed, and the last position seen: its ending (`completed`, `failed`, `cancelled`), or `waiting` for a person, or
-    `held` by a budget."""
+    `held` by a budget, or `quarantined` when only its end is kept back."""
 
     ending: str
     position: int
@@ -94,6 +97,8 @@ async def follow(client: Client, run_id: RunId, *, live: bool, stop_on_approval:
                 return Followed("waiting", position)
             if recorded.type == "RunHeld" and await client.held(recorded):
                 return Followed("held", position)
+            if recorded.type == "ResultsHeld" and await client.held(recorded):
+                return Followed("quarantined", position)
         await client.ended(run_id)
     finally:
         if hearing:
@@ -189,9 +194,11 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def show_run(run: RunView, tasks: Sequence[TaskView], answer: str) -> None:
+def show_run(run: RunView, tasks: Sequence[TaskView], answer: str, controls: Sequence[ControlView] = ()) -> None:
     """Print a run for people: what came of it to stdout, notes about it to stderr."""
     say(headline(run))
+    for control in controls:
+        say(f"  {control_line(control, results_held=run.status == 'quarantined')}")
     if run.hold is not None:
         say(f"  {hold_text(run.hold)}")
         if answer:

@@ -1,4 +1,4 @@
-"""Commands about runs: submit, watch, runs, show, events, why, cancel."""
+"""Commands about runs: submit, watch, runs, show, events, why."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from crewlog.orchestrator.cli_control import control_lines
 from crewlog.orchestrator.cli_debug import View, is_file, show_as
 from crewlog.orchestrator.cli_output import (
     Detached,
@@ -34,13 +35,14 @@ if TYPE_CHECKING:
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Id of the run, or its first characters; - or @last for the one submitted last.")]
 TimeoutOption = Annotated[float | None, typer.Option("--timeout", min=0.0, help="Wait at most this many seconds; the run goes on.")]
-RunStatus = Literal["planning", "running", "held", "completed", "failed", "cancelled"]
+RunStatus = Literal["planning", "running", "paused", "held", "quarantined", "completed", "failed", "cancelled"]
 _ENDINGS = {"completed": Exit.OK, "failed": Exit.RUN_FAILED, "cancelled": Exit.RUN_FAILED, "waiting": Exit.WAITING_FOR_PERSON, "held": Exit.WAITING_FOR_PERSON}
+_ENDINGS["quarantined"] = Exit.WAITING_FOR_PERSON
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (submit, watch, runs, show, events, why, cancel):
+    for command in (submit, watch, runs, show, events, why):
         app.command()(run_async(command))
 
 
@@ -144,6 +146,8 @@ async def follow_run(client: Client, run_id: RunId, home: Path | None, output: O
         return Exit.TIMEOUT
     if ending == "held":
         complain(f"run {run_id} waits for money", why=f"crewlog budget show {str(run_id)[:8]} says how much", next_step=come_back)
+    if ending == "quarantined":
+        complain(f"run {run_id} is done, and its results are held in quarantine", next_step=f"crewlog release {str(run_id)[:8]}; {come_back}")
     if ending == "waiting":
         complain(f"run {run_id} waits for a person", next_step="crewlog approvals; crewlog approve ID")
     await _show(client, run_id, output)
@@ -158,7 +162,7 @@ async def _show(client: Client, run_id: RunId, output: Output) -> None:
     if output is Output.JSON:
         print_json({**plain(run), "answer": answer, "tasks": plain(tasks)})
     else:
-        show_run(run, tasks, answer)
+        show_run(run, tasks, answer, await client.queries().controls(run_id))
 
 
 async def runs(
@@ -248,11 +252,14 @@ async def why(
 
     async with Client.connect(load_config(home)) as client:
         waiting, workers = await client.why(what), await client.workers()
+        lines = await control_lines(client, what, waiting)
     if output is Output.JSON:
         fields = ("task_id", "run_id", "key", "kind", "status", "waiting_reason", "worker", "attempt")
         print_json([{**{f: plain(getattr(t, f)) for f in fields}, "workers": [w.worker for w in workers if w.kind == t.kind]} for t in waiting])
         return
-    if not waiting:
+    for line in lines:
+        typer.echo(line)
+    if not waiting and not lines:
         say("nothing waits: every task has ended")
     for task in waiting:
         typer.echo(f"{task.key} ({task.kind}): {task.waiting_reason}")
@@ -263,21 +270,6 @@ async def why(
             typer.echo(f"    {worker.worker}, {worker.slots} slots, {worker.model}" + (f": {worker.unavailable}" if worker.unavailable else ""))
         if not crew:
             typer.echo(f"    no {task.kind} is up; start one: crewlog agent {task.kind}")
-
-
-async def cancel(
-    run: RunArgument,
-    reason: Annotated[str, typer.Option("--reason", help="Recorded with the run.")] = "cancelled by the operator",
-    home: HomeOption = None,
-    output: OutputOption = Output.TABLE,
-) -> None:
-    """Stop a run."""
-    from crewlog.orchestrator.client import Client
-
-    async with Client.connect(load_config(home)) as client:
-        run_id = await client.find_run(run)
-        await client.cancel(run_id, reason=reason)
-    _done({"run_id": str(run_id), "status": "cancelled"}, f"run {run_id} is cancelled", output)
 
 
 def _read_submission(goal: str, file: Path | None, config: Config) -> Any:
@@ -311,10 +303,3 @@ def _read_submission(goal: str, file: Path | None, config: Config) -> Any:
         raise ContractError(f"{file} is not JSON: {error}") from None
     except ValidationError as error:
         raise contract_error(f"{file} is not a valid plan", error) from None
-
-
-def _done(data: dict[str, Any], text: str, output: Output) -> None:
-    if output is Output.JSON:
-        print_json(data)
-    else:
-        say(text)

@@ -29,6 +29,7 @@ from crewlog.events.poke import Poke
 from crewlog.events.store import EventStore, Recorded
 from crewlog.orchestrator.attachments import collect, upload
 from crewlog.orchestrator.client_budgets import ClientBudgets
+from crewlog.orchestrator.client_control import ClientControl, ends_later
 from crewlog.orchestrator.client_forks import ClientForks
 from crewlog.orchestrator.client_letters import ClientLetters
 from crewlog.orchestrator.client_schedules import ClientSchedules
@@ -102,6 +103,7 @@ class Client:
         self._artifacts: ArtifactStore | None = None
         self._queries: Queries | None = None
         self.budgets, self.letters = ClientBudgets(config, self._request, self.queries), ClientLetters(bus, self._request)
+        self.control = ClientControl(config, self._request)
         self.schedules, self.forks = ClientSchedules(config, self._request), ClientForks(config, self._clock, self._request)
 
     @classmethod
@@ -288,7 +290,9 @@ class Client:
         return []
 
     async def held(self, recorded: Recorded) -> bool:
-        """Say whether a `RunHeld` lasts: tasks that were refused together may fit one by one. If so, the views know of it when this returns."""
+        """Say whether a `RunHeld` or `ResultsHeld` lasts: tasks that were refused together may fit one by one. If so, the views know of it then."""
+        if recorded.type == "ResultsHeld":
+            return not await ends_later(await self.store(), self.queries(), recorded, VIEWS_FOLLOW_WITHIN_S)
         await asyncio.sleep(HELD_FOR_GOOD_S)
         later = await (await self.store()).read_streams({recorded.stream: recorded.version}, types=GOES_ON)
         run_id = RunId(UUID(recorded.stream.removeprefix("run/")))
@@ -313,7 +317,7 @@ class Client:
         await self._request("approvals.decide", body)
 
     async def cancel(self, run_id: RunId, *, reason: str, actor: str = "") -> None:
-        """Stop a run; tasks that are being worked on end at their next step.
+        """Terminate one run: what `control.runs("terminate", …)` does to many.
 
         Raises:
             RequestRefused: there is no such run, or it has ended.
@@ -381,10 +385,12 @@ class Client:
         assert self._config.database_url is not None
         return self._config.database_url.get_secret_value()
 
-    async def _request(self, what: str, body: AgentTask | dict[str, Any], *, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
+    async def _request(
+        self, what: str, body: AgentTask | dict[str, Any], *, headers: Mapping[str, str] | None = None, tenant: str | None = None
+    ) -> dict[str, Any]:
         noun, verb = what.split(".")
         data = body.model_dump_json().encode() if isinstance(body, AgentTask) else msgspec.json.encode(body)
-        reply = await self._bus.request(subjects.api(self._config.tenant, noun, verb), data, timeout_s=REQUEST_TIMEOUT_S, headers=headers)
+        reply = await self._bus.request(subjects.api(tenant or self._config.tenant, noun, verb), data, timeout_s=REQUEST_TIMEOUT_S, headers=headers)
         return _accepted(json.loads(reply.data))
 
 

@@ -20,7 +20,7 @@ from crewlog.orchestrator.commands import AbortRun, Command, ForkRun, SubmitRun
 from crewlog.orchestrator.decide import decide
 from crewlog.orchestrator.dispatcher import Dispatcher
 from crewlog.orchestrator.folds import Fold, Folds
-from crewlog.orchestrator.interventions import at_submission
+from crewlog.orchestrator.interventions import at_submission, due_interventions
 from crewlog.orchestrator.kinds import KindDirectory
 from crewlog.orchestrator.publisher import Publisher
 from crewlog.orchestrator.run import RunState, active_tasks
@@ -284,6 +284,8 @@ class Driver:
         if type_name(batch.events[-1]) in TERMINAL_TYPES:
             await self._publisher.call_off({task.kind for task in active_tasks(batch.state)})
             await self._publisher.announce(batch.state.brief.tenant, fold.run_id, batch.events[-1])
+        if next(due_interventions(batch.state, self.folds.controls), None) is not None:
+            self.wake(fold.run_id)  # a plan, or a task, of a kind that is paused or in quarantine
         if faults.hook is not None:
             faults.hook("after_work_published")
 

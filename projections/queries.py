@@ -18,6 +18,7 @@ from crewlog.projections.query_rows import (
     ApprovalView,
     BudgetView,
     CallView,
+    ControlView,
     CostView,
     DocumentView,
     EffectView,
@@ -81,6 +82,8 @@ _EVENTS: Final = _select(EventView, "events")
 _PROVIDERS: Final = _select(ProviderView, "providers")
 _BUDGETS: Final = _select(BudgetView, "budgets")
 _AGENTS: Final = _select(AgentView, "agents")
+_CONTROLS: Final = _select(ControlView, "controls")
+_RUN_CONTROLS: Final = _select(ControlView, "run_controls")
 _DOCUMENTS: Final = _select(DocumentView, "documents")
 _MEMORIES: Final = _select(MemoryView, "memories")
 _PROBLEMS: Final = _select(ProblemView, "problems")
@@ -271,6 +274,11 @@ class Queries:
         where = """WHERE tenant = $1 AND ($2::text IS NULL OR user_name = $2 OR user_name IS NULL) AND starts_with(content, $3)
                    ORDER BY position DESC LIMIT $4"""
         return await self._read(MemoryView, "list memories", f"{_MEMORIES} {where}", tenant, user, prefix, limit)
+
+    async def controls(self, run_id: UUID | None = None) -> list[ControlView]:
+        """List what is paused and in quarantine, the oldest first: everywhere, or what concerns one run, whichever scope it is of."""
+        view, where = (_CONTROLS, "") if run_id is None else (_RUN_CONTROLS, "WHERE run_id = $1 ")
+        return await self._read(ControlView, "list what is in force", f"{view} {where}ORDER BY since_at, scope", *(() if run_id is None else (run_id,)))
 
     async def lag(self) -> list[Lag]:
         """Say for each projection how far it is behind the log."""

@@ -282,6 +282,16 @@ class AgentView(msgspec.Struct, frozen=True):
     stopped_at: datetime | None
 
 
+class ControlView(msgspec.Struct, frozen=True):
+    """A pause or a quarantine: `run/<run_id>`, `tenant/<tenant>` or `kind/<kind>`, by whom since when."""
+
+    measure: str
+    scope: str
+    actor: str
+    reason: str
+    since_at: datetime
+
+
 class DocumentView(msgspec.Struct, frozen=True):
     """An indexed document."""
 

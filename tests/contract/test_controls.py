@@ -262,3 +262,12 @@ async def test_a_schedule_of_a_paused_tenant_makes_up_for_what_it_missed_as_its_
 
     (fired,) = [json.loads(r.data) for r in crew.log.events if r.type == "ScheduleFired"]
     assert fired["missed"] == 2
+
+
+async def test_a_plan_that_needs_a_paused_kind_takes_note_of_it_at_once() -> None:
+    crew = Crew(lazy)
+    async with crew.orchestrator():
+        await crew.ask("kinds.pause", {"kind": "code", **BY}, tenant=SYSTEM)
+        run_id = await crew.submit(plan=a_plan(a="data", b="code a"))
+        await crew.until(lambda: "RunPaused" in crew.types(run_id))
+        assert (await report(crew, run_id))["pauses"][0]["scope"] == kind_scope("code")
