@@ -1,4 +1,4 @@
-"""Measure how quickly a person sees into one run of a large log: show, explain, replay --to, diff and export, from Postgres.
+"""Measure how quickly a person sees into one run of a large log: show, explain, replay --to, diff, fork and export, from Postgres.
 
     python benchmarks/debugger.py [--events 1000000] [--run-events 5000] [--rounds 9]
 
@@ -31,11 +31,14 @@ from crewlog.events.migrate import LOG_FOLDER, ensure_database, migrate
 from crewlog.events.postgres_store import _READ_RUN, PostgresStore
 from crewlog.events.server_postgres import PostgresServer
 from crewlog.events.store import ANY, AppendRequest, Write
+from crewlog.orchestrator.batch import Batch
 from crewlog.orchestrator.bundle import collect, pack_bundle
-from crewlog.orchestrator.commands import Command, SubmitRun, TaskEnded
+from crewlog.orchestrator.commands import Command, ForkRun, SubmitRun, TaskEnded
 from crewlog.orchestrator.debug_text import conversation_lines, explanation_lines, timeline_lines, tree_lines
 from crewlog.orchestrator.decide import decide
 from crewlog.orchestrator.explain import explain, needed
+from crewlog.orchestrator.folds import Fold
+from crewlog.orchestrator.forks import ForkRequest, Forks
 from crewlog.orchestrator.moments import describe_moment, moment_at
 from crewlog.orchestrator.planning import Offer
 from crewlog.orchestrator.replay import replay
@@ -44,6 +47,7 @@ from crewlog.orchestrator.run_diff import diff_runs
 from crewlog.orchestrator.run_history import RunHistory, all_payloads, load_history, with_texts
 from crewlog.orchestrator.run_timeline import timeline
 from crewlog.orchestrator.run_tree import build_tree
+from crewlog.orchestrator.terms import Allowance
 from crewlog.projections.queries import Queries
 from crewlog.schemas.ids import RunId, TaskId, run_stream, task_stream
 from crewlog.schemas.payload import pack
@@ -134,12 +138,28 @@ async def timed(look: Callable[[], Awaitable[Any]], rounds: int) -> tuple[float,
     return statistics.median(took), max(took), statistics.median(busy)
 
 
+class Beginner:
+    """The part of the orchestrator's driver that begins a run."""
+
+    def __init__(self, store: PostgresStore) -> None:
+        self.store = store
+
+    async def begin(self, fold: Fold, command: ForkRun) -> None:
+        """Decide and append."""
+        clock = SystemClock()
+        batch, now_us = Batch(fold.state), clock.now_us()
+        batch.add(decide(command, fold.state, now_us, KINDS))
+        await self.store.append(batch.request(fold.run_id, 0, now_us, clock))
+
+
 class Looks:
     """What a person does with the run, each from the log to the finished text."""
 
     def __init__(self, store: PostgresStore, queries: Queries, history: RunHistory) -> None:
         self.store, self.queries, self.history = store, queries, history
         self.run_id = history.run_id
+        self.forked: RunId | None = None
+        """The last fork that was made."""
 
     def last_of(self, type_: str) -> int:
         return max(n for n, recorded in enumerate(self.history.events, 1) if recorded.type == type_)
@@ -174,6 +194,13 @@ class Looks:
     async def diff(self) -> None:
         assert diff_runs(await self.whole(), await self.whole()).is_identical
 
+    async def fork(self) -> None:
+        """Begin a fork in the middle of the last task, durably; what the orchestrator publishes afterwards is left out."""
+        fork_id = uuid4()
+        asked = ForkRequest(self.run_id, self.last_of("ModelCallStarted"), "benchmark", fork_id, message="Count again.")
+        await Forks(self.store, SystemClock(), Beginner(self.store), Allowance()).fork("default", asked)  # type: ignore[arg-type]
+        self.forked = RunId(fork_id)
+
     async def export(self) -> None:
         assert pack_bundle(await collect(self.store, self.run_id))
 
@@ -195,9 +222,12 @@ async def measure(admin_url: str, events: int, run_events: int, rounds: int) -> 
         named = {"show --as tree": looks.tree, "show --as timeline": looks.timeline, "show --as conversation": looks.conversations}
         for type_ in ("ModelCallStarted", "ToolFinished", "TaskReviewed"):
             named[f"explain {type_}"] = lambda type_=type_: looks.explain(type_)
-        for name, look in (named | {"replay --to (last)": looks.moment, "diff with itself": looks.diff, "export": looks.export}).items():
+        for name, look in (named | {"replay --to (last)": looks.moment, "diff with itself": looks.diff, "fork": looks.fork, "export": looks.export}).items():
             median, slowest, busy = await timed(look, rounds)
             print(f"{name:<26} {median:8.1f} ms   slowest {slowest:8.1f} ms   CPU of this process {busy:8.1f} ms")
+    assert looks.forked is not None
+    stored = await store.read_run(looks.forked)
+    print(f"fork: {sum(len(r.data) for r in stored):,} bytes stored in {len(stored)} events")
     bundle = await collect(store, recorder.run_id)
     distinct = sum(len(r.data) for r in bundle.events) + sum(map(len, bundle.blobs.values()))
     print(f"export: {len(pack_bundle(bundle)):,} bytes for {distinct:,} bytes of events and blobs")
