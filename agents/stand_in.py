@@ -30,6 +30,7 @@ LOCAL: Final = frozenset({RECALL_TOOL.name, READ_CONTEXT_TOOL.name})
 """Tools that read nothing but their own task: they run in any case."""
 STUBBED: Final = "stubbed"
 RECORDED: Final = "recorded"
+MISSING: Final = "missing"
 
 _Key = tuple[str, str, Hash, Hash]
 
@@ -46,10 +47,14 @@ def stubs_allowed(task: AgentTask, tool: SetupTool) -> frozenset[Stub | str]:
     trial = task.trial
     if trial is None or tool.asks_person:
         return frozenset({""})
-    reaches_out = tool.effect != "read" and not tool.is_contained
-    if reaches_out and trial.stubs_effects:
+    is_own = tool.is_contained or (tool.effect == "read" and tool.ends_task)
+    if tool.definition.name in LOCAL:
+        return frozenset({""})
+    if trial.only_recorded:
+        return frozenset({"", RECORDED} if is_own else {RECORDED, MISSING})
+    if trial.stubs_effects and tool.effect != "read" and not is_own:
         return frozenset({STUBBED, RECORDED})
-    is_served = trial.source is not None and not reaches_out and not tool.ends_task and tool.definition.name not in LOCAL
+    is_served = trial.source is not None and not trial.fresh_reads and not tool.ends_task and (tool.effect == "read" or is_own)
     return frozenset({"", RECORDED}) if is_served else frozenset({""})
 
 
@@ -115,7 +120,9 @@ class StandIns:
         if RECORDED in allowed and (found := await self._recorded(call, tool)) is not None:
             await self._journal.load([found.content_of])
             return StandIn("recorded", found.finished)
-        return StandIn("stubbed", self._stubbed(call, tool)) if "" not in allowed else None
+        if MISSING in allowed:
+            return StandIn("missing", self._missing(call, tool))
+        return StandIn("stubbed", self._stubbed(call, tool)) if STUBBED in allowed else None
 
     async def _recorded(self, call: Call, tool: SetupTool) -> _Found | None:
         trial, state = self._task.trial, self._journal.state
@@ -128,6 +135,11 @@ class StandIns:
         if found is None:
             return None
         return _Found(msgspec.structs.replace(found, call_id=call.call.call_id, latency_ms=0, ways=msgspec.UNSET), found.result)
+
+    def _missing(self, call: Call, tool: SetupTool) -> ToolFinished:
+        trial, name = self._task.trial, call.call.tool
+        said = f"{name} with these arguments is not in the record of run {trial.source if trial else ''}, and nothing else may be used"
+        return ToolFinished(call.call.call_id, name, "error", self._journal.pack(said), 0, tool.trust)
 
     def _stubbed(self, call: Call, tool: SetupTool) -> ToolFinished:
         name = call.call.tool

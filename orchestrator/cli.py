@@ -16,6 +16,7 @@ from crewlog.orchestrator import (
     cli_dlq,
     cli_files,
     cli_fork,
+    cli_golden,
     cli_mcp,
     cli_memory,
     cli_people,
@@ -50,6 +51,7 @@ for module in (
     cli_chaos,
     cli_fork,
     cli_files,
+    cli_golden,
 ):
     module.register(app)
 

@@ -253,7 +253,7 @@ def _describe_task(event: TaskEvent) -> str:  # noqa: C901, PLR0912  (one arm pe
             return ""
 
 
-_STUBS: Final = {"": "", "stubbed": ", stubbed: it is not carried out", "recorded": ", answered from the record"}
+_STUBS: Final = {"": "", "stubbed": ", stubbed: it is not carried out", "recorded": ", answered from the record", "missing": ", not in the record"}
 
 
 def _beside(event: ModelCallStarted | ModelCallSkipped) -> str:

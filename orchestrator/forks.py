@@ -159,7 +159,7 @@ class _Making:
             named_models(request.models)
         version = "" if request.agent_version == "current" else request.agent_version
         prompts: dict[str, str] | None = {kind: self._keep(text) for kind, text in request.prompts.items()} or None
-        trial = Trial(request.effects, request.run_id if request.reads else None, request.models, version, prompts)
+        trial = Trial(request.effects, request.run_id, not request.reads, request.models, version, prompts=prompts)
         ids = {"task_id": str(self._fork_id), "run_id": str(self._fork_id), "parent_task_id": None}
         changes = {**request.changes, **ids, "trial": msgspec.to_builtins(trial)}
         checked = parse_task(merged(self._submitted(), changes))

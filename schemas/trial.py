@@ -13,8 +13,9 @@ from uuid import UUID
 Effects = Literal["stub", "allow"]
 """What becomes of tool calls above class `read` that reach beyond their task. `stub`: none is carried out, each is recorded as stubbed."""
 
-Stub = Literal["stubbed", "recorded"]
-"""Instead of running, a call was answered with a note that nothing happened, or with what the same call got in the run it is tried after."""
+Stub = Literal["stubbed", "recorded", "missing"]
+"""Instead of running, a call was answered with a note that nothing happened, with what the same call got in the run it is tried after, or, where
+nothing may run, with an error because there was no such call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +24,15 @@ class Trial:
 
     effects: Effects = "stub"
     source: UUID | None = None
-    """The run whose recorded results are served where the same tool is called with the same arguments; None: every reading tool runs."""
+    """The run whose recorded results are served where the same tool is called with the same arguments."""
+    fresh_reads: bool = False
+    """Reading tools run all the same."""
     models: str = ""
     """Models in place of the crew's own, as in CREWLOG_MODELS; roles it does not name keep theirs."""
     agent_version: str = ""
     """Version that an agent must have to take a task of the run; empty: any."""
+    only_recorded: bool = False
+    """Nothing runs that reads or reaches beyond its task: what the record does not have is an error."""
     prompts: dict[str, str] | None = None
     """Agent kind -> blob with the instructions that it gets in place of its own; `*` is for all other kinds."""
 

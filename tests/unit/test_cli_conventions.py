@@ -46,12 +46,13 @@ def test_commands_are_those_of_the_manual() -> None:
         "demo up down status providers doctor submit watch runs show events costs why approvals approve deny resolve cancel replay explain diff fork export "
         "pause resume quarantine release terminate drain scale docs agent orchestrator projector db seal verify import archive"
     )
-    assert set(commands) == {*manual.split(), "budget", "dlq", "schedule", "nats", "mcp", "memory", "chaos", "version"}
-    assert {name: set(commands[name].commands) for name in ("budget", "db", "dlq", "docs", "mcp", "memory", "nats", "schedule")} == {
+    assert set(commands) == {*manual.split(), "budget", "dlq", "schedule", "nats", "mcp", "memory", "chaos", "golden", "version"}
+    assert {name: set(commands[name].commands) for name in ("budget", "db", "dlq", "docs", "golden", "mcp", "memory", "nats", "schedule")} == {
         "budget": {"list", "show", "raise", "set"},
         "db": {"migrate", "rebuild", "url"},
         "dlq": {"list", "show", "redrive", "drop"},
         "docs": {"add", "list"},
+        "golden": {"record", "run"},
         "mcp": {"list", "show"},
         "memory": {"list", "show", "forget"},
         "nats": {"url"},

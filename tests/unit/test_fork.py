@@ -35,7 +35,7 @@ def obedient(request: ModelRequest) -> ModelReply:
     results = [block for message in request.messages for block in message.content if isinstance(block, ToolResult)]
     turn = sum(message.role == "assistant" for message in request.messages)
     seen = results[0].content if results else ""
-    return calls([("look", '{"text":"there"}'), ("mail", '{"text":"all"}'), ("submit", f'{{"text":"{seen}"}}')][turn])
+    return calls([("look", '{"text":"there"}'), ("mail", f'{{"text":"{seen}"}}'), ("submit", f'{{"text":"{seen}"}}')][turn])
 
 
 class Crew:
@@ -136,7 +136,7 @@ async def test_a_call_without_a_result_is_ended_by_an_edit(crew: Crew) -> None:
 async def test_what_no_record_has_is_stubbed_and_says_so(crew: Crew) -> None:
     parent = await crew.run()
     at = index_of(await crew.history(parent), lambda e: isinstance(e, ToolFinished) and e.tool == "look")
-    fork = await crew.fork(parent, at, reads=False)
+    fork = await crew.fork(parent, at, results={"t1-1": "nobody is there"})
 
     assert [(e.tool, e.stub) for e in own(fork, ToolStarted)] == [("mail", "stubbed"), ("submit", "")]
     (mailed,) = [e for e in own(fork, ToolFinished) if e.tool == "mail"]

@@ -1,0 +1,161 @@
+"""Golden tasks: a run that went well, kept as what was asked, what must come of it, and the recording that it can be played from again.
+
+`NAME.golden.json` is for people to read and edit: whatever is taken out of `expect` is not looked at. Beside it lies the recording, a
+file as `export` writes it. Attachments lie in `files`, each once under its hash.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from crewlog.orchestrator.golden_observe import Observed, observe
+from crewlog.orchestrator.run_history import RunHistory
+from crewlog.schemas.errors import ContractError
+from crewlog.schemas.ids import Hash
+from crewlog.schemas.merge_patch import merged
+from crewlog.schemas.run_events import RunForked, RunSubmitted
+from crewlog.schemas.task import AgentTask, parse_task
+
+FORMAT: Final = "crewlog golden"
+SUFFIX: Final = ".golden.json"
+RECORDING: Final = ".golden.run"
+FILES: Final = "files"
+FILES_BYTES_MAX: Final = 1 << 20
+"""Attachments of one task that are kept with it, all together."""
+STEPS_SLACK: Final = 1.25
+SECONDS_SLACK: Final = 3.0
+SECONDS_LEAST: Final = 10.0
+COST_SLACK: Final = 1.2
+"""How much more than the recorded run a golden task may take, until somebody writes down something else."""
+
+
+class Expectation(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """What must come of a golden task. None: not looked at."""
+
+    status: str | None = None
+    plan: tuple[str, ...] | None = None
+    """Steps as `key: kind after other+another`."""
+    tasks: Mapping[str, Mapping[str, Any]] | None = None
+    """Step key -> its kind, tools in order, verdict, output, citations …; of a task sent back, `key/1` is its first revision."""
+    answer: str | None = None
+    artifacts: tuple[str, ...] | None = None
+    flags: tuple[str, ...] | None = None
+    max_cost_micro_usd: int | None = None
+    max_steps: int | None = None
+    """Model calls that were answered."""
+    max_seconds: float | None = None
+
+
+class Golden(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One golden task as it lies in a file."""
+
+    format: str = FORMAT
+    version: int = 1
+    name: str
+    task: dict[str, Any]
+    """The `AgentTask` without its ids."""
+    expect: Expectation
+
+
+def golden_of(history: RunHistory, name: str) -> Golden:
+    """Make a golden task of a run.
+
+    Args:
+        history: the whole run, with the text of its answer.
+
+    Raises:
+        ContractError: the run is not over.
+    """
+    seen = observe(history)
+    if seen.status == "open":
+        raise ContractError(f"run {history.run_id} is not over: a golden task needs its end")
+    task = {key: value for key, value in _submitted(history).items() if key not in ("task_id", "run_id", "parent_task_id", "trial")}
+    return Golden(name=name, task=task, expect=expected_of(seen))
+
+
+def expected_of(seen: Observed) -> Expectation:
+    """Turn what was seen into what is expected from now on, with some room in what it may take."""
+    return Expectation(
+        status=seen.status,
+        plan=seen.plan,
+        tasks=seen.tasks,
+        answer=seen.answer,
+        artifacts=seen.artifacts,
+        flags=seen.flags,
+        max_cost_micro_usd=math.ceil(seen.cost_micro_usd * COST_SLACK),
+        max_steps=max(seen.steps + 1, math.ceil(seen.steps * STEPS_SLACK)),
+        max_seconds=max(SECONDS_LEAST, math.ceil(seen.seconds * SECONDS_SLACK)),
+    )
+
+
+def _submitted(history: RunHistory) -> dict[str, Any]:
+    task: dict[str, Any] = {}
+    for recorded in history.run_events:
+        event = recorded.event()
+        if isinstance(event, RunSubmitted):
+            task = msgspec.json.decode(event.task)
+        elif isinstance(event, RunForked):
+            task = merged(task, msgspec.json.decode(event.changes))
+    return task
+
+
+def task_of(golden: Golden, **fields: Any) -> AgentTask:
+    """Return the task to hand in, with ids and further fields."""
+    return parse_task({**golden.task, **fields})
+
+
+def write_golden(path: Path, golden: Golden, recording: bytes, files: Mapping[Hash, bytes]) -> list[Path]:
+    """Write a golden task, its recording and its attachments; returns what was written. Existing ones are replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    body = msgspec.json.format(msgspec.json.encode(golden), indent=2)
+    written = {path: body + b"\n", recording_of(path): recording}
+    if sum(map(len, files.values())) <= FILES_BYTES_MAX:
+        written |= {path.parent / FILES / hash_: data for hash_, data in files.items()}
+    for where, data in written.items():
+        where.parent.mkdir(exist_ok=True)
+        where.write_bytes(data)
+    return list(written)
+
+
+def read_golden(path: Path) -> Golden:
+    """Read a golden task.
+
+    Raises:
+        ContractError: it is none, or of a later version.
+    """
+    try:
+        golden = msgspec.json.decode(path.read_bytes(), type=Golden)
+    except msgspec.MsgspecError as error:
+        raise ContractError(f"{path} is no golden task: {error}") from None
+    if golden.format != FORMAT or golden.version != 1:
+        raise ContractError(f"{path} is a {golden.format!r} of version {golden.version}; this program reads {FORMAT!r} of version 1")
+    return golden
+
+
+def recording_of(path: Path) -> Path:
+    """Return where the recording of a golden task lies."""
+    return path.with_name(path.name.removesuffix(SUFFIX).removesuffix(".json") + RECORDING)
+
+
+def find_golden(paths: list[Path]) -> list[Path]:
+    """List the golden tasks of files and folders, in the order of their names.
+
+    Raises:
+        ContractError: a path is neither, or there are none.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found += sorted(path.rglob(f"*{SUFFIX}"))
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise ContractError(f"{path} does not exist; record a golden task with: crewlog golden record RUN --to {path}")
+    if not found:
+        raise ContractError(f"there is no *{SUFFIX} in {', '.join(map(str, paths))}; record one with: crewlog golden record RUN --to FILE")
+    return list(dict.fromkeys(found))

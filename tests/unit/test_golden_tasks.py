@@ -1,0 +1,138 @@
+"""The golden tasks of this repository, played without a server, a key or the network; and what happens when one is not as expected."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import msgspec
+import pytest
+from typer.testing import CliRunner
+
+from crewlog.events.clock import SystemClock
+from crewlog.orchestrator.bundle import read_bundle
+from crewlog.orchestrator.cli import app
+from crewlog.orchestrator.golden import SUFFIX, Golden, find_golden, golden_of, read_golden, recording_of, task_of, write_golden
+from crewlog.orchestrator.golden_observe import Difference, differences, normalised, observe
+from crewlog.orchestrator.golden_play import Answers, Played, play
+from crewlog.orchestrator.golden_report import Verdict, junit
+from crewlog.orchestrator.replay import replay
+from crewlog.schemas.errors import ContractError
+from crewlog.schemas.task_events import ToolStarted
+
+FOLDER = Path(__file__).parents[1] / "golden_tasks"
+ALL = find_golden([FOLDER])
+MAIL = FOLDER / f"mail-approved{SUFFIX}"
+
+
+async def played(path: Path, golden: Golden | None = None, **how: Any) -> Played:
+    return await play(golden or read_golden(path), read_bundle(recording_of(path)), path, SystemClock(), **how)
+
+
+def test_all_specialists_are_covered() -> None:
+    kinds = {step.split(": ")[1].split(" ")[0] for path in ALL for step in read_golden(path).expect.plan or ()}
+    assert len(ALL) >= 12
+    assert kinds == {"research", "code", "data", "communicate"}
+    assert all(read_golden(path).expect.max_cost_micro_usd is not None for path in ALL)
+
+
+@pytest.mark.parametrize("models", ["recorded", "offline"])
+@pytest.mark.parametrize("path", ALL, ids=[path.name.removesuffix(SUFFIX) for path in ALL])
+async def test_a_golden_task_comes_out_as_it_did(path: Path, models: Answers) -> None:
+    """`recorded`: crewlog makes the same of the same answers. `offline`: the rules give the same answers."""
+    found = differences(read_golden(path).expect, observe((await played(path, models=models)).history), is_exact=True)
+    assert not found, "\n".join(map(str, found))
+
+
+async def test_nothing_of_a_golden_task_runs_that_reaches_out() -> None:
+    history = (await played(MAIL)).history
+    begun = [event for recorded in history.events if isinstance(event := recorded.event(), ToolStarted)]
+    assert {event.stub for event in begun if event.tool == "send_email"} == {"recorded"}
+
+
+async def test_what_is_played_replays_as_it_was() -> None:
+    bundle = read_bundle(recording_of(MAIL))
+    report = await replay(bundle.store(), bundle.run_id)
+    assert report.divergence is None
+
+
+async def test_a_call_that_the_recording_does_not_have_is_an_error_and_never_runs() -> None:
+    """Another recipient: the mail is another call."""
+    golden = read_golden(MAIL)
+    task = {**golden.task, "objective": golden.task["objective"].replace("team@", "others@")}
+    history = (await played(MAIL, msgspec.structs.replace(golden, task=task), models="offline")).history
+    stubs = {event.tool: event.stub for recorded in history.events if isinstance(event := recorded.event(), ToolStarted)}
+    assert "send_email" not in stubs  # nobody had approved it
+    assert any(str(found).startswith("tasks.task.tools: ") for found in differences(golden.expect, observe(history), is_exact=True))
+
+
+async def test_another_goal_is_noticed_as_drift() -> None:
+    golden = read_golden(MAIL)
+    found = await played(MAIL, msgspec.structs.replace(golden, task={**golden.task, "objective": "Mail nobody."}))
+    assert found.drift[0] == "task call 1"
+    assert len(found.drift) == found.calls
+
+
+async def test_each_difference_names_its_place() -> None:
+    golden = read_golden(MAIL)
+    seen = observe((await played(MAIL)).history)
+    tasks = {"task": {**(golden.expect.tasks or {})["task"], "tools": ["draft_message"]}}
+    strict = msgspec.structs.replace(golden.expect, tasks=tasks, max_steps=1, flags=None)
+    found = differences(strict, seen, is_exact=True)
+    assert [d.where for d in found] == ["tasks.task.tools", "max_steps"]
+    assert str(found[1]) == 'max_steps: expected "at most 1", got 3'
+    live = msgspec.structs.replace(golden.expect, answer="in other words")
+    assert not differences(live, seen, is_exact=False)
+    assert [d.where for d in differences(live, seen, is_exact=True)] == ["answer"]
+
+
+def test_what_is_another_one_each_time_is_normalised() -> None:
+    text = "run 5ff03b96-294c-4dce-9411-f27226f59edf at 2026-11-25T21:35:01.6Z in /tmp/x-1/a.py, 1 passed in 0.03s"
+    assert normalised({"a": [text, 3]}) == {"a": ["run <id> at <time> in <path>, 1 passed in <time>", 3]}
+
+
+async def test_a_run_is_written_and_read_again(tmp_path: Path) -> None:
+    history = (await played(MAIL)).history
+    golden = golden_of(history, "again")
+    path = tmp_path / f"again{SUFFIX}"
+    write_golden(path, golden, recording_of(MAIL).read_bytes(), {})
+    assert read_golden(path) == golden
+    assert golden.expect.tasks == read_golden(MAIL).expect.tasks
+    ids = {"task_id": "00000000-0000-4000-8000-000000000001"}
+    assert task_of(golden, **ids).objective == task_of(read_golden(MAIL), **ids).objective
+    assert not golden.task.keys() & {"task_id", "run_id", "trial"}
+
+
+@pytest.mark.parametrize(
+    "text", ["{", '{"name": "x"}', '{"name":"x","task":{},"expect":{"stauts":"completed"}}', '{"format":"other","name":"x","task":{},"expect":{}}']
+)
+def test_what_is_no_golden_task_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / "x.golden.json").write_text(text)
+    with pytest.raises(ContractError, match=r"x\.golden\.json is (no golden task|a 'other')"):
+        read_golden(tmp_path / "x.golden.json")
+
+
+def test_a_folder_without_any_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match="crewlog golden record RUN"):
+        find_golden([tmp_path])
+
+
+def test_the_report_for_ci_tells_failures_from_errors() -> None:
+    bad = Verdict("bad", "bad.golden.json", False, (Difference("status", "completed", "failed\x00<"),), "", None, 1.5)
+    broken = Verdict("broken", "b.golden.json", False, (), "no recording", None, 0.0)
+    suite = ET.fromstring(junit([Verdict("good", "g", True, (), "", None, 0.5), bad, broken]))
+    assert suite.attrib | {"tests": "3", "failures": "1", "errors": "1", "time": "2.000"} == suite.attrib
+    assert [[child.tag for child in case] for case in suite] == [[], ["failure"], ["error"]]
+
+
+def test_the_command_ends_with_code_1_when_one_fails(tmp_path: Path) -> None:
+    path = tmp_path / MAIL.name
+    golden = read_golden(MAIL)
+    write_golden(path, msgspec.structs.replace(golden, expect=msgspec.structs.replace(golden.expect, max_steps=1)), recording_of(MAIL).read_bytes(), {})
+    report = tmp_path / "junit.xml"
+    ended = CliRunner().invoke(app, ["golden", "run", str(path), "--junit", str(report)])
+    assert ended.exit_code == 1
+    assert "max_steps" in ended.stdout
+    assert 'failures="1"' in report.read_text()
+    assert CliRunner().invoke(app, ["golden", "run", str(MAIL), "-o", "json"]).exit_code == 0
