@@ -20,9 +20,10 @@ from crewlog.agents.stand_in import stubs_allowed
 from crewlog.agents.task_state import Call, TaskState, evolve, initial_state, model_call, open_model_calls
 from crewlog.agents.tool_ways import REPEATABLE
 from crewlog.agents.turn import AskModel, Done, Fail, Finish, GiveUpCall, Nudge, RunCalls, Start, Step, approval_of, digest_of, hedge_of, next_step
+from crewlog.agents.undo import call_key, undoes
 from crewlog.events.store import Recorded
 from crewlog.schemas.divergence import Divergence
-from crewlog.schemas.ids import RunId, TaskId, compensation_key, idempotency_key
+from crewlog.schemas.ids import compensation_key
 from crewlog.schemas.json_output import answer_problems
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.task_events import (
@@ -241,8 +242,9 @@ def _tool_started(state: TaskState, setup: Setup | None, event: ToolStarted) -> 
     needs_permit = (tool.needs_approval and not state.task.auto_approve) or is_in_doubt
     if needs_permit and call.status != "approved" and not (call.approval_id and not is_in_doubt):
         return "approval_id", "an approved call", event.approval_id
-    key = idempotency_key(RunId(state.task.run_id), TaskId(state.task.task_id), event.call_id)
+    key = call_key(state.task, event.call_id)
     return _first(
+        ("undoes", undoes(state.task), event.undoes),
         ("tool", call.call.tool, event.tool),
         ("tool_version", tool.version, event.tool_version),
         ("effect", tool.effect, event.effect),
@@ -277,7 +279,7 @@ def _in_doubt(state: TaskState, setup: Setup | None, event: ToolInDoubt | ToolPr
     known, undo = ("undone by", call.compensation.tool if call.compensation else None, event.tool), call.undoing
     if isinstance(event, CompensationFinished):
         return _first(interrupted, known, ("undoing", True, undo == "running" or (undo == "" and event.status == "error")))
-    key = compensation_key(idempotency_key(RunId(state.task.run_id), TaskId(state.task.task_id), event.call_id))
+    key = compensation_key(call_key(state.task, event.call_id))
     return _first(interrupted, known, ("undoing", True, undo in ("", "running")), ("key", key, event.key))
 
 

@@ -21,9 +21,10 @@ from msgspec.structs import replace
 
 from crewlog.agents.chain import CONTENT_FILTER, CONTEXT_LENGTH, HEDGE_LOST, Tried
 from crewlog.agents.task_fork import forked_state
+from crewlog.agents.undo import undo_call
 from crewlog.schemas.effects import Compensation
 from crewlog.schemas.ids import ApprovalId, Hash
-from crewlog.schemas.payload import Payload
+from crewlog.schemas.payload import EMPTY, Payload
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import (
     ApprovalDecided,
@@ -275,6 +276,10 @@ def _started(state: TaskState, event: TaskStarted, version: int) -> TaskState:
         replace(call, is_lost=True, link=call.link if chain == state.chain else -1) if call is not None and call.wire else None
         for call in (state.asking, state.hedge)
     ]
+    assert state.task is not None
+    if state.task.undo is not None and all(c.status == "done" for c in calls):  # each attempt makes the call anew
+        made = undo_call(state.task.undo, event.attempt)
+        state, calls = replace(state, exchanges=(*state.exchanges, Exchange(EMPTY, (made,)))), (Call(made),)
     return replace(
         state,
         version=version,

@@ -18,8 +18,9 @@ from crewlog.agents.stand_in import StandIns
 from crewlog.agents.task_state import Call
 from crewlog.agents.tool_runner import Answer, Ask, Found, Probe, Ran, Refuse, Run, TakeBack, judge, run_tool
 from crewlog.agents.toolbox import Toolbox
+from crewlog.agents.undo import call_key, undoes
 from crewlog.schemas.effects import Compensation
-from crewlog.schemas.ids import Hash, RunId, TaskId, compensation_key, idempotency_key
+from crewlog.schemas.ids import Hash, compensation_key
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import (
     ApprovalRequested,
@@ -92,7 +93,7 @@ class ToolCalls:
         """Record the intent of a call; in a trial also its outcome, when it is not to be carried out: then nothing is left to perform."""
         journal, key = self._journal, self._key(call)
         stand_in = None if self._stand_ins is None else await self._stand_ins.for_call(call, tool)
-        started = ToolStarted(call.call.call_id, call.call.tool, tool.version, tool.effect, key, verdict.approval_id)
+        started = ToolStarted(call.call.call_id, call.call.tool, tool.version, tool.effect, key, verdict.approval_id, undoes=undoes(self._task))
         if stand_in is not None:
             journal.record(msgspec.structs.replace(started, stub=stand_in.stub))
             journal.record(stand_in.finished)
@@ -215,7 +216,7 @@ class ToolCalls:
         )
 
     def _key(self, call: Call) -> str:
-        return idempotency_key(RunId(self._task.run_id), TaskId(self._task.task_id), call.call.call_id)
+        return call_key(self._task, call.call.call_id)
 
     def _spec(self, call: Call, setup: Setup) -> ToolSpec | None:
         """Return what carries out a call, in the version that the task began with."""

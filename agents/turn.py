@@ -16,6 +16,8 @@ from crewlog.agents.compaction import can_shrink
 from crewlog.agents.setup import Setup
 from crewlog.agents.task_state import Asking, Call, Exchange, TaskState, joined, open_model_calls
 from crewlog.agents.trajectory import describe_cycle, find_cycle
+from crewlog.agents.undo import undone
+from crewlog.schemas.effects import UndoOrder
 from crewlog.schemas.ids import ApprovalId, Hash, TaskId, derived_approval_id
 from crewlog.schemas.json_output import read_json, schema_problems
 from crewlog.schemas.payload import content_hash
@@ -130,6 +132,8 @@ def _next_while_working(state: TaskState, setup: Setup) -> Step:
         return Done()
     if waiting := tuple(c.approval_id for c in state.calls if c.status == "asked" and c.approval_id):
         return Wait(waiting)
+    if task.undo is not None:
+        return _undone(state, task.undo)
     if (plain := _plain_answer(state, setup, task)) is not None:
         return _end(state, setup, task, plain)
     if limit := _refused_too_often(state, setup) or _limit_reached(state, task):
@@ -137,6 +141,13 @@ def _next_while_working(state: TaskState, setup: Setup) -> Step:
     if setup.repeats_max and (cycle := find_cycle(state.exchanges[state.looped_turn :], setup.repeats_max)):
         return _stop_cycle(state, cycle, setup.repeats_max)
     return _ask(state, setup, task, "turn")
+
+
+def _undone(state: TaskState, order: UndoOrder) -> Finish | Fail:
+    """End a task that takes back an effect, or its attempt, with what the tool said."""
+    result = state.exchanges[-1].results[-1]
+    found = undone(order, shorten(result.content.inline or "", PROBLEM_CHARS_MAX), is_error=result.is_error)
+    return Finish(_finished(state, found)) if isinstance(found, Outcome) else Fail(found)
 
 
 def _unusable_answer(state: TaskState, setup: Setup) -> Failure | None:

@@ -22,7 +22,7 @@ from crewlog.agents.models import PLANNERS_TASKS
 from crewlog.agents.orders import Orders
 from crewlog.agents.recall import READ_CONTEXT_TOOL, RECALL_TOOL
 from crewlog.agents.setup import WINDOW, ContextMode, Setup, instructed, make_setup, opening_message
-from crewlog.agents.spec import AgentSpec
+from crewlog.agents.spec import AgentSpec, ToolSpec
 from crewlog.agents.task_state import open_model_calls
 from crewlog.agents.tool_calls import ToolCalls
 from crewlog.agents.tool_ways import ToolHealth
@@ -38,6 +38,7 @@ from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import (
     AttemptFailed,
     ContextCompacted,
+    Link,
     Nudged,
     TaskCompleted,
     TaskHandedBack,
@@ -257,7 +258,8 @@ class _Stretch:
             setup, opening = state.setup, state.opening
             await journal.load([setup, *payloads_of(state)])
             self._setup = msgspec.json.decode(journal.read(setup), type=Setup)
-        chain = self._calls.links()
+        # no model is asked to take an effect back
+        chain = self._calls.links() if self._task.undo is None else (Link("", "", ""),)
         journal.record(
             TaskStarted(
                 worker=shop.worker,
@@ -269,7 +271,7 @@ class _Stretch:
                 setup=setup,
                 opening=opening,
                 taken_over_from=state.worker,
-                chain=() if len(chain) == 1 and chain[0].simulated else chain,
+                chain=() if len(chain) == 1 and (chain[0].simulated or not chain[0].wire) else chain,
                 deadline_us=self._deadline_us,
                 refusals_fall_through=shop.refusals_fall_through,
                 hedge_after_s=shop.hedge_after_s,
@@ -284,7 +286,7 @@ class _Stretch:
             ContractError: it is a trial of another version of this agent, or its prompt is not in the log.
         """
         shop, task = self._shop, self._task
-        made = make_setup(shop.spec, self._own_tools.offered(), context, shop.context_window, has_schema=task.output_schema is not None)
+        made = make_setup(shop.spec, self._offered(), context, shop.context_window, has_schema=task.output_schema is not None)
         if task.trial is None:
             return made
         if task.trial.agent_version not in ("", made[0].version):
@@ -301,6 +303,13 @@ class _Stretch:
         self._journal.record(TaskHandedBack(max(self._journal.state.attempt, self._attempt), scope))
         await self._journal.commit()
         return "handed_back"
+
+    def _offered(self) -> tuple[ToolSpec, ...]:
+        """Return the tools of a task that begins here: those a model is offered, or the one that takes an effect back."""
+        if (order := self._task.undo) is None:
+            return self._own_tools.offered()
+        spec = self._own_tools.find(order.tool, order.version)
+        return () if spec is None else (spec,)
 
     async def _ask(self, step: AskModel) -> Failure | None:
         """Make the call, or note what must be left out of the conversation first; returns why neither is possible."""

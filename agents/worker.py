@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 from typing import Final
+from uuid import UUID
 
 import msgspec
 
@@ -182,16 +183,22 @@ class Worker:
         return state
 
     async def _held_elsewhere(self, state: TaskState) -> bool:
-        """Ask the worker that took the task last whether it still works on it."""
+        """Ask the worker that took the task last whether it still works on it; before an effect is taken back that has no recorded outcome,
+        also the worker that may still be about to have it."""
         assert state.task is not None
-        task_id = str(state.task.task_id)
-        if task_id in self._held:
+        if str(state.task.task_id) in self._held:
             return True
-        if state.phase != "working" or state.worker in ("", self._shop.worker):
-            return False
+        undo = state.task.undo
+        if undo is not None and undo.worker and await self._holds(undo.worker, undo.task_id):
+            return True
+        return state.phase == "working" and await self._holds(state.worker, state.task.task_id)
+
+    async def _holds(self, worker: str, task_id: UUID) -> bool:
+        if worker in ("", self._shop.worker):
+            return str(task_id) in self._held
         try:
-            body = json.dumps({"task_id": task_id}).encode()
-            answer = await self._bus.request(control_worker(state.worker), body, timeout_s=ASK_HOLDER_TIMEOUT_S)
+            body = json.dumps({"task_id": str(task_id)}).encode()
+            answer = await self._bus.request(control_worker(worker), body, timeout_s=ASK_HOLDER_TIMEOUT_S)
         except Unavailable:
             return False
         return bool(json.loads(answer.data).get("holds"))

@@ -19,6 +19,7 @@ from crewlog.orchestrator import answer, critic
 from crewlog.orchestrator.dispatch import earlier_item, kinds_item, open_points_item, outcomes_of, planner_step, review_item, rubric_item
 from crewlog.orchestrator.draft import ORCHESTRATOR, Draft
 from crewlog.orchestrator.planning import offers
+from crewlog.orchestrator.rollback import rollback_flags, rollback_text
 from crewlog.orchestrator.run import (
     PLAN,
     REPLAN_PREFIX,
@@ -47,6 +48,9 @@ def advance(draft: Draft) -> None:
     """Decide everything that the state allows, until the run waits for something or is over."""
     if draft.state.status != "open" or is_at_rest(draft.state):
         return
+    if draft.state.rollback is not None:
+        _take_back_next(draft)
+        return
     if held := starving(draft.state):
         _hold(draft, held[0])
         return
@@ -72,6 +76,19 @@ def advance(draft: Draft) -> None:
         draft.open_task(planner_step(state, SYNTHESIS), items)
     else:
         _complete(draft)
+
+
+def _take_back_next(draft: Draft) -> None:
+    """Dispatch the next compensation once the one before it has ended, well or not: what could not be taken back keeps nothing else from it."""
+    state = draft.state
+    if next(active_tasks(state), None) is not None:
+        return
+    assert state.rollback is not None
+    for step, order in zip(state.steps, state.rollback.orders, strict=True):
+        if step.key not in state.tasks:
+            draft.open_task(step, (), undo=order)
+            return
+    _complete(draft)
 
 
 def ask_planner(draft: Draft, key: str, extra: tuple[ContextItem, ...] = ()) -> None:
@@ -165,6 +182,9 @@ def _complete(draft: Draft) -> None:
     state = draft.state
     if state.quarantines:
         draft.emit(ResultsHeld())
+        return
+    if state.rollback is not None:
+        draft.emit(RunCompleted(draft.pack(rollback_text(state)), flags=rollback_flags(state), usage=state.usage, cost_micro_usd=state.cost_micro_usd))
         return
     final = answer.final_outcome(state)
     text = answer.collected(state) if final is None else final.summary

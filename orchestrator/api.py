@@ -2,6 +2,7 @@
 
 tasks.submit       body: AgentTask                                        -> run_id, task_id, status
 runs.get           {"run_id"}                                             -> run
+runs.rollback      {"run_id", "reason", "actor"}                          -> run_id (of the rollback), status, orders, left
 runs.fork          {"run_id", "at", "actor", …}, see `forks.ForkRequest`  -> run_id, parent, at, tasks, status
 approvals.decide   {"run_id", "approval_id", "decision", "actor", "note"} -> approval_id, decision
 budgets.raise      {"scope", "hard_micro_usd", "soft_micro_usd", "actor", "reason"} -> scope and its state; runs that it held go on
@@ -39,6 +40,7 @@ from crewlog.orchestrator.forks import ForkRequest, Forks
 from crewlog.orchestrator.kinds import KindDirectory
 from crewlog.orchestrator.replies import accepted, bounded, decoded, person, refused
 from crewlog.orchestrator.report import run_report, schedule_report, text_of
+from crewlog.orchestrator.rollbacks import Rollbacks
 from crewlog.orchestrator.run import RunState, initial_state
 from crewlog.orchestrator.schedule import AddSchedule, ChangeSchedule
 from crewlog.orchestrator.schedules import Schedules
@@ -95,6 +97,14 @@ class RunScheduleRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     actor: str = "anonymous"
 
 
+class RollbackRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Take back what a run did that has ended."""
+
+    run_id: UUID
+    reason: str
+    actor: str
+
+
 class DecideRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Approve or deny one tool call, or say what became of one."""
 
@@ -144,8 +154,9 @@ class Api:
         schedules: Schedules,
         forks: Forks,
         control: ControlApi,
+        rollbacks: Rollbacks,
     ) -> None:
-        self._forks, self._control = forks, control
+        self._forks, self._control, self._rollbacks = forks, control, rollbacks
         self._budgets, self._letters, self._schedules = budgets, letters, schedules
         self._store, self._bus, self._clock, self._driver, self._kinds = store, bus, clock, driver, kinds
         self._subscriptions: list[Subscription] = []
@@ -156,6 +167,7 @@ class Api:
             "*.tasks.submit": self._submit,
             "*.runs.get": self._get_run,
             "*.runs.fork": self._fork_run,
+            "*.runs.rollback": self._roll_back,
             "*.approvals.decide": self._decide_approval,
             "*.budgets.raise": self._raise_budget,
             "*.budgets.set": self._set_budget,
@@ -204,6 +216,13 @@ class Api:
         if payload is not None and payload.ref is not None:
             text = (await self._store.get_blobs([payload.ref]))[payload.ref].decode()
         return accepted(run={**run_report(state), "text": text})
+
+    async def _roll_back(self, tenant: str, message: Message) -> bytes:
+        request = decoded(message.data, RollbackRequest)
+        if not (request.reason.strip() and request.actor.strip()):
+            raise ContractError("a rollback needs to know who wants it and why", problems=(("/reason", "must not be empty"), ("/actor", "must not be empty")))
+        begun = await self._rollbacks.begin(tenant, RunId(request.run_id), actor=bounded(request.actor), reason=bounded(request.reason))
+        return accepted(run_id=begun.run_id, status="accepted" if begun.is_new else "duplicate", orders=begun.orders, left=begun.left)
 
     async def _fork_run(self, tenant: str, message: Message) -> bytes:
         asked = decoded(message.data, ForkRequest)

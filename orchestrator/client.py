@@ -30,6 +30,7 @@ from crewlog.events.store import EventStore, Recorded
 from crewlog.orchestrator.attachments import collect, upload
 from crewlog.orchestrator.client_budgets import ClientBudgets
 from crewlog.orchestrator.client_control import ClientControl, ends_later
+from crewlog.orchestrator.client_effects import ClientEffects
 from crewlog.orchestrator.client_forks import ClientForks
 from crewlog.orchestrator.client_letters import ClientLetters
 from crewlog.orchestrator.client_schedules import ClientSchedules
@@ -105,6 +106,7 @@ class Client:
         self.budgets, self.letters = ClientBudgets(config, self._request, self.queries), ClientLetters(bus, self._request)
         self.control = ClientControl(config, self._request)
         self.schedules, self.forks = ClientSchedules(config, self._request), ClientForks(config, self._clock, self._request)
+        self.effects = ClientEffects(config, self._request, self.queries)
 
     @classmethod
     @asynccontextmanager

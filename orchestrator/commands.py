@@ -8,6 +8,7 @@ import msgspec
 
 from crewlog.events.controls import Control
 from crewlog.schemas.budget import ScopeLimit
+from crewlog.schemas.effects import Rollback
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import ApprovalId, RunId, TaskId
 from crewlog.schemas.payload import Payload
@@ -42,6 +43,8 @@ class SubmitRun(msgspec.Struct, frozen=True):
     pauses: tuple[Control, ...] = ()
     """What is in force for it already: it is accepted, and waits."""
     quarantines: tuple[Control, ...] = ()
+    rollback: Rollback | None = None
+    """What the run is to take back; then it has no other plan."""
 
 
 class TaskEnded(msgspec.Struct, frozen=True):

@@ -44,6 +44,7 @@ from crewlog.orchestrator.forking import fork
 from crewlog.orchestrator.interventions import intervene, note_at_submission
 from crewlog.orchestrator.planning import SINGLE_KEY, Kinds, check_kinds, given_steps, planned_steps, single_step
 from crewlog.orchestrator.repeats import NO_PROGRESS, work_hash
+from crewlog.orchestrator.rollback import undo_steps
 from crewlog.orchestrator.run import (
     CRITIC_PREFIX,
     ROUTER,
@@ -163,10 +164,13 @@ def _submit(draft: Draft, command: SubmitRun) -> None:
             tree=command.terms.tree,
             hold_s=command.terms.hold_s,
             caller=command.terms.caller,
+            rollback=command.rollback,
         )
     )
     note_at_submission(draft, command.pauses, command.quarantines)
-    if task.type != RUN:
+    if command.rollback is not None:
+        draft.emit(RunPlanned(undo_steps(command.rollback), "rollback", note=command.rollback.reason))
+    elif task.type != RUN:
         draft.emit(RunPlanned((single_step(task),), "single"))
     elif task.plan is not None:
         draft.emit(RunPlanned(given_steps(task.plan), "given"))
@@ -176,6 +180,8 @@ def _submit(draft: Draft, command: SubmitRun) -> None:
 def _checked_json(task: AgentTask, kinds: Kinds) -> bytes:
     if task.key is not None and task.key.startswith("@"):
         raise ContractError(f"key {task.key!r} is reserved for the orchestrator", problems=(("/key", "must not begin with '@'"),))
+    if task.undo is not None:
+        raise ContractError("undo is reserved for the orchestrator", problems=(("/undo", "must be left out: take a run back with crewlog rollback"),))
     check_kinds(task, kinds)
     if task.output_schema is not None:
         if task.plan is not None and task.synthesis != "planner":

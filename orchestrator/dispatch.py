@@ -14,6 +14,7 @@ import msgspec
 
 from crewlog.orchestrator.brief import BudgetBrief
 from crewlog.orchestrator.run import SYNTHESIS, RunState, TaskState, blocked_steps, is_finished
+from crewlog.schemas.effects import UndoOrder
 from crewlog.schemas.ids import TaskId
 from crewlog.schemas.run_events import Step
 from crewlog.schemas.text import shorten
@@ -68,6 +69,7 @@ class TaskMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     output_schema: dict[str, Any] | None = None
     priority: Literal["high", "normal", "low"] = "normal"
     auto_approve: bool = False
+    undo: UndoOrder | None = None
     trial: Trial | None = None
 
 
@@ -79,6 +81,7 @@ def task_message(
     context: Sequence[ContextItem],
     output_schema: dict[str, Any] | None,
     hard_micro_usd: int | None,
+    undo: UndoOrder | None = None,
 ) -> bytes:
     """Write the AgentTask for one step of a run: what the step says, and for the rest what the run was submitted with.
 
@@ -112,6 +115,7 @@ def task_message(
             output_schema=output_schema,
             priority=brief.priority,
             auto_approve=brief.auto_approve,
+            undo=undo,
             trial=brief.trial,
         )
     )

@@ -12,6 +12,7 @@ from crewlog.orchestrator.dispatch import Dispatch, task_message
 from crewlog.orchestrator.planning import Kinds
 from crewlog.orchestrator.run import SYNTHESIS, RunState, TaskState, evolve
 from crewlog.orchestrator.scopes import scopes_of
+from crewlog.schemas.effects import UndoOrder
 from crewlog.schemas.ids import TaskId, derived_task_id, task_stream
 from crewlog.schemas.payload import Payload, pack
 from crewlog.schemas.run_events import RunEvent, Step, TaskDispatched
@@ -64,7 +65,7 @@ class Draft:
             self._blobs.append(blob)
         return payload
 
-    def open_task(self, step: Step, context: Sequence[ContextItem], *, offered: Sequence[str] = ()) -> None:
+    def open_task(self, step: Step, context: Sequence[ContextItem], *, offered: Sequence[str] = (), undo: UndoOrder | None = None) -> None:
         """Open a new task for a step and dispatch it."""
         state = self.state
         brief = state.brief
@@ -75,7 +76,7 @@ class Draft:
         scopes = scopes_of(state, step.type, self.now_us)
         hard = min((limit.hard_micro_usd for limit in scopes if limit.hard_micro_usd is not None), default=None)
         schema = brief.output_schema if is_last else None
-        message = task_message(state, step, task_id=task_id, context=context, output_schema=schema, hard_micro_usd=hard)
+        message = task_message(state, step, task_id=task_id, context=context, output_schema=schema, hard_micro_usd=hard, undo=undo)
         opened = TaskOpened(step.type, step.key, revision, msgspec.Raw(message))
         self._writes.append(Write(task_stream(task_id), (opened,), NO_STREAM, step.type, scopes))
         deadline_us = self.deadline_us(step.timeout_seconds)

@@ -26,6 +26,7 @@ from crewlog.orchestrator.publisher import Publisher
 from crewlog.orchestrator.run import RunState, active_tasks
 from crewlog.orchestrator.terms import Allowance, terms_of
 from crewlog.schemas.codec import type_name
+from crewlog.schemas.effects import Rollback
 from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, NotFound, OrchestrationError, TenantFull, Unavailable
 from crewlog.schemas.ids import RunId, TaskId
 from crewlog.schemas.task import AgentTask
@@ -133,11 +134,12 @@ class Driver:
         siblings.add(ended)
         return not siblings.issuperset(task.task_id for task in active_tasks(state))
 
-    async def submit(self, task: AgentTask, source: Literal["subject", "api"], *, caller: str = "") -> Submitted:
+    async def submit(self, task: AgentTask, source: Literal["subject", "api"], *, caller: str = "", rollback: Rollback | None = None) -> Submitted:
         """Start a run, or recognise one that was started before. It is durable when this returns.
 
         Args:
             caller: the `traceparent` that came with it, if any: the run's trace is linked to it.
+            rollback: what the run is to take back, when that is what it is for.
 
         Raises:
             ContractError: the task cannot be carried out, or its ids belong to another task.
@@ -153,7 +155,7 @@ class Driver:
         terms = await terms_of(task, self._allowance, self._store, self.folds, caller=caller)
         fold = Fold(RunId(task.run_id))
         try:
-            await self.begin(fold, SubmitRun(task, source, terms, *at_submission(task.tenant, self.folds.controls)))
+            await self.begin(fold, SubmitRun(task, source, terms, *at_submission(task.tenant, self.folds.controls), rollback=rollback))
         except ConflictError:
             return await self._known(task)
         return Submitted(fold.run_id, task.task_id, "accepted")

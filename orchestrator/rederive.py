@@ -210,7 +210,7 @@ def _submitted(event: RunSubmitted, run_events: Sequence[Recorded], at: int) -> 
     pauses = tuple(_control(event, event.since_us) for event in noted if isinstance(event, RunPaused))
     quarantines = tuple(_control(event) for event in noted if isinstance(event, RunQuarantined))
     terms = Terms(event.limits, event.tree, event.hold_s, event.caller)
-    return SubmitRun(parse_task(bytes(event.task)), event.source, terms, pauses, quarantines)
+    return SubmitRun(parse_task(bytes(event.task)), event.source, terms, pauses, quarantines, event.rollback)
 
 
 def _intervention(event: RunPaused | RunQuarantined | RunResumed | QuarantineLifted) -> Command:

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from crewlog.orchestrator.rollback import rollback_report
 from crewlog.orchestrator.run import SYNTHESIS, RunState, TaskState, blocked_steps, waiting_reason
 from crewlog.orchestrator.run_controls import is_paused
 from crewlog.orchestrator.schedule import Schedule, next_due_us
@@ -35,6 +36,7 @@ def run_report(state: RunState) -> dict[str, Any]:
         "quarantines": state.quarantines if state.status == "open" else (),
         "results_held": state.status == "open" and state.results_held is not None,
         "output": _output(state),
+        "rollback": rollback_report(state),
         "end": _end(state),
     }
 

@@ -22,6 +22,7 @@ from crewlog.orchestrator.brief import NIL, NO_BRIEF, Brief, changed_brief, deco
 from crewlog.orchestrator.repeats import work_hash
 from crewlog.orchestrator.run_controls import evolve_controls, is_at_rest
 from crewlog.schemas.budget import ScopeLimit
+from crewlog.schemas.effects import Rollback
 from crewlog.schemas.ids import ApprovalId, Hash, RunId, TaskId
 from crewlog.schemas.run_events import (
     QuarantineLifted,
@@ -61,7 +62,7 @@ CRITIC_KEY_CHARS_MAX: Final = 48
 
 Phase = Literal["dispatched", "retrying", "suspended", "held", "judging", "accepted", "flagged", "revise", "failed"]
 Status = Literal["new", "open", "completed", "failed", "cancelled"]
-Origin = Literal["given", "planner", "single", "router"]
+Origin = Literal["given", "planner", "single", "router", "rollback"]
 
 ACTIVE: Final = frozenset({"dispatched", "retrying", "suspended", "held"})
 FINISHED: Final = frozenset({"accepted", "flagged"})
@@ -149,6 +150,8 @@ class RunState(msgspec.Struct, frozen=True):
     """Numbers of the quarantines that held once and do no more."""
     results_held: ResultsHeld | None = None
     """Set when all work is done and a quarantine keeps the run's end back."""
+    rollback: Rollback | None = None
+    """Set when the run takes back what another one did."""
     origin: Origin | None = None
     steps: tuple[Step, ...] = ()
     plans: int = 0
@@ -215,7 +218,7 @@ def evolve(state: RunState, event: RunEvent) -> RunState:
 def _submitted(state: RunState, event: RunSubmitted) -> RunState:
     brief = decode_brief(event.task)
     tree = event.tree or TaskId(brief.task_id)
-    terms = replace(state, limits=event.limits, tree=tree, hold_s=event.hold_s)
+    terms = replace(state, limits=event.limits, tree=tree, hold_s=event.hold_s, rollback=event.rollback)
     submitted_us = event.deadline_us - brief.timeout_seconds * 1_000_000
     return replace(terms, run_id=event.run_id, brief=brief, status="open", submitted_us=submitted_us, deadline_us=event.deadline_us)
 
@@ -443,6 +446,8 @@ def waiting_reason(state: RunState, key: str) -> Waiting | None:
     missing = [name for name in step.depends_on if not is_finished(state, name)]
     if missing:
         return Waiting("dependency", f"waits for {', '.join(missing)}")
+    if state.rollback is not None:
+        return Waiting("dependency", "effects are taken back one after the other, the last one first")
     # every other ready step was dispatched in the append that made it ready
     return _budget_waits(state, held[0]) if held else None
 

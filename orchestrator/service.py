@@ -31,6 +31,7 @@ from crewlog.orchestrator.intake import Intake
 from crewlog.orchestrator.kinds import BUILT_IN, KindDirectory
 from crewlog.orchestrator.planning import Kinds
 from crewlog.orchestrator.publisher import Publisher
+from crewlog.orchestrator.rollbacks import Rollbacks
 from crewlog.orchestrator.run import RunState
 from crewlog.orchestrator.schedules import Schedules
 from crewlog.orchestrator.steering import Steering
@@ -90,6 +91,7 @@ class OrchestratorService:
         forks = Forks(store, clock, self.driver, settings.allowance)
         self._steering = Steering(store, bus, clock, self.driver, self.kinds, on_change=self._scopes_changed)
         control = ControlApi(store, bus, clock, self.driver, self._steering)
+        rollbacks = Rollbacks(store, self.driver, self.kinds)
         self._api = Api(
             *(store, bus, clock, self.driver, self.kinds),
             budgets=budgets,
@@ -97,6 +99,7 @@ class OrchestratorService:
             schedules=self.schedules,
             forks=forks,
             control=control,
+            rollbacks=rollbacks,
         )
         self._intake = Intake(bus, clock, self.driver)
         self._wakes: Subscription | None = None

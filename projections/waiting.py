@@ -68,6 +68,8 @@ def _planned(run: RunState, task: TaskState) -> str:
         return f"{_named('step', failed)} did not succeed: the orchestrator decides what follows"
     if unfinished := [key for key, status in before if status != "completed"]:
         return f"waiting for {_named('step', unfinished)}"
+    if run.row.plan_origin == "rollback":
+        return "waiting for the steps before it: effects are taken back one after the other, the last one first"
     return _held(run, run.starved) if run.starved else "ready: the orchestrator has yet to dispatch it"
 
 

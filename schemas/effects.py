@@ -8,6 +8,7 @@ same thing, in whichever run.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 from uuid import UUID
 
@@ -44,6 +45,55 @@ class Compensation(msgspec.Struct, frozen=True, omit_defaults=True):
     """What the effect made, for people: the id or address under which it is found."""
     fingerprint: Hash = Hash("")
     """Of the call that takes it back: whoever makes that call has cleaned up."""
+
+
+@dataclass(frozen=True, slots=True)
+class UndoOrder:
+    """Take back one effect of a run that has ended: what a task of its rollback is about. Written by the orchestrator alone.
+
+    A plain dataclass, because both pydantic (messages) and msgspec (events) understand it.
+    """
+
+    run_id: UUID
+    task_id: UUID
+    call_id: str
+    key: str
+    """Of the effect. The key under which it is taken back is derived from it, so that no two rollbacks do it under different ones."""
+    effect_tool: str
+    tool: str
+    version: str
+    arguments: str
+    resource: str = ""
+    worker: str = ""
+    """Nobody recorded the outcome, and this worker ran it: should it still be at it, it must come to its end first."""
+
+
+class LeftEffect(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An effect that a rollback cannot take back, and why: it is irreversible, nobody knows whether it happened nor how to take it back, nothing
+    was recorded that would, or there are no agents of its kind any more."""
+
+    task_id: UUID
+    call_id: str
+    key: str
+    tool: str
+    why: Literal["irreversible", "unknown", "no_compensation", "no_agent"]
+    resource: str = ""
+
+
+class Rollback(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a rollback is to do: `orders` in the order in which they are carried out, the last effect first."""
+
+    run_id: UUID
+    """The run whose effects are taken back."""
+    number: int
+    orders: tuple[UndoOrder, ...]
+    kinds: tuple[str, ...]
+    """Agent kind that carries out each order."""
+    left: tuple[LeftEffect, ...]
+    actor: str
+    reason: str
+    more: int = 0
+    """Effects beyond what one rollback can hold: they are for the next one."""
 
 
 class EffectRef(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 import msgspec
 
 from crewlog.schemas.budget import ScopeLimit
+from crewlog.schemas.effects import Rollback
 from crewlog.schemas.ids import ApprovalId, Hash, RunId, TaskId
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.task_events import ApprovalDecision, Question
@@ -45,6 +46,8 @@ class RunSubmitted(RunEvent, frozen=True, omit_defaults=True):
     """How long a budget may hold the run before it fails, in seconds."""
     caller: str = ""
     """The span in which the task was submitted, as a `traceparent` of W3C Trace Context; empty when the sender names none."""
+    rollback: Rollback | None = None
+    """The run takes back what another one did."""
 
 
 class ForkedTask(msgspec.Struct, frozen=True):
@@ -98,7 +101,7 @@ class RunPlanned(RunEvent, frozen=True):
     """The plan is fixed. A later one (`revision` > 0) replaces the steps that are not finished."""
 
     steps: tuple[Step, ...]
-    origin: Literal["given", "planner", "single", "router"]
+    origin: Literal["given", "planner", "single", "router", "rollback"]
     revision: int = 0
     note: str = ""
 

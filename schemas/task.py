@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from crewlog.schemas.budget import MICRO_USD_MAX
 from crewlog.schemas.checks import Kind, Objective, RelativePath, SafeText, TaskKey, Token
+from crewlog.schemas.effects import UndoOrder
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.plan import Constraints, Plan
 from crewlog.schemas.trial import Trial
@@ -108,6 +109,8 @@ class AgentTask(BaseModel):
     synthesis: Literal["planner", "collect"] | None = None
     """Who writes the answer of a run: the planner agent, or the orchestrator by putting the outcomes side by side.
     None means `collect` for a run with its own plan or of a single task, `planner` otherwise."""
+    undo: UndoOrder | None = None
+    """Set by the orchestrator for a task of a rollback: the one call that it is about. No model is asked."""
     trial: Trial | None = None
     """Set for a run that tries something out, such as a fork: which models answer, and that no effect reaches beyond the run."""
 
