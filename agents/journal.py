@@ -111,8 +111,8 @@ class Journal:
     def close_call(self, event: ModelCallFinished | ModelCallFailed, *, reserved_micro_usd: int) -> None:
         """Record what came of a model call, and settle what was reserved for it."""
         self.record(event)
+        self._settle.append(Settlement(reservation_id(self._task_id, event.call_id), event.price.cost_micro_usd))
         if reserved_micro_usd or event.price.cost_micro_usd:
-            self._settle.append(Settlement(reservation_id(self._task_id, event.call_id), event.price.cost_micro_usd))
             self._unsettled[event.call_id] = event
 
     def take_warnings(self) -> list[str]:

@@ -1,4 +1,7 @@
-"""One call of `es.append`: a batch of requests as arrays, and the answer taken apart again."""
+"""One call of the gate: a batch of requests as arrays, and the answer taken apart again.
+
+A plain request that travels alone goes to `es.append_one`, which writes it or leaves it to `es.append`.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,19 @@ from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
+import asyncpg
 import msgspec
 
 from crewlog.events.append_money import money_arguments
 from crewlog.events.append_request import Encoded
-from crewlog.events.store import Appended, AppendRequest
+from crewlog.events.connections import fetch
+from crewlog.events.store import Appended, AppendRequest, Settlement
 from crewlog.schemas.codec import Event
 from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, OrchestrationError, OverBudget
 
 SQL: Final = "SELECT * FROM es.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"
 SQL_WITH_MONEY: Final = SQL.removesuffix(")") + ", $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31)"
+SQL_ONE: Final = "SELECT * FROM es.append_one($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 
 T = TypeVar("T")
 
@@ -39,6 +45,39 @@ class _Special(msgspec.Struct):
 
 
 _specials: Final = msgspec.json.Decoder(list[_Special])
+
+
+async def call(connection: Any, batch: Sequence[Encoded], actor: str, *, timeout_s: float) -> list[Appended | OrchestrationError]:
+    """Send a batch to the gate on this connection and return one result or error for each request.
+
+    Raises:
+        Exception: whatever the connection or the server raise; the batch may be written all the same.
+    """
+    if len(batch) == 1 and (one := one_argument_list(batch[0], actor)) is not None:
+        try:
+            ((positions,),) = await fetch(connection, SQL_ONE, one, timeout_s=timeout_s)
+        except asyncpg.UniqueViolationError:
+            positions = None  # an event id is known: es.append says which, and where
+        if positions is not None:
+            expected = batch[0].request.writes[0].expected
+            return [Appended(list(range(expected + 1, expected + 1 + len(positions))), positions)]
+    given = arguments(batch, actor)
+    (row,) = await fetch(connection, statement(given), given, timeout_s=timeout_s)
+    return answers(batch, row, actor)
+
+
+def one_argument_list(encoded: Encoded, actor: str) -> list[Any] | None:
+    """Lay out a request as the parameters of `es.append_one`, see there; None when it is not plain."""
+    request = encoded.request
+    stream, events, expected, _, scopes = request.writes[0]
+    is_free = request.reserve is not None and request.reserve.amount_micro_usd == 0 and list(request.settle) == [Settlement(request.reserve.reservation_id, 0)]
+    if len(request.writes) > 1 or expected < 1 or scopes or (encoded.has_money and not is_free):
+        return None
+    types = [event.__class__ for event in events]
+    return [
+        *(stream, expected, request.occurred_us, request.run_id, request.task_id, request.causation_id, request.trace_id),
+        *([cls.__name__ for cls in types], [cls.schema_version for cls in types], request.event_ids, encoded.documents, actor, is_free),
+    ]
 
 
 def statement(given: Sequence[Any]) -> str:

@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Any, Final, NamedTuple
 
-from crewlog.events.append_call import answers, arguments, statement
+from crewlog.events.append_call import call
 from crewlog.events.append_request import Encoded, encode_request
 from crewlog.events.clock import Clock
-from crewlog.events.connections import CALL_TIMEOUT_S, WAIT_S, Connect, explain, fetch, is_retryable
+from crewlog.events.connections import CALL_TIMEOUT_S, WAIT_S, Connect, explain, is_retryable
 from crewlog.events.store import Appended, AppendRequest
 from crewlog.schemas.errors import ContractError, OrchestrationError, Unavailable
 
@@ -155,8 +155,7 @@ class Appender:
                 sent = [item.encoded for item in batch]
                 if not sent:
                     return
-                given = arguments(sent, self._actor)
-                (row,) = await fetch(lane.connection, statement(given), given, timeout_s=self._call_timeout_s)
+                found = await call(lane.connection, sent, self._actor, timeout_s=self._call_timeout_s)
             except Exception as error:  # noqa: BLE001  (whatever it is, the callers get it)
                 if not is_retryable(error, lane.connection):
                     await self._take_apart(lane, batch, error)
@@ -166,7 +165,7 @@ class Appender:
                 await asyncio.sleep(delay * (0.5 + self._clock.fraction() / 2))
                 delay = min(delay * 2, 2.0)
             else:
-                self._answer(batch, answers(sent, row, self._actor), row[1][-1])
+                self._answer(batch, found)
                 return
 
     async def _take_apart(self, lane: _Lane, batch: list[_Waiting], error: Exception) -> None:
@@ -189,8 +188,11 @@ class Appender:
                 item.future.set_exception(Unavailable(text))
         return [item for item in batch if not item.future.done()]
 
-    def _answer(self, batch: list[_Waiting], found: list[Appended | OrchestrationError], position: int) -> None:
+    def _answer(self, batch: list[_Waiting], found: list[Appended | OrchestrationError]) -> None:
+        position = 0
         for item, answer in zip(batch, found, strict=True):
+            if isinstance(answer, Appended):
+                position = max(position, answer.positions[-1])
             future = item.future
             if future.done():
                 continue
@@ -198,5 +200,5 @@ class Appender:
                 future.set_exception(answer)
             else:
                 future.set_result(answer)
-        if self._on_commit is not None:
+        if self._on_commit is not None and position:
             self._on_commit(position)

@@ -211,7 +211,7 @@ async def _grant_rights(connection: Any, role: str) -> None:
         "EXECUTE ON FUNCTION es.high_water, es.read_all",
     ]
     if writes:
-        rights += ["EXECUTE ON FUNCTION es.append", "INSERT ON es.blobs"]
+        rights += ["EXECUTE ON FUNCTION es.append, es.append_one", "INSERT ON es.blobs"]
     if role in (grants.PROJECTOR, grants.OPERATOR):
         rights.append("EXECUTE ON FUNCTION es.seal")
     if role == grants.OPERATOR:

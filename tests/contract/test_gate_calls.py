@@ -9,20 +9,22 @@ import asyncpg
 import msgspec
 import pytest
 import pytest_asyncio
-from support.logs import asked, cancelled, dispatched, new_run, new_task, opening, request, started, submitted, to_run, to_task
+from support.logs import asked, cancelled, completed, dispatched, new_run, new_task, opening, request, started, submitted, to_run, to_task
 from support.money import calling, changing, opened, settling
 from support.postgres import Database
 
-from crewlog.events.append_call import arguments, statement
+from crewlog.events.append_call import SQL_ONE, arguments, one_argument_list, statement
 from crewlog.events.append_request import encode_request
 from crewlog.events.grants import ORCHESTRATOR
 from crewlog.events.store import AppendRequest, Reservation, Settlement, Write
 from crewlog.schemas.budget import ScopeLimit
-from crewlog.schemas.ids import reservation_id, run_stream
+from crewlog.schemas.ids import reservation_id, run_stream, task_stream
 
 # places of the arguments of es.append
 STREAMS, W_REQUEST, W_STREAM, W_EVENTS, TYPES, E_TYPE, E_ID, E_DATA = 0, 1, 2, 4, 11, 13, 14, 15
 SCOPE, SOFT, HARD, B_WRITE, B_LIMIT, L_REQUEST, L_LIMIT, HELD, R_REQUEST, R_HELD, R_AMOUNT, T_REQUEST, T_HELD, T_ACTUAL = range(17, 31)
+ONE = ("stream", "expected", "occurred_us", "run", "task", "cause", "trace", "types", "schemas", "ids", "documents", "actor", "free")
+"""Places of the arguments of es.append_one."""
 
 
 @pytest_asyncio.fixture
@@ -216,3 +218,48 @@ async def test_budgets_are_charged_in_the_order_of_their_numbers(owner: Any) -> 
     text = "\n".join(row[0] for row in plan)
     assert "Nested Loop" in text
     assert text.index("CTE Scan on c") < text.index("Index Scan using budgets_pkey")
+
+
+async def test_one_plain_request_is_written_or_left_to_the_whole_gate(database: Database, connection: Any, owner: Any) -> None:
+    """es.append_one as a kind: whatever is not plain changes nothing, and es.append says why."""
+    worker = await asyncpg.connect(database.url("crewlog_research"))
+    task_id, theirs, charged = new_task(), new_task(), new_task()
+    await call(owner, by_hand(opened(task_id), opened(theirs, kind="data"), opened(charged, ScopeLimit("run/1", None, 100))))
+
+    async def one(request: AppendRequest, **changes: Any) -> Any:
+        given = one_argument_list(encode_request(request), "by hand")
+        assert given is not None
+        for place, value in changes.items():
+            given[ONE.index(place)] = value
+        return await worker.fetchval(SQL_ONE, *given)
+
+    plain = to_task(task_id, started(), asked("m1-1"), expected=1)
+    assert len(await one(plain)) == 2
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await one(plain, expected=3)
+    refused = [
+        one(to_task(task_id, started(), expected=1)),
+        one(to_task(new_task(), started(), expected=1)),
+        one(to_task(theirs, started(), expected=1)),
+        one(to_task(charged, asked("m1-1"), expected=1)),
+        one(to_task(task_id, started(), expected=3), types=["BudgetChanged"]),
+        one(to_task(task_id, started(), expected=3), types=["RunCompleted"]),
+        one(to_task(task_id, started(), expected=3), expected=0),
+        one(to_task(task_id, started(), expected=3), expected=-1),
+        one(to_task(task_id, started(), started(), expected=3), types=["TaskCompleted", "TaskStarted"]),
+    ]
+    assert [await answer for answer in refused] == [None] * len(refused)
+    for misfit in ({"types": []}, {"schemas": [1, 1]}, {"documents": []}, {"ids": []}):
+        with pytest.raises(asyncpg.PostgresError) as caught:
+            await one(to_task(task_id, started(), expected=3), **misfit)
+        assert caught.value.sqlstate == "ES006"
+    free = to_task(charged, asked("m1-1"), expected=1)._replace(reserve=Reservation(reservation_id(charged, "m1-1"), 0))
+    assert one_argument_list(encode_request(free), "by hand") is None, "it stays reserved"
+    assert len(await one(free._replace(settle=[Settlement(reservation_id(charged, "m1-1"), 0)]))) == 1
+    assert len(await one(to_task(task_id, completed(), expected=3))) == 1
+    assert await one(to_task(task_id, started(), expected=4)) is None, "it is closed"
+    assert await told(owner, by_hand(to_task(task_id, started(), expected=4))) == {1: "conflict"}
+    versions = await owner.fetch("SELECT stream_id, version, closed_at IS NULL FROM es.streams ORDER BY opened_at, stream_id")
+    assert sorted(map(tuple, versions)) == sorted([(task_stream(task_id), 4, False), (task_stream(theirs), 1, True), (task_stream(charged), 2, True)])
+    assert await owner.fetchval("SELECT count(*) FROM es.reservations") == 0
+    await worker.close()

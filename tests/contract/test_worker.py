@@ -52,6 +52,7 @@ async def test_a_task_runs_to_its_outcome_with_intent_before_effect(bench: Bench
     assert isinstance(last, TaskCompleted)
     assert last.outcome.summary == "done"
     assert last.outcome.flags == ("simulated",)
+    assert not await bench.store.open_reservations(2**60, 10), "what is free keeps nothing reserved"
 
 
 async def test_bad_arguments_and_unknown_tools_go_back_to_the_model_and_run_nothing(bench: Bench) -> None:
