@@ -3,6 +3,7 @@
 tasks.submit       body: AgentTask                                        -> run_id, task_id, status
 runs.get           {"run_id"}                                             -> run
 runs.rollback      {"run_id", "reason", "actor"}                          -> run_id (of the rollback), status, orders, left
+runs.queue         {"run_id"}                                             -> held: task -> where it stands; out: kind -> tasks with agents
 runs.fork          {"run_id", "at", "actor", …}, see `forks.ForkRequest`  -> run_id, parent, at, tasks, status
 approvals.decide   {"run_id", "approval_id", "decision", "actor", "note"} -> approval_id, decision
 budgets.raise      {"scope", "hard_micro_usd", "soft_micro_usd", "actor", "reason"} -> scope and its state; runs that it held go on
@@ -35,13 +36,14 @@ from crewlog.orchestrator.budgets import Budgets
 from crewlog.orchestrator.commands import Answer, DecideApproval, SubmitRun
 from crewlog.orchestrator.dead_letters import DeadLetters
 from crewlog.orchestrator.decide import decide
+from crewlog.orchestrator.dispatcher import Dispatcher
 from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.forks import ForkRequest, Forks
 from crewlog.orchestrator.kinds import KindDirectory
 from crewlog.orchestrator.replies import accepted, bounded, decoded, person, refused
 from crewlog.orchestrator.report import run_report, schedule_report, text_of
 from crewlog.orchestrator.rollbacks import Rollbacks
-from crewlog.orchestrator.run import RunState, initial_state
+from crewlog.orchestrator.run import RunState, active_tasks, initial_state
 from crewlog.orchestrator.schedule import AddSchedule, ChangeSchedule
 from crewlog.orchestrator.schedules import Schedules
 from crewlog.orchestrator.submission import read_submission
@@ -155,8 +157,9 @@ class Api:
         forks: Forks,
         control: ControlApi,
         rollbacks: Rollbacks,
+        dispatcher: Dispatcher,
     ) -> None:
-        self._forks, self._control, self._rollbacks = forks, control, rollbacks
+        self._forks, self._control, self._rollbacks, self._dispatcher = forks, control, rollbacks, dispatcher
         self._budgets, self._letters, self._schedules = budgets, letters, schedules
         self._store, self._bus, self._clock, self._driver, self._kinds = store, bus, clock, driver, kinds
         self._subscriptions: list[Subscription] = []
@@ -166,6 +169,7 @@ class Api:
         endpoints: dict[str, Endpoint] = {
             "*.tasks.submit": self._submit,
             "*.runs.get": self._get_run,
+            "*.runs.queue": self._look_at_queue,
             "*.runs.fork": self._fork_run,
             "*.runs.rollback": self._roll_back,
             "*.approvals.decide": self._decide_approval,
@@ -223,6 +227,12 @@ class Api:
             raise ContractError("a rollback needs to know who wants it and why", problems=(("/reason", "must not be empty"), ("/actor", "must not be empty")))
         begun = await self._rollbacks.begin(tenant, RunId(request.run_id), actor=bounded(request.actor), reason=bounded(request.reason))
         return accepted(run_id=begun.run_id, status="accepted" if begun.is_new else "duplicate", orders=begun.orders, left=begun.left)
+
+    async def _look_at_queue(self, tenant: str, message: Message) -> bytes:
+        state = await self._run_of(tenant, decoded(message.data, RunRequest).run_id)
+        waiting = [task.task_id for task in active_tasks(state) if task.phase == "dispatched"]
+        held, out = await self._dispatcher.held(waiting), await self._dispatcher.out()
+        return accepted(held=held, out=out)
 
     async def _fork_run(self, tenant: str, message: Message) -> bytes:
         asked = decoded(message.data, ForkRequest)

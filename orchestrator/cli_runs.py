@@ -30,6 +30,7 @@ from crewlog.orchestrator.cli_output import (
 if TYPE_CHECKING:
     from crewlog.events.config import Config
     from crewlog.orchestrator.client import Client, Submitted, TaskFields
+    from crewlog.orchestrator.client_why import Explained
     from crewlog.schemas.ids import RunId
     from crewlog.schemas.task import AgentTask
 
@@ -247,29 +248,33 @@ async def why(
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Say what a run or task waits for, and who could do it."""
+    """Say what a run or task waits for: one reason for each task, and what would end it."""
     from crewlog.orchestrator.client import Client
 
     async with Client.connect(load_config(home)) as client:
-        waiting, workers = await client.why(what), await client.workers()
-        lines = await control_lines(client, what, waiting)
+        found = await client.waits.why(what)
+        workers = await client.workers() if output is Output.JSON else []
+        lines = await control_lines(client, what, [explained.task for explained in found if explained.task is not None])
     if output is Output.JSON:
-        fields = ("task_id", "run_id", "key", "kind", "status", "waiting_reason", "worker", "attempt")
-        print_json([{**{f: plain(getattr(t, f)) for f in fields}, "workers": [w.worker for w in workers if w.kind == t.kind]} for t in waiting])
+        print_json([_waiting(explained, [w.worker for w in workers if explained.task and w.kind == explained.task.kind]) for explained in found])
         return
     for line in lines:
         typer.echo(line)
-    if not waiting and not lines:
+    if not found and not lines:
         say("nothing waits: every task has ended")
-    for task in waiting:
-        typer.echo(f"{task.key} ({task.kind}): {task.waiting_reason}")
-        if task.status == "held":
-            continue  # no worker could help
-        crew = [w for w in workers if w.kind == task.kind]
-        for worker in crew:
-            typer.echo(f"    {worker.worker}, {worker.slots} slots, {worker.model}" + (f": {worker.unavailable}" if worker.unavailable else ""))
-        if not crew:
-            typer.echo(f"    no {task.kind} is up; start one: crewlog agent {task.kind}")
+    for explained in found:
+        task, wait = explained.task, explained.wait
+        if lines and wait.reason == "quarantine":
+            continue  # the line above says it, and by whom
+        typer.echo(f"{f'{task.key} ({task.kind})' if task else f'run {str(explained.run_id)[:8]}'}: {wait.detail}")
+        typer.echo(f"    ended by: {wait.ends}")
+
+
+def _waiting(explained: Explained, workers: list[str]) -> dict[str, Any]:
+    task, wait = explained.task, explained.wait
+    fields = ("task_id", "run_id", "key", "kind", "status", "waiting_reason", "worker", "attempt")
+    known = {"run_id": str(explained.run_id)} if task is None else {f: plain(getattr(task, f)) for f in fields}
+    return {**known, "reason": wait.reason, "detail": wait.detail, "ended_by": wait.ends, "until": plain(wait.until), "workers": workers}
 
 
 def _read_submission(goal: str, file: Path | None, config: Config) -> Any:

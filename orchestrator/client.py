@@ -34,6 +34,7 @@ from crewlog.orchestrator.client_effects import ClientEffects
 from crewlog.orchestrator.client_forks import ClientForks
 from crewlog.orchestrator.client_letters import ClientLetters
 from crewlog.orchestrator.client_schedules import ClientSchedules
+from crewlog.orchestrator.client_why import ClientWhy
 from crewlog.orchestrator.commands import Answer
 from crewlog.orchestrator.control import ask_supervisor
 from crewlog.orchestrator.endpoints import with_login
@@ -41,7 +42,7 @@ from crewlog.orchestrator.home import ProcessState
 from crewlog.projections.queries import LAST, Queries
 from crewlog.projections.query_rows import AgentView, ApprovalView, DocumentView, ProviderView, RunView, TaskView
 from crewlog.schemas import subjects
-from crewlog.schemas.errors import ContractError, NotAuthorised, NotFound, OrchestrationError, Unavailable
+from crewlog.schemas.errors import ContractError, NotFound, OrchestrationError, Unavailable
 from crewlog.schemas.ids import Hash, RunId, run_stream, task_stream
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.plan import Plan
@@ -55,9 +56,6 @@ LOOK_AGAIN_S: Final = 5.0
 """How long whoever follows a run trusts that a hint would have come, in seconds."""
 VIEWS_FOLLOW_WITHIN_S: Final = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
 """Waits between looks at the views, which follow the log within milliseconds, in seconds."""
-WORKER_ANSWERS_WITHIN_S: Final = 2.0
-"""A worker that is up answers within milliseconds; one that is gone is known at once, since nobody listens."""
-WAITING_MAX: Final = 1000
 HELD_FOR_GOOD_S: Final = 1.0
 """A run that its budget has room for is released much sooner than that, in seconds."""
 GOES_ON: Final = TERMINAL_TYPES | {"RunReleased"}
@@ -107,6 +105,7 @@ class Client:
         self.control = ClientControl(config, self._request)
         self.schedules, self.forks = ClientSchedules(config, self._request), ClientForks(config, self._clock, self._request)
         self.effects = ClientEffects(config, self._request, self.queries)
+        self.waits = ClientWhy(bus, self._request, self.queries, self.find_run)
 
     @classmethod
     @asynccontextmanager
@@ -241,23 +240,9 @@ class Client:
             return payload.inline or ""
         return (await (await self.store()).get_blobs([payload.ref]))[payload.ref].decode()
 
-    async def why(self, name: str) -> list[TaskView]:
-        """List the unfinished tasks of a run, or the one unfinished task, that `name` means; each says what it waits for."""
-        try:
-            run_id = await self.find_run(name)
-        except NotFound as not_a_run:
-            found = [t for t in await self.queries().waiting(limit=WAITING_MAX) if str(t.task_id).startswith(name.lower())]
-            if len(found) != 1:
-                raise (NotFound("task", name, candidates=tuple(str(t.task_id) for t in found)) if found else not_a_run) from None
-            return found
-        await self.run(run_id)
-        return [task for task in await self.tasks(run_id) if task.waiting_reason is not None]
-
     async def workers(self) -> list[AgentView]:
         """List the agents that are up, as they registered: one that was killed could not say that it stops, but answers no more."""
-        listed = await self.queries().agents(running_only=True)
-        answering = await asyncio.gather(*(_answers(self._bus, worker) for worker in listed))
-        return [worker for worker, answers in zip(listed, answering, strict=True) if answers]
+        return await self.waits.workers()
 
     async def providers(self) -> list[ProviderView]:
         """List models that failed a running worker, and whether it asks them again."""
@@ -442,13 +427,3 @@ def _caller() -> dict[str, str]:
     if propagate is not None:
         propagate.inject(found)
     return {TRACEPARENT: found[TRACEPARENT]} if TRACEPARENT in found else {}
-
-
-async def _answers(bus: Bus, worker: AgentView) -> bool:
-    try:
-        await bus.request(subjects.control_worker(worker.worker), b"{}", timeout_s=WORKER_ANSWERS_WITHIN_S)
-    except Unavailable:
-        return False
-    except NotAuthorised:  # a NATS server whose permissions are older than that question
-        return True
-    return True

@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from crewlog.events.bus import Bus, Message, Subscription
+from crewlog.events.bus import Bus, Message, Queued, Subscription
 from crewlog.events.clock import Clock
 from crewlog.orchestrator.dispatch import Dispatch
 from crewlog.orchestrator.fair_queue import FairQueue, Waiting
@@ -238,6 +238,14 @@ class Dispatcher:
                 log.info("orchestrator %s does not say what it holds back: %s", name, error)
         return found
 
+    async def out(self) -> dict[str, int]:
+        """Ask the bus how many tasks of each kind are with agents, or on their queue.
+
+        Raises:
+            Unavailable: the bus does not answer.
+        """
+        return _by_kind(await self._bus.queued("WORK"))
+
     def _held_here(self, task_ids: Collection[TaskId]) -> dict[TaskId, Held]:
         return {
             task_id: Held(kind, queue.ahead_of(task_id), self._windows[kind].in_flight, self._size(kind), kind in self._in_flight_max)
@@ -321,9 +329,7 @@ class Dispatcher:
         queued = await self._bus.queued("WORK")
         now_s = self._clock.monotonic()
         others_send, self._sequence = queued.last_sequence > self._sequence, queued.last_sequence
-        out: Counter[str] = Counter()
-        for subject, count in queued.subjects.items():
-            out[subject.split(".")[1]] += count
+        out = _by_kind(queued)
         for kind, sent in own.items():
             gone = set(self._windows[kind].seen(out[kind], sent, now_s))
             if gone:
@@ -390,3 +396,10 @@ class Dispatcher:
 def _is_dispatched(state: RunState, task_id: TaskId) -> bool:
     task = current_task(state, task_id)
     return task is not None and task.phase == "dispatched"
+
+
+def _by_kind(queued: Queued) -> Counter[str]:
+    out: Counter[str] = Counter()
+    for subject, count in queued.subjects.items():
+        out[subject.split(".")[1]] += count
+    return out

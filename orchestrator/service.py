@@ -100,6 +100,7 @@ class OrchestratorService:
             forks=forks,
             control=control,
             rollbacks=rollbacks,
+            dispatcher=self.dispatcher,
         )
         self._intake = Intake(bus, clock, self.driver)
         self._wakes: Subscription | None = None

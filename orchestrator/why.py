@@ -1,0 +1,153 @@
+"""Why a task is not finished: one reason, what is known about it, and what would end it. Pure.
+
+What the log says stands in the views (`waiting_reason`). What only those know that are there now is added here: who works on the task,
+whether a worker of its kind answers, and whether an orchestrator holds its message back until its turn comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Literal, NamedTuple
+
+from crewlog.projections.query_rows import AgentView, ApprovalView, ProviderView, RunView, TaskView
+
+Reason = Literal[
+    "dependency", "paused", "budget", "approval", "retry", "breaker", "quarantine", "fairness", "limit", "no_worker", "queue", "lease", "orchestrator", "none"
+]
+"""`none`: nothing is known that would end it; that is what an alert is for."""
+
+_GO_ON = "; go on with: "
+_ACK_WAIT = "within half a minute"
+
+
+class Held(NamedTuple):
+    """Where a message stands that an orchestrator holds back, see `dispatcher.Held`."""
+
+    ahead: int
+    in_flight: int
+    size: int
+    is_limited: bool
+
+
+class Known(NamedTuple):
+    """What is known besides the views; None where nobody answered."""
+
+    crew: Sequence[AgentView] = ()
+    """Workers of the task's kind that answer."""
+    gone: AgentView | None = None
+    """The worker of the kind that registered last, when none answers."""
+    holds: bool | None = None
+    """Whether the worker of a task that is being worked on says that it holds it."""
+    held: Held | None = None
+    """Where its message stands, when an orchestrator holds it back."""
+    out: Mapping[str, int] | None = None
+    """Kind -> tasks with its agents or on their queue; None: no orchestrator answered."""
+    approvals: Sequence[ApprovalView] = ()
+    """Questions of the task to people."""
+    providers: Sequence[ProviderView] = ()
+    """Models that workers of the kind do not ask now."""
+
+
+class Wait(NamedTuple):
+    """What something waits for."""
+
+    reason: Reason
+    detail: str
+    ends: str
+    """What ends the wait: an event that will come, or the command that lets it come."""
+    until: datetime | None = None
+
+
+def why_task(task: TaskView, known: Known) -> Wait:
+    """Say what an unfinished task waits for. Total: every status has an answer."""
+    detail, _, command = (task.waiting_reason or "").partition(_GO_ON)
+    if command:
+        return Wait("budget" if detail.startswith("budget ") else "paused", detail, command)
+    match task.status:
+        case "planned" if detail.startswith("waiting for step"):
+            return Wait("dependency", detail, f"{detail.removeprefix('waiting for ')} ending; what that waits for stands here as well")
+        case "queued":
+            return _queued(task, known)
+        case "running":
+            return _running(task, detail, known)
+        case "suspended":
+            return _asked(detail, known)
+        case "retrying":
+            return _retrying(task, detail, known)
+        case _:
+            return Wait("orchestrator", detail or "the orchestrator has yet to look at it", _orchestrator(known))
+
+
+def why_run(run: RunView) -> Wait:
+    """Say what an open run waits for none of whose tasks waits for anything."""
+    short = str(run.run_id)[:8]
+    if run.status == "quarantined":
+        return Wait("quarantine", "all work is done, and a quarantine keeps the results back", f"crewlog release {short}")
+    return Wait("none", "nothing is under way and nothing is due", f"crewlog events {short} says what happened last; crewlog status lists what stands still")
+
+
+def _queued(task: TaskView, known: Known) -> Wait:
+    if known.out is None:
+        return Wait("orchestrator", "no orchestrator answers, so nobody can say where it stands", "an orchestrator that starts; crewlog status shows them")
+    if not known.crew:
+        return _nobody(task, known.gone)
+    if all(worker.unavailable for worker in known.crew):
+        return Wait("no_worker", f"no {task.kind} agent can work: {known.crew[0].unavailable}", "installing that, then restarting the agent")
+    slots = sum(worker.slots for worker in known.crew if not worker.unavailable)
+    more = f"the end of those before it, or more agents: crewlog scale {task.kind}={len(known.crew) + 1}"
+    if (held := known.held) is not None:
+        turn = f"about {held.ahead} others go first, since tenants and runs take turns" if held.ahead else "it is next"
+        if held.is_limited:
+            detail = f"held back by CREWLOG_IN_FLIGHT_MAX: {held.in_flight} of at most {held.size} {task.kind} tasks are out; {turn}"
+            return Wait("limit", detail, f"the end of one of those, or a higher limit for {task.kind}")
+        return Wait("fairness", f"{turn}: {held.in_flight} {task.kind} tasks are out for {slots} slots", more)
+    out = known.out.get(task.kind, 0)
+    detail = f"on the queue of the {task.kind} agents: {out} tasks are out for {slots} slots"
+    return Wait("queue", detail, more if out > slots else "an agent, any moment")
+
+
+def _nobody(task: TaskView, gone: AgentView | None) -> Wait:
+    if gone is None:
+        seen = "none has ever registered"
+    elif gone.stopped_at is not None:
+        seen = f"the last one, {gone.worker}, left at {_time(gone.stopped_at)}"
+    else:
+        seen = f"{gone.worker} registered at {_time(gone.started_at)} and does not answer"
+    return Wait("no_worker", f"no {task.kind} agent is there: {seen}", f"crewlog scale {task.kind}=1, or crewlog agent {task.kind}")
+
+
+def _running(task: TaskView, detail: str, known: Known) -> Wait:
+    since = f" since {_time(task.started_at)}" if task.started_at is not None else ""
+    if known.holds:
+        return Wait("lease", f"{detail}, held by {task.worker}{since}", "its agent")
+    if known.holds is None:
+        lost = f"{task.worker} held it{since} and does not answer"
+        return Wait("lease", f"{lost} ({detail})", f"another {task.kind} agent, handed it {_ACK_WAIT}" if known.crew else _nobody(task, known.gone).ends)
+    return Wait("lease", f"{task.worker} held it{since} and has given it back ({detail})", f"the next {task.kind} agent that takes it, {_ACK_WAIT}")
+
+
+def _asked(detail: str, known: Known) -> Wait:
+    if not known.approvals:
+        return Wait("approval" if detail.startswith("approval of") else "orchestrator", detail, _orchestrator(known))
+    first = min(known.approvals, key=lambda approval: (approval.expires_at, approval.approval_id))
+    name = str(first.approval_id)[:8]
+    return Wait("approval", detail, f"crewlog approve {name}, crewlog deny {name}, or silence until then, which is a no", first.expires_at)
+
+
+def _retrying(task: TaskView, detail: str, known: Known) -> Wait:
+    error = f": {task.error}" if task.error else ""
+    if known.providers:
+        first = min(known.providers, key=lambda provider: (provider.until_at is None, provider.until_at, provider.worker))
+        until = f" until {_time(first.until_at)}" if first.until_at is not None else ""
+        detail = f"{detail}; breaker open: {first.worker} does not ask {first.provider}/{first.model}{until} ({first.reason})"
+        return Wait("breaker", detail, "the model answering again; the next attempt tries it", first.until_at)
+    return Wait("retry", f"{detail}{error}", "the time of the next attempt")
+
+
+def _orchestrator(known: Known) -> str:
+    return "an orchestrator that starts; crewlog status shows them" if known.out is None else "an orchestrator, any moment"
+
+
+def _time(at: datetime) -> str:
+    return f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
