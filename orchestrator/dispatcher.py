@@ -6,7 +6,7 @@ in which messages are sent is no decision that a replay must find again, a queue
 - While there is room and nobody waits for the kind, a message is sent at once. Nothing is asked and nothing is written.
 - Otherwise it waits in this process. Whatever has an end makes room for the next; every `LOOK_S` the bus is asked what is really out,
   because other orchestrators send, too, and hear of the ends of each other's tasks.
-- An orchestrator that holds something back says so every `BEAT_S`. When one falls silent or leaves, the others take over what the log says
+- An orchestrator that holds something back says so (`dispatch_peers`). When one falls silent or leaves, the others take over what the log says
   is dispatched, as an orchestrator does that starts. A message sent twice has the same id, and the stream drops the second.
 """
 
@@ -18,75 +18,31 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
-import msgspec
-
-from crewlog.events.bus import Bus, Message, Queued, Subscription
+from crewlog.events.bus import Bus, Queued
 from crewlog.events.clock import Clock
 from crewlog.orchestrator.dispatch import Dispatch
+from crewlog.orchestrator.dispatch_peers import Held, Peers
 from crewlog.orchestrator.fair_queue import FairQueue, Waiting
 from crewlog.orchestrator.folds import Folds
 from crewlog.orchestrator.publisher import Publisher
 from crewlog.orchestrator.run import RunState, current_task
 from crewlog.orchestrator.window import Window
-from crewlog.schemas.errors import OrchestrationError, Unavailable
+from crewlog.schemas.errors import OrchestrationError
 from crewlog.schemas.ids import RunId, TaskId
-from crewlog.schemas.subjects import ORCHESTRATORS, control_kind, control_orchestrator
+from crewlog.schemas.subjects import control_kind
 
 LOOK_S: Final = 0.02
 """Pause between two looks at the bus while something waits for room, in seconds."""
 STARVED_LOOKS: Final = 5
 """After so many looks without room, while others went on sending, one is sent all the same: another orchestrator was always quicker."""
-BEAT_S: Final = 0.5
-SILENCE_S: Final = 2.0
-"""An orchestrator that held something back and was not heard for so long is gone, in seconds."""
 WORKER_SILENCE_S: Final = 25.0
 """A worker that was not heard for so long takes nothing more, in seconds: two of its heartbeats and a bit."""
 ANSWER_S: Final = 2.0
 """Time in which every worker that is there has answered an orchestrator that starts."""
-ASK_TIMEOUT_S: Final = 1.0
 MESSAGES_KEPT_MAX: Final = 1_000
 """Messages that are kept while they wait; those behind them are read from the log again."""
 
 log = logging.getLogger(__name__)
-
-
-class Beat(msgspec.Struct, omit_defaults=True):
-    """What an orchestrator says of itself: how many messages it holds back, by tenant."""
-
-    orchestrator: str
-    waiting: dict[str, int] = {}
-    leaves: bool = False
-
-
-class Question(msgspec.Struct):
-    """Which of these does an orchestrator hold back?"""
-
-    tasks: tuple[TaskId, ...]
-
-
-class Held(msgspec.Struct, frozen=True):
-    """Where a message stands that is held back."""
-
-    kind: str
-    ahead: int
-    """About how many go before it."""
-    in_flight: int
-    """Tasks of its kind that are with agents, or on their queue."""
-    size: int
-    """How many may be."""
-    is_limited: bool
-    """True when that is the operator's limit for the kind, not what the agents can take."""
-
-
-class Answer(msgspec.Struct):
-    """Those that it does."""
-
-    held: dict[TaskId, Held] = {}
-
-
-_read_beat: Final = msgspec.json.Decoder(Beat).decode
-_read_question: Final = msgspec.json.Decoder(Question).decode
-_read_answer: Final = msgspec.json.Decoder(Answer).decode
 
 
 class Dispatcher:
@@ -101,7 +57,7 @@ class Dispatcher:
         self._publisher, self._bus, self._clock, self._in_flight_max = publisher, bus, clock, in_flight_max or {}
         self.name = clock.random_id().hex[:12]
         self._folds: Folds | None = None
-        self._adopt: Callable[[], None] = lambda: None
+        self._peers = Peers(bus, clock, self.name, waiting=self.waiting_by_tenant, held=self._held_here)
         self._queues: dict[str, FairQueue] = {}
         self._windows: defaultdict[str, Window] = defaultdict(Window)
         self._runs: defaultdict[RunId, dict[TaskId, str]] = defaultdict(dict)
@@ -110,13 +66,10 @@ class Dispatcher:
         """Run -> its tasks whose messages this process sent, as far as it knows of no end -> their kinds."""
         self._workers: dict[str, dict[str, tuple[int, float]]] = {}
         """Kind -> worker -> its slots, and when it was heard."""
-        self._others: dict[str, tuple[Beat, float]] = {}
-        """Other orchestrators that hold something back, and when they said so."""
         self._starved: Counter[str] = Counter()
         self._sequence = 0
         self._all_heard_s = clock.monotonic() + ANSWER_S
-        self._more, self._held_somewhere = asyncio.Event(), asyncio.Event()
-        self._subscriptions: list[Subscription] = []
+        self._more = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
 
     async def start(self, folds: Folds, adopt: Callable[[], None]) -> list[asyncio.Task[None]]:
@@ -126,12 +79,8 @@ class Dispatcher:
             folds: what tells whether a message is still wanted.
             adopt: called when another orchestrator is gone that held messages back.
         """
-        self._folds, self._adopt = folds, adopt
-        self._subscriptions = [
-            await self._bus.subscribe(ORCHESTRATORS, self._hear_other),
-            await self._bus.subscribe(control_orchestrator(self.name), self._answer),
-        ]
-        self._loops = [asyncio.create_task(loop, name="dispatcher") for loop in (self._send_all(), self._watch())]
+        self._folds = folds
+        self._loops = [await self._peers.start(adopt), asyncio.create_task(self._send_all(), name="dispatcher")]
         return self._loops
 
     async def ask_workers(self, kinds: Iterable[str]) -> None:
@@ -146,11 +95,7 @@ class Dispatcher:
         for loop in loops:
             loop.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
-        subscriptions, self._subscriptions = self._subscriptions, []
-        for subscription in subscriptions:
-            await subscription.stop()
-        if loops and self.waiting:
-            await self._bus.publish(ORCHESTRATORS, msgspec.json.encode(Beat(self.name, self.waiting_by_tenant(), leaves=True)))
+        await self._peers.stop()
 
     # ── what comes in ──
 
@@ -174,7 +119,7 @@ class Dispatcher:
         self._queues.setdefault(dispatch.kind, FairQueue()).push(entry)
         self._runs[entry.run_id][dispatch.task_id] = dispatch.kind
         self._more.set()
-        self._held_somewhere.set()
+        self._peers.begin()
 
     def ended(self, run_id: RunId, task_id: TaskId) -> None:
         """Take note that a task is said to be done: its place is free. A hint; the next look at the bus knows better."""
@@ -219,8 +164,7 @@ class Dispatcher:
 
     def waiting_of(self, tenant: str) -> int:
         """Count the messages of a tenant that wait, here and as far as they say so with the other orchestrators."""
-        others = sum(beat.waiting.get(tenant, 0) for beat, _ in self._others.values())
-        return others + sum(queue.waiting_of(tenant) for queue in self._queues.values())
+        return self._peers.waiting_of(tenant) + sum(queue.waiting_of(tenant) for queue in self._queues.values())
 
     def has(self, run_id: RunId, task_id: TaskId) -> bool:
         """Say whether this process has seen to a message: it waits here, or was sent and nothing came of it yet."""
@@ -228,15 +172,7 @@ class Dispatcher:
 
     async def held(self, task_ids: Collection[TaskId]) -> dict[TaskId, Held]:
         """Find out which of these messages wait for their turn, here or with another orchestrator that answers."""
-        found = self._held_here(task_ids)
-        question = msgspec.json.encode(Question(tuple(task_ids)))
-        for name in list(self._others):
-            try:
-                reply = await self._bus.request(control_orchestrator(name), question, timeout_s=ASK_TIMEOUT_S)
-                found |= _read_answer(reply.data).held
-            except (Unavailable, msgspec.MsgspecError) as error:
-                log.info("orchestrator %s does not say what it holds back: %s", name, error)
-        return found
+        return self._held_here(task_ids) | await self._peers.held(task_ids)
 
     async def out(self) -> dict[str, int]:
         """Ask the bus how many tasks of each kind are with agents, or on their queue.
@@ -339,58 +275,6 @@ class Dispatcher:
                 self._starved[kind] += 1
                 if self._starved[kind] >= STARVED_LOOKS and kind not in self._in_flight_max:
                     await self._send_next(queue)
-
-    # ── the other orchestrators ──
-
-    async def _watch(self) -> None:
-        """While anything is held back anywhere: say what this process holds, and notice who has fallen silent."""
-        was_holding = False
-        while True:
-            await self._held_somewhere.wait()
-            if self.waiting or was_holding:
-                was_holding = bool(self.waiting)
-                await self._bus.publish(ORCHESTRATORS, msgspec.json.encode(Beat(self.name, self.waiting_by_tenant())))
-            now_s = self._clock.monotonic()
-            for beat, heard_s in list(self._others.values()):
-                if now_s - heard_s >= SILENCE_S:
-                    await self._look_after(beat)
-            if not self._others and not was_holding:
-                self._held_somewhere.clear()
-            else:
-                await asyncio.sleep(BEAT_S)
-
-    async def _look_after(self, silent: Beat) -> None:
-        """Ask an orchestrator that was not heard whether it is there: it may be this process that was not listening."""
-        name = silent.orchestrator
-        try:
-            await self._bus.request(control_orchestrator(name), msgspec.json.encode(Question(())), timeout_s=ASK_TIMEOUT_S)
-        except Unavailable:
-            log.warning("orchestrator %s held %d messages back and is gone: taking over what is dispatched", name, sum(silent.waiting.values()))
-            self._others.pop(name, None)
-            self._adopt()
-        else:
-            self._others[name] = (silent, self._clock.monotonic())
-
-    async def _hear_other(self, message: Message) -> None:
-        try:
-            beat = _read_beat(message.data)
-        except msgspec.MsgspecError as error:
-            log.debug("a beat on %s does not decode: %s", message.subject, error)
-            return
-        if beat.orchestrator == self.name:
-            return
-        if beat.waiting and not beat.leaves:
-            self._others[beat.orchestrator] = (beat, self._clock.monotonic())
-            self._held_somewhere.set()
-        else:
-            self._others.pop(beat.orchestrator, None)
-            if beat.leaves:
-                self._adopt()
-
-    async def _answer(self, message: Message) -> None:
-        asked = _read_question(message.data)
-        if message.reply:
-            await self._bus.publish(message.reply, msgspec.json.encode(Answer(self._held_here(asked.tasks))))
 
 
 def _is_dispatched(state: RunState, task_id: TaskId) -> bool:

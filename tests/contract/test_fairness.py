@@ -10,7 +10,7 @@ from uuid import UUID
 
 from support.crew import Crew, diligent
 
-from crewlog.orchestrator.dispatcher import SILENCE_S
+from crewlog.orchestrator.dispatch_peers import SILENCE_S
 from crewlog.orchestrator.service import OrchestratorService
 from crewlog.schemas.ids import RunId, TaskId
 from crewlog.schemas.subjects import telemetry
@@ -106,7 +106,7 @@ async def test_a_sweep_leaves_alone_what_waits_for_its_turn_with_any_orchestrato
         holder, sweeper = (one, other) if one.dispatcher.waiting else (other, one)
         await holder.sweep.sweep()
         await sweeper.sweep.sweep()
-        await until(lambda: sweeper.dispatcher._others)
+        await until(lambda: sweeper.dispatcher._peers.holding)
         for ahead_s in (61.0, 1000.0, 5000.0):
             crew.clock.ahead_s += ahead_s
             await sweeper.sweep.sweep()
@@ -119,10 +119,10 @@ async def test_what_a_killed_orchestrator_held_back_is_taken_over_by_the_others(
     async with crew.orchestrator(**ONE) as one, crew.orchestrator(**ONE) as other:
         run_id = await submit(crew, "default", 9)
         holder, heir = (one, other) if one.dispatcher.waiting else (other, one)
-        await until(lambda: heir.dispatcher._others)
+        await until(lambda: heir.dispatcher._peers.holding)
         for loop in holder.dispatcher._loops:  # it dies without a word
             loop.cancel()
-        for subscription in holder.dispatcher._subscriptions:
+        for subscription in holder.dispatcher._peers._subscriptions:
             await subscription.stop()
         crew.clock.ahead_s += SILENCE_S
         await settled(heir, 8)

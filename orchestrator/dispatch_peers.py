@@ -1,0 +1,184 @@
+"""What orchestrators tell each other about messages that they hold back.
+
+Whoever holds something back says so every `BEAT_S`, and answers which. So the others know that such a task is not lost, however long it
+waits, and notice when whoever held it is gone. Nothing is said while nothing is held back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection
+from typing import Final
+
+import msgspec
+
+from crewlog.events.bus import Bus, Message, Subscription
+from crewlog.events.clock import Clock
+from crewlog.schemas.errors import Unavailable
+from crewlog.schemas.ids import TaskId
+from crewlog.schemas.subjects import ORCHESTRATORS, control_orchestrator
+
+BEAT_S: Final = 0.5
+SILENCE_S: Final = 2.0
+"""An orchestrator that held something back and was not heard for so long is asked, and taken for gone when it does not answer, in seconds."""
+ASK_TIMEOUT_S: Final = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Beat(msgspec.Struct, omit_defaults=True):
+    """What an orchestrator says of itself: how many messages it holds back, by tenant."""
+
+    orchestrator: str
+    waiting: dict[str, int] = {}
+    leaves: bool = False
+
+
+class Question(msgspec.Struct):
+    """Which of these does an orchestrator hold back?"""
+
+    tasks: tuple[TaskId, ...]
+
+
+class Held(msgspec.Struct, frozen=True):
+    """Where a message stands that is held back."""
+
+    kind: str
+    ahead: int
+    """About how many go before it."""
+    in_flight: int
+    """Tasks of its kind that are with agents, or on their queue."""
+    size: int
+    """How many may be."""
+    is_limited: bool
+    """True when that is the operator's limit for the kind, not what the agents can take."""
+
+
+class Answer(msgspec.Struct):
+    """Those that it does."""
+
+    held: dict[TaskId, Held] = {}
+
+
+_read_beat: Final = msgspec.json.Decoder(Beat).decode
+_read_question: Final = msgspec.json.Decoder(Question).decode
+_read_answer: Final = msgspec.json.Decoder(Answer).decode
+
+
+class Peers:
+    """The other orchestrators, as one of them knows them."""
+
+    def __init__(
+        self, bus: Bus, clock: Clock, name: str, *, waiting: Callable[[], dict[str, int]], held: Callable[[Collection[TaskId]], dict[TaskId, Held]]
+    ) -> None:
+        """Prepare.
+
+        Args:
+            waiting: counts what this one holds back, by tenant.
+            held: says where these messages stand, those that this one holds back.
+        """
+        self._bus, self._clock, self._name, self._waiting, self._held = bus, clock, name, waiting, held
+        self.holding: dict[str, tuple[Beat, float]] = {}
+        """Others that hold something back, and when they said so."""
+        self._adopt: Callable[[], None] = lambda: None
+        self._held_somewhere = asyncio.Event()
+        self._subscriptions: list[Subscription] = []
+        self._watching: asyncio.Task[None] | None = None
+
+    async def start(self, adopt: Callable[[], None]) -> asyncio.Task[None]:
+        """Begin to listen; the returned task ends only with `stop` or a defect.
+
+        Args:
+            adopt: called when another one is gone that held messages back.
+        """
+        self._adopt = adopt
+        self._subscriptions = [
+            await self._bus.subscribe(ORCHESTRATORS, self._hear),
+            await self._bus.subscribe(control_orchestrator(self._name), self._answer),
+        ]
+        self._watching = asyncio.create_task(self._watch(), name="dispatch-peers")
+        return self._watching
+
+    async def stop(self) -> None:
+        """Leave what this one holds back to the others. Safe to call twice."""
+        watching, self._watching = self._watching, None
+        subscriptions, self._subscriptions = self._subscriptions, []
+        for subscription in subscriptions:
+            await subscription.stop()
+        if watching is not None:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+            if waiting := self._waiting():
+                await self._bus.publish(ORCHESTRATORS, msgspec.json.encode(Beat(self._name, waiting, leaves=True)))
+
+    def begin(self) -> None:
+        """Take note that this one holds something back."""
+        self._held_somewhere.set()
+
+    def waiting_of(self, tenant: str) -> int:
+        """Count the messages of a tenant that the others hold back."""
+        return sum(beat.waiting.get(tenant, 0) for beat, _ in self.holding.values())
+
+    async def held(self, task_ids: Collection[TaskId]) -> dict[TaskId, Held]:
+        """Ask the others which of these messages they hold back; those that do not answer hold none."""
+        found: dict[TaskId, Held] = {}
+        question = msgspec.json.encode(Question(tuple(task_ids)))
+        for name in list(self.holding):
+            try:
+                reply = await self._bus.request(control_orchestrator(name), question, timeout_s=ASK_TIMEOUT_S)
+                found |= _read_answer(reply.data).held
+            except (Unavailable, msgspec.MsgspecError) as error:
+                log.info("orchestrator %s does not say what it holds back: %s", name, error)
+        return found
+
+    async def _watch(self) -> None:
+        """While anything is held back anywhere: say what this one holds, and notice who has fallen silent."""
+        was_holding = False
+        while True:
+            await self._held_somewhere.wait()
+            waiting = self._waiting()
+            if waiting or was_holding:
+                was_holding = bool(waiting)
+                await self._bus.publish(ORCHESTRATORS, msgspec.json.encode(Beat(self._name, waiting)))
+            now_s = self._clock.monotonic()
+            for beat, heard_s in list(self.holding.values()):
+                if now_s - heard_s >= SILENCE_S:
+                    await self._look_after(beat)
+            if not self.holding and not was_holding:
+                self._held_somewhere.clear()
+            else:
+                await asyncio.sleep(BEAT_S)
+
+    async def _look_after(self, silent: Beat) -> None:
+        """Ask an orchestrator that was not heard whether it is there: it may be this process that was not listening."""
+        name = silent.orchestrator
+        try:
+            await self._bus.request(control_orchestrator(name), msgspec.json.encode(Question(())), timeout_s=ASK_TIMEOUT_S)
+        except Unavailable:
+            log.warning("orchestrator %s held %d messages back and is gone: taking over what is dispatched", name, sum(silent.waiting.values()))
+            self.holding.pop(name, None)
+            self._adopt()
+        else:
+            self.holding[name] = (silent, self._clock.monotonic())
+
+    async def _hear(self, message: Message) -> None:
+        try:
+            beat = _read_beat(message.data)
+        except msgspec.MsgspecError as error:
+            log.debug("a beat on %s does not decode: %s", message.subject, error)
+            return
+        if beat.orchestrator == self._name:
+            return
+        if beat.waiting and not beat.leaves:
+            self.holding[beat.orchestrator] = (beat, self._clock.monotonic())
+            self._held_somewhere.set()
+        else:
+            self.holding.pop(beat.orchestrator, None)
+            if beat.leaves:
+                self._adopt()
+
+    async def _answer(self, message: Message) -> None:
+        asked = _read_question(message.data)
+        if message.reply:
+            await self._bus.publish(message.reply, msgspec.json.encode(Answer(self._held(asked.tasks))))
