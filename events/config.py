@@ -93,6 +93,10 @@ class Config(BaseSettings):
     """Folder for embedded servers, artifacts, workspaces, logs and local credentials."""
     database_url: SecretStr | None = None
     """Postgres to use instead of the embedded one; its login decides what this process may write."""
+    reader_url: SecretStr | None = None
+    """The same Postgres with the login `crewlog_reader`, for `crewlog sql`; None: the one of `database_url`, which is refused if it may do more."""
+    archivist_url: SecretStr | None = None
+    """The same Postgres with the login `crewlog_archivist`, for `crewlog archive`; None: the one of `database_url`."""
     nats_url: SecretStr | None = None
     """NATS to use instead of the embedded one."""
     artifacts_url: str | None = None

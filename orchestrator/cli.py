@@ -24,6 +24,7 @@ from crewlog.orchestrator import (
     cli_process,
     cli_runs,
     cli_schedule,
+    cli_sql,
     cli_verify,
 )
 
@@ -53,6 +54,7 @@ for module in (
     cli_chaos,
     cli_fork,
     cli_files,
+    cli_sql,
     cli_golden,
 ):
     module.register(app)

@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
@@ -151,7 +151,7 @@ def _make(folder: Path) -> None:
 
 
 @asynccontextmanager
-async def _connections(config: Config, role: str) -> AsyncIterator[Connections]:
+async def _connections(config: Config, role: Literal["operator", "archivist"]) -> AsyncIterator[Connections]:
     from crewlog.events.clock import SystemClock
     from crewlog.events.verify import open_connections
     from crewlog.orchestrator.endpoints import database_url

@@ -94,17 +94,20 @@ async def rebuild(home: HomeOption = None, output: OutputOption = Output.TABLE) 
         say("\n".join(f"corrected {rows} rows of {table}" for table, rows in done.corrected.items()) or "nothing had to be corrected")
 
 
-async def url(home: HomeOption = None, output: OutputOption = Output.TABLE) -> None:
+async def url(
+    reader: Annotated[bool, typer.Option("--reader", help="The login that reads the public views and nothing else, for notebooks and dashboards.")] = False,
+    home: HomeOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
     """Print the address for psql: a login that reads every view. Use it as: psql "$(crewlog db url)"."""
-    from crewlog.orchestrator.endpoints import with_login
+    from crewlog.orchestrator.endpoints import database_url
 
-    address = with_login(load_config(home), "operator").database_url
-    assert address is not None
+    address = database_url(load_config(home), "reader" if reader else "operator")
     if output is Output.JSON:
-        print_json({"url": address.get_secret_value()})
+        print_json({"url": address})
     else:
-        typer.echo(address.get_secret_value())
-        say('this login reads everything; views are in schema crewlog: psql "$(crewlog db url)" -c "select * from crewlog.runs"')
+        typer.echo(address)
+        say(f"this login reads {'the public views' if reader else 'everything'}; they are in schema crewlog")
 
 
 async def nats_url(home: HomeOption = None, output: OutputOption = Output.TABLE) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import SecretStr
 
 from crewlog.events.config import Config
@@ -34,16 +36,17 @@ def with_login(config: Config, process: str) -> Config:
     return config.model_copy(update=found)
 
 
-def database_url(config: Config, role: str) -> str:
-    """Return the address of the database for a login that is no process of the crew, as `archivist` or `reader`.
+def database_url(config: Config, role: Literal["operator", "archivist", "reader"]) -> str:
+    """Return the address of the database for what a person does with it.
 
-    An address in the configuration is taken as it is: its login is the one whose rights count.
+    An address in the configuration is taken as it is, that of the role before that of everything else: its login is the one whose rights count.
 
     Raises:
         Unavailable: none is configured and the home has no running server.
     """
-    if config.database_url is not None:
-        return config.database_url.get_secret_value()
+    own = {"archivist": config.archivist_url, "reader": config.reader_url}.get(role)
+    if (given := own or config.database_url) is not None:
+        return given.get_secret_value()
     state = _running(config)
     assert state.database_port is not None
     return load_credentials(config.home).postgres_url(f"crewlog_{role}", state.database_port)

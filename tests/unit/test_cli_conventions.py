@@ -47,7 +47,7 @@ def test_commands_are_those_of_the_manual() -> None:
         "pause resume quarantine release terminate drain scale docs agent orchestrator projector db seal verify import archive effects "
         "rollback"
     )
-    assert set(commands) == {*manual.split(), "budget", "dlq", "schedule", "nats", "mcp", "memory", "chaos", "golden", "version"}
+    assert set(commands) == {*manual.split(), "sql", "budget", "dlq", "schedule", "nats", "mcp", "memory", "chaos", "golden", "version"}
     assert {name: set(commands[name].commands) for name in ("budget", "db", "dlq", "docs", "golden", "mcp", "memory", "nats", "schedule")} == {
         "budget": {"list", "show", "raise", "set"},
         "db": {"migrate", "rebuild", "url"},
