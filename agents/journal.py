@@ -32,6 +32,7 @@ class Journal:
         self._stream: Stream = task_stream(self._task_id)
         self._sent = state.version
         self._pending: list[TaskEvent] = []
+        self._beside: list[Write] = []
         self._blobs: list[bytes] = []
         self._appends: list[asyncio.Task[Appended]] = []
         self._in_line = False
@@ -78,12 +79,32 @@ class Journal:
                 raise ContractError(f"{self._stream} refers to blob {ref}, which does not exist")
             self._texts[ref] = found[ref].decode()
 
-    def record(self, event: TaskEvent) -> None:
-        """Apply an event to the state and queue it for the next append."""
+    def record(self, event: TaskEvent, *beside: Write) -> None:
+        """Apply an event to the state and queue it for the next append, together with what goes to other streams in the same one."""
         if isinstance(event, ModelCallStarted):
             self._part_calls()
         self.state = evolve(self.state, event)
         self._pending.append(event)
+        self._beside += beside
+
+    async def record_if(self, event: TaskEvent, claim: Write) -> bool:
+        """Record an event and a claim in another stream together, and make both durable; False when that stream has moved on: then neither was
+        recorded.
+
+        Raises:
+            ConflictError: somebody else wrote to the task.
+        """
+        await self.commit()
+        state, sent = self.state, self._sent
+        self.record(event, claim)
+        try:
+            await self.commit()
+        except ConflictError as refused:
+            if refused.stream != claim.stream:
+                raise
+            self.state, self._sent = state, sent
+            return False
+        return True
 
     async def is_limited(self) -> bool:
         """Say whether a hard limit holds for the task now: its own, or that of any budget it is charged to."""
@@ -97,14 +118,14 @@ class Journal:
             None when the money is reserved. Otherwise the limit that left no room: then the call was not recorded.
         """
         self._part_calls()
-        state, pending, settle, sent = self.state, list(self._pending), list(self._settle), self._sent
+        state, pending, beside, settle, sent = self.state, list(self._pending), list(self._beside), list(self._settle), self._sent
         self.record(event)
         self._reserve = Reservation(reservation_id(self._task_id, event.call_id), event.reserved_micro_usd)
         try:
             await self.commit()
         except OverBudget as refused:
             # the append was refused as a whole: what was to be written before the call is still to be written
-            self.state, self._pending, self._settle, self._sent = state, pending, settle, sent
+            self.state, self._pending, self._beside, self._settle, self._sent = state, pending, beside, settle, sent
             return refused
         return None
 
@@ -179,6 +200,7 @@ class Journal:
     async def abandon(self) -> None:
         """Forget what was not sent, and let what was sent come to its end."""
         self._pending.clear()
+        self._beside.clear()
         self._settle.clear()
         self._reserve = None
         appends, self._appends = self._appends, []
@@ -195,12 +217,13 @@ class Journal:
         settle, self._settle = self._settle, []
         reserve, self._reserve = self._reserve, None
         blobs, self._blobs = self._blobs, []
+        writes, self._beside = (Write(self._stream, events, self._sent), *self._beside), []
         begun = next((e for e in events if isinstance(e, ModelCallStarted)), None)
         if begun is not None and reserve is None:  # free: simulated, so it is not even durable before its outcome
             reserve = Reservation(reservation_id(self._task_id, begun.call_id), 0)
         request = AppendRequest(
-            writes=(Write(self._stream, events, self._sent),),
-            event_ids=[self._clock.new_id() for _ in events],
+            writes=writes,
+            event_ids=[self._clock.new_id() for write in writes for _ in write.events],
             occurred_us=self._clock.now_us(),
             run_id=self._run_id,
             task_id=self._task_id,

@@ -260,6 +260,8 @@ def _tool_finished(state: TaskState, setup: Setup | None, event: ToolFinished) -
     tool = setup.tool(event.tool) if setup else None
     if call is not None and tool is not None and tool.asks_person and event.status == "ok":
         return _first(("status of the call", True, status in ("approved", "denied")), ("answer", call.note, event.result.inline))
+    if event.reused:  # what another call of the same did was looked up: an observation
+        return _first(("status of the call", True, status in ("new", "approved", "interrupted")))
     if call is not None and (status == "happened" or (status == "interrupted" and event.status != "refused")):
         return _cleared_up(call, event)
     ran = event.status in ("ok", "error")

@@ -210,6 +210,9 @@ class ToolSpec:
     """From arguments and idempotency key, how to take the effect back, as far as that can be said before it happens."""
     nonces: tuple[str, ...] = ()
     """Arguments that differ although the same is asked for: times, random ids. They have no part in the fingerprint of a call."""
+    dedupe_window_s: float | None = None
+    """Of calls that ask for the same within so many seconds, in whichever runs of the tenant, only the first one runs; the others get its outcome.
+    None: each call counts for itself."""
     undoes: bool = False
     """It takes back what other tools did, and is offered to no model: called by a rollback, or when a call was interrupted."""
 
@@ -223,6 +226,11 @@ class ToolSpec:
             raise ConfigError(f"a tool cannot be called {self.name!r}", hint=f"its name must match {TOOL_NAME.pattern}: every model provider accepts that")
         if self.undoes and self.effect != "idempotent":
             raise ConfigError(f"tool {self.name!r} takes back what others did and is {self.effect}", hint="it may run several times: make it idempotent")
+        if self.dedupe_window_s is not None and (self.effect == "read" or self.ends_task or self.dedupe_window_s < self.timeout_s):
+            raise ConfigError(
+                f"tool {self.name!r} has an effect {self.effect}, a timeout of {self.timeout_s:g} s and a window of {self.dedupe_window_s:g} s",
+                hint="dedupe_window_s is for effects that do not end their task, and may not be shorter than timeout_s",
+            )
 
     def definition(self) -> ToolDef:
         """Return the tool as the model sees it."""

@@ -80,6 +80,8 @@ class Call(msgspec.Struct, frozen=True):
     """It ran and has no outcome."""
     doubt: str = ""
     """Why it has none, when no worker died."""
+    fingerprint: Hash = Hash("")
+    """What it asks for, once it has begun."""
     compensation: Compensation | None = None
     """How to take it back."""
     probed: ToolProbed | None = None
@@ -225,7 +227,7 @@ def evolve(state: TaskState, event: TaskEvent) -> TaskState:  # noqa: C901, PLR0
     version = state.version + 1
     match event:
         case ToolStarted():
-            begun = {"status": "running", "compensation": event.compensation, "probed": None, "undoing": "", "doubt": ""}
+            begun = {"status": "running", "fingerprint": event.fingerprint, "compensation": event.compensation, "probed": None, "undoing": "", "doubt": ""}
             calls = _updated(state.calls, event.call_id, lambda c: replace(c, **begun))
             stubbed = state.is_stubbed or event.stub == "stubbed"
             return replace(state, version=version, calls=calls, started=(*state.started, event.tool), is_stubbed=stubbed)

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 
+from crewlog.agents.claims import LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MAX_S, read_claim, settlement, undone_claim
 from crewlog.agents.effects import Owner, compensation_of, fingerprint_of, intended_compensation, probe_call
 from crewlog.agents.journal import Journal
 from crewlog.agents.setup import Setup, SetupTool
@@ -19,8 +20,10 @@ from crewlog.agents.task_state import Call
 from crewlog.agents.tool_runner import Answer, Ask, Found, Probe, Ran, Refuse, Run, TakeBack, judge, run_tool
 from crewlog.agents.toolbox import Toolbox
 from crewlog.agents.undo import call_key, undoes
-from crewlog.schemas.effects import Compensation
+from crewlog.events.store import Write
+from crewlog.schemas.effects import Compensation, EffectRef
 from crewlog.schemas.ids import Hash, compensation_key
+from crewlog.schemas.system_events import ClaimsOpened, EffectClaimed, EffectSettled
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import (
     ApprovalRequested,
@@ -68,9 +71,9 @@ class ToolCalls:
             verdict = judge(call, journal.state, setup, spec, arguments)
             match verdict:
                 case Refuse():
-                    self._finish(call, verdict.status, verdict.message)
+                    self._finish(call, verdict.status, verdict.message, spec)
                 case Answer():
-                    self._finish(call, "ok", verdict.message)
+                    self._finish(call, "ok", verdict.message, spec)
                 case Ask():
                     self._ask(call, verdict)
                 case Found():
@@ -84,13 +87,14 @@ class ToolCalls:
                     tool = setup.tool(call.call.tool)
                     assert tool is not None  # `judge` lets nothing else run
                     assert spec is not None
-                    if (begun := await self._begin(call, tool, spec, arguments, verdict)) is not None:
+                    if (begun := await self._begin(call, tool, spec, arguments, verdict, may_wait=not running)) is not None:
                         running.append(begun)
         if running:
             await self._perform(running, setup)
 
-    async def _begin(self, call: Call, tool: SetupTool, spec: ToolSpec, arguments: str, verdict: Run) -> _Running | None:
-        """Record the intent of a call; in a trial also its outcome, when it is not to be carried out: then nothing is left to perform."""
+    async def _begin(self, call: Call, tool: SetupTool, spec: ToolSpec, arguments: str, verdict: Run, *, may_wait: bool) -> _Running | None:
+        """Record the intent of a call; None when nothing is left to perform: its outcome stands in for it in a trial, or is that of another call
+        that asked for the same, or that other call is still at it and is not waited for now."""
         journal, key = self._journal, self._key(call)
         stand_in = None if self._stand_ins is None else await self._stand_ins.for_call(call, tool)
         started = ToolStarted(call.call.call_id, call.call.tool, tool.version, tool.effect, key, verdict.approval_id, undoes=undoes(self._task))
@@ -101,12 +105,69 @@ class ToolCalls:
         if tool.effect != "read":
             compensation = intended_compensation(self._owner, spec, arguments, key=key, tools=self._tools)
             started = msgspec.structs.replace(started, fingerprint=fingerprint_of(self._owner, spec, arguments), compensation=compensation)
-        journal.record(started)
+        if spec.dedupe_window_s is None or self._task.undo is not None:
+            journal.record(started)
+        elif not await self._claimed(call, spec, started, spec.dedupe_window_s, may_wait=may_wait):
+            return None
         return _Running(call, key, journal.state.version)
 
-    def _finish(self, call: Call, status: str, message: str) -> None:
+    # ── calls that ask for the same ──
+
+    async def _claimed(self, call: Call, spec: ToolSpec, started: ToolStarted, window_s: float, *, may_wait: bool) -> bool:
+        """Record the intent of a call unless another one within the window asked for the same: then its outcome is recorded as soon as it has one.
+
+        While that one is still at it, this one waits for as long as the tool may take; False and nothing recorded when it may not wait now.
+        """
+        journal, clock, wait_s = self._journal, self._shop.clock, LOOK_AGAIN_FIRST_S
+        opened = ClaimsOpened(self._owner.tenant, self._owner.kind, spec.name, started.fingerprint)
+        until = clock.monotonic() + spec.timeout_s
+        await journal.commit()  # an earlier call of this task may be the one whose outcome is looked for
+        while True:
+            stream, claim = await read_claim(journal.store, clock, opened)
+            now_us = clock.now_us()
+            holder = claim.holder(started.idempotency_key, now_us)
+            if holder is None:
+                mine = EffectClaimed(self._ref(call, started.idempotency_key), now_us + round(window_s * 1e6))
+                if await journal.record_if(started, Write(stream, (mine,), claim.version)):
+                    return True
+                continue  # another call was faster
+            if claim.settled is not None:
+                await self._reuse(call, holder, claim.settled)
+                return False
+            if not may_wait:
+                return False
+            if holder.task_id == self._task.task_id or clock.monotonic() + wait_s >= until:
+                self._finish(
+                    call, "refused", f"{spec.name} was called with the same arguments before, and what became of that is not known yet: {_named(holder)}"
+                )
+                return False
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 2, LOOK_AGAIN_MAX_S)
+
+    async def _reuse(self, call: Call, holder: EffectRef, settled: EffectSettled) -> None:
+        """Take the outcome of another call for that of this one."""
+        journal = self._journal
+        await journal.load([settled.result])
+        said = f"{journal.read(settled.result)}\n\n[not done again: this is what came of the same call in {_named(holder)}]"
+        event = ToolFinished(call.call.call_id, call.call.tool, "ok", journal.pack(said), 0, settled.trust, reused=holder)
+        journal.record(msgspec.structs.replace(event, status=settled.status))
+
+    def _ref(self, call: Call, key: str) -> EffectRef:
+        return EffectRef(self._task.run_id, self._task.task_id, call.call.call_id, key)
+
+    def _record_outcome(self, call: Call, event: ToolFinished, spec: ToolSpec | None) -> None:
+        """Record what came of a call, for itself and for those that ask for the same."""
+        begun = next((c for c in self._journal.state.calls if c.call.call_id == call.call.call_id), call)
+        if spec is None or spec.dedupe_window_s is None or not begun.fingerprint or self._task.undo is not None:
+            self._journal.record(event)
+            return
+        status: Literal["ok", "error", "unknown"] = "error" if event.status == "refused" else event.status
+        settled = EffectSettled(self._key(call), status, event.result, event.trust)
+        self._journal.record(event, settlement(self._owner.tenant, begun.fingerprint, settled))
+
+    def _finish(self, call: Call, status: str, message: str, spec: ToolSpec | None = None) -> None:
         event = ToolFinished(call.call.call_id, call.call.tool, "ok", self._journal.pack(message), 0)
-        self._journal.record(msgspec.structs.replace(event, status=status))
+        self._record_outcome(call, msgspec.structs.replace(event, status=status), spec)
 
     def _ask(self, call: Call, asked: Ask) -> None:
         expires_us = self._shop.clock.now_us() + round(self._shop.approval_ttl_s * 1e6)
@@ -126,7 +187,8 @@ class ToolCalls:
         tool = setup.tool(call.call.tool)
         assert tool is not None
         compensation = probed.compensation or msgspec.UNSET
-        self._journal.record(ToolFinished(call.call.call_id, call.call.tool, "ok", probed.result, 0, tool.trust, compensation=compensation))
+        found = ToolFinished(call.call.call_id, call.call.tool, "ok", probed.result, 0, tool.trust, compensation=compensation)
+        self._record_outcome(call, found, self._spec(call, setup))
 
     async def _take_back(self, call: Call, compensation: Compensation) -> None:
         """Take back a call whose outcome is not known; its intent is durable before that is tried."""
@@ -156,21 +218,31 @@ class ToolCalls:
         if len(running) == 1:
             finished = await self._perform_one(running[0], setup)
             self._moved()
-            journal.record(finished)
+            await self._close(running[0].call, finished, setup)
             return
+        calls = {one.call.call.call_id: one.call for one in running}
         left = {asyncio.create_task(self._perform_one(one, setup)) for one in running}
         try:
             while left:
                 done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
                 self._moved()
                 for event in sorted((task.result() for task in done), key=lambda e: e.call_id):
-                    journal.record(event)
+                    await self._close(calls[event.call_id], event, setup)
                 if left:
                     journal.send()
         finally:
             for task in left:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
+
+    async def _close(self, call: Call, event: ToolFinished | ToolInDoubt, setup: Setup) -> None:
+        if isinstance(event, ToolInDoubt):
+            self._journal.record(event)
+            return
+        if self._task.undo is not None and event.status == "ok" and (write := await undone_claim(self._journal.store, self._task.tenant, self._task.undo)):
+            self._journal.record(event, write)  # who asks for the same thing from now on gets it again
+            return
+        self._record_outcome(call, event, self._spec(call, setup))
 
     async def _perform_one(self, one: _Running, setup: Setup) -> ToolFinished | ToolInDoubt:
         call = one.call
@@ -230,3 +302,7 @@ class ToolCalls:
             return None
         await journal.load([found.content])
         return ToolOutput(journal.read(found.content), trust=found.trust)
+
+
+def _named(holder: EffectRef) -> str:
+    return f"run {holder.run_id}, task {holder.task_id}, call {holder.call_id}"

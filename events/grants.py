@@ -14,7 +14,10 @@ from crewlog.schemas.system_events import (
     AgentStopped,
     BudgetChanged,
     CallSettled,
+    ClaimsOpened,
     DocumentIngested,
+    EffectClaimed,
+    EffectSettled,
     McpToolPinned,
     MemoryForgotten,
     MemoryRemembered,
@@ -116,6 +119,7 @@ _BUDGETS = _names(BudgetChanged)
 _MEMORIES = _names(MemoryRemembered, MemoryForgotten)
 _SPEND = _names(CallSettled)
 _PROVIDERS = _names(ProviderStateChanged)
+_CLAIMS = _names(ClaimsOpened, EffectClaimed, EffectSettled)
 _SCHEDULES = _names(ScheduleAdded, SchedulePaused, ScheduleResumed, ScheduleRemoved, ScheduleFired)
 _IMPORTS = _names(RunImported)
 _ARCHIVES = _names(RunArchived)
@@ -136,6 +140,7 @@ GRANTS: Final = (
     *(Grant(role, "spend", _SPEND, opens=True) for role in (ORCHESTRATOR, *map(kind_role, BUILT_IN_KINDS), SPECIALIST)),
     *(Grant(kind_role(kind), "task", _WORK, kind=kind) for kind in BUILT_IN_KINDS),
     Grant(SPECIALIST, "task", _WORK, except_kinds=frozenset(BUILT_IN_KINDS)),
+    *(Grant(role, "claim", _CLAIMS, opens=True) for role in (*map(kind_role, BUILT_IN_KINDS), SPECIALIST)),
     *(Grant(role, "mcp", _MCP, opens=True) for role in (*map(kind_role, BUILT_IN_KINDS), SPECIALIST)),
     *(Grant(role, "provider", _PROVIDERS, opens=True) for role in (*map(kind_role, BUILT_IN_KINDS), SPECIALIST)),
     Grant(kind_role("research"), "doc", _DOCUMENTS, opens=True),
@@ -161,6 +166,7 @@ def owner_grants(role: str) -> tuple[Grant, ...]:
         ("provider", _PROVIDERS),
         ("memory", _MEMORIES),
         ("schedule", _SCHEDULES),
+        ("claim", _CLAIMS),
         ("import", _IMPORTS),
         ("archive", _ARCHIVES),
         ("control", _CONTROLS),

@@ -39,7 +39,10 @@ from crewlog.schemas.system_events import (
     AgentStopped,
     BudgetChanged,
     CallSettled,
+    ClaimsOpened,
     DocumentIngested,
+    EffectClaimed,
+    EffectSettled,
     McpToolPinned,
     MemoryForgotten,
     MemoryRemembered,
@@ -280,6 +283,12 @@ def _describe_system(event: SystemEvent) -> str:
             return f"{event.scope}: limit {_limit(event.hard_micro_usd)}, warning at {_limit(event.soft_micro_usd)}, by {event.actor}"
         case CallSettled():
             return f"{event.call_id} to {event.provider}/{event.model}: {format_usd(event.price.cost_micro_usd)} ({event.price.source})"
+        case ClaimsOpened():
+            return f"{event.tool} of {event.kind}, {event.fingerprint[:12]}"
+        case EffectClaimed():
+            return f"by call {event.call.call_id} of task {event.call.task_id}"
+        case EffectSettled():
+            return f"{event.status}: {_text(event.result)}"
         case _:
             return _describe_schedule(event)
 

@@ -15,7 +15,7 @@ from crewlog.orchestrator.kinds import KindDirectory
 from crewlog.orchestrator.rollback import effects_of, plan_rollback, undone_keys
 from crewlog.orchestrator.run import RunState
 from crewlog.schemas.errors import ContractError, NotFound
-from crewlog.schemas.ids import Hash, RunId, rollback_run_id
+from crewlog.schemas.ids import Hash, RunId, import_stream, rollback_run_id
 from crewlog.schemas.task import RUN, parse_task
 from crewlog.schemas.task_events import TaskStarted
 
@@ -47,7 +47,7 @@ class Rollbacks:
         Raises:
             NotFound: the tenant has no such run.
             TooLate: the run is not over yet.
-            ContractError: it is a rollback itself.
+            ContractError: it is a rollback itself, or was imported.
             Unavailable: the log cannot be reached.
         """
         state = (await self._driver.folds.states([run_id])).get(run_id)
@@ -57,6 +57,8 @@ class Rollbacks:
             raise ContractError(f"run {run_id} is the rollback of run {state.rollback.run_id}, and is not rolled back itself")
         if state.status == "open":
             raise TooLate(f"run {run_id} is not over: it could do more while it is rolled back. End it first: crewlog cancel {run_id} --reason …")
+        if await self._store.read_streams({import_stream(run_id): 0}):
+            raise ContractError(f"run {run_id} was imported: what it did, it did elsewhere; roll it back where it ran")
         earlier = await self._earlier(run_id)
         if earlier and earlier[-1].status == "open":
             return _begun(earlier[-1], is_new=False)

@@ -2,7 +2,8 @@
 of budgets that are changed (`budget/<scope>`), model calls that were paid for when their task was over (`spend/<task_id>`), providers that
 do not answer (`provider/<name>`), what agents remember (`memory/<tenant>/<user>/<sha-256>`), goals that recur
 (`schedule/<tenant>/<name>`), what operators pause, quarantine and drain (`control/@all`),
-and runs that come from a file or go to one (`import/<run_id>`, `archive/<run_id>`)."""
+runs that come from a file or go to one (`import/<run_id>`, `archive/<run_id>`), and calls that ask for the same thing
+(`claim/<tenant>/<fingerprint>`)."""
 
 from __future__ import annotations
 
@@ -10,8 +11,9 @@ from typing import ClassVar, Literal
 
 import msgspec
 
-from crewlog.schemas.effects import Effect
+from crewlog.schemas.effects import Effect, EffectRef
 from crewlog.schemas.ids import Hash, RunId, TaskId
+from crewlog.schemas.payload import Payload
 from crewlog.schemas.usage import Price, Usage
 from crewlog.schemas.values import Trust
 
@@ -289,6 +291,33 @@ class RunArchived(SystemEvent, frozen=True):
     actor: str
 
 
+class ClaimsOpened(SystemEvent, frozen=True):
+    """A call asks for something that must not be done twice within a window, for the first time: calls that ask for the same find each other in
+    this stream."""
+
+    tenant: str
+    kind: str
+    tool: str
+    fingerprint: Hash
+
+
+class EffectClaimed(SystemEvent, frozen=True):
+    """A call is about to do what the stream stands for. Until `until_us` no other one does it, unless this one certainly did not."""
+
+    call: EffectRef
+    until_us: int
+
+
+class EffectSettled(SystemEvent, frozen=True):
+    """What became of the call with `key`, for those that ask for the same: `error` had no effect, `undone` has none any more, and of `unknown`
+    nobody knows."""
+
+    key: str
+    status: Literal["ok", "error", "unknown", "undone"]
+    result: Payload
+    trust: Trust
+
+
 SYSTEM_EVENTS: tuple[type[SystemEvent], ...] = (
     AgentRegistered,
     AgentStopped,
@@ -311,4 +340,7 @@ SYSTEM_EVENTS: tuple[type[SystemEvent], ...] = (
     WorkerDrained,
     RunImported,
     RunArchived,
+    ClaimsOpened,
+    EffectClaimed,
+    EffectSettled,
 )
