@@ -24,6 +24,7 @@ from crewlog.schemas.system_events import (
     ProviderStateChanged,
     RunArchived,
     RunImported,
+    RunStoodStill,
     ScheduleAdded,
     ScheduleFired,
     SchedulePaused,
@@ -123,6 +124,7 @@ _CLAIMS = _names(ClaimsOpened, EffectClaimed, EffectSettled)
 _SCHEDULES = _names(ScheduleAdded, SchedulePaused, ScheduleResumed, ScheduleRemoved, ScheduleFired)
 _IMPORTS = _names(RunImported)
 _ARCHIVES = _names(RunArchived)
+_ALERTS = _names(RunStoodStill)
 _CONTROLS = _names(ScopePaused, ScopeResumed, ScopeQuarantined, ScopeReleased, WorkerDrained)
 _WORK = _names(
     *(TaskStarted, ModelCallStarted, ModelCallFinished, ModelCallFailed, ModelCallSkipped, ToolStarted, ToolFinished),
@@ -137,6 +139,7 @@ GRANTS: Final = (
     Grant(ORCHESTRATOR, "budget", _BUDGETS, opens=True),
     Grant(ORCHESTRATOR, "schedule", _SCHEDULES, opens=True),
     Grant(ORCHESTRATOR, "control", _CONTROLS, opens=True),
+    Grant(ORCHESTRATOR, "alert", _ALERTS, opens=True),
     *(Grant(role, "spend", _SPEND, opens=True) for role in (ORCHESTRATOR, *map(kind_role, BUILT_IN_KINDS), SPECIALIST)),
     *(Grant(kind_role(kind), "task", _WORK, kind=kind) for kind in BUILT_IN_KINDS),
     Grant(SPECIALIST, "task", _WORK, except_kinds=frozenset(BUILT_IN_KINDS)),
@@ -170,5 +173,6 @@ def owner_grants(role: str) -> tuple[Grant, ...]:
         ("import", _IMPORTS),
         ("archive", _ARCHIVES),
         ("control", _CONTROLS),
+        ("alert", _ALERTS),
     )
     return tuple(Grant(role, category, types, opens=True) for category, types in everything)

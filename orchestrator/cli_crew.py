@@ -149,12 +149,14 @@ async def status(home: HomeOption = None, output: OutputOption = Output.TABLE) -
         workers, lag, problems = await client.workers(), await client.queries().lag(), await client.queries().problems()
         troubled = [p for p in await client.providers() if p.state != "closed"]
         held, controls = await client.runs(status="held"), await client.queries().controls()
+        still = await client.queries().standstills(config.tenant)
     if output is Output.JSON:
         fields = ("kind", "worker", "slots", "model", "simulated", "unavailable", "started_at")
         agents = [{f: plain(getattr(w, f)) for f in fields} for w in workers]
         views = {"providers": plain(troubled), "views": plain(lag), "problems": plain(problems)}
         views["held"] = [{"run_id": str(run.run_id), **plain(run.hold)} for run in held if run.hold is not None]
         views["controls"] = plain(controls)
+        views["standstills"] = plain(still)
         print_json({"home": str(config.home), "processes": plain(processes), "agents": agents, **views})
         return
     if processes:
@@ -170,6 +172,9 @@ async def status(home: HomeOption = None, output: OutputOption = Output.TABLE) -
             typer.echo(f"run {str(run.run_id)[:8]} is {hold_text(run.hold)}")
     for control in controls:
         typer.echo(control_line(control))
+    for one in still:
+        short = str(one.run_id)[:8]
+        typer.echo(f"run {short} stands still since {one.since_at.astimezone():%Y-%m-%d %H:%M:%S}: {one.what}; see: crewlog why {short}")
     behind = [view for view in lag if view.waiting_since is not None]
     if behind:
         print_table(["VIEW BEHIND THE LOG", "AT", "LOG AT", "SINCE"], [[v.name, v.position, v.head, v.waiting_since] for v in behind])

@@ -190,10 +190,14 @@ class Dispatcher:
             if task_id in queue
         }
 
+    def capacity(self, kind: str) -> int:
+        """Count the slots of the workers of a kind that were heard lately."""
+        now_s = self._clock.monotonic()
+        return sum(slots for slots, heard_s in self._workers.get(kind, {}).values() if now_s - heard_s < WORKER_SILENCE_S)
+
     def _size(self, kind: str) -> int:
         now_s = self._clock.monotonic()
-        capacity = sum(slots for slots, heard_s in self._workers.get(kind, {}).values() if now_s - heard_s < WORKER_SILENCE_S)
-        return self._windows[kind].size(capacity, all_heard=now_s >= self._all_heard_s, most=self._in_flight_max.get(kind))
+        return self._windows[kind].size(self.capacity(kind), all_heard=now_s >= self._all_heard_s, most=self._in_flight_max.get(kind))
 
     def _room(self, kind: str) -> int:
         return self._size(kind) - self._windows[kind].in_flight

@@ -9,6 +9,7 @@ from typing import Any, Final, assert_never
 import msgspec
 
 from crewlog.events.store import Recorded
+from crewlog.projections.waiting import format_time
 from crewlog.schemas.codec import Event, Unknown
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.run_events import (
@@ -47,6 +48,7 @@ from crewlog.schemas.system_events import (
     MemoryForgotten,
     MemoryRemembered,
     ProviderStateChanged,
+    RunStoodStill,
     ScheduleAdded,
     ScheduleFired,
     SchedulePaused,
@@ -289,6 +291,8 @@ def _describe_system(event: SystemEvent) -> str:
             return f"by call {event.call.call_id} of task {event.call.task_id}"
         case EffectSettled():
             return f"{event.status}: {_text(event.result)}"
+        case RunStoodStill():
+            return f"stands still since {format_time(event.since_us)}: {event.what}"
         case _:
             return _describe_schedule(event)
 

@@ -33,6 +33,7 @@ from crewlog.orchestrator.holds import Holds
 from crewlog.orchestrator.kinds import KindDirectory
 from crewlog.orchestrator.left_over import settle_left_over
 from crewlog.orchestrator.run import RunState, TaskState, active_tasks
+from crewlog.orchestrator.standstill import Standstills
 from crewlog.schemas.errors import OrchestrationError
 from crewlog.schemas.ids import RunId, Stream, TaskId, task_stream
 from crewlog.schemas.task_events import TaskStarted
@@ -58,6 +59,8 @@ class _Sign(msgspec.Struct):
 
     at_s: float
     dispatches: int
+    again: int = 0
+    """How often it was put on its queue again since."""
     version: int = 1
     """Up to where its stream is known; the first event is there from the start."""
 
@@ -95,6 +98,7 @@ class Sweep:
         self._soon = asyncio.Event()
         self._store, self._bus, self._clock, self._driver, self._dispatcher, self._kinds = store, bus, clock, driver, dispatcher, kinds
         self._interval_s, self._lease_s = interval_s, lease_s
+        self._standstills = Standstills(store, clock, patience_s=lease_s)
         self._signs: dict[TaskId, _Sign] = {}
         self._adopts = True
         """Whether the next round takes over what no worker has begun: nobody is known to hold it."""
@@ -168,6 +172,7 @@ class Sweep:
             paused = self._driver.folds.controls.pauses
             waiting = [(state, task) for state, task in dispatched_now if kind_scope(task.kind) not in paused]  # nobody takes theirs
             await self._check(waiting)
+            await self._standstills.look(states.values(), self._sent_again)
             await self._holds.release(states.values())
             if len(page) < PAGE:
                 break
@@ -204,11 +209,16 @@ class Sweep:
                 log.warning("task %s of run %s gave no sign of life for %.0f s, published again", task.task_id, state.run_id, now_s - sign.at_s)
                 await self._dispatcher.offer(_again(state, task, self._clock.random_id().hex[:8]))
                 sign.at_s = now_s
+                sign.again += 1
+
+    def _sent_again(self, task: TaskState) -> int:
+        sign = self._signs.get(task.task_id)
+        return sign.again if sign is not None and self._dispatcher.capacity(task.kind) > 0 else 0
 
     async def _note_progress(self, signs: Mapping[Stream, _Sign], now_s: float) -> None:
         for recorded in await self._store.read_streams({stream: sign.version for stream, sign in signs.items()}):
             sign = signs[recorded.stream]
-            sign.at_s, sign.version = now_s, recorded.version
+            sign.at_s, sign.version, sign.again = now_s, recorded.version, 0
 
     async def _is_lost(self, state: RunState, task: TaskState, sign: _Sign, backlogs: dict[tuple[str, str], int], now_s: float) -> bool:
         lane = task.kind, state.brief.priority

@@ -28,6 +28,7 @@ from crewlog.projections.query_rows import (
     ProblemView,
     ProviderView,
     RunView,
+    StandstillView,
     TaskView,
     ToolCallView,
 )
@@ -84,6 +85,7 @@ _BUDGETS: Final = _select(BudgetView, "budgets")
 _AGENTS: Final = _select(AgentView, "agents")
 _CONTROLS: Final = _select(ControlView, "controls")
 _RUN_CONTROLS: Final = _select(ControlView, "run_controls")
+_STANDSTILLS: Final = _select(StandstillView, "standstills")
 _DOCUMENTS: Final = _select(DocumentView, "documents")
 _MEMORIES: Final = _select(MemoryView, "memories")
 _PROBLEMS: Final = _select(ProblemView, "problems")
@@ -274,6 +276,10 @@ class Queries:
         where = """WHERE tenant = $1 AND ($2::text IS NULL OR user_name = $2 OR user_name IS NULL) AND starts_with(content, $3)
                    ORDER BY position DESC LIMIT $4"""
         return await self._read(MemoryView, "list memories", f"{_MEMORIES} {where}", tenant, user, prefix, limit)
+
+    async def standstills(self, tenant: str) -> list[StandstillView]:
+        """List runs of a tenant that stand still although nothing is known that they wait for, the oldest first."""
+        return await self._read(StandstillView, "list what stands still", f"{_STANDSTILLS} WHERE tenant = $1 ORDER BY since_at, run_id", tenant)
 
     async def controls(self, run_id: UUID | None = None) -> list[ControlView]:
         """List what is paused and in quarantine, the oldest first: everywhere, or what concerns one run, whichever scope it is of."""

@@ -266,6 +266,17 @@ class ProviderView(msgspec.Struct, frozen=True):
     changed_at: datetime
 
 
+class StandstillView(msgspec.Struct, frozen=True):
+    """An open run that waits for nothing anybody knows of, and to which nothing has happened since that was noticed."""
+
+    run_id: UUID
+    tenant: str
+    task_id: UUID | None
+    what: str
+    since_at: datetime
+    noticed_at: datetime
+
+
 class AgentView(msgspec.Struct, frozen=True):
     """A worker as it registered last."""
 

@@ -88,6 +88,11 @@ def spend_stream(task_id: TaskId) -> Stream:
     return Stream(f"spend/{task_id}")
 
 
+def alert_stream(run_id: RunId) -> Stream:
+    """Name the stream of alerts about one run."""
+    return Stream(f"alert/{run_id}")
+
+
 def provider_stream(provider: str) -> Stream:
     """Name the stream of what workers observe of one provider."""
     return Stream(f"provider/{provider}")
@@ -126,6 +131,11 @@ def reservation_id(task_id: TaskId, call_id: str) -> UUID:
 def settled_event_id(task_id: TaskId, call_id: str) -> EventId:
     """Derive the event id under which a model call is settled outside of its task's stream: whoever comes second is answered as a duplicate."""
     return EventId(uuid5(_NAMESPACE, f"{task_id}/settled/{call_id}"))
+
+
+def standstill_event_id(run_id: RunId, state: str) -> EventId:
+    """Derive the event id under which a standstill is recorded: the state that a run stands in is the same for every orchestrator."""
+    return EventId(uuid5(_NAMESPACE, f"{run_id}/standstill/{state}"))
 
 
 def idempotency_key(run_id: RunId, task_id: TaskId, call_id: str) -> str:

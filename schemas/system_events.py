@@ -157,6 +157,17 @@ class MemoryForgotten(SystemEvent, frozen=True):
     reason: str = ""
 
 
+class RunStoodStill(SystemEvent, frozen=True, omit_defaults=True):
+    """An open run, or one of its tasks, waits for nothing that anybody knows of: somebody should look. Recorded once for each standstill."""
+
+    run_id: RunId
+    what: str
+    """What is odd about it, in words."""
+    since_us: int
+    """Since when, as far as the orchestrator that noticed it knows."""
+    task_id: TaskId | None = None
+
+
 CatchUp = Literal["none", "one", "all"]
 
 
@@ -333,6 +344,7 @@ SYSTEM_EVENTS: tuple[type[SystemEvent], ...] = (
     ScheduleResumed,
     ScheduleRemoved,
     ScheduleFired,
+    RunStoodStill,
     ScopePaused,
     ScopeResumed,
     ScopeQuarantined,

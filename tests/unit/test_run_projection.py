@@ -21,7 +21,11 @@ from crewlog.schemas.errors import ContractError
 from crewlog.schemas.run_events import RUN_EVENTS
 from crewlog.schemas.system_events import (
     BudgetChanged,
+    ClaimsOpened,
+    EffectClaimed,
+    EffectSettled,
     McpToolPinned,
+    RunStoodStill,
     ScheduleAdded,
     ScheduleFired,
     SchedulePaused,
@@ -86,7 +90,8 @@ def test_every_event_has_exactly_one_fold() -> None:
     assert {*tasks._FOLDS, TaskOpened, TaskForked, BudgetWarned} == set(TASK_EVENTS)
     folded = [type_ for projection in all_projections(MemoryStore()) for type_ in projection.types]
     assert len(set(folded)) == len(folded)
-    # the gate itself keeps what budgets say, in es.budgets; workers fold pins and drains themselves, orchestrators schedules
+    # the gate itself keeps what budgets say, in es.budgets; workers fold pins and drains themselves, orchestrators schedules;
+    # standstills are a view of the log itself, and claims are read by those who dedupe
     schedules = {ScheduleAdded, ScheduleFired, SchedulePaused, ScheduleRemoved, ScheduleResumed}
-    without_a_view = {BudgetChanged, McpToolPinned, WorkerDrained} | schedules
+    without_a_view = {BudgetChanged, McpToolPinned, WorkerDrained, RunStoodStill, ClaimsOpened, EffectClaimed, EffectSettled} | schedules
     assert set(folded) == {*EVENT_TYPES.values(), Unknown, ContractError} - without_a_view
