@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
-import platformdirs
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, PlainValidator, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError, TomlConfigSettingsSource
 
 from crewlog.events.config_mcp import McpServer, ServerName
 from crewlog.events.jetstream import Provision
 from crewlog.events.limits import Limits, parse_limits
+from crewlog.events.whereabouts import default_home, user_file
 from crewlog.schemas.errors import ConfigError
 from crewlog.schemas.price_table import PriceTable, read_prices
 
@@ -29,14 +29,6 @@ SERVER_KEY: Final = re.compile(r"CREWLOG_([A-Z0-9_]+)_API_KEY")
 """Environment variables that hold the key of a model server of one's own."""
 
 _IN_SPANS: Final = frozenset({"SPAN_ONLY", "SPAN_AND_EVENT"})
-
-
-def default_home() -> Path:
-    """Return where embedded servers, artifacts and logs live when nothing else is said.
-
-    Root gets a folder that other users may traverse, because Postgres must not run as root.
-    """
-    return Path("/var/lib/crewlog") if os.geteuid() == 0 else Path(platformdirs.user_data_dir("crewlog"))
 
 
 def _host_names(value: object) -> object:
@@ -227,11 +219,6 @@ class Config(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         files = (TomlConfigSettingsSource(settings_cls, path) for path in (Path("crewlog.toml"), user_file()))
         return init_settings, env_settings, *files
-
-
-def user_file() -> Path:
-    """Return where a user's settings are, for every folder that has no `crewlog.toml` of its own or leaves them open."""
-    return Path(platformdirs.user_config_dir("crewlog")) / "crewlog.toml"
 
 
 def load(**given: Any) -> Config:

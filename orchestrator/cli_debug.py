@@ -65,16 +65,17 @@ def register(app: typer.Typer) -> None:
 @asynccontextmanager
 async def opened(run: str, home: Path | None) -> AsyncIterator[tuple[EventStore, RunId]]:
     """Open the log that holds a run: the crew's, or for the name of a file that `export` wrote, a log in memory."""
-    from crewlog.orchestrator.client import Client
-
     if is_file(run):
         from crewlog.orchestrator.bundle import read_bundle
 
         bundle = read_bundle(Path(run))
         yield bundle.store(), bundle.run_id
         return
-    async with Client.connect(load_config(home)) as client:
-        yield await client.store(), await client.find_run(run)
+    from crewlog.orchestrator.log_reader import open_log
+    from crewlog.orchestrator.run_names import find_run
+
+    async with open_log(home) as log:
+        yield log.store, await find_run(log.queries, run)
 
 
 def is_file(run: str) -> bool:

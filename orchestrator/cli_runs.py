@@ -209,11 +209,11 @@ async def show(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Show one run: its answer, tasks and files; or how it came to them."""
-    from crewlog.orchestrator.client import Client
-
     if view is not View.ANSWER or is_file(run):
         await show_as(View.TREE if view is View.ANSWER else view, run, home, output, with_reasoning=reasoning)
         return
+    from crewlog.orchestrator.client import Client
+
     async with Client.connect(load_config(home)) as client:
         run_id = await client.find_run(run)
         if save is not None:

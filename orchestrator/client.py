@@ -39,7 +39,8 @@ from crewlog.orchestrator.commands import Answer
 from crewlog.orchestrator.control import ask_supervisor
 from crewlog.orchestrator.endpoints import with_login
 from crewlog.orchestrator.home import ProcessState
-from crewlog.projections.queries import LAST, Queries
+from crewlog.orchestrator.run_names import NEWEST, VIEWS_FOLLOW_WITHIN_S, find_run, run_once_known
+from crewlog.projections.queries import Queries
 from crewlog.projections.query_rows import AgentView, ApprovalView, DocumentView, ProviderView, RunView, TaskView
 from crewlog.schemas import subjects
 from crewlog.schemas.errors import ContractError, NotFound, OrchestrationError, Unavailable
@@ -54,14 +55,10 @@ from crewlog.schemas.trace_context import TRACEPARENT
 REQUEST_TIMEOUT_S: Final = 10.0
 LOOK_AGAIN_S: Final = 5.0
 """How long whoever follows a run trusts that a hint would have come, in seconds."""
-VIEWS_FOLLOW_WITHIN_S: Final = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0)
-"""Waits between looks at the views, which follow the log within milliseconds, in seconds."""
 HELD_FOR_GOOD_S: Final = 1.0
 """A run that its budget has room for is released much sooner than that, in seconds."""
 GOES_ON: Final = TERMINAL_TYPES | {"RunReleased"}
 """What ends the time that a run is held."""
-NEWEST: Final = ("-", LAST)
-"""Names that need no id: the run submitted last, the only approval that waits."""
 
 
 class TaskFields(TypedDict, total=False):
@@ -218,13 +215,11 @@ class Client:
         Raises:
             NotFound: no run, or several.
         """
-        return await _run_once_known(self.queries(), LAST if run_id in NEWEST else str(run_id))
+        return await run_once_known(self.queries(), str(run_id))
 
     async def find_run(self, name: str) -> RunId:
         """Return the id of the run that `name` means: an id, the first characters of one, `@last` or `-`."""
-        with suppress(ValueError):
-            return RunId(UUID(name))
-        return RunId((await self.run(name)).run_id)
+        return await find_run(self.queries(), name)
 
     async def tasks(self, run_id: RunId) -> list[TaskView]:
         """List the tasks of a run in the order they were planned."""
@@ -388,21 +383,6 @@ async def _hear(bus: Bus, subject: str, hint: asyncio.Event, exits: AsyncExitSta
         hint.set()
 
     exits.push_async_callback((await bus.subscribe(subject, wake)).stop)
-
-
-async def _run_once_known(views: Queries, name: str) -> RunView:
-    """Find a run; one that is so new that the views have not heard of it is waited for."""
-    with suppress(NotFound):
-        return await views.run(name)
-    for wait_s in VIEWS_FOLLOW_WITHIN_S:
-        behind = any(view.waiting_since is not None for view in await views.lag())
-        try:
-            return await views.run(name)
-        except NotFound as error:
-            if error.candidates or not behind:
-                raise
-        await asyncio.sleep(wait_s)
-    return await views.run(name)
 
 
 def _accepted(answer: dict[str, Any]) -> dict[str, Any]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from crewlog.agents.recorded_task import Conversation, Line
 from crewlog.orchestrator.cli_output import printable
 from crewlog.orchestrator.event_text import event_line
-from crewlog.orchestrator.explain import Explanation
-from crewlog.orchestrator.moments import Moment
 from crewlog.orchestrator.run_timeline import Span
 from crewlog.orchestrator.run_tree import CallNode, RunTree, TaskNode
 from crewlog.schemas.blocks import Block, Text, ToolResult, ToolUse
 from crewlog.schemas.text import shorten
 from crewlog.schemas.usage import format_usd
+
+if TYPE_CHECKING:  # what reads a conversation loads pydantic, which a tree or a timeline can do without
+    from crewlog.agents.recorded_task import Conversation, Line
+    from crewlog.orchestrator.explain import Explanation
+    from crewlog.orchestrator.moments import Moment
 
 BAR_CHARS: Final = 40
 NOTE_CHARS_MAX: Final = 100

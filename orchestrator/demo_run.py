@@ -18,8 +18,9 @@ from typing import Final
 from crewlog.agents.models import key_of
 from crewlog.agents.smtp_sink import SmtpSink
 from crewlog.events.clock import SystemClock
-from crewlog.events.config import Config, default_home, load
+from crewlog.events.config import Config, load
 from crewlog.events.migrate import fingerprint
+from crewlog.events.whereabouts import default_home
 from crewlog.orchestrator.cli_live import follow, headline, show_approval
 from crewlog.orchestrator.cli_output import Exit, complain, say
 from crewlog.orchestrator.client import Client

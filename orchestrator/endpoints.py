@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import SecretStr
-
-from crewlog.events.config import Config
 from crewlog.events.credentials import ADMIN, load_credentials
 from crewlog.events.grants import BUILT_IN_KINDS
+from crewlog.events.whereabouts import Whereabouts
 from crewlog.orchestrator.home import Home, State
 from crewlog.schemas.errors import Unavailable
+
+if TYPE_CHECKING:
+    from pydantic import SecretStr
+
+    from crewlog.events.config import Config
 
 
 def role_of(process: str) -> str:
@@ -24,9 +28,11 @@ def with_login(config: Config, process: str) -> Config:
     Raises:
         Unavailable: the home has no running servers.
     """
+    from pydantic import SecretStr
+
     if config.database_url is not None and config.nats_url is not None:
         return config
-    state = _running(config)
+    state = _running(config.home)
     credentials, role = load_credentials(config.home), role_of(process)
     found: dict[str, SecretStr] = {}
     if config.database_url is None and state.database_port is not None:
@@ -45,11 +51,21 @@ def database_url(config: Config, role: Literal["operator", "archivist", "reader"
         Unavailable: none is configured and the home has no running server.
     """
     own = {"archivist": config.archivist_url, "reader": config.reader_url}.get(role)
-    if (given := own or config.database_url) is not None:
-        return given.get_secret_value()
-    state = _running(config)
+    given = own or config.database_url
+    return database_at(Whereabouts(config.home, None if given is None else given.get_secret_value()), role)
+
+
+def database_at(where: Whereabouts, role: str) -> str:
+    """Return the address that is given, else that of the embedded database for a login.
+
+    Raises:
+        Unavailable: none is given and the home has no running server.
+    """
+    if where.database_url is not None:
+        return where.database_url
+    state = _running(where.home)
     assert state.database_port is not None
-    return load_credentials(config.home).postgres_url(f"crewlog_{role}", state.database_port)
+    return load_credentials(where.home).postgres_url(f"crewlog_{role}", state.database_port)
 
 
 def owner_url(config: Config) -> str:
@@ -60,13 +76,13 @@ def owner_url(config: Config) -> str:
     """
     if config.database_url is not None:
         return config.database_url.get_secret_value()
-    state = _running(config)
+    state = _running(config.home)
     assert state.database_port is not None
     return load_credentials(config.home).postgres_url(ADMIN, state.database_port)
 
 
-def _running(config: Config) -> State:
-    home = Home(config.home)
+def _running(folder: Path) -> State:
+    home = Home(folder)
     state = home.state()
     if state is None or state.phase == "stopped" or home.holder() is None:
         raise Unavailable(

@@ -303,6 +303,8 @@ def _compare_run(expected: Sequence[RunEvent], run_events: Sequence[Recorded], a
         if at + offset >= len(run_events):
             return Divergence(first.stream, first.version + offset, "type", type_name(event), None)
         recorded = run_events[at + offset]
+        if type_name(event) != recorded.type:
+            return Divergence(recorded.stream, recorded.version, "type", type_name(event), recorded.type)
         if recorded.occurred_us != first.occurred_us:
             return Divergence(recorded.stream, recorded.version, "occurred_us", first.occurred_us, recorded.occurred_us)
         if found := _compare(event, recorded):

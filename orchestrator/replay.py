@@ -15,11 +15,11 @@ from crewlog.agents.rederive import replay_task
 from crewlog.events.store import EventStore, Recorded
 from crewlog.orchestrator.rederive import verify_run
 from crewlog.orchestrator.run import RunState, evolve, initial_state
-from crewlog.orchestrator.run_history import load_history, payloads_in
+from crewlog.orchestrator.run_history import RunHistory, load_history, payloads_in
 from crewlog.schemas.divergence import Divergence
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import Hash, RunId, Stream, category, run_stream
-from crewlog.schemas.payload import Payload, content_hash
+from crewlog.schemas.payload import content_hash
 from crewlog.schemas.run_events import RunEvent
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import TaskEvent
@@ -50,10 +50,7 @@ async def replay(store: EventStore, run_id: RunId, *, verify: bool = True) -> Re
 
 def fold_streams(run_id: RunId, streams: Mapping[Stream, Sequence[Recorded]], texts: Mapping[Hash, str], *, verify: bool) -> ReplayReport:
     """Fold all streams of a run. Pure: the same events give the same report."""
-
-    def read(payload: Payload) -> str:
-        return payload.inline if payload.inline is not None else texts[Hash(str(payload.ref))]
-
+    read = RunHistory(run_id, (), texts).read
     run_events = streams.get(run_stream(run_id), ())
     task_events = [r for stream, recorded in streams.items() if category(stream) == "task" for r in recorded]
     divergence = _gap(streams) or (verify_run(run_events, task_events) if verify else None)
@@ -65,9 +62,13 @@ def fold_streams(run_id: RunId, streams: Mapping[Stream, Sequence[Recorded]], te
             states[str(stream)] = task.state
             model_calls += task.model_calls
             divergence = divergence or task.divergence
+    return ReplayReport(run_id, sum(map(len, streams.values())), len(streams), model_calls, state_hash(states), divergence)
+
+
+def state_hash(states: Mapping[str, Any]) -> Hash:
+    """Return the hash of folded states, stream -> state: the same on every machine."""
     plain = msgspec.to_builtins(states, str_keys=True, enc_hook=_builtin)  # keys sort only as text, and some states are keyed by ids
-    state_hash = content_hash(msgspec.json.encode(plain, order="deterministic"))
-    return ReplayReport(run_id, sum(map(len, streams.values())), len(streams), model_calls, state_hash, divergence)
+    return content_hash(msgspec.json.encode(plain, order="deterministic"))
 
 
 def _fold_run(events: Sequence[Recorded]) -> RunState:

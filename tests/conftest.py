@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytest_plugins = ["support.reaper", "support.postgres", "support.nats", "support.live_crew"]
+pytest_plugins = ["support.reaper", "support.replayed", "support.postgres", "support.nats", "support.live_crew"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

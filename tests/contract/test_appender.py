@@ -20,6 +20,8 @@ from crewlog.events.store import Appended, AppendRequest
 from crewlog.schemas.errors import ConfigError, ContractError, NotAuthorised, Unavailable
 from crewlog.schemas.ids import RunId
 
+pytestmark = pytest.mark.hand_written("tries group commits")
+
 PATIENCE_S = 20
 Make = Callable[..., Appender]
 

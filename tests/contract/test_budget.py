@@ -481,6 +481,7 @@ async def test_a_raised_limit_holds_for_what_stands_behind_it_in_one_batch(store
 # looking
 
 
+@pytest.mark.hand_written("tries the ledger")
 async def test_open_reservations_are_listed_oldest_first(store: EventStore, worker: EventStore) -> None:
     task_id, run_id = await task(store, ScopeLimit("run/1", None, None)), new_run()
     for since_us, call_id in ((30, "c"), (10, "a"), (20, "b"), (5, "released")):
@@ -579,6 +580,7 @@ async def test_money_in_the_append_that_opens(store: EventStore, log: Log) -> No
     assert (await store.budgets(["run/1"]))["run/1"] == BudgetState(5, 10, 0, 10)
 
 
+@pytest.mark.hand_written("tries the ledger")
 async def test_opening_and_spending_in_one_batch(store: EventStore, log: Log) -> None:
     owner = await log.open_as_owner() if isinstance(log, InPostgres) else await log.open("owner")
     run_id, task_id = new_run(), new_task()

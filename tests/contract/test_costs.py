@@ -25,6 +25,8 @@ from crewlog.schemas.system_events import CallSettled
 from crewlog.schemas.task_events import ModelCallFailed, ModelCallFinished
 from crewlog.schemas.usage import WORST_CASE
 
+pytestmark = pytest.mark.hand_written("costs are tried on histories of every shape")
+
 Bill = ModelCallFinished | ModelCallFailed | CallSettled
 COLUMNS: Sequence[CostColumn] = ("run_id", "task_id", "key", "kind", "provider", "model", "user_name", "tenant", "day")
 

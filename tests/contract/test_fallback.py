@@ -341,6 +341,7 @@ async def test_a_call_that_was_paid_for_a_task_cancelled_meanwhile_is_settled_be
     assert await money(bench) == BudgetState(None, 10_000_000, 60, 0)
 
 
+@pytest.mark.hand_written("the dead worker's call is written without its request")
 async def test_a_worker_that_takes_over_gives_up_the_call_of_the_dead_one(bench: Bench) -> None:
     task = await bench.open(scopes=[RUN])
     link = Link("test", "acme", "a")

@@ -20,6 +20,8 @@ from crewlog.events.store import AppendRequest, Reservation, Settlement, Write
 from crewlog.schemas.budget import ScopeLimit
 from crewlog.schemas.ids import reservation_id, run_stream, task_stream
 
+pytestmark = pytest.mark.hand_written("tries the gate with events of every kind")
+
 # places of the arguments of es.append
 STREAMS, W_REQUEST, W_STREAM, W_EVENTS, TYPES, E_TYPE, E_ID, E_DATA = 0, 1, 2, 4, 11, 13, 14, 15
 SCOPE, SOFT, HARD, B_WRITE, B_LIMIT, L_REQUEST, L_LIMIT, HELD, R_REQUEST, R_HELD, R_AMOUNT, T_REQUEST, T_HELD, T_ACTUAL = range(17, 31)

@@ -20,6 +20,8 @@ from crewlog.events.store import AppendRequest, Write
 from crewlog.schemas.errors import ConflictError
 from crewlog.schemas.ids import RunId, run_stream
 
+pytestmark = pytest.mark.hand_written("tries the order of the log")
+
 
 async def append_on(connection: Any, *requests: AppendRequest) -> Any:
     """Call the gate by hand, inside whatever transaction the connection is in."""

@@ -39,6 +39,8 @@ from crewlog.schemas.system_events import SYSTEM_EVENTS, AgentStopped, DocumentI
 from crewlog.schemas.task_events import TASK_EVENTS, TERMINAL_TYPES, ApprovalDecided, TaskCancelled, TaskFailed, TaskOpened
 from crewlog.schemas.values import Failure
 
+pytestmark = pytest.mark.hand_written("tries who may write what")
+
 
 @pytest.fixture(params=["memory", "postgres"])
 def kept_in(request: pytest.FixtureRequest) -> Log:

@@ -19,6 +19,8 @@ from crewlog.schemas.errors import ConflictError, Unavailable
 from crewlog.schemas.ids import task_stream
 from crewlog.schemas.task_events import TaskCancelled
 
+pytestmark = pytest.mark.hand_written("tries the log under hazards")
+
 PATIENCE_S = 20
 
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from random import Random
 
+import pytest
 import pytest_asyncio
 from support.logs import CLOCK, dispatched, new_run, new_task, opening, to_run
 from support.money import calling, opened, settling
@@ -149,6 +150,7 @@ async def test_settled_reservations_leave_nothing_behind(orchestrator: PostgresS
     await admin.close()
 
 
+@pytest.mark.hand_written("tries the ledger")
 async def test_what_is_free_touches_no_budget(orchestrator: PostgresStore, workers: list[PostgresStore], database: Database) -> None:
     task_id, run_id = new_task(), new_run()
     await orchestrator.append(opened(task_id, ScopeLimit("run/1", 0, 0)))

@@ -20,6 +20,8 @@ from crewlog.events.clock import SystemClock
 from crewlog.projections.queries import LAST, CostFilter, Queries
 from crewlog.schemas.errors import ContractError, NotFound
 
+pytestmark = pytest.mark.hand_written("the views are tried on histories of every shape")
+
 
 class Views(NamedTuple):
     """Views over a filled log."""
@@ -167,7 +169,7 @@ async def test_agents_lag_and_problems(views: Views) -> None:
     assert agent.stopped_at is not None
     assert await views.queries.agents(running_only=True) == []
     lags = await views.queries.lag()
-    assert {lag.name for lag in lags} == {"runs", "agents", "knowledge", "memories", "unreadable"}
+    assert {lag.name for lag in lags} == {"runs", "controls", "agents", "knowledge", "memories", "unreadable"}
     assert all(lag.position == lag.head > 0 and lag.waiting_since is None for lag in lags)
     assert await views.queries.problems() == []
     assert await views.queries.documents("default") == []

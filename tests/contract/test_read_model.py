@@ -37,6 +37,8 @@ from crewlog.schemas.run_events import RunCancelled, RunSubmitted
 from crewlog.schemas.subjects import POKE
 from crewlog.schemas.system_events import DocumentIngested
 
+pytestmark = pytest.mark.hand_written("the views are tried on histories of every shape")
+
 
 async def ingest(store: PostgresStore, name: str, body: str, *, tenant: str = "default", library: bool = True) -> str:
     content = content_hash(f"{name}\n{body}".encode())

@@ -33,6 +33,8 @@ from crewlog.schemas.system_events import AgentStopped
 from crewlog.schemas.task_events import AttemptFailed, TaskOpened
 from crewlog.schemas.values import Failure
 
+pytestmark = pytest.mark.hand_written("tries the copy of the log")
+
 CLOCK = SystemClock()
 
 

@@ -145,6 +145,7 @@ async def test_nothing_of_an_imported_run_is_carried_out(home: Home, quiet: list
             await store.append(request)
 
 
+@pytest.mark.hand_written("damaged files")
 async def test_what_is_no_whole_new_run_is_refused_and_leaves_nothing(home: Home, quiet: list[Bundle]) -> None:
     bundle = planned(quiet)
     events = list(bundle.events)
@@ -244,6 +245,7 @@ async def test_a_run_that_is_not_what_was_proved_stays(home: Home, quiet: list[B
     assert await half_archived(home.connections(ARCHIVIST)) == [bundle.run_id]
 
 
+@pytest.mark.hand_written("tries the triggers of the log")
 async def test_nobody_deletes_events_without_their_tombstones(home: Home, quiet: list[Bundle]) -> None:
     bundle = planned(quiet)
     await home.takes_in(bundle)

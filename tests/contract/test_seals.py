@@ -23,6 +23,8 @@ from crewlog.events.verify import newest_seal, open_connections, seal, verify, v
 from crewlog.schemas.ids import RunId, run_stream
 from crewlog.schemas.subjects import POKE
 
+pytestmark = pytest.mark.hand_written("seals are tried on events of every kind")
+
 RUNS, PER_RUN = 4, 6
 """Each run has its opening, dispatches and an end; runs take turns in the log, so that a stream's events are spread over the seals."""
 

@@ -37,6 +37,8 @@ from crewlog.schemas.run_events import RunSubmitted
 from crewlog.schemas.system_events import DocumentIngested
 from crewlog.schemas.task_events import TaskCancelled, TaskOpened
 
+pytestmark = pytest.mark.hand_written("tries the log with events of every kind")
+
 
 @pytest.fixture(params=["memory", "postgres"])
 def kept_in(request: pytest.FixtureRequest) -> Log:

@@ -91,6 +91,7 @@ async def test_a_tool_knows_the_span_that_its_call_will_have(tmp_path: Path) -> 
     assert [parse_traceparent(header) for header in sorted(told)] == sorted(SpanRef(RUN_ID.bytes, span_id(task.task_id, f"tool/{version}")) for version in at)
 
 
+@pytest.mark.hand_written("a history of any shape")
 async def test_a_log_that_was_never_traced_begins_with_its_newest_part_and_goes_on_where_it_was(database: Database) -> None:
     async with log_of(database) as store:
         await store_history(store, write_history(Random(1), runs=4, moves=120))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from support.postgres import Database
+
+pytestmark = pytest.mark.hand_written("views are tried on histories of every shape")
 
 PAGE = Path(__file__).parents[2] / "docs" / "views.md"
 

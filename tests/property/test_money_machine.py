@@ -24,6 +24,8 @@ from crewlog.schemas.budget import ScopeLimit
 from crewlog.schemas.errors import ConflictError, ContractError, OverBudget
 from crewlog.schemas.ids import Stream, reservation_id, task_stream
 
+pytestmark = pytest.mark.hand_written("tries the ledger")
+
 T = TypeVar("T")
 Answer = tuple[Any, ...]
 Move = tuple[Any, ...]

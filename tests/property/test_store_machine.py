@@ -22,6 +22,8 @@ from crewlog.schemas.codec import Event
 from crewlog.schemas.errors import ConflictError, ContractError
 from crewlog.schemas.ids import RunId, Stream, run_stream
 
+pytestmark = pytest.mark.hand_written("tries the log")
+
 T = TypeVar("T")
 Answer = tuple[tuple[int, ...], bool] | str
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import shutil
@@ -9,16 +10,20 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from support.replayed import Replayed, is_hand_written
 
 from crewlog.events.clock import SystemClock
+from crewlog.events.credentials import load_credentials
 from crewlog.events.readiness import READY_FD
 from crewlog.orchestrator.client import Client
+from crewlog.orchestrator.home import Home
 
 CLI = (sys.executable, "-P", "-m", "crewlog.orchestrator")
 READY_WITHIN_S = 60.0
@@ -32,6 +37,7 @@ class LiveCrew:
         self.home = home
         self.env = {**{k: v for k, v in os.environ.items() if not k.startswith("CREWLOG_")}, "CREWLOG_HOME": str(home), "NO_COLOR": "1", **env}
         self.process: subprocess.Popen[bytes] | None = None
+        self._replayed = Replayed()
 
     def start(self, *arguments: str) -> None:
         """Start `crewlog up` and wait until it says that it is ready."""
@@ -53,6 +59,15 @@ class LiveCrew:
             self.process.terminate()
             assert self.process.wait(60) == 0, self.log()
             self.process = None
+
+    def replay_violations(self) -> list[str]:
+        """Replay every run in which anything happened since the last look; nothing of a crew that is down."""
+        state = Home(self.home).state() if self.process is not None and self.process.poll() is None else None
+        if state is None or state.database_port is None:
+            return []
+        url = load_credentials(self.home).postgres_url("crewlog_operator", state.database_port)
+        with ThreadPoolExecutor(1) as apart:  # the test may have a loop of its own
+            return apart.submit(asyncio.run, self._replayed.violations(url)).result()
 
     def log(self) -> str:
         """Return what the supervisor and all processes said."""
@@ -83,6 +98,8 @@ def a_crew(*arguments: str, start: bool = True, **env: str) -> Iterator[LiveCrew
         if start:
             crew.start(*arguments)
         yield crew
+        found = crew.replay_violations()
+        assert not found, "\n".join(found)
     finally:
         try:
             crew.stop()
@@ -106,6 +123,18 @@ def own_agent(crew: LiveCrew, target: str, folder: Path) -> Iterator[None]:
         os.close(ready)
         process.terminate()
         assert process.wait(30) == 0
+
+
+@pytest.fixture(autouse=True)
+def runs_of_live_crews_replay(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Replay what a test did with a crew that it shares with others."""
+    values = request.node.funcargs  # filled while the test is set up
+    yield
+    if is_hand_written(request):
+        return
+    crews = [value for value in values.values() if isinstance(value, LiveCrew)]
+    found = [violation for crew in crews for violation in crew.replay_violations()]
+    assert not found, "\n".join(found)
 
 
 @pytest.fixture(scope="session")

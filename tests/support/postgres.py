@@ -9,7 +9,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import pytest_asyncio
+from support.replayed import Replayed, is_hand_written
 
 import crewlog.projections
 from crewlog.events.credentials import ADMIN, POSTGRES_ROLES, Credentials
@@ -59,13 +61,15 @@ async def postgres_server() -> AsyncIterator[PostgresServer]:
 
 
 @pytest_asyncio.fixture
-async def database(postgres_server: PostgresServer) -> AsyncIterator[Database]:
+async def database(postgres_server: PostgresServer, request: pytest.FixtureRequest) -> AsyncIterator[Database]:
     name = f"test_{next(_numbers)}"
     connection = await connect(postgres_server.admin_url("postgres"))
     try:
         await connection.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY wal_log")
         yield Database(postgres_server, Credentials(postgres=_passwords(), nats={}), name)
+        found = [] if is_hand_written(request) else await Replayed().violations(postgres_server.admin_url(name))
         await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        assert not found, "\n".join(found)
     finally:
         await connection.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 import msgspec
+import pytest
 from support.run_tables import Tables, fold_pages
 
 from crewlog.events.memory_store import MemoryStore
@@ -17,6 +18,8 @@ from crewlog.schemas.system_events import CallSettled
 from crewlog.schemas.task_events import BudgetWarned, ModelCallFailed, ModelCallFinished, ModelCallStarted, TaskCancelled, TaskOpened, TaskStarted
 from crewlog.schemas.usage import Price, Usage
 from crewlog.schemas.values import ArtifactRef, Failure, Shortfall
+
+pytestmark = pytest.mark.hand_written("views of budgets are tried on events alone")
 
 RUN, TASK = RunId(UUID(int=1)), TaskId(UUID(int=1))
 SCOPE = f"run/{RUN}"

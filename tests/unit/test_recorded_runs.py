@@ -206,6 +206,7 @@ def test_a_blob_that_is_missing_is_named() -> None:
     assert "5000 bytes" in history.shown(payload)
 
 
+@pytest.mark.hand_written("histories of every shape")
 @pytest.mark.parametrize("seed", range(12))
 def test_trees_timelines_and_causes_take_histories_of_every_shape(seed: int) -> None:
     _, events = asyncio.run(recorded_history(write_history(Random(seed), runs=4, moves=160)))

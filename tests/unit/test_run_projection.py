@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.histories import recorded_history, write_history
@@ -34,6 +35,8 @@ from crewlog.schemas.system_events import (
     WorkerDrained,
 )
 from crewlog.schemas.task_events import TASK_EVENTS, TERMINAL_TYPES, BudgetWarned, TaskForked, TaskOpened
+
+pytestmark = pytest.mark.hand_written("views are tried on histories of every shape")
 
 
 def cut(events: Sequence[Recorded], random: Random) -> list[Sequence[Recorded]]:

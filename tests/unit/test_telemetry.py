@@ -27,6 +27,8 @@ from crewlog.projections.trace import END_TYPES
 from crewlog.schemas.errors import ConfigError, Unavailable
 from crewlog.schemas.trace_context import SpanRef, is_traced, parse_traceparent, span_id, traceparent
 
+pytestmark = pytest.mark.hand_written("traces are tried on histories of every shape")
+
 RUN = UUID("00000000-0000-4000-8000-00000000000a")
 
 

@@ -9,6 +9,7 @@ from random import Random
 from uuid import UUID
 
 import msgspec
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.histories import recorded_history, write_history
@@ -331,6 +332,7 @@ def test_a_replay_is_a_trace_of_its_own_linked_to_the_original() -> None:
     assert root.attributes["orch.replay_of"] == str(RUN)
 
 
+@pytest.mark.hand_written("histories of every shape")
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 300))
 async def test_every_history_is_one_tree_per_run(seed: int, runs: int, moves: int) -> None:
