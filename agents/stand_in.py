@@ -134,7 +134,9 @@ class StandIns:
         found = self._results.find(call.call, tool.version, state.artifacts, earlier=earlier)
         if found is None:
             return None
-        return _Found(msgspec.structs.replace(found, call_id=call.call.call_id, latency_ms=0, ways=msgspec.UNSET), found.result)
+        # what the call made then is not made again: there is nothing to take back
+        nothing_done = {"ways": msgspec.UNSET, "compensation": msgspec.UNSET, "reused": msgspec.UNSET}
+        return _Found(msgspec.structs.replace(found, call_id=call.call.call_id, latency_ms=0, **nothing_done), found.result)
 
     def _missing(self, call: Call, tool: SetupTool) -> ToolFinished:
         trial, name = self._task.trial, call.call.tool

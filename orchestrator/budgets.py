@@ -17,7 +17,7 @@ from crewlog.schemas.ids import budget_stream
 from crewlog.schemas.system_events import BudgetChanged
 from crewlog.schemas.usage import format_usd
 
-_DAILY = ("kind", "user", "tenant")
+_OF_TENANT = ("kind", "user", "tenant", "trial")
 
 
 class Budgets:
@@ -78,7 +78,7 @@ class Budgets:
     async def _is_of(self, tenant: str, scope: str) -> bool:
         """Say whether a scope is this tenant's; another tenant's is as good as none."""
         of, _, rest = scope.partition("/")
-        if of in _DAILY:
+        if of in _OF_TENANT:
             return rest.partition("/")[0] == tenant
         try:
             named = UUID(rest)

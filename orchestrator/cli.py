@@ -15,6 +15,7 @@ from crewlog.orchestrator import (
     cli_debug,
     cli_dlq,
     cli_effects,
+    cli_eval,
     cli_files,
     cli_fork,
     cli_golden,
@@ -56,6 +57,7 @@ for module in (
     cli_files,
     cli_sql,
     cli_golden,
+    cli_eval,
 ):
     module.register(app)
 

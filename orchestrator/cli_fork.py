@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,7 +59,7 @@ async def fork(
         "task": task,
         "message": message,
         "results": dict(_named(text, "--result") for text in result or ()),
-        "prompts": dict(_prompt(text) for text in prompt or ()),
+        "prompts": named_prompts(prompt or ()),
         "models": _models(model, provider),
         "agent_version": agent_version,
         "effects": "allow" if allow_effects else "stub",
@@ -106,6 +107,11 @@ def _named(text: str, option: str) -> tuple[str, str]:
     if not equals or not name:
         raise ContractError(f"{option} {text}: expected NAME=TEXT, or NAME=@FILE")
     return name, _text(value)
+
+
+def named_prompts(texts: Iterable[str]) -> dict[str, str]:
+    """Read `[KIND=]TEXT` and `[KIND=]@FILE`; what names no kind is for all."""
+    return dict(map(_prompt, texts))
 
 
 def _prompt(text: str) -> tuple[str, str]:

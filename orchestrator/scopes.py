@@ -5,6 +5,7 @@
     kind/<tenant>/<kind>/<day>          all agents of a kind, per tenant and day
     user/<tenant>/<user>/<day>          one user's work of a day
     tenant/<tenant>/<day>               all work of a tenant on a day
+    trial/<tenant>/<name>               an evaluation or a shadow; only its runs
 
 Days are those of the dispatch, in UTC: a task that works past midnight is charged to the day it began on. A surface that has a limit of its
 own for one of the daily scopes has an account of its own there, too: `tenant/acme/2026-11-21/batch`. Every task is charged to all five,
@@ -15,7 +16,8 @@ from __future__ import annotations
 
 from crewlog.events.limits import soft_of
 from crewlog.orchestrator.run import RunState
-from crewlog.schemas.budget import ScopeLimit, kind_scope, run_scope, tenant_scope, tree_scope, user_scope, utc_day
+from crewlog.schemas.budget import ScopeLimit, kind_scope, run_scope, tenant_scope, tree_scope, trial_scope, user_scope, utc_day
+from crewlog.schemas.trial import Trial
 
 
 def scopes_of(state: RunState, kind: str, now_us: int) -> tuple[ScopeLimit, ...]:
@@ -34,7 +36,12 @@ def scopes_of(state: RunState, kind: str, now_us: int) -> tuple[ScopeLimit, ...]
     )
     hard, soft = brief.budget.hard_micro_usd, brief.budget.soft_micro_usd
     own = ScopeLimit("run", soft_of(hard) if soft is None else soft, hard)
-    return tuple(_limited(of, scope, given.get(of), own if of == "run" else None) for of, scope in named)
+    tried = (_trial(brief.tenant, brief.trial),) if brief.trial is not None and brief.trial.name else ()
+    return (*(_limited(of, scope, given.get(of), own if of == "run" else None) for of, scope in named), *tried)
+
+
+def _trial(tenant: str, trial: Trial) -> ScopeLimit:
+    return ScopeLimit(trial_scope(tenant, trial.name), soft_of(trial.hard_micro_usd), trial.hard_micro_usd)
 
 
 def _split(kind_of_scope: str) -> tuple[str, str]:

@@ -34,6 +34,7 @@ from crewlog.orchestrator.publisher import Publisher
 from crewlog.orchestrator.rollbacks import Rollbacks
 from crewlog.orchestrator.run import RunState
 from crewlog.orchestrator.schedules import Schedules
+from crewlog.orchestrator.shadows import NO_SHADOWS, Rules, Shadows, parse_shadow
 from crewlog.orchestrator.steering import Steering
 from crewlog.orchestrator.sweep import Sweep
 from crewlog.orchestrator.terms import Allowance
@@ -60,6 +61,8 @@ class Settings(NamedTuple):
     in_flight_max: Mapping[str, int] = NO_BOUNDS
     open_runs_max: int = 20_000
     waiting_tasks_max: int = 50_000
+    shadow: Rules = NO_SHADOWS
+    shadow_max_micro_usd: int | None = None
 
 
 DEFAULTS: Final = Settings()
@@ -79,6 +82,7 @@ class OrchestratorService:
             *(store, publisher, self.dispatcher, clock, self.kinds), on_state=self._note, admit=self._admission.check, allowance=settings.allowance
         )
         self._holds = Holds(store, self.driver)
+        self._shadows = Shadows(store, clock, self.driver, settings.shadow, hard_micro_usd=settings.shadow_max_micro_usd)
         self.sweep = Sweep(
             *(store, bus, clock, self.driver, self.dispatcher, self.kinds, self._holds, self._admission),
             interval_s=settings.sweep_interval_s,
@@ -131,6 +135,7 @@ class OrchestratorService:
         await self._letters.stop(grace_s=grace_s)
         await self._api.stop()
         await self._steering.stop()
+        await self._shadows.stop()
         if self._wakes is not None:
             wakes, self._wakes = self._wakes, None
             await wakes.stop()
@@ -158,6 +163,7 @@ class OrchestratorService:
         self.dispatcher.note(state)
         self._admission.note(state)
         self._steering.note(state)
+        self._shadows.note(state)
 
     async def _woken(self, message: Message) -> None:
         try:
@@ -201,6 +207,8 @@ async def run_orchestrator(config: Config) -> None:
                 in_flight_max=config.in_flight_max,
                 open_runs_max=config.open_runs_max,
                 waiting_tasks_max=config.waiting_tasks_max,
+                shadow=parse_shadow(config.shadow),
+                shadow_max_micro_usd=config.shadow_max_micro_usd,
             )
             await _serve(OrchestratorService(store, bus, clock, settings))
         finally:

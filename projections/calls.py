@@ -70,7 +70,7 @@ def tool_started(task: TaskState, recorded: Recorded, event: ToolStarted, change
     call.idempotency_key, call.approval_id = event.idempotency_key, event.approval_id
     call.started_us = recorded.occurred_us
     call.starts += 1
-    call.fingerprint = event.fingerprint or None
+    call.fingerprint, call.stub = event.fingerprint or None, event.stub or None
     if event.compensation is not None:
         call.compensation = to_json(event.compensation)
     changed.tool_calls[call] = None

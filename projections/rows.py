@@ -145,6 +145,7 @@ class ToolCallRow(msgspec.Struct, eq=False):
     fingerprint: str | None = None
     compensation: Json | None = None
     reused: Json | None = None
+    stub: str | None = None
 
 
 class ApprovalRow(msgspec.Struct, eq=False):

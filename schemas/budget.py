@@ -51,6 +51,11 @@ def tenant_scope(tenant: str, day: str) -> str:
     return f"tenant/{tenant}/{day}"
 
 
+def trial_scope(tenant: str, name: str) -> str:
+    """Name the budget of what a tenant tries out under a name: an evaluation, or the shadow of a kind."""
+    return f"trial/{tenant}/{name}"
+
+
 def utc_day(time_us: int) -> str:
     """Return the day that daily scopes end in, as `yyyy-mm-dd` in UTC, for a time in microseconds since 1970."""
     return datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y-%m-%d")

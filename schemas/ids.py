@@ -83,6 +83,11 @@ CONTROL_STREAM: Final = Stream("control/@all")
 """What operators pause, quarantine and drain: one stream, so that one read tells a process all there is."""
 
 
+def shadow_run_id(run_id: RunId) -> RunId:
+    """Derive the id of a run's shadow: whoever starts it second submits a duplicate."""
+    return RunId(uuid5(_NAMESPACE, f"{run_id}/shadow"))
+
+
 def spend_stream(task_id: TaskId) -> Stream:
     """Name the stream of money that was spent for a task whose own stream is closed."""
     return Stream(f"spend/{task_id}")

@@ -14,6 +14,7 @@ from crewlog.schemas.budget import MICRO_USD_MAX
 from crewlog.schemas.checks import Kind, Objective, RelativePath, SafeText, TaskKey, Token
 from crewlog.schemas.effects import UndoOrder
 from crewlog.schemas.errors import ContractError
+from crewlog.schemas.ids import TOKEN
 from crewlog.schemas.plan import Constraints, Plan
 from crewlog.schemas.trial import Trial
 from crewlog.schemas.values import ContextItem
@@ -125,6 +126,8 @@ class AgentTask(BaseModel):
     def _plan_needs_run(self) -> AgentTask:
         if self.plan is not None and self.type != RUN:
             raise ValueError(f"a plan needs type 'run', got {self.type!r}")
+        if self.trial is not None and self.trial.name and not TOKEN.fullmatch(self.trial.name):
+            raise ValueError(f"a trial is named with letters, digits, - and _, got {self.trial.name!r}")
         names = [a.name for a in self.attachments]
         if len(set(names)) < len(names):
             raise ValueError("attachment names must be unique")

@@ -33,6 +33,10 @@ class Trial:
     """Version that an agent must have to take a task of the run; empty: any."""
     only_recorded: bool = False
     """Nothing runs that reads or reaches beyond its task: what the record does not have is an error."""
+    name: str = ""
+    """Of the evaluation or shadow it is part of: all its runs are charged to one budget, `trial/<tenant>/<name>`, besides the usual ones."""
+    hard_micro_usd: int | None = None
+    """The most that may be spent under this name; what the budget begins with."""
     prompts: dict[str, str] | None = None
     """Agent kind -> blob with the instructions that it gets in place of its own; `*` is for all other kinds."""
 

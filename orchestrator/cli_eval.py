@@ -1,0 +1,130 @@
+"""Commands that try past runs again: eval, and shadow for runs that were shadowed while they were live."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from crewlog.orchestrator.cli_fork import named_prompts
+from crewlog.orchestrator.cli_output import Exit, HomeOption, Output, OutputOption, load_config, plain, print_json, print_rows, run_async, say
+
+if TYPE_CHECKING:
+    from crewlog.orchestrator.client_trials import Tried
+    from crewlog.orchestrator.trials import Interval, Summary
+
+GOAL_COLUMN_CHARS = 40
+WHY_COLUMN_CHARS = 60
+
+LastOption = Annotated[int, typer.Option("--last", min=1, max=1000, help="How many runs, those that ended last.")]
+TypeOption = Annotated[str | None, typer.Option("--type", help="Only runs of this type, such as research.")]
+FailOption = Annotated[float | None, typer.Option("--fail-over", min=0.0, max=1.0, help="Fail when surely more than this share decides differently.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    app.command("eval")(run_async(evaluate))
+    app.command()(run_async(shadow))
+
+
+async def evaluate(
+    *,
+    last: LastOption = 20,
+    kind: TypeOption = None,
+    model: Annotated[str, typer.Option("--model", help="Other models, as in CREWLOG_MODELS: PROVIDER:MODEL, or KIND=PROVIDER:MODEL.")] = "",
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", metavar="[KIND=]TEXT", help="Other instructions; @FILE reads a file.")] = None,
+    max_usd: Annotated[str, typer.Option("--max-usd", metavar="USD", help="The most that all trials may spend together.")] = "1",
+    at_once: Annotated[int, typer.Option("--at-once", min=1, max=64, help="Trials under way at the same time.")] = 4,
+    fresh_reads: Annotated[bool, typer.Option("--fresh-reads", help="Let reading tools run, although the record has the same call.")] = False,
+    fail_over: FailOption = None,
+    home: HomeOption = None,
+    output: OutputOption = Output.TABLE,
+) -> int:
+    """Try finished runs again on another model or prompt, with effects stubbed, and compare outcome, decisions, cost and time."""
+    from crewlog.events.clock import SystemClock
+    from crewlog.orchestrator.client import Client
+    from crewlog.orchestrator.client_trials import Evaluation, finished_runs, kept_prompts
+    from crewlog.schemas.errors import ContractError
+    from crewlog.schemas.money import parse_usd
+    from crewlog.schemas.trial import Trial
+
+    config, clock = load_config(home), SystemClock()
+    prompts = named_prompts(prompt or ())
+    if not model and not prompts:
+        raise ContractError("what is to be different? name other models with --model, or other instructions with --prompt")
+    name = f"eval-{clock.random_id().hex[:8]}"
+    async with Client.connect(config) as client:
+        runs = await finished_runs(client, last=last, type_=kind, tenant=config.tenant)
+        trial = Trial(
+            fresh_reads=fresh_reads,
+            models=model,
+            name=name,
+            hard_micro_usd=parse_usd(max_usd),
+            prompts=await kept_prompts(await client.store(), prompts),
+        )
+        evaluation = Evaluation(client, clock, trial, tenant=config.tenant, at_once=at_once)
+        say(f"{name}: {len(runs)} runs, at most {max_usd} USD from budget {evaluation.scope}")
+        tried = [one async for one in _told(evaluation.run(runs), output)]
+    return _report(name, tried, output, fail_over)
+
+
+async def shadow(
+    last: LastOption = 200,
+    kind: TypeOption = None,
+    fail_over: FailOption = None,
+    home: HomeOption = None,
+    output: OutputOption = Output.TABLE,
+) -> int:
+    """Compare live runs with their shadows. CREWLOG_SHADOW says which share of which runs has one."""
+    from crewlog.orchestrator.client import Client
+    from crewlog.orchestrator.client_trials import finished_runs, shadows
+
+    config = load_config(home)
+    async with Client.connect(config) as client:
+        runs = await finished_runs(client, last=last, type_=kind, tenant=config.tenant)
+        tried = [one async for one in _told(shadows(client, runs), output)]
+    return _report("shadow", tried, output, fail_over)
+
+
+async def _told(tried: Any, output: Output) -> Any:
+    """Pass results on, and say each as it comes."""
+    from crewlog.schemas.text import shorten
+
+    async for one in tried:
+        if output is Output.TABLE:
+            goal = shorten(" ".join(one.run.goal.split()), GOAL_COLUMN_CHARS)
+            what = one.why if one.pair is None else one.pair.first or "the same decisions"
+            say(f"{str(one.run.run_id)[:8]}  {goal:<{GOAL_COLUMN_CHARS}}  {shorten(what, WHY_COLUMN_CHARS)}")
+        yield one
+
+
+def _report(name: str, tried: list[Tried], output: Output, fail_over: float | None) -> int:
+    from crewlog.orchestrator.trials import summarised
+
+    pairs = [one.pair for one in tried if one.pair is not None]
+    summary = summarised(pairs, unfinished=len(tried) - len(pairs))
+    if output is Output.JSON:
+        skipped = [{"run_id": str(one.run.run_id), "why": one.why} for one in tried if one.pair is None]
+        print_json({"name": name, "summary": plain(summary), "pairs": [plain(pair) for pair in pairs], "skipped": skipped})
+    else:
+        rows = [{"what": what, "runs": here, "trials": there} for what, here, there in _rows(summary)]
+        print_rows(rows, {"": "what", "RUNS": "runs", "TRIALS": "trials"}, output, empty="nothing to compare", right=frozenset({"RUNS", "TRIALS"}))
+    is_over = fail_over is not None and summary.diverging.low > fail_over
+    return Exit.RUN_FAILED if summary.worse.count or is_over else Exit.OK
+
+
+def _rows(summary: Summary) -> list[tuple[str, str, str]]:
+    from crewlog.schemas.usage import format_usd
+
+    return [
+        ("compared", str(summary.pairs), str(summary.pairs)),
+        ("came to no end", "", str(summary.open)),
+        ("decided differently", "", _share(summary.diverging)),
+        ("ended worse", "", _share(summary.worse)),
+        ("cost", format_usd(summary.cost_micro_usd), format_usd(summary.trial_cost_micro_usd)),
+        ("models, median per run", f"{summary.model_ms / 1000:.2f} s", f"{summary.trial_model_ms / 1000:.2f} s"),
+    ]
+
+
+def _share(interval: Interval) -> str:
+    return f"{interval.count} of {interval.of}: {interval.share:.0%} (95 %: {interval.low:.0%} to {interval.high:.0%})"

@@ -1,0 +1,169 @@
+"""The client's part about trials: finished runs are tried again on another model or prompt, and shadows of live runs are looked up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import msgspec
+
+from crewlog.events.clock import Clock
+from crewlog.events.store import EventStore
+from crewlog.orchestrator.client import Client
+from crewlog.orchestrator.golden_observe import observe
+from crewlog.orchestrator.run_history import RunHistory, load_history, with_texts
+from crewlog.orchestrator.run_tree import build_tree
+from crewlog.orchestrator.trials import Pair, compare
+from crewlog.projections.query_rows import RunView
+from crewlog.schemas.budget import trial_scope
+from crewlog.schemas.errors import NotFound
+from crewlog.schemas.ids import RunId, shadow_run_id
+from crewlog.schemas.payload import content_hash
+from crewlog.schemas.run_events import RunCompleted, RunFailed, RunSubmitted
+from crewlog.schemas.task import AgentTask, parse_task
+from crewlog.schemas.task_events import TERMINAL_TYPES
+from crewlog.schemas.trial import Trial
+
+AT_ONCE: Final = 4
+"""Trials under way at the same time."""
+SURFACE: Final = "trial"
+"""Where trials come from: the operator may set budgets for that surface."""
+PAGE: Final = 200
+STOPPED: Final = "the evaluation has spent what it may"
+
+
+class Tried(NamedTuple):
+    """What became of one trial: a comparison, or why there is none."""
+
+    run: RunView
+    pair: Pair | None
+    why: str = ""
+
+
+class Evaluation:
+    """Tries finished runs again. One of these per evaluation; its runs are charged to one budget, beyond which none starts a model call."""
+
+    def __init__(self, client: Client, clock: Clock, trial: Trial, *, tenant: str, at_once: int = AT_ONCE) -> None:
+        """Prepare; nothing is handed in before `run`.
+
+        Args:
+            trial: its name, models, prompts and limit; each run is its own source.
+        """
+        self._client, self._clock, self._trial, self._tenant = client, clock, trial, tenant
+        self._slots = asyncio.Semaphore(at_once)
+        self.is_over_budget = False
+
+    @property
+    def scope(self) -> str:
+        """Name the budget of this evaluation."""
+        return trial_scope(self._tenant, self._trial.name)
+
+    async def run(self, runs: Sequence[RunView]) -> AsyncIterator[Tried]:
+        """Try these runs again and yield each as it is done."""
+        left = {asyncio.create_task(self._try(run)) for run in runs}
+        try:
+            while left:
+                done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    yield task.result()
+        finally:
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
+
+    async def _try(self, run: RunView) -> Tried:
+        async with self._slots:
+            if self.is_over_budget:
+                return Tried(run, None, STOPPED)
+            store = await self._client.store()
+            task = await submitted_task(store, RunId(run.run_id))
+            if task is None:
+                return Tried(run, None, "it was not submitted but forked or imported")
+            trial_id = RunId((await self._client.submit(self._changed(task, run))).run_id)
+            if not await self._ended(trial_id):
+                self.is_over_budget = True
+                return Tried(run, None, STOPPED)
+            return Tried(run, await compared(store, RunId(run.run_id), trial_id))
+
+    def _changed(self, task: AgentTask, run: RunView) -> AgentTask:
+        trial = Trial(**{**{name: getattr(self._trial, name) for name in Trial.__slots__}, "source": run.run_id})
+        own = {"task_id": str(self._clock.random_id()), "run_id": None, "parent_task_id": None, "surface": SURFACE, "priority": "low", "auto_approve": True}
+        return parse_task({**task.model_dump(mode="json", exclude_defaults=True), **own, "trial": msgspec.to_builtins(trial)})
+
+    async def _ended(self, run_id: RunId) -> bool:
+        """Wait for the end of a trial; one that its budget holds is cancelled, and False."""
+        async for recorded in self._client.events(run_id, follow=True):
+            if recorded.type == "RunHeld":
+                await self._client.cancel(run_id, reason=STOPPED)
+                return False
+            if recorded.type in TERMINAL_TYPES and recorded.stream.startswith("run/"):
+                break
+        return True
+
+
+async def submitted_task(store: EventStore, run_id: RunId) -> AgentTask | None:
+    """Return the task that a run was submitted with; None for a run that was not, and for one that is a trial itself."""
+    for recorded in await store.read_run(run_id):
+        event = recorded.event()
+        if isinstance(event, RunSubmitted):
+            task = parse_task(bytes(event.task))
+            return None if task.trial is not None else task
+    return None
+
+
+async def finished_runs(client: Client, *, last: int, type_: str | None, tenant: str) -> list[RunView]:
+    """List the runs that ended last, the newest first, without trials and forks."""
+    store, before = await client.store(), None
+    found: list[RunView] = []
+    while len(found) < last:
+        page = await client.queries().runs(tenant=tenant, before=before, limit=PAGE)
+        for run in page:
+            is_wanted = run.finished_at is not None and run.status in ("completed", "failed") and type_ in (None, run.type)
+            if is_wanted and await submitted_task(store, RunId(run.run_id)) is not None:
+                found.append(run)
+        if len(page) < PAGE:
+            break
+        before = page[-1].submitted_at
+    return found[:last]
+
+
+async def compared(store: EventStore, run_id: RunId, trial_id: RunId) -> Pair:
+    """Read a run and its trial, and hold them against each other.
+
+    Raises:
+        NotFound: the log has no such runs.
+    """
+    original, trial = [await _with_answer(store, await load_history(store, run)) for run in (run_id, trial_id)]
+    goal = next((e.goal for r in original.run_events if isinstance(e := r.event(), RunSubmitted)), "")
+    return compare(str(run_id), str(trial_id), goal, observe(original), observe(trial), model_ms=(_model_ms(original), _model_ms(trial)))
+
+
+async def shadows(client: Client, runs: Sequence[RunView]) -> AsyncIterator[Tried]:
+    """Yield, for each of these runs that has a shadow, how the two compare."""
+    store = await client.store()
+    for run in runs:
+        shadow = shadow_run_id(RunId(run.run_id))
+        try:
+            history = await load_history(store, shadow)
+        except NotFound:
+            continue
+        is_over = any(r.type in TERMINAL_TYPES and r.stream.startswith("run/") for r in history.events)
+        yield Tried(run, await compared(store, RunId(run.run_id), shadow)) if is_over else Tried(run, None, "its shadow is not over")
+
+
+async def kept_prompts(store: EventStore, prompts: Mapping[str, str]) -> dict[str, str] | None:
+    """Store prompts in the log and return kind -> name of the blob."""
+    if not prompts:
+        return None
+    await store.put_blobs([text.encode() for text in prompts.values()])
+    return {kind: content_hash(text.encode()) for kind, text in prompts.items()}
+
+
+async def _with_answer(store: EventStore, history: RunHistory) -> RunHistory:
+    ends = [e for r in history.run_events if isinstance(e := r.event(), RunCompleted | RunFailed)]
+    return await with_texts(store, history, [end.answer if isinstance(end, RunCompleted) else end.partial for end in ends])
+
+
+def _model_ms(history: RunHistory) -> int:
+    return sum(call.latency_ms for task in build_tree(history).tasks for call in task.calls() if call.what == "model")
