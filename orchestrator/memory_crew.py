@@ -30,7 +30,8 @@ from crewlog.schemas.task_events import TERMINAL_TYPES
 
 REQUEST_TIMEOUT_S = 30.0
 SLOTS = 4
-_SETTINGS = Settings(sweep_interval_s=3600.0, shutdown_grace_s=1.0)
+QUIET = Settings(sweep_interval_s=3600.0, shutdown_grace_s=1.0)
+"""Nothing gets lost inside of one process, so that nobody has to look for it."""
 
 
 class MemoryCrew:
@@ -89,6 +90,7 @@ async def memory_crew(
     artifacts: ArtifactStore,
     folder: Path,
     log: MemoryLog | None = None,
+    settings: Settings = QUIET,
     **shop: Any,
 ) -> AsyncIterator[MemoryCrew]:
     """Run a crew for as long as the context lasts.
@@ -106,7 +108,7 @@ async def memory_crew(
         return MemoryStore(crew.log, role=role, actor=actor, on_commit=lambda _: crew.grown.set())
 
     async with AsyncExitStack() as exits:
-        service = OrchestratorService(store(ORCHESTRATOR, "orchestrator"), MemoryBus(broker), clock, _SETTINGS)
+        service = OrchestratorService(store(ORCHESTRATOR, "orchestrator"), MemoryBus(broker), clock, settings)
         await service.start()
         exits.push_async_callback(service.stop)
         for spec in agents:

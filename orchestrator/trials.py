@@ -75,7 +75,8 @@ def wilson(count: int, of: int, z: float = Z_95) -> Interval:
     middle = share + z * z / (2 * of)
     spread = z * math.sqrt(share * (1 - share) / of + z * z / (4 * of * of))
     scale = 1 + z * z / of
-    return Interval(share, max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale), count, of)
+    # rounding must not push a bound past the share itself
+    return Interval(share, max(0.0, min(share, (middle - spread) / scale)), min(1.0, max(share, (middle + spread) / scale)), count, of)
 
 
 def compare(run_id: str, trial_id: str, goal: str, original: Observed, trial: Observed, *, model_ms: tuple[int, int]) -> Pair:
