@@ -1,13 +1,19 @@
 """Bring a database to the shape this program needs: numbered SQL files, applied once each, forward only.
 
 Files are named `0001_what_it_does.sql`; numbers are unique over all folders. Each file is one transaction together with its row in
-`crewlog_migrations`. A file that was changed after it was applied, and a database that knows more files than this program, are refused.
+`crewlog_migrations`. A file that was changed after it was applied is refused.
+
+Rolling upgrades: a file with a line `-- rolling: …` says that programs of before go on beside what it does, because it only adds. A database
+that knows more files than this program is taken as it is when all of those are rolling, and refused otherwise. So processes of two versions
+run side by side: first the database is migrated, then process after process is replaced, and an old one that restarts meanwhile starts.
+What a newer program has added to the table of rights stays: nobody takes rights away that are about events he does not know.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -18,9 +24,16 @@ from urllib.parse import unquote, urlsplit
 import asyncpg
 
 from crewlog.events import grants
+from crewlog.schemas.codec import EVENT_TYPES
 from crewlog.schemas.errors import ConfigError, Unavailable
 
+log = logging.getLogger(__name__)
+
 LOG_FOLDER: Final = Path(__file__).with_name("sql")
+
+_ROLLING: Final = re.compile(r"^-- rolling: \S", re.MULTILINE)
+_TAKES_AWAY: Final = re.compile(r"\b(DROP|RENAME|TRUNCATE|SET\s+NOT\s+NULL|ALTER\s+COLUMN\s+\w+\s+(?:SET\s+DATA\s+)?TYPE)\b", re.IGNORECASE)
+_COMMENT: Final = re.compile(r"--[^\n]*")
 
 _NAME: Final = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 READER_CONNECTIONS_MAX: Final = 20
@@ -29,7 +42,13 @@ READER_CONNECTIONS_MAX: Final = 20
 _LOCK: Final = 0x637265776C6F67
 _TABLE: Final = """
 CREATE TABLE IF NOT EXISTS public.crewlog_migrations (
-  version integer PRIMARY KEY, name text NOT NULL, sha256 text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now())
+  version integer PRIMARY KEY, name text NOT NULL, sha256 text NOT NULL, applied_at timestamptz NOT NULL DEFAULT now(),
+  rolling boolean NOT NULL DEFAULT false)
+"""
+_RIGHTS: Final = "role, category, types, closing, kind, except_kinds, opens"
+_COLUMN: Final = "ALTER TABLE public.crewlog_migrations ADD COLUMN rolling boolean NOT NULL DEFAULT false"
+_HAS_COLUMN: Final = """
+SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'public.crewlog_migrations'::regclass AND attname = 'rolling')
 """
 
 
@@ -41,6 +60,11 @@ class Migration(NamedTuple):
     sql: str
 
     @property
+    def is_rolling(self) -> bool:
+        """True when programs that do not know this file go on beside what it did."""
+        return _ROLLING.search(self.sql) is not None
+
+    @property
     def sha256(self) -> str:
         """Fingerprint of the text, kept in the database to notice changed files."""
         return hashlib.sha256(self.sql.encode()).hexdigest()
@@ -50,7 +74,7 @@ def read_migrations(folders: Sequence[Path]) -> list[Migration]:
     """Read the SQL files of several folders in order of their numbers.
 
     Raises:
-        ConfigError: a badly named file, or one number twice.
+        ConfigError: a badly named file, one number twice, or a file that is not as rolling as it says.
     """
     found: dict[int, Migration] = {}
     for path in sorted(path for folder in folders for path in folder.glob("*.sql")):
@@ -60,7 +84,9 @@ def read_migrations(folders: Sequence[Path]) -> list[Migration]:
         version = int(match[1])
         if version in found:
             raise ConfigError(f"migration number {version} is used by {found[version].name} and by {path.name}")
-        found[version] = Migration(version, path.name, path.read_text(encoding="utf-8"))
+        found[version] = migration = Migration(version, path.name, path.read_text(encoding="utf-8"))
+        if migration.is_rolling and (taken := _TAKES_AWAY.search(_COMMENT.sub("", migration.sql))) is not None:
+            raise ConfigError(f"migration {path.name} says that it is rolling, but has {taken[0]}: programs of before would miss what that takes away")
     return [found[version] for version in sorted(found)]
 
 
@@ -80,7 +106,7 @@ async def migrate(admin_url: str, folders: Sequence[Path] = (LOG_FOLDER,), *, wa
         Names of the files that were applied.
 
     Raises:
-        ConfigError: a changed file, a database newer than this program, or SQL that fails.
+        ConfigError: a changed file, a database too new for this program, or SQL that fails.
         Unavailable: the server cannot be reached, or somebody else keeps migrating.
     """
     wanted = read_migrations(folders)
@@ -88,7 +114,9 @@ async def migrate(admin_url: str, folders: Sequence[Path] = (LOG_FOLDER,), *, wa
     try:
         await _lock(connection, wait_s)
         await connection.execute(_TABLE)
-        missing = _missing(wanted, await connection.fetch("SELECT version, name, sha256 FROM public.crewlog_migrations ORDER BY version"))
+        if not await connection.fetchval(_HAS_COLUMN):
+            await connection.execute(_COLUMN)
+        missing = _missing(wanted, await connection.fetch("SELECT version, name, sha256, rolling FROM public.crewlog_migrations ORDER BY version"))
         for migration in missing:
             await _apply(connection, migration)
         await _write_grants(connection)
@@ -160,6 +188,9 @@ def _missing(wanted: Sequence[Migration], applied: Sequence[Mapping[str, Any]]) 
     by_version = {migration.version: migration for migration in wanted}
     for row in applied:
         migration = by_version.pop(row["version"], None)
+        if migration is None and row["rolling"]:
+            log.info("a newer program has added %s to the database; this one goes on beside it", row["name"])
+            continue
         if migration is None:
             raise ConfigError(f"the database has migration {row['name']}, which this program does not know", hint="use the newer program that made it")
         if migration.sha256 != row["sha256"]:
@@ -172,7 +203,8 @@ async def _apply(connection: Any, migration: Migration) -> None:
         async with connection.transaction():
             await connection.execute(migration.sql)
             await connection.execute(
-                "INSERT INTO public.crewlog_migrations (version, name, sha256) VALUES ($1, $2, $3)", migration.version, migration.name, migration.sha256
+                "INSERT INTO public.crewlog_migrations (version, name, sha256, rolling) VALUES ($1, $2, $3, $4)",
+                *(migration.version, migration.name, migration.sha256, migration.is_rolling),
             )
     except asyncpg.PostgresError as error:
         raise ConfigError(f"migration {migration.name} failed and was rolled back: {error}") from error
@@ -180,14 +212,18 @@ async def _apply(connection: Any, migration: Migration) -> None:
 
 async def _write_grants(connection: Any) -> None:
     owner = await connection.fetchval("SELECT session_user::text")
-    rows = [
-        (grant.role, grant.category, sorted(grant.types), sorted(grant.closing), grant.kind, sorted(grant.except_kinds), grant.opens)
+    rights = {
+        (grant.role, grant.category): (grant.types, grant.closing, grant.kind, sorted(grant.except_kinds), grant.opens)
         for grant in (*grants.GRANTS, *grants.owner_grants(owner))
-    ]
+    }
     async with connection.transaction():
+        for role, category, types, closing, *scope in await connection.fetch(f"SELECT {_RIGHTS} FROM es.grants"):  # noqa: S608 - constants of the program
+            if newer := frozenset(types) - EVENT_TYPES.keys():
+                own_types, own_closing, *own_scope = rights.get((role, category), (frozenset(), frozenset(), *scope))
+                rights[role, category] = (own_types | newer, own_closing | (newer & frozenset(closing)), *own_scope)
         await connection.execute("DELETE FROM es.grants")
-        columns = "role, category, types, closing, kind, except_kinds, opens"
-        await connection.copy_records_to_table("grants", schema_name="es", columns=columns.split(", "), records=rows)
+        rows = [(*key, sorted(types), sorted(closing), *scope) for key, (types, closing, *scope) in rights.items()]
+        await connection.copy_records_to_table("grants", schema_name="es", columns=_RIGHTS.split(", "), records=rows)
 
 
 async def _ensure_login(connection: Any, role: str, password: str) -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import asyncpg
@@ -105,6 +106,54 @@ async def test_a_database_newer_than_the_program_is_refused(empty: str, folder: 
     await migrate(empty, [folder])
     with pytest.raises(ConfigError, match=r"0050_more.sql, which this program does not know"):
         await migrate(empty)
+
+
+ROLLING = """-- Room for what a later program records.
+-- rolling: it only adds, so that programs of before neither see nor miss it
+CREATE TABLE public.later (x int);
+ALTER TABLE es.timers ADD COLUMN later text; -- DROP nothing
+"""
+
+
+async def test_a_program_of_before_goes_on_beside_a_rolling_migration(empty: str, folder: Path) -> None:
+    (folder / "0050_more.sql").write_text(ROLLING)
+    await ensure_database(empty)
+    assert (await migrate(empty, [folder]))[-1] == "0050_more.sql"
+    assert await migrate(empty) == [], "the older program starts again while the newer one runs"
+    store = await PostgresStore.open(empty, actor="orchestrator@older", clock=CLOCK)
+    run_id, task_id = new_run(), new_task()
+    await store.append(opening(run_id, task_id))
+    await store.set_timers({run_id: 1})
+    assert list(await store.take_due(2, 5)) == [run_id]
+    await store.close()
+    assert await migrate(empty, [folder]) == []
+
+
+async def test_a_program_of_before_leaves_the_rights_of_a_newer_one_alone(empty: str) -> None:
+    await ensure_database(empty)
+    await migrate(empty)
+    connection = await connect(empty)
+    rights = "SELECT role, category, types, closing, kind, except_kinds, opens FROM es.grants ORDER BY role, category"
+    await connection.execute("UPDATE es.grants SET types = types || '{TaskDreamt,TaskWoken}', closing = closing || '{TaskWoken}' WHERE category = 'task'")
+    await connection.execute("INSERT INTO es.grants (role, category, types, closing, opens) VALUES ('crewlog_orchestrator', 'dream', '{Dreamt}', '{}', true)")
+    await connection.execute("INSERT INTO es.grants (role, category, types, closing, opens) VALUES ('crewlog_research', 'run', '{RunFailed}', '{}', false)")
+    newer = [tuple(row) for row in await connection.fetch(rights)]
+    await migrate(empty)
+    older = [tuple(row) for row in await connection.fetch(rights)]
+    await connection.close()
+
+    def sets(rows: list[tuple[Any, ...]]) -> set[tuple[Any, ...]]:
+        return {(role, category, frozenset(types), frozenset(closing), kind, opens) for role, category, types, closing, kind, _, opens in rows}
+
+    wrong = ("crewlog_research", "run", frozenset({"RunFailed"}), frozenset(), None, False)
+    assert sets(older) == sets(newer) - {wrong}, "what is known and not granted is taken away, what is not known stays"
+
+
+@pytest.mark.parametrize("taken", ["DROP TABLE es.timers;", "ALTER TABLE es.timers RENAME x TO a;", "ALTER TABLE es.timers ALTER COLUMN due_us TYPE text;"])
+def test_what_takes_something_away_is_not_rolling(folder: Path, taken: str) -> None:
+    (folder / "0050_more.sql").write_text(f"-- rolling: so it says\n{taken}\n")
+    with pytest.raises(ConfigError, match="says that it is rolling, but has"):
+        read_migrations([folder])
 
 
 def test_names_and_numbers_are_checked(folder: Path) -> None:
