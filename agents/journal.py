@@ -247,10 +247,16 @@ class Journal:
 
     async def _append(self, request: AppendRequest, blobs: list[bytes], before: asyncio.Task[Appended] | None) -> Appended:
         if blobs:
+            if faults.hook is not None:
+                faults.hook("before_blobs_stored")
             await self._store.put_blobs(blobs)
+            if faults.hook is not None:
+                faults.hook("after_blobs_stored")
         if before is not None:
             await before
         write = request.writes[0]
+        if faults.hook is not None:
+            faults.hook("before_task_append")
         appended = await self._store.append(request)
         if appended.versions[0] != write.expected + 1:
             raise ConflictError(write.stream, expected=write.expected, actual=appended.versions[0] - 1)

@@ -124,6 +124,8 @@ class Worker:
         if faults.hook is not None:
             faults.hook("before_work_ack")
         await delivery.ack()
+        if faults.hook is not None:
+            faults.hook("after_work_ack")
 
     async def _work(self, task: AgentTask, state: TaskState, attempt: int) -> bool:
         """Carry the task on; False when somebody else wrote to it meanwhile and it must be read again."""
@@ -150,7 +152,11 @@ class Worker:
             self._held.discard(str(task.task_id))
         if ended not in ("nothing", "cut"):
             # a good end names its task, so that the orchestrator may wait for those that end at the same time
+            if faults.hook is not None:
+                faults.hook("before_wake_published")
             await self._bus.publish(wake(RunId(task.run_id)), str(task.task_id).encode() if ended == "completed" else b"")
+            if faults.hook is not None:
+                faults.hook("after_wake_published")
         return True
 
     async def _settle_cut(self, task: AgentTask, journal: Journal) -> None:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from typing import Any, Final, NamedTuple
 
+from crewlog.events import faults
 from crewlog.events.append_call import call
 from crewlog.events.append_request import Encoded, encode_request
 from crewlog.events.clock import Clock
@@ -155,7 +156,11 @@ class Appender:
                 sent = [item.encoded for item in batch]
                 if not sent:
                     return
+                if faults.hook is not None:
+                    faults.hook("before_log_commit")
                 found = await call(lane.connection, sent, self._actor, timeout_s=self._call_timeout_s)
+                if faults.hook is not None:
+                    faults.hook("after_log_commit")
             except Exception as error:  # noqa: BLE001  (whatever it is, the callers get it)
                 if not is_retryable(error, lane.connection):
                     await self._take_apart(lane, batch, error)

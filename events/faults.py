@@ -14,17 +14,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-POINTS: Final = (
-    "after_budget_change",
-    "after_model_call",
-    "after_run_append",
-    "after_task_append",
-    "after_tool_effect",
-    "after_work_published",
-    "before_model_call",
-    "before_work_ack",
-    "before_tool_effect",
+OF_EVERY_LOG: Final = ("before_log_commit", "after_log_commit")
+"""In any process that appends to Postgres: around the call that commits, before anybody hears of it."""
+OF_AGENTS: Final = (
+    *("before_blobs_stored", "after_blobs_stored"),
+    *("before_task_append", "after_task_append"),
+    *("before_model_call", "after_model_call"),
+    *("before_tool_effect", "after_tool_effect"),
+    *("before_wake_published", "after_wake_published"),
+    *("before_work_ack", "after_work_ack"),
+    *("before_letter_kept", "after_letter_kept"),
 )
+OF_ORCHESTRATORS: Final = (
+    *("before_run_append", "after_run_append"),
+    *("before_work_published", "after_work_published"),
+    *("before_end_announced", "after_end_announced"),
+    *("before_intake_ack", "after_intake_ack"),
+    *("before_budget_change", "after_budget_change"),
+    *("before_timers_taken", "after_timers_taken"),
+    *("before_settlement", "after_settlement"),
+    *("before_schedule_append", "after_schedule_append"),
+)
+OF_PROJECTORS: Final = (
+    *("before_view_commit", "after_view_commit"),
+    *("before_relay_publish", "after_relay_publish"),
+)
+POINTS: Final = (*OF_EVERY_LOG, *OF_AGENTS, *OF_ORCHESTRATORS, *OF_PROJECTORS)
 
 hook: Callable[[str], None] | None = None
 

@@ -21,6 +21,7 @@ from uuid import UUID
 
 import msgspec
 
+from crewlog.events import faults
 from crewlog.events.bus import Delivery
 from crewlog.schemas import subjects
 from crewlog.schemas.ids import RunId, TaskId
@@ -79,7 +80,11 @@ def dead_letters(bus: Enqueuer, stream: str) -> Bury:
             "Dead-Subject": delivery.subject,
             "Dead-Message-Id": message_id,
         }
+        if faults.hook is not None:
+            faults.hook("before_letter_kept")
         await bus.enqueue(subjects.dead_letter(kind), delivery.data, message_id=f"dead-{message_id}", headers=headers)
+        if faults.hook is not None:
+            faults.hook("after_letter_kept")
 
     return keep
 

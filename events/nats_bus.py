@@ -196,6 +196,7 @@ class NatsBus:
         await jetstream.ensure_topology(self, (kind,), provision=self._provision)
 
     async def ensure_kinds(self, kinds: Collection[str]) -> None:
+        kinds = tuple(kinds)  # one more may register while we ask
         missing = await jetstream.missing(self, kinds)
         if missing:
             _log.warning("NATS at %s was without %s: created", self._where, ", ".join(missing))

@@ -23,7 +23,7 @@ from uuid import UUID
 
 import msgspec
 
-from crewlog.events import jetstream
+from crewlog.events import faults, jetstream
 from crewlog.events.bus import Bus, Message
 from crewlog.events.clock import Clock
 from crewlog.events.jetstream import AS_USUAL, Provision
@@ -162,7 +162,11 @@ class Relay:
             await self._wait()
             return
         outgoing = await self._outgoing(page.events)
+        if faults.hook is not None:
+            faults.hook("before_relay_publish")
         sequence = await (self._publish_each(outgoing) if self._one_by_one else self._publish(outgoing))
+        if faults.hook is not None:
+            faults.hook("after_relay_publish")
         self._tail = Tail(sequence, page.events[-1].position)
         self._one_by_one = False
         if len(page.events) < BATCH:

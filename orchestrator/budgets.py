@@ -63,6 +63,8 @@ class Budgets:
         if soft is not None and hard is not None and soft > hard:
             raise ContractError(f"a soft limit of {soft} micro-USD is above the hard limit of {hard}", problems=(("/soft_micro_usd", "too high"),))
         write = Write(budget_stream(scope), (BudgetChanged(scope, soft, hard, actor, reason),), ANY)
+        if faults.hook is not None:
+            faults.hook("before_budget_change")
         await self._store.append(AppendRequest((write,), (self._clock.new_id(),), self._clock.now_us(), limits=(limit,)))
         if faults.hook is not None:
             faults.hook("after_budget_change")

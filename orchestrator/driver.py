@@ -277,6 +277,8 @@ class Driver:
     async def _commit(self, fold: Fold, batch: Batch, now_us: int) -> None:
         if batch.blobs:
             await self._store.put_blobs(batch.blobs)
+        if faults.hook is not None:
+            faults.hook("before_run_append")
         appended = await self._store.append(batch.request(fold.run_id, fold.version, now_us, self._clock))
         if faults.hook is not None:
             faults.hook("after_run_append")
@@ -288,8 +290,6 @@ class Driver:
             await self._publisher.announce(batch.state.brief.tenant, fold.run_id, batch.events[-1])
         if next(due_interventions(batch.state, self.folds.controls), None) is not None:
             self.wake(fold.run_id)  # a plan, or a task, of a kind that is paused or in quarantine
-        if faults.hook is not None:
-            faults.hook("after_work_published")
 
     async def _abort(self, fold: Fold, error: OrchestrationError, news: Sequence[Recorded]) -> None:
         """End a run whose next step the log refuses for good: a visible failure instead of a run that stands still."""

@@ -10,6 +10,7 @@ import logging
 import re
 from typing import Final
 
+from crewlog.events import faults
 from crewlog.events.bus import Bus, Consuming, Delivery
 from crewlog.events.clock import Clock
 from crewlog.orchestrator.driver import Driver, Submitted
@@ -59,7 +60,11 @@ class Intake:
             await self._reject(delivery, error)
         else:
             await self._answer(delivery, subject.tenant, accepted(run_id=submitted.run_id, task_id=submitted.task_id, status=submitted.status))
+            if faults.hook is not None:
+                faults.hook("before_intake_ack")
             await delivery.ack()
+            if faults.hook is not None:
+                faults.hook("after_intake_ack")
 
     async def _submit(self, delivery: Delivery, subject: TaskSubject) -> Submitted:
         derived = queued_task_id(delivery.data, delivery.sequence)

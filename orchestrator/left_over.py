@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Final
 
+from crewlog.events import faults
 from crewlog.events.clock import Clock
 from crewlog.events.store import ANY, AppendRequest, EventStore, OpenReservation, Recorded, Settlement, Write
 from crewlog.schemas.errors import ContractError, NotAuthorised
@@ -45,7 +46,11 @@ async def settle_left_over(store: EventStore, clock: Clock, *, grace_s: float) -
         if request is None:
             continue
         try:
+            if faults.hook is not None:
+                faults.hook("before_settlement")
             await store.append(request)
+            if faults.hook is not None:
+                faults.hook("after_settlement")
         except (ContractError, NotAuthorised) as error:  # it stays reserved and is looked at again; the others need not wait for that
             log.warning("reservation %s of %s is not settled: %s", reservation.reservation_id, reservation.stream, error)
         else:

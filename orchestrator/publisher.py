@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Final
 
 from crewlog.agents.task_fork import forked_task
+from crewlog.events import faults
 from crewlog.events.bus import Bus
 from crewlog.events.prefix import read_whole
 from crewlog.events.store import EventStore
@@ -51,7 +52,11 @@ class Publisher:
         """Tell those who wait that a run has ended. A hint: the same fact follows on `events.>`, from the log."""
         body = b'{"run_id":"%s","type":"%s","data":%s}' % (str(run_id).encode(), type_name(end).encode(), encode(end))
         try:
+            if faults.hook is not None:
+                faults.hook("before_end_announced")
             await self._bus.publish(outcome(tenant, run_id), body)
+            if faults.hook is not None:
+                faults.hook("after_end_announced")
         except OrchestrationError as error:
             log.warning("the end of run %s was not announced: %s", run_id, error)
 
@@ -87,7 +92,11 @@ class Publisher:
         if self._trace_share is not None:
             sent = span_id(dispatch.task_id, f"send/{dispatch.serial}")
             headers[TRACEPARENT] = traceparent(run_id, sent, is_sampled=is_traced(run_id, self._trace_share))
+        if faults.hook is not None:
+            faults.hook("before_work_published")
         await self._bus.publish(work(dispatch.kind, dispatch.lane), message, headers=headers)
+        if faults.hook is not None:
+            faults.hook("after_work_published")
 
     async def _recorded(self, task_id: TaskId) -> bytes | None:
         """Return the task as it was opened: every attempt gets the same message."""

@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
+from crewlog.events import faults
 from crewlog.events.clock import Clock
 from crewlog.events.controls import tenant_scope
 from crewlog.events.store import ANY, AppendRequest, EventStore, Write
@@ -117,7 +118,11 @@ class Schedules:
         writes = [Write(stream, tuple(events), expected)]
         if added := [event for event in events if isinstance(event, ScheduleAdded)]:
             writes.append(Write(DIRECTORY, tuple(added), ANY))
+        if faults.hook is not None:
+            faults.hook("before_schedule_append")
         await self._store.append(AppendRequest(writes, [self._clock.new_id() for write in writes for _ in write.events], self._clock.now_us()))
+        if faults.hook is not None:
+            faults.hook("after_schedule_append")
 
     # ── what is due ──
 

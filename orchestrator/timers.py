@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import heapq
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
+from crewlog.events import faults
 from crewlog.events.clock import Clock
 from crewlog.events.store import EventStore
 from crewlog.orchestrator.run import RunState, next_due_us
@@ -90,7 +91,7 @@ class Timers:
         """Wake runs whose process is gone."""
         while True:
             try:
-                runs = await self._store.take_due(self._clock.now_us() - LATE_US, TAKE_MAX)
+                runs = await self._take()
             except OrchestrationError as error:
                 log.warning("taking due timers: %s", error)
                 runs = ()
@@ -99,6 +100,17 @@ class Timers:
                 wake(run_id)
             if len(runs) < TAKE_MAX:
                 await asyncio.sleep(self._poll_s)
+
+    async def _take(self) -> Sequence[RunId]:
+        due_us = self._clock.now_us() - LATE_US
+        if faults.hook is not None:
+            faults.hook("before_timers_taken")
+        runs = await self._store.take_due(due_us, TAKE_MAX)
+        if not runs:
+            return ()
+        if faults.hook is not None:
+            faults.hook("after_timers_taken")
+        return runs
 
     async def _write(self) -> None:
         while True:

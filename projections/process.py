@@ -7,12 +7,13 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 import asyncpg
 
+from crewlog.events import faults
 from crewlog.events.clock import Clock, SystemClock
 from crewlog.events.config import Config
 from crewlog.events.connections import explain, is_retryable
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 
 NICENESS: Final = 10
 """Priority below the other processes, as nice(2) counts it."""
+CANCEL_AGAIN_S: Final = 1.0
+"""How long a cancelled part may take before it is told once more, in seconds."""
 RETRY_S: Final = 1.0
 """Wait after losing the leadership or the database, in seconds."""
 
@@ -48,6 +51,7 @@ async def run_projector(config: Config) -> None:
     """
     if config.database_url is None or config.nats_url is None:
         raise ConfigError("the projector needs CREWLOG_DATABASE_URL and CREWLOG_NATS_URL", hint="`crewlog up` passes them")
+    faults.install_from_environment()
     clock = SystemClock()
     url = config.database_url.get_secret_value()
     actor = f"projector@{socket.gethostname()}"
@@ -68,14 +72,24 @@ async def run_projector(config: Config) -> None:
 
 async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:
     """Run until the work ends or SIGTERM or SIGINT comes, then cancel it and wait until it has cleaned up."""
-    loop = asyncio.get_running_loop()
-    task = asyncio.create_task(work)
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    task, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
     for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, task.cancel)
-    try:
-        await task
-    except asyncio.CancelledError:
-        log.info("stopped")
+        loop.add_signal_handler(signum, stop.set)
+    await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if task.done():
+        task.result()
+    await _end([task])
+    log.info("stopped")
+
+
+async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
+    """Cancel tasks until they have ended: Python 3.11 forgets a cancellation that comes when what `wait_for` waits for is done just then."""
+    while left := [task for task in tasks if not task.done()]:
+        for task in left:
+            task.cancel()
+        await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
 
 
 async def _serve(config: Config, url: str, store: PostgresStore, bus: NatsBus, clock: Clock) -> None:
@@ -138,8 +152,7 @@ async def _until_one_ends(*work: Coroutine[Any, Any, None]) -> None:
         for task in done:
             task.result()
     finally:
-        for task in tasks:
-            task.cancel()
+        await _end(tasks)
         await asyncio.gather(*tasks, return_exceptions=True)
 
 

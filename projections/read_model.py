@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 import asyncpg
 
+from crewlog.events import faults
 from crewlog.events.store import Recorded
 from crewlog.projections.projection import (
     Changes,
@@ -149,6 +150,10 @@ class ReadModel:
             for change in changes:
                 await change.apply(self._connection)
             await write_problems(self._connection, problems)
+            if faults.hook is not None:
+                faults.hook("before_view_commit")
+        if faults.hook is not None:
+            faults.hook("after_view_commit")
         for projection in moving:
             self._positions[projection.name] = to
         for skipped in problems:

@@ -1,4 +1,4 @@
-"""Fixtures of real servers, for every test that wants them, and the options of the schedule explorer in `tests/sim`."""
+"""Fixtures of real servers, for every test that wants them, the options of the schedule explorer in `tests/sim`, and what runs only with `--long`."""
 
 from __future__ import annotations
 
@@ -13,3 +13,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--sim-seeds", type=int, default=5_000, help="schedules to play")
     group.addoption("--sim-from", type=int, default=0, help="first seed")
     group.addoption("--sim-seed", type=int, default=None, help="play this seed alone")
+    parser.getgroup("crewlog").addoption("--long", action="store_true", help="also run the tests marked `long`: more of the same, or slow by nature")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Name our marker."""
+    config.addinivalue_line("markers", "long: takes longer than a suite that runs at every change should; run with --long")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the long tests out, unless they are asked for."""
+    if not config.getoption("--long"):
+        for item in items:
+            if item.get_closest_marker("long") is not None:
+                item.add_marker(pytest.mark.skip(reason="long: run with --long"))

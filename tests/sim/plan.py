@@ -57,6 +57,8 @@ class Plan(NamedTuple):
     runs: int
 
 
+PASSED: Final[dict[Role, tuple[str, ...]]] = {"worker": faults.OF_AGENTS, "orchestrator": faults.OF_ORCHESTRATORS}
+"""Fault points that a process of a role may pass."""
 ORCHESTRATORS: Final = 2
 WORKERS: Final = 3
 FAULTS_UNTIL_S: Final = 30.0
@@ -82,7 +84,7 @@ def _draw_fault(rng: random.Random) -> Fault:
         case "kill_at_call":
             return Fault(kind, role, index, rng.randint(1, 60))
         case "kill_at_point":
-            return Fault(kind, role, index, rng.randint(1, 4), point=rng.choice(faults.POINTS))
+            return Fault(kind, role, index, rng.randint(1, 4), point=rng.choice(PASSED[role]))
         case _:
             return Fault(kind, role, index, at, lasts_s=rng.choice((0.5, 5.0, 40.0)))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Iterable
 from uuid import UUID
 
@@ -14,10 +13,11 @@ from crewlog.events.credentials import load_credentials
 from crewlog.events.store import Recorded
 from crewlog.orchestrator.client import Client
 from crewlog.orchestrator.home import Home
+from crewlog.orchestrator.invariants import run_violations
 from crewlog.orchestrator.replay import replay
 from crewlog.projections.digest import digest
 from crewlog.schemas.ids import RunId
-from crewlog.schemas.task_events import TERMINAL_TYPES, ToolFinished, ToolStarted
+from crewlog.schemas.task_events import ToolFinished, ToolStarted
 
 
 async def events(client: Client, run_id: RunId | UUID) -> list[Recorded]:
@@ -38,23 +38,11 @@ async def ended_well(client: Client, runs: Iterable[RunId], *, within_s: float =
 
 async def follows_the_rules(client: Client, run_id: RunId) -> None:
     """Check: one end for the run and each task, nothing with an effect blindly repeated, and a replay that is identical."""
-    starts: dict[tuple[str, str], list[ToolStarted]] = defaultdict(list)
-    finishes: dict[tuple[str, str], int] = defaultdict(int)
-    ends: dict[str, list[str]] = defaultdict(list)
-    for recorded in await events(client, run_id):
-        ends[recorded.stream] += [recorded.type] if recorded.type in TERMINAL_TYPES else []
-        event = recorded.event()
-        if isinstance(event, ToolStarted):
-            starts[recorded.stream, event.call_id].append(event)
-        elif isinstance(event, ToolFinished):
-            finishes[recorded.stream, event.call_id] += 1
-    assert {stream: len(types) for stream, types in ends.items()} == dict.fromkeys(ends, 1), f"each stream of run {run_id} ends once: {dict(ends)}"
-    for (stream, call_id), begun in starts.items():
-        assert finishes[stream, call_id] == 1, f"{call_id} of {stream} has {finishes[stream, call_id]} outcomes"
-        assert len({start.idempotency_key for start in begun}) == 1
-        approved = sum(start.approval_id is not None for start in begun)
-        blind = [start for start in begun[1:] if start.effect not in ("read", "idempotent") and not approved]
-        assert not blind, f"{blind} was repeated without asking"
+    recorded = await events(client, run_id)
+    assert not [*run_violations(run_id, recorded)]
+    unfinished = {call for r in recorded if isinstance(event := r.event(), ToolStarted) for call in [(r.stream, event.call_id)]}
+    unfinished -= {(r.stream, event.call_id) for r in recorded if isinstance(event := r.event(), ToolFinished)}
+    assert not unfinished, f"calls without an outcome: {unfinished}"
     report = await replay(await client.store(), run_id)
     assert report.divergence is None, report
 

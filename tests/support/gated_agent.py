@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import re
+from dataclasses import replace
 
 from pydantic import BaseModel
 
@@ -79,5 +80,12 @@ AGENT = AgentSpec(
     ),
 )
 
+
+async def run_gated() -> None:
+    """Work until SIGTERM, under the kind that the environment names."""
+    kind = os.environ.get("GATED_KIND", KIND)
+    await run_worker(with_login(load(), kind), replace(AGENT, kind=kind), model=Script())
+
+
 if __name__ == "__main__":
-    asyncio.run(run_worker(with_login(load(), KIND), AGENT, model=Script()))
+    asyncio.run(run_gated())
