@@ -93,6 +93,7 @@ async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | N
             hedge_after_s=config.hedge_after_s,
             allow_unpriced=config.unpriced == "allow",
             saves_money=config.downgrade_on_soft_limit,
+            moves_tasks=config.agent_change == "move",
             model_timeout_s=config.model_timeout_s,
             approval_ttl_s=config.approval_ttl_s,
             context=config.context,

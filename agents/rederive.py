@@ -43,6 +43,7 @@ from crewlog.schemas.task_events import (
     TaskEvent,
     TaskForked,
     TaskHandedBack,
+    TaskMoved,
     TaskStarted,
     ToolFinished,
     ToolInDoubt,
@@ -84,7 +85,7 @@ def replay_task(events: Sequence[Recorded], read: ReadText, *, verify: bool = Tr
         state = evolve(state, event)
         if isinstance(event, TaskForked):
             setup = None  # the fork may go on with another one
-        if isinstance(event, TaskStarted) and setup is None:
+        if (isinstance(event, TaskStarted) and setup is None) or isinstance(event, TaskMoved):
             setup = msgspec.json.decode(read(event.setup), type=Setup)
         model_calls += isinstance(event, ModelCallFinished)
     return TaskReplay(state, model_calls, None)
@@ -128,6 +129,9 @@ def _difference(state: TaskState, setup: Setup | None, event: TaskEvent, read: R
             return ("scope", "one that was not warned of before", event.scope) if event.scope in state.warned else None
         case TaskCompleted():
             return _completed(state, setup, event)
+        case TaskMoved():
+            under_way = next((c.call.call_id for c in state.calls if c.status != "done"), "")
+            return _first(("call under way", "", under_way), ("from_version", setup.version if setup is not None else "", event.from_version))
         case TaskHandedBack():
             return _handed_back(state, setup)
         case TaskForked():

@@ -30,6 +30,7 @@ def forked_state(state: TaskState, event: TaskForked) -> TaskState:
     return replace(
         state,
         version=1,
+        is_forked=True,
         task=forked_task(state.task, event),
         phase="opened" if state.phase == "opened" else "between_attempts",
         attempt=0,

@@ -47,6 +47,7 @@ from crewlog.schemas.task_events import (
     TaskFailed,
     TaskForked,
     TaskHandedBack,
+    TaskMoved,
     TaskOpened,
     TaskStarted,
     ToolCall,
@@ -208,6 +209,8 @@ class TaskState(msgspec.Struct, frozen=True):
     """Something was left out of the conversation."""
     artifacts: tuple[ArtifactRef, ...] = ()
     trust: Trust = "trusted"
+    is_forked: bool = False
+    """It goes on from another task, perhaps with an edited prompt."""
     is_stubbed: bool = False
     """A call was answered as if it had been carried out."""
 
@@ -257,6 +260,8 @@ def evolve(state: TaskState, event: TaskEvent) -> TaskState:  # noqa: C901, PLR0
         case AttemptFailed():
             open_calls = {"asking": None, "hedge": None}
             return replace(state, version=version, phase="between_attempts", failure=event.error, attempt=event.attempt, **open_calls, tried=(), deadline_us=0)
+        case TaskMoved():
+            return replace(state, version=version, setup=event.setup)
         case TaskHandedBack():
             return replace(state, version=version, worker="", deadline_us=0)
         case TaskFailed() | TaskCancelled():

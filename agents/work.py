@@ -42,6 +42,7 @@ from crewlog.schemas.task_events import (
     Nudged,
     TaskCompleted,
     TaskHandedBack,
+    TaskMoved,
     TaskStarted,
 )
 from crewlog.schemas.values import Failure, Outcome, Shortfall
@@ -70,6 +71,8 @@ class Workshop:
     """A model that has not begun a structured answer after so many seconds gets another one beside it; None: never."""
     allow_unpriced: bool = False
     """A task with a spending limit may ask a model nobody knows the price of."""
+    moves_tasks: bool = False
+    """Tasks that began under another version of the agent go on under this one, as soon as nothing of them is under way."""
     saves_money: bool = False
     """Past the soft limit of a budget, a task goes on from the cheapest model of the chain."""
     breakers: Breakers = field(default_factory=Breakers)
@@ -141,6 +144,8 @@ class _Stretch:
         self._calls = shop.model_calls(self._task)
         self._deadline_us = journal.state.deadline_us or shop.clock.now_us() + self._task.timeout_seconds * 1_000_000
         self._holds_task = False
+        self._is_current = False
+        """Whether it was looked at, in this stretch, which version of the agent the task goes on under."""
         self._limit = asyncio.timeout(None)
         self._ends_at = self._moved_at = 0.0
         """When the task's time is over, and when something moved last, by the event loop's clock."""
@@ -210,6 +215,8 @@ class _Stretch:
             step = self._next()
             if isinstance(step, Start | AskModel | RunCalls) and self._orders is not None and (scope := await self._orders.against(self._task)):
                 return await self._hand_back(scope)
+            if isinstance(step, AskModel) and self._shop.moves_tasks and self._move_on():
+                continue
             match step:
                 case Start():
                     await self._start()
@@ -278,6 +285,22 @@ class _Stretch:
             )
         )
         self._holds_task = True
+
+    def _move_on(self) -> bool:
+        """Let a task that began under another version of its agent go on under this one; False when it is this one's already.
+
+        Between two turns, when nothing of it is under way. A trial is about the version it names, and an effect is taken back as it was done.
+        """
+        journal, state, setup, task, shop = self._journal, self._journal.state, self._setup, self._task, self._shop
+        if self._is_current or setup is None or state.tried or task.trial is not None or task.undo is not None or state.is_forked:
+            return False
+        self._is_current = True
+        made, setup_json = make_setup(shop.spec, self._offered(), setup.context, shop.context_window, has_schema=task.output_schema is not None)
+        if made == setup:
+            return False
+        self._setup = made
+        journal.record(TaskMoved(shop.worker, setup.version, made.version, journal.pack(setup_json, inline_max=0)))
+        return True
 
     async def _new_setup(self, context: ContextMode) -> tuple[Setup, str]:
         """Fix prompt and tool rules of a task that begins here.

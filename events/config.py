@@ -114,6 +114,10 @@ class Config(BaseSettings):
     downgrade_on_soft_limit: bool = False
     """Past the soft limit of a budget, a task asks the cheapest model of its chain (and those behind it) instead of the first one. Off: a
     warning changes nothing, and whoever reads it decides."""
+    agent_change: Literal["keep", "move"] = "keep"
+    """What becomes of a task that began under another version of its agent: `keep` lets it finish with the prompt and the tool versions it
+    planned with, which the agent must still have; `move` lets it go on with the present ones from its next turn on, when nothing of it is under
+    way. A call that waits for a person is carried out as it was asked for in any case."""
     refusals_fall_through: bool = False
     """A model that refuses to answer is followed by the next one of the chain. Off: going from provider to provider until one answers what
     the others refused is a decision that somebody should have made."""

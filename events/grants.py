@@ -56,6 +56,7 @@ from crewlog.schemas.task_events import (
     TaskFailed,
     TaskForked,
     TaskHandedBack,
+    TaskMoved,
     TaskOpened,
     TaskStarted,
     ToolFinished,
@@ -129,7 +130,7 @@ _CONTROLS = _names(ScopePaused, ScopeResumed, ScopeQuarantined, ScopeReleased, W
 _WORK = _names(
     *(TaskStarted, ModelCallStarted, ModelCallFinished, ModelCallFailed, ModelCallSkipped, ToolStarted, ToolFinished),
     *(ToolInDoubt, ToolProbed, CompensationStarted, CompensationFinished),
-    *(ApprovalRequested, Nudged, ContextCompacted, BudgetWarned, AttemptFailed, TaskHandedBack, TaskCompleted),
+    *(ApprovalRequested, Nudged, ContextCompacted, BudgetWarned, AttemptFailed, TaskMoved, TaskHandedBack, TaskCompleted),
 )  # fmt: skip
 
 GRANTS: Final = (

@@ -80,6 +80,7 @@ from crewlog.schemas.task_events import (
     TaskFailed,
     TaskForked,
     TaskHandedBack,
+    TaskMoved,
     TaskOpened,
     TaskStarted,
     ToolFinished,
@@ -244,6 +245,8 @@ def _describe_task(event: TaskEvent) -> str:  # noqa: C901, PLR0912  (one arm pe
             return f"{event.scope} is over its soft limit"
         case ContextCompacted():
             return f"turn {event.turn}: {len(event.replaced)} texts left out, about {event.tokens_before} to {event.tokens_after} tokens"
+        case TaskMoved():
+            return f"goes on under version {event.agent_version} of its agent (before: {event.from_version}), at {event.worker}"
         case TaskHandedBack():
             return f"because of {event.scope}"
         case AttemptFailed():

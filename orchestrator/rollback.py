@@ -18,7 +18,7 @@ from crewlog.orchestrator.run import RunState, TaskState
 from crewlog.schemas.effects import Compensation, Effect, LeftEffect, Rollback, UndoOrder
 from crewlog.schemas.ids import Hash, RunId, TaskId, category
 from crewlog.schemas.run_events import Step
-from crewlog.schemas.task_events import CompensationFinished, TaskForked, TaskOpened, TaskStarted, ToolFinished, ToolProbed, ToolStarted
+from crewlog.schemas.task_events import CompensationFinished, TaskForked, TaskMoved, TaskOpened, TaskStarted, ToolFinished, ToolProbed, ToolStarted
 from crewlog.schemas.text import shorten
 
 ORDERS_BYTES_MAX: Final = 128 * 1024
@@ -67,6 +67,8 @@ def effects_of(events: Iterable[Recorded], contained: Mapping[Hash, frozenset[st
                 kinds[task_id] = event.kind
             case TaskStarted():
                 workers[task_id] = event.worker
+                inside[task_id] = contained.get(event.setup.ref or Hash(""), frozenset())
+            case TaskMoved():
                 inside[task_id] = contained.get(event.setup.ref or Hash(""), frozenset())
             case ToolStarted() if event.effect != "read" and not event.stub:
                 found[task_id, event.call_id] = RunEffect(

@@ -17,7 +17,7 @@ from crewlog.orchestrator.run import RunState
 from crewlog.schemas.errors import ContractError, NotFound
 from crewlog.schemas.ids import Hash, RunId, import_stream, rollback_run_id
 from crewlog.schemas.task import RUN, parse_task
-from crewlog.schemas.task_events import TaskStarted
+from crewlog.schemas.task_events import TaskMoved, TaskStarted
 
 ATTEMPTS_MAX: Final = 8
 """Attempts at one compensation, with growing waits: it may be that what it acts on is away for a while."""
@@ -102,7 +102,7 @@ class Rollbacks:
 
     async def _contained(self, events: Sequence[Recorded]) -> dict[Hash, frozenset[str]]:
         """Return for each setup of a run's tasks which tools reach nothing outside."""
-        setups = {event.setup.ref for recorded in events if isinstance(event := recorded.event(), TaskStarted)}
+        setups = {event.setup.ref for recorded in events if isinstance(event := recorded.event(), TaskStarted | TaskMoved)}
         blobs = await self._store.get_blobs([ref for ref in setups if ref is not None])
         decoded = {ref: msgspec.json.decode(data, type=Setup) for ref, data in blobs.items()}
         return {ref: frozenset(tool.definition.name for tool in setup.tools if tool.is_contained) for ref, setup in decoded.items()}

@@ -390,6 +390,17 @@ class BudgetWarned(TaskEvent, frozen=True, omit_defaults=True):
     """Where the chain begins from now on: at its cheapest model, when the worker is set up to save money then."""
 
 
+class TaskMoved(TaskEvent, frozen=True):
+    """The task goes on under the version of its agent that `worker` has: from here on that one's prompt and tools count. The operator wants
+    that for tasks that began under another version; without that wish, and while a call is under way, a task keeps its own."""
+
+    worker: str
+    from_version: str
+    agent_version: str
+    setup: Payload
+    """As in `TaskStarted`; the opening stays."""
+
+
 class TaskHandedBack(TaskEvent, frozen=True):
     """The worker stopped between two steps and has the task no more: its run, tenant or kind is paused, or the worker is being drained.
 
@@ -443,6 +454,7 @@ TASK_EVENTS: tuple[type[TaskEvent], ...] = (
     TaskFailed,
     TaskCancelled,
     BudgetWarned,
+    TaskMoved,
     TaskHandedBack,
     TaskForked,
     ToolInDoubt,

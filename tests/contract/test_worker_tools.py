@@ -15,7 +15,7 @@ from support.worker_bench import Bench, worker_bench
 from crewlog.agents.escalation import ESCALATE
 from crewlog.agents.spec import AgentSpec, Implementation, ToolContext, ToolOutput, ToolUnavailable
 from crewlog.schemas.blocks import ModelRequest, ToolResult
-from crewlog.schemas.task_events import ApprovalDecided, ApprovalRequested, TaskCompleted, ToolFinished, ToolStarted, ToolWays
+from crewlog.schemas.task_events import ApprovalDecided, ApprovalRequested, TaskCompleted, TaskMoved, ToolFinished, ToolStarted, ToolWays
 
 SUBMIT = calls(("submit", '{"text":"42"}'))
 QUESTION = json.dumps({"reason": "Which of the two files?", "context": "a.csv and b.csv look alike"})
@@ -89,6 +89,32 @@ async def test_a_task_goes_on_with_the_tools_it_began_with(bench: Bench) -> None
     assert isinstance(events[-1], TaskCompleted)
     assert ([c[0] for c in old.calls], [c[0] for c in new.calls]) == (["mail"], ["submit"])
     assert [e.tool_version for e in events if isinstance(e, ToolStarted) and e.tool == "mail"] == ["1"]
+
+
+@pytest.mark.parametrize("moves", [False, True])
+async def test_a_task_finishes_as_it_began_or_moves_between_two_turns_when_the_operator_wants_that(bench: Bench, moves: bool) -> None:
+    old, new = Recorder(), Recorder()
+    await bench.worker(old, calls(("mail", '{"text":"hello"}')), name="old")
+    task = await bench.open()
+    await bench.dispatch(task)
+    events = await bench.rest(task)
+    asked = events[-1]
+    assert isinstance(asked, ApprovalRequested)
+    await bench.workers.pop().stop(grace_s=1)
+
+    kept = replace(old.tool("mail", "irreversible", needs_approval=True), retired=True)
+    spec = AgentSpec("data", "test", "Do it the new way.", (kept, replace(new.tool("look"), version="2"), new.tool("submit", ends_task=True)), version="2")
+    model = await bench.worker(spec, calls(("look", '{"text":"x"}')), SUBMIT, name="new", moves_tasks=moves)
+    await bench.append(task, ApprovalDecided(asked.approval_id, asked.call_id, asked.digest, "approved", "maria"), expected=len(events))
+    await bench.dispatch(task, version=len(events) + 1)
+    events = await bench.rest(task)
+    assert isinstance(events[-1], TaskCompleted)
+    assert [c[0] for c in old.calls] == ["mail"], "what was asked for is done as it was asked for"
+    moved = [e for e in events if isinstance(e, TaskMoved)]
+    assert [(e.worker, e.from_version != "2", e.agent_version) for e in moved] == ([("new", True, "2")] if moves else [])
+    assert ["Do it the new way." in request.system for request in model.requests] == [moves, moves]
+    looked = next(e for e in events if isinstance(e, ToolFinished) and e.tool == "look")
+    assert looked.status == ("ok" if moves else "refused"), "a task knows the tools and the versions it plans with"
 
 
 async def test_a_version_that_is_gone_is_refused_in_words(bench: Bench) -> None:

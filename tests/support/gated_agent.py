@@ -68,11 +68,25 @@ async def finish(_: ToolContext, __: Nothing) -> ToolOutput:
     return ToolOutput("finished", outcome=Outcome("finished"))
 
 
+def pay(version: str, *, retired: bool = False) -> ToolSpec:
+    """Make one version of a tool that a person must allow."""
+
+    async def run(_: ToolContext, __: Nothing) -> ToolOutput:
+        return ToolOutput(f"paid by version {version}")
+
+    return ToolSpec("pay", f"pay, {version}", Nothing, run, effect="irreversible", trust="trusted", needs_approval=True, version=version, retired=retired)
+
+
+VERSION = os.environ.get("GATED_VERSION", "1")
+"""A later one has another prompt and another version of `pay`, and still has the first one for tasks that began with it."""
+
 AGENT = AgentSpec(
     kind=KIND,
     description="Does what the objective says, when the test lets it.",
-    instructions="Call the tools that the objective names.",
+    instructions="Call the tools that the objective names." + ("" if VERSION == "1" else f" This is version {VERSION}."),
+    version=VERSION,
     tools=(
+        *((pay("1"),) if VERSION == "1" else (pay("1", retired=True), pay(VERSION))),
         gated("look", "read"),
         gated("stamp", "idempotent"),
         gated("send", "irreversible"),
