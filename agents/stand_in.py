@@ -8,7 +8,7 @@ a workspace is its artifacts, so whatever reads it would read the same.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 import msgspec
@@ -21,6 +21,7 @@ from crewlog.events.prefix import read_history
 from crewlog.events.store import Recorded
 from crewlog.schemas.ids import Hash, RunId, Stream, task_stream
 from crewlog.schemas.payload import Payload, content_hash
+from crewlog.schemas.run_events import RunForked, RunSubmitted
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import ModelCallFinished, TaskForked, ToolCall, ToolFinished, ToolStarted
 from crewlog.schemas.trial import Stub
@@ -129,7 +130,9 @@ class StandIns:
         if trial is None or trial.source is None:
             return None
         if self._results is None:
-            self._results = RecordedResults(await read_history(self._journal.store, RunId(trial.source)))
+            events = await read_history(self._journal.store, RunId(trial.source))
+            # what another tenant's agents saw is nobody's business: to this task there is no such run
+            self._results = RecordedResults(events if _tenant_of(events) == self._task.tenant else ())
         earlier = sum(_is_same(one, call.call) for exchange in state.exchanges for one in exchange.calls if one.call_id != call.call.call_id)
         found = self._results.find(call.call, tool.version, state.artifacts, earlier=earlier)
         if found is None:
@@ -153,6 +156,11 @@ class StandIns:
 class _Found(NamedTuple):
     finished: ToolFinished
     content_of: Payload
+
+
+def _tenant_of(events: Sequence[Recorded]) -> str | None:
+    first = events[0].event() if events else None
+    return first.tenant if isinstance(first, RunSubmitted | RunForked) else None
 
 
 def _is_same(one: ToolCall, other: ToolCall) -> bool:

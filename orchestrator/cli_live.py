@@ -197,8 +197,8 @@ def _count(number: int, what: str) -> str:
 def show_run(run: RunView, tasks: Sequence[TaskView], answer: str, controls: Sequence[ControlView] = ()) -> None:
     """Print a run for people: what came of it to stdout, notes about it to stderr."""
     say(headline(run))
-    for control in controls:
-        say(f"  {control_line(control, results_held=run.status == 'quarantined')}")
+    for line in (*_origin(run), *(f"  {control_line(control, results_held=run.status == 'quarantined')}" for control in controls)):
+        say(line)
     if run.hold is not None:
         say(f"  {hold_text(run.hold)}")
         if answer:
@@ -222,6 +222,13 @@ def show_run(run: RunView, tasks: Sequence[TaskView], answer: str, controls: Seq
         say(f"  file  {file.name}  {file.size} bytes  {file.hash[:12]}")
     if run.artifacts:
         say(f"  save the files: crewlog show {str(run.run_id)[:8]} --save FOLDER")
+
+
+def _origin(run: RunView) -> list[str]:
+    if run.parent_run_id is None:
+        return []
+    how = "goes on from" if run.source == "fork" else f"{run.source} of"
+    return [f"  {how} run {run.parent_run_id}; compare them: crewlog diff {str(run.parent_run_id)[:8]} {str(run.run_id)[:8]}"]
 
 
 def sources(tasks: Iterable[TaskView], answer: str) -> list[str]:

@@ -169,6 +169,7 @@ async def _show(client: Client, run_id: RunId, output: Output) -> None:
 async def runs(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most this many, the latest first.")] = 20,
     status: Annotated[RunStatus | None, typer.Option("--status", help="Only runs with this status.")] = None,
+    trials: Annotated[bool, typer.Option("--trials", help="Also those that only repeat others: evaluations and shadows.")] = False,
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -179,7 +180,7 @@ async def runs(
     from crewlog.schemas.usage import format_usd
 
     async with Client.connect(load_config(home)) as client:
-        found = await client.runs(limit=limit, status=status)
+        found = await client.runs(limit=limit, status=status, trials=trials)
     if output is Output.JSON:
         print_json(plain(found))
         return

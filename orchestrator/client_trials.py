@@ -18,7 +18,7 @@ from crewlog.orchestrator.trials import Pair, compare
 from crewlog.projections.query_rows import RunView
 from crewlog.schemas.budget import trial_scope
 from crewlog.schemas.errors import NotFound
-from crewlog.schemas.ids import RunId, shadow_run_id
+from crewlog.schemas.ids import RunId, run_stream, shadow_run_id
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.run_events import RunCompleted, RunFailed, RunSubmitted
 from crewlog.schemas.task import AgentTask, parse_task
@@ -30,6 +30,8 @@ AT_ONCE: Final = 4
 SURFACE: Final = "trial"
 """Where trials come from: the operator may set budgets for that surface."""
 PAGE: Final = 200
+HANDED_IN: Final = ("api", "subject")
+"""Sources of runs that somebody asked for."""
 STOPPED: Final = "the evaluation has spent what it may"
 
 
@@ -104,7 +106,7 @@ class Evaluation:
 
 async def submitted_task(store: EventStore, run_id: RunId) -> AgentTask | None:
     """Return the task that a run was submitted with; None for a run that was not, and for one that is a trial itself."""
-    for recorded in await store.read_run(run_id):
+    for recorded in await store.read_streams({run_stream(run_id): 0}, types=frozenset({RunSubmitted.__name__})):
         event = recorded.event()
         if isinstance(event, RunSubmitted):
             task = parse_task(bytes(event.task))
@@ -114,14 +116,11 @@ async def submitted_task(store: EventStore, run_id: RunId) -> AgentTask | None:
 
 async def finished_runs(client: Client, *, last: int, type_: str | None, tenant: str) -> list[RunView]:
     """List the runs that ended last, the newest first, without trials and forks."""
-    store, before = await client.store(), None
     found: list[RunView] = []
+    before = None
     while len(found) < last:
-        page = await client.queries().runs(tenant=tenant, before=before, limit=PAGE)
-        for run in page:
-            is_wanted = run.finished_at is not None and run.status in ("completed", "failed") and type_ in (None, run.type)
-            if is_wanted and await submitted_task(store, RunId(run.run_id)) is not None:
-                found.append(run)
+        page = await client.queries().runs(tenant=tenant, before=before, limit=PAGE, trials=False)
+        found += [run for run in page if run.status in ("completed", "failed") and run.source in HANDED_IN and type_ in (None, run.type)]
         if len(page) < PAGE:
             break
         before = page[-1].submitted_at

@@ -126,17 +126,26 @@ class Queries:
         await self._connections.close()
 
     async def runs(
-        self, *, tenant: str | None = None, user: str | None = None, status: str | None = None, before: datetime | None = None, limit: int = 50
+        self,
+        *,
+        tenant: str | None = None,
+        user: str | None = None,
+        status: str | None = None,
+        before: datetime | None = None,
+        limit: int = 50,
+        trials: bool = True,
     ) -> list[RunView]:
         """List runs, the newest first.
 
         Args:
             before: only runs submitted before this time; pass the last one's to get the next page.
             limit: most runs to return.
+            trials: also those that only repeat others: evaluations and shadows.
         """
         where = """WHERE ($1::text IS NULL OR tenant = $1) AND ($2::text IS NULL OR user_name = $2) AND ($3::text IS NULL OR status = $3)
-                     AND ($4::timestamptz IS NULL OR submitted_at < $4) ORDER BY submitted_at DESC, run_id LIMIT $5"""
-        return await self._read(RunView, "list runs", f"{_RUNS} {where}", tenant, user, status, before, limit)
+                     AND ($4::timestamptz IS NULL OR submitted_at < $4) AND ($6 OR source NOT IN ('trial', 'shadow'))
+                   ORDER BY submitted_at DESC, run_id LIMIT $5"""
+        return await self._read(RunView, "list runs", f"{_RUNS} {where}", tenant, user, status, before, limit, trials)
 
     async def run(self, prefix: str) -> RunView:
         """Return the run whose id begins with `prefix`, or the newest one for `@last`.
@@ -145,7 +154,7 @@ class Queries:
             NotFound: no run, or several; then the error lists them.
         """
         if prefix == LAST:
-            found = await self.runs(limit=1)
+            found = await self.runs(limit=1, trials=False)
             if not found:
                 raise NotFound("run", prefix)
             return found[0]

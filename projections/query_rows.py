@@ -59,6 +59,10 @@ class RunView(msgspec.Struct, frozen=True):
     """Set while a budget holds the run; `answer` and `artifacts` are then what it has so far."""
     warnings: tuple[str, ...]
     """Budget scopes that were over their soft limit when the run was charged."""
+    source: str
+    """`api`, `subject`, or what made it out of another run: `fork`, `trial`, `shadow`."""
+    parent_run_id: UUID | None
+    """The run that a fork goes on from, or that a trial or shadow repeats."""
 
 
 class BudgetView(msgspec.Struct, frozen=True):

@@ -50,6 +50,7 @@ class RunRow(msgspec.Struct, eq=False):
     hold_position: int | None = None
     warnings: Json = Json("[]")
     controls: Json = Json("[]")
+    parent_run_id: UUID | None = None
 
 
 class TaskRow(msgspec.Struct, eq=False):

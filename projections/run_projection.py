@@ -62,7 +62,7 @@ class RunProjection:
     """Keeps the tables of runs and of all that happens in them."""
 
     name = "runs"
-    version = 5
+    version = 6
     types: frozenset[type] = frozenset((*RUN_EVENTS, *TASK_EVENTS, CallSettled, RunImported, RunArchived))
     tables = (*OF_RUNS, IMPORTS.name, ARCHIVES.name)
     facts_max = None

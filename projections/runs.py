@@ -42,12 +42,20 @@ from crewlog.schemas.run_events import (
 )
 
 FORK: Final = "fork"
-"""Source of a run that was forked."""
+TRIAL: Final = "trial"
+SHADOW: Final = "shadow"
+"""Sources of runs that were made out of others."""
+
+
+class _Trial(msgspec.Struct):
+    source: UUID | None = None
+    name: str = ""
 
 
 class _SubmittedTask(msgspec.Struct):
     task_id: UUID
     type: str
+    trial: _Trial | None = None
 
 
 _decode_submitted = msgspec.json.Decoder(_SubmittedTask).decode
@@ -64,6 +72,8 @@ def _submitted(run: RunState, recorded: Recorded, event: RunSubmitted, changed: 
     row = run.row
     row.tenant, row.user_name, row.type, row.goal = event.tenant, event.user, task.type, event.goal
     row.source, row.submitted_us = event.source, recorded.occurred_us
+    if task.trial is not None:
+        row.source, row.parent_run_id = SHADOW if task.trial.name.startswith(f"{SHADOW}-") else TRIAL, task.trial.source
     changed.runs[row] = None
 
 
@@ -72,7 +82,7 @@ def _forked(run: RunState, recorded: Recorded, event: RunForked, changed: Change
     run.is_fork = True
     row = run.row
     row.tenant, row.user_name, row.type, row.goal = event.tenant, event.user, event.type, event.goal
-    row.source, row.submitted_us, row.status = FORK, recorded.occurred_us, "running"
+    row.source, row.submitted_us, row.status, row.parent_run_id = FORK, recorded.occurred_us, "running", event.parent
     changed.runs[row] = None
 
 

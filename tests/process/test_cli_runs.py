@@ -49,7 +49,8 @@ def test_without_wait_the_id_alone_is_printed(crew: LiveCrew) -> None:
 SHAPES = {
     "run": (
         "run_id tenant user_name type goal status submitted_at finished_at tasks_done tasks_total agents turns tool_calls input_tokens output_tokens "
-        "cost_micro_usd unpriced_calls simulated approvals_pending flags artifacts answer answer_ref citations error_code error hold warnings"
+        "cost_micro_usd unpriced_calls simulated approvals_pending flags artifacts answer answer_ref citations error_code error hold warnings "
+        "source parent_run_id"
     ),
     "task": (
         "task_id run_id key kind revision objective depends_on status waiting_reason worker provider model simulated attempt turns model_calls tool_calls "

@@ -147,6 +147,15 @@ async def test_what_no_record_has_is_stubbed_and_says_so(crew: Crew) -> None:
     assert sum(tool == "mail" for tool, *_ in crew.tools.calls) == 1
 
 
+async def test_no_tenant_is_told_what_the_tools_of_another_one_saw(crew: Crew) -> None:
+    parent = await crew.run()
+    own_task = {**TASK, "task_id": "00000000-0000-4000-8000-000000000002", "tenant": "other", "auto_approve": True}
+    run_id = await crew.crew.submit(parse_task({**own_task, "trial": {"source": str(parent)}}))
+    await crew.crew.end(run_id)
+
+    assert [(e.tool, e.stub) for e in own(await crew.history(run_id), ToolStarted)] == [("look", ""), ("mail", "stubbed"), ("submit", "")]
+
+
 async def test_allowed_effects_happen_again_under_a_key_of_their_own(crew: Crew) -> None:
     parent = await crew.run()
     at = index_of(await crew.history(parent), lambda e: isinstance(e, ToolFinished) and e.tool == "look")
