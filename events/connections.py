@@ -13,9 +13,9 @@ from typing import Any, Final
 import asyncpg
 
 from crewlog.events.clock import Clock
+from crewlog.events.postgres_hosts import cluster
 from crewlog.schemas.errors import ConfigError, ContractError, NotAuthorised, OrchestrationError, Unavailable
 
-CONNECT_TIMEOUT_S: Final = 5.0
 CALL_TIMEOUT_S: Final = 10.0
 WAIT_S: Final = 30.0
 """How long a caller waits for a server that is away before it gets `Unavailable`."""
@@ -36,6 +36,7 @@ _RETRYABLE: Final = (
     asyncpg.PostgresConnectionError,
     asyncpg.InternalClientError,  # a connection that died in the middle of an answer
     asyncpg.OperatorInterventionError,  # shutting down, starting up
+    asyncpg.ReadOnlySQLTransactionError,  # this server was the primary, and another one is now
     asyncpg.TransactionRollbackError,
     asyncpg.InsufficientResourcesError,
     OSError,
@@ -47,7 +48,7 @@ def connector(url: str, *, application: str) -> Connect:
     """Return a function that opens connections to `url`."""
 
     async def connect() -> Any:
-        return await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S, server_settings={**_SESSION, "application_name": application[:60]})
+        return await cluster(url).connect({**_SESSION, "application_name": application[:60]})
 
     return connect
 

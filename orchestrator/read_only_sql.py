@@ -16,7 +16,8 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from crewlog.events.connections import CONNECT_TIMEOUT_S, explain, is_retryable
+from crewlog.events.connections import explain, is_retryable
+from crewlog.events.postgres_hosts import cluster
 from crewlog.schemas.errors import ConfigError, ContractError, Unavailable
 
 GRACE_S: Final = 2.0
@@ -58,7 +59,7 @@ async def ask(url: str, sql: str, *, rows_max: int, timeout_s: float) -> Answer:
         "statement_timeout": str(round(timeout_s * 1000)),
     }
     try:
-        connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S, server_settings=settings)
+        connection = await cluster(url).connect(settings)
     except Exception as error:
         if is_retryable(error, None):
             raise Unavailable(f"ask the views: Postgres cannot be reached: {error or type(error).__name__}") from error

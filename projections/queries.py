@@ -12,7 +12,8 @@ import asyncpg
 import msgspec
 
 from crewlog.events.clock import Clock
-from crewlog.events.connections import CONNECT_TIMEOUT_S, Connections
+from crewlog.events.connections import Connections
+from crewlog.events.postgres_hosts import cluster
 from crewlog.projections.query_rows import (
     AgentView,
     ApprovalView,
@@ -108,7 +109,7 @@ class Queries:
         """
 
         async def connect() -> asyncpg.Connection:
-            connection = await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S, server_settings={"application_name": "crewlog queries", "jit": "off"})
+            connection = await cluster(url).connect({"application_name": "crewlog queries", "jit": "off"})
             for name in _JSON_COLUMNS:
                 await connection.set_type_codec(name, schema="pg_catalog", encoder=str, decoder=msgspec.json.decode)
             return connection

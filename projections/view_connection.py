@@ -7,7 +7,8 @@ from typing import Final, Literal
 
 import asyncpg
 
-from crewlog.events.connections import CONNECT_TIMEOUT_S, explain, is_retryable
+from crewlog.events.connections import explain, is_retryable
+from crewlog.events.postgres_hosts import cluster
 from crewlog.schemas.errors import Unavailable
 
 STANDBY_POLL_S: Final = 1.0
@@ -36,7 +37,7 @@ async def connect_views(url: str, schema: Literal["rm", "rm_build"]) -> asyncpg.
         "tcp_keepalives_count": "3",
     }
     try:
-        return await asyncpg.connect(url, timeout=CONNECT_TIMEOUT_S, server_settings=settings)
+        return await cluster(url).connect(settings)
     except Exception as error:
         if is_retryable(error, None):
             raise Unavailable(f"connect to keep the views: Postgres cannot be reached: {error or type(error).__name__}") from error

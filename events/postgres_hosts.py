@@ -1,0 +1,78 @@
+"""Connect to Postgres where an address names several hosts: to the one that takes writes now.
+
+    postgresql://user:password@one:5432,two:5432/crewlog
+
+The hosts are tried one by one, each with a time of its own, the last good one first: a host that is silent must not use up the time of the
+others. A former primary that comes back still takes itself for the primary: whoever has seen a later timeline leaves it alone. A process
+that is new cannot know, so whoever promotes a standby must see to it that the old primary stays away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any, Final
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import asyncpg
+
+CONNECT_TIMEOUT_S: Final = 5.0
+HOST_TIMEOUT_S: Final = 2.0
+"""How long one of several hosts may take to answer, in seconds."""
+CLUSTERS_MAX: Final = 64
+_TIMELINE: Final = "SELECT ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int"
+
+
+def split_hosts(url: str) -> tuple[str, ...]:
+    """Return one address for each host that an address names.
+
+    >>> split_hosts("postgresql://u:p@a:1,b:2/db")
+    ('postgresql://u:p@a:1/db?target_session_attrs=primary', 'postgresql://u:p@b:2/db?target_session_attrs=primary')
+    """
+    parts = urlsplit(url)
+    login, at, hosts = parts.netloc.rpartition("@")
+    if "," not in hosts:
+        return (url,)
+    query = urlencode({**dict(parse_qsl(parts.query)), "target_session_attrs": "primary"})
+    return tuple(urlunsplit(parts._replace(netloc=f"{login}{at}{host.strip()}", query=query)) for host in hosts.split(",") if host.strip())
+
+
+class Cluster:
+    """The hosts of one address, and what this process has seen of them."""
+
+    def __init__(self, url: str) -> None:
+        self._urls = split_hosts(url)
+        self._timeline = 0
+
+    async def connect(self, server_settings: Mapping[str, str]) -> Any:
+        """Open a connection to the host that takes writes.
+
+        Raises:
+            Exception: what the client library raises: with several hosts, that of the last one.
+        """
+        if len(self._urls) == 1:
+            return await asyncpg.connect(self._urls[0], timeout=CONNECT_TIMEOUT_S, server_settings=dict(server_settings))
+        failure: Exception | None = None
+        for url in self._urls:
+            try:
+                return await self._open(url, server_settings)
+            except (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError, asyncpg.InternalClientError, OSError, TimeoutError) as error:
+                failure = error
+        assert failure is not None
+        raise failure
+
+    async def _open(self, url: str, server_settings: Mapping[str, str]) -> Any:
+        connection = await asyncpg.connect(url, timeout=HOST_TIMEOUT_S, server_settings=dict(server_settings))
+        timeline: int = await connection.fetchval(_TIMELINE)
+        if timeline < self._timeline:
+            connection.terminate()
+            raise ConnectionError(f"{urlsplit(url).hostname} is a former primary: it is on timeline {timeline}, the log goes on in {self._timeline}")
+        self._timeline = timeline
+        self._urls = (url, *(other for other in self._urls if other != url))
+        return connection
+
+
+@lru_cache(CLUSTERS_MAX)
+def cluster(url: str) -> Cluster:
+    """Return what this process knows of an address: the same for all of its connections."""
+    return Cluster(url)
