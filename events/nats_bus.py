@@ -47,6 +47,7 @@ LOG_INTERVAL_S: Final = 30.0
 """The same connection error is logged once in this time, in seconds."""
 
 _REFUSED_SUBSCRIPTION: Final = re.compile(r'permissions violation for subscription to "([^"]+)"')
+_REFUSED_PUBLICATION: Final = re.compile(r'permissions violation for publish to "([^"]+)"')
 _STREAM_FULL: Final = 10077
 _MESSAGE_TOO_LARGE: Final = 10054
 
@@ -68,6 +69,7 @@ class NatsBus:
         self._logged: dict[str, float] = {}
         self._refused = asyncio.Event()
         self._refused_subjects: set[str] = set()
+        self._refused_publications: set[str] = set()
         self._rebuilding: asyncio.Task[None] | None = None
         self._closing = False
 
@@ -116,6 +118,17 @@ class NatsBus:
             await self._nc.flush()
         except (nats.errors.Error, OSError) as error:
             raise Unavailable(f"flush: no connection to NATS at {self._where}: {error}") from None
+
+    async def confirm(self, subject: str) -> None:
+        """Wait until the server has taken what was published, and check that it may be published there.
+
+        Raises:
+            NotAuthorised: this login may not publish to `subject`.
+            Unavailable: the connection is lost.
+        """
+        await self.flush()
+        if subject.lower() in self._refused_publications:
+            raise NotAuthorised(self._principal(), f"publish to {subject}", reason="the NATS server's permissions forbid it")
 
     async def enqueue(self, subject: str, data: bytes, *, message_id: str, headers: Mapping[str, str] | None = None) -> int:
         loop = asyncio.get_running_loop()
@@ -281,6 +294,7 @@ class NatsBus:
         if "permissions violation" in text.lower():
             self._requests.denied(text)
             self._refused_subjects.update(_REFUSED_SUBSCRIPTION.findall(text.lower()))
+            self._refused_publications.update(_REFUSED_PUBLICATION.findall(text.lower()))
         elif "authorization violation" in text.lower():
             self._refused.set()
         self._log_once(f"NATS at {self._where}: {text}")

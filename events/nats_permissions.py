@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from crewlog.events.grants import BUILT_IN_KINDS
 from crewlog.events.jetstream import work_consumer
-from crewlog.schemas.subjects import LANES
+from crewlog.schemas.subjects import LANES, REPLAY
 
 _REPLIES: Final = {"max": 16, "expires": "2m"}
 """Answers to requests that were received: how many each, and for how long."""
@@ -89,10 +89,11 @@ def _operator() -> dict[str, Any]:
     look = [f"{_JETSTREAM}.{verb}" for verb in ("INFO", "STREAM.NAMES", "STREAM.LIST", "STREAM.INFO.*", "CONSUMER.INFO.WORK.*", "CONSUMER.INFO.TASKS.*")]
     letters = [f"{_JETSTREAM}.STREAM.MSG.{verb}.DLQ" for verb in ("GET", "DELETE")]
     acks = [f"$JS.ACK.{prefix}{stream}.>" for stream in ("EVENTS", "REJECTED", "DLQ") for prefix in ("", "*.*.")]
+    sent = ["tasks.>", "api.>", "supervisor.>", "control.worker.*", "poke.log", f"{REPLAY}.>"]
     return {
-        "publish": {"allow": ["tasks.>", "api.>", "supervisor.>", "control.worker.*", "poke.log", "$SRV.>", "$JS.FC.>", *own, *look, *letters, *acks]},
+        "publish": {"allow": [*sent, "$SRV.>", "$JS.FC.>", *own, *look, *letters, *acks]},
         # `_INBOX.>` because a client that knows nothing of us uses that prefix; nobody else gets answers there
-        "subscribe": {"allow": ["_INBOX.>", "events.>", "outcomes.>", "live.>", "rejected.>", "dlq.>", "telemetry.>"]},
+        "subscribe": {"allow": ["_INBOX.>", "events.>", "outcomes.>", "live.>", "rejected.>", "dlq.>", "telemetry.>", f"{REPLAY}.>"]},
     }
 
 

@@ -151,12 +151,19 @@ async def replay(
     step: Annotated[bool, typer.Option("--step", help="Show what was known behind each event, one after the other.")] = False,
     trace: Annotated[bool, typer.Option("--trace", help="Send the replay to the tracing tool, as a trace linked to the original.")] = False,
     reasoning: Annotated[bool, typer.Option("--reasoning", help="With --to: also what the models thought.")] = False,
+    subject: Annotated[str | None, typer.Option("--subject", help="Publish the events again, with their timing, to this subject of NATS.")] = None,
+    speed: Annotated[float, typer.Option("--speed", min=0.001, help="With --subject: how many times as fast as it happened.")] = 1.0,
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
 ) -> int:
-    """Fold the recorded events of a run again: no model, no tool, no cost."""
+    """Fold the recorded events of a run again, or publish them again: no model, no tool, no cost."""
     from crewlog.orchestrator.replay import replay as replay_run
 
+    if subject is not None:
+        from crewlog.orchestrator.cli_republish import publish_again
+
+        await publish_again(run, subject, speed, home)
+        return Exit.OK
     if to is not None or step:
         history = await whole_run(run, home)
         if to is not None:

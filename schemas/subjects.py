@@ -2,6 +2,7 @@
 
 tasks.<tenant>.<type>            anybody publishes an AgentTask                         JetStream TASKS
 api.<tenant>.<noun>.<verb>       request-reply with the orchestrator                    core
+outcomes.<tenant>.<run>          the end of a run, for those who wait                   core, a hint
 work.<kind>.<lane>               orchestrator -> agents                                 JetStream WORK
 events.<tenant>.<run>.<type>     every fact, after its commit, relayed from the log     JetStream EVENTS
 rejected.<tenant>.<type>         bad messages, kept                                     JetStream REJECTED
@@ -14,6 +15,7 @@ control.worker.<worker>          questions to one worker                        
 control.<kind>                   "look, and say that you are there", to workers of a kind  core, a hint
 control.orchestrators.all        what each orchestrator holds back                      core, a hint
 control.orchestrators.<name>     questions to one orchestrator                          core
+replay.>                         recorded runs, published again by a person             core, nobody of the crew listens
 supervisor.<verb>                commands to `crewlog up` (scale, down, status)         core
 """
 
@@ -27,6 +29,13 @@ from crewlog.schemas.ids import TOKEN, RunId, TaskId
 LANES: Final = ("high", "normal", "low")
 POKE: Final = "poke.log"
 ORCHESTRATORS: Final = "control.orchestrators.all"
+OURS: Final = frozenset(
+    {"tasks", "api", "work", "events", "rejected", "dlq", "wake", "poke", "live", "telemetry", "control", "supervisor", "outcomes", "_INBOX"}
+)
+"""First tokens of what a crew listens to or keeps; those that begin with `$` are the server's own."""
+REPLAY: Final = "replay"
+"""First token of subjects that a crew's own server lets people publish to as they like."""
+SUBJECT_CHARS_MAX: Final = 255
 
 
 def _token(what: str, value: str) -> str:
@@ -117,3 +126,19 @@ def parse_tasks(subject: str) -> TaskSubject:
     if len(parts) != 3 or parts[0] != "tasks" or not all(TOKEN.fullmatch(p) for p in parts[1:]):
         raise ContractError(f"subject {subject!r} is not tasks.<tenant>.<type>")
     return TaskSubject(parts[1], parts[2])
+
+
+def parse_foreign(subject: str) -> str:
+    """Check a subject that a person names to have something published there.
+
+    Raises:
+        ContractError: it is no subject, it has a wildcard, or it is one of the crew's or the server's own.
+    """
+    tokens = subject.split(".")
+    if len(subject) > SUBJECT_CHARS_MAX or not all(token.isascii() and token.isprintable() and token and " " not in token for token in tokens):
+        raise ContractError(f"{subject!r} is no subject: it needs tokens without blanks between single dots, such as {REPLAY}.mine")
+    if any(wild in subject for wild in "*>"):
+        raise ContractError(f"{subject!r} has a wildcard: something can be published to one subject only, such as {REPLAY}.mine")
+    if tokens[0] in OURS or tokens[0].startswith(("$", "_INBOX")):
+        raise ContractError(f"{subject!r} is a subject that crews work with: a recorded event would be taken for a new one; use another, such as {REPLAY}.mine")
+    return subject

@@ -115,6 +115,15 @@ async def test_publishing_elsewhere_is_refused_at_once(fleet: Fleet, user: str, 
             await bus.enqueue(subject, b"{}", message_id="forged")
 
 
+async def test_a_publication_that_is_refused_is_told_by_a_confirmation(fleet: Fleet) -> None:
+    bus = await fleet.bus("operator")
+    await bus.publish("replay.mine", b"{}")
+    await bus.confirm("replay.mine")
+    await bus.publish("elsewhere.mine", b"{}")
+    with pytest.raises(NotAuthorised, match="elsewhere"):
+        await bus.confirm("elsewhere.mine")
+
+
 @pytest.mark.parametrize(
     ("user", "subject"),
     [
