@@ -226,6 +226,7 @@ async def show(
 async def events(
     run: RunArgument = "-",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run has ended.")] = False,
+    reasoning: Annotated[bool, typer.Option("--reasoning", help="With -o json: also what the models thought.")] = False,
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
@@ -239,7 +240,7 @@ async def events(
         async for recorded in client.events(run_id, follow=follow):
             first_us = first_us or recorded.occurred_us
             if output is Output.JSON:
-                print_json_line(event_json(recorded))
+                print_json_line(event_json(recorded, with_reasoning=reasoning))
             else:
                 typer.echo(event_line(recorded, first_us))
 

@@ -15,6 +15,7 @@ import msgspec
 
 from crewlog.events.prefix import fork_of, read_history, successors
 from crewlog.events.store import EventStore, Recorded
+from crewlog.schemas.codec import Event, Unknown
 from crewlog.schemas.errors import ContractError, NotFound
 from crewlog.schemas.ids import Hash, RunId, Stream, category, run_stream
 from crewlog.schemas.payload import Payload
@@ -47,6 +48,11 @@ class RunHistory(msgspec.Struct, frozen=True, dict=True):
         for recorded in self.events:
             found.setdefault(self.stream_of(recorded.stream), []).append(recorded)
         return {stream: tuple(sorted(events, key=lambda r: r.position)) for stream, events in found.items()}
+
+    @cached_property
+    def decoded(self) -> tuple[Event | Unknown, ...]:
+        """The data of all events, decoded once."""
+        return tuple(recorded.event() for recorded in self.events)
 
     @cached_property
     def first_own(self) -> int:
