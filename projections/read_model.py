@@ -6,8 +6,9 @@ rows the database refuses is found by halving the stretch, recorded in `problems
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from typing import Final, NamedTuple
 
 import asyncpg
@@ -29,8 +30,20 @@ from crewlog.schemas.errors import ConfigError, ContractError
 
 log = logging.getLogger(__name__)
 
-_REFUSED: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError, ValueError, OverflowError, ContractError)
+REFUSED: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError, ValueError, OverflowError, ContractError)
 """Errors that lie in the data: another try would end the same way."""
+
+SLICE_EVENTS: Final = 500
+"""Events that are folded without a break."""
+
+
+class _Folded(NamedTuple):
+    """What a stretch of the log does: the position it ends at, the checkpoints as they are before it, and what is to be written."""
+
+    to: int
+    moving: Sequence[Checkpoint]
+    changes: Collection[Changes]
+    problems: Collection[Problem]
 
 
 class _Limit(NamedTuple):
@@ -86,6 +99,31 @@ class ReadModel:
         for stretch in self._stretches(events):
             await self._advance(stretch)
 
+    async def advance_through(self, pages: AsyncIterator[Sequence[Recorded]]) -> None:
+        """Take in many pages, each being written while the next one is folded: for tables that nobody reads before the last page.
+
+        Raises:
+            ConflictError: another process has moved a checkpoint.
+            REFUSED: the database refuses a row. `open` the model again, and go on with `advance`, which finds the event.
+        """
+        writing: asyncio.Task[None] | None = None
+        try:
+            async for events in pages:
+                for stretch in self._stretches(events):
+                    folded = await self._fold(stretch)
+                    self._note(folded)
+                    if writing is not None:
+                        await writing
+                    writing = asyncio.create_task(self._write(folded))
+            if writing is not None:
+                await writing
+        except BaseException:
+            if writing is not None:
+                writing.cancel()
+                await asyncio.gather(writing, return_exceptions=True)
+            self._forget()
+            raise
+
     def _stretches(self, events: Sequence[Recorded]) -> Iterator[Sequence[Recorded]]:
         """Cut a page so that no projection gets more facts in one transaction than it can take."""
         begin, used = 0, dict.fromkeys(self._limits.values(), 0)
@@ -102,7 +140,7 @@ class ReadModel:
     async def _advance(self, events: Sequence[Recorded]) -> None:
         try:
             await self._fold_and_write(events)
-        except _REFUSED as error:
+        except REFUSED as error:
             self._forget()
             if len(events) > 1:
                 middle = len(events) // 2
@@ -111,7 +149,9 @@ class ReadModel:
                 return
             log.exception("the read model skips position %s, whose rows the database refuses", events[0].position)
             taker = self._takers.get(type(decode(events[0]).event))
-            await self._write(events[0].position, [], [problem(taker.name, events[0], error)] if taker else [])
+            skipped = self._folded(events[0].position, [], [problem(taker.name, events[0], error)] if taker else [])
+            await self._write(skipped)
+            self._note(skipped)
         except BaseException:
             self._forget()  # whether the transaction was committed is not known
             raise
@@ -121,14 +161,22 @@ class ReadModel:
             projection.forget()
 
     async def _fold_and_write(self, events: Sequence[Recorded]) -> None:
+        folded = await self._fold(events)
+        await self._write(folded)
+        self._note(folded)
+
+    async def _fold(self, events: Sequence[Recorded]) -> _Folded:
         for projection in self._projections:
             after = self._positions[projection.name]
             news = events if events[0].position > after else [recorded for recorded in events if recorded.position > after]
             await projection.load(news, after=after, skipped=self._skipped[projection.name])
-        problems = self._fold(events)
-        await self._write(events[-1].position, [projection.take() for projection in self._projections], problems)
+        problems: list[Problem] = []
+        for begin in range(0, len(events), SLICE_EVENTS):
+            problems += self._fold_slice(events[begin : begin + SLICE_EVENTS])
+            await asyncio.sleep(0)  # what was folded before is being written meanwhile
+        return self._folded(events[-1].position, [projection.take() for projection in self._projections], problems)
 
-    def _fold(self, events: Sequence[Recorded]) -> list[Problem]:
+    def _fold_slice(self, events: Sequence[Recorded]) -> list[Problem]:
         """Decode and fold one by one: what was decoded is gone before the next one comes, so a large page costs no garbage collection."""
         problems = []
         for recorded in events:
@@ -143,18 +191,23 @@ class ReadModel:
                 problems.append(problem(taker.name, recorded, error))
         return problems
 
-    async def _write(self, to: int, changes: Collection[Changes], problems: Collection[Problem]) -> None:
-        moving = [p for p in self._projections if self._positions[p.name] < to]
+    def _folded(self, to: int, changes: Collection[Changes], problems: Collection[Problem]) -> _Folded:
+        moving = [Checkpoint(p.name, p.version, self._positions[p.name]) for p in self._projections if self._positions[p.name] < to]
+        return _Folded(to, moving, changes, problems)
+
+    async def _write(self, folded: _Folded) -> None:
         async with self._connection.transaction():
-            await move_checkpoints(self._connection, [Checkpoint(p.name, p.version, self._positions[p.name]) for p in moving], to)
-            for change in changes:
+            await move_checkpoints(self._connection, folded.moving, folded.to)
+            for change in folded.changes:
                 await change.apply(self._connection)
-            await write_problems(self._connection, problems)
+            await write_problems(self._connection, folded.problems)
             if faults.hook is not None:
                 faults.hook("before_view_commit")
         if faults.hook is not None:
             faults.hook("after_view_commit")
-        for projection in moving:
-            self._positions[projection.name] = to
-        for skipped in problems:
+
+    def _note(self, folded: _Folded) -> None:
+        for checkpoint in folded.moving:
+            self._positions[checkpoint.name] = folded.to
+        for skipped in folded.problems:
             self._skipped[skipped.projection].add(skipped.position)

@@ -7,15 +7,16 @@ until they see the new ones, and the live projector goes on meanwhile. Its check
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from typing import Final, NamedTuple
 
 import asyncpg
 
-from crewlog.events.store import EventStore
+from crewlog.events.store import EventStore, Recorded
 from crewlog.projections.catalog import all_projections
 from crewlog.projections.projection import Projection
-from crewlog.projections.read_model import ReadModel
+from crewlog.projections.read_model import REFUSED, ReadModel
 from crewlog.projections.view_connection import REBUILDER, connect_views
 from crewlog.schemas.errors import ConfigError
 
@@ -73,7 +74,7 @@ class _Rebuild:
         self._names = [p.name for p in projections]
         self._tables = [table for p in projections for table in p.tables]
         self._model = ReadModel(connection, projections)
-        self._events = 0
+        self._events = self._seen = 0
 
     async def run(self) -> Rebuilt:
         await self._make_tables()
@@ -96,14 +97,31 @@ class _Rebuild:
             await self._connection.execute(f"DROP TABLE IF EXISTS rm_build.{table}")
 
     async def _fold(self) -> None:
-        while True:
-            page = await self._store.read_all(self._model.position, PAGE_EVENTS_MAX)
-            if page.events:
-                await self._model.advance(page.events)
-                self._events += len(page.events)
-                self._progress(self._model.position, page.high_water)
-            if len(page.events) < PAGE_EVENTS_MAX:
-                return
+        try:
+            await self._model.advance_through(self._pages(self._model.position))
+        except REFUSED:
+            await self._model.open()  # back to what was written; what is refused is found one page after the other
+            async for events in self._pages(self._model.position):
+                await self._model.advance(events)
+
+    async def _pages(self, after: int) -> AsyncIterator[Sequence[Recorded]]:
+        """Yield the log behind a position; the next page is being read while one is folded."""
+        reading = asyncio.create_task(self._store.read_all(after, PAGE_EVENTS_MAX))
+        try:
+            while True:
+                page = await reading
+                if len(page.events) == PAGE_EVENTS_MAX:
+                    reading = asyncio.create_task(self._store.read_all(page.events[-1].position, PAGE_EVENTS_MAX))
+                if page.events:
+                    self._events += sum(recorded.position > self._seen for recorded in page.events)
+                    self._seen = max(self._seen, page.events[-1].position)
+                    self._progress(page.events[-1].position, page.high_water)
+                    yield page.events
+                if len(page.events) < PAGE_EVENTS_MAX:
+                    return
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
 
     async def _merge(self) -> dict[str, int]:
         """Make the live tables equal to the fresh ones and return how many rows of each were not."""
