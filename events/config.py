@@ -38,6 +38,13 @@ def _host_names(value: object) -> object:
     return json.loads(value) if value.lstrip().startswith("[") else value.replace(",", " ").split()
 
 
+def _patterns(value: object) -> object:
+    """Read a list of patterns: one a line, or as JSON. Blanks and commas are parts of patterns."""
+    if not isinstance(value, str):
+        return value
+    return json.loads(value) if value.lstrip().startswith("[") else [line.strip() for line in value.splitlines() if line.strip()]
+
+
 def _host_name(entry: str) -> str:
     if not entry.isascii() or any(mark in entry for mark in "/@?#\\ "):
         raise ValueError(f"{entry!r} is not a host; write example.org, *.example.org, example.org:8443 or *")
@@ -89,6 +96,9 @@ class Config(BaseSettings):
     """The same Postgres with the login `crewlog_reader`, for `crewlog sql`; None: the one of `database_url`, which is refused if it may do more."""
     archivist_url: SecretStr | None = None
     """The same Postgres with the login `crewlog_archivist`, for `crewlog archive`; None: the one of `database_url`."""
+    redact: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_patterns)] = ()
+    """What `crewlog export` takes out of every file: regular expressions, or `@secrets`, `@email`, `@card`, `@iban`, `@phone`, separated by
+    newlines or as JSON. Empty: files hold what the log holds. Archives are never redacted: they must replay."""
     nats_url: SecretStr | None = None
     """NATS to use instead of the embedded one."""
     artifacts_url: str | None = None

@@ -10,7 +10,7 @@ import gzip
 import io
 import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -33,7 +33,7 @@ BYTES_MAX: Final = 1 << 30
 
 
 class Header(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The first line. `made_by` is the version of the program that wrote the file."""
+    """The first line. `made_by` is the version of the program that wrote the file; `redacted`: texts were taken out."""
 
     format: str
     version: int
@@ -41,6 +41,7 @@ class Header(msgspec.Struct, frozen=True, omit_defaults=True):
     events: int
     blobs: int
     made_by: str = ""
+    redacted: bool = False
 
 
 class EventLine(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -83,7 +84,9 @@ class Bundle(NamedTuple):
     events: Sequence[Recorded]
     blobs: Mapping[Hash, bytes]
     made_by: str = ""
-    """Version of the program that wrote the file; empty for one that does not say, or when there is none."""
+    """Version of the program that wrote the file; empty for one that does not say."""
+    is_redacted: bool = False
+    """Texts were taken out of it: it folds, but what models were sent cannot be rebuilt."""
 
     def store(self) -> MemoryStore:
         """Return a log in memory that holds this run and nothing else."""
@@ -108,7 +111,7 @@ async def collect(store: EventStore, run_id: RunId) -> Bundle:
 
 def pack_bundle(bundle: Bundle) -> bytes:
     """Return the file of a run."""
-    header = Header(FORMAT, VERSION, bundle.run_id, len(bundle.events), len(bundle.blobs), bundle.made_by)
+    header = Header(FORMAT, VERSION, bundle.run_id, len(bundle.events), len(bundle.blobs), bundle.made_by, bundle.is_redacted)
     lines = [header, *map(_event_line, bundle.events), *(_blob_line(hash_, data) for hash_, data in sorted(bundle.blobs.items()))]
     body = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
     # without a time in its header, the same run gives the same file
@@ -135,7 +138,7 @@ def unpack_bundle(data: bytes, name: str) -> Bundle:
         blobs = dict(_blob(msgspec.json.decode(line, type=BlobLine), name) for line in lines[1 + header.events :])
     except (msgspec.MsgspecError, ValueError) as error:
         raise ContractError(f"{name} is no exported run: {error}") from error
-    return Bundle(RunId(header.run_id), events, blobs, header.made_by)
+    return Bundle(RunId(header.run_id), events, blobs, header.made_by, header.redacted)
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -189,8 +192,3 @@ def _blob(line: BlobLine, name: str) -> tuple[Hash, bytes]:
     if content_hash(data) != line.hash:
         raise ContractError(f"{name}: blob {line.hash} holds other bytes: {content_hash(data)}")
     return Hash(line.hash), data
-
-
-def event_lines(events: Iterable[dict[str, object]]) -> bytes:
-    """Return events, as they are relayed, as lines of JSON."""
-    return b"".join(msgspec.json.encode(event) + b"\n" for event in events)

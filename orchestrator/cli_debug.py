@@ -1,4 +1,4 @@
-"""Commands that look into past runs: show --as, replay, explain, diff, export. They read the log and change nothing; nothing is asked, nothing costs."""
+"""Commands that look into past runs: show --as, replay, explain, diff. They read the log and change nothing; nothing is asked, nothing costs."""
 
 from __future__ import annotations
 
@@ -34,13 +34,6 @@ if TYPE_CHECKING:
     from crewlog.schemas.ids import RunId
 
 
-class ExportFormat(StrEnum):
-    """What `export` writes."""
-
-    BUNDLE = "bundle"
-    NDJSON = "ndjson"
-
-
 class View(StrEnum):
     """How a run is shown."""
 
@@ -58,7 +51,7 @@ RecordedRun = Annotated[str, typer.Argument(metavar="RUN|FILE", help=_RUN_HELP)]
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (replay, explain, diff, export):
+    for command in (replay, explain, diff):
         app.command()(run_async(command))
 
 
@@ -69,6 +62,8 @@ async def opened(run: str, home: Path | None) -> AsyncIterator[tuple[EventStore,
         from crewlog.orchestrator.bundle import read_bundle
 
         bundle = read_bundle(Path(run))
+        if bundle.is_redacted:
+            say(f"{run} was redacted: it can be looked at, but requests cannot be rebuilt from it, and --verify finds them different")
         yield bundle.store(), bundle.run_id
         return
     from crewlog.orchestrator.log_reader import open_log
@@ -304,44 +299,3 @@ async def diff(
     else:
         _print_lines(diff_lines(found, shutil.get_terminal_size((160, 24)).columns))
     return Exit.OK if found.is_identical else Exit.RUN_FAILED
-
-
-async def export(
-    run: RecordedRun,
-    out: Annotated[Path, typer.Option("--out", help="Where to write; - is stdout.")],
-    view: Annotated[ExportFormat, typer.Option("--as", help="A file that replays anywhere, or the events as lines of JSON.")] = ExportFormat.BUNDLE,
-    secret: Annotated[list[str] | None, typer.Option("--redact", metavar="REGEX", help="With --as ndjson: replace what matches; repeatable.")] = None,
-    reasoning: Annotated[bool, typer.Option("--reasoning", help="With --as ndjson: also what the models thought; a bundle always holds it.")] = False,
-    home: HomeOption = None,
-) -> None:
-    """Write a run to one file: events, blobs, checksums. It holds everything that models and tools were told."""
-    from crewlog.orchestrator.bundle import collect, event_lines, pack_bundle
-    from crewlog.orchestrator.event_text import event_json
-    from crewlog.orchestrator.redaction import compile_patterns, redact
-    from crewlog.schemas.errors import ContractError
-
-    patterns = compile_patterns(secret or ())
-    if patterns and view is ExportFormat.BUNDLE:
-        raise ContractError("what was redacted does not replay: its hashes would not fit. Use --redact with --as ndjson")
-    async with opened(run, home) as (store, run_id):
-        bundle = await collect(store, run_id)
-    data = (
-        pack_bundle(bundle)
-        if view is ExportFormat.BUNDLE
-        else event_lines(redact(event_json(event, with_reasoning=reasoning), patterns) for event in bundle.events)
-    )
-    if str(out) == "-":
-        typer.echo(data, nl=False)
-        return
-    _write_whole(out, data)
-    say(f"wrote {out}: run {run_id}, {len(bundle.events)} events, {len(bundle.blobs)} blobs, {len(data)} bytes")
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that nobody ever sees a part of it under its name."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(data)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

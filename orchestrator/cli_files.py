@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from crewlog.orchestrator.run_archive import Archived
     from crewlog.projections.query_rows import RunView
 
+AGE: Final = re.compile(r"(\d{1,6})([smhdw])")
 _UNIT_S: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
@@ -171,7 +172,7 @@ def age_s(option: str, text: str) -> int:
     """
     from crewlog.schemas.errors import ContractError
 
-    found = re.fullmatch(r"(\d{1,6})([smhdw])", text)
+    found = AGE.fullmatch(text)
     if found is None:
         raise ContractError(f"{option} {text}: write a number and a unit, such as 90d, 12h or 2w")
     return int(found[1]) * _UNIT_S[found[2]]

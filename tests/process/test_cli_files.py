@@ -37,3 +37,5 @@ def test_a_run_of_another_crew_is_read_in_and_replays_here(crew: LiveCrew, tmp_p
     assert (imported["run_id"], imported["events"], imported["state_hash"]) == (run, there.events, there.state_hash)
     assert crew.json("replay", run, "--verify")["divergence"] is None
     assert "is in this log already" in crew.run("import", file, code=2).stderr
+    told = crew.run("export", "--as", "cloudevents", "--tenant", "default", "--out", "-").stdout.splitlines()
+    assert sum(f'"runid":"{run}"' in line for line in told) == there.events

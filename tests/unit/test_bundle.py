@@ -152,7 +152,11 @@ def try_every_command(path: Path, tmp_path: Path) -> None:
     assert json.loads(lines[0])["type"] == "RunSubmitted"
     redacted = crewlog("export", path, "--as", "ndjson", "--redact", "look d[a-z]+", "--out", "-").stdout
     assert redacted.count("[redacted]") == "\n".join(lines).count("look done") > 0
-    assert crewlog("export", path, "--redact", "look", "--out", again).exit_code == 2
+    assert crewlog("export", path, "--redact", "look", "--out", again).exit_code == 0
+    assert printed("replay", again)["events"] == events
+    assert crewlog("replay", again, "--verify").exit_code == 1, "what was redacted is not what was recorded"
+    assert crewlog("export", again, "--out", tmp_path / "third.crewlog").exit_code == 0
+    assert (tmp_path / "third.crewlog").read_bytes() == again.read_bytes()
     assert printed("explain", path)["index"] == events
     assert list(tmp_path.glob(".*")) == []
     for view in ("conversation", "timeline", "tree"):

@@ -1,0 +1,196 @@
+"""`crewlog export`: a run, or the events of a tenant and a time, as files for other crews and other programs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated
+
+import typer
+
+from crewlog.orchestrator.cli_debug import is_file, opened
+from crewlog.orchestrator.cli_output import HomeOption, load_config, run_async, say
+
+if TYPE_CHECKING:
+    import re
+
+    from crewlog.orchestrator.event_export import Owned, Selection
+
+
+class ExportFormat(StrEnum):
+    """What `export` writes."""
+
+    BUNDLE = "bundle"
+    NDJSON = "ndjson"
+    CLOUDEVENTS = "cloudevents"
+    PARQUET = "parquet"
+
+
+_RUN_HELP = "Id of the run, or its first characters; @last for the one submitted last; or an exported file. Without it: all events that are chosen."
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command."""
+    app.command()(run_async(export))
+
+
+async def export(
+    run: Annotated[str, typer.Argument(metavar="[RUN|FILE]", help=_RUN_HELP, show_default=False)] = "",
+    *,
+    out: Annotated[Path, typer.Option("--out", help="Where to write; - is stdout.")],
+    view: Annotated[
+        ExportFormat, typer.Option("--as", help="A file that replays anywhere; or events: lines of JSON, CloudEvents 1.0, Parquet.")
+    ] = ExportFormat.BUNDLE,
+    tenant: Annotated[str | None, typer.Option("--tenant", help="Without RUN: events of this tenant alone.")] = None,
+    since: Annotated[str | None, typer.Option("--since", help="Without RUN: from this time on: 2026-11-01T08:00, or 7d for the last seven days.")] = None,
+    until: Annotated[str | None, typer.Option("--until", help="Without RUN: before this time.")] = None,
+    secret: Annotated[list[str] | None, typer.Option("--redact", metavar="REGEX", help="Replace what matches, besides CREWLOG_REDACT; repeatable.")] = None,
+    reasoning: Annotated[bool, typer.Option("--reasoning", help="Events: also what the models thought; a bundle always holds it.")] = False,
+    home: HomeOption = None,
+) -> None:
+    """Write a run to one file, or events of the log for other programs.
+
+    A bundle has the events, blobs, prices, versions and checksums of a run: everything that models and tools were told. It is replayed and
+    imported anywhere, without keys. What was redacted (--redact, CREWLOG_REDACT) is gone from it: it can be looked at, but not verified.
+    """
+    from crewlog.orchestrator.event_export import Selection
+    from crewlog.orchestrator.redaction import compile_patterns
+    from crewlog.schemas.errors import ContractError
+
+    patterns = compile_patterns([*load_config(home).redact, *(secret or ())])
+    if run and (tenant or since or until):
+        raise ContractError("--tenant, --since and --until choose events of the whole log; leave the run out")
+    if view is ExportFormat.BUNDLE:
+        if not run:
+            raise ContractError("a bundle is one run: name it; or choose another format with --as ndjson, cloudevents or parquet")
+        await _write_bundle(run, out, home, patterns)
+        return
+    chosen = Selection(tenant, _time_us("--since", since), _time_us("--until", until))
+    pages = _of_run(run, home) if run else _of_log(chosen, home)
+    if view is ExportFormat.PARQUET and str(out) == "-":
+        raise ContractError("a Parquet file is written from its end: name a file with --out")
+    events = await _write_events(pages, out, view, patterns, with_reasoning=reasoning)
+    if str(out) != "-":
+        say(f"wrote {out}: {events} events")
+
+
+async def _write_bundle(run: str, out: Path, home: Path | None, patterns: Sequence[re.Pattern[str]]) -> None:
+    from crewlog.orchestrator.bundle import collect, pack_bundle, read_bundle
+    from crewlog.orchestrator.bundle_redaction import redact_bundle
+    from crewlog.orchestrator.replay import replay
+
+    if is_file(run):
+        bundle = read_bundle(Path(run))
+    else:
+        async with opened(run, home) as (store, run_id):
+            bundle = await collect(store, run_id)
+    if patterns:
+        bundle = redact_bundle(bundle, patterns)
+        await replay(bundle.store(), bundle.run_id, verify=False)  # what can no longer be read is of no use to anybody
+    data = pack_bundle(bundle)
+    if str(out) == "-":
+        typer.echo(data, nl=False)
+        return
+    with _whole_file(out) as file:
+        file.write(data)
+    told = ", redacted" if bundle.is_redacted else ""
+    say(f"wrote {out}: run {bundle.run_id}, {len(bundle.events)} events, {len(bundle.blobs)} blobs, {len(data)} bytes{told}")
+
+
+async def _of_run(run: str, home: Path | None) -> AsyncIterator[Sequence[Owned]]:
+    from crewlog.orchestrator.event_export import owned_by_run
+    from crewlog.orchestrator.run_history import load_history
+
+    async with opened(run, home) as (store, run_id):
+        yield await owned_by_run(store, (await load_history(store, run_id)).events)
+
+
+async def _of_log(chosen: Selection, home: Path | None) -> AsyncIterator[Sequence[Owned]]:
+    from crewlog.orchestrator.client import Client
+    from crewlog.orchestrator.event_export import selected
+
+    async with Client.connect(load_config(home)) as client:
+        async for page in selected(await client.store(), chosen):
+            yield page
+
+
+async def _write_events(
+    pages: AsyncIterator[Sequence[Owned]], out: Path, view: ExportFormat, patterns: Sequence[re.Pattern[str]], *, with_reasoning: bool
+) -> int:
+    """Write lines as they come; a Parquet file is made of them at the end."""
+    if str(out) == "-":
+        import sys
+
+        return await _write_lines(pages, sys.stdout.buffer, view, patterns, with_reasoning=with_reasoning)
+    if view is not ExportFormat.PARQUET:
+        with _whole_file(out) as file:
+            return await _write_lines(pages, file, view, patterns, with_reasoning=with_reasoning)
+    from crewlog.orchestrator.parquet_file import write_parquet
+
+    with tempfile.NamedTemporaryFile(dir=out.parent, prefix=f".{out.name}.", suffix=".lines") as lines:
+        events = await _write_lines(pages, lines.file, view, patterns, with_reasoning=with_reasoning)
+        lines.flush()
+        part = out.with_name(f".{out.name}.part")
+        write_parquet(Path(lines.name), part)
+        part.replace(out)
+        return events
+
+
+async def _write_lines(
+    pages: AsyncIterator[Sequence[Owned]], file: IO[bytes], view: ExportFormat, patterns: Sequence[re.Pattern[str]], *, with_reasoning: bool
+) -> int:
+    import msgspec
+
+    from crewlog.orchestrator.event_export import cloud_event
+    from crewlog.orchestrator.event_text import event_json
+    from crewlog.orchestrator.parquet_file import parquet_line
+    from crewlog.orchestrator.redaction import redact
+
+    count = 0
+    async for page in pages:
+        for recorded, tenant in page:
+            event = redact(event_json(recorded, with_reasoning=with_reasoning), patterns)
+            match view:
+                case ExportFormat.PARQUET:
+                    file.write(parquet_line(event, tenant))
+                case ExportFormat.CLOUDEVENTS:
+                    file.write(msgspec.json.encode(cloud_event(event, tenant)) + b"\n")
+                case _:
+                    file.write(msgspec.json.encode(event) + b"\n")
+        count += len(page)
+    file.flush()
+    return count
+
+
+@contextmanager
+def _whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file so that nobody ever sees a part of it under its name."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _time_us(option: str, text: str | None) -> int | None:
+    """Read a time as people write it, in microseconds since 1970: an ISO 8601 date or time (UTC unless it says otherwise), or an age."""
+    from datetime import UTC, datetime
+
+    from crewlog.events.clock import SystemClock
+    from crewlog.orchestrator.cli_files import AGE, age_s
+    from crewlog.schemas.errors import ContractError
+
+    if text is None:
+        return None
+    if AGE.fullmatch(text):
+        return SystemClock().now_us() - age_s(option, text) * 1_000_000
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise ContractError(f"{option} {text}: write a time such as 2026-11-01T08:00, a day, or how long ago as in 7d") from None
+    return round((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1_000_000)
