@@ -40,7 +40,10 @@ async def evaluate(
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
 ) -> int:
-    """Try finished runs again on another model or prompt, with effects stubbed, and compare outcome, decisions, cost and time."""
+    """Try finished runs again on another model or prompt, with effects stubbed, and compare them.
+
+    Compared are outcome, decisions, cost and time.
+    """
     from crewlog.events.clock import SystemClock
     from crewlog.orchestrator.client import Client
     from crewlog.orchestrator.client_trials import Evaluation, finished_runs, kept_prompts

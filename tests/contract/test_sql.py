@@ -24,6 +24,8 @@ from crewlog.orchestrator.cli_sql import to_csv
 from crewlog.orchestrator.read_only_sql import Answer, ask
 from crewlog.schemas.errors import ConfigError, ContractError
 
+pytestmark = pytest.mark.hand_written("random histories: views are read, nothing is decided")
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 RUNS = 6
 
