@@ -165,6 +165,7 @@ def try_every_command(path: Path, tmp_path: Path) -> None:
         assert crewlog(*arguments).exit_code == 0
 
 
+@pytest.mark.hand_written("what was redacted does not follow from itself")
 def test_every_command_works_on_a_file_without_a_crew(path: Path, tmp_path: Path) -> None:
     try_every_command(path, tmp_path)
 
