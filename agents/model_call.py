@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -49,6 +49,10 @@ _UNTOLD: Final = frozenset({"timeout", "connection", "malformed"})
 """Errors behind which the provider may have worked, and bill it, without having told how much."""
 
 
+MayBegin = Callable[[], Awaitable[bool]]
+"""Says whether anything may be begun now: nothing may while somebody has paused it."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelCalls:
     """What the calls of a worker share: its models in order of preference, and what limits and prices them."""
@@ -70,8 +74,12 @@ class ModelCalls:
         """Describe the chain as the log keeps it."""
         return tuple(Link(m.wire, m.provider, m.name, m.simulated, 0 if m.simulated else context_window(m.provider, m.name)) for m in self.chain)
 
-    async def make(self, journal: Journal, setup: Setup, step: AskModel, on_text: OnText) -> None:
-        """Carry out one step: the call it names, or the note why it was not made."""
+    async def make(self, journal: Journal, setup: Setup, step: AskModel, on_text: OnText, may_begin: MayBegin | None = None) -> None:
+        """Carry out one step: the call it names, or the note why it was not made.
+
+        Args:
+            may_begin: asked before a second call is made beside it; by default one may be.
+        """
         if step.wait_s > 0:
             await journal.commit()
             await asyncio.sleep(step.wait_s)
@@ -83,7 +91,11 @@ class ModelCalls:
                 call.close(await call.answer(on_text))
                 return
             with ExitStack() as beside:
-                await race(call, lambda: self._beside(journal, setup, beside), after_s=after_s, on_text=on_text, send=journal.send)
+
+                async def second() -> _ModelCall | None:
+                    return await self._beside(journal, setup, beside) if may_begin is None or await may_begin() else None
+
+                await race(call, second, after_s=after_s, on_text=on_text, send=journal.send)
 
     @contextmanager
     def _call(self, journal: Journal, setup: Setup, step: AskModel) -> Iterator[_ModelCall]:

@@ -22,6 +22,8 @@ from crewlog.schemas.ids import CONTROL_STREAM, RunId, Stream, TaskId, task_stre
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import TaskCancelled, TaskFailed
 
+LOOKS_MAX: Final = 5
+"""Looks before a step begins by what was read, although the log takes longer to answer than that stays fresh."""
 ENDED_TYPES: Final = frozenset((TaskCancelled.__name__, TaskFailed.__name__))
 """Ends of a task that others write."""
 
@@ -88,8 +90,10 @@ class Orders:
         Raises:
             Unavailable: the log cannot be reached, so nobody knows.
         """
-        if self._clock.monotonic() - self._looked_s > FRESH_S:
-            await self.look()
+        for _ in range(LOOKS_MAX):
+            if self._clock.monotonic() - self._looked_s <= FRESH_S:
+                break
+            await self.look()  # again, should this process have stood still meanwhile
         return self._against(task)
 
     async def wait(self, task: AgentTask, wait_s: float) -> bool:
@@ -119,7 +123,7 @@ class Orders:
     async def follow(self) -> None:
         """Look whenever told to, and every second while there is something to look after; never ends by itself."""
         while True:
-            if not (self._held or self.is_kind_paused):
+            if not (self._held or self.is_kind_paused or self._told.is_set()):
                 self._stirred.clear()
                 await self._stirred.wait()
             with contextlib.suppress(TimeoutError):

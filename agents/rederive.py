@@ -133,7 +133,7 @@ def _difference(state: TaskState, setup: Setup | None, event: TaskEvent, read: R
             under_way = next((c.call.call_id for c in state.calls if c.status != "done"), "")
             return _first(("call under way", "", under_way), ("from_version", setup.version if setup is not None else "", event.from_version))
         case TaskHandedBack():
-            return _handed_back(state, setup)
+            return _first(("number", state.handed_back + 1, event.number)) or _handed_back(state, setup)
         case TaskForked():
             return _first(("version", state.version, event.version))
         case _:

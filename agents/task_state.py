@@ -163,6 +163,8 @@ class TaskState(msgspec.Struct, frozen=True):
     worker: str = ""
     deadline_us: int = 0
     """When the attempt ends; 0: the next worker to take the task gives it its time."""
+    handed_back: int = 0
+    """How often a worker gave it back between two steps."""
     simulated: bool = False
     model: str = ""
     setup: Payload | None = None
@@ -263,7 +265,7 @@ def evolve(state: TaskState, event: TaskEvent) -> TaskState:  # noqa: C901, PLR0
         case TaskMoved():
             return replace(state, version=version, setup=event.setup)
         case TaskHandedBack():
-            return replace(state, version=version, worker="", deadline_us=0)
+            return replace(state, version=version, worker="", deadline_us=0, handed_back=event.number)
         case TaskFailed() | TaskCancelled():
             return replace(state, version=version, phase="ended")
         case BudgetWarned():

@@ -322,8 +322,12 @@ class _Stretch:
         changed = instructed(made[0], self._journal.read(payload))
         return changed, msgspec.json.encode(changed).decode()
 
+    async def _may_begin(self) -> bool:
+        return self._orders is None or not await self._orders.against(self._task)
+
     async def _hand_back(self, scope: str) -> Ended:
-        self._journal.record(TaskHandedBack(max(self._journal.state.attempt, self._attempt), scope))
+        state = self._journal.state
+        self._journal.record(TaskHandedBack(max(state.attempt, self._attempt), scope, state.handed_back + 1))
         await self._journal.commit()
         return "handed_back"
 
@@ -352,7 +356,7 @@ class _Stretch:
             case Failure():
                 return room
             case _:
-                await self._calls.make(journal, setup, msgspec.structs.replace(step, estimated_tokens=room), self._moved)
+                await self._calls.make(journal, setup, msgspec.structs.replace(step, estimated_tokens=room), self._moved, self._may_begin)
         return None
 
     def _completed(self, outcome: Outcome) -> TaskCompleted:

@@ -11,6 +11,7 @@ kinds.resume, kinds.quarantine, kinds.release                                   
 workers.drain    {"worker", "actor", "reason"}    (tenant `system`)            -> worker, changed, answers
 controls.list    {}                               the tenant's and all kinds'  -> pauses, quarantines
 
+A `command_id` (UUID) makes it safe to ask again: the same command, arriving late, does not undo what was said since.
 Agents cannot ask for any of it: their logins on the bus may not publish there, and their logins on the log may not write the stream.
 """
 
@@ -66,6 +67,7 @@ class RunsRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run_ids: Annotated[tuple[UUID, ...], msgspec.Meta(min_length=1, max_length=RUNS_MAX)]
     actor: str
     reason: str = ""
+    command_id: UUID | None = None
 
 
 class CancelRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -81,6 +83,7 @@ class TenantRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     actor: str
     reason: str = ""
+    command_id: UUID | None = None
 
 
 class KindRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,6 +92,7 @@ class KindRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind: str
     actor: str
     reason: str = ""
+    command_id: UUID | None = None
 
 
 class DrainRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -154,7 +158,9 @@ class ControlApi:
         blocked = {run_id: text for run_id, state in open_runs.items() if (text := _blocked(verb, state))}
         verdicts |= {run_id: Verdict(run_id, status_of(open_runs[run_id]), changed=False, error=text) for run_id, text in blocked.items()}
         chosen = [run_id for run_id in open_runs if run_id not in blocked]
-        news = await self._steering.say(verb, [run_scope(run_id) for run_id in chosen], actor=actor, reason=reason) if chosen else {}
+        news = (
+            await self._steering.say(verb, [run_scope(run_id) for run_id in chosen], actor=actor, reason=reason, command_id=asked.command_id) if chosen else {}
+        )
         verdicts |= await self._each({run_id: _commands(verb, open_runs[run_id], actor, reason) for run_id in chosen}, news)
         return accepted(runs=[verdicts[run_id] for run_id in map(RunId, dict.fromkeys(asked.run_ids))])
 
@@ -178,16 +184,17 @@ class ControlApi:
 
     async def _tenant(self, verb: Verb, tenant: str, message: Message) -> bytes:
         asked = decoded(message.data, TenantRequest)
-        return await self._scope(verb, tenant_scope(tenant), asked.actor, asked.reason)
+        return await self._scope(verb, tenant_scope(tenant), asked)
 
     async def _kind(self, verb: Verb, _: str, message: Message) -> bytes:
         asked = decoded(message.data, KindRequest)
         if not TOKEN.fullmatch(asked.kind):
             raise ContractError(f"there is no kind {asked.kind!r}", problems=(("/kind", "must match [A-Za-z0-9_-]{1,64}"),))
-        return await self._scope(verb, kind_scope(asked.kind), asked.actor, asked.reason)
+        return await self._scope(verb, kind_scope(asked.kind), asked)
 
-    async def _scope(self, verb: Verb, scope: str, actor: str, reason: str) -> bytes:
-        news = await self._steering.say(verb, [scope], actor=person(actor), reason=bounded(reason))
+    async def _scope(self, verb: Verb, scope: str, asked: TenantRequest | KindRequest) -> bytes:
+        actor, reason = person(asked.actor), bounded(asked.reason)
+        news = await self._steering.say(verb, [scope], actor=actor, reason=reason, command_id=asked.command_id)
         return accepted(scope=scope, changed=news[scope])
 
     async def _drain(self, _: str, message: Message) -> bytes:

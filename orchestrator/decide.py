@@ -310,7 +310,7 @@ def _plan_arrived(draft: Draft, command: TaskEnded, task: TaskState, outcome: Ou
 def _attempt_ended(draft: Draft, command: AttemptEnded) -> None:
     state, failed = draft.state, command.event
     task = current_task(state, command.task_id)
-    if task is None or task.phase in ("retrying", "held") or failed.attempt != task.attempt:
+    if task is None or task.phase == "retrying" or failed.attempt != task.attempt or failed.attempt == task.failed:
         return
     if isinstance(failed.shortfall, Shortfall):
         draft.emit(TaskHeld(task.task_id, task.key, failed.attempt, failed.error, failed.shortfall, failed.usage, failed.cost_micro_usd))

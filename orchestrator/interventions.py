@@ -126,9 +126,9 @@ def _lift(draft: Draft, command: LiftQuarantine) -> None:
 def _returned(draft: Draft, command: HandedBack) -> None:
     """Take a task back that a worker gave up between two steps."""
     task = current_task(draft.state, command.task_id)
-    if task is None or task.phase != "dispatched":
+    if task is None or task.phase != "dispatched" or command.event.number <= task.returned:
         return
-    draft.emit(TaskReturned(task.task_id, task.key, task.attempt, command.event.scope))
+    draft.emit(TaskReturned(task.task_id, task.key, task.attempt, command.event.scope, command.event.number))
     _go_on(draft)
 
 
@@ -138,7 +138,7 @@ def _go_on(draft: Draft) -> None:
     if not starving(draft.state):
         for task in list(draft.state.tasks.values()):
             if task.phase == "held":
-                draft.dispatch_again(task, task.attempt)
+                draft.dispatch_again(task, task.attempt + 1 if task.failed == task.attempt else task.attempt)
     advance(draft)
 
 

@@ -260,7 +260,7 @@ def _noticed(event: TaskRetryScheduled | TaskHeld | TaskSuspended | TaskReviewed
         match said:
             case TaskCompleted() if isinstance(event, TaskReviewed):
                 return TaskEnded(event.task_id, said)
-            case TaskHandedBack() if isinstance(event, TaskReturned) and said.scope == event.scope:
+            case TaskHandedBack() if isinstance(event, TaskReturned) and said.number == event.number:
                 return HandedBack(event.task_id, said)
             case AttemptFailed() if not isinstance(event, TaskSuspended | TaskReturned) and said.attempt == attempt and said.error == event.error:
                 return AttemptEnded(event.task_id, said)

@@ -106,6 +106,10 @@ class TaskState(msgspec.Struct, frozen=True):
     usage: Usage = Usage()
     """What it has used so far, known while it is held."""
     cost_micro_usd: int = 0
+    failed: int = 0
+    """The attempt that a budget ended, when that was dealt with: the next one is another."""
+    returned: int = 0
+    """How often a worker has given it back, as far as that was dealt with."""
     revised: int = 0
     """How often the critic has sent this step's work back since it was planned."""
     offered: tuple[str, ...] = ()
@@ -199,7 +203,7 @@ def evolve(state: RunState, event: RunEvent) -> RunState:
             return _reviewed(state, event)
         case TaskHeld():
             held = replace(state.tasks[event.key], phase="held", shortfall=event.shortfall, error=event.error, usage=event.usage)
-            return _with_task(state, replace(held, holds=held.holds + 1, cost_micro_usd=event.cost_micro_usd, due_us=0))
+            return _with_task(state, replace(held, holds=held.holds + 1, failed=event.attempt, cost_micro_usd=event.cost_micro_usd, due_us=0))
         case RunHeld():
             return replace(state, hold=event, paused_since_us=state.paused_since_us or event.since_us)
         case RunReleased():

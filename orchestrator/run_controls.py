@@ -41,7 +41,7 @@ def evolve_controls(state: RunState, event: ControlEvent) -> RunState:
             tasks = {key: replace(task, phase="failed", pending={}) if task.is_active else task for key, task in state.tasks.items()}
             return replace(state, results_held=event, tasks=tasks)
         case TaskReturned():
-            returned = replace(state.tasks[event.key], phase="held", due_us=0)
+            returned = replace(state.tasks[event.key], phase="held", due_us=0, returned=event.number)
             return replace(state, tasks={**state.tasks, event.key: returned})
 
 

@@ -21,15 +21,13 @@ from crewlog.orchestrator.draft import ORCHESTRATOR
 from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.kinds import KindDirectory
 from crewlog.orchestrator.run import RunState
-from crewlog.schemas.errors import ConflictError, OrchestrationError, Unavailable
-from crewlog.schemas.ids import CONTROL_STREAM, RunId
+from crewlog.schemas.errors import OrchestrationError
+from crewlog.schemas.ids import CONTROL_STREAM, RunId, control_event_id
 from crewlog.schemas.subjects import control_kind
 from crewlog.schemas.system_events import ScopePaused, ScopeQuarantined, ScopeReleased, ScopeResumed, SystemEvent, WorkerDrained
 
 ORCHESTRATORS: Final = "orchestrator"
 """Stands for all orchestrators where a command is told: no worker can be of this kind, as it is a login of its own."""
-RACES_MAX: Final = 50
-
 Verb = Literal["pause", "resume", "quarantine", "release"]
 
 log = logging.getLogger(__name__)
@@ -98,23 +96,21 @@ class Steering:
             self._over.add(state.run_id)
             self._told.set()
 
-    async def say(self, verb: Verb, scopes: Sequence[str], *, actor: str, reason: str) -> Mapping[str, bool]:
-        """Record a command about scopes in one append and tell everybody; returns for which of them it was news.
+    async def say(self, verb: Verb, scopes: Sequence[str], *, actor: str, reason: str, command_id: UUID | None = None) -> Mapping[str, bool]:
+        """Record a command about scopes and tell everybody; returns for which of them it was news.
+
+        Args:
+            command_id: names the command, so that a repetition that arrives late, when its contrary was said already, changes nothing.
 
         Raises:
             Unavailable: the log cannot be reached; saying it again is safe.
         """
-        for _ in range(RACES_MAX):
-            controls = await self._driver.folds.read_controls()
-            events = {scope: event for scope in scopes if (event := event_of(verb, scope, controls, actor=actor, reason=reason)) is not None}
-            try:
-                if events:
-                    await self._append([*events.values()], controls.version)
-            except ConflictError:
-                continue
-            await self.tell()
-            return {scope: scope in events for scope in scopes}
-        raise Unavailable(f"{verb} {', '.join(scopes[:3])}: others gave {RACES_MAX} commands in between; try again")
+        controls = await self._driver.folds.read_controls()
+        events = {scope: event_of(verb, scope, controls, actor=actor, reason=reason) for scope in scopes}
+        command_id = command_id or self._clock.random_id()
+        await asyncio.gather(*(self._append(event, control_event_id(command_id, scope)) for scope, event in events.items() if event is not None))
+        await self.tell()
+        return {scope: event is not None for scope, event in events.items()}
 
     async def drain(self, worker: str, *, actor: str, reason: str) -> bool:
         """Record that a worker is to leave, and tell it; False when it was told before.
@@ -125,7 +121,7 @@ class Steering:
         controls = await self._driver.folds.read_controls()
         if worker in controls.drained:
             return False
-        await self._append([WorkerDrained(worker, actor, reason)], None)
+        await self._append(WorkerDrained(worker, actor, reason), self._clock.new_id())
         await self.tell()
         return True
 
@@ -136,9 +132,9 @@ class Steering:
         for kind in (*self._kinds.offers, ORCHESTRATORS):
             await self._bus.publish(control_kind(kind))
 
-    async def _append(self, events: Sequence[SystemEvent], expected: int | None) -> None:
-        write = Write(CONTROL_STREAM, events) if expected is None else Write(CONTROL_STREAM, events, expected)
-        await self._store.append(AppendRequest([write], [self._clock.new_id() for _ in events], self._clock.now_us()))
+    async def _append(self, event: SystemEvent, event_id: UUID) -> None:
+        # no expected version: of two commands that cross, the later one in the log counts
+        await self._store.append(AppendRequest([Write(CONTROL_STREAM, (event,))], [event_id], self._clock.now_us()))
 
     async def _hear(self, _: Message) -> None:
         self._told.set()

@@ -88,6 +88,11 @@ def shadow_run_id(run_id: RunId) -> RunId:
     return RunId(uuid5(_NAMESPACE, f"{run_id}/shadow"))
 
 
+def control_event_id(command_id: UUID, scope: str) -> EventId:
+    """Derive the event id of what one command says about one scope: sent again, however late, it says nothing anew."""
+    return EventId(uuid5(_NAMESPACE, f"{command_id}/control/{scope}"))
+
+
 def spend_stream(task_id: TaskId) -> Stream:
     """Name the stream of money that was spent for a task whose own stream is closed."""
     return Stream(f"spend/{task_id}")

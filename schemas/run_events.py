@@ -298,6 +298,7 @@ class TaskReturned(RunEvent, frozen=True):
     key: str
     attempt: int
     scope: str
+    number: int
 
 
 RUN_EVENTS: tuple[type[RunEvent], ...] = (

@@ -410,6 +410,8 @@ class TaskHandedBack(TaskEvent, frozen=True):
     attempt: int
     scope: str
     """`run/<run_id>`, `tenant/<tenant>`, `kind/<kind>` or `worker/<worker>`."""
+    number: int
+    """How often the task was handed back, this time included: whoever reads of it twice knows."""
 
 
 class TaskCompleted(TaskEvent, frozen=True):

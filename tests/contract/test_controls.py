@@ -74,7 +74,7 @@ def _ended(crew: Crew, run_id: RunId) -> tuple[AgentTask, TaskEvent]:
 
 
 async def test_a_task_that_is_handed_back_is_dispatched_again_behind_the_resumption() -> None:
-    crew = Crew(lambda task, attempt: TaskHandedBack(1, run_scope(RunId(task.run_id))))
+    crew = Crew(lambda task, attempt: TaskHandedBack(1, run_scope(RunId(task.run_id)), 1))
     async with crew.orchestrator():
         run_id = await crew.submit(type="data")
         await steer(crew, "pause", run_id)

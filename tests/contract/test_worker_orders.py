@@ -72,7 +72,7 @@ async def test_a_tool_under_way_ends_and_the_task_is_handed_back_and_goes_on_lat
     events = await bench.rest(task)
 
     assert names(events)[-2:] == ["ToolFinished", "TaskHandedBack"]
-    assert events[-1] == TaskHandedBack(1, scope)
+    assert events[-1] == TaskHandedBack(1, scope, 1)
     assert len(model.requests) == 1
     assert bench.bus.broker.messages("WORK") == []
     await say(bench, ScopeResumed(scope, "ada"))
@@ -144,7 +144,7 @@ async def test_a_drained_worker_hands_back_and_wants_to_leave(bench: Bench) -> N
     await asyncio.wait_for(bench.workers[0].drained.wait(), WITHIN_S)
     recorder.gate.set()  # type: ignore[union-attr]
 
-    assert (await bench.rest(task))[-1] == TaskHandedBack(1, worker_scope("w1"))
+    assert (await bench.rest(task))[-1] == TaskHandedBack(1, worker_scope("w1"), 1)
 
 
 async def test_what_concerns_others_changes_nothing(bench: Bench) -> None:

@@ -9,17 +9,22 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
+from crewlog.events.controls import FRESH_S
 from crewlog.events.memory_store import MemoryLog
 from crewlog.events.store import BudgetState, Recorded
 from crewlog.orchestrator.invariants import charged_micro_usd, run_violations
 from crewlog.orchestrator.invariants import ledger_violations as budget_violations
 from crewlog.orchestrator.replay import fold_streams
 from crewlog.schemas.budget import run_scope
-from crewlog.schemas.ids import Hash, RunId, Stream
-from crewlog.schemas.task_events import ToolFinished, ToolStarted
+from crewlog.schemas.ids import CONTROL_STREAM, Hash, RunId, Stream, category
+from crewlog.schemas.run_events import QuarantineLifted, RunCompleted, RunFailed, RunPaused, RunQuarantined, RunResumed, RunSubmitted, TaskDispatched
+from crewlog.schemas.system_events import ScopePaused, ScopeResumed
+from crewlog.schemas.task_events import ModelCallStarted, TaskOpened, ToolFinished, ToolStarted
 
 NO_ANSWER: Final = "no answer, it may have happened"
 """What a tool of the simulation says whose receiver did not answer."""
+BEGINNINGS: Final = frozenset({ModelCallStarted.__name__, ToolStarted.__name__})
+"""What a paused task may not do."""
 
 
 def check(log: MemoryLog, accepted: Collection[RunId], arrivals: Counter[str], explained: Mapping[str, str], *, expected: int) -> list[str]:
@@ -60,7 +65,7 @@ def ledger_violations(log: MemoryLog, accepted: Collection[RunId], billed_micro_
     if log.ledger.held:
         yield f"{len(log.ledger.held)} reservations were never settled"
     charged = {run_scope(run_id): charged_micro_usd(r for r in log.events if r.run_id == run_id) for run_id in accepted}
-    accounts = {scope: log.ledger.accounts[scope] for scope in charged}
+    accounts = {scope: account for scope in charged if (account := log.ledger.accounts.get(scope)) is not None}  # a run without a task has none
     yield from budget_violations(charged, {scope: BudgetState(None, None, account.spent, account.reserved) for scope, account in accounts.items()})
     billed = sum(charged.values())
     if billed < billed_micro_usd:
@@ -84,3 +89,60 @@ def effect_violations(events: Iterable[Recorded], arrivals: Counter[str], explai
     for what, count in Counter(explained.values()).items():
         if count > 1:
             yield f"{what} was done {count} times under different keys"
+
+
+def control_violations(log: MemoryLog, committed_us: Mapping[int, int]) -> Iterator[str]:
+    """While something is paused nothing of it begins, a run that knows that it is paused dispatches nothing, and no end leaves a quarantine.
+
+    Args:
+        committed_us: last position of an append -> when it was in the log, in microseconds since 1970.
+    """
+    pauses = _pauses(log, committed_us)
+    tenants = {r.run_id: event.tenant for r in log.events if isinstance(event := r.event(), RunSubmitted)}
+    kinds = {r.stream: event.kind for r in log.events if isinstance(event := r.event(), TaskOpened)}
+    for recorded in log.events:
+        if recorded.type not in BEGINNINGS:
+            continue
+        scopes = {f"run/{recorded.run_id}", f"tenant/{tenants[recorded.run_id]}", f"kind/{kinds[recorded.stream]}"}
+        for scope, since_us, until_us in pauses:
+            if scope in scopes and since_us + FRESH_S * 1e6 < recorded.occurred_us < until_us:
+                late_s = (recorded.occurred_us - since_us) / 1e6
+                yield f"{recorded.type} of {recorded.stream} version {recorded.version}: {late_s:.1f} s behind the pause of {scope}"
+    for name, stream in log.streams.items():
+        if category(name) == "run":
+            yield from _run_control_violations(name, stream.events)
+
+
+def _pauses(log: MemoryLog, committed_us: Mapping[int, int]) -> list[tuple[str, float, float]]:
+    """Return scope, begin and end of every pause, in microseconds since 1970, as the log had them."""
+    begun: dict[str, float] = {}
+    found = []
+    for recorded in log.streams[CONTROL_STREAM].events if CONTROL_STREAM in log.streams else ():
+        at_us = min(at for position, at in committed_us.items() if position >= recorded.position)
+        match event := recorded.event():
+            case ScopePaused():
+                begun.setdefault(event.scope, at_us)
+            case ScopeResumed() if event.scope in begun:  # two operators may cross
+                found.append((event.scope, begun.pop(event.scope), at_us))
+    return [*found, *((scope, since_us, float("inf")) for scope, since_us in begun.items())]
+
+
+def _run_control_violations(name: Stream, events: Iterable[Recorded]) -> Iterator[str]:
+    paused: set[str] = set()
+    quarantined: set[int] = set()
+    for recorded in events:
+        match event := recorded.event():
+            case RunPaused() if not event.scope.startswith("kind/"):
+                paused.add(event.scope)
+            case RunResumed():
+                paused.discard(event.scope)
+            case RunQuarantined():
+                quarantined.add(event.control)
+            case QuarantineLifted():
+                quarantined.discard(event.control)
+            case TaskDispatched() if paused:
+                yield f"{name} version {recorded.version}: {event.key} was dispatched although {', '.join(paused)} is paused"
+            case RunCompleted() | RunFailed() if quarantined:
+                yield f"{name} version {recorded.version}: the end of a run in quarantine"
+            case _:
+                continue

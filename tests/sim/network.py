@@ -380,4 +380,5 @@ class _Consuming:
 
     async def stop(self, *, grace_s: float) -> None:
         self._network.alive()
-        await self._inner.stop(grace_s=grace_s)
+        # on the servers' side: what is given back there is handed to others, and must not die with whoever gave it
+        await self._network.in_the_world(lambda: self._network.loop.create_task(self._inner.stop(grace_s=grace_s)))

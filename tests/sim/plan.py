@@ -12,6 +12,7 @@ from crewlog.events import faults
 
 FaultKind = Literal["kill", "kill_at_call", "kill_at_point", "freeze", "cut", "wipe_queues", "log_away"]
 Role = Literal["orchestrator", "worker"]
+OrderVerb = Literal["pause_run", "pause_tenant", "pause_kind", "quarantine_run", "quarantine_tenant", "terminate", "drain"]
 
 KINDS: Final[tuple[FaultKind, ...]] = (
     *("kill", "kill_at_call", "kill_at_call", "kill_at_point", "kill_at_point"),
@@ -48,6 +49,15 @@ class Fault(NamedTuple):
     point: str = ""
 
 
+class Order(NamedTuple):
+    """What an operator does at `at` seconds, and takes back `lasts_s` later if it can be: to run number `number`, or to worker number `number`."""
+
+    verb: OrderVerb
+    number: int
+    at: float
+    lasts_s: float
+
+
 class Plan(NamedTuple):
     """One schedule."""
 
@@ -55,10 +65,17 @@ class Plan(NamedTuple):
     mix: Mix
     faults: tuple[Fault, ...]
     runs: int
+    orders: tuple[Order, ...] = ()
 
 
 PASSED: Final[dict[Role, tuple[str, ...]]] = {"worker": faults.OF_AGENTS, "orchestrator": faults.OF_ORCHESTRATORS}
 """Fault points that a process of a role may pass."""
+VERBS: Final[tuple[OrderVerb, ...]] = (
+    *("pause_run", "pause_run", "pause_tenant", "pause_tenant", "pause_kind", "quarantine_run", "quarantine_tenant", "terminate", "drain"),
+)
+"""As often as they are drawn."""
+ORDERS_SHARE: Final = 0.35
+"""Of the schedules, in which an operator does something."""
 ORCHESTRATORS: Final = 2
 WORKERS: Final = 3
 FAULTS_UNTIL_S: Final = 30.0
@@ -70,7 +87,15 @@ def draw_plan(seed: int) -> Plan:
     rng = random.Random(f"{seed}/plan")
     mix = Mix(rng.choice((0.001, 0.05, 0.5)), rng.choice((0.0, 0.02, 0.15)), rng.choice((0.0, 0.05, 0.3)), rng.choice((0.0, 0.0, 0.2)))
     faults = tuple(_draw_fault(rng) for _ in range(rng.randrange(5)))
-    return Plan(seed, mix, faults, rng.randint(1, 3))
+    runs = rng.randint(1, 3)
+    # numbers of their own, so that the faults of a seed are what they were before there were orders
+    return Plan(seed, mix, faults, runs, _draw_orders(random.Random(f"{seed}/orders"), runs))
+
+
+def _draw_orders(rng: random.Random, runs: int) -> tuple[Order, ...]:
+    if rng.random() > ORDERS_SHARE:
+        return ()
+    return tuple(Order(rng.choice(VERBS), rng.randrange(runs), rng.uniform(0.5, 15), rng.choice((1.0, 8.0, 25.0))) for _ in range(rng.randint(1, 3)))
 
 
 def _draw_fault(rng: random.Random) -> Fault:
@@ -91,6 +116,7 @@ def _draw_fault(rng: random.Random) -> Fault:
 
 def simpler(plan: Plan) -> list[Plan]:
     """Return plans that are one step simpler, most promising first: what shrinking tries."""
+    calm = [plan._replace(orders=plan.orders[:n] + plan.orders[n + 1 :]) for n in range(len(plan.orders))]
     fewer = [plan._replace(faults=plan.faults[:n] + plan.faults[n + 1 :]) for n in range(len(plan.faults))]
     calmer = [
         plan._replace(mix=plan.mix._replace(**{field: value}))
@@ -98,4 +124,4 @@ def simpler(plan: Plan) -> list[Plan]:
         if getattr(plan.mix, field) != value
     ]
     smaller = [plan._replace(runs=plan.runs - 1)] if plan.runs > 1 else []
-    return [*fewer, *smaller, *calmer]
+    return [*fewer, *calm, *smaller, *calmer]

@@ -21,10 +21,10 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID, uuid5
 
 from pydantic import BaseModel
-from sim.invariants import NO_ANSWER, check, ledger_violations
+from sim.invariants import NO_ANSWER, check, control_violations, ledger_violations
 from sim.loop import ACTOR, Deadlock, Killed, SimLoop, StepLimit
 from sim.network import CALL_TIMEOUT_S, WAIT_S, Network, SimBus, SimClock, store_of
-from sim.plan import FAULTS_UNTIL_S, ORCHESTRATORS, WORKERS, Fault, Mix, Plan
+from sim.plan import FAULTS_UNTIL_S, ORCHESTRATORS, WORKERS, Fault, Mix, Order, OrderVerb, Plan
 from support.toolbox import MemoryArtifacts
 
 from crewlog.agents.model import ModelError, OnText
@@ -152,6 +152,11 @@ class World:
         self.accepted: set[RunId] = set()
         self.billed_micro_usd = 0
         """The provider's own book."""
+        self.committed_us: dict[int, int] = {}
+        """Last position of an append -> when it was in the log."""
+        self._workers: dict[int, Worker] = {}
+        self._ordered = 0
+        """Orders that were carried out and taken back."""
         self._actors = 0
         self._places: dict[tuple[str, int], int] = {}
         """(role, index) -> the actor that fills it now."""
@@ -173,7 +178,7 @@ class World:
     def _start(self, role: str, actor: int) -> None:
         bus = self._buses[actor] = SimBus(self.network, self.broker)
         login = ORCHESTRATOR if role == "orchestrator" else SPECIALIST
-        store = store_of(self.network, MemoryStore(self.log, role=login, actor=f"{role}@{actor}"))
+        store = store_of(self.network, MemoryStore(self.log, role=login, actor=f"{role}@{actor}", on_commit=self._committed))
         if role == "orchestrator":
             settings = SETTINGS._replace(in_flight_max={KIND: 1 + self.plan.seed % IN_FLIGHT})  # so that messages wait for their turn
             service = OrchestratorService(store, bus, self.clock, settings, kinds={KIND: Offer("makes things")})
@@ -181,7 +186,18 @@ class World:
         else:
             models = (Puppet(self, simulated=False),)
             shop = Workshop(f"worker-{actor}", AGENT, models, MemoryArtifacts(), self.clock, Path("/nonexistent"), prices=PRICES)
-            self.loop.create_task(_start_in_the_end(Worker(shop, store, bus, slots=2).start))
+            self.loop.create_task(self._work(actor, Worker(shop, store, bus, slots=2)))
+
+    async def _work(self, actor: int, worker: Worker) -> None:
+        """Be a worker until it is drained; then another one takes its place."""
+        self._workers[actor] = worker
+        await _start_in_the_end(worker.start)
+        await worker.drained.wait()
+        await worker.stop(grace_s=SETTINGS.shutdown_grace_s)
+        self._in_the_world(0.0, lambda: self.kill(actor))
+
+    def _committed(self, position: int) -> None:
+        self.committed_us[position] = self.clock.now_us()
 
     async def play(self) -> None:
         """Play the plan, then wait for every run to come to its end."""
@@ -194,6 +210,8 @@ class World:
         person = self.loop.create_task(self._person(me))
         for number in range(self.plan.runs):
             self.loop.create_task(self._submit(me, number))
+        for order in self.plan.orders:
+            self.loop.create_task(self._operate(me, order))
         self.loop.call_later(FAULTS_UNTIL_S, self._calm_down)
         try:
             async with asyncio.timeout(FAULTS_UNTIL_S + LIVENESS_S):
@@ -226,7 +244,7 @@ class World:
 
     def _is_over(self) -> bool:
         is_quiet = not (self.broker.messages("WORK") or self.log.ledger.held or self.loop.frozen or self.network.cut)
-        return len(self.accepted) == self.plan.runs and all(map(self._ended, self.accepted)) and is_quiet
+        return self._ordered == len(self.plan.orders) and len(self.accepted) == self.plan.runs and all(map(self._ended, self.accepted)) and is_quiet
 
     def _ended(self, run_id: RunId) -> bool:
         stream = self.log.streams.get(run_stream(run_id))
@@ -298,6 +316,43 @@ class World:
                 return
             await asyncio.sleep(1.0)
 
+    async def _operate(self, bus: SimBus, order: Order) -> None:
+        """Do what an operator does, and take it back: each until the verdict arrives."""
+        await asyncio.sleep(order.at)
+        run_id = str(uuid5(_NAMES, f"{self.plan.seed}/{order.number}"))
+        for verb in _both_ways(order.verb):
+            await self._ask_until_answered(bus, *self._request(verb, run_id, order))
+            await asyncio.sleep(order.lasts_s)
+        self._ordered += 1
+
+    def _request(self, verb: str, run_id: str, order: Order) -> tuple[str, dict[str, Any]]:
+        who = {"actor": "operator", "reason": "a test", "command_id": str(uuid5(_NAMES, f"{self.plan.seed}/{order}/{verb}"))}
+        what, _, scope = verb.partition("_")
+        match scope:
+            case "tenant":
+                return f"default.tenants.{what}", who
+            case "kind":
+                return f"system.kinds.{what}", {**who, "kind": KIND}
+            case "worker":
+                worker = self._places["worker", order.number % WORKERS]
+                return "system.workers.drain", {"actor": "operator", "worker": f"worker-{worker}"}
+            case _:
+                return f"default.runs.{what}", {**who, "run_ids": [run_id]}
+
+    async def _ask_until_answered(self, bus: SimBus, what: str, body: dict[str, Any]) -> None:
+        while True:
+            try:
+                answer = json.loads((await bus.request(f"api.{what}", json.dumps(body).encode(), timeout_s=5.0)).data)
+            except Unavailable:
+                continue
+            verdicts = answer.get("runs", [])
+            is_over = all(v["status"] in ("completed", "failed", "cancelled") for v in verdicts)
+            if answer["ok"] and (is_over or not any(v["error"] for v in verdicts)):
+                return
+            if answer.get("error", {}).get("code") == "not_found" and "worker" in body:
+                return  # it died, or left
+            await asyncio.sleep(1.0)  # the run was not submitted yet, or its tenant is paused
+
     async def _person(self, bus: SimBus) -> None:
         """Answer every question a little later: yes to what has not happened, no to what has."""
         read = 0
@@ -328,6 +383,13 @@ class World:
         return any(isinstance(event, ApprovalDecided) and event.approval_id == asked.approval_id for event in decided)
 
 
+def _both_ways(verb: OrderVerb) -> tuple[str, ...]:
+    """Return what is asked, and what takes it back."""
+    what, _, scope = verb.partition("_")
+    back = {"pause": "resume", "quarantine": "release"}.get(what)
+    return (verb if scope else f"{what}_{'worker' if what == 'drain' else 'run'}", *([f"{back}_{scope}"] if back else []))
+
+
 async def _start_in_the_end(start: Callable[[], Coroutine[Any, Any, Any]]) -> None:
     """Start a service as its supervisor does: again, while the servers are away."""
     while True:
@@ -354,6 +416,7 @@ def run(plan: Plan, *, world: Callable[[Plan], World] = World) -> Report:
         violations = [*stopped, *(f"unhandled: {error!r}" for error in loop.unnoticed())]
         violations += [f"{context.get('message')}: {context.get('exception')!r}" for context in loop.failures]
         violations += check(made.log, made.accepted, made.sink.arrivals, made.sink.explained, expected=plan.runs)
+        violations += control_violations(made.log, made.committed_us)
         violations += ledger_violations(made.log, made.accepted, made.billed_micro_usd)
         if not stopped and made.broker.messages("WORK"):
             violations.append(f"{len(made.broker.messages('WORK'))} messages are left in the work queue")

@@ -60,8 +60,8 @@ def lifted(number: int = 1) -> Callable[[Spec], Command]:
     return lambda spec: LiftQuarantine(run_scope(spec.state.run_id), number, "bob")
 
 
-def handed_back(key: str) -> Callable[[Spec], Command]:
-    return lambda spec: HandedBack(spec.task(key), TaskHandedBack(1, run_scope(spec.state.run_id)))
+def handed_back(key: str, number: int = 1) -> Callable[[Spec], Command]:
+    return lambda spec: HandedBack(spec.task(key), TaskHandedBack(1, run_scope(spec.state.run_id), number))
 
 
 def test_what_is_under_way_ends_and_nothing_new_starts() -> None:
@@ -81,6 +81,13 @@ def test_a_task_that_was_handed_back_waits_for_the_resumption_with_its_attempt()
     spec.when(resumed()).then(RunResumed, TaskDispatched)
 
     assert (spec.event(TaskDispatched).attempt, spec.last.dispatches[0].serial) == (1, 2)
+
+
+def test_a_return_that_is_read_again_later_is_no_news() -> None:
+    spec = Spec().given(submit(type="data"), handed_back("task"))
+
+    spec.when(handed_back("task")).then()
+    spec.when(handed_back("task", 2)).then(TaskReturned, TaskDispatched)
 
 
 @pytest.mark.parametrize("scope", ["", kind_scope("data"), "worker/data-1"])
@@ -127,6 +134,13 @@ def test_an_attempt_that_fails_meanwhile_is_tried_again_behind_the_resumption() 
     spec.when(Tick()).then(TaskDispatched)
 
 
+def test_what_another_worker_did_behind_a_return_counts() -> None:
+    spec = Spec().given(submit(type="data"), paused(), handed_back("task"))
+
+    spec.when(breaks("task", broken(retryable=True))).then(TaskRetryScheduled)
+    spec.when(breaks("task", broken(retryable=True))).then()
+
+
 def test_a_question_can_be_answered_meanwhile_and_does_not_expire() -> None:
     spec = Spec().given(submit(type="communicate"), asks(ttl_s=10), paused())
 
@@ -158,6 +172,7 @@ def test_a_held_run_that_is_paused_is_released_and_still_waits() -> None:
     spec.when(Tick(), after_s=200_000).then()
     spec.when(ReleaseRun(run_scope(spec.state.run_id), None, 0)).then(RunReleased)
     spec.when(resumed()).then(RunResumed, TaskDispatched)
+    assert spec.event(TaskDispatched).attempt == 2, "the budget ended the first one"
 
     assert spec.now_us > hold_us
 
