@@ -2,27 +2,37 @@
 
 Whoever holds something back says so every `BEAT_S`, and answers which. So the others know that such a task is not lost, however long it
 waits, and notice when whoever held it is gone. Nothing is said while nothing is held back.
+
+Turns are taken within one queue. So there is one for each kind: while an orchestrator holds messages of a kind back, the others give theirs
+to it, and of two that do the one whose name comes first keeps both. Nobody is elected: when it has sent everything, or is gone, each sends
+its own again.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 import msgspec
 
 from crewlog.events.bus import Bus, Message, Subscription
 from crewlog.events.clock import Clock
+from crewlog.orchestrator.dispatch import Dispatch
+from crewlog.orchestrator.fair_queue import Waiting
 from crewlog.schemas.errors import Unavailable
-from crewlog.schemas.ids import TaskId
+from crewlog.schemas.ids import RunId, TaskId
 from crewlog.schemas.subjects import ORCHESTRATORS, control_orchestrator
 
 BEAT_S: Final = 0.5
 SILENCE_S: Final = 2.0
 """An orchestrator that held something back and was not heard for so long is asked, and taken for gone when it does not answer, in seconds."""
 ASK_TIMEOUT_S: Final = 1.0
+GIVEN_AT_ONCE_MAX: Final = 250
+"""Messages that are given to another orchestrator in one request."""
+GIVEN_BYTES_MAX: Final = 384 * 1024
+"""Of their bodies as many go with them; the others are read from the log when it is their turn."""
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +42,25 @@ class Beat(msgspec.Struct, omit_defaults=True):
 
     orchestrator: str
     waiting: dict[str, int] = {}
+    kinds: tuple[str, ...] = ()
+    """Of which kinds."""
     leaves: bool = False
 
 
-class Question(msgspec.Struct):
-    """Which of these does an orchestrator hold back?"""
+class Given(msgspec.Struct, frozen=True):
+    """A message that another orchestrator is to send in its turn, see `fair_queue.Waiting`."""
 
-    tasks: tuple[TaskId, ...]
+    tenant: str
+    run_id: RunId
+    dispatch: Dispatch
+    nonce: str
+
+
+class Question(msgspec.Struct, omit_defaults=True):
+    """Which of these does an orchestrator hold back? And will it hold back those, too?"""
+
+    tasks: tuple[TaskId, ...] = ()
+    given: tuple[Given, ...] = ()
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -63,6 +85,7 @@ class Answer(msgspec.Struct):
 
 _read_beat: Final = msgspec.json.Decoder(Beat).decode
 _read_question: Final = msgspec.json.Decoder(Question).decode
+_ASK_NOTHING: Final = msgspec.json.encode(Question())
 _read_answer: Final = msgspec.json.Decoder(Answer).decode
 
 
@@ -70,15 +93,23 @@ class Peers:
     """The other orchestrators, as one of them knows them."""
 
     def __init__(
-        self, bus: Bus, clock: Clock, name: str, *, waiting: Callable[[], dict[str, int]], held: Callable[[Collection[TaskId]], dict[TaskId, Held]]
+        self,
+        bus: Bus,
+        clock: Clock,
+        name: str,
+        *,
+        waiting: Callable[[], tuple[dict[str, int], tuple[str, ...]]],
+        held: Callable[[Collection[TaskId]], dict[TaskId, Held]],
+        take: Callable[[Waiting], None],
     ) -> None:
         """Prepare.
 
         Args:
-            waiting: counts what this one holds back, by tenant.
+            waiting: counts what this one holds back, by tenant, and says of which kinds.
             held: says where these messages stand, those that this one holds back.
+            take: holds back a message that another one gives.
         """
-        self._bus, self._clock, self._name, self._waiting, self._held = bus, clock, name, waiting, held
+        self._bus, self._clock, self._name, self._waiting, self._held, self._take = bus, clock, name, waiting, held, take
         self.holding: dict[str, tuple[Beat, float]] = {}
         """Others that hold something back, and when they said so."""
         self._adopt: Callable[[], None] = lambda: None
@@ -109,8 +140,9 @@ class Peers:
         if watching is not None:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
-            if waiting := self._waiting():
-                await self._bus.publish(ORCHESTRATORS, msgspec.json.encode(Beat(self._name, waiting, leaves=True)))
+            waiting, kinds = self._waiting()
+            if waiting:
+                await self._bus.publish(ORCHESTRATORS, msgspec.json.encode(Beat(self._name, waiting, kinds, leaves=True)))
 
     def begin(self) -> None:
         """Take note that this one holds something back."""
@@ -123,7 +155,7 @@ class Peers:
     async def held(self, task_ids: Collection[TaskId]) -> dict[TaskId, Held]:
         """Ask the others which of these messages they hold back; those that do not answer hold none."""
         found: dict[TaskId, Held] = {}
-        question = msgspec.json.encode(Question(tuple(task_ids)))
+        question = msgspec.json.encode(Question(tasks=tuple(task_ids)))
         for name in list(self.holding):
             try:
                 reply = await self._bus.request(control_orchestrator(name), question, timeout_s=ASK_TIMEOUT_S)
@@ -132,15 +164,43 @@ class Peers:
                 log.info("orchestrator %s does not say what it holds back: %s", name, error)
         return found
 
+    def keeper_of(self, kind: str, *, holds: bool) -> str | None:
+        """Return the other orchestrator that holds messages of a kind back and is to have those of this one; None when each keeps its own.
+
+        Args:
+            holds: whether this one holds some back itself.
+        """
+        names = [name for name, (beat, _) in self.holding.items() if kind in beat.kinds and not (holds and name > self._name)]
+        return min(names, default=None)
+
+    async def give(self, name: str, entries: Sequence[Waiting]) -> bool:
+        """Give messages to another orchestrator; False when it does not take them. One that does not answer is taken for gone."""
+        room = GIVEN_BYTES_MAX
+        given = []
+        for tenant, run_id, dispatch, nonce in entries:
+            room -= len(dispatch.message or b"")
+            given.append(Given(tenant, run_id, dispatch if room >= 0 else dispatch._replace(message=None), nonce))
+        try:
+            await self._bus.request(control_orchestrator(name), msgspec.json.encode(Question(given=tuple(given))), timeout_s=ASK_TIMEOUT_S)
+        except Unavailable:
+            self._lost(name)
+            return False
+        return True
+
+    def _lost(self, name: str) -> None:
+        if (known := self.holding.pop(name, None)) is not None:
+            log.warning("orchestrator %s held %d messages back and is gone: taking over what is dispatched", name, sum(known[0].waiting.values()))
+            self._adopt()
+
     async def _watch(self) -> None:
         """While anything is held back anywhere: say what this one holds, and notice who has fallen silent."""
         was_holding = False
         while True:
             await self._held_somewhere.wait()
-            waiting = self._waiting()
+            waiting, kinds = self._waiting()
             if waiting or was_holding:
                 was_holding = bool(waiting)
-                await self._bus.publish(ORCHESTRATORS, msgspec.json.encode(Beat(self._name, waiting)))
+                await self._bus.publish(ORCHESTRATORS, msgspec.json.encode(Beat(self._name, waiting, kinds)))
             now_s = self._clock.monotonic()
             for beat, heard_s in list(self.holding.values()):
                 if now_s - heard_s >= SILENCE_S:
@@ -154,11 +214,9 @@ class Peers:
         """Ask an orchestrator that was not heard whether it is there: it may be this process that was not listening."""
         name = silent.orchestrator
         try:
-            await self._bus.request(control_orchestrator(name), msgspec.json.encode(Question(())), timeout_s=ASK_TIMEOUT_S)
+            await self._bus.request(control_orchestrator(name), _ASK_NOTHING, timeout_s=ASK_TIMEOUT_S)
         except Unavailable:
-            log.warning("orchestrator %s held %d messages back and is gone: taking over what is dispatched", name, sum(silent.waiting.values()))
-            self.holding.pop(name, None)
-            self._adopt()
+            self._lost(name)
         else:
             self.holding[name] = (silent, self._clock.monotonic())
 
@@ -180,5 +238,7 @@ class Peers:
 
     async def _answer(self, message: Message) -> None:
         asked = _read_question(message.data)
+        for given in asked.given:
+            self._take(Waiting(given.tenant, given.run_id, given.dispatch, given.nonce))
         if message.reply:
             await self._bus.publish(message.reply, msgspec.json.encode(Answer(self._held(asked.tasks))))

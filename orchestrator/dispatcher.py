@@ -6,7 +6,8 @@ in which messages are sent is no decision that a replay must find again, a queue
 - While there is room and nobody waits for the kind, a message is sent at once. Nothing is asked and nothing is written.
 - Otherwise it waits in this process. Whatever has an end makes room for the next; every `LOOK_S` the bus is asked what is really out,
   because other orchestrators send, too, and hear of the ends of each other's tasks.
-- An orchestrator that holds something back says so (`dispatch_peers`). When one falls silent or leaves, the others take over what the log says
+- Turns are taken within one queue for each kind: others give what they would hold back to the orchestrator that does (`dispatch_peers`).
+- An orchestrator that holds something back says so. When one falls silent or leaves, the others take over what the log says
   is dispatched, as an orchestrator does that starts. A message sent twice has the same id, and the stream drops the second.
 """
 
@@ -21,7 +22,7 @@ from typing import Final
 from crewlog.events.bus import Bus, Queued
 from crewlog.events.clock import Clock
 from crewlog.orchestrator.dispatch import Dispatch
-from crewlog.orchestrator.dispatch_peers import Held, Peers
+from crewlog.orchestrator.dispatch_peers import GIVEN_AT_ONCE_MAX, Held, Peers
 from crewlog.orchestrator.fair_queue import FairQueue, Waiting
 from crewlog.orchestrator.folds import Folds
 from crewlog.orchestrator.publisher import Publisher
@@ -57,7 +58,7 @@ class Dispatcher:
         self._publisher, self._bus, self._clock, self._in_flight_max = publisher, bus, clock, in_flight_max or {}
         self.name = clock.random_id().hex[:12]
         self._folds: Folds | None = None
-        self._peers = Peers(bus, clock, self.name, waiting=self.waiting_by_tenant, held=self._held_here)
+        self._peers = Peers(bus, clock, self.name, waiting=self._what_waits, held=self._held_here, take=self._hold)
         self._queues: dict[str, FairQueue] = {}
         self._windows: defaultdict[str, Window] = defaultdict(Window)
         self._runs: defaultdict[RunId, dict[TaskId, str]] = defaultdict(dict)
@@ -101,16 +102,41 @@ class Dispatcher:
 
     async def publish(self, run_id: RunId, tenant: str, dispatches: Sequence[Dispatch]) -> None:
         """Send tasks whose dispatch was committed, or let them wait for their turn."""
-        for dispatch in dispatches:
-            await self.offer(Waiting(tenant, run_id, dispatch))
+        await self.offer([Waiting(tenant, run_id, dispatch) for dispatch in dispatches])
 
-    async def offer(self, entry: Waiting) -> None:
-        """Send a message, or let it wait for its turn."""
-        kind = entry.dispatch.kind
-        if self._loops and (self._queues.get(kind) or self._room(kind) <= 0):
-            self._hold(entry)
-        else:
-            await self._send(entry)
+    async def offer(self, entries: Sequence[Waiting]) -> None:
+        """Send messages, or let them wait for their turn."""
+        if self._peers.holding:
+            entries = await self._give(entries)
+        for entry in entries:
+            kind = entry.dispatch.kind
+            if self._loops and (self._queues.get(kind) or self._room(kind) <= 0):
+                self._hold(entry)
+            else:
+                await self._send(entry)
+
+    async def _give(self, entries: Sequence[Waiting]) -> Sequence[Waiting]:
+        """Give messages to the orchestrators that keep the queues of their kinds; returns those that stay here."""
+        by_kind: dict[str, list[Waiting]] = {}
+        for entry in entries:
+            by_kind.setdefault(entry.dispatch.kind, []).append(entry)
+        kept: list[Waiting] = []
+        for kind, found in by_kind.items():
+            for batch in (found[first : first + GIVEN_AT_ONCE_MAX] for first in range(0, len(found), GIVEN_AT_ONCE_MAX)):
+                keeper = self._peers.keeper_of(kind, holds=bool(self._queues.get(kind)))
+                if keeper is None or not await self._peers.give(keeper, batch):
+                    kept += batch
+        return kept
+
+    async def _give_queues(self) -> None:
+        """Give what waits here to the orchestrators that keep the queues of these kinds."""
+        for kind, queue in list(self._queues.items()):
+            if queue and self._peers.keeper_of(kind, holds=True) is not None:
+                entries = [queue.pop() for _ in range(len(queue))]
+                for entry in entries:
+                    self._forget(entry.run_id, entry.dispatch.task_id)
+                for entry in await self._give(entries):
+                    self._hold(entry)
 
     def _hold(self, entry: Waiting) -> None:
         dispatch = entry.dispatch
@@ -158,9 +184,9 @@ class Dispatcher:
         """How many messages wait here."""
         return sum(map(len, self._queues.values()))
 
-    def waiting_by_tenant(self) -> dict[str, int]:
-        """Count the messages that wait here."""
-        return dict(Counter(entry.tenant for queue in self._queues.values() for entry in queue))
+    def _what_waits(self) -> tuple[dict[str, int], tuple[str, ...]]:
+        waiting = {kind: queue for kind, queue in self._queues.items() if queue}
+        return dict(Counter(entry.tenant for queue in waiting.values() for entry in queue)), tuple(waiting)
 
     def waiting_of(self, tenant: str) -> int:
         """Count the messages of a tenant that wait, here and as far as they say so with the other orchestrators."""
@@ -216,6 +242,7 @@ class Dispatcher:
             self._more.clear()
             await self._send_waiting()
             while self.waiting:
+                await self._give_queues()
                 try:
                     await self._look()
                 except OrchestrationError as error:

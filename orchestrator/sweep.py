@@ -185,9 +185,11 @@ class Sweep:
         found = {task.task_id: (state, task) for state, task in waiting if not self._dispatcher.has(state.run_id, task.task_id)}
         begun = Counter(recorded.task_id for recorded in await self._store.read_streams({task_stream(task_id): 0 for task_id in found}, types=_BEGUN))
         held = await self._dispatcher.held(found)
+        taken: list[Waiting] = []
         for task_id, (state, task) in found.items():
             if begun[task_id] < task.dispatches and task_id not in held:
-                await self._dispatcher.offer(_again(state, task))
+                taken.append(_again(state, task))
+        await self._dispatcher.offer(taken)
 
     async def _check(self, waiting: Iterable[tuple[RunState, TaskState]]) -> None:
         now_s = self._clock.monotonic()
@@ -207,7 +209,7 @@ class Sweep:
         for state, task, sign in silent:
             if now_s - sign.at_s >= self._lease_s and await self._is_lost(state, task, sign, backlogs, now_s):
                 log.warning("task %s of run %s gave no sign of life for %.0f s, published again", task.task_id, state.run_id, now_s - sign.at_s)
-                await self._dispatcher.offer(_again(state, task, self._clock.random_id().hex[:8]))
+                await self._dispatcher.offer([_again(state, task, self._clock.random_id().hex[:8])])
                 sign.at_s = now_s
                 sign.again += 1
 

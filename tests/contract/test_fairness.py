@@ -111,7 +111,32 @@ async def test_a_sweep_leaves_alone_what_waits_for_its_turn_with_any_orchestrato
             crew.clock.ahead_s += ahead_s
             await sweeper.sweep.sweep()
             assert sweeper.dispatcher.waiting == 0
-        assert holder.dispatcher.waiting == 8
+        assert holder.dispatcher.waiting == 9, "only the one that was out all that time waits once more"
+
+
+async def test_two_orchestrators_keep_one_queue_so_that_tenants_take_turns_across_them() -> None:
+    served: list[str] = []
+
+    def note(task: AgentTask, attempt: int) -> TaskEvent:
+        served.append(task.tenant)
+        return diligent(task, attempt)
+
+    crew = Crew(note)
+    async with crew.orchestrator(**ONE) as one, crew.orchestrator(**ONE) as other:
+        noisy = [await submit(crew, "noisy", 30) for _ in range(4)]  # requests go to them in turn
+        await until(lambda: not (one.dispatcher.waiting and other.dispatcher.waiting))
+        keeper, giver = (one, other) if one.dispatcher.waiting else (other, one)
+        await until(lambda: giver.dispatcher._peers.holding)
+        quiet = [await submit(crew, "quiet", 2) for _ in range(2)]
+        assert giver.dispatcher.waiting == 0
+        assert keeper.dispatcher.waiting_of("quiet") == 4
+        async with crew.agents():
+            for run_id in quiet:
+                await crew.ended(run_id)
+            assert served[:12].count("quiet") == 4
+            for run_id in noisy:
+                await crew.ended(run_id)
+    assert Counter(served) == {"noisy": 120, "quiet": 4}
 
 
 async def test_what_a_killed_orchestrator_held_back_is_taken_over_by_the_others() -> None:
