@@ -15,7 +15,7 @@ from sim.network import SimStore
 from sim.plan import draw_plan
 from sim.world import run
 
-from crewlog.agents import model_call, tool_calls, tool_runner, work
+from crewlog.agents import model_call, tool_runner, undo, work
 from crewlog.agents.journal import Journal
 from crewlog.agents.worker import Worker
 from crewlog.events.store import ANY, Appended, AppendRequest
@@ -55,8 +55,8 @@ def no_expected_version(patch: pytest.MonkeyPatch) -> None:
 def key_with_the_attempt(patch: pytest.MonkeyPatch) -> None:
     """The idempotency key changes with every try."""
     count = itertools.count()
-    key = tool_calls.idempotency_key
-    patch.setattr(tool_calls, "idempotency_key", lambda run, task, call: key(run, task, f"{call}#{next(count)}"))
+    key = undo.idempotency_key
+    patch.setattr(undo, "idempotency_key", lambda run, task, call: key(run, task, f"{call}#{next(count)}"))
 
 
 def no_sweep(patch: pytest.MonkeyPatch) -> None:
