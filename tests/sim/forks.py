@@ -1,4 +1,4 @@
-"""Crews that fork runs: a played schedule goes on with forks at random places, which the same processes carry out."""
+"""Crews that fork runs: a played schedule goes on with forks at random places, which the same processes carry out, and some die meanwhile."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from sim.network import SimBus
-from sim.plan import Plan
+from sim.plan import ORCHESTRATORS, WORKERS, Plan
 from sim.world import World
 
 from crewlog.events import faults
@@ -52,11 +52,19 @@ class ForkWorld(World):
         person = self.loop.create_task(self._person(bus))
         for _ in range(self._wanted):
             parent = self._choices.choice(sorted(self.accepted) + [fork.run_id for fork in self.forks if fork.answer["ok"]])
+            if self._choices.random() < 0.5:
+                self._strike_soon()
             fork = await self._fork(bus, parent)
             self.forks.append(fork)
             while fork.answer["ok"] and not self._ended(fork.run_id):  # noqa: ASYNC110  (a moment of virtual time costs nothing)
                 await asyncio.sleep(1.0)
         person.cancel()
+
+    def _strike_soon(self) -> None:
+        """Let a process die while the next fork is made or worked on."""
+        role = self._choices.choice(("orchestrator", "worker", "worker"))
+        index = self._choices.randrange(ORCHESTRATORS if role == "orchestrator" else WORKERS)
+        self._in_the_world(self._choices.random() * 3, lambda: self.kill(self._places[role, index]))
 
     async def _fork(self, bus: SimBus, parent: RunId) -> Fork:
         """Ask until there is an answer: the same id every time."""

@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 from sim.forks import ForkWorld, play
 from sim.plan import draw_plan
+from support.run_tables import fold_pages
 
 from crewlog.events.memory_store import MemoryStore
 from crewlog.orchestrator.fork_place import fork_place
@@ -16,6 +17,7 @@ from crewlog.orchestrator.moments import moments
 from crewlog.orchestrator.replay import replay
 from crewlog.orchestrator.run_history import load_history
 from crewlog.orchestrator.run_tree import build_tree
+from crewlog.projections.rows import FINISHED
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import RunId
 from crewlog.schemas.task_events import ToolStarted
@@ -89,6 +91,20 @@ def test_a_fork_shares_what_came_before_and_can_be_looked_at_like_any_run(worlds
                 tree = build_tree(own)
                 assert tree.cost_micro_usd == last.run.cost_micro_usd
                 assert {task.status for task in tree.tasks} <= {"completed", "failed", "cancelled"}
+
+
+def test_the_views_have_forks_with_their_parents_and_only_their_own_part(worlds: list[ForkWorld]) -> None:
+    for world in worlds[:3]:
+        events = list(world.log.events)
+        pages = [events[n : n + 50] for n in range(0, len(events), 50)]
+        tables = asyncio.run(fold_pages(MemoryStore(world.log), pages, open_runs_max=1))
+        for fork in world.forks:
+            if fork.answer["ok"]:
+                row = tables.runs[fork.run_id,]
+                assert (row["source"], str(row["parent_run_id"])) == ("fork", fork.answer["parent"])
+                own = {str(call["task_id"]) for call in tables.model_calls.values() if call["run_id"] == fork.run_id}
+                assert own <= {str(recorded.task_id) for recorded in events if recorded.run_id == fork.run_id}
+        assert all(task["status"] in FINISHED for task in tables.tasks.values())
 
 
 def test_the_same_request_makes_one_fork(worlds: list[ForkWorld]) -> None:
