@@ -8,7 +8,7 @@ a workspace is its artifacts, so whatever reads it would read the same.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 import msgspec
@@ -17,11 +17,10 @@ from crewlog.agents.journal import Journal
 from crewlog.agents.recall import READ_CONTEXT_TOOL, RECALL_TOOL
 from crewlog.agents.setup import SetupTool
 from crewlog.agents.task_state import Call
-from crewlog.events.prefix import read_history
+from crewlog.events.prefix import read_history, tenant_of
 from crewlog.events.store import Recorded
 from crewlog.schemas.ids import Hash, RunId, Stream, task_stream
 from crewlog.schemas.payload import Payload, content_hash
-from crewlog.schemas.run_events import RunForked, RunSubmitted
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import ModelCallFinished, TaskForked, ToolCall, ToolFinished, ToolStarted
 from crewlog.schemas.trial import Stub
@@ -132,7 +131,7 @@ class StandIns:
         if self._results is None:
             events = await read_history(self._journal.store, RunId(trial.source))
             # what another tenant's agents saw is nobody's business: to this task there is no such run
-            self._results = RecordedResults(events if _tenant_of(events) == self._task.tenant else ())
+            self._results = RecordedResults(events if tenant_of(events) == self._task.tenant else ())
         earlier = sum(_is_same(one, call.call) for exchange in state.exchanges for one in exchange.calls if one.call_id != call.call.call_id)
         found = self._results.find(call.call, tool.version, state.artifacts, earlier=earlier)
         if found is None:
@@ -156,11 +155,6 @@ class StandIns:
 class _Found(NamedTuple):
     finished: ToolFinished
     content_of: Payload
-
-
-def _tenant_of(events: Sequence[Recorded]) -> str | None:
-    first = events[0].event() if events else None
-    return first.tenant if isinstance(first, RunSubmitted | RunForked) else None
 
 
 def _is_same(one: ToolCall, other: ToolCall) -> bool:

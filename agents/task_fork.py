@@ -64,7 +64,7 @@ def _reopened(call: Call, *, is_done: bool) -> Call:
     """Begin a call anew that had no result: nothing of it has happened in the fork, and a person is asked again."""
     if call.status == "done" or is_done:
         return replace(call, status="done")
-    return replace(call, status="new", approval_id=None, digest=None, note="", may_have_happened=False)
+    return type(call)(call.call, asks=call.asks)
 
 
 def _told(exchanges: tuple[Exchange, ...], said: str) -> tuple[Exchange, ...]:
@@ -75,7 +75,7 @@ def _told(exchanges: tuple[Exchange, ...], said: str) -> tuple[Exchange, ...]:
 
 
 def _edited(exchange: Exchange, edited: dict[str, EditedResult]) -> Exchange:
-    from crewlog.agents.task_state import Result
+    from crewlog.agents.task_state import Result  # its fold calls this module
 
     wanted = [call for call in exchange.calls if call.call_id in edited]
     if not wanted:

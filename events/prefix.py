@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from crewlog.events.store import EventStore, Recorded
 from crewlog.schemas.ids import RunId, Stream, run_stream, task_stream
-from crewlog.schemas.run_events import RunForked
+from crewlog.schemas.run_events import RunForked, RunSubmitted
 from crewlog.schemas.task_events import TaskForked
 
 FORKS = frozenset({RunForked.__name__, TaskForked.__name__})
@@ -68,6 +68,12 @@ def fork_of(own: Sequence[Recorded]) -> RunForked | None:
     """Return how a run began that is a fork, from its own events."""
     event = own[0].event() if own and own[0].type in FORKS else None
     return event if isinstance(event, RunForked) else None
+
+
+def tenant_of(events: Sequence[Recorded]) -> str | None:
+    """Return whose run a history is, None when it is empty."""
+    first = events[0].event() if events else None
+    return first.tenant if isinstance(first, RunSubmitted | RunForked) else None
 
 
 def shared(parent: Iterable[Recorded], forked: RunForked) -> list[Recorded]:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 GOAL_COLUMN_CHARS = 40
 WHY_COLUMN_CHARS = 60
 
+_CHECK = "A command that gets run and trial as JSON on stdin and ends with 0 when the trial is good enough."
+
 LastOption = Annotated[int, typer.Option("--last", min=1, max=1000, help="How many runs, those that ended last.")]
 TypeOption = Annotated[str | None, typer.Option("--type", help="Only runs of this type, such as research.")]
 FailOption = Annotated[float | None, typer.Option("--fail-over", min=0.0, max=1.0, help="Fail when surely more than this share decides differently.")]
@@ -36,6 +38,7 @@ async def evaluate(
     max_usd: Annotated[str, typer.Option("--max-usd", metavar="USD", help="The most that all trials may spend together.")] = "1",
     at_once: Annotated[int, typer.Option("--at-once", min=1, max=64, help="Trials under way at the same time.")] = 4,
     fresh_reads: Annotated[bool, typer.Option("--fresh-reads", help="Let reading tools run, although the record has the same call.")] = False,
+    check: Annotated[str, typer.Option("--check", metavar="COMMAND", help=_CHECK)] = "",
     fail_over: FailOption = None,
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
@@ -44,6 +47,8 @@ async def evaluate(
 
     Compared are outcome, decisions, cost and time.
     """
+    import shlex
+
     from crewlog.events.clock import SystemClock
     from crewlog.orchestrator.client import Client
     from crewlog.orchestrator.client_trials import Evaluation, finished_runs, kept_prompts
@@ -65,7 +70,7 @@ async def evaluate(
             hard_micro_usd=parse_usd(max_usd),
             prompts=await kept_prompts(await client.store(), prompts),
         )
-        evaluation = Evaluation(client, clock, trial, tenant=config.tenant, at_once=at_once)
+        evaluation = Evaluation(client, clock, trial, tenant=config.tenant, at_once=at_once, check=shlex.split(check))
         say(f"{name}: {len(runs)} runs, at most {max_usd} USD from budget {evaluation.scope}")
         tried = [one async for one in _told(evaluation.run(runs), output)]
     return _report(name, tried, output, fail_over)

@@ -11,10 +11,10 @@ import msgspec
 from crewlog.events.clock import Clock
 from crewlog.events.store import EventStore
 from crewlog.orchestrator.client import Client
-from crewlog.orchestrator.golden_observe import observe
+from crewlog.orchestrator.golden_observe import Observed, observe
 from crewlog.orchestrator.run_history import RunHistory, load_history, with_texts
 from crewlog.orchestrator.run_tree import build_tree
-from crewlog.orchestrator.trials import Pair, compare
+from crewlog.orchestrator.trials import Check, Pair, compare
 from crewlog.projections.query_rows import RunView
 from crewlog.schemas.budget import trial_scope
 from crewlog.schemas.errors import NotFound
@@ -30,6 +30,7 @@ AT_ONCE: Final = 4
 SURFACE: Final = "trial"
 """Where trials come from: the operator may set budgets for that surface."""
 PAGE: Final = 200
+CHECK_TIMEOUT_S: Final = 60.0
 HANDED_IN: Final = ("api", "subject")
 """Sources of runs that somebody asked for."""
 STOPPED: Final = "the evaluation has spent what it may"
@@ -46,12 +47,14 @@ class Tried(NamedTuple):
 class Evaluation:
     """Tries finished runs again. One of these per evaluation; its runs are charged to one budget, beyond which none starts a model call."""
 
-    def __init__(self, client: Client, clock: Clock, trial: Trial, *, tenant: str, at_once: int = AT_ONCE) -> None:
+    def __init__(self, client: Client, clock: Clock, trial: Trial, *, tenant: str, at_once: int = AT_ONCE, check: Sequence[str] = ()) -> None:
         """Prepare; nothing is handed in before `run`.
 
         Args:
             trial: its name, models, prompts and limit; each run is its own source.
+            check: a command that is given what came of a run and of its trial as JSON, and ends with 0 when the trial is good enough.
         """
+        self._check = check
         self._client, self._clock, self._trial, self._tenant = client, clock, trial, tenant
         self._slots = asyncio.Semaphore(at_once)
         self.is_over_budget = False
@@ -86,7 +89,7 @@ class Evaluation:
             if not await self._ended(trial_id):
                 self.is_over_budget = True
                 return Tried(run, None, STOPPED)
-            return Tried(run, await compared(store, RunId(run.run_id), trial_id))
+            return Tried(run, await compared(store, RunId(run.run_id), trial_id, check=self._check))
 
     def _changed(self, task: AgentTask, run: RunView) -> AgentTask:
         trial = Trial(**{**{name: getattr(self._trial, name) for name in Trial.__slots__}, "source": run.run_id})
@@ -127,7 +130,7 @@ async def finished_runs(client: Client, *, last: int, type_: str | None, tenant:
     return found[:last]
 
 
-async def compared(store: EventStore, run_id: RunId, trial_id: RunId) -> Pair:
+async def compared(store: EventStore, run_id: RunId, trial_id: RunId, *, check: Sequence[str] = ()) -> Pair:
     """Read a run and its trial, and hold them against each other.
 
     Raises:
@@ -135,7 +138,22 @@ async def compared(store: EventStore, run_id: RunId, trial_id: RunId) -> Pair:
     """
     original, trial = [await _with_answer(store, await load_history(store, run)) for run in (run_id, trial_id)]
     goal = next((e.goal for r in original.run_events if isinstance(e := r.event(), RunSubmitted)), "")
-    return compare(str(run_id), str(trial_id), goal, observe(original), observe(trial), model_ms=(_model_ms(original), _model_ms(trial)))
+    ours, theirs = observe(original), observe(trial)
+    said = await _checked(check, ours, theirs) if check else "none"
+    return compare(str(run_id), str(trial_id), goal, ours, theirs, model_ms=(_model_ms(original), _model_ms(trial)), check=said)
+
+
+async def _checked(command: Sequence[str], original: Observed, trial: Observed) -> Check:
+    """Ask a command; one that takes too long refuses."""
+    body = msgspec.json.encode({"original": original, "trial": trial})
+    process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL)
+    try:
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
+            await process.communicate(body)
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+    return "passed" if process.returncode == 0 else "failed"
 
 
 async def shadows(client: Client, runs: Sequence[RunView]) -> AsyncIterator[Tried]:

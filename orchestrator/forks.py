@@ -15,6 +15,7 @@ from crewlog.agents.task_fork import forked_task
 from crewlog.agents.task_state import TaskState as AgentState
 from crewlog.events.clock import Clock
 from crewlog.events.limits import limits_for
+from crewlog.events.prefix import tenant_of
 from crewlog.events.store import EventStore
 from crewlog.orchestrator.commands import ForkRun, TaskFork, Terms
 from crewlog.orchestrator.driver import Driver
@@ -31,6 +32,7 @@ from crewlog.schemas.payload import Payload, content_hash, pack
 from crewlog.schemas.run_events import RunForked, RunSubmitted
 from crewlog.schemas.task import parse_task
 from crewlog.schemas.task_events import EditedResult, TaskForked
+from crewlog.schemas.text import clean
 from crewlog.schemas.trial import Effects, Trial
 
 CHANGEABLE: Final = frozenset(
@@ -92,13 +94,13 @@ class Forks:
             ContractError: it cannot be forked there or so; the message says where or how it can.
         """
         history = await load_history(self._store, RunId(request.run_id))
+        if tenant_of(history.events) != tenant:
+            raise NotFound("run", str(request.run_id))
         if not 1 <= request.at <= len(history.events):
             raise NotFound(f"event (run {request.run_id} has events 1 to {len(history.events)})", f"{request.run_id}:{request.at}")
         history, at = await self._owner(history, request.at)
         request = msgspec.structs.replace(request, at=at)
         place = fork_place(history, at)
-        if place.state.brief.tenant != tenant:
-            raise NotFound("run", str(request.run_id))
         fork_id = RunId(request.fork_id or self._clock.random_id())
         made = await _Making(self._store, history, place, request, fork_id, self._allowance).command()
         if made.blobs:
@@ -182,9 +184,11 @@ class _Making:
             return plain
         events = own_events(self._history.events[: self._place.at], task, version)
         state = folded(events)
-        said = request.message if request.message and self._target() == task.key else ""
+        said = clean(request.message) if request.message and self._target() == task.key else ""
         results = tuple(EditedResult(call_id, self._pack(text)) for call_id, text in request.results.items() if call_id in _calls(state))
         if state.setup is None or state.opening is None or plain.begins_anew:
+            if said and not state.exchanges:
+                raise ContractError(f"task {task.key!r} has not begun at event {self._place.at}: fork behind its first model call, or change the objective")
             return msgspec.structs.replace(plain, results=results, said=said)
         texts = await with_texts(self._store, self._history, [state.setup, state.opening])
         setup = setup_of(state, texts.read)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -17,6 +17,9 @@ FLAGS_IGNORED: Final = frozenset({"simulated", "stubbed", "unpriced"})
 """Flags that say how a run was made, not what came of it."""
 
 
+Check = Literal["none", "passed", "failed"]
+
+
 class Pair(msgspec.Struct, frozen=True):
     """One run and its trial."""
 
@@ -26,13 +29,15 @@ class Pair(msgspec.Struct, frozen=True):
     status: str
     trial_status: str
     is_worse: bool
-    """The original was completed and the trial was not, or it has open points that the original had not."""
+    """The original was completed and the trial was not, or it has open points that the original had not, or the check refused it."""
     diverges: bool
     """They decided differently: another plan, other tools or in another order, another verdict or output."""
     first: str
     """The first decision that differs."""
     cost_micro_usd: int
     trial_cost_micro_usd: int
+    check: Check
+    """What a command said that somebody wants each trial to be judged by."""
     model_ms: int
     """Time that models took to answer, all calls together."""
     trial_model_ms: int
@@ -79,17 +84,18 @@ def wilson(count: int, of: int, z: float = Z_95) -> Interval:
     return Interval(share, max(0.0, min(share, (middle - spread) / scale)), min(1.0, max(share, (middle + spread) / scale)), count, of)
 
 
-def compare(run_id: str, trial_id: str, goal: str, original: Observed, trial: Observed, *, model_ms: tuple[int, int]) -> Pair:
+def compare(run_id: str, trial_id: str, goal: str, original: Observed, trial: Observed, *, model_ms: tuple[int, int], check: Check = "none") -> Pair:
     """Hold a trial against the run it was made after.
 
     Args:
         model_ms: of the original and of the trial.
+        check: what a command said about the trial.
     """
     first = first_divergence(original, trial)
     lost = {_flag(f) for f in trial.flags} - {_flag(f) for f in original.flags} - FLAGS_IGNORED
-    is_worse = original.status == "completed" and (trial.status != "completed" or bool(lost))
+    is_worse = check == "failed" or (original.status == "completed" and (trial.status != "completed" or bool(lost)))
     costs = (original.cost_micro_usd, trial.cost_micro_usd)
-    return Pair(run_id, trial_id, goal, original.status, trial.status, is_worse, bool(first), first, *costs, *model_ms)
+    return Pair(run_id, trial_id, goal, original.status, trial.status, is_worse, bool(first), first, *costs, check, *model_ms)
 
 
 def first_divergence(original: Observed, trial: Observed) -> str:

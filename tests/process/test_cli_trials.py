@@ -40,9 +40,9 @@ def test_a_run_is_kept_as_a_golden_task_and_played(crew: LiveCrew, run: dict[str
 
 
 def test_finished_runs_are_tried_again_and_their_budget_is_listed(crew: LiveCrew, run: dict[str, Any]) -> None:
-    found = crew.json("eval", "--last", "1", "--type", "data", "--model", "offline", "--max-usd", "0.25")
+    found = crew.json("eval", "--last", "1", "--type", "data", "--model", "offline", "--max-usd", "0.25", "--check", "false", code=1)
     assert set(found) == {"name", "summary", "pairs", "skipped"}
-    assert [(pair["run_id"], pair["diverges"], pair["is_worse"]) for pair in found["pairs"]] == [(run["run_id"], False, False)]
+    assert [(pair["run_id"], pair["diverges"], pair["check"], pair["is_worse"]) for pair in found["pairs"]] == [(run["run_id"], False, "failed", True)]
     assert found["summary"]["diverging"]["high"] > 0.5  # one pair says little
     (budget,) = [row for row in crew.json("budget", "list", "--all") if row["scope"] == f"trial/default/{found['name']}"]
     assert (budget["kind"], budget["hard_micro_usd"]) == ("trial", 250_000)
