@@ -40,7 +40,8 @@ select t.run_id, t.key, t.kind, t.verdict, i.value ->> 'code' as objection, left
 
 -- 8. What did the crew do to the world outside, who allowed it, and can it be taken back?
 select e.run_id, e.tool, e.status, a.actor as allowed_by, a.decided_at, e.finished_at
-  from effects e left join approvals a on a.approval_id = e.approval_id order by e.started_at desc limit 20;
+  from effects e left join approvals a on a.approval_id = e.approval_id
+ where e.effect in ('compensable', 'irreversible') order by e.started_at desc limit 20;
 
 -- 9. How long do people let the crew wait?
 select tool, count(*) as asked, count(*) filter (where status = 'approved') as approved, count(*) filter (where status = 'pending') as pending,

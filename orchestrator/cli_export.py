@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
@@ -72,7 +72,8 @@ async def export(
     pages = _of_run(run, home) if run else _of_log(chosen, home)
     if view is ExportFormat.PARQUET and str(out) == "-":
         raise ContractError("a Parquet file is written from its end: name a file with --out")
-    events = await _write_events(pages, out, view, patterns, with_reasoning=reasoning)
+    async with aclosing(pages):  # who reads a pipe may go away in the middle
+        events = await _write_events(pages, out, view, patterns, with_reasoning=reasoning)
     if str(out) != "-":
         say(f"wrote {out}: {events} events")
 
@@ -100,7 +101,7 @@ async def _write_bundle(run: str, out: Path, home: Path | None, patterns: Sequen
     say(f"wrote {out}: run {bundle.run_id}, {len(bundle.events)} events, {len(bundle.blobs)} blobs, {len(data)} bytes{told}")
 
 
-async def _of_run(run: str, home: Path | None) -> AsyncIterator[Sequence[Owned]]:
+async def _of_run(run: str, home: Path | None) -> AsyncGenerator[Sequence[Owned], None]:
     from crewlog.orchestrator.event_export import owned_by_run
     from crewlog.orchestrator.run_history import load_history
 
@@ -108,12 +109,12 @@ async def _of_run(run: str, home: Path | None) -> AsyncIterator[Sequence[Owned]]
         yield await owned_by_run(store, (await load_history(store, run_id)).events)
 
 
-async def _of_log(chosen: Selection, home: Path | None) -> AsyncIterator[Sequence[Owned]]:
+async def _of_log(chosen: Selection, home: Path | None) -> AsyncGenerator[Sequence[Owned], None]:
     from crewlog.orchestrator.client import Client
     from crewlog.orchestrator.event_export import selected
 
-    async with Client.connect(load_config(home)) as client:
-        async for page in selected(await client.store(), chosen):
+    async with Client.connect(load_config(home)) as client, aclosing(selected(await client.store(), chosen)) as pages:
+        async for page in pages:
             yield page
 
 

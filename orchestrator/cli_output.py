@@ -134,7 +134,7 @@ def _report(error: BaseException) -> None:
 
 
 _LISTS: Mapping[str, str] = {
-    "run": "crewlog runs lists them",
+    "run": "crewlog runs lists them; those that were archived: crewlog sql \"select run_id, file from archives\"",
     "approval": "crewlog approvals lists them",
     "budget": "crewlog budget list --all lists them",
     "memory": "crewlog memory list lists them",

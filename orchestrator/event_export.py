@@ -6,7 +6,7 @@ name theirs in the stream, and everything else (agents, budgets, providers) belo
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from typing import Any, Final, NamedTuple
 
 from crewlog.events.store import EventStore, Recorded
@@ -44,7 +44,7 @@ class Owned(NamedTuple):
     tenant: str
 
 
-async def selected(store: EventStore, chosen: Selection) -> AsyncIterator[Sequence[Owned]]:
+async def selected(store: EventStore, chosen: Selection) -> AsyncGenerator[Sequence[Owned], None]:
     """Yield the events that are meant, in the order of the log, in pages; what is written meanwhile is not waited for."""
     tenants: dict[RunId, str] = {}
     after = 0
