@@ -23,8 +23,9 @@ from crewlog.events.credentials import load_credentials
 from crewlog.events.jetstream import api
 from crewlog.events.nats_bus import NatsBus
 from crewlog.events.readiness import READY_FD
-from crewlog.orchestrator.client import Client
+from crewlog.orchestrator.client import Client, RequestRefused
 from crewlog.orchestrator.home import Home
+from crewlog.schemas.errors import Unavailable
 from crewlog.schemas.ids import RunId
 from crewlog.schemas.plan import Plan
 from crewlog.schemas.run_events import TaskSuspended
@@ -175,7 +176,9 @@ async def test_two_orchestrators_end_every_run_once(sturdy: LiveCrew, client: Cl
 
 async def test_the_whole_store_of_nats_is_lost_while_runs_are_under_way(sturdy: LiveCrew, client: Client, gate: Gate, agents: GatedAgents) -> None:
     await agents.start(slots=1)
-    runs = [(await client.submit(plan(work=f"{KIND}: stamp finish", count=f"data: {COUNT}"))).run_id for _ in range(6)]
+    submitted = [client.submit(plan(work=f"{KIND}: stamp finish", count=f"data: {COUNT}")) for _ in range(6)]
+    submitted += [client.submit("stamp finish", kind=KIND) for _ in range(94)]
+    runs = [run.run_id for run in await asyncio.gather(*submitted)]
     call = await gate.call()  # one is at work, the others have nothing but their messages
     assert sturdy.process is not None
     (server,) = [pid for pid, command in descendants(sturdy.process.pid).items() if f"{sturdy.home}/nats" in command]
@@ -184,8 +187,53 @@ async def test_the_whole_store_of_nats_is_lost_while_runs_are_under_way(sturdy: 
     call.let_through()
     gate.open()
     await ended_well(client, runs)
-    assert [call.tool for call in gate.seen] == ["stamp"] * 6
-    assert len({call.key for call in gate.seen}) == 6
+    assert [call.tool for call in gate.seen] == ["stamp"] * 100
+    assert len({call.key for call in gate.seen}) == 100
+
+
+async def test_postgres_is_killed_under_load(sturdy: LiveCrew, client: Client, gate: Gate, agents: GatedAgents) -> None:
+    await agents.start()
+    gate.open()
+    runs = [run.run_id for run in await asyncio.gather(*(client.submit("stamp send finish", kind=KIND) for _ in range(40)))]
+    assert sturdy.process is not None
+    (server,) = [pid for pid, command in descendants(sturdy.process.pid).items() if f"-D {sturdy.home}/postgres/data" in command]
+    os.kill(server, signal.SIGKILL)
+    runs.append(await submitted_in_the_end(client))
+    await ended_well(client, runs)
+    assert len([call for call in gate.seen if call.tool == "send"]) == 41, "what cannot be repeated was not"
+
+
+async def submitted_in_the_end(client: Client) -> RunId:
+    """Submit a task as clients should: the same one again while nobody answers."""
+    task = await client.prepare("stamp send finish", kind=KIND)
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return (await client.submit(task)).run_id
+            except (Unavailable, RequestRefused):
+                await asyncio.sleep(0.1)
+
+
+async def test_a_worker_that_wakes_up_behind_its_successor_loses_its_append_and_goes_on(client: Client, gate: Gate, agents: GatedAgents) -> None:
+    zombie = await agents.start(slots=1)
+    run_id = (await client.submit("stamp finish", kind=KIND)).run_id
+    held = await gate.call()
+    os.kill(zombie, signal.SIGSTOP)
+    heir = await agents.start(slots=1)
+    repeated = await gate.call()
+    assert (repeated.pid, repeated.key) == (heir, held.key)
+    repeated.let_through()
+    await ended_well(client, [run_id])
+    before = await events(client, run_id)
+    await agents.kill(heir)
+    held.let_through()  # its tool returns as soon as it wakes up, and what it then writes comes too late
+    os.kill(zombie, signal.SIGCONT)
+    later = (await client.submit("stamp finish", kind=KIND)).run_id
+    call = await gate.call()
+    assert call.pid == zombie, "it gave its task up, and has room for another one"
+    call.let_through()
+    await ended_well(client, [later])
+    assert await events(client, run_id) == before
 
 
 async def test_all_of_it_replays_identically_and_views_are_the_same_after_a_rebuild(sturdy: LiveCrew, client: Client) -> None:
