@@ -45,10 +45,10 @@ async def main(kills: int, seed: int) -> int:
 
 def line(report: ChaosReport) -> str:
     """Tell one round."""
-    killed, stopped = sum(report.kills.values()), sum(report.stops.values())
+    killed, stopped, asked = sum(report.kills.values()), sum(report.stops.values()), sum(report.resolved.values())
     return (
         f"seed {report.seed}: {killed} killed, {stopped} stopped in {report.seconds:.0f} s; {report.accepted} runs, {report.audit.tasks} tasks, "
-        f"{report.effects} effects, {report.repeated_arrivals} arrived again, {report.repetitions_denied} denied; {len(report.violations)} violations"
+        f"{report.effects} effects, {report.repeated_arrivals} arrived again, {asked} times a person was asked; {len(report.violations)} violations"
     )
 
 

@@ -75,8 +75,8 @@ class ChaosReport(msgspec.Struct):
     effects: int
     repeated_arrivals: int
     """Effects that arrived again and were recognised by their key: how often a kill hit the window between effect and outcome."""
-    repetitions_denied: int
-    """Times a person was asked whether to do again what cannot be taken back."""
+    resolved: dict[str, int]
+    """What a person said, who was asked whether something happened that cannot be repeated -> times."""
     audit: Found
     left_over: list[str]
     home: str | None
@@ -149,7 +149,7 @@ class ChaosRun:
             closing.push_async_callback(bus.close)
             store = await client.store()
             rng = random.Random(f"{options.seed}/load")  # noqa: S311
-            self._load = load = Load(client, bus, store, rng, in_flight=options.in_flight)
+            self._load = load = Load(client, bus, store, rng, in_flight=options.in_flight, arrived=self._sink.arrivals)
             await self._strike(load)
             seconds = self._clock.monotonic() - self._began
             self._say(f"all ends are told after {seconds:.0f} s; comparing log, ledger, views, queues and the receiver's book")
@@ -209,7 +209,7 @@ class ChaosRun:
             ended=ends,
             effects=len(self._sink.effects),
             repeated_arrivals=self._sink.repeated,
-            repetitions_denied=load.denied,
+            resolved={str(answer): count for answer, count in sorted(load.resolved.items())},
             audit=found,
             left_over=[],
             home=None,

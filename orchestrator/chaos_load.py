@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections import Counter
+from collections.abc import Container
 from typing import Final
 from uuid import UUID
 
@@ -16,9 +18,10 @@ from crewlog.events.bus import Bus
 from crewlog.events.store import EventStore
 from crewlog.orchestrator.chaos_agent import KIND
 from crewlog.orchestrator.client import Client
+from crewlog.orchestrator.commands import Answer
 from crewlog.schemas import subjects
 from crewlog.schemas.errors import OrchestrationError
-from crewlog.schemas.ids import RunId, run_stream
+from crewlog.schemas.ids import RunId, TaskId, idempotency_key, run_stream
 from crewlog.schemas.task import AgentTask, parse_task
 from crewlog.schemas.task_events import TERMINAL_TYPES
 
@@ -37,12 +40,19 @@ QUEUE_SHARE: Final = 0.5
 class Load:
     """Clients that each have one run in flight, and the person who is asked what cannot be repeated."""
 
-    def __init__(self, client: Client, bus: Bus, store: EventStore, rng: random.Random, *, in_flight: int) -> None:
+    def __init__(self, client: Client, bus: Bus, store: EventStore, rng: random.Random, *, in_flight: int, arrived: Container[str]) -> None:
+        """Prepare.
+
+        Args:
+            in_flight: runs that are open at any time.
+            arrived: idempotency keys of the effects that reached the outside world; the person may look there.
+        """
+        self._arrived = arrived
         self.accepted: dict[RunId, AgentTask] = {}
         self.ended: dict[RunId, str] = {}
         """Run -> type of its end."""
-        self.denied = 0
-        """Times a person was asked whether to repeat something, and said no."""
+        self.resolved: Counter[Answer] = Counter()
+        """What the person said when asked whether something happened that cannot be repeated."""
         self._client, self._bus, self._store, self._rng, self._in_flight = client, bus, store, rng, in_flight
         self._waiting: dict[RunId, asyncio.Event] = {}
         self._stopping = False
@@ -106,11 +116,13 @@ class Load:
                         waiting.set()
 
     async def _answer_for_people(self) -> None:
-        """Deny every repetition: what may have happened is left as it is."""
+        """Look at the receiver and say what was there. What was not there may still come, from a worker that is only stopped: it stays unknown."""
         while True:
             await asyncio.sleep(ASK_S)
             with contextlib.suppress(OrchestrationError):
                 for approval in await self._client.approvals():
+                    key = idempotency_key(RunId(approval.run_id), TaskId(approval.task_id), approval.call_id)
+                    answer: Answer = "happened" if key in self._arrived else "give_up"
                     with contextlib.suppress(OrchestrationError):  # the views lag: it may be decided already
-                        await self._client.decide(RunId(approval.run_id), approval.approval_id, "denied", actor="chaos")
-                        self.denied += 1
+                        await self._client.decide(RunId(approval.run_id), approval.approval_id, answer, actor="chaos")
+                        self.resolved[answer] += 1

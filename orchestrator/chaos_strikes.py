@@ -27,7 +27,7 @@ STOPPED_S: Final[dict[Part, tuple[float, float]]] = {
     "agents": (0.5, 6.0),  # longer than a lease, so that some wake up behind the worker that took their tasks over
 }
 """Shortest and longest time that a process is stopped, in seconds."""
-PATIENCE_S: Final = 4.0
+PATIENCE_S: Final = 2.0
 """How long a strike waits for a sign that work goes on, in seconds: a crew that is only ever starting has nothing that can go wrong."""
 STARTING_SHARE: Final = 0.125
 """Part of the strikes that may hit a process which is not up yet."""

@@ -16,7 +16,7 @@ def report_lines(report: ChaosReport) -> Iterator[str]:
     yield ""
     yield f"  accepted    {report.accepted} runs with {found.tasks} tasks: {_counts(report.ended)}; {found.events} events"
     yield f"  effects     {report.effects} at the receiver; {report.repeated_arrivals} arrived again and were recognised by their key;"
-    yield f"              {report.repetitions_denied} times a person was asked whether to repeat what cannot be taken back, and said no"
+    yield f"              {sum(report.resolved.values())} times a person was asked whether it happened: {_counts(report.resolved)}"
     yield f"  money       {format_usd(found.charged_micro_usd)} charged, in the log and in the ledger"
     yield f"  replays     {found.replays} runs derived again from their events"
     yield f"  views       {found.views_compared} projections compared with a rebuild"

@@ -7,7 +7,8 @@ import os
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from itertools import count
 
 import pytest
 from support.audit import ended_well, events
@@ -20,6 +21,8 @@ from crewlog.events.readiness import READY_FD
 from crewlog.orchestrator.home import Home
 
 HERE, THERE = "10.213.77.1", "10.213.77.2"
+_numbers = count()
+"""A link goes away a moment after its namespace: each has a name of its own."""
 NOBODY = "research=0,code=0,communicate=0,planner=0,data=0"
 
 
@@ -30,7 +33,8 @@ def _ip(*arguments: str) -> None:
 @contextmanager
 def a_namespace() -> Iterator[tuple[str, str]]:
     """Make a namespace with one link to us; yields its name and that of our end of the link."""
-    name, link = f"crew{os.getpid() % 10_000}", f"cw{os.getpid() % 10_000}"
+    number = f"{os.getpid() % 10_000}{next(_numbers)}"
+    name, link = f"crew{number}", f"cw{number}"
     try:
         _ip("netns", "add", name)
         _ip("link", "add", link, "type", "veth", "peer", "name", "far", "netns", name)
@@ -119,7 +123,10 @@ async def test_an_agent_is_cut_off_its_task_goes_on_elsewhere_and_it_comes_back(
     with a_namespace() as (namespace, link), a_crew("--agents", NOBODY, **env) as crew:
         state = Home(crew.home).state()
         assert state is not None
-        async with crew.client() as client, a_gate() as gate, forwarded(state.nats_port or 0) as nats, forwarded(state.database_port or 0) as postgres:
+        async with AsyncExitStack() as closing:
+            client, gate = await closing.enter_async_context(crew.client()), await closing.enter_async_context(a_gate())
+            nats = await closing.enter_async_context(forwarded(state.nats_port or 0))
+            postgres = await closing.enter_async_context(forwarded(state.database_port or 0))
             async with a_far_agent(crew, gate, namespace, nats, postgres) as far, gated_agents(crew, gate) as agents:
                 run_id = (await client.submit("stamp finish", kind=KIND)).run_id
                 held = await gate.call()

@@ -186,7 +186,7 @@ async def test_the_same_seed_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> 
 def a_report(**given: object) -> ChaosReport:
     counts = {"agents": 3, "nats": 1}
     plain = {"seed": 7, "seconds": 9.0, "kills": counts, "stops": {}, "accepted": 4, "ended": {"RunCompleted": 4}, "effects": 9}
-    rest = {"repeated_arrivals": 2, "repetitions_denied": 1, "audit": Found(), "left_over": [], "home": None}
+    rest = {"repeated_arrivals": 2, "resolved": {"happened": 1}, "audit": Found(), "left_over": [], "home": None}
     return ChaosReport(**{**plain, **rest, **given})  # type: ignore[arg-type]
 
 
