@@ -94,7 +94,7 @@ async def _attachments(golden: Golden, home: Path | None) -> Mapping[Hash, bytes
 
 
 async def run_golden(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Golden tasks, or folders of them.")],
+    paths: Annotated[list[Path] | None, typer.Argument(metavar="[PATH]…", help="Golden tasks, or folders of them; else the folder golden.")] = None,
     *,
     models: Annotated[Answers, typer.Option("--models", help="recorded: as they answered then. offline: the rules answer anew.")] = Answers.RECORDED,
     tools: Annotated[Tools, typer.Option("--tools", help="recorded: as they answered then. real: they run, on the kept attachments.")] = Tools.RECORDED,
@@ -112,7 +112,7 @@ async def run_golden(
 
     verdicts: list[Verdict] = []
     options: dict[str, Any] = {"models": str(models), "tools": str(tools), "agents": agents or ()}
-    for path in find_golden(paths):
+    for path in find_golden(paths or [Path("golden")]):
         verdict = await _judged(path, home, options, live=live, strict=strict, update=update)
         verdicts.append(verdict)
         if output is Output.TABLE:

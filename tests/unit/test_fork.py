@@ -16,9 +16,11 @@ from support.toolbox import MemoryArtifacts
 from crewlog.agents.model import Model
 from crewlog.events.clock import SystemClock
 from crewlog.events.memory_store import MemoryStore
+from crewlog.orchestrator.bundle import collect, pack_bundle, unpack_bundle
+from crewlog.orchestrator.golden import golden_of
 from crewlog.orchestrator.memory_crew import MemoryCrew, memory_crew
 from crewlog.orchestrator.replay import replay
-from crewlog.orchestrator.run_history import RunHistory, load_history
+from crewlog.orchestrator.run_history import RunHistory, all_payloads, load_history, with_texts
 from crewlog.schemas.blocks import ModelReply, ModelRequest, ToolResult
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import RunId
@@ -244,3 +246,16 @@ async def test_another_tenant_has_no_such_run(crew: Crew) -> None:
     for at in (3, 999):
         with pytest.raises(ContractError, match=f"run '{parent}' matches nothing"):
             await crew.crew.ask("runs.fork", {"run_id": parent, "at": at, "actor": "eve"}, tenant="other")
+
+
+async def test_a_file_of_a_fork_holds_what_it_shares_and_replays_alone(crew: Crew) -> None:
+    parent = await crew.run()
+    fork = await crew.fork(parent, 9, message="Look twice.")
+    store = MemoryStore(crew.crew.log)
+    bundle = unpack_bundle(pack_bundle(await collect(store, fork.run_id)), "fork.crewlog")
+
+    assert list(bundle.events) == list(fork.events)
+    assert await replay(bundle.store(), fork.run_id) == await replay(store, fork.run_id)
+    golden = golden_of(await with_texts(store, fork, all_payloads(fork.events)), "forked")
+    assert golden.task["objective"] == TASK["objective"]
+    assert not golden.task.keys() & {"task_id", "run_id", "trial"}
