@@ -143,7 +143,7 @@ def test_errors_say_what_why_and_what_next(capsys: pytest.CaptureFixture[str]) -
         "error: not a task",
         "  why: /type: unknown",
         "error: run 'ff' matches nothing",
-        "  next: crewlog runs lists them",
+        '  next: crewlog runs lists them; those that were archived: crewlog sql "select run_id, file from archives"',
     ]
     assert exit_code_of(RuntimeError()) is Exit.USAGE
 
