@@ -2,15 +2,19 @@
 
     python benchmarks/debugger.py [--events 1000000] [--run-events 5000] [--rounds 9]
 
-Times are from the call to the finished text, the reading of the log included; the start of the command line and its connection to NATS
-come on top. The other runs of the log are filled in groups of five tasks. The plan of the read is printed: it must go through an index.
+First each look from its call to the finished text, the reading of the log included; then whole commands, from the start of the process to its
+end. The other runs of the log are groups of five tasks. The plan of the read is printed: it must go through an index.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -27,7 +31,7 @@ from crewlog.agents.recorded_task import conversation
 from crewlog.agents.setup import opening_message
 from crewlog.events.clock import SystemClock
 from crewlog.events.connections import connector
-from crewlog.events.migrate import LOG_FOLDER, ensure_database, migrate
+from crewlog.events.migrate import LOG_FOLDER, connect, ensure_database, migrate
 from crewlog.events.postgres_store import _READ_RUN, PostgresStore
 from crewlog.events.server_postgres import PostgresServer
 from crewlog.events.store import ANY, AppendRequest, Write
@@ -59,6 +63,7 @@ KINDS = {"data": Offer("counts")}
 PER_TASK = 4 * TURNS + 6
 """Events of one task: its own, and those of the run about it."""
 STEPS_MAX = 64
+EXPLAINED = ("ModelCallStarted", "ToolFinished", "TaskReviewed")
 
 
 def work(opened: TaskOpened) -> list[TaskEvent]:
@@ -110,21 +115,29 @@ class Recorder:
             await self.decide(TaskEnded(task_id, events[-1]))  # type: ignore[arg-type]
 
 
-async def fill(store: PostgresStore, clock: SystemClock, events: int) -> int:
-    """Write other runs, five tasks each, until there are that many events."""
-    written, appends = 0, []
-    while written < events:
-        run_id = RunId(uuid4())
-        for _ in range(5):
-            task, history = task_history()
-            write = Write(task_stream(TaskId(task.task_id)), history, 0, "data")
-            appends.append(store.append(AppendRequest((write,), [clock.new_id() for _ in history], clock.now_us(), run_id, TaskId(task.task_id))))
-            written += len(history)
-        if len(appends) >= 100:
-            await asyncio.gather(*appends)
-            appends.clear()
-    await asyncio.gather(*appends)
-    return written
+_COPY_EVENTS = """
+INSERT INTO es.events (position, version, occurred_us, event_id, run_id, task_id, schema_version, stream_id, type, actor, writer, data)
+SELECT nextval('es.event_position'), e.version, e.occurred_us, gen_random_uuid(), md5('run' || c.n / 5 || $2)::uuid, md5('task' || c.n || $2)::uuid,
+       e.schema_version, 'task/' || md5('task' || c.n || $2)::uuid, e.type, e.actor, e.writer, e.data
+  FROM generate_series(1, $3::integer) AS c (n) CROSS JOIN (SELECT * FROM es.events WHERE stream_id = $1 ORDER BY version OFFSET 0) AS e
+"""
+_COPY_STREAMS = """
+INSERT INTO es.streams (stream_id, version, run_id, kind)
+SELECT 'task/' || md5('task' || c.n || $2)::uuid, s.version, md5('run' || c.n / 5 || $2)::uuid, s.kind
+  FROM generate_series(1, $3::integer) AS c (n) CROSS JOIN es.streams AS s WHERE s.stream_id = $1
+"""
+
+
+async def fill(store: PostgresStore, clock: SystemClock, admin: Any, events: int) -> int:
+    """Write other runs, five tasks each, until there are that many events: one task through the gate, copies of it as the owner."""
+    task, history = task_history()
+    stream = task_stream(TaskId(task.task_id))
+    request = AppendRequest((Write(stream, history, 0, "data"),), [clock.new_id() for _ in history], clock.now_us(), RunId(uuid4()), TaskId(task.task_id))
+    await store.append(request)
+    copies = max(events // len(history) - 1, 0)
+    for sql in (_COPY_STREAMS, _COPY_EVENTS):
+        await admin.execute(sql, stream, str(task.task_id), copies)
+    return len(history) * (copies + 1)
 
 
 async def timed(look: Callable[[], Awaitable[Any]], rounds: int) -> tuple[float, float, float]:
@@ -205,14 +218,36 @@ class Looks:
         assert pack_bundle(await collect(self.store, self.run_id))
 
 
+def commands(admin_url: str, looks: Looks, rounds: int) -> None:
+    """Measure whole commands, from the start of the process to its end, as a person feels them; beside them what starting Python takes."""
+    env = {**os.environ, "CREWLOG_DATABASE_URL": admin_url}
+    run, crewlog_ = str(looks.run_id), [sys.executable, "-P", "-m", "crewlog.orchestrator"]
+    named = {"(python -c pass)": [sys.executable, "-c", "pass"], "(crewlog --help)": [*crewlog_, "--help"]}
+    named |= {f"crewlog show --as {view}": [*crewlog_, "show", run, "--as", view] for view in ("tree", "timeline", "conversation", "events")}
+    named |= {
+        f"crewlog explain {type_}": [*crewlog_, "explain", f"{run}:{looks.last_of(type_)}"] for type_ in ("ModelCallStarted", "ToolFinished", "TaskReviewed")
+    }
+    for name, command in named.items():
+        took, busy = [], []
+        for _ in range(rounds):
+            before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+            subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)
+            took.append((time.perf_counter() - began) * 1000)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            busy.append((after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) * 1000)
+        print(f"{name:<34} {statistics.median(took):8.1f} ms   quickest {min(took):8.1f} ms   CPU of the process {statistics.median(busy):8.1f} ms")
+
+
 async def measure(admin_url: str, events: int, run_events: int, rounds: int) -> None:
     clock = SystemClock()
     store = await PostgresStore.open(admin_url, actor="benchmark", clock=clock)
     before, after = events // 2, events - events // 2 - run_events
-    written = await fill(store, clock, before)
+    admin = await connect(admin_url)
+    written = await fill(store, clock, admin, before)
     recorder = Recorder(store, clock, RunId(uuid4()))
     await recorder.record(min(max(run_events // PER_TASK, 1), STEPS_MAX))
-    written += await fill(store, clock, after)
+    written += await fill(store, clock, admin, after)
+    await admin.execute("VACUUM ANALYZE es.events, es.streams")
     history = await load_history(store, recorder.run_id)
     report = await replay(store, recorder.run_id)
     assert report.divergence is None, str(report.divergence)
@@ -220,7 +255,7 @@ async def measure(admin_url: str, events: int, run_events: int, rounds: int) -> 
     async with Queries(admin_url, clock) as queries:
         looks = Looks(store, queries, history)
         named = {"show --as tree": looks.tree, "show --as timeline": looks.timeline, "show --as conversation": looks.conversations}
-        for type_ in ("ModelCallStarted", "ToolFinished", "TaskReviewed"):
+        for type_ in EXPLAINED:
             named[f"explain {type_}"] = lambda type_=type_: looks.explain(type_)
         for name, look in (named | {"replay --to (last)": looks.moment, "diff with itself": looks.diff, "fork": looks.fork, "export": looks.export}).items():
             median, slowest, busy = await timed(look, rounds)
@@ -228,9 +263,11 @@ async def measure(admin_url: str, events: int, run_events: int, rounds: int) -> 
     assert looks.forked is not None
     stored = await store.read_run(looks.forked)
     print(f"fork: {sum(len(r.data) for r in stored):,} bytes stored in {len(stored)} events")
+    commands(admin_url, looks, rounds)
     bundle = await collect(store, recorder.run_id)
     distinct = sum(len(r.data) for r in bundle.events) + sum(map(len, bundle.blobs.values()))
     print(f"export: {len(pack_bundle(bundle)):,} bytes for {distinct:,} bytes of events and blobs")
+    await admin.close()
     connection = await connector(admin_url, application="benchmark")()
     plan = await connection.fetch(f"EXPLAIN (COSTS OFF) {_READ_RUN.replace('$1', repr(str(recorder.run_id)))}")
     await connection.close()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
+from typer.models import CommandInfo
 
 from crewlog.orchestrator import (
+    cli_bisect,
     cli_budget,
     cli_chaos,
     cli_control,
@@ -58,6 +62,7 @@ for module in (
     cli_verify,
     cli_chaos,
     cli_fork,
+    cli_bisect,
     cli_files,
     cli_sql,
     cli_golden,
@@ -89,7 +94,23 @@ def show_version() -> None:
 
 def main() -> None:
     """Run the command line."""
+    _narrow(sys.argv[1:2])
     app(prog_name="crewlog")
+
+
+def _narrow(named: Sequence[str]) -> None:
+    """Leave out all commands but the one that was named: making the parameters of all of them takes longer than most of them run.
+
+    What is no command leaves everything as it is, so that help and suggestions are whole.
+    """
+    commands = [command for command in app.registered_commands if [_name_of(command)] == named]
+    groups = [group for group in app.registered_groups if [group.name] == named]
+    if commands or groups:
+        app.registered_commands, app.registered_groups = commands, groups
+
+
+def _name_of(command: CommandInfo) -> str:
+    return command.name or (command.callback.__name__.replace("_", "-") if command.callback is not None else "")
 
 
 if __name__ == "__main__":

@@ -270,10 +270,10 @@ async def explain(
 
 
 async def _find_event(name: str, home: Path | None) -> EventView:
-    from crewlog.orchestrator.client import Client
+    from crewlog.orchestrator.log_reader import open_log
 
-    async with Client.connect(load_config(home)) as client:
-        return await client.queries().event(name)
+    async with open_log(home) as log:
+        return await log.queries.event(name)
 
 
 async def diff(
