@@ -15,6 +15,7 @@ from crewlog.agents.chain import HEDGE_LOST, INTERRUPTED
 from crewlog.agents.compaction import Compact, make_room
 from crewlog.agents.conversation import build_request
 from crewlog.agents.model_call import REPLY_INLINE_MAX
+from crewlog.agents.recorded_task import advance
 from crewlog.agents.setup import Setup
 from crewlog.agents.stand_in import stubs_allowed
 from crewlog.agents.task_state import Call, TaskState, evolve, initial_state, model_call, open_model_calls
@@ -79,7 +80,8 @@ def replay_task(events: Sequence[Recorded], read: ReadText, *, verify: bool = Tr
     for recorded in events:
         event = recorded.event()
         if not isinstance(event, TaskEvent):
-            return TaskReplay(state, model_calls, Divergence(recorded.stream, recorded.version, "type", "a known task event", recorded.type))
+            state = advance(state, recorded)  # of a type that this program does not know: if a decision rests on it, that will be found
+            continue
         if verify and (difference := _difference(state, setup, event, read)):
             return TaskReplay(state, model_calls, Divergence(recorded.stream, recorded.version, *difference))
         state = evolve(state, event)

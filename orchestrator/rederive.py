@@ -127,8 +127,8 @@ def _decisions(run_events: Sequence[Recorded], tasks: _Tasks) -> Iterator[Decide
         first = run_events[at]
         event = first.event()
         if not isinstance(event, RunEvent):
-            yield Divergence(first.stream, first.version, "schema_version", "known to this program", first.schema_version)
-            return
+            at += 1  # of a type that this program does not know: what was decided because of it is named as having no cause
+            continue
         command = _submitted(event, run_events, at) if isinstance(event, RunSubmitted) else _command(event, state, tasks)
         if command is None:
             yield Divergence(first.stream, first.version, "cause", f"an event that leads to {first.type}", None)
@@ -316,7 +316,7 @@ def _compare(expected: Event, recorded: Recorded) -> Divergence | None:
     if type_name(expected) != recorded.type:
         return Divergence(recorded.stream, recorded.version, "type", type_name(expected), recorded.type)
     data = encode(expected)
-    if data == recorded.data:
+    if data == recorded.data or (recorded.schema_version < expected.schema_version and recorded.event() == expected):
         return None
     ours, theirs = msgspec.json.decode(data), msgspec.json.decode(recorded.data)
     for field in sorted({*ours, *theirs}):

@@ -6,6 +6,7 @@ replays (another machine, another day, another program version) can be compared 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from crewlog.events.store import EventStore, Recorded
 from crewlog.orchestrator.rederive import verify_run
 from crewlog.orchestrator.run import RunState, evolve, initial_state
 from crewlog.orchestrator.run_history import RunHistory, load_history, payloads_in
+from crewlog.schemas.codec import Unknown
 from crewlog.schemas.divergence import Divergence
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import Hash, RunId, Stream, category, run_stream
@@ -34,6 +36,8 @@ class ReplayReport(msgspec.Struct, frozen=True):
     model_calls: int
     state_hash: Hash
     divergence: Divergence | None
+    unknown: dict[str, int] = {}
+    """Events of types or versions that this program does not know, which were passed over: `<type> v<version>` -> how many."""
 
 
 async def replay(store: EventStore, run_id: RunId, *, verify: bool = True) -> ReplayReport:
@@ -62,7 +66,8 @@ def fold_streams(run_id: RunId, streams: Mapping[Stream, Sequence[Recorded]], te
             states[str(stream)] = task.state
             model_calls += task.model_calls
             divergence = divergence or task.divergence
-    return ReplayReport(run_id, sum(map(len, streams.values())), len(streams), model_calls, state_hash(states), divergence)
+    unknown = Counter(f"{event.type} v{event.schema_version}" for events in streams.values() for r in events if isinstance(event := r.event(), Unknown))
+    return ReplayReport(run_id, sum(map(len, streams.values())), len(streams), model_calls, state_hash(states), divergence, dict(unknown))
 
 
 def state_hash(states: Mapping[str, Any]) -> Hash:
