@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from support.live_crew import LiveCrew
+
+from crewlog.orchestrator.replay import replay
+from crewlog.schemas.ids import RunId
 
 
 @pytest.fixture(scope="module")
@@ -19,24 +22,23 @@ def run(crew: LiveCrew, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
     return shown
 
 
-def test_a_fork_goes_on_from_an_event_and_is_listed_with_its_parent(crew: LiveCrew, run: dict[str, Any]) -> None:
+async def test_a_fork_goes_on_from_an_event_and_says_where_it_comes_from(crew: LiveCrew, run: dict[str, Any]) -> None:
     forked = crew.json("fork", run["run_id"], "--at", "7", "--reason", "to see")
     assert set(forked) == {"run_id", "parent", "at", "tasks"}
     assert (forked["parent"], forked["at"], forked["tasks"]) == (run["run_id"], 7, ["task"])
-    shown = crew.json("watch", forked["run_id"])
-    assert (shown["status"], shown["answer"]) == ("completed", run["answer"])
-    assert crew.json("replay", forked["run_id"], "--verify")["divergence"] is None
-    refused = crew.run("fork", run["run_id"], "--at", "999", code=3)
-    assert "has events 1 to" in refused.stderr
+    async with crew.client() as client:
+        ended = await client.wait(RunId(UUID(forked["run_id"])))
+        report = await replay(await client.store(), RunId(UUID(forked["run_id"])))
+    assert (ended.status, ended.source, str(ended.parent_run_id), ended.answer) == ("completed", "fork", run["run_id"], run["answer"])
+    assert report.divergence is None
+    assert "has events 1 to" in crew.run("fork", run["run_id"], "--at", "999", code=3).stderr
 
 
-def test_a_run_is_kept_as_a_golden_task_and_played(crew: LiveCrew, run: dict[str, Any], tmp_path: Path) -> None:
+def test_a_run_is_kept_as_a_golden_task_that_the_crew_carries_out_as_well(crew: LiveCrew, run: dict[str, Any], tmp_path: Path) -> None:
     kept = crew.json("golden", "record", run["run_id"], "--to", tmp_path / "count.golden.json")
     assert set(kept) == {"run_id", "name", "files"}
-    (verdict,) = crew.json("golden", "run", tmp_path, "--strict")
-    assert (verdict["name"], verdict["passed"], verdict["differences"], verdict["drift"]) == ("count", True, [], [])
     (lived,) = crew.json("golden", "run", tmp_path, "--live")
-    assert lived["passed"], lived
+    assert (lived["name"], lived["passed"], lived["differences"]) == ("count", True, [])
 
 
 def test_finished_runs_are_tried_again_and_their_budget_is_listed(crew: LiveCrew, run: dict[str, Any]) -> None:
@@ -46,4 +48,3 @@ def test_finished_runs_are_tried_again_and_their_budget_is_listed(crew: LiveCrew
     assert found["summary"]["diverging"]["high"] > 0.5  # one pair says little
     (budget,) = [row for row in crew.json("budget", "list", "--all") if row["scope"] == f"trial/default/{found['name']}"]
     assert (budget["kind"], budget["hard_micro_usd"]) == ("trial", 250_000)
-    assert "what is to be different?" in crew.run("eval", code=2).stderr

@@ -69,7 +69,8 @@ class ForkWorld(World):
     async def _fork(self, bus: SimBus, parent: RunId) -> Fork:
         """Ask until there is an answer: the same id every time."""
         events = await read_history(MemoryStore(self.log), parent)
-        asked = {"run_id": str(parent), "at": self._choices.randint(1, len(events)), "actor": "somebody", "effects": self._effects}
+        at = len(events) if self._choices.random() < 0.15 else self._choices.randint(1, len(events))
+        asked = {"run_id": str(parent), "at": at, "actor": "somebody", "effects": self._effects}
         asked |= {"fork_id": str(UUID(int=self._choices.getrandbits(128), version=4))}
         while True:
             try:

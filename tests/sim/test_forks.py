@@ -22,7 +22,7 @@ from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import RunId
 from crewlog.schemas.task_events import ToolStarted
 
-SEEDS: Final = range(6)
+SEEDS: Final = range(4)
 FORKS: Final = 6
 
 
