@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
-import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -32,6 +31,7 @@ from crewlog.events.nats_bus import NatsBus
 from crewlog.events.poke import Poke
 from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.readiness import announce_ready
+from crewlog.events.stop_signal import stop_on_signals
 from crewlog.events.store import EventStore
 from crewlog.schemas.errors import ConfigError
 
@@ -150,10 +150,7 @@ async def _with_mcp(spec: AgentSpec, config: Config, store: EventStore, clock: C
 
 
 async def _run(worker: Worker, grace_s: float) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stop.set)
+    stop = stop_on_signals()
     starting = asyncio.create_task(worker.start())
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import signal
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -17,6 +16,7 @@ from crewlog.events.clock import Clock, SystemClock
 from crewlog.events.config import Config
 from crewlog.events.memory import settle_memory
 from crewlog.events.readiness import announce_ready
+from crewlog.events.stop_signal import stop_on_signals
 from crewlog.events.store import EventStore
 from crewlog.orchestrator.admission import Admission
 from crewlog.orchestrator.api import QUEUE, Api
@@ -219,10 +219,7 @@ async def run_orchestrator(config: Config) -> None:
 
 
 async def _serve(service: OrchestratorService) -> None:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stop.set)
+    stop = stop_on_signals()
     stopping = asyncio.create_task(stop.wait())
     serving = asyncio.create_task(_start_and_watch(service))
     try:

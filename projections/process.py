@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import socket
 from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,6 +23,7 @@ from crewlog.events.readiness import announce_ready
 from crewlog.events.relay import Relay
 from crewlog.events.sealer import Sealer
 from crewlog.events.shared_pages import SharedPages
+from crewlog.events.stop_signal import stop_on_signals
 from crewlog.events.verify import open_connections
 from crewlog.projections.catalog import all_projections
 from crewlog.projections.projector import Projector
@@ -72,10 +72,8 @@ async def run_projector(config: Config) -> None:
 
 async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:
     """Run until the work ends or SIGTERM or SIGINT comes, then cancel it and wait until it has cleaned up."""
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    stop = stop_on_signals()
     task, stopping = asyncio.create_task(work), asyncio.create_task(stop.wait())
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(signum, stop.set)
     await asyncio.wait({task, stopping}, return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     if task.done():

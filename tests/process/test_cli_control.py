@@ -1,0 +1,35 @@
+"""Operators steer a real crew from the command line: what is paused or in quarantine is so everywhere, and says by whom."""
+
+from __future__ import annotations
+
+from support.live_crew import DEMO, LiveCrew
+
+GOAL = ("submit", "Count the rows of the table", "--type", "data", "--attach", str(DEMO / "penguins.csv"))
+WHO = ("--as", "ada", "--reason", "incident 7")
+
+
+def test_a_run_waits_with_its_tenant_and_its_results_wait_for_their_release(crew: LiveCrew) -> None:
+    assert crew.json("pause", "--tenant", "default", *WHO) == {"scope": "tenant/default", "changed": True}
+    try:
+        run_id = crew.run(*GOAL).stdout.strip()
+        assert "tenant default is paused by ada since " in crew.run("why", run_id).stdout
+        assert "crewlog resume --tenant default" in crew.run("resume", run_id, code=5).stderr
+        assert "add --yes to terminate them" in crew.run("terminate", "--status", "paused", code=2).stderr
+        [kept] = crew.json("quarantine", run_id, *WHO)
+        assert (kept["status"], kept["changed"], kept["error"]) == ("paused", True, "")
+    finally:
+        crew.run("resume", "--tenant", "default")
+
+    held = crew.run("watch", run_id, "--timeout", "60", code=6)
+    assert f"crewlog release {run_id[:8]}" in held.stderr
+    assert "344" not in held.stdout
+    assert crew.json("release", run_id)[0]["status"] == "completed"
+    assert "344" in crew.run("watch", run_id, "--timeout", "60").stdout
+    assert f"run {run_id} is over: it is completed" in crew.run("terminate", run_id, code=5).stderr
+
+
+def test_a_drained_worker_leaves_and_another_takes_its_place(crew: LiveCrew) -> None:
+    [drained] = crew.json("drain", "--kind", "communicate", "--wait", *WHO)
+
+    assert drained["changed"] is True
+    assert drained["worker"] not in {agent["worker"] for agent in crew.json("status")["agents"]}
