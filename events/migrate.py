@@ -256,6 +256,8 @@ async def _grant_rights(connection: Any, role: str) -> None:
         rights.append("EXECUTE ON FUNCTION es.run_digest, es.archive_hindrance, es.archive_run")
     if role == grants.ORCHESTRATOR:
         rights.append("SELECT, INSERT, UPDATE, DELETE ON es.timers")
+    if role == grants.PROJECTOR:  # many rows go through a temporary table; nearly every database lets everybody make some
+        rights.append(f"TEMPORARY ON DATABASE {await _quoted(connection, await connection.fetchval('SELECT current_database()'))}")
     name = await _quoted(connection, role)
     for right in rights:
         await connection.execute(f"GRANT {right} TO {name}")

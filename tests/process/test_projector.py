@@ -14,6 +14,7 @@ from typing import Any
 
 import asyncpg
 import msgspec
+import pytest
 from support.histories import store_history, write_history
 from support.postgres import Database
 from support.views import log_of
@@ -29,6 +30,8 @@ from crewlog.projections.rebuild import rebuild
 from crewlog.schemas.ids import RunId, run_stream
 from crewlog.schemas.run_events import RunSubmitted
 from crewlog.schemas.subjects import POKE, events
+
+pytestmark = pytest.mark.hand_written("the projector follows histories of every shape")
 
 MAIN = """
 import asyncio, logging
