@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from crewlog.agents.models import DEFAULT, ModelChoice, build_chain, chain_of, check_models, key_of, parse_models, show_chain
+from crewlog.agents.models import DEFAULT, ModelChoice, build_chain, chain_of, check_models, key_of, parse_models, show_chain, trial_chain
 from crewlog.agents.offline import OfflineModel
 from crewlog.events.clock import SystemClock
 from crewlog.events.config import load
@@ -101,6 +101,25 @@ def test_all_keys_that_are_missing_are_named_with_both_ways_out(environment: pyt
         build_chain("data", load(models=ALL))
     assert "no key in ANTHROPIC_API_KEY and GEMINI_API_KEY" in str(caught.value)
     assert "set ANTHROPIC_API_KEY and GEMINI_API_KEY in the environment, or CREWLOG_MODELS=offline" in str(caught.value)
+
+
+def test_a_trial_names_models_for_some_roles_and_leaves_the_others_theirs(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("OPENAI_API_KEY", "k")
+    config = load()
+    assert trial_chain("data=openai:m", "research", config) is None
+    assert [link.name for link in trial_chain("planner=openai:m", "critic", config) or ()] == ["m"]
+    assert [link.provider for link in trial_chain("openai:m > offline", "data", config) or ()] == ["openai", "offline"]
+
+
+def test_a_trial_decides_no_address_and_needs_a_key(environment: pytest.MonkeyPatch) -> None:
+    link = "local:m@http://127.0.0.1:11434/v1"
+    environment.setenv("CREWLOG_MODELS", f"offline, code={link}")
+    config = load()
+    assert trial_chain(link, "data", config) is not None
+    with pytest.raises(ConfigError, match="a trial cannot name the server"):
+        trial_chain("local:m@http://169.254.169.254/v1", "data", config)
+    with pytest.raises(ConfigError, match="'data' has no key in ANTHROPIC_API_KEY"):
+        trial_chain("anthropic:m", "data", config)
 
 
 async def test_a_crew_without_a_key_does_not_even_start_its_servers(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
