@@ -69,7 +69,8 @@ def _data(services: Services) -> AgentSpec:
 def _communicate(services: Services) -> AgentSpec:
     from crewlog.agents.specialist_communicate import MailSettings, communicate_agent
 
-    return communicate_agent(MailSettings.from_config(services.config), services.config.webhook_hosts)
+    config = services.config
+    return communicate_agent(MailSettings.from_config(config), config.webhook_hosts, outbox=config.outbox)
 
 
 BUILT_IN: Final[Mapping[str, Callable[[Services], AgentSpec]]] = {

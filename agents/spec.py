@@ -207,7 +207,7 @@ class ToolSpec:
     probe: ProbeTool | None = None
     """Finds out whether a call whose outcome nobody recorded had its effect."""
     undo: Callable[[Any, str], Undo] | None = None
-    """From arguments and idempotency key, how to take the effect back, as far as that can be said before it happens."""
+    """From arguments and idempotency key, how to take the effect back, as far as that can be said before it happens. `ToolFailed` refuses the call."""
     nonces: tuple[str, ...] = ()
     """Arguments that differ although the same is asked for: times, random ids. They have no part in the fingerprint of a call."""
     dedupe_window_s: float | None = None

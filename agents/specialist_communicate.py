@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -12,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from crewlog.agents import webhook
 from crewlog.agents.files import TaskFiles
 from crewlog.agents.mail import ADDRESSES, MailFile, MailSettings, NotSent, OutcomeUnknown, address_problem, compose, message_id, send
+from crewlog.agents.outbox import Outbox
 from crewlog.agents.spec import AgentSpec, ToolContext, ToolFailed, ToolOutcomeUnknown, ToolOutput, ToolSpec
 from crewlog.agents.url_guard import URL_CHARS_MAX, Hosts, Refused, resolve
 from crewlog.events.clock import Clock, SystemClock
@@ -225,12 +227,13 @@ def _next_name(context: ToolContext, stem: str, suffix: str) -> str:
     return next(name for n in range(1, len(made) + 2) if (name := f"{stem}-{n}.{suffix}") not in made)
 
 
-def communicate_agent(mail: MailSettings, webhook_hosts: tuple[str, ...], *, clock: Clock | None = None) -> AgentSpec:
+def communicate_agent(mail: MailSettings, webhook_hosts: tuple[str, ...], *, outbox: Path | None = None, clock: Clock | None = None) -> AgentSpec:
     """Make the communicate specialist.
 
     Args:
         mail: the server to send through; without one, sending fails with a hint and drafts still work.
         webhook_hosts: entries of `url_guard.Hosts`; empty for none.
+        outbox: folder that files are published into; None for no such tool.
         clock: None for the real one.
     """
     tools = CommunicateTools(mail, webhook_hosts, clock or SystemClock())
@@ -271,5 +274,6 @@ def communicate_agent(mail: MailSettings, webhook_hosts: tuple[str, ...], *, clo
             ToolSpec(
                 "submit_report", "Report what was sent and end the task.", SubmitReport, tools.submit_report, effect="read", trust="trusted", ends_task=True
             ),
+            *(Outbox(outbox).tools() if outbox is not None else ()),
         ),
     )

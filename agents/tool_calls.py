@@ -14,7 +14,7 @@ from crewlog.agents.claims import LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MAX_S, read_cla
 from crewlog.agents.effects import Owner, compensation_of, fingerprint_of, intended_compensation, probe_call
 from crewlog.agents.journal import Journal
 from crewlog.agents.setup import Setup, SetupTool
-from crewlog.agents.spec import ToolContext, ToolOutput, ToolSpec, Undo
+from crewlog.agents.spec import ToolContext, ToolFailed, ToolOutput, ToolSpec, Undo
 from crewlog.agents.stand_in import StandIns
 from crewlog.agents.task_state import Call
 from crewlog.agents.tool_runner import Answer, Ask, Found, Probe, Ran, Refuse, Run, TakeBack, judge, run_tool
@@ -103,7 +103,11 @@ class ToolCalls:
             journal.record(stand_in.finished)
             return None
         if tool.effect != "read":
-            compensation = intended_compensation(self._owner, spec, arguments, key=key, tools=self._tools)
+            try:
+                compensation = intended_compensation(self._owner, spec, arguments, key=key, tools=self._tools)
+            except ToolFailed as error:
+                self._finish(call, "refused", str(error))
+                return None
             started = msgspec.structs.replace(started, fingerprint=fingerprint_of(self._owner, spec, arguments), compensation=compensation)
         if spec.dedupe_window_s is None or self._task.undo is not None:
             journal.record(started)

@@ -189,6 +189,9 @@ class Config(BaseSettings):
     mail_from: str = "crewlog@localhost"
     webhook_hosts: HostNames = ()
     """Hosts that `post_webhook` may reach; empty means none. Entries as for `fetch_hosts`."""
+    outbox: Path | None = None
+    """Folder into which the communicate agent may publish files for others to see, such as one that a web server serves; a rollback withdraws
+    them. None means that it has no such tool. Agents on several machines need the same folder."""
     fetch_hosts: HostNames = ()
     """Hosts that the research agent may fetch pages from; empty means that it has no such tool. `name` and `*.name` mean ports 80 and 443 on
     public addresses, `name:port` this port on any address, `*` every public host. A fetch tells its host what is asked for, so a short list
