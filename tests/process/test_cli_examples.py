@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,29 @@ def test_a_specialist_of_ones_own_gets_tasks_and_steps_of_plans(crew: LiveCrew, 
         plan = tmp_path / "plan.json"
         plan.write_text(json.dumps({"steps": [{"key": "loud", "type": "shouter", "objective": 'Shout "in a plan"'}]}))
         assert "IN A PLAN!" in crew.json("submit", "--file", plan, "--wait", "--timeout", "60")["answer"]
+
+
+def test_an_effect_is_listed_until_a_rollback_takes_it_back(crew: LiveCrew, tmp_path: Path) -> None:
+    rooms = tmp_path / "rooms.sqlite"
+
+    def booked() -> list[tuple[int, str]]:
+        with closing(sqlite3.connect(rooms)) as connection:
+            return connection.execute("SELECT id, room FROM bookings").fetchall()
+
+    with own_agent(crew, "rooms:AGENT", EXAMPLES, ROOMS_DB=str(rooms)):
+        first, again = (crew.json("submit", 'Book "Blue room"', "--type", "rooms", "--wait", "--timeout", "60") for _ in range(2))
+        assert booked() == [(1, "Blue room")]
+        (done,) = crew.json("effects", first["run_id"])
+        assert (done["tool"], done["status"], done["resource"], done["is_open"]) == ("book_room", "ok", "booking 1", True)
+        assert crew.json("effects", again["run_id"]) == [], "it got the outcome of the first"
+        rolled = crew.json("rollback", first["run_id"], "--reason", "the meeting is off", "--as", "maria")
+        assert [effect["resource"] for effect in rolled["undone"]] == ["booking 1"]
+        assert booked() == []
+        (undone,) = crew.json("effects", first["run_id"])
+        assert (undone["is_open"], undone["undone_in"]) == (False, rolled["rollback_id"])
+        assert crew.json("effects", first["run_id"], "--open") == []
+        report: dict[str, Any] = crew.json("replay", rolled["rollback_id"], "--verify")
+        assert report["divergence"] is None
 
 
 @pytest.mark.parametrize(

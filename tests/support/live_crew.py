@@ -111,10 +111,10 @@ def a_crew(*arguments: str, start: bool = True, **env: str) -> Iterator[LiveCrew
 
 
 @contextmanager
-def own_agent(crew: LiveCrew, target: str, folder: Path) -> Iterator[None]:
-    """Run `crewlog agent module:ATTR` in a folder until the test is over."""
+def own_agent(crew: LiveCrew, target: str, folder: Path, **env: str) -> Iterator[None]:
+    """Run `crewlog agent module:ATTR` in a folder until the test is over; `env` goes to its environment."""
     ready, child = os.pipe()
-    process = subprocess.Popen([*CLI, "agent", target], cwd=folder, env={**crew.env, READY_FD: str(child)}, pass_fds=(child,))
+    process = subprocess.Popen([*CLI, "agent", target], cwd=folder, env={**crew.env, **env, READY_FD: str(child)}, pass_fds=(child,))
     os.close(child)
     try:
         assert os.read(ready, 1) == b"1"
