@@ -21,6 +21,8 @@ from crewlog.events.readiness import READY_FD
 COMMAND = (sys.executable, "-P", "-m", "support.gated_agent")
 TESTS = Path(__file__).parents[1]
 READY_WITHIN_S = 30.0
+PROBE = "probe "
+"""What the name of a tool is preceded by when its probe asks."""
 
 
 class Call(NamedTuple):
@@ -31,10 +33,11 @@ class Call(NamedTuple):
     key: str
     pid: int
     writer: asyncio.StreamWriter
+    answer: str = "done"
 
     def let_through(self) -> None:
         """Let the call return."""
-        self.writer.write(b"done\n")
+        self.writer.write(f"{self.answer}\n".encode())
 
 
 class Gate:
@@ -59,6 +62,9 @@ class Gate:
 
     async def arrived(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         call = Call(**json.loads(await reader.readline()), writer=writer)
+        if call.tool.startswith(PROBE):  # what has reached the gate under this key has happened
+            happened = any((one.tool, one.key) == (call.tool.removeprefix(PROBE), call.key) for one in self.seen)
+            call = call._replace(answer="happened" if happened else "did_not_happen")
         self.seen.append(call)
         if self._open:
             call.let_through()

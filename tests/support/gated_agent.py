@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from pydantic import BaseModel
 
-from crewlog.agents import AgentSpec, ToolContext, ToolOutput, ToolSpec
+from crewlog.agents import AgentSpec, Probed, ToolContext, ToolOutput, ToolSpec, Undo
 from crewlog.agents.model import OnText
 from crewlog.agents.process import run_worker
 from crewlog.events.config import load
@@ -47,20 +47,30 @@ class Script:
         """Nothing to close."""
 
 
-def gated(name: str, effect: Effect) -> ToolSpec:
+async def at_the_gate(name: str, context: ToolContext) -> str:
+    """Tell the test who calls, and return what it says when it says so."""
+    reader, writer = await asyncio.open_unix_connection(os.environ["GATE"])
+    call = {"tool": name, "task_id": str(context.task.task_id), "key": context.idempotency_key, "pid": os.getpid()}
+    writer.write(json.dumps(call).encode() + b"\n")
+    answer = await reader.readline()
+    writer.close()
+    if not answer:
+        raise ConnectionError("the test has gone")
+    return answer.decode().strip()
+
+
+def gated(name: str, effect: Effect, *, probes: bool = False, undo: str = "", undoes: bool = False) -> ToolSpec:
     """Make a tool that tells the test who calls it, and returns when the test says so."""
 
     async def run(context: ToolContext, _: Nothing) -> ToolOutput:
-        reader, writer = await asyncio.open_unix_connection(os.environ["GATE"])
-        call = {"tool": name, "task_id": str(context.task.task_id), "key": context.idempotency_key, "pid": os.getpid()}
-        writer.write(json.dumps(call).encode() + b"\n")
-        answer = await reader.readline()
-        writer.close()
-        if not answer:
-            raise ConnectionError("the test has gone")
-        return ToolOutput(answer.decode().strip())
+        return ToolOutput(await at_the_gate(name, context))
 
-    return ToolSpec(name, name, Nothing, run, effect=effect, trust="trusted")
+    async def probe(context: ToolContext, _: Nothing) -> Probed:
+        found = await at_the_gate(f"probe {name}", context)
+        return Probed("happened" if found == "happened" else "did_not_happen", found)
+
+    known = (lambda _args, key: Undo(undo, {}, resource=key)) if undo else None
+    return ToolSpec(name, name, Nothing, run, effect=effect, trust="trusted", probe=probe if probes else None, undo=known, undoes=undoes)
 
 
 async def finish(_: ToolContext, __: Nothing) -> ToolOutput:
@@ -90,6 +100,10 @@ AGENT = AgentSpec(
         gated("look", "read"),
         gated("stamp", "idempotent"),
         gated("send", "irreversible"),
+        gated("wire", "irreversible", probes=True),
+        gated("book", "compensable", probes=True),
+        gated("rent", "compensable", undo="leave"),
+        gated("leave", "idempotent", undoes=True),
         ToolSpec("finish", "finish", Nothing, finish, effect="read", trust="trusted", ends_task=True),
     ),
 )
