@@ -213,6 +213,8 @@ class _Fold:
             case ToolStarted():
                 yield Cause(known.asked_by.get(event.call_id, 0), "asked for")
                 yield Cause(known.answer_to.get(event.call_id, 0), "permit")
+                if event.undoes:  # no model asked for it
+                    yield Cause(known.started, "next step")
                 if event.call_id in known.tools:  # the worker that began it died
                     yield Cause(known.started, "taken over")
                 known.tools[event.call_id] = n

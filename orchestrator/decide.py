@@ -150,7 +150,9 @@ def _submit(draft: Draft, command: SubmitRun) -> None:
     if draft.state.status != "new":
         return
     task = command.task
-    recorded = _checked_json(task, draft.kinds)
+    if command.rollback is None:  # what a rollback is about names kinds that there are, and asks no planner
+        check_kinds(task, draft.kinds)
+    recorded = _checked_json(task)
     draft.emit(
         RunSubmitted(
             run_id=RunId(task.run_id),
@@ -177,12 +179,11 @@ def _submit(draft: Draft, command: SubmitRun) -> None:
     advance(draft)
 
 
-def _checked_json(task: AgentTask, kinds: Kinds) -> bytes:
+def _checked_json(task: AgentTask) -> bytes:
     if task.key is not None and task.key.startswith("@"):
         raise ContractError(f"key {task.key!r} is reserved for the orchestrator", problems=(("/key", "must not begin with '@'"),))
     if task.undo is not None:
         raise ContractError("undo is reserved for the orchestrator", problems=(("/undo", "must be left out: take a run back with crewlog rollback"),))
-    check_kinds(task, kinds)
     if task.output_schema is not None:
         if task.plan is not None and task.synthesis != "planner":
             raise ContractError(

@@ -24,6 +24,7 @@ from crewlog.events.whereabouts import default_home
 from crewlog.orchestrator.cli_live import follow, headline, show_approval
 from crewlog.orchestrator.cli_output import Exit, complain, say
 from crewlog.orchestrator.client import Client
+from crewlog.orchestrator.commands import Answer
 from crewlog.orchestrator.cost_text import print_costs
 from crewlog.orchestrator.replay import ReplayReport, replay
 from crewlog.orchestrator.servers import SQL_FOLDERS
@@ -146,10 +147,15 @@ async def _decide(client: Client, run_id: RunId, *, yes: bool) -> None:
     for approval in await client.asked(run_id):
         say("")
         show_approval(approval, await client.text(approval.arguments))
-        if yes:
+        decision: Answer = "approved"
+        if approval.question:
+            say("    given up by the demo, which cannot know what became of it")
+            decision = "give_up"
+        elif yes:
             say("    approved by the demo: --yes was given, or nobody can be asked here")
-        agreed = yes or await _ask("    send it? [y/N] ")
-        await client.decide(run_id, approval.approval_id, "approved" if agreed else "denied", actor="demo" if yes else "")
+        elif not await _ask("    send it? [y/N] "):
+            decision = "denied"
+        await client.decide(run_id, approval.approval_id, decision, actor="demo" if yes else "")
 
 
 async def _ask(question: str) -> bool:

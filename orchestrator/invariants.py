@@ -12,7 +12,7 @@ from uuid import UUID
 from crewlog.events.store import BudgetState, Recorded
 from crewlog.schemas.ids import RunId, Stream, category
 from crewlog.schemas.system_events import CallSettled
-from crewlog.schemas.task_events import TERMINAL_TYPES, ModelCallFailed, ModelCallFinished, ToolFinished, ToolStarted
+from crewlog.schemas.task_events import TERMINAL_TYPES, ApprovalDecided, ModelCallFailed, ModelCallFinished, ToolFinished, ToolProbed, ToolStarted
 
 
 def run_violations(run_id: RunId, events: Iterable[Recorded]) -> Iterator[str]:
@@ -35,21 +35,35 @@ def run_violations(run_id: RunId, events: Iterable[Recorded]) -> Iterator[str]:
 
 
 def _call_violations(stream: Stream, events: Sequence[Recorded]) -> Iterator[str]:
-    starts: dict[str, list[ToolStarted]] = defaultdict(list)
+    keys: dict[str, set[str]] = defaultdict(set)
     finishes: Counter[str] = Counter()
+    told: set[str] = set()
+    """Calls that may run again: a probe found nothing, or a person said so."""
+    asked: set[str] = set()
     for recorded in events:
-        event = recorded.event()
-        if isinstance(event, ToolStarted):
-            starts[event.call_id].append(event)
-        elif isinstance(event, ToolFinished):
-            finishes[event.call_id] += 1
-    for call_id, begun in starts.items():
+        match event := recorded.event():
+            case ToolStarted():
+                if keys[event.call_id] and event.effect not in ("read", "idempotent") and event.call_id not in told:
+                    yield f"{event.call_id} of {stream} was repeated and nobody was asked"
+                keys[event.call_id].add(event.idempotency_key)
+                told.discard(event.call_id)
+            case ToolProbed() if event.verdict == "did_not_happen":
+                told.add(event.call_id)
+            case ApprovalDecided():
+                asked.add(event.call_id)
+                if event.decision in ("approved", "did_not_happen"):
+                    told.add(event.call_id)
+            case ToolFinished():
+                finishes[event.call_id] += 1
+                if event.status == "unknown" and not event.reused and event.call_id not in asked:
+                    yield f"{event.call_id} of {stream} is left unknown and nobody was asked"
+            case _:
+                continue
+    for call_id, names in keys.items():
         if finishes[call_id] > 1:
             yield f"{call_id} of {stream} has {finishes[call_id]} outcomes"
-        if len({start.idempotency_key for start in begun}) > 1:
+        if len(names) > 1:
             yield f"{call_id} of {stream} was started under several keys"
-        if any(start.effect not in ("read", "idempotent") and start.approval_id is None for start in begun[1:]):
-            yield f"{call_id} of {stream} was repeated and nobody was asked"
 
 
 def charged_micro_usd(events: Iterable[Recorded]) -> int:

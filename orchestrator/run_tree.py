@@ -231,6 +231,8 @@ def _fold(task: _Task, index: int, recorded: Recorded) -> None:
             ended = {"end_index": index, "ended_us": now_us, "latency_ms": event.latency_ms, "cost_micro_usd": event.price.cost_micro_usd}
             _change(task, key, status="failed", note=f"{event.error.code}: {event.error.message}", **ended)
         case ToolStarted():
+            if ("tool", event.call_id) not in task.calls:  # a task of a rollback: no model asked for the call
+                task.calls["tool", event.call_id] = CallNode(event.call_id, "tool", event.tool, 0, "asked", index, None, now_us, None, 0, 0)
             _change(task, [("tool", event.call_id)], status="running", began_us=now_us)
         case ApprovalRequested():
             _change(task, [("tool", event.call_id)], status="waits")

@@ -22,7 +22,7 @@ from crewlog.orchestrator.client import Client
 TO = "ann@example.org"
 GOAL = f"Send a mail to {TO} with the subject 'Tea' that says: tea is ready."
 
-SHAPE = "approval_id run_id task_id key kind call_id tool arguments reason status requested_at expires_at decided_at actor note"
+SHAPE = "approval_id run_id task_id key kind call_id tool arguments reason status requested_at expires_at decided_at actor note question"
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from typing import Literal
 
 import asyncpg
 import pytest
@@ -24,6 +23,7 @@ from crewlog.events.jetstream import api
 from crewlog.events.nats_bus import NatsBus
 from crewlog.events.readiness import READY_FD
 from crewlog.orchestrator.client import Client, RequestRefused
+from crewlog.orchestrator.commands import Answer
 from crewlog.orchestrator.home import Home
 from crewlog.schemas.errors import Unavailable
 from crewlog.schemas.ids import RunId
@@ -100,10 +100,8 @@ async def test_agent_orchestrator_and_projector_are_killed_in_the_middle_of_a_ru
     assert "identical" in (await asyncio.to_thread(sturdy.run, "replay", str(submitted.run_id), "--verify")).stderr
 
 
-@pytest.mark.parametrize(("decision", "sends"), [("denied", 1), ("approved", 2)])
-async def test_what_cannot_be_repeated_asks_a_person_after_a_crash(
-    client: Client, gate: Gate, agents: GatedAgents, decision: Literal["approved", "denied"], sends: int
-) -> None:
+@pytest.mark.parametrize(("decision", "sends"), [("happened", 1), ("give_up", 1), ("did_not_happen", 2)])
+async def test_what_cannot_be_repeated_asks_a_person_after_a_crash(client: Client, gate: Gate, agents: GatedAgents, decision: Answer, sends: int) -> None:
     first = await agents.start()
     submitted = await client.submit("send finish", kind=KIND)
     held = await gate.call()

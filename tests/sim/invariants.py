@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Final
+from typing import Final, Protocol
 
 from crewlog.events.controls import FRESH_S
 from crewlog.events.memory_store import MemoryLog
@@ -15,25 +15,35 @@ from crewlog.events.store import BudgetState, Recorded
 from crewlog.orchestrator.invariants import charged_micro_usd, run_violations
 from crewlog.orchestrator.invariants import ledger_violations as budget_violations
 from crewlog.orchestrator.replay import fold_streams
+from crewlog.orchestrator.rollback import RunEffect, effects_of
 from crewlog.schemas.budget import run_scope
 from crewlog.schemas.ids import CONTROL_STREAM, Hash, RunId, Stream, category
 from crewlog.schemas.run_events import QuarantineLifted, RunCompleted, RunFailed, RunPaused, RunQuarantined, RunResumed, RunSubmitted, TaskDispatched
 from crewlog.schemas.system_events import ScopePaused, ScopeResumed
-from crewlog.schemas.task_events import ModelCallStarted, TaskOpened, ToolFinished, ToolStarted
+from crewlog.schemas.task_events import CompensationFinished, ModelCallStarted, TaskCompleted, TaskOpened, ToolFinished, ToolStarted
 
-NO_ANSWER: Final = "no answer, it may have happened"
-"""What a tool of the simulation says whose receiver did not answer."""
 BEGINNINGS: Final = frozenset({ModelCallStarted.__name__, ToolStarted.__name__})
 """What a paused task may not do."""
 
 
-def check(log: MemoryLog, accepted: Collection[RunId], arrivals: Counter[str], explained: Mapping[str, str], *, expected: int) -> list[str]:
+class Receiver(Protocol):
+    """The book of what effects reach."""
+
+    arrivals: Counter[str]
+    """Idempotency key -> how often it arrived."""
+    explained: dict[str, str]
+    """Idempotency key -> `task/tool/text` of its first arrival."""
+    undone: dict[str, str]
+    """Key of what was taken back -> key under which it was."""
+    confused: list[str]
+    """Keys that stood for two things."""
+
+
+def check(log: MemoryLog, accepted: Collection[RunId], receiver: Receiver, *, expected: int) -> list[str]:
     """Check a whole log and the receiver's book.
 
     Args:
         accepted: runs whose submission was answered with a yes.
-        arrivals: idempotency key -> how often it reached the receiver.
-        explained: idempotency key -> `task/tool/text` of its first arrival.
         expected: runs that were submitted.
     """
     texts = {hash_: data.decode() for hash_, data in log.blobs.items()}
@@ -42,8 +52,33 @@ def check(log: MemoryLog, accepted: Collection[RunId], arrivals: Counter[str], e
         events = [event for stream in log.streams.values() if stream.run_id == run_id for event in stream.events]
         found += run_violations(run_id, events)
         found += replay_violations(run_id, events, texts)
-    found += effect_violations(log.events, arrivals, explained)
+    found += effect_violations(log.events, receiver)
     return found
+
+
+def rollback_violations(log: MemoryLog, rollbacks: Mapping[RunId, RunId], receiver: Receiver) -> Iterator[str]:
+    """Each rollback is a run that keeps the rules, and what it says it has taken back is gone, in whichever process that happened.
+
+    Args:
+        rollbacks: run -> its rollback.
+    """
+    texts = {hash_: data.decode() for hash_, data in log.blobs.items()}
+    for rollback in rollbacks.values():
+        events = [event for stream in log.streams.values() if stream.run_id == rollback for event in stream.events]
+        yield from run_violations(rollback, events)
+        yield from replay_violations(rollback, events, texts)
+        for recorded in events:
+            event = recorded.event()
+            if isinstance(event, TaskCompleted) and event.outcome.output["undone"] not in receiver.undone:
+                yield f"{event.outcome.output['undone']} is still there, although rollback {rollback} says that it is not"
+            if isinstance(event, RunCompleted) and event.flags == () and any(e.effect == "irreversible" for e in _effects(log, rollbacks, rollback)):
+                yield f"rollback {rollback} does not say that something cannot be taken back"
+
+
+def _effects(log: MemoryLog, rollbacks: Mapping[RunId, RunId], rollback: RunId) -> list[RunEffect]:
+    run_id = next(run for run, its in rollbacks.items() if its == rollback)
+    events = sorted((event for stream in log.streams.values() if stream.run_id == run_id for event in stream.events), key=lambda event: event.position)
+    return [effect for effect in effects_of(events, {}) if effect.status == "ok"]
 
 
 def replay_violations(run_id: RunId, events: Iterable[Recorded], texts: Mapping[Hash, str]) -> Iterator[str]:
@@ -72,23 +107,31 @@ def ledger_violations(log: MemoryLog, accepted: Collection[RunId], billed_micro_
         yield f"the provider billed {billed_micro_usd} micro-USD, the runs were charged {billed}"
 
 
-def effect_violations(events: Iterable[Recorded], arrivals: Counter[str], explained: Mapping[str, str]) -> Iterator[str]:
-    """What the receiver did is what the log says: one key per call, known to the log, and done if the log says so."""
-    keys: dict[tuple[Stream, str], str] = {}
+def effect_violations(events: Iterable[Recorded], receiver: Receiver) -> Iterator[str]:
+    """What the receiver did is what the log says: one key per call, known to the log, done if the log says so, and gone if it says that."""
+    keys: dict[tuple[Stream, str], ToolStarted] = {}
+    taken_back: set[tuple[Stream, str]] = set()
     for recorded in events:
-        event = recorded.event() if recorded.type in ("ToolStarted", "ToolFinished") else None
-        if isinstance(event, ToolStarted) and event.effect != "read":
-            keys[recorded.stream, event.call_id] = event.idempotency_key
-        elif isinstance(event, ToolFinished) and event.status == "ok":
-            key = keys.get((recorded.stream, event.call_id))
-            if key is not None and not arrivals[key] and NO_ANSWER not in (event.result.inline or ""):
-                yield f"{event.call_id} of {recorded.stream} is recorded as done and never reached the receiver"
-    unknown = sorted(set(arrivals) - set(keys.values()))
+        match event := recorded.event():
+            case ToolStarted() if event.effect != "read":
+                keys[recorded.stream, event.call_id] = event
+            case CompensationFinished() if event.status == "ok":
+                taken_back.add((recorded.stream, event.call_id))
+            case ToolFinished() if (begun := keys.get((recorded.stream, event.call_id))) is not None:
+                key = begun.idempotency_key
+                if event.status == "ok" and not begun.undoes and not receiver.arrivals[key]:
+                    yield f"{event.call_id} of {recorded.stream} is recorded as done and never reached the receiver"
+                if (recorded.stream, event.call_id) in taken_back and key not in receiver.undone:
+                    yield f"{event.call_id} of {recorded.stream} is recorded as taken back and is still there"
+            case _:
+                continue
+    unknown = sorted(set(receiver.arrivals) - {begun.idempotency_key for begun in keys.values()})
     if unknown:
         yield f"keys {', '.join(unknown)} reached the receiver and are not in the log"
-    for what, count in Counter(explained.values()).items():
+    for what, count in Counter(receiver.explained.values()).items():
         if count > 1:
             yield f"{what} was done {count} times under different keys"
+    yield from receiver.confused
 
 
 def control_violations(log: MemoryLog, committed_us: Mapping[int, int]) -> Iterator[str]:

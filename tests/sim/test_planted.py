@@ -15,7 +15,7 @@ from sim.network import SimStore
 from sim.plan import draw_plan
 from sim.world import run
 
-from crewlog.agents import model_call, tool_runner, undo, work
+from crewlog.agents import model_call, tool_calls, tool_runner, undo, work
 from crewlog.agents.journal import Journal
 from crewlog.agents.worker import Worker
 from crewlog.events.store import ANY, Appended, AppendRequest
@@ -69,6 +69,18 @@ def blind_repeat(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(tool_runner, "REPEATABLE", frozenset({"read", "idempotent", "irreversible", "compensable"}))
 
 
+def nobody_is_asked(patch: pytest.MonkeyPatch) -> None:
+    """A call that may have happened is left unknown, and no person hears of it."""
+    judge = tool_runner.judge
+
+    def silent(call: Any, *rest: Any) -> Any:
+        verdict = judge(call, *rest)
+        is_question = isinstance(verdict, tool_runner.Ask) and verdict.question == "outcome"
+        return tool_runner.Refuse("it may have happened", "unknown") if is_question else verdict
+
+    patch.setattr(tool_calls, "judge", silent)
+
+
 def lost_calls_for_nothing(patch: pytest.MonkeyPatch) -> None:
     """A call whose worker died is taken for one that was never billed."""
     given_up = model_call.given_up
@@ -94,7 +106,7 @@ async def _unchecked(self: Journal, request: AppendRequest, blobs: list[bytes], 
 
 
 PLANTS: Final[tuple[Plant, ...]] = (
-    *(ack_before_commit, no_expected_version, key_with_the_attempt, no_sweep, blind_repeat, lost_calls_for_nothing),
+    *(ack_before_commit, no_expected_version, key_with_the_attempt, no_sweep, blind_repeat, nobody_is_asked, lost_calls_for_nothing),
     room_that_never_comes_back,
 )
 

@@ -8,6 +8,7 @@ stopped for ever would pass every check.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import json
 import logging
@@ -15,20 +16,21 @@ import random
 import zlib
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 from uuid import UUID, uuid5
 
 from pydantic import BaseModel
-from sim.invariants import NO_ANSWER, check, control_violations, ledger_violations
+from sim.invariants import check, control_violations, ledger_violations, rollback_violations
 from sim.loop import ACTOR, Deadlock, Killed, SimLoop, StepLimit
 from sim.network import CALL_TIMEOUT_S, WAIT_S, Network, SimBus, SimClock, store_of
 from sim.plan import FAULTS_UNTIL_S, ORCHESTRATORS, WORKERS, Fault, Mix, Order, OrderVerb, Plan
 from support.toolbox import MemoryArtifacts
 
 from crewlog.agents.model import ModelError, OnText
-from crewlog.agents.spec import AgentSpec, ToolContext, ToolOutput, ToolSpec
+from crewlog.agents.spec import AgentSpec, Probed, ToolContext, ToolOutcomeUnknown, ToolOutput, ToolSpec, Undo
 from crewlog.agents.work import Workshop
 from crewlog.agents.worker import Worker
 from crewlog.events import faults
@@ -40,7 +42,7 @@ from crewlog.orchestrator.service import OrchestratorService, Settings
 from crewlog.schemas.blocks import ModelReply, ModelRequest, ToolUse
 from crewlog.schemas.effects import Effect
 from crewlog.schemas.errors import OrchestrationError, Unavailable
-from crewlog.schemas.ids import RunId, run_stream
+from crewlog.schemas.ids import RunId, TaskId, idempotency_key, rollback_run_id, run_stream
 from crewlog.schemas.price_table import TokenPrices
 from crewlog.schemas.task_events import ApprovalDecided, ApprovalRequested
 from crewlog.schemas.usage import Usage
@@ -57,6 +59,8 @@ CALL_MICRO_USD: Final = 20
 RUN_MICRO_USD: Final = 5_000_000
 LIVENESS_S: Final = 900.0
 """Virtual time in which everything must end once the faults are over."""
+ROLLED_BACK_EVERY: Final = 4
+"""So many runs: one of them is taken back when it has ended."""
 CALM: Final = Mix(0.01, 0.0, 0.0, 0.0)
 _NAMES: Final = UUID("7a1d4c52-9f0e-4b53-8e0a-0d6a5f6c1b77")
 
@@ -72,17 +76,32 @@ class Report(NamedTuple):
 
 
 class Sink:
-    """The outside world: counts what reaches it, and does each key once, as a receiver that knows idempotency keys."""
+    """The outside world: counts what reaches it, and does each key once, as a receiver that knows idempotency keys. What was taken back does
+    not happen later either, should it still be on its way."""
 
     def __init__(self) -> None:
         self.arrivals: Counter[str] = Counter()
         self.explained: dict[str, str] = {}
         """Key -> `task/tool/text` of its first arrival."""
+        self.undone: dict[str, str] = {}
+        """Key of what was taken back -> the key under which it was."""
+        self.confused: list[str] = []
+        """Keys that came a second time with something else."""
 
-    def take(self, key: str, what: str) -> str:
+    def take(self, key: str, what: str) -> None:
         """Do something, once per key."""
         self.arrivals[key] += 1
-        return self.explained.setdefault(key, what)
+        if key not in self.undone and self.explained.setdefault(key, what) != what:
+            self.confused.append(f"{key} came as {self.explained[key]} and as {what}")
+
+    def undo(self, key: str, under: str) -> None:
+        """Take something back, whether it has happened or not."""
+        if self.undone.setdefault(key, under) != under:
+            self.confused.append(f"{key} was taken back under {self.undone[key]} and under {under}")
+
+    def holds(self, key: str) -> bool:
+        """Say whether something has happened and was not taken back."""
+        return key in self.explained and key not in self.undone
 
 
 class Words(BaseModel):
@@ -92,7 +111,7 @@ class Words(BaseModel):
 
 
 class Puppet:
-    """A model whose next words follow from the conversation alone: look and put, then send, then submit."""
+    """A model whose next words follow from the conversation alone: look, put and book, then send, pay and rent, then submit."""
 
     wire, provider, name = "puppet.wire", "puppets", "puppet-1"
 
@@ -106,7 +125,7 @@ class Puppet:
             raise ModelError("overloaded", "try again")
         self._world.billed_micro_usd += CALL_MICRO_USD
         turn = sum(message.role == "assistant" for message in request.messages)
-        asked = [("look", "put"), ("send",), ("submit",)][min(turn, 2)]
+        asked = [("look", "put", "book"), ("send", "pay", "rent"), ("submit",)][min(turn, 2)]
         uses = tuple(ToolUse(f"c{turn}-{n}", tool, json.dumps({"text": f"{tool}-{turn}"})) for n, tool in enumerate(asked))
         return ModelReply(uses, "tool_use", CALL_USAGE, self.name)
 
@@ -115,7 +134,7 @@ _WORLD: Final[contextvars.ContextVar[World]] = contextvars.ContextVar("world")
 """Where the tools find what they act on: the agent is one value for all schedules, so that its prompt is made once."""
 
 
-def _tool(name: str, effect: Effect, *, ends: bool = False) -> ToolSpec:
+def _tool(name: str, effect: Effect, *, ends: bool = False, probes: bool = False, undo: Literal["", "intent", "outcome"] = "") -> ToolSpec:
     async def run(context: ToolContext, args: Words) -> ToolOutput:
         world = _WORLD.get()
         await asyncio.sleep(world.effects.random())
@@ -124,17 +143,47 @@ def _tool(name: str, effect: Effect, *, ends: bool = False) -> ToolSpec:
             try:
                 await world.network.call(lambda: world.sink.take(context.idempotency_key, what))
             except TimeoutError:
-                return ToolOutput(f"{name}: {NO_ANSWER}")
-        return ToolOutput(f"{name} done", outcome=Outcome(args.text) if ends else None)
+                raise ToolOutcomeUnknown("no answer") from None
+        back = _undo(args, context.idempotency_key) if undo == "outcome" else None
+        return ToolOutput(f"{name} done", outcome=Outcome(args.text) if ends else None, undo=back)
 
-    return ToolSpec(name, name, Words, run, effect=effect, trust="trusted", ends_task=ends, timeout_s=30)
+    async def probe(context: ToolContext, args: Words) -> Probed:
+        world, key = _WORLD.get(), context.idempotency_key
+        happened = await world.network.call(lambda: world.sink.holds(key))
+        return Probed("happened", f"{name} was found", _undo(args, key) if undo == "outcome" else None) if happened else Probed("did_not_happen")
+
+    spec = ToolSpec(name, name, Words, run, effect=effect, trust="trusted", ends_task=ends, timeout_s=30)
+    return replace(spec, probe=probe if probes else None, undo=_undo if undo == "intent" else None)
+
+
+def _undo(_: Words, key: str) -> Undo:
+    return Undo("unmake", {"text": key}, resource=key)
+
+
+async def _unmake(context: ToolContext, args: Words) -> ToolOutput:
+    world = _WORLD.get()
+    while True:
+        try:
+            await world.network.call(lambda: world.sink.undo(args.text, context.idempotency_key))
+        except TimeoutError:
+            continue
+        return ToolOutput(f"{args.text} is gone")
 
 
 AGENT: Final = AgentSpec(
     KIND,
     "makes things",
     "Do what you are told.",
-    (_tool("look", "read"), _tool("put", "idempotent"), _tool("send", "irreversible"), _tool("submit", "read", ends=True)),
+    (
+        _tool("look", "read"),
+        _tool("put", "idempotent"),
+        _tool("send", "irreversible"),
+        _tool("pay", "irreversible", probes=True),
+        _tool("book", "compensable", probes=True, undo="outcome"),
+        _tool("rent", "compensable", undo="intent"),
+        ToolSpec("unmake", "unmake", Words, _unmake, effect="idempotent", trust="trusted", timeout_s=30, undoes=True),
+        _tool("submit", "read", ends=True),
+    ),
 )
 
 
@@ -150,6 +199,8 @@ class World:
         self.clock = SimClock(self.loop, random.Random(f"{plan.seed}/ids"))
         self.log, self.broker, self.sink = MemoryLog(), MemoryBroker(), Sink()
         self.accepted: set[RunId] = set()
+        self.rollbacks: dict[RunId, RunId] = {}
+        """A run that is taken back once it has ended -> its rollback, which is known beforehand."""
         self.billed_micro_usd = 0
         """The provider's own book."""
         self.committed_us: dict[int, int] = {}
@@ -244,7 +295,9 @@ class World:
 
     def _is_over(self) -> bool:
         is_quiet = not (self.broker.messages("WORK") or self.log.ledger.held or self.loop.frozen or self.network.cut)
-        return self._ordered == len(self.plan.orders) and len(self.accepted) == self.plan.runs and all(map(self._ended, self.accepted)) and is_quiet
+        wanted = [*self.accepted, *self.rollbacks.values()]
+        are_all_there = self._ordered == len(self.plan.orders) and len(self.accepted) == self.plan.runs
+        return are_all_there and all(map(self._ended, wanted)) and is_quiet
 
     def _ended(self, run_id: RunId) -> bool:
         stream = self.log.streams.get(run_stream(run_id))
@@ -312,7 +365,11 @@ class World:
             except Unavailable:
                 continue
             if answer["ok"]:
-                self.accepted.add(RunId(UUID(answer["run_id"])))
+                run_id = RunId(UUID(answer["run_id"]))
+                if (self.plan.seed + number) % ROLLED_BACK_EVERY == 0:
+                    self.rollbacks[run_id] = rollback_run_id(run_id, number=1)
+                    self.loop.create_task(self._roll_back(bus, run_id))
+                self.accepted.add(run_id)
                 return
             await asyncio.sleep(1.0)
 
@@ -353,8 +410,19 @@ class World:
                 return  # it died, or left
             await asyncio.sleep(1.0)  # the run was not submitted yet, or its tenant is paused
 
+    async def _roll_back(self, bus: SimBus, run_id: RunId) -> None:
+        """Have a run taken back as soon as it has ended, asking until there is an answer."""
+        while not self._ended(run_id):  # noqa: ASYNC110  (a moment of virtual time costs nothing)
+            await asyncio.sleep(1.0)
+        body = json.dumps({"run_id": str(run_id), "reason": "all of it was wrong", "actor": "person"}).encode()
+        while not self._ended(self.rollbacks[run_id]):
+            with contextlib.suppress(Unavailable):
+                if json.loads((await bus.request("api.default.runs.rollback", body, timeout_s=5.0)).data)["ok"]:
+                    return
+            await asyncio.sleep(1.0)
+
     async def _person(self, bus: SimBus) -> None:
-        """Answer every question a little later: yes to what has not happened, no to what has."""
+        """Answer every question a little later, after having looked; what was taken back cannot be done under its key again."""
         read = 0
         while True:
             await asyncio.sleep(5.0 + self.effects.random() * 20)
@@ -366,8 +434,8 @@ class World:
                     self.loop.create_task(self._decide(bus, RunId(UUID(str(recorded.run_id))), str(recorded.task_id), event))
 
     async def _decide(self, bus: SimBus, run_id: RunId, task_id: str, asked: ApprovalRequested) -> None:
-        has_happened = any(what.startswith(f"{task_id}/{asked.tool}/") for what in self.sink.explained.values())
-        decision = "happened" if has_happened else "did_not_happen"
+        key = idempotency_key(run_id, TaskId(UUID(task_id)), asked.call_id)
+        decision = "happened" if self.sink.holds(key) else "give_up" if key in self.sink.undone else "did_not_happen"
         body = {"run_id": str(run_id), "approval_id": str(asked.approval_id), "decision": decision, "actor": "person"}
         while not self._is_decided(asked):
             try:
@@ -415,7 +483,8 @@ def run(plan: Plan, *, world: Callable[[Plan], World] = World) -> Report:
             stopped.append(f"{type(error).__name__}: {error}")
         violations = [*stopped, *(f"unhandled: {error!r}" for error in loop.unnoticed())]
         violations += [f"{context.get('message')}: {context.get('exception')!r}" for context in loop.failures]
-        violations += check(made.log, made.accepted, made.sink.arrivals, made.sink.explained, expected=plan.runs)
+        violations += check(made.log, made.accepted, made.sink, expected=plan.runs)
+        violations += rollback_violations(made.log, made.rollbacks, made.sink)
         violations += control_violations(made.log, made.committed_us)
         violations += ledger_violations(made.log, made.accepted, made.billed_micro_usd)
         if not stopped and made.broker.messages("WORK"):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Literal
 from uuid import UUID
 
 import pytest
@@ -20,11 +21,15 @@ from crewlog.orchestrator.chaos_sink import Effect
 from crewlog.orchestrator.chaos_strikes import PARTS, STOPPED_S, Strike, Striker, Victim
 from crewlog.orchestrator.chaos_text import report_lines
 from crewlog.orchestrator.invariants import charged_micro_usd, ledger_violations, run_violations
+from crewlog.schemas import effects
 from crewlog.schemas.codec import encode, type_name
-from crewlog.schemas.ids import Hash, RunId, Stream, TaskId
+from crewlog.schemas.effects import ProbeVerdict
+from crewlog.schemas.ids import ApprovalId, Hash, RunId, Stream, TaskId
 from crewlog.schemas.payload import EMPTY
 from crewlog.schemas.system_events import CallSettled
 from crewlog.schemas.task_events import (
+    ApprovalDecided,
+    ApprovalDecision,
     AttemptFailed,
     ModelCallFinished,
     ModelCallStarted,
@@ -32,6 +37,7 @@ from crewlog.schemas.task_events import (
     TaskEvent,
     TaskFailed,
     ToolFinished,
+    ToolProbed,
     ToolStarted,
 )
 from crewlog.schemas.usage import Price, Usage
@@ -51,12 +57,20 @@ def recorded(*events: TaskEvent | CallSettled, versions: list[int] | None = None
     ]
 
 
-def started(key: str = "k", call: str = "c", effect: str = "idempotent", *, approved: bool = False) -> ToolStarted:
-    return ToolStarted(call, "send", "1", effect, key, UUID(int=9) if approved else None)  # type: ignore[arg-type]
+def started(key: str = "k", call: str = "c", effect: effects.Effect = "idempotent") -> ToolStarted:
+    return ToolStarted(call, "send", "1", effect, key)
 
 
-def finished(call: str = "c") -> ToolFinished:
-    return ToolFinished(call, "send", "ok", EMPTY, 1)
+def finished(status: Literal["ok", "unknown"] = "ok", call: str = "c") -> ToolFinished:
+    return ToolFinished(call, "send", status, EMPTY, 1)
+
+
+def probed(verdict: ProbeVerdict) -> ToolProbed:
+    return ToolProbed("c", "send", verdict, EMPTY)
+
+
+def decided(decision: ApprovalDecision) -> ApprovalDecided:
+    return ApprovalDecided(ApprovalId(UUID(int=9)), "c", Hash("0" * 64), decision, "maria")
 
 
 @pytest.mark.parametrize(
@@ -70,6 +84,8 @@ def finished(call: str = "c") -> ToolFinished:
         (recorded(started(), finished(), finished(), DONE), "c of .* has 2 outcomes"),
         (recorded(started("k"), started("other"), finished(), DONE), "was started under several keys"),
         (recorded(started(effect="irreversible"), started(effect="irreversible"), finished(), DONE), "was repeated and nobody was asked"),
+        (recorded(started(effect="compensable"), probed("unknown"), started(effect="compensable"), finished(), DONE), "was repeated and nobody was asked"),
+        (recorded(started(effect="irreversible"), finished("unknown"), DONE), "is left unknown and nobody was asked"),
     ],
 )
 def test_a_broken_run_is_found(events: list[Recorded], said: str) -> None:
@@ -79,7 +95,9 @@ def test_a_broken_run_is_found(events: list[Recorded], said: str) -> None:
 
 
 def test_a_good_run_is_let_pass() -> None:
-    assert not [*run_violations(RUN, recorded(started(effect="irreversible"), started(effect="irreversible", approved=True), finished(), DONE))]
+    begun = started(effect="irreversible")
+    assert not [*run_violations(RUN, recorded(begun, decided("did_not_happen"), begun, finished(), DONE))]
+    assert not [*run_violations(RUN, recorded(begun, probed("did_not_happen"), begun, decided("give_up"), finished("unknown"), DONE))]
 
 
 def answer(call_id: str, micro_usd: int) -> ModelCallFinished:
@@ -113,7 +131,7 @@ def calls(*events: TaskEvent) -> Calls:
         (calls(), {"x": 1}, {"x": Effect("x", "t/send/1", "irreversible")}, "under key x, which is not in the log"),
         (calls(started("k"), finished()), {"k": 2}, {"k": Effect("k", "t/send/1", "irreversible")}, "cannot be taken back and was done 2 times"),
         (
-            calls(started("k"), started("j", "d"), finished(), finished("d")),
+            calls(started("k"), started("j", "d"), finished(), finished(call="d")),
             {"k": 1, "j": 1},
             {"k": Effect("k", "t/stamp/1", "idempotent"), "j": Effect("j", "t/stamp/1", "idempotent")},
             "was done 2 times under different keys",

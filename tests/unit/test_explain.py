@@ -61,7 +61,7 @@ def test_links_say_how_events_belong_together() -> None:
     assert {link.type for link in last.led_to} == {"TaskOpened", "TaskStarted"}
     assert relations(history, indexes(history, "RunCompleted")[0]) == {"decision": {"TaskReviewed"}}
     second = next(n for n in indexes(history, "ModelCallStarted") if b'"turn":2' in history.events[n - 1].data)
-    assert [link.type for link in explain(history, second).caused_by] == ["ToolFinished"] * 2
+    assert [link.type for link in explain(history, second).caused_by] == ["ToolFinished"] * 3
 
 
 def test_a_permit_leads_from_the_question_over_the_answer_to_the_call() -> None:
@@ -94,7 +94,7 @@ def test_every_model_call_has_its_exact_request_and_needs_only_the_texts_that_ar
                 assert {tool["name"] for tool in told.request["tools"]} >= {"look", "send"}
                 assert [link["taken"] for link in told.request["chain"]] == [True]
                 checked += 1
-    assert checked > 60
+    assert checked > 40
 
 
 def test_a_request_that_is_not_the_recorded_one_is_said_to_be_so() -> None:

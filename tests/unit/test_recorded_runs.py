@@ -27,7 +27,7 @@ from crewlog.schemas.blocks import Text, ToolResult, ToolUse
 from crewlog.schemas.errors import ContractError, NotFound
 from crewlog.schemas.ids import RunId
 from crewlog.schemas.payload import pack
-from crewlog.schemas.task_events import ModelCallFinished, ModelCallStarted
+from crewlog.schemas.task_events import ModelCallFinished, ModelCallStarted, ToolStarted
 
 
 def runs() -> Iterator[RunHistory]:
@@ -57,7 +57,7 @@ def test_every_request_is_rebuilt_from_the_log() -> None:
                     assert request is not None
                     assert request.request_hash() == event.request_hash
                     checked += 1
-    assert checked > 30
+    assert checked > 20
 
 
 def test_a_conversation_is_what_the_last_call_saw_and_what_came_behind_it() -> None:
@@ -69,8 +69,8 @@ def test_a_conversation_is_what_the_last_call_saw_and_what_came_behind_it() -> N
     assert [line.role for line in talk.lines] == ["user", "assistant"] * 3 + ["user"]
     assert [line.turn for line in talk.lines] == [0, 1, 0, 2, 0, 3, 0]
     assert [line.is_unsent for line in talk.lines] == [False] * 5 + [True] * 2
-    assert [block.name for block in talk.lines[1].content if isinstance(block, ToolUse)] == ["look", "put"]
-    assert [block.content for block in talk.lines[2].content if isinstance(block, ToolResult)] == ["look done", "put done"]
+    assert [block.name for block in talk.lines[1].content if isinstance(block, ToolUse)] == ["look", "put", "book"]
+    assert [block.content for block in talk.lines[2].content if isinstance(block, ToolResult)] == ["look done", "put done", "book done"]
     shown = "\n".join(conversation_lines("a", talk))
     assert "turn 1 calls look" in shown
     assert "result of submit" in shown
@@ -100,7 +100,8 @@ def test_a_tree_holds_every_call_and_what_all_of_them_cost() -> None:
         assert tree.status in ("completed", "failed")
         assert [f"task/{task.task_id}" for task in tree.tasks] == sorted(history.task_streams, key=[f"task/{t.task_id}" for t in tree.tasks].index)
         calls = [call for task in tree.tasks for call in task.calls()]
-        assert len([c for c in calls if c.what == "tool"]) == sum(len(e.tool_calls) for e in events if isinstance(e, ModelCallFinished))
+        undone = {(recorded.stream, e.call_id) for recorded, e in zip(history.events, events, strict=True) if isinstance(e, ToolStarted) and e.undoes}
+        assert len([c for c in calls if c.what == "tool"]) == len(undone) + sum(len(e.tool_calls) for e in events if isinstance(e, ModelCallFinished))
         assert len({(task.task_id, call.call_id) for task in tree.tasks for call in task.calls() if call.what == "model"}) >= sum(
             isinstance(e, ModelCallStarted) for e in events
         ) - sum(e.type == "TaskStarted" for e in history.events)
@@ -116,7 +117,8 @@ def test_a_timeline_is_in_order_and_within_the_run() -> None:
         spans = timeline(history)
         assert [span.began_us for span in spans] == sorted(span.began_us for span in spans)
         assert min(span.began_us for span in spans) >= 0
-        assert {"queue", "model", "tool"} <= {span.what for span in spans}
+        assert {"queue", "tool"} <= {span.what for span in spans}
+        assert "model" in {span.what for span in spans} or b'"rollback"' in history.events[0].data
         assert len(list(timeline_lines(spans))) == len(spans)
     asked = [span for history in runs() for span in timeline(history) if span.what == "person"]
     assert {span.status for span in asked} & {"happened", "did_not_happen"}
