@@ -208,7 +208,7 @@ def rollback_text(state: RunState) -> str:
             why = shorten(task.error.message, DETAIL_CHARS_MAX) if task is not None and task.error is not None else "nobody got to it"
             rest.append(f"{named}: {why}")
     rest += [f"{_named(left.tool, left.resource, left.task_id, left.call_id, left.key)}: {_WHY[left.why]}" for left in rollback.left]
-    lines = [f"Rollback {rollback.number} of run {rollback.run_id} ({rollback.reason}): {len(done)} effects were taken back, {len(rest)} were not."]
+    lines = [f"Rollback {rollback.number} of run {rollback.run_id} ({rollback.reason}): {len(done)} taken back, {len(rest)} not."]
     lines += ["", "Taken back:", *(f"- {line}" for line in done)] if done else []
     lines += ["", "Not taken back:", *(f"- {line}" for line in rest)] if rest else []
     if rollback.more:

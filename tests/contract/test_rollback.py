@@ -98,7 +98,7 @@ async def test_a_second_rollback_takes_back_only_what_the_first_one_could_not(tm
         assert report["end"]["flags"] == []
         _, third = await rolled_back(made, run_id)
         assert third["rollback"]["undone"] == []
-        assert third["text"].startswith(f"Rollback 3 of run {run_id} (wrong venue): 0 effects were taken back, 0 were not.")
+        assert third["text"].startswith(f"Rollback 3 of run {run_id} (wrong venue): 0 taken back, 0 not.")
 
 
 class Stuck(Outside):

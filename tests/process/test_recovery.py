@@ -9,6 +9,7 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -114,6 +115,38 @@ async def test_what_cannot_be_repeated_asks_a_person_after_a_crash(client: Clien
                 await client.decide(submitted.run_id, event.approval_id, decision, actor="tester")
     await ended_well(client, [submitted.run_id])
     assert [(call.tool, call.key) for call in gate.seen] == [("send", held.key)] * sends
+
+
+@pytest.mark.parametrize("point", ["before_tool_effect", "after_tool_effect"])
+async def test_an_agent_dies_in_a_call_of_each_effect_class(client: Client, gate: Gate, agents: GatedAgents, tmp_path: Path, point: str) -> None:
+    """Each worker clears up what the one before it left, goes on to the next call, and dies there."""
+    gate.open()
+    tools, runs = ("stamp", "book", "rent", "wire"), []
+    for number, tool in enumerate(tools):
+        marker = tmp_path / tool
+        marker.mkdir()
+        # what it clears up passes the point once, a call that did not happen twice: by its probe, and when it runs again
+        hit = 1 if not number else 3 if point == "before_tool_effect" and tools[number - 1] == "book" else 2
+        pid = await agents.start(slots=1, env={"CREWLOG_FAULT": f"{point}:{hit}:kill", "CREWLOG_FAULT_ONCE": str(marker)})
+        if not runs:  # somebody must be there to take it
+            runs.append((await client.submit(f"{' '.join(tools)} finish", kind=KIND)).run_id)
+        victim = agents.processes.pop(pid)
+        try:
+            assert await asyncio.to_thread(victim.wait, 30) == -signal.SIGKILL
+        finally:
+            victim.kill()
+            victim.wait()
+        assert (marker / point).exists(), "the point was reached"
+    await agents.start()
+    await ended_well(client, runs)
+    seen = [call.tool for call in gate.seen]
+    if point == "after_tool_effect":
+        # stamp runs again under its key; what probes found stands; what cannot be found out was taken back
+        assert seen == ["stamp", "stamp", "book", "probe book", "rent", "leave", "wire", "probe wire"]
+    else:
+        assert seen == ["stamp", "probe book", "book", "leave", "probe wire", "wire"]
+    keys = {tool: {call.key for call in gate.seen if call.tool.removeprefix("probe ") == tool} for tool in (*tools, "leave")}
+    assert all(len(found) <= 1 for found in keys.values()), keys
 
 
 async def test_the_code_agent_is_killed_while_it_runs_tests(client: Client) -> None:
