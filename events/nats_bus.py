@@ -29,6 +29,7 @@ from crewlog.events.nats_requests import NoResponders, Requests
 from crewlog.events.puller import Puller
 from crewlog.events.slots import Slots
 from crewlog.schemas.errors import ConfigError, LimitExceeded, NotAuthorised, Unavailable
+from crewlog.schemas.subjects import REPLAY
 
 CONNECT_TIMEOUT_S: Final = 10.0
 RECONNECT_WAIT_S: Final = 0.5
@@ -128,7 +129,8 @@ class NatsBus:
         """
         await self.flush()
         if subject.lower() in self._refused_publications:
-            raise NotAuthorised(self._principal(), f"publish to {subject}", reason="the NATS server's permissions forbid it")
+            reason = f"the NATS server's permissions forbid it; the server of a crew allows {REPLAY}.>"
+            raise NotAuthorised(self._principal(), f"publish to {subject}", reason=reason)
 
     async def enqueue(self, subject: str, data: bytes, *, message_id: str, headers: Mapping[str, str] | None = None) -> int:
         loop = asyncio.get_running_loop()

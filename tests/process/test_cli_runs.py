@@ -173,3 +173,27 @@ def test_documents_are_added_once_and_found(crew: LiveCrew, tmp_path: Any) -> No
     assert "lighthouse.md" in [d["name"] for d in crew.json("docs", "list")]
     shown = crew.json("submit", "When is the lamp of the lighthouse lit?", "--type", "research", "--wait")
     assert "19:40" in shown["answer"]
+
+
+def test_a_search_forks_the_run_for_each_try_and_names_the_first_bad_one(crew: LiveCrew, tmp_path: Path) -> None:
+    run = crew.json("submit", "Which islands are there?", "--type", "research", "--wait")["run_id"]
+    prompts = [tmp_path / name for name in ("good.txt", "bad.txt")]
+    for prompt in prompts:
+        prompt.write_text("You answer from documents.")
+    check = tmp_path / "check.sh"
+    check.write_text(f"#!/bin/sh\ncat >{tmp_path}/$CREWLOG_STATUS\ntest ! -e {tmp_path}/tried && touch {tmp_path}/tried\n")  # good once
+    check.chmod(0o755)
+
+    found = crew.json("bisect", run, "--over", "prompts", ",".join(map(str, prompts)), "--check", check)
+
+    assert (found["outcome"], found["last_good"], found["first_bad"]) == ("first bad", 0, 1)
+    assert [tried["verdict"] for tried in found["tried"]] == ["good", "bad"]
+    assert len({run, *(tried["run_id"] for tried in found["tried"])}) == 3
+    assert (tmp_path / "completed").read_text()
+
+
+def test_a_run_is_published_again(crew: LiveCrew) -> None:
+    run = crew.json("submit", "Which islands are there?", "--type", "research", "--wait")["run_id"]
+    assert "published" in crew.run("replay", run, "--subject", "replay.mine", "--speed", "1000").stderr
+    assert "crews work with" in crew.run("replay", run, "--subject", "events.mine", code=2).stderr
+    assert "may not publish" in crew.run("replay", run, "--subject", "elsewhere.mine", code=2).stderr
