@@ -146,6 +146,7 @@ _EXIT_OF_CODE: Mapping[str, Exit] = {
     "unavailable": Exit.UNREACHABLE,
     "conflict": Exit.CONFLICT,
     "already_running": Exit.CONFLICT,
+    "tenant_full": Exit.CONFLICT,
 }
 
 

@@ -88,6 +88,7 @@ def test_a_coroutine_command_runs_and_its_number_is_the_exit_code() -> None:
         (Unavailable("away"), Exit.UNREACHABLE),
         (ConflictError("run/x", expected=1, actual=2), Exit.CONFLICT),
         (RequestRefused("conflict", "too late"), Exit.CONFLICT),
+        (RequestRefused("tenant_full", "too much is open"), Exit.CONFLICT),
         (RequestRefused("not_found", "no run"), Exit.NOT_FOUND),
         (TimeoutError(), Exit.TIMEOUT),
         (Detached("crewlog watch x"), Exit.INTERRUPTED),
