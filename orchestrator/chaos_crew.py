@@ -49,10 +49,13 @@ class ChaosCrew:
         sink: socket of the receiving side.
         workers: how many agents.
         orchestrators: how many orchestrators.
+        settings: what differs from the product's own settings, as environment.
     """
 
-    def __init__(self, config: Config, sink: Path, clock: Clock, *, workers: int, orchestrators: int) -> None:
-        self._config, self._sink, self._clock = config.model_copy(update={"ack_wait_s": ACK_WAIT_S}), sink, clock
+    def __init__(self, config: Config, sink: Path, clock: Clock, *, workers: int, orchestrators: int, settings: Mapping[str, str] = IMPATIENT) -> None:
+        ack_wait_s = float(settings.get("CREWLOG_ACK_WAIT_S", config.ack_wait_s))
+        self._config, self._sink, self._clock = config.model_copy(update={"ack_wait_s": ack_wait_s}), sink, clock
+        self._settings = settings
         self._home = Home(config.home)
         self._servers = Servers(self._config, self._home, say=lambda line: self._write_line("servers", line))
         self._counts: Mapping[Part, int] = {"agents": workers, "orchestrators": orchestrators, "projector": 1}
@@ -113,7 +116,7 @@ class ChaosCrew:
         env = {key: value for key, value in os.environ.items() if not key.startswith("CREWLOG_")}
         env |= {
             **self._servers.env_for(login),
-            **IMPATIENT,
+            **self._settings,
             "CREWLOG_HOME": str(self._home.path),
             "CREWLOG_BUDGETS": BUDGETS,
             "CREWLOG_PRICES": json.dumps(PRICES),
