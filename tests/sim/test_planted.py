@@ -17,8 +17,10 @@ from sim.world import run
 
 from crewlog.agents import model_call, tool_calls, tool_runner, undo, work
 from crewlog.agents.journal import Journal
+from crewlog.agents.orders import Orders
 from crewlog.agents.worker import Worker
 from crewlog.events.store import ANY, Appended, AppendRequest
+from crewlog.orchestrator import advance, interventions
 from crewlog.orchestrator.sweep import Sweep
 from crewlog.orchestrator.window import Window
 from crewlog.schemas.ids import category
@@ -93,6 +95,32 @@ def room_that_never_comes_back(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Window, "seen", lambda *_: [])
 
 
+def deaf_to_operators(patch: pytest.MonkeyPatch) -> None:
+    """A worker never looks at what is paused."""
+
+    async def nothing_is_against(*_: Any) -> str:
+        return ""
+
+    patch.setattr(Orders, "against", nothing_is_against)
+
+
+def returned_tasks_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """What was handed back while its run was paused stays where it is when the run goes on."""
+    patch.setattr(interventions, "_go_on", interventions.advance)
+
+
+def ends_slip_out(patch: pytest.MonkeyPatch) -> None:
+    """A quarantine keeps nothing back."""
+    complete = advance._complete
+
+    def end_all_the_same(draft: Any) -> None:
+        kept, draft.state = draft.state.quarantines, msgspec.structs.replace(draft.state, quarantines=())
+        complete(draft)
+        draft.state = msgspec.structs.replace(draft.state, quarantines=kept)
+
+    patch.setattr(advance, "_complete", end_all_the_same)
+
+
 async def _nothing(*_: Any) -> None:
     return None
 
@@ -107,7 +135,7 @@ async def _unchecked(self: Journal, request: AppendRequest, blobs: list[bytes], 
 
 PLANTS: Final[tuple[Plant, ...]] = (
     *(ack_before_commit, no_expected_version, key_with_the_attempt, no_sweep, blind_repeat, nobody_is_asked, lost_calls_for_nothing),
-    room_that_never_comes_back,
+    *(room_that_never_comes_back, deaf_to_operators, returned_tasks_forgotten, ends_slip_out),
 )
 
 
