@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
 from crewlog.events.controls import is_kind
 from crewlog.events.store import Recorded
 from crewlog.projections.json_text import to_json
@@ -13,6 +11,7 @@ from crewlog.projections.rows import RunStatus
 from crewlog.projections.run_state import Changed, Intervention, RunState, TaskState, finish
 from crewlog.schemas.ids import task_stream
 from crewlog.schemas.run_events import QuarantineLifted, ResultsHeld, RunPaused, RunQuarantined, RunResumed, TaskReturned
+from crewlog.schemas.values import Failure
 
 
 def paused(run: RunState, recorded: Recorded, event: RunPaused, changed: Changed) -> None:
@@ -49,7 +48,7 @@ def results_held(run: RunState, recorded: Recorded, event: ResultsHeld, changed:
     """All work is done; a run that failed has closed what was under way."""
     run.results_held = True
     for task in run.tasks.values():
-        finish(task, "cancelled" if isinstance(event.error, msgspec.Struct) else "skipped", recorded.occurred_us, changed)
+        finish(task, "cancelled" if isinstance(event.error, Failure) else "skipped", recorded.occurred_us, changed)
     restatus(run, changed)
 
 
