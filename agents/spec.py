@@ -74,7 +74,8 @@ class ToolContext:
 class Undo:
     """How an effect is taken back: a tool of the same agent and its arguments, and for people the id or address of what was made.
 
-    That tool must be `idempotent`, and must do no harm when there is nothing to take back.
+    That tool must be `idempotent`, and must do no harm when there is nothing to take back. A call that is taken back because its outcome is not
+    known may still be on its way from a worker that only stands still: a receiver that keeps the key of what was taken back refuses it then.
     """
 
     tool: str
