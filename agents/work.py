@@ -344,7 +344,7 @@ class _Stretch:
         assert setup is not None
         if step.wait_s > 0 and self._orders is not None:
             await journal.commit()
-            if await self._orders.wait(self._task, step.wait_s):
+            if await self._orders.wait(self._task, step.wait_s) or await self._orders.against(self._task):
                 return None  # the same step comes again, and does not begin
             step = msgspec.structs.replace(step, wait_s=0.0)
         room = make_room(journal.state, setup, journal.read, link=step.link, purpose=step.purpose, is_too_long=step.is_too_long)
