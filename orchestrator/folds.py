@@ -68,7 +68,7 @@ class Fold:
 class Folds:
     """The folds of open runs, least recently used ones dropped; and which runs are known to be over."""
 
-    def __init__(self, store: EventStore, *, open_max: int = 4_096, ended_max: int = 65_536) -> None:
+    def __init__(self, store: EventStore, *, open_max: int = 12_288, ended_max: int = 65_536) -> None:
         self._store = store
         self.controls = Controls()
         """What operators have in force, as of the last read of anything."""

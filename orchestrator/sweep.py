@@ -30,9 +30,10 @@ from crewlog.orchestrator.dispatcher import Dispatcher
 from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.fair_queue import Waiting
 from crewlog.orchestrator.holds import Holds
+from crewlog.orchestrator.interventions import due_interventions
 from crewlog.orchestrator.kinds import KindDirectory
 from crewlog.orchestrator.left_over import settle_left_over
-from crewlog.orchestrator.run import RunState, TaskState, active_tasks
+from crewlog.orchestrator.run import RunState, TaskState, active_tasks, next_due_us
 from crewlog.orchestrator.standstill import Standstills
 from crewlog.schemas.errors import OrchestrationError
 from crewlog.schemas.ids import RunId, Stream, TaskId, task_stream
@@ -163,7 +164,8 @@ class Sweep:
             page = await self._store.open_runs(after=after, limit=PAGE)
             states = await self._driver.folds.states(page)
             for run_id in page:
-                self._driver.wake(run_id)
+                if run_id not in states or self._may_go_on(states[run_id]):
+                    self._driver.wake(run_id)
             self._admission.count(states.values())
             dispatched_now = [(state, task) for state in states.values() for task in active_tasks(state) if task.phase == "dispatched"]
             dispatched.update(task.task_id for _, task in dispatched_now)
@@ -180,6 +182,17 @@ class Sweep:
         self._admission.end_count()
         self._signs = {task_id: sign for task_id, sign in self._signs.items() if task_id in dispatched}
         await settle_left_over(self._store, self._clock, grace_s=self._settle_grace_s)
+
+    def _may_go_on(self, state: RunState) -> bool:
+        """Say whether anything can follow from a look at a run. Nothing does while all of its tasks wait for a person: nobody writes to them, and the
+        answer is a decision of its own. Most of many open runs are such."""
+        tasks = list(active_tasks(state))
+        is_known = self._driver.folds.get(state.run_id).version > 0  # the first look at a run also notes its timers
+        if not is_known or not tasks or any(task.phase != "suspended" for task in tasks):
+            return True
+        due_us = next_due_us(state)
+        is_due = due_us is None or due_us <= self._clock.now_us()
+        return is_due or next(due_interventions(state, self._driver.folds.controls), None) is not None
 
     async def _take_over(self, waiting: Iterable[tuple[RunState, TaskState]]) -> None:
         found = {task.task_id: (state, task) for state, task in waiting if not self._dispatcher.has(state.run_id, task.task_id)}
