@@ -35,7 +35,6 @@ class Journal:
         self._beside: list[Write] = []
         self._blobs: list[bytes] = []
         self._appends: list[asyncio.Task[Appended]] = []
-        self._in_line = False
         self._reserve: Reservation | None = None
         self._settle: list[Settlement] = []
         self._unsettled: dict[str, ModelCallFinished | ModelCallFailed] = {}
@@ -142,14 +141,12 @@ class Journal:
         return [scope for scope in warned if scope not in self.state.warned]
 
     def send(self) -> None:
-        """Start appending what was recorded. Appends of one task reach the log in the order they were sent."""
+        """Start appending what was recorded, behind what was sent before."""
         if not self._pending:
             return
         request, blobs = self._take_pending()
-        # storing blobs first gives up this append's place in the queue, so it and those behind it line up one by one
-        self._in_line = bool(self._appends) and (self._in_line or bool(blobs))
-        before = self._appends[-1] if self._in_line else None
-        self._in_line = self._in_line or bool(blobs)
+        # One behind the other: were one refused, the version that the next expects might be there all the same, reached by somebody else's events.
+        before = self._appends[-1] if self._appends else None
         self._appends.append(asyncio.create_task(self._append(request, blobs, before)))
 
     async def commit(self) -> None:

@@ -67,7 +67,7 @@ async def test_a_tool_that_does_not_exist_is_told_to_the_model_and_nothing_runs(
         await ended_well(client, [run_id])
     refused = next(event for r in await events(client, run_id) if isinstance(event := r.event(), ToolFinished))
     assert (refused.tool, refused.status) == ("conjure", "refused")
-    assert "there is no tool 'conjure'; the tools are look, stamp, send, finish" in (refused.result.inline or "")
+    assert "there is no tool 'conjure'; the tools are" in (refused.result.inline or "")
     assert gate.seen == []
 
 

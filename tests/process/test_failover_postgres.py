@@ -92,10 +92,18 @@ def test_an_address_with_several_hosts_is_one_for_each() -> None:
 
 
 async def test_a_host_that_is_silent_or_not_there_does_not_use_up_the_time_of_the_others() -> None:
-    silent = await asyncio.start_server(lambda *_: asyncio.sleep(60), "127.0.0.1", 0)
+    left = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()  # until the caller is gone
+        writer.close()
+        left.set()
+
+    silent = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
     port = silent.sockets[0].getsockname()[1]
     async with silent:
         connect = connector(f"postgresql://u:p@127.0.0.1:{port},127.0.0.1:1/db", application="test")
         async with asyncio.timeout(4):
             with pytest.raises((OSError, asyncpg.PostgresError)):  # it was asked for the second one's, which refused at once
                 await connect()
+            await left.wait()
