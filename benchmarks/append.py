@@ -49,6 +49,8 @@ from crewlog.schemas.payload import pack
 from crewlog.schemas.task_events import TaskOpened, ToolFinished
 
 CLOCK = SystemClock()
+CALLS_MAX: Final = 500_000
+"""Model calls of one measurement at most."""
 EVENT = ToolFinished("call_0123456789", "search_documents", "ok", pack("0123456789 " * 38)[0], 12)
 
 Append = Callable[[int, int], Awaitable[object]]
@@ -213,13 +215,15 @@ def spender_of(store: EventStore, tasks: list[tuple[RunId, TaskId]]) -> Append:
     """Return what appends one event to a producer's own task stream and reserves or settles with it, in turn."""
     streams = [task_stream(task) for _, task in tasks]
 
+    # ids of calls are made before the clock runs: they are no part of an append
+    fresh = iter([CLOCK.random_id() for _ in range(CALLS_MAX)])
     calls: dict[int, UUID] = {}
 
     async def append(producer: int, version: int) -> object:
         run_id, task_id = tasks[producer]
         write = Write(streams[producer], (EVENT,), version)
         if version % 2:
-            call = calls[producer] = CLOCK.new_id()
+            call = calls[producer] = next(fresh)
             return await store.append(AppendRequest((write,), (CLOCK.new_id(),), CLOCK.now_us(), run_id, task_id, reserve=Reservation(call, 100)))
         return await store.append(AppendRequest((write,), (CLOCK.new_id(),), CLOCK.now_us(), run_id, task_id, settle=(Settlement(calls[producer], 70),)))
 

@@ -11,6 +11,7 @@ from support.gated_agent import KIND
 from support.live_crew import LiveCrew
 
 from crewlog.orchestrator.client import Client
+from crewlog.orchestrator.dispatcher import ANSWER_S
 from crewlog.schemas.plan import Plan
 
 
@@ -29,6 +30,7 @@ async def until(client: Client, run_id: Any, status: str) -> None:
 async def test_every_state_of_a_task_has_one_reason_that_says_what_ends_it(crew: LiveCrew, client: Client) -> None:
     async with a_gate() as gate, gated_agents(crew, gate) as agents:
         first = await agents.start(slots=1)
+        await asyncio.sleep(ANSWER_S)  # an orchestrator that has just started sends freely until every worker had the time to answer it
         keys = ("a", "b", "c", "d", "e")
         steps = [{"key": key, "type": KIND, "objective": "stamp finish"} for key in keys]
         plan = Plan.model_validate({"steps": [*steps, {"key": "z", "type": KIND, "objective": "stamp finish", "depends_on": ["a"]}]})
