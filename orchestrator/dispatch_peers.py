@@ -89,8 +89,8 @@ _ASK_NOTHING: Final = msgspec.json.encode(Question())
 _read_answer: Final = msgspec.json.Decoder(Answer).decode
 
 
-class Peers:
-    """The other orchestrators, as one of them knows them."""
+class Holders:
+    """The other orchestrators that hold messages back, as one of them knows them."""
 
     def __init__(
         self,

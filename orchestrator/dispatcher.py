@@ -22,7 +22,7 @@ from typing import Final
 from crewlog.events.bus import Bus, Queued
 from crewlog.events.clock import Clock
 from crewlog.orchestrator.dispatch import Dispatch
-from crewlog.orchestrator.dispatch_peers import GIVEN_AT_ONCE_MAX, Held, Peers
+from crewlog.orchestrator.dispatch_peers import GIVEN_AT_ONCE_MAX, Held, Holders
 from crewlog.orchestrator.fair_queue import FairQueue, Waiting
 from crewlog.orchestrator.folds import Folds
 from crewlog.orchestrator.publisher import Publisher
@@ -58,7 +58,7 @@ class Dispatcher:
         self._publisher, self._bus, self._clock, self._in_flight_max = publisher, bus, clock, in_flight_max or {}
         self.name = clock.random_id().hex[:12]
         self._folds: Folds | None = None
-        self._peers = Peers(bus, clock, self.name, waiting=self._what_waits, held=self._held_here, take=self._hold)
+        self._holders = Holders(bus, clock, self.name, waiting=self._what_waits, held=self._held_here, take=self._hold)
         self._queues: dict[str, FairQueue] = {}
         self._windows: defaultdict[str, Window] = defaultdict(Window)
         self._runs: defaultdict[RunId, dict[TaskId, str]] = defaultdict(dict)
@@ -81,7 +81,7 @@ class Dispatcher:
             adopt: called when another orchestrator is gone that held messages back.
         """
         self._folds = folds
-        self._loops = [await self._peers.start(adopt), asyncio.create_task(self._send_all(), name="dispatcher")]
+        self._loops = [await self._holders.start(adopt), asyncio.create_task(self._send_all(), name="dispatcher")]
         return self._loops
 
     async def ask_workers(self, kinds: Iterable[str]) -> None:
@@ -96,7 +96,7 @@ class Dispatcher:
         for loop in loops:
             loop.cancel()
         await asyncio.gather(*loops, return_exceptions=True)
-        await self._peers.stop()
+        await self._holders.stop()
 
     # ── what comes in ──
 
@@ -106,7 +106,7 @@ class Dispatcher:
 
     async def offer(self, entries: Sequence[Waiting]) -> None:
         """Send messages, or let them wait for their turn."""
-        if self._peers.holding:
+        if self._holders.holding:
             entries = await self._give(entries)
         for entry in entries:
             kind = entry.dispatch.kind
@@ -123,15 +123,15 @@ class Dispatcher:
         kept: list[Waiting] = []
         for kind, found in by_kind.items():
             for batch in (found[first : first + GIVEN_AT_ONCE_MAX] for first in range(0, len(found), GIVEN_AT_ONCE_MAX)):
-                keeper = self._peers.keeper_of(kind, holds=bool(self._queues.get(kind)))
-                if keeper is None or not await self._peers.give(keeper, batch):
+                keeper = self._holders.keeper_of(kind, holds=bool(self._queues.get(kind)))
+                if keeper is None or not await self._holders.give(keeper, batch):
                     kept += batch
         return kept
 
     async def _give_queues(self) -> None:
         """Give what waits here to the orchestrators that keep the queues of these kinds."""
         for kind, queue in list(self._queues.items()):
-            if queue and self._peers.keeper_of(kind, holds=True) is not None:
+            if queue and self._holders.keeper_of(kind, holds=True) is not None:
                 entries = [queue.pop() for _ in range(len(queue))]
                 for entry in entries:
                     self._forget(entry.run_id, entry.dispatch.task_id)
@@ -145,7 +145,7 @@ class Dispatcher:
         self._queues.setdefault(dispatch.kind, FairQueue()).push(entry)
         self._runs[entry.run_id][dispatch.task_id] = dispatch.kind
         self._more.set()
-        self._peers.begin()
+        self._holders.begin()
 
     def ended(self, run_id: RunId, task_id: TaskId) -> None:
         """Take note that a task is said to be done: its place is free. A hint; the next look at the bus knows better."""
@@ -190,7 +190,7 @@ class Dispatcher:
 
     def waiting_of(self, tenant: str) -> int:
         """Count the messages of a tenant that wait, here and as far as they say so with the other orchestrators."""
-        return self._peers.waiting_of(tenant) + sum(queue.waiting_of(tenant) for queue in self._queues.values())
+        return self._holders.waiting_of(tenant) + sum(queue.waiting_of(tenant) for queue in self._queues.values())
 
     def has(self, run_id: RunId, task_id: TaskId) -> bool:
         """Say whether this process has seen to a message: it waits here, or was sent and nothing came of it yet."""
@@ -198,7 +198,7 @@ class Dispatcher:
 
     async def held(self, task_ids: Collection[TaskId]) -> dict[TaskId, Held]:
         """Find out which of these messages wait for their turn, here or with another orchestrator that answers."""
-        return self._held_here(task_ids) | await self._peers.held(task_ids)
+        return self._held_here(task_ids) | await self._holders.held(task_ids)
 
     async def out(self) -> dict[str, int]:
         """Ask the bus how many tasks of each kind are with agents, or on their queue.

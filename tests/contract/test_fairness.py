@@ -106,7 +106,7 @@ async def test_a_sweep_leaves_alone_what_waits_for_its_turn_with_any_orchestrato
         holder, sweeper = (one, other) if one.dispatcher.waiting else (other, one)
         await holder.sweep.sweep()
         await sweeper.sweep.sweep()
-        await until(lambda: sweeper.dispatcher._peers.holding)
+        await until(lambda: sweeper.dispatcher._holders.holding)
         for ahead_s in (61.0, 1000.0, 5000.0):
             crew.clock.ahead_s += ahead_s
             await sweeper.sweep.sweep()
@@ -126,7 +126,7 @@ async def test_two_orchestrators_keep_one_queue_so_that_tenants_take_turns_acros
         noisy = [await submit(crew, "noisy", 30) for _ in range(4)]  # requests go to them in turn
         await until(lambda: not (one.dispatcher.waiting and other.dispatcher.waiting))
         keeper, giver = (one, other) if one.dispatcher.waiting else (other, one)
-        await until(lambda: giver.dispatcher._peers.holding)
+        await until(lambda: giver.dispatcher._holders.holding)
         quiet = [await submit(crew, "quiet", 2) for _ in range(2)]
         assert giver.dispatcher.waiting == 0
         assert keeper.dispatcher.waiting_of("quiet") == 4
@@ -144,10 +144,10 @@ async def test_what_a_killed_orchestrator_held_back_is_taken_over_by_the_others(
     async with crew.orchestrator(**ONE) as one, crew.orchestrator(**ONE) as other:
         run_id = await submit(crew, "default", 9)
         holder, heir = (one, other) if one.dispatcher.waiting else (other, one)
-        await until(lambda: heir.dispatcher._peers.holding)
+        await until(lambda: heir.dispatcher._holders.holding)
         for loop in holder.dispatcher._loops:  # it dies without a word
             loop.cancel()
-        for subscription in holder.dispatcher._peers._subscriptions:
+        for subscription in holder.dispatcher._holders._subscriptions:
             await subscription.stop()
         crew.clock.ahead_s += SILENCE_S
         await settled(heir, 8)
