@@ -1,10 +1,13 @@
 """Measure what a noisy tenant costs a quiet one: the same small runs alone, and again while another tenant has thousands of tasks waiting.
 
-    python benchmarks/fairness.py [--tasks 10000] [--slots 8] [--thinks 0.1] [--runs 20] [--orchestrators 1]
+    python benchmarks/fairness.py [--tasks 10000] [--slots 8] [--thinks 0.1] [--runs 20] [--pause 0.3] [--orchestrators 1]
 
 A real crew: `crewlog up` with both servers, one agent process whose model thinks for a fixed time. The quiet tenant submits one run at a
 time: a single task, then a run of as many steps as there are slots. The noisy one has submitted runs of a hundred steps before, until
-that many tasks wait. Prints medians and 95th percentiles, alone and beside the noise, and their ratios.
+that many tasks wait. Prints medians and 95th percentiles, alone and beside the noise, and their ratios, and what the noisy one got.
+
+Between two runs the quiet tenant pauses for a random time up to `--pause` seconds. With 0 it is not quiet: it asks for all slots all the
+time, and half of them, which is what two tenants get, makes a run take twice as long.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import argparse
 import asyncio
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -25,7 +29,9 @@ from uuid import uuid4
 from fanout import BUILT_IN, HERE, Crew
 from measure import machine, percentile
 
+from crewlog.events.credentials import ADMIN, load_credentials
 from crewlog.orchestrator.endpoints import with_login
+from crewlog.orchestrator.home import Home
 
 KIND = "bench-fair"
 STEPS_PER_RUN = 100
@@ -90,15 +96,33 @@ class FairCrew(Crew):
         await asyncio.wait_for(ended, ENDED_WITHIN_S)
         return (time.perf_counter() - began) * 1000
 
+    async def tasks_done(self) -> int:
+        """Count the tasks of all tenants that have ended."""
+        import asyncpg
+
+        state = Home(self.home).state()
+        assert state is not None
+        assert state.database_port is not None
+        connection = await asyncpg.connect(load_credentials(self.home).postgres_url(ADMIN, state.database_port))
+        count = await connection.fetchval("SELECT count(*) FROM es.events WHERE type = 'TaskCompleted'")
+        await connection.close()
+        return int(count)
+
     async def make_noise(self, tasks: int) -> None:
         """Let the noisy tenant submit until so many tasks wait."""
         for _ in range(0, tasks, STEPS_PER_RUN):
             await self.submit("noisy", min(STEPS_PER_RUN, tasks))
 
 
-async def measured(crew: FairCrew, steps: tuple[int, ...], runs: int) -> dict[int, list[float]]:
+async def measured(crew: FairCrew, steps: tuple[int, ...], runs: int, pause_s: float) -> dict[int, list[float]]:
     """Run the quiet tenant's runs one after the other."""
-    return {count: [await crew.quiet_run_ms(count) for _ in range(runs)] for count in steps}
+    found: dict[int, list[float]] = {}
+    for count in steps:
+        found[count] = []
+        for _ in range(runs):
+            await asyncio.sleep(random.uniform(0, pause_s))
+            found[count].append(await crew.quiet_run_ms(count))
+    return found
 
 
 async def main() -> None:
@@ -107,6 +131,7 @@ async def main() -> None:
     parser.add_argument("--slots", type=int, default=8)
     parser.add_argument("--thinks", type=float, default=0.1, help="time one task takes its model, in seconds")
     parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--pause", type=float, default=0.3, help="longest pause between two runs of the quiet tenant, in seconds")
     parser.add_argument("--orchestrators", type=int, default=1)
     given = parser.parse_args()
     print(machine(), flush=True)
@@ -119,10 +144,12 @@ async def main() -> None:
     try:
         crew.start("--agents", ",".join(f"{kind}=0" for kind in BUILT_IN))
         await crew.begin(given.slots, given.thinks, given.orchestrators)
-        await measured(crew, steps, 3)
-        alone = await measured(crew, steps, given.runs)
+        await measured(crew, steps, 3, 0.0)
+        alone = await measured(crew, steps, given.runs, given.pause)
         await crew.make_noise(given.tasks)
-        beside = await measured(crew, steps, given.runs)
+        began, done = time.perf_counter(), await crew.tasks_done()
+        beside = await measured(crew, steps, given.runs, given.pause)
+        rate = (await crew.tasks_done() - done) / (time.perf_counter() - began)
         print(f"quiet tenant, {given.slots} slots, tasks of {given.thinks:g} s; noisy tenant: {given.tasks} tasks submitted before")
         print(f"{'steps':>6} {'alone p50':>10} {'p95 ms':>8}   {'beside p50':>10} {'p95 ms':>8}   {'p50 ×':>6} {'p95 ×':>6}")
         for count in steps:
@@ -130,6 +157,7 @@ async def main() -> None:
             figures = [percentile(a, 0.5), percentile(a, 0.95), percentile(b, 0.5), percentile(b, 0.95)]
             print(f"{count:>6} {figures[0]:>10.0f} {figures[1]:>8.0f}   {figures[2]:>10.0f} {figures[3]:>8.0f}", end="")
             print(f"   {figures[2] / figures[0]:>6.2f} {figures[3] / figures[1]:>6.2f}", flush=True)
+        print(f"both together: {rate:.0f} tasks/s, {rate * given.thinks / given.slots:.0%} of what the slots can think", flush=True)
     finally:
         crew.stop()
         shutil.rmtree(folder, ignore_errors=True)

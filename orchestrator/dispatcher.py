@@ -263,6 +263,7 @@ class Dispatcher:
 
     async def _send_waiting(self) -> None:
         for kind, queue in list(self._queues.items()):
+            queue.fit(self.capacity(kind))
             while queue and self._room(kind) > 0:
                 await self._send_next(queue)
 

@@ -5,9 +5,10 @@ come is the first served. So a priority orders a tenant's own work and buys it n
 stand before a run of one.
 
 Each level is start-time fair queueing (Goyal, Vin and Chen, 1996): whoever is served moves forward in virtual time by one over its
-weight, and the one who is furthest behind is next. A tenant that was away comes back at most `BURST` turns behind the others: what it
-left unused a moment ago it may have now, so a few tasks of a quiet tenant go before the thousands of a noisy one; what it left unused
-an hour ago is gone.
+weight, and the one who is furthest behind is next. A tenant that was away comes back behind the others by at most a burst: as many turns
+as there are slots, and `BURST` where that is more. What it left unused a moment ago it may have now; what it left unused an hour ago is
+gone. So a run of a quiet tenant that can fill all slots gets every slot that becomes free, and has them all after one task of the others:
+with tasks of one length it takes at most twice as long as alone. If it shared each turn it would wait for two.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from crewlog.schemas.ids import RunId, TaskId
 
 LANE_WEIGHTS: Final = {"high": 8, "normal": 3, "low": 1}
 BURST: Final = 16.0
-"""Turns that a tenant may be behind the others when it comes back."""
+"""Turns that a tenant may be behind the others when it comes back, at least."""
 REMEMBERED_MAX: Final = 1024
 """Former members of a level whose places are kept before those that no longer matter are dropped."""
 
@@ -43,7 +44,7 @@ class _Turns:
     """Members that take turns, each in the heap once: by virtual start, then by who came first."""
 
     def __init__(self, burst: float) -> None:
-        self._burst = burst
+        self.burst = burst
         self._now = 0.0
         self._heap: list[tuple[float, int, str]] = []
         self._left: dict[str, float] = {}
@@ -51,7 +52,7 @@ class _Turns:
         self._counter = itertools.count()
 
     def join(self, member: str) -> None:
-        start = max(self._left.pop(member, -self._burst), self._now - self._burst)
+        start = max(self._left.pop(member, -self.burst), self._now - self.burst)
         heapq.heappush(self._heap, (start, next(self._counter), member))
 
     def first(self) -> str:
@@ -67,7 +68,7 @@ class _Turns:
         heapq.heappop(self._heap)
         self._left[member] = start + cost
         if len(self._left) > REMEMBERED_MAX:
-            self._left = {name: at for name, at in self._left.items() if at > self._now - self._burst}
+            self._left = {name: at for name, at in self._left.items() if at > self._now - self.burst}
 
 
 class _Level:
@@ -120,6 +121,10 @@ class FairQueue:
     def __init__(self) -> None:
         self._root = _Level(BURST)
         self._waiting: dict[TaskId, Waiting] = {}
+
+    def fit(self, slots: int) -> None:
+        """Let a tenant that comes back be behind by as many turns as there are slots."""
+        self._root.turns.burst = max(BURST, float(slots))
 
     def __len__(self) -> int:
         return len(self._waiting)

@@ -1,21 +1,23 @@
-"""How many tasks of one kind may be with its agents at once: enough that no agent waits for work, and hardly more. Pure.
+"""How many tasks of one kind may be with its agents at once: enough that no agent waits for long, and hardly more. Pure.
 
-What lies in a queue of the bus is in nobody's hand any more: a quiet tenant waits behind all of it. So the window is what the agents can
-work on at once, and a little more: what they will have finished by the time that news of an end has led to the next task. Agents that
-end a task every millisecond get twenty more, agents that think for a minute get an eighth of their slots.
+What lies in a queue of the bus is in nobody's hand any more: a quiet tenant waits behind all of it, and one that could fill all slots
+waits a whole task longer. So the window is what the agents can work on at once, and where their tasks are short a little more: what they
+will have finished by the time that news of an end has led to the next task (Little's law: ends per second times that time). Agents that
+end a task every millisecond get ten more. Where that would be less than a tenth of the slots nothing waits ahead: an agent whose tasks
+take a hundred milliseconds or more is idle for a few of them in between, and that is what it costs to hold the order in hand.
 """
 
 from __future__ import annotations
 
-from math import ceil, exp
+from math import exp
 from typing import Final
 
 from crewlog.schemas.ids import TaskId
 
-AHEAD_S: Final = 0.02
+AHEAD_S: Final = 0.01
 """Work that may wait for agents, as time: longer than it takes to hear of an end and to send the next task, in seconds."""
-AHEAD_SHARE: Final = 8
-"""At least one for so many slots waits."""
+AHEAD_SHARE: Final = 10
+"""Nothing waits ahead where it would be less than one for so many slots."""
 UNKNOWN: Final = 8
 """Window of a kind nobody is known to work on."""
 UNHEARD: Final = 64
@@ -49,7 +51,8 @@ class Window:
         if capacity == 0:
             size = UNKNOWN if all_heard else UNHEARD
         else:
-            size = capacity + max(ceil(capacity / AHEAD_SHARE), int(self._rate * AHEAD_S))
+            ahead = int(self._rate * AHEAD_S)
+            size = capacity + (ahead if ahead * AHEAD_SHARE > capacity else 0)
             size = size if all_heard else max(size, UNHEARD)
         return size if most is None else min(size, most)
 

@@ -84,8 +84,8 @@ async def test_what_agents_can_take_is_learned_from_their_heartbeats() -> None:
         service.dispatcher._all_heard_s = 0
         await crew.bus.publish(telemetry("data", "w1"), b'{"kind":"data","worker":"w1","slots":20}')
         await submit(crew, "default", 40)
-        await settled(service, 17)
-        assert len(crew.broker.messages("WORK")) == 23
+        await settled(service, 20)
+        assert len(crew.broker.messages("WORK")) == 20
         await crew.bus.publish(telemetry("data", "w2"), b'{"kind":"data","worker":"w2","slots":20}')
         await settled(service, 0)
 
