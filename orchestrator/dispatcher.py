@@ -40,8 +40,10 @@ WORKER_SILENCE_S: Final = 25.0
 """A worker that was not heard for so long takes nothing more, in seconds: two of its heartbeats and a bit."""
 ANSWER_S: Final = 2.0
 """Time in which every worker that is there has answered an orchestrator that starts."""
-MESSAGES_KEPT_MAX: Final = 1_000
-"""Messages that are kept while they wait; those behind them are read from the log again."""
+KEPT_BYTES_MAX: Final = 16 * 1024 * 1024
+"""Messages that are kept while they wait, in bytes; others are read from the log again when it is their turn."""
+KEPT_OF_TENANT: Final = 64
+"""So many of each tenant are kept however much the others have waiting: what a quiet one waits for is not slower for it."""
 
 log = logging.getLogger(__name__)
 
@@ -140,9 +142,10 @@ class Dispatcher:
 
     def _hold(self, entry: Waiting) -> None:
         dispatch = entry.dispatch
-        if self.waiting >= MESSAGES_KEPT_MAX and dispatch.message is not None:
+        queue = self._queues.setdefault(dispatch.kind, FairQueue())
+        if sum(kept.bytes for kept in self._queues.values()) >= KEPT_BYTES_MAX and queue.waiting_of(entry.tenant) >= KEPT_OF_TENANT:
             entry = entry._replace(dispatch=dispatch._replace(message=None))
-        self._queues.setdefault(dispatch.kind, FairQueue()).push(entry)
+        queue.push(entry)
         self._runs[entry.run_id][dispatch.task_id] = dispatch.kind
         self._more.set()
         self._holders.begin()
@@ -186,7 +189,10 @@ class Dispatcher:
 
     def _what_waits(self) -> tuple[dict[str, int], tuple[str, ...]]:
         waiting = {kind: queue for kind, queue in self._queues.items() if queue}
-        return dict(Counter(entry.tenant for queue in waiting.values() for entry in queue)), tuple(waiting)
+        tenants: Counter[str] = Counter()
+        for queue in waiting.values():
+            tenants.update(queue.tenants())
+        return dict(tenants), tuple(waiting)
 
     def waiting_of(self, tenant: str) -> int:
         """Count the messages of a tenant that wait, here and as far as they say so with the other orchestrators."""
@@ -264,15 +270,18 @@ class Dispatcher:
     async def _send_waiting(self) -> None:
         for kind, queue in list(self._queues.items()):
             queue.fit(self.capacity(kind))
-            while queue and self._room(kind) > 0:
-                await self._send_next(queue)
+            while queue and (room := self._room(kind)) > 0:
+                await self._send_next(queue, room)
 
-    async def _send_next(self, queue: FairQueue) -> None:
-        entry = queue.pop()
-        self._forget(entry.run_id, entry.dispatch.task_id)
-        if self._is_wanted(entry):
-            self._starved.pop(entry.dispatch.kind, None)
-            await self._send(entry)
+    async def _send_next(self, queue: FairQueue, count: int) -> None:
+        """Send so many of those that wait, at once: one whose message is read from the log holds up none behind it."""
+        entries = [queue.pop() for _ in range(min(count, len(queue)))]
+        for entry in entries:
+            self._forget(entry.run_id, entry.dispatch.task_id)
+        wanted = [entry for entry in entries if self._is_wanted(entry)]
+        if wanted:
+            self._starved.pop(wanted[0].dispatch.kind, None)
+            await asyncio.gather(*map(self._send, wanted))
 
     def _is_wanted(self, entry: Waiting) -> bool:
         assert self._folds is not None
@@ -306,7 +315,7 @@ class Dispatcher:
             if queue and self._room(kind) <= 0 and others_send:
                 self._starved[kind] += 1
                 if self._starved[kind] >= STARVED_LOOKS and kind not in self._in_flight_max:
-                    await self._send_next(queue)
+                    await self._send_next(queue, 1)
 
 
 def _is_dispatched(state: RunState, task_id: TaskId) -> bool:

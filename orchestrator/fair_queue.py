@@ -16,7 +16,6 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Iterator
 from math import ceil
 from typing import Final, NamedTuple
 
@@ -121,6 +120,8 @@ class FairQueue:
     def __init__(self) -> None:
         self._root = _Level(BURST)
         self._waiting: dict[TaskId, Waiting] = {}
+        self.bytes = 0
+        """Of the messages that are kept with their entries."""
 
     def fit(self, slots: int) -> None:
         """Let a tenant that comes back be behind by as many turns as there are slots."""
@@ -132,14 +133,13 @@ class FairQueue:
     def __contains__(self, task_id: TaskId) -> bool:
         return task_id in self._waiting
 
-    def __iter__(self) -> Iterator[Waiting]:
-        return iter(self._waiting.values())
-
     def push(self, entry: Waiting) -> None:
         """Let a task wait; one that waits already keeps its place and is sent as it was dispatched last."""
         task_id = entry.dispatch.task_id
-        if task_id not in self._waiting:
+        before = self._waiting.get(task_id)
+        if before is None:
             self._root.put(_path(entry), task_id)
+        self.bytes += _bytes(entry) - (0 if before is None else _bytes(before))
         self._waiting[task_id] = entry
 
     def pop(self) -> Waiting:
@@ -153,13 +153,20 @@ class FairQueue:
         while True:
             task_id, is_wanted = self._root.take(self._waiting)
             if is_wanted:
-                return self._waiting.pop(task_id)
+                entry = self._waiting.pop(task_id)
+                self.bytes -= _bytes(entry)
+                return entry
 
     def drop(self, task_id: TaskId) -> None:
         """Forget a task that need not be published any more."""
         entry = self._waiting.pop(task_id, None)
         if entry is not None:
             self._root.forget(_path(entry))
+            self.bytes -= _bytes(entry)
+
+    def tenants(self) -> dict[str, int]:
+        """Count the tasks of each tenant that has any."""
+        return {name.removeprefix("tenant "): member.waiting for name, member in self._root.members.items() if member.waiting}
 
     def waiting_of(self, tenant: str) -> int:
         """Count the tasks of a tenant."""
@@ -184,3 +191,7 @@ class FairQueue:
 def _path(entry: Waiting) -> tuple[str, ...]:
     # marked, because a tenant or a run might be called like a lane
     return f"tenant {entry.tenant}", entry.dispatch.lane, f"run {entry.run_id}"
+
+
+def _bytes(entry: Waiting) -> int:
+    return len(entry.dispatch.message or b"")

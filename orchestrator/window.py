@@ -9,6 +9,7 @@ take a hundred milliseconds or more is idle for a few of them in between, and th
 
 from __future__ import annotations
 
+from collections import deque
 from math import exp
 from typing import Final
 
@@ -23,6 +24,8 @@ UNKNOWN: Final = 8
 UNHEARD: Final = 64
 """The same while an orchestrator has not been there long enough to have heard every worker."""
 RATE_MEMORY_S: Final = 0.25
+LATE_ACK_S: Final = 0.03
+"""For so long the bus may still count a task whose end was heard of: its worker says that before it acknowledges the message."""
 
 
 class Window:
@@ -34,6 +37,8 @@ class Window:
         self._rate = 0.0
         """Ends per second."""
         self._since_s = 0.0
+        self._heard: deque[float] = deque()
+        """When ends were heard of, the latest ones."""
 
     @property
     def in_flight(self) -> int:
@@ -65,6 +70,7 @@ class Window:
         """Take note that a task of this orchestrator is with no agent any more. A second time does nothing."""
         if task_id in self._own:
             del self._own[task_id]
+            self._heard.append(now_s)
             self._count_ends(1, now_s)
 
     def own(self) -> int:
@@ -77,13 +83,15 @@ class Window:
         Args:
             own: what `own` returned when the bus was asked; what was sent since is not in `in_flight`.
         """
-        self._others = max(0, in_flight - own)
         gone = list(self._own)[: max(0, own - in_flight)]
         for task_id in gone:
             del self._own[task_id]
         self._count_ends(len(gone), now_s)
+        self._others = max(0, in_flight - own - len(self._heard))
         return gone
 
     def _count_ends(self, count: int, now_s: float) -> None:
+        while self._heard and now_s - self._heard[0] > LATE_ACK_S:
+            self._heard.popleft()
         elapsed_s, self._since_s = now_s - self._since_s, now_s
         self._rate = self._rate * exp(-elapsed_s / RATE_MEMORY_S) + count / RATE_MEMORY_S

@@ -171,5 +171,7 @@ def test_what_the_bus_says_is_shared_out_to_own_and_others() -> None:
     window.ended(tasks[0], 1.1)
     window.ended(tasks[0], 1.2)
     assert window.in_flight == 9, "an end counts once"
+    assert window.seen(9, window.own(), 1.12) == [], "the message of an end that was just heard of may still be there"
+    assert window.in_flight == 8
     assert window.seen(2, window.own(), 2.0) == tasks[1:4], "others heard of these ends: the oldest are taken for them"
     assert window.in_flight == 2
