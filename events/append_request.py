@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from crewlog.events.append_money import check_money
+from crewlog.events.envelope import DataKey
 from crewlog.events.store import ANY, EVENT_BYTES_MAX, EVENTS_PER_APPEND_MAX, STREAMS_PER_APPEND_MAX, AppendRequest
 from crewlog.schemas.codec import encode, type_name
 from crewlog.schemas.errors import ContractError
@@ -65,7 +66,17 @@ def encode_request(request: AppendRequest) -> Encoded:
     _check_ids(event_ids, len(documents), writes[0].stream)
     if has_money:
         check_money(request)
+    if request.key is not None:
+        documents = _enclosed(request.key, request, documents)
+        size = sum(map(len, documents))
     return Encoded(request, documents, size, has_money)
+
+
+def _enclosed(key: DataKey, request: AppendRequest, documents: Sequence[str]) -> list[str]:
+    """Replace each document by what is stored of it under a person's key."""
+    events = ((event, write.stream) for write in request.writes for event in write.events)
+    given = zip(events, documents, request.event_ids, strict=True)
+    return [key.enclose(event, document.encode(), event_id, stream).decode() for (event, stream), document, event_id in given]
 
 
 def _check_ids(event_ids: Sequence[UUID], count: int, stream: str) -> None:

@@ -35,12 +35,24 @@ def unpack_blob(hash_: Hash, *, codec: int, size: int, data: bytes) -> bytes:
         TerminalError: the stored bytes are not those; nobody may act on them.
     """
     try:
-        blob = zlib.decompressobj().decompress(data, size + 1) if codec == ZLIB else data
-    except zlib.error as error:
+        blob = unpack_packed(codec, data, size_max=size)
+    except TerminalError as error:
         raise TerminalError(f"blob {hash_} cannot be unpacked: {error}") from error
     if content_hash(blob) != hash_:
         raise TerminalError(f"blob {hash_} is stored with other bytes; restore it from a backup of the log")
     return blob
+
+
+def unpack_packed(codec: int, data: bytes, *, size_max: int) -> bytes:
+    """Undo `pack_blob`; no more than one byte over `size_max` comes out.
+
+    Raises:
+        TerminalError: it is no such thing.
+    """
+    try:
+        return zlib.decompressobj().decompress(data, size_max + 1) if codec == ZLIB else data
+    except zlib.error as error:
+        raise TerminalError(str(error)) from error
 
 
 class BlobCache:

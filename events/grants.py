@@ -15,12 +15,14 @@ from crewlog.schemas.system_events import (
     BudgetChanged,
     CallSettled,
     ClaimsOpened,
+    DocumentErased,
     DocumentIngested,
     EffectClaimed,
     EffectSettled,
     McpToolPinned,
     MemoryForgotten,
     MemoryRemembered,
+    PersonErased,
     ProviderStateChanged,
     RunArchived,
     RunImported,
@@ -72,7 +74,7 @@ PROJECTOR: Final = "crewlog_projector"
 SPECIALIST: Final = "crewlog_specialist"
 OPERATOR: Final = "crewlog_operator"
 ARCHIVIST: Final = "crewlog_archivist"
-"""Takes runs out of the log that went to a file, and can do nothing else that others cannot."""
+"""Takes runs out of the log that went to a file, destroys the keys of persons, and can do nothing else that others cannot."""
 READER: Final = "crewlog_reader"
 """Reads the public views and nothing else."""
 
@@ -115,7 +117,7 @@ def _names(*types: type) -> frozenset[str]:
 
 _RUN = _names(*RUN_EVENTS)
 _AGENTS = _names(AgentRegistered, AgentStopped)
-_DOCUMENTS = _names(DocumentIngested)
+_DOCUMENTS = _names(DocumentIngested, DocumentErased)
 _MCP = _names(McpToolPinned)
 _BUDGETS = _names(BudgetChanged)
 _MEMORIES = _names(MemoryRemembered, MemoryForgotten)
@@ -125,6 +127,7 @@ _CLAIMS = _names(ClaimsOpened, EffectClaimed, EffectSettled)
 _SCHEDULES = _names(ScheduleAdded, SchedulePaused, ScheduleResumed, ScheduleRemoved, ScheduleFired)
 _IMPORTS = _names(RunImported)
 _ARCHIVES = _names(RunArchived)
+_PERSONS = _names(PersonErased)
 _ALERTS = _names(RunStoodStill)
 _CONTROLS = _names(ScopePaused, ScopeResumed, ScopeQuarantined, ScopeReleased, WorkerDrained)
 _WORK = _names(
@@ -147,10 +150,12 @@ GRANTS: Final = (
     *(Grant(role, "claim", _CLAIMS, opens=True) for role in (*map(kind_role, BUILT_IN_KINDS), SPECIALIST)),
     *(Grant(role, "mcp", _MCP, opens=True) for role in (*map(kind_role, BUILT_IN_KINDS), SPECIALIST)),
     *(Grant(role, "provider", _PROVIDERS, opens=True) for role in (*map(kind_role, BUILT_IN_KINDS), SPECIALIST)),
-    Grant(kind_role("research"), "doc", _DOCUMENTS, opens=True),
-    Grant(OPERATOR, "doc", _DOCUMENTS, opens=True),
+    Grant(kind_role("research"), "doc", _names(DocumentIngested), opens=True),
+    Grant(OPERATOR, "doc", _names(DocumentIngested), opens=True),
     Grant(OPERATOR, "import", _IMPORTS, opens=True),
     Grant(ARCHIVIST, "archive", _ARCHIVES, opens=True),
+    Grant(ARCHIVIST, "person", _PERSONS, opens=True),
+    Grant(ARCHIVIST, "doc", _names(DocumentErased)),
     # agents remember, people forget: an agent that was talked into it must not make anybody forget anything
     *(Grant(role, "memory", _names(MemoryRemembered), opens=True) for role in (kind_role("planner"), kind_role("research"), SPECIALIST)),
     Grant(OPERATOR, "memory", _names(MemoryForgotten)),
@@ -173,6 +178,7 @@ def owner_grants(role: str) -> tuple[Grant, ...]:
         ("claim", _CLAIMS),
         ("import", _IMPORTS),
         ("archive", _ARCHIVES),
+        ("person", _PERSONS),
         ("control", _CONTROLS),
         ("alert", _ALERTS),
     )

@@ -15,6 +15,8 @@ from crewlog.events.append_request import encode_request
 from crewlog.events.appender import OnCommit
 from crewlog.events.grants import GRANTS, Grant, owner_grants
 from crewlog.events.memory_ledger import MemoryLedger
+from crewlog.events.person_keys import PersonKey
+from crewlog.events.person_keys_memory import MemoryPersonKeys
 from crewlog.events.store import Appended, AppendRequest, BudgetState, OpenReservation, Page, Recorded, Write
 from crewlog.schemas.codec import type_name
 from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, Unavailable
@@ -45,6 +47,8 @@ class MemoryLog:
     blobs: dict[Hash, bytes] = field(default_factory=dict)
     timers: dict[RunId, int] = field(default_factory=dict)
     ledger: MemoryLedger = field(default_factory=MemoryLedger)
+    person_keys: dict[UUID, PersonKey] = field(default_factory=dict)
+    person_blobs: dict[tuple[Hash, UUID], bytes] = field(default_factory=dict)
 
 
 def restored(events: Iterable[Recorded], blobs: Iterable[bytes]) -> MemoryLog:
@@ -79,6 +83,14 @@ class MemoryStore:
         self._role, self._actor, self._on_commit = role, actor or role, on_commit
         self._grants = {grant.category: grant for grant in (*GRANTS, *owner_grants(OWNER)) if grant.role == role}
         self._closed = False
+
+    @property
+    def person_keys(self) -> MemoryPersonKeys:
+        """Where persons' keys are kept."""
+        return MemoryPersonKeys(self.log.person_keys, self.log.person_blobs, self._is_open)
+
+    def _is_open(self, run_id: UUID) -> bool:
+        return any(stream.run_id == run_id and not stream.closed for name, stream in self.log.streams.items() if category(name) in ("run", "task"))
 
     async def append(self, request: AppendRequest) -> Appended:
         documents = encode_request(request).documents
@@ -122,7 +134,7 @@ class MemoryStore:
         )
         return found[:limit]
 
-    async def put_blobs(self, blobs: Sequence[bytes]) -> Sequence[Hash]:
+    async def put_blobs(self, blobs: Sequence[bytes], *, run_id: RunId | None = None) -> Sequence[Hash]:  # noqa: ARG002  (stored for all runs alike)
         hashes = [content_hash(blob) for blob in blobs]
         self.log.blobs.update(zip(hashes, blobs, strict=True))
         return hashes

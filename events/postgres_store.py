@@ -10,6 +10,7 @@ from crewlog.events.appender import Appender, OnCommit
 from crewlog.events.blobs import BlobCache, pack_blob, unpack_blob
 from crewlog.events.clock import Clock
 from crewlog.events.connections import Connections, connector
+from crewlog.events.person_keys import PersonKeys, PostgresPersonKeys
 from crewlog.events.store import Appended, AppendRequest, BudgetState, OpenReservation, Page, Recorded
 from crewlog.schemas.ids import Hash, RunId, Stream
 from crewlog.schemas.payload import content_hash
@@ -61,6 +62,11 @@ class PostgresStore:
         self._appender, self._connections = appender, connections
         self._blobs = BlobCache()
 
+    @property
+    def person_keys(self) -> PersonKeys:
+        """Where persons' keys are kept; most logins may read them, few may add one, one may destroy one."""
+        return PostgresPersonKeys(self._connections)
+
     @classmethod
     async def open(cls, url: str, *, actor: str, clock: Clock, lanes: int = 2, readers: int = 4, on_commit: OnCommit | None = None) -> Self:
         """Open the log and check that the database fits. Further connections are opened when they are needed.
@@ -101,7 +107,7 @@ class PostgresStore:
         rows = await self._connections.fetch("list open runs", _OPEN_RUNS, after or _NIL, limit)
         return [RunId(row[0]) for row in rows]
 
-    async def put_blobs(self, blobs: Sequence[bytes]) -> Sequence[Hash]:
+    async def put_blobs(self, blobs: Sequence[bytes], *, run_id: RunId | None = None) -> Sequence[Hash]:  # noqa: ARG002  (stored for all runs alike)
         hashes = [content_hash(blob) for blob in blobs]
         fresh = {hash_: blob for hash_, blob in zip(hashes, blobs, strict=True) if not self._blobs.is_stored(hash_)}
         if fresh:

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import msgspec
 
+from crewlog.events.envelope import DataKey
 from crewlog.schemas.budget import ScopeLimit
 from crewlog.schemas.codec import Event, Unknown, decode
 from crewlog.schemas.ids import Hash, RunId, Stream, TaskId
@@ -80,6 +81,8 @@ class AppendRequest(NamedTuple):
     """Take effect before `reserve`, except the one of the same reservation."""
     limits: Sequence[ScopeLimit] = ()
     """New limits, each together with the `BudgetChanged` in `budget/<scope>` that says the same; whoever may write that may set them."""
+    key: DataKey | None = None
+    """A person's key: what is personal in the events is stored under it, see `personal_store`."""
 
 
 class Appended(NamedTuple):
@@ -135,6 +138,8 @@ class Recorded(msgspec.Struct, frozen=True):
     """Which process says it wrote this, as `<role>@<worker>`."""
     writer: str = ""
     """Which database login wrote this; the database itself fills it in."""
+    erased_us: int = 0
+    """When the key to what was personal in it was destroyed: `data` is what is left. 0 for any other event."""
 
     def event(self) -> Event | Unknown:
         """Decode the data."""
@@ -178,8 +183,12 @@ class EventStore(Protocol):
     async def open_runs(self, *, after: RunId | None, limit: int) -> Sequence[RunId]:
         """List runs without a terminal event in id order, behind `after`."""
 
-    async def put_blobs(self, blobs: Sequence[bytes]) -> Sequence[Hash]:
-        """Store blobs under the sha-256 of their bytes; what is there already is left alone. Write them before the event."""
+    async def put_blobs(self, blobs: Sequence[bytes], *, run_id: RunId | None = None) -> Sequence[Hash]:
+        """Store blobs under the sha-256 of their bytes; what is there already is left alone. Write them before the event.
+
+        Args:
+            run_id: the run they are of: when its person has a key, they are stored under that. None for what no person wrote.
+        """
 
     async def get_blobs(self, hashes: Sequence[Hash]) -> Mapping[Hash, bytes]:
         """Fetch blobs; what does not exist is missing from the answer."""

@@ -118,6 +118,20 @@ def archive_stream(run_id: RunId) -> Stream:
     return Stream(f"archive/{run_id}")
 
 
+def person_stream(tenant: str, user: str) -> Stream:
+    """Name the stream that says when the data of a person was erased."""
+    return Stream(f"person/{tenant}/{user}")
+
+
+def erasure_event_id(tenant: str, user: str, *, erased_us: int, part: int) -> EventId:
+    """Derive the event id of what is said about one erasure: told again, it is told once.
+
+    Args:
+        part: from 0; many runs are told in several events.
+    """
+    return EventId(uuid5(_NAMESPACE, f"{tenant}/{user}/erased/{erased_us}/{part}"))
+
+
 def category(stream: str) -> str:
     """Return what stands before the first slash of a stream name."""
     return stream.split("/", 1)[0]

@@ -2,8 +2,8 @@
 of budgets that are changed (`budget/<scope>`), model calls that were paid for when their task was over (`spend/<task_id>`), providers that
 do not answer (`provider/<name>`), what agents remember (`memory/<tenant>/<user>/<sha-256>`), goals that recur
 (`schedule/<tenant>/<name>`), what operators pause, quarantine and drain (`control/@all`),
-runs that come from a file or go to one (`import/<run_id>`, `archive/<run_id>`), and calls that ask for the same thing
-(`claim/<tenant>/<fingerprint>`)."""
+runs that come from a file or go to one (`import/<run_id>`, `archive/<run_id>`), calls that ask for the same thing
+(`claim/<tenant>/<fingerprint>`), and persons whose data was erased (`person/<tenant>/<user>`)."""
 
 from __future__ import annotations
 
@@ -329,6 +329,30 @@ class EffectSettled(SystemEvent, frozen=True):
     trust: Trust
 
 
+class PersonErased(SystemEvent, frozen=True, omit_defaults=True):
+    """The keys of a person were destroyed: what was personal in these runs, and in schedules, is gone for good. Many runs are told in several events.
+
+    `runs` are those that the keys were for, `blobs` counts the large texts, `artifacts` the files, that were deleted with them.
+    """
+
+    tenant: str
+    user: str
+    actor: str
+    erased_us: int
+    runs: tuple[RunId, ...]
+    reason: str = ""
+    blobs: int = 0
+    artifacts: int = 0
+
+
+class DocumentErased(SystemEvent, frozen=True):
+    """A document that only runs of an erased person had attached is searched no more, and its text is gone."""
+
+    tenant: str
+    content: Hash
+    actor: str
+
+
 SYSTEM_EVENTS: tuple[type[SystemEvent], ...] = (
     AgentRegistered,
     AgentStopped,
@@ -355,4 +379,6 @@ SYSTEM_EVENTS: tuple[type[SystemEvent], ...] = (
     ClaimsOpened,
     EffectClaimed,
     EffectSettled,
+    PersonErased,
+    DocumentErased,
 )

@@ -12,6 +12,7 @@ from support.postgres import Database
 from crewlog.events.clock import SystemClock
 from crewlog.events.grants import ORCHESTRATOR
 from crewlog.events.memory_store import MemoryLog, MemoryStore
+from crewlog.events.personal_store import KeepsKeys
 from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.store import ANY, NO_STREAM, AppendRequest, EventStore, Write
 from crewlog.schemas.codec import Event
@@ -28,7 +29,7 @@ CLOCK = SystemClock()
 class Log(Protocol):
     """One log that several processes open."""
 
-    async def open(self, role: str = ORCHESTRATOR) -> EventStore: ...
+    async def open(self, role: str = ORCHESTRATOR) -> KeepsKeys: ...
     async def close(self) -> None: ...
 
 
@@ -36,7 +37,7 @@ class InMemory:
     def __init__(self) -> None:
         self.log = MemoryLog()
 
-    async def open(self, role: str = ORCHESTRATOR) -> EventStore:
+    async def open(self, role: str = ORCHESTRATOR) -> KeepsKeys:
         return MemoryStore(self.log, role=role, actor=f"{role}@test")
 
     async def close(self) -> None: ...
@@ -47,7 +48,7 @@ class InPostgres:
         self.database = database
         self._opened: list[PostgresStore] = []
 
-    async def open(self, role: str = ORCHESTRATOR) -> EventStore:
+    async def open(self, role: str = ORCHESTRATOR) -> KeepsKeys:
         store = await PostgresStore.open(self.database.url(role), actor=f"{role}@test", clock=CLOCK)
         self._opened.append(store)
         return store

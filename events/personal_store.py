@@ -1,0 +1,250 @@
+"""The log of a crew that keeps what is personal under keys of persons: the one place where it is enciphered and deciphered.
+
+`PersonalStore` stands in front of any store. A run that is submitted gets a data key of its user; from then on whatever is appended for it, and
+every large text of it, is stored under that key. Whoever reads gets events as they were written, or, once the key is destroyed, what is left of
+them: their public form with `erased_us`. Runs without a key are stored and read as ever.
+
+Keys that were looked up are remembered for a minute: so long may a process that runs read what was erased. Nothing is enciphered under a key
+that was destroyed, since that happens only to runs that are over, whose streams are closed.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple, Protocol
+from uuid import UUID
+
+import msgspec
+
+from crewlog.events.clock import Clock
+from crewlog.events.envelope import DataKey, Enclosed, KeyEncryptionKey, enclosed, new_secret
+from crewlog.events.kek import LoadKek
+from crewlog.events.person_keys import PersonBlob, PersonKey, PersonKeys
+from crewlog.events.store import Appended, AppendRequest, BudgetState, EventStore, OpenReservation, Page, Recorded
+from crewlog.schemas.errors import ConfigError, ContractError, TerminalError
+from crewlog.schemas.ids import Hash, RunId, Stream
+from crewlog.schemas.payload import content_hash
+from crewlog.schemas.public_form import PERSONAL
+from crewlog.schemas.run_events import RunForked, RunSubmitted
+from crewlog.schemas.system_events import MemoryRemembered, RunArchived, ScheduleAdded
+from crewlog.schemas.task import AgentTask
+
+ERASED: Final = "[erased]"
+"""What readers get in place of a text whose key was destroyed."""
+REMEMBERED_S: Final = 60.0
+"""How long a key, or that a run has none, is taken for granted, in seconds."""
+REMEMBERED_MAX: Final = 10_000
+
+
+class KeepsKeys(EventStore, Protocol):
+    """A store that has a place for persons' keys."""
+
+    @property
+    def person_keys(self) -> PersonKeys: ...
+
+
+class Person(NamedTuple):
+    """Whose data it is."""
+
+    tenant: str
+    name: str
+
+
+class _Known(NamedTuple):
+    """What is known of one key id: the key, or when it was destroyed, or that there is none."""
+
+    key: DataKey | None
+    erased_us: int
+    until: float
+
+
+async def personal(store: KeepsKeys, kek: LoadKek, clock: Clock, *, gives_keys: bool) -> EventStore:
+    """Return the store as processes should use it: the same one while no person has a key and none is to get one.
+
+    Args:
+        kek: reads the key-encryption key when it is needed.
+        gives_keys: runs that are submitted from now on get a key.
+    """
+    if gives_keys or await store.person_keys.exist():
+        return PersonalStore(store, kek, clock, gives_keys=gives_keys)
+    return store
+
+
+class PersonalStore:
+    """`EventStore` in front of another one."""
+
+    def __init__(self, inner: KeepsKeys, kek: LoadKek, clock: Clock, *, gives_keys: bool = True) -> None:
+        self.inner = inner
+        self._keys, self._load, self._clock, self._gives_keys = inner.person_keys, kek, clock, gives_keys
+        self._kek: KeyEncryptionKey | None = None
+        self._known: OrderedDict[UUID, _Known] = OrderedDict()
+
+    async def append(self, request: AppendRequest) -> Appended:
+        key = await self._key_for(request)
+        return await self.inner.append(request if key is None else request._replace(key=key))
+
+    async def read_streams(self, after: Mapping[Stream, int], *, types: frozenset[str] | None = None) -> Sequence[Recorded]:
+        return await self.disclose(await self.inner.read_streams(after, types=types))
+
+    async def read_run(self, run_id: RunId) -> Sequence[Recorded]:
+        return await self.disclose(await self.inner.read_run(run_id))
+
+    async def read_all(self, after: int, limit: int) -> Page:
+        page = await self.inner.read_all(after, limit)
+        return Page(await self.disclose(page.events), page.high_water)
+
+    async def put_blobs(self, blobs: Sequence[bytes], *, run_id: RunId | None = None) -> Sequence[Hash]:
+        known = None if run_id is None else (await self._look_up([run_id]))[run_id]
+        if known is None or known.key is None:
+            return await self.inner.put_blobs(blobs)
+        hashes = [content_hash(blob) for blob in blobs]
+        fresh = dict(zip(hashes, blobs, strict=True))
+        await self._keys.put_blobs([PersonBlob(known.key.key_id, hash_, known.key.enclose_text(hash_, blob)) for hash_, blob in fresh.items()])
+        return hashes
+
+    async def get_blobs(self, hashes: Sequence[Hash]) -> Mapping[Hash, bytes]:
+        found = dict(await self.inner.get_blobs(hashes))
+        if missing := [hash_ for hash_ in hashes if hash_ not in found]:
+            kept = await self._keys.get_blobs(missing)
+            keys = await self._look_up([blob.key_id for blob in kept])
+            for blob in kept:
+                if blob.hash not in found and (key := keys[blob.key_id].key) is not None:
+                    found[blob.hash] = key.disclose_text(blob.hash, blob.data)
+        return found
+
+    async def open_runs(self, *, after: RunId | None, limit: int) -> Sequence[RunId]:
+        return await self.inner.open_runs(after=after, limit=limit)
+
+    async def set_timers(self, due: Mapping[RunId, int | None]) -> None:
+        await self.inner.set_timers(due)
+
+    async def take_due(self, now_us: int, limit: int) -> Sequence[RunId]:
+        return await self.inner.take_due(now_us, limit)
+
+    async def budgets(self, scopes: Sequence[str]) -> Mapping[str, BudgetState]:
+        return await self.inner.budgets(scopes)
+
+    async def budgets_of(self, stream: Stream) -> Mapping[str, BudgetState]:
+        return await self.inner.budgets_of(stream)
+
+    async def open_reservations(self, older_than_us: int, limit: int) -> Sequence[OpenReservation]:
+        return await self.inner.open_reservations(older_than_us, limit)
+
+    async def close(self) -> None:
+        await self.inner.close()
+
+    # ── reading ──
+
+    async def disclose(self, events: Sequence[Recorded]) -> Sequence[Recorded]:
+        """Return events as they were written, or what is left of them.
+
+        Raises:
+            ConfigError: the key-encryption key is missing or another one.
+            TerminalError: an event does not open with the key that it names.
+        """
+        closed = {at: part for at, recorded in enumerate(events) if (part := enclosed(recorded.data)) is not None}
+        if not closed:
+            return events
+        keys = await self._look_up([part.key_id for part in closed.values()])
+        opened = list(events)
+        for at, part in closed.items():
+            opened[at] = _disclosed(events[at], part, keys[part.key_id])
+        return opened
+
+    # ── keys ──
+
+    async def key_of(self, person: Person, key_id: UUID) -> DataKey:
+        """Return the key of a person for one run, or for events outside of runs; it is made if there is none.
+
+        Raises:
+            ContractError: it was destroyed.
+            ConfigError: the key-encryption key is missing or another one.
+        """
+        known = (await self._look_up([key_id]))[key_id]
+        if known.key is None and not known.erased_us:
+            kek = self._key_encryption_key()
+            wrapped = kek.wrap(new_secret(), key_id, *person)
+            await self._keys.add(PersonKey(key_id, *person, wrapped, kek.kek_id, self._clock.now_us()))
+            self._known.pop(key_id, None)
+            known = (await self._look_up([key_id]))[key_id]  # whoever came first has made it
+        return _usable(key_id, known)
+
+    async def _key_for(self, request: AppendRequest) -> DataKey | None:
+        person, key_id = _whose(request)
+        if key_id is None:
+            return None
+        if person is not None and self._gives_keys:
+            return await self.key_of(person, key_id)
+        known = (await self._look_up([key_id]))[key_id]
+        return None if known.key is None and not known.erased_us else _usable(key_id, known)
+
+    async def _look_up(self, key_ids: Sequence[UUID]) -> Mapping[UUID, _Known]:
+        now = self._clock.monotonic()
+        wanted = dict.fromkeys(key_ids)
+        missing = [key_id for key_id in wanted if (known := self._known.get(key_id)) is None or known.until < now]
+        if missing:
+            rows = await self._keys.get(missing)
+            for key_id in missing:
+                self._known[key_id] = self._made(rows.get(key_id), now + REMEMBERED_S)
+                self._known.move_to_end(key_id)
+        found = {key_id: self._known[key_id] for key_id in wanted}
+        while len(self._known) > REMEMBERED_MAX:
+            self._known.popitem(last=False)
+        return found
+
+    def _made(self, row: PersonKey | None, until: float) -> _Known:
+        if row is None or row.wrapped is None:
+            return _Known(None, 0 if row is None else row.erased_us or 0, until)
+        kek = self._key_encryption_key()
+        secret = kek.unwrap(row.wrapped, row.key_id, row.tenant, row.person) if row.kek_id == kek.kek_id else None
+        if secret is None:
+            raise ConfigError(
+                f"the key {row.key_id} of {row.person} (tenant {row.tenant}) was wrapped by key-encryption key {row.kek_id}; this process has {kek.kek_id}",
+                hint="give it the one that this crew has used so far: CREWLOG_PERSON_KEK, or person.kek in its home folder",
+            )
+        return _Known(DataKey(row.key_id, secret), 0, until)
+
+    def _key_encryption_key(self) -> KeyEncryptionKey:
+        if self._kek is None:
+            self._kek = self._load()
+        return self._kek
+
+
+def _usable(key_id: UUID, known: _Known) -> DataKey:
+    if known.key is None:
+        raise ContractError(f"the key {key_id} was destroyed together with its person's data: nothing more is recorded under it")
+    return known.key
+
+
+def _whose(request: AppendRequest) -> tuple[Person | None, UUID | None]:
+    """Say which key an append belongs to, and whose it is if it may be the first under it."""
+    first = request.writes[0].events[0]
+    match first:
+        case RunSubmitted() | RunForked():
+            return Person(first.tenant, first.user), first.run_id
+        case MemoryRemembered() | RunArchived():
+            return None, first.run_id
+        case ScheduleAdded():
+            task = msgspec.json.decode(first.task)
+            return Person(first.tenant, task.get("user", AgentTask.model_fields["user"].default)), request.event_ids[0]
+        case _:
+            return None, request.run_id
+
+
+def _disclosed(recorded: Recorded, part: Enclosed, known: _Known) -> Recorded:
+    if known.key is not None:
+        data = known.key.disclose(part.data, recorded.event_id, recorded.stream, recorded.type)
+        return msgspec.structs.replace(recorded, data=data)
+    if not known.erased_us:
+        raise TerminalError(
+            f"event {recorded.event_id} of {recorded.stream} is enciphered with key {part.key_id}, which this database does not have: "
+            "it comes from another crew, or the table es.person_keys was not restored"
+        )
+    return msgspec.structs.replace(recorded, data=_left(recorded.data), erased_us=known.erased_us)
+
+
+def _left(data: bytes) -> bytes:
+    """Return what is left of the stored form of an event: its public form, which says that it is one."""
+    public, _, _ = data.rpartition(b',"personal":"')
+    return public.replace(f'"{PERSONAL}"'.encode(), f'"{ERASED}"'.encode()) + b"}"

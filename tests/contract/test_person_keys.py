@@ -1,0 +1,245 @@
+"""Persons' keys: what the memory log and Postgres keep, encipher, give back and destroy."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import msgspec
+import pytest
+import pytest_asyncio
+from support.logs import CLOCK, InMemory, InPostgres, Log, cancelled, dispatched, new_run, new_task, request, to_run, to_task
+
+from crewlog.events.envelope import KeyEncryptionKey, new_secret
+from crewlog.events.grants import ARCHIVIST, ORCHESTRATOR, PROJECTOR, kind_role
+from crewlog.events.person_keys import PersonKey
+from crewlog.events.personal_store import ERASED, Person, PersonalStore, personal
+from crewlog.events.store import NO_STREAM, AppendRequest, Write
+from crewlog.schemas.errors import ConfigError, ContractError, NotAuthorised, TerminalError
+from crewlog.schemas.ids import RunId, TaskId, memory_stream, run_stream, schedule_stream, task_stream
+from crewlog.schemas.payload import content_hash
+from crewlog.schemas.public_form import PERSONAL
+from crewlog.schemas.run_events import RunSubmitted
+from crewlog.schemas.system_events import MemoryRemembered, ScheduleAdded
+from crewlog.schemas.task_events import Nudged, TaskCancelled, TaskOpened
+
+pytestmark = pytest.mark.hand_written("tries the log with texts of a person in events of a few kinds")
+
+MARKER = "Ada was born in 1815"
+RESEARCH = kind_role("research")
+KEK = KeyEncryptionKey(new_secret())
+
+
+@pytest.fixture(params=["memory", "postgres"])
+def kept_in(request: pytest.FixtureRequest) -> Log:
+    return InMemory() if request.param == "memory" else InPostgres(request.getfixturevalue("database"))
+
+
+@pytest_asyncio.fixture
+async def log(kept_in: Log) -> AsyncIterator[Log]:
+    yield kept_in
+    await kept_in.close()
+
+
+async def opened(log: Log, role: str = ORCHESTRATOR, *, kek: KeyEncryptionKey = KEK) -> PersonalStore:
+    inner = await log.open(role)
+    return PersonalStore(inner, lambda: kek, CLOCK)
+
+
+def submitted(run_id: RunId, user: str = "ada") -> RunSubmitted:
+    return RunSubmitted(run_id, "default", user, MARKER, msgspec.Raw(msgspec.json.encode({"objective": MARKER, "user": user})), "api")
+
+
+def opening(run_id: RunId, task_id: TaskId | None = None, user: str = "ada") -> AppendRequest:
+    writes = [Write(run_stream(run_id), [submitted(run_id, user)], NO_STREAM)]
+    if task_id is not None:
+        opened_with = msgspec.Raw(msgspec.json.encode({"objective": MARKER}))
+        writes.append(Write(task_stream(task_id), [TaskOpened("research", "step", 0, opened_with)], NO_STREAM, "research"))
+    return request(*writes, run_id=run_id, task_id=task_id)
+
+
+async def ended(store: PersonalStore, user: str = "ada") -> RunId:
+    """Record a run that is over."""
+    run_id = new_run()
+    await store.append(opening(run_id, user=user))
+    await store.append(to_run(run_id, cancelled(), expected=1))
+    return run_id
+
+
+async def test_events_come_back_as_written_and_are_stored_without_the_text(log: Log) -> None:
+    store, run_id, task_id = await opened(log), new_run(), new_task()
+    await store.append(opening(run_id, task_id))
+    worker = await opened(log, RESEARCH)
+    await worker.append(to_task(task_id, Nudged("loop", MARKER), expected=1, run_id=run_id))
+    read = [recorded.event() for recorded in await (await opened(log, RESEARCH)).read_run(run_id)]
+    assert read == [submitted(run_id), TaskOpened("research", "step", 0, read[1].task), Nudged("loop", MARKER)]  # type: ignore[union-attr]
+    stored = await (await log.open()).read_run(run_id)
+    assert all(MARKER.encode() not in recorded.data for recorded in stored)
+    assert [recorded.event() for recorded in stored][2] == Nudged("loop", PERSONAL)
+    page = await store.read_all(0, 10)
+    assert [recorded.event() for recorded in page.events][:1] == [submitted(run_id)]
+
+
+async def test_a_duplicate_is_answered_as_one(log: Log) -> None:
+    store, request_ = await opened(log), opening(new_run())
+    first, again = await store.append(request_), await (await opened(log)).append(request_)
+    assert ([*again.versions], [*again.positions], again.duplicate) == ([*first.versions], [*first.positions], True)
+
+
+async def test_what_is_not_personal_is_stored_as_ever(log: Log) -> None:
+    store, run_id = await opened(log), new_run()
+    await store.append(opening(run_id))
+    await store.append(to_run(run_id, move := dispatched(new_task()), expected=1))
+    assert [recorded.data for recorded in await (await log.open()).read_run(run_id)][1] == msgspec.json.encode(move)
+
+
+async def test_a_run_without_a_key_stays_in_the_clear(log: Log) -> None:
+    plain, run_id, task_id = await log.open(), new_run(), new_task()
+    await plain.append(opening(run_id, task_id))
+    await (await opened(log, RESEARCH)).append(to_task(task_id, Nudged("loop", MARKER), expected=1, run_id=run_id))
+    assert [recorded.event() for recorded in await plain.read_run(run_id)][2] == Nudged("loop", MARKER)
+
+
+async def test_a_store_is_left_alone_while_nobody_has_a_key(log: Log) -> None:
+    inner = await log.open()
+    assert await personal(inner, _no_kek, CLOCK, gives_keys=False) is inner
+    await (await opened(log)).append(opening(new_run()))
+    assert await personal(inner, _no_kek, CLOCK, gives_keys=False) is not inner
+
+
+async def test_after_the_key_is_gone_the_public_form_is_left(log: Log) -> None:
+    store, task_id = await opened(log), new_task()
+    run_id = new_run()
+    await store.append(opening(run_id, task_id))
+    (large,) = await store.put_blobs([MARKER.encode() * 500], run_id=run_id)
+    await store.append(request(Write(run_stream(run_id), [cancelled()], 1), Write(task_stream(task_id), [TaskCancelled("r", "a")], 1), run_id=run_id))
+    other = await ended(store, "bob")
+    keys = (await log.open(ARCHIVIST)).person_keys
+    gone = await keys.destroy("default", "ada", [run_id], 1_700_000_000_000_000)
+    assert gone == (1, 1)
+    assert await keys.destroy("default", "ada", [run_id], 1_800_000_000_000_000) == (0, 0), "once is enough"
+    fresh = await opened(log)
+    first, *_ = await fresh.read_run(run_id)
+    left = first.event()
+    assert isinstance(left, RunSubmitted)
+    assert (left.goal, left.user, first.erased_us) == (ERASED, "ada", 1_700_000_000_000_000)
+    assert b"personal" not in first.data
+    assert await fresh.get_blobs([large]) == {}
+    assert next(recorded.event() for recorded in await fresh.read_run(other)) == submitted(other, "bob"), "others are not touched"
+    with pytest.raises(ContractError, match="destroyed"):
+        await fresh.append(to_run(run_id, dispatched(new_task())))
+
+
+async def test_a_later_run_of_the_person_has_a_key_of_its_own(log: Log) -> None:
+    store = await opened(log)
+    run_id = await ended(store)
+    keys = (await log.open(ARCHIVIST)).person_keys
+    await keys.destroy("default", "ada", [run_id], 1)
+    later = await ended(store)
+    assert next(recorded.event() for recorded in await (await opened(log)).read_run(later)) == submitted(later)
+    assert [key.erased_us for key in await keys.of_person("default", "ada")] == [1, None]
+
+
+async def test_the_key_of_an_open_run_stays_and_so_do_the_others(log: Log) -> None:
+    store, run_id = await opened(log), new_run()
+    over = await ended(store)
+    await store.append(opening(run_id))
+    keys = (await log.open(ARCHIVIST)).person_keys
+    with pytest.raises(ContractError, match=f"run {run_id} has not ended"):
+        await keys.destroy("default", "ada", [over, run_id], 1)
+    assert all(key.wrapped is not None for key in await keys.of_person("default", "ada"))
+
+
+async def test_keys_of_others_are_not_destroyed_by_mistake(log: Log) -> None:
+    store = await opened(log)
+    run_id = await ended(store, "bob")
+    keys = (await log.open(ARCHIVIST)).person_keys
+    assert await keys.destroy("default", "ada", [run_id], 1) == (0, 0)
+    assert await keys.destroy("elsewhere", "bob", [run_id], 1) == (0, 0)
+
+
+async def test_large_texts_are_kept_under_each_key_and_found_by_their_hash(log: Log) -> None:
+    store, text = await opened(log), MARKER.encode() * 500
+    one, two = await ended(store), await ended(store, "bob")
+    for run_id in (one, two, one):
+        assert await store.put_blobs([text, b"more"], run_id=run_id) == [content_hash(text), content_hash(b"more")]
+    assert await (await log.open()).get_blobs([content_hash(text)]) == {}, "not in the clear"
+    keys = (await log.open(ARCHIVIST)).person_keys
+    assert await keys.destroy("default", "ada", [one], 1) == (1, 2)
+    assert await (await opened(log)).get_blobs([content_hash(text)]) == {content_hash(text): text}, "it is bob's, too"
+
+
+async def test_what_is_remembered_belongs_to_the_run_that_remembered_it(log: Log) -> None:
+    store, run_id = await opened(log), new_run()
+    await store.append(opening(run_id))
+    memory = MemoryRemembered("default", "ada", content_hash(MARKER.encode()), MARKER, "birth", "trusted", "research", run_id, new_task())
+    stream = memory_stream("default", "ada", memory.content)
+    await (await opened(log, RESEARCH)).append(request(Write(stream, [memory], NO_STREAM)))
+    assert [recorded.event() for recorded in await store.read_streams({stream: 0})] == [memory]
+    (stored,) = await (await log.open()).read_streams({stream: 0})
+    assert MARKER.encode() not in stored.data
+
+
+async def test_a_schedule_has_a_key_of_its_own(log: Log) -> None:
+    store, stream = await opened(log), schedule_stream("default", "daily")
+    added = ScheduleAdded("default", "daily", "0 7 * * *", "UTC", "one", msgspec.Raw(msgspec.json.encode({"objective": MARKER, "user": "ada"})), 0, "ada")
+    append = request(Write(stream, [added], NO_STREAM))
+    await store.append(append)
+    assert [recorded.event() for recorded in await (await opened(log)).read_streams({stream: 0})] == [added]
+    keys = (await log.open(ARCHIVIST)).person_keys
+    assert [key.key_id for key in await keys.of_person("default", "ada")] == list(append.event_ids)
+
+
+async def test_another_key_encryption_key_is_named_and_opens_nothing(log: Log) -> None:
+    run_id = await ended(await opened(log))
+    wrong = await opened(log, kek=(other := KeyEncryptionKey(new_secret())))
+    with pytest.raises(ConfigError, match=f"wrapped by key-encryption key {KEK.kek_id}; this process has {other.kek_id}") as caught:
+        await wrong.read_run(run_id)
+    assert "CREWLOG_PERSON_KEK" in str(caught.value.hint)
+
+
+async def test_a_missing_key_encryption_key_is_an_error_only_where_it_is_needed(log: Log) -> None:
+    plain, run_id = await log.open(), new_run()
+    await plain.append(opening(run_id))
+    personal_run = await ended(await opened(log))
+    store = PersonalStore(await log.open(), _no_kek, CLOCK)
+    assert len(await store.read_run(run_id)) == 1
+    with pytest.raises(ConfigError, match="no kek"):
+        await store.read_run(personal_run)
+
+
+async def test_an_event_of_another_crew_is_no_event_that_was_erased(log: Log) -> None:
+    plain, run_id = await log.open(), new_run()
+    foreign = await (await opened(InMemory())).key_of(Person("default", "ada"), uuid4())
+    await plain.append(opening(run_id)._replace(key=foreign))
+    with pytest.raises(TerminalError, match="comes from another crew"):
+        await (await opened(log)).read_run(run_id)
+
+
+async def test_only_the_archivist_destroys_and_only_orchestrator_and_operator_add(database: Any) -> None:
+    log = InPostgres(database)
+    run_id = await ended(await opened(log))
+    row = PersonKey(uuid4(), "default", "ada", b"x", "k", 0)
+    try:
+        for role in (ORCHESTRATOR, RESEARCH, PROJECTOR):
+            with pytest.raises(NotAuthorised):
+                await (await log.open(role)).person_keys.destroy("default", "ada", [run_id], 1)
+        for role in (RESEARCH, PROJECTOR, ARCHIVIST):
+            with pytest.raises(NotAuthorised):
+                await (await log.open(role)).person_keys.add(row)
+        with pytest.raises(NotAuthorised):
+            await (await log.open(PROJECTOR)).person_keys.get([run_id])
+        reader = await asyncpg.connect(database.url("crewlog_reader"))
+        try:
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await reader.fetch("SELECT * FROM es.person_keys")
+        finally:
+            await reader.close()
+    finally:
+        await log.close()
+
+
+def _no_kek() -> KeyEncryptionKey:
+    raise ConfigError("no kek")
