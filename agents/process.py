@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import lru_cache
@@ -34,31 +34,36 @@ from crewlog.events.readiness import announce_ready
 from crewlog.events.stop_signal import stop_on_signals
 from crewlog.events.store import EventStore
 from crewlog.schemas.errors import ConfigError
+from crewlog.schemas.subjects import LANES, SHADOW_LANE
 
 log = logging.getLogger(__name__)
 
 
-async def run_agent(config: Config, target: str) -> None:
+async def run_agent(config: Config, target: str, *, shadow: bool = False) -> None:
     """Run a worker of a built-in kind or of a user's `module:ATTRIBUTE` until SIGTERM or SIGINT.
+
+    Args:
+        shadow: it takes the work of shadows and no other.
 
     Raises:
         ConfigError: the agent cannot be loaded, or the servers' addresses are missing.
     """
-    await run_worker(config, target if target in BUILT_IN else load_agent(target))
+    await run_worker(config, target if target in BUILT_IN else load_agent(target), lanes=(SHADOW_LANE,) if shadow else LANES)
 
 
-async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | None = None) -> None:
+async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | None = None, lanes: Sequence[str] = LANES) -> None:
     """Run a worker of a built-in kind or of the given agent until SIGTERM or SIGINT.
 
     Args:
         model: the one model to use, which is closed at the end; by default those that `config.models` names for the kind.
+        lanes: which it takes work from.
     """
     if config.database_url is None or config.nats_url is None:
         raise ConfigError("an agent needs CREWLOG_DATABASE_URL and CREWLOG_NATS_URL", hint="`crewlog up` passes them")
     faults.install_from_environment()
     clock = SystemClock()
     kind = agent if isinstance(agent, str) else agent.kind
-    worker_id = f"{kind}-{clock.random_id().hex[:8]}"
+    worker_id = f"{kind if lanes == LANES else '-'.join((kind, *lanes))}-{clock.random_id().hex[:8]}"
     database_url = config.database_url.get_secret_value()
     async with AsyncExitStack() as closing:
         bus = await NatsBus.connect(config.nats_url.get_secret_value(), name=worker_id, provision=config.provision)
@@ -100,7 +105,7 @@ async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | N
             context_window=config.context_window,
             trial_chain=_trial_chains(config, closing),
         )
-        worker = Worker(shop, store, bus, slots=config.slots, unavailable=missing_extras(spec))
+        worker = Worker(shop, store, bus, slots=config.slots, unavailable=missing_extras(spec), lanes=lanes)
         await _run(worker, config.shutdown_grace_s)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Sequence
 from typing import Final
 from uuid import UUID
 
@@ -25,7 +26,7 @@ from crewlog.events.prefix import read_whole
 from crewlog.events.store import EventStore
 from crewlog.schemas.errors import ConflictError, ContractError, OrchestrationError, Unavailable
 from crewlog.schemas.ids import RunId, TaskId, task_stream
-from crewlog.schemas.subjects import LANES, control_kind, control_worker, telemetry, wake
+from crewlog.schemas.subjects import LANES, SHADOW_LANE, control_kind, control_worker, telemetry, wake
 from crewlog.schemas.system_events import AgentRegistered, ToolInfo
 from crewlog.schemas.task import AgentTask, parse_task
 from crewlog.schemas.task_events import AttemptFailed, TaskEvent
@@ -45,7 +46,13 @@ RESTARTS_MAX: Final = 3
 class Worker:
     """Fetch, fold, step, append, ack."""
 
-    def __init__(self, shop: Workshop, store: EventStore, bus: Bus, *, slots: int, unavailable: str = "") -> None:
+    def __init__(self, shop: Workshop, store: EventStore, bus: Bus, *, slots: int, unavailable: str = "", lanes: Sequence[str] = LANES) -> None:
+        """Prepare; nothing is fetched before `start`.
+
+        Args:
+            lanes: which it takes work from, the most urgent first.
+        """
+        self._lanes = tuple(lanes)
         self._shop, self._store, self._bus, self._slots, self._unavailable = shop, store, bus, slots, unavailable
         self._held: set[str] = set()
         self._orders = Orders(store, shop.clock, kind=shop.spec.kind, worker=shop.worker, on_change=self._obey)
@@ -65,7 +72,7 @@ class Worker:
         if self._unavailable:
             log.warning("%s is unavailable: %s", shop.spec.kind, self._unavailable)
             return
-        consumers = {f"{shop.spec.kind}-{lane}": priority for priority, lane in enumerate(LANES)}
+        consumers = {f"{shop.spec.kind}-{lane}": priority for priority, lane in enumerate(self._lanes)}
         self._consuming = await self._bus.consume("WORK", consumers, self.handle, slots=self._slots)
         self._obey()
         self._orders.tell()
@@ -251,6 +258,7 @@ class Worker:
             simulated=shop.chain[0].simulated,
             tools=tuple(ToolInfo(t.name, t.description, t.effect, t.needs_approval, t.version) for t in shop.spec.known_tools()),
             unavailable=self._unavailable,
+            lane="shadow" if self._lanes == (SHADOW_LANE,) else msgspec.UNSET,
         )
 
     async def _beat(self) -> None:
@@ -261,6 +269,8 @@ class Worker:
     async def _say_beat(self) -> None:
         shop = self._shop
         beat = {"kind": shop.spec.kind, "worker": shop.worker, "slots": self._slots, "busy": sorted(self._held), "at_us": shop.clock.now_us()}
+        if self._lanes == (SHADOW_LANE,):
+            beat["lane"] = SHADOW_LANE
         if asked := shop.breakers.states():
             beat["providers"] = {f"{model.provider}/{model.name}": state for model, state in asked}
         await self._bus.publish(telemetry(shop.spec.kind, shop.worker), json.dumps(beat).encode())

@@ -205,7 +205,7 @@ async def missing(bus: Requester, kinds: Iterable[str] = ()) -> list[str]:
     """Return which streams, and which consumers of the given kinds, the server does not have."""
     streams = set((await api(bus, "STREAM.NAMES"))["streams"] or ())
     lost = [name for name in STREAMS if name not in streams]
-    wanted = [INTAKE, LETTERS, *(work_consumer(kind, lane) for kind in kinds for lane in subjects.LANES)]
+    wanted = [INTAKE, LETTERS, *(work_consumer(kind, lane) for kind in kinds for lane in subjects.QUEUES)]
     for stream in ("TASKS", "WORK", "DLQ"):
         if stream in streams:
             there = await _consumers(bus, stream)
@@ -224,7 +224,7 @@ async def _consumers(bus: Requester, stream: str) -> set[str]:
 
 async def ensure_work_consumers(bus: Requester, kind: str, *, provision: Provision = AS_USUAL) -> None:
     """Create or update the consumers of one kind, one per lane. The stream must exist."""
-    for lane in subjects.LANES:
+    for lane in subjects.QUEUES:
         await ensure_consumer(bus, work_consumer(kind, lane), provision=provision)
 
 

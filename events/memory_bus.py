@@ -122,7 +122,7 @@ class MemoryBroker:
 
     def add_consumers(self, kind: str) -> None:
         """Create the work consumers of a kind."""
-        for lane in subjects.LANES:
+        for lane in subjects.QUEUES:
             spec = jetstream.work_consumer(kind, lane)
             self._consumers[spec.stream, spec.name] = spec
         self.hand_out()

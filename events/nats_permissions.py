@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from crewlog.events.grants import BUILT_IN_KINDS
 from crewlog.events.jetstream import work_consumer
-from crewlog.schemas.subjects import LANES, REPLAY
+from crewlog.schemas.subjects import QUEUES, REPLAY
 
 _REPLIES: Final = {"max": 16, "expires": "2m"}
 """Answers to requests that were received: how many each, and for how long."""
@@ -51,7 +51,7 @@ def _agent_publish() -> list[str]:
 
 
 def _work_of(kinds: Iterable[str]) -> list[str]:
-    return [subject for kind in kinds for lane in LANES for subject in _work(work_consumer(kind, lane).name)]
+    return [subject for kind in kinds for lane in QUEUES for subject in _work(work_consumer(kind, lane).name)]
 
 
 def _work(consumer: str) -> list[str]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from crewlog.orchestrator.run import RunState
 from crewlog.schemas.errors import TenantFull
 from crewlog.schemas.ids import RunId
+from crewlog.schemas.subjects import SHADOW_LANE
 
 
 class Admission:
@@ -55,7 +56,9 @@ class Admission:
             )
 
     def note(self, state: RunState) -> None:
-        """Take note of a run that was read or changed."""
+        """Take note of a run that was read or changed. Shadows take nobody's place: they are bounded where they begin."""
+        if state.brief.priority == SHADOW_LANE:
+            return
         for runs in (self._open[state.brief.tenant], self._counted[state.brief.tenant]):
             (runs.add if state.status == "open" else runs.discard)(state.run_id)
 
@@ -66,7 +69,7 @@ class Admission:
     def count(self, states: Iterable[RunState]) -> None:
         """Count open runs that the log has."""
         for state in states:
-            if state.status == "open":
+            if state.status == "open" and state.brief.priority != SHADOW_LANE:
                 self._counted[state.brief.tenant].add(state.run_id)
 
     def end_count(self) -> None:

@@ -55,7 +55,7 @@ async def demo(
 
 
 async def up(
-    agents: Annotated[list[str] | None, typer.Option("--agents", help="Copies per kind, for example research=2,code=1.")] = None,
+    agents: Annotated[list[str] | None, typer.Option("--agents", help="Copies per kind, for example research=2,code=1,research.shadow=1.")] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Return as soon as everything is ready.")] = False,
     home: HomeOption = None,
 ) -> int:
@@ -71,8 +71,11 @@ async def up(
     from crewlog.events.clock import SystemClock
     from crewlog.events.readiness import announce_ready
     from crewlog.orchestrator.supervisor import Supervisor
+    from crewlog.schemas.subjects import SHADOW_LANE
 
     def ready() -> None:
+        if config.shadow and not any(group.endswith(f".{SHADOW_LANE}") and copies for group, copies in counts.items()):
+            say("CREWLOG_SHADOW is set and no agent takes the work of shadows: start one with crewlog scale KIND.shadow=1")
         say(f"ready: home {config.home}. Try: crewlog submit 'GOAL' --attach FILE --wait. Stop with Ctrl-C or crewlog down.")
         announce_ready()
 
@@ -151,7 +154,7 @@ async def status(home: HomeOption = None, output: OutputOption = Output.TABLE) -
         held, controls = await client.runs(status="held"), await client.queries().controls()
         still = await client.queries().standstills(config.tenant)
     if output is Output.JSON:
-        fields = ("kind", "worker", "slots", "model", "simulated", "unavailable", "started_at")
+        fields = ("kind", "worker", "slots", "model", "simulated", "unavailable", "started_at", "is_shadow")
         agents = [{f: plain(getattr(w, f)) for f in fields} for w in workers]
         views = {"providers": plain(troubled), "views": plain(lag), "problems": plain(problems)}
         views["held"] = [{"run_id": str(run.run_id), **plain(run.hold)} for run in held if run.hold is not None]
@@ -162,7 +165,7 @@ async def status(home: HomeOption = None, output: OutputOption = Output.TABLE) -
     if processes:
         print_table(["PROCESS", "STATE", "PID", "RESTARTS"], [[p.name, p.state, p.pid, p.restarts] for p in processes])
         typer.echo()
-    print_table(["AGENT", "WORKER", "SLOTS", "MODEL", ""], [[w.kind, w.worker, w.slots, w.model, w.unavailable] for w in workers])
+    print_table(["AGENT", "WORKER", "SLOTS", "MODEL", ""], [[w.group, w.worker, w.slots, w.model, w.unavailable] for w in workers])
     typer.echo()
     for provider in troubled:
         until = f" until {provider.until_at.astimezone():%H:%M:%S}" if provider.until_at else ""
@@ -203,7 +206,7 @@ async def providers(home: HomeOption = None, output: OutputOption = Output.TABLE
 
 
 async def scale(
-    counts: Annotated[list[str], typer.Argument(metavar="KIND=NUMBER", help="For example research=4 code=1.")],
+    counts: Annotated[list[str], typer.Argument(metavar="KIND=NUMBER", help="For example research=4 code=1 research.shadow=1.")],
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:

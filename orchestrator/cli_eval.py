@@ -83,14 +83,22 @@ async def shadow(
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
 ) -> int:
-    """Compare live runs with their shadows. CREWLOG_SHADOW says which share of which runs has one."""
+    """Compare live runs with their shadows. CREWLOG_SHADOW says which share of which runs has one.
+
+    Shadows are the work of agents that were started for them: crewlog scale research.shadow=1, or crewlog agent research --shadow.
+    """
     from crewlog.orchestrator.client import Client
     from crewlog.orchestrator.client_trials import finished_runs, shadows
 
     config = load_config(home)
     async with Client.connect(config) as client:
         runs = await finished_runs(client, last=last, type_=kind, tenant=config.tenant)
+        workers = [worker for worker in await client.workers() if worker.is_shadow]
         tried = [one async for one in _told(shadows(client, runs), output)]
+    if not workers:
+        say("no agent is up that takes the work of shadows: start one with crewlog scale KIND.shadow=1, or crewlog agent KIND --shadow")
+    if not tried:
+        say("none of these runs has a shadow: CREWLOG_SHADOW says which share of which runs gets one, such as research=0.1:offline")
     return _report("shadow", tried, output, fail_over)
 
 

@@ -32,12 +32,14 @@ def register(app: typer.Typer) -> None:
 
 async def agent(
     kind: Annotated[str, typer.Argument(metavar="KIND|MODULE:ATTR", help="A built-in kind, or your own AgentSpec in a module here.")],
+    *,
+    shadow: Annotated[bool, typer.Option("--shadow", help="Take the work of shadows (CREWLOG_SHADOW), and no other.")] = False,
     home: HomeOption = None,
 ) -> None:
     """Run one agent process: planner, research, code, data, communicate, or your own kind."""
     from crewlog.agents.process import run_agent
 
-    await run_agent(_process_config(home, kind), kind)
+    await run_agent(_process_config(home, kind), kind, shadow=shadow)
 
 
 async def orchestrator(home: HomeOption = None) -> None:

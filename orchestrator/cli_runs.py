@@ -255,10 +255,9 @@ async def why(
 
     async with Client.connect(load_config(home)) as client:
         found = await client.waits.why(what)
-        workers = await client.workers() if output is Output.JSON else []
         lines = await control_lines(client, what, [explained.task for explained in found if explained.task is not None])
     if output is Output.JSON:
-        print_json([_waiting(explained, [w.worker for w in workers if explained.task and w.kind == explained.task.kind]) for explained in found])
+        print_json(list(map(_waiting, found)))
         return
     for line in lines:
         typer.echo(line)
@@ -272,11 +271,11 @@ async def why(
         typer.echo(f"    ended by: {wait.ends}")
 
 
-def _waiting(explained: Explained, workers: list[str]) -> dict[str, Any]:
+def _waiting(explained: Explained) -> dict[str, Any]:
     task, wait = explained.task, explained.wait
     fields = ("task_id", "run_id", "key", "kind", "status", "waiting_reason", "worker", "attempt")
     known = {"run_id": str(explained.run_id)} if task is None else {f: plain(getattr(task, f)) for f in fields}
-    return {**known, "reason": wait.reason, "detail": wait.detail, "ended_by": wait.ends, "until": plain(wait.until), "workers": workers}
+    return {**known, "reason": wait.reason, "detail": wait.detail, "ended_by": wait.ends, "until": plain(wait.until), "workers": list(explained.workers)}
 
 
 def _read_submission(goal: str, file: Path | None, config: Config) -> Any:

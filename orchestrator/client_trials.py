@@ -20,9 +20,9 @@ from crewlog.schemas.budget import trial_scope
 from crewlog.schemas.errors import NotFound
 from crewlog.schemas.ids import RunId, run_stream, shadow_run_id
 from crewlog.schemas.payload import content_hash
-from crewlog.schemas.run_events import RunCompleted, RunFailed, RunSubmitted
+from crewlog.schemas.run_events import RunCancelled, RunCompleted, RunFailed, RunSubmitted
 from crewlog.schemas.task import AgentTask, parse_task
-from crewlog.schemas.task_events import TERMINAL_TYPES
+from crewlog.schemas.task_events import TERMINAL_TYPES, TaskStarted
 from crewlog.schemas.trial import Trial
 
 AT_ONCE: Final = 4
@@ -157,7 +157,7 @@ async def _checked(command: Sequence[str], original: Observed, trial: Observed) 
 
 
 async def shadows(client: Client, runs: Sequence[RunView]) -> AsyncIterator[Tried]:
-    """Yield, for each of these runs that has a shadow, how the two compare."""
+    """Yield, for each of these runs that has a shadow, how the two compare; one that was stopped, or that no worker ever took, says nothing."""
     store = await client.store()
     for run in runs:
         shadow = shadow_run_id(RunId(run.run_id))
@@ -165,8 +165,18 @@ async def shadows(client: Client, runs: Sequence[RunView]) -> AsyncIterator[Trie
             history = await load_history(store, shadow)
         except NotFound:
             continue
-        is_over = any(r.type in TERMINAL_TYPES and r.stream.startswith("run/") for r in history.events)
-        yield Tried(run, await compared(store, RunId(run.run_id), shadow)) if is_over else Tried(run, None, "its shadow is not over")
+        why = _why_incomparable(history)
+        yield Tried(run, None, why) if why else Tried(run, await compared(store, RunId(run.run_id), shadow))
+
+
+def _why_incomparable(shadow: RunHistory) -> str:
+    end = next((r.event() for r in shadow.run_events if r.type in TERMINAL_TYPES), None)
+    is_begun = any(r.type == TaskStarted.__name__ for r in shadow.events)
+    if end is None:
+        return "its shadow is not over" if is_begun else "its shadow waits for a worker"
+    if isinstance(end, RunCancelled):
+        return f"its shadow was stopped: {end.reason}"
+    return "" if is_begun else "no worker took its shadow in time"
 
 
 async def kept_prompts(store: EventStore, prompts: Mapping[str, str]) -> dict[str, str] | None:

@@ -13,6 +13,7 @@ from crewlog.events.bus import Bus
 from crewlog.orchestrator.why import Held, Known, Wait, why_run, why_task
 from crewlog.projections.queries import Queries
 from crewlog.projections.query_rows import AgentView, RunView, TaskView
+from crewlog.projections.runs import SHADOW
 from crewlog.schemas.errors import NotAuthorised, NotFound, Unavailable
 from crewlog.schemas.ids import RunId
 from crewlog.schemas.subjects import control_worker
@@ -30,6 +31,8 @@ class Explained(NamedTuple):
     run_id: UUID
     task: TaskView | None
     wait: Wait
+    workers: tuple[str, ...] = ()
+    """Those that may take the task and answer."""
 
 
 class ClientWhy:
@@ -47,7 +50,10 @@ class ClientWhy:
         """
         run, tasks = await self._meant(name)
         found = await asyncio.gather(self._workers(), self._queue(run.run_id))
-        waits = [Explained(run.run_id, task, why_task(task, await self._known(task, *found))) for task in tasks]
+        waits = []
+        for task in tasks:
+            known = await self._known(run, task, *found)
+            waits.append(Explained(run.run_id, task, why_task(task, known), tuple(worker.worker for worker in known.crew)))
         return waits if waits or run.finished_at is not None else [Explained(run.run_id, None, why_run(run))]
 
     async def workers(self) -> list[AgentView]:
@@ -76,11 +82,12 @@ class ClientWhy:
         except Unavailable:
             return None
 
-    async def _known(self, task: TaskView, workers: tuple[list[AgentView], list[AgentView]], queue: dict[str, Any] | None) -> Known:
-        crew = [worker for worker in workers[0] if worker.kind == task.kind]
-        gone = max((worker for worker in workers[1] if worker.kind == task.kind), key=lambda w: (w.stopped_at or w.started_at, w.worker), default=None)
+    async def _known(self, run: RunView, task: TaskView, workers: tuple[list[AgentView], list[AgentView]], queue: dict[str, Any] | None) -> Known:
+        is_shadow = run.source == SHADOW
+        crew, ever = [[w for w in found if (w.kind, w.is_shadow) == (task.kind, is_shadow)] for found in workers]
+        gone = max(ever, key=lambda w: (w.stopped_at or w.started_at, w.worker), default=None)
         held = None if queue is None else queue["held"].get(str(task.task_id))
-        known = Known(crew=crew, gone=gone, out=None if queue is None else queue["out"])
+        known = Known(is_shadow=is_shadow, crew=crew, gone=gone, out=None if queue is None else queue["out"])
         if held is not None:
             known = known._replace(held=Held(held["ahead"], held["in_flight"], held["size"], held["is_limited"]))
         if task.status == "running" and task.worker is not None:

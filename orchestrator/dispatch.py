@@ -17,6 +17,7 @@ from crewlog.orchestrator.run import SYNTHESIS, RunState, TaskState, blocked_ste
 from crewlog.schemas.effects import UndoOrder
 from crewlog.schemas.ids import TaskId
 from crewlog.schemas.run_events import Step
+from crewlog.schemas.subjects import worker_group
 from crewlog.schemas.text import shorten
 from crewlog.schemas.trial import Trial
 from crewlog.schemas.values import ContextItem, Issue, Outcome
@@ -46,6 +47,11 @@ class Dispatch(NamedTuple):
     serial: int
     message: bytes | None
 
+    @property
+    def group(self) -> str:
+        """Name the workers that may take it: they have a window and a queue of their own."""
+        return worker_group(self.kind, self.lane)
+
 
 class TaskMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     """`AgentTask` on its way out. What equals the contract's default is left out (a test parses it back)."""
@@ -67,7 +73,7 @@ class TaskMessage(msgspec.Struct, frozen=True, omit_defaults=True):
     limits: dict[str, int] = {}
     budget: BudgetBrief = BudgetBrief()
     output_schema: dict[str, Any] | None = None
-    priority: Literal["high", "normal", "low"] = "normal"
+    priority: Literal["high", "normal", "low", "shadow"] = "normal"
     auto_approve: bool = False
     undo: UndoOrder | None = None
     trial: Trial | None = None

@@ -38,12 +38,12 @@ log = logging.getLogger(__name__)
 
 
 class Beat(msgspec.Struct, omit_defaults=True):
-    """What an orchestrator says of itself: how many messages it holds back, by tenant."""
+    """What an orchestrator says of itself: how many messages it holds back, by tenant; shadows count for none, and stand under the empty name."""
 
     orchestrator: str
     waiting: dict[str, int] = {}
     kinds: tuple[str, ...] = ()
-    """Of which kinds."""
+    """For which groups of workers."""
     leaves: bool = False
 
 

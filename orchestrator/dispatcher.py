@@ -6,7 +6,8 @@ in which messages are sent is no decision that a replay must find again, a queue
 - While there is room and nobody waits for the kind, a message is sent at once. Nothing is asked and nothing is written.
 - Otherwise it waits in this process. Whatever has an end makes room for the next; every `LOOK_S` the bus is asked what is really out,
   because other orchestrators send, too, and hear of the ends of each other's tasks.
-- Turns are taken within one queue for each kind: others give what they would hold back to the orchestrator that does (`dispatch_peers`).
+- Turns are taken within one queue for each kind of agent: others give what they would hold back to the orchestrator that does (`dispatch_peers`).
+- Shadows have queues and windows of their own, and wait without a look at the bus while no worker is there for them.
 - An orchestrator that holds something back says so. When one falls silent or leaves, the others take over what the log says
   is dispatched, as an orchestrator does that starts. A message sent twice has the same id, and the stream drops the second.
 """
@@ -30,7 +31,7 @@ from crewlog.orchestrator.run import RunState, current_task
 from crewlog.orchestrator.window import Window
 from crewlog.schemas.errors import OrchestrationError
 from crewlog.schemas.ids import RunId, TaskId
-from crewlog.schemas.subjects import control_kind
+from crewlog.schemas.subjects import SHADOW_LANE, control_kind, worker_group
 
 LOOK_S: Final = 0.02
 """Pause between two looks at the bus while something waits for room, in seconds."""
@@ -55,7 +56,7 @@ class Dispatcher:
         """Prepare; what is published before `start` is sent at once.
 
         Args:
-            in_flight_max: kind -> most tasks of it that may be with agents at once; others are bounded by their workers' slots.
+            in_flight_max: group -> most tasks of it that may be with agents at once; others are bounded by their workers' slots.
         """
         self._publisher, self._bus, self._clock, self._in_flight_max = publisher, bus, clock, in_flight_max or {}
         self.name = clock.random_id().hex[:12]
@@ -64,11 +65,11 @@ class Dispatcher:
         self._queues: dict[str, FairQueue] = {}
         self._windows: defaultdict[str, Window] = defaultdict(Window)
         self._runs: defaultdict[RunId, dict[TaskId, str]] = defaultdict(dict)
-        """Run -> its tasks that wait -> their kinds."""
+        """Run -> its tasks that wait -> the groups of workers they wait for."""
         self._out: defaultdict[RunId, dict[TaskId, str]] = defaultdict(dict)
-        """Run -> its tasks whose messages this process sent, as far as it knows of no end -> their kinds."""
+        """Run -> its tasks whose messages this process sent, as far as it knows of no end -> the groups they went to."""
         self._workers: dict[str, dict[str, tuple[int, float]]] = {}
-        """Kind -> worker -> its slots, and when it was heard."""
+        """Group -> worker -> its slots, and when it was heard."""
         self._starved: Counter[str] = Counter()
         self._sequence = 0
         self._all_heard_s = clock.monotonic() + ANSWER_S
@@ -111,29 +112,29 @@ class Dispatcher:
         if self._holders.holding:
             entries = await self._give(entries)
         for entry in entries:
-            kind = entry.dispatch.kind
-            if self._loops and (self._queues.get(kind) or self._room(kind) <= 0):
+            group = entry.dispatch.group
+            if self._loops and (self._queues.get(group) or self._room(group) <= 0):
                 self._hold(entry)
             else:
                 await self._send(entry)
 
     async def _give(self, entries: Sequence[Waiting]) -> Sequence[Waiting]:
-        """Give messages to the orchestrators that keep the queues of their kinds; returns those that stay here."""
-        by_kind: dict[str, list[Waiting]] = {}
+        """Give messages to the orchestrators that keep the queues of their groups; returns those that stay here."""
+        by_group: dict[str, list[Waiting]] = {}
         for entry in entries:
-            by_kind.setdefault(entry.dispatch.kind, []).append(entry)
+            by_group.setdefault(entry.dispatch.group, []).append(entry)
         kept: list[Waiting] = []
-        for kind, found in by_kind.items():
+        for group, found in by_group.items():
             for batch in (found[first : first + GIVEN_AT_ONCE_MAX] for first in range(0, len(found), GIVEN_AT_ONCE_MAX)):
-                keeper = self._holders.keeper_of(kind, holds=bool(self._queues.get(kind)))
+                keeper = self._holders.keeper_of(group, holds=bool(self._queues.get(group)))
                 if keeper is None or not await self._holders.give(keeper, batch):
                     kept += batch
         return kept
 
     async def _give_queues(self) -> None:
-        """Give what waits here to the orchestrators that keep the queues of these kinds."""
-        for kind, queue in list(self._queues.items()):
-            if queue and self._holders.keeper_of(kind, holds=True) is not None:
+        """Give what waits here to the orchestrators that keep the queues of these groups."""
+        for group, queue in list(self._queues.items()):
+            if queue and self._holders.keeper_of(group, holds=True) is not None:
                 entries = [queue.pop() for _ in range(len(queue))]
                 for entry in entries:
                     self._forget(entry.run_id, entry.dispatch.task_id)
@@ -142,23 +143,24 @@ class Dispatcher:
 
     def _hold(self, entry: Waiting) -> None:
         dispatch = entry.dispatch
-        queue = self._queues.setdefault(dispatch.kind, FairQueue())
-        if sum(kept.bytes for kept in self._queues.values()) >= KEPT_BYTES_MAX and queue.waiting_of(entry.tenant) >= KEPT_OF_TENANT:
+        queue = self._queues.setdefault(dispatch.group, FairQueue())
+        is_full = sum(kept.bytes for kept in self._queues.values()) >= KEPT_BYTES_MAX and queue.waiting_of(entry.tenant) >= KEPT_OF_TENANT
+        if is_full or _is_shadow(dispatch.group):
             entry = entry._replace(dispatch=dispatch._replace(message=None))
         queue.push(entry)
-        self._runs[entry.run_id][dispatch.task_id] = dispatch.kind
+        self._runs[entry.run_id][dispatch.task_id] = dispatch.group
         self._more.set()
         self._holders.begin()
 
     def ended(self, run_id: RunId, task_id: TaskId) -> None:
         """Take note that a task is said to be done: its place is free. A hint; the next look at the bus knows better."""
         out = self._out.get(run_id)
-        kind = None if out is None else out.pop(task_id, None)
+        group = None if out is None else out.pop(task_id, None)
         if out is not None and not out:
             del self._out[run_id]
-        if kind is not None:
-            self._windows[kind].ended(task_id, self._clock.monotonic())
-            if self._queues.get(kind):
+        if group is not None:
+            self._windows[group].ended(task_id, self._clock.monotonic())
+            if self._queues.get(group):
                 self._more.set()
 
     def note(self, state: RunState) -> None:
@@ -169,15 +171,15 @@ class Dispatcher:
         waiting = self._runs.get(state.run_id)
         if not waiting:
             return
-        for task_id, kind in list(waiting.items()):
+        for task_id, group in list(waiting.items()):
             if not _is_dispatched(state, task_id):
-                self._queues[kind].drop(task_id)
+                self._queues[group].drop(task_id)
                 self._forget(state.run_id, task_id)
 
-    def heard(self, kind: str, worker: str, slots: int) -> None:
+    def heard(self, group: str, worker: str, slots: int) -> None:
         """Take note of a worker that is there."""
-        self._workers.setdefault(kind, {})[worker] = (slots, self._clock.monotonic())
-        if self._queues.get(kind):
+        self._workers.setdefault(group, {})[worker] = (slots, self._clock.monotonic())
+        if self._queues.get(group):
             self._more.set()
 
     # ── what is known ──
@@ -188,15 +190,15 @@ class Dispatcher:
         return sum(map(len, self._queues.values()))
 
     def _what_waits(self) -> tuple[dict[str, int], tuple[str, ...]]:
-        waiting = {kind: queue for kind, queue in self._queues.items() if queue}
+        waiting = {group: queue for group, queue in self._queues.items() if queue}
         tenants: Counter[str] = Counter()
-        for queue in waiting.values():
-            tenants.update(queue.tenants())
+        for group, queue in waiting.items():
+            tenants.update({"": len(queue)} if _is_shadow(group) else queue.tenants())
         return dict(tenants), tuple(waiting)
 
     def waiting_of(self, tenant: str) -> int:
-        """Count the messages of a tenant that wait, here and as far as they say so with the other orchestrators."""
-        return self._holders.waiting_of(tenant) + sum(queue.waiting_of(tenant) for queue in self._queues.values())
+        """Count the messages of a tenant that wait, but for shadows, here and as far as they say so with the other orchestrators."""
+        return self._holders.waiting_of(tenant) + sum(queue.waiting_of(tenant) for group, queue in self._queues.items() if not _is_shadow(group))
 
     def has(self, run_id: RunId, task_id: TaskId) -> bool:
         """Say whether this process has seen to a message: it waits here, or was sent and nothing came of it yet."""
@@ -207,39 +209,43 @@ class Dispatcher:
         return self._held_here(task_ids) | await self._holders.held(task_ids)
 
     async def out(self) -> dict[str, int]:
-        """Ask the bus how many tasks of each kind are with agents, or on their queue.
+        """Ask the bus how many tasks are with the agents of each group, or on their queue.
 
         Raises:
             Unavailable: the bus does not answer.
         """
-        return _by_kind(await self._bus.queued("WORK"))
+        return _by_group(await self._bus.queued("WORK"))
 
     def _held_here(self, task_ids: Collection[TaskId]) -> dict[TaskId, Held]:
         return {
-            task_id: Held(kind, queue.ahead_of(task_id), self._windows[kind].in_flight, self._size(kind), kind in self._in_flight_max)
-            for kind, queue in self._queues.items()
+            task_id: Held(group, queue.ahead_of(task_id), self._windows[group].in_flight, self._size(group), group in self._in_flight_max)
+            for group, queue in self._queues.items()
             for task_id in task_ids
             if task_id in queue
         }
 
-    def capacity(self, kind: str) -> int:
-        """Count the slots of the workers of a kind that were heard lately."""
+    def capacity(self, group: str) -> int:
+        """Count the slots of the workers of a group that were heard lately."""
         now_s = self._clock.monotonic()
-        return sum(slots for slots, heard_s in self._workers.get(kind, {}).values() if now_s - heard_s < WORKER_SILENCE_S)
+        return sum(slots for slots, heard_s in self._workers.get(group, {}).values() if now_s - heard_s < WORKER_SILENCE_S)
 
-    def _size(self, kind: str) -> int:
+    def _size(self, group: str) -> int:
         now_s = self._clock.monotonic()
-        return self._windows[kind].size(self.capacity(kind), all_heard=now_s >= self._all_heard_s, most=self._in_flight_max.get(kind))
+        return self._windows[group].size(self.capacity(group), all_heard=now_s >= self._all_heard_s, most=self._in_flight_max.get(group))
 
-    def _room(self, kind: str) -> int:
-        return self._size(kind) - self._windows[kind].in_flight
+    def _room(self, group: str) -> int:
+        return self._size(group) - self._windows[group].in_flight
+
+    def _is_waiting_for_room(self) -> bool:
+        """Say whether it is worth asking the bus again and again: not for shadows that nobody is there for. A worker that comes is heard."""
+        return any(queue and (not _is_shadow(group) or self.capacity(group)) for group, queue in self._queues.items())
 
     # ── what goes out ──
 
     async def _send(self, entry: Waiting) -> None:
         dispatch = entry.dispatch
-        self._windows[dispatch.kind].sent(dispatch.task_id)
-        self._out[entry.run_id][dispatch.task_id] = dispatch.kind
+        self._windows[dispatch.group].sent(dispatch.task_id)
+        self._out[entry.run_id][dispatch.task_id] = dispatch.group
         await self._publisher.publish(entry.run_id, dispatch, nonce=entry.nonce)
 
     async def _send_all(self) -> None:
@@ -247,7 +253,7 @@ class Dispatcher:
             await self._more.wait()
             self._more.clear()
             await self._send_waiting()
-            while self.waiting:
+            while self._is_waiting_for_room():
                 await self._give_queues()
                 try:
                     await self._look()
@@ -258,7 +264,7 @@ class Dispatcher:
 
     async def _send_until(self, until_s: float) -> None:
         """Fill every place that becomes free, until it is time to look again."""
-        while self.waiting and (wait_s := until_s - self._clock.monotonic()) > 0:
+        while self._is_waiting_for_room() and (wait_s := until_s - self._clock.monotonic()) > 0:
             try:
                 async with asyncio.timeout(wait_s):
                     await self._more.wait()
@@ -268,9 +274,9 @@ class Dispatcher:
             await self._send_waiting()
 
     async def _send_waiting(self) -> None:
-        for kind, queue in list(self._queues.items()):
-            queue.fit(self.capacity(kind))
-            while queue and (room := self._room(kind)) > 0:
+        for group, queue in list(self._queues.items()):
+            queue.fit(self.capacity(group))
+            while queue and (room := self._room(group)) > 0:
                 await self._send_next(queue, room)
 
     async def _send_next(self, queue: FairQueue, count: int) -> None:
@@ -280,7 +286,7 @@ class Dispatcher:
             self._forget(entry.run_id, entry.dispatch.task_id)
         wanted = [entry for entry in entries if self._is_wanted(entry)]
         if wanted:
-            self._starved.pop(wanted[0].dispatch.kind, None)
+            self._starved.pop(wanted[0].dispatch.group, None)
             await asyncio.gather(*map(self._send, wanted))
 
     def _is_wanted(self, entry: Waiting) -> bool:
@@ -302,19 +308,19 @@ class Dispatcher:
         Raises:
             Unavailable: the bus does not answer.
         """
-        own = {kind: window.own() for kind, window in self._windows.items()}
+        own = {group: window.own() for group, window in self._windows.items()}
         queued = await self._bus.queued("WORK")
         now_s = self._clock.monotonic()
         others_send, self._sequence = queued.last_sequence > self._sequence, queued.last_sequence
-        out = _by_kind(queued)
-        for kind, sent in own.items():
-            gone = set(self._windows[kind].seen(out[kind], sent, now_s))
+        out = _by_group(queued)
+        for group, sent in own.items():
+            gone = set(self._windows[group].seen(out[group], sent, now_s))
             if gone:
-                self._out = defaultdict(dict, {run: left for run, tasks in self._out.items() if (left := {t: k for t, k in tasks.items() if t not in gone})})
-        for kind, queue in self._queues.items():
-            if queue and self._room(kind) <= 0 and others_send:
-                self._starved[kind] += 1
-                if self._starved[kind] >= STARVED_LOOKS and kind not in self._in_flight_max:
+                self._out = defaultdict(dict, {run: left for run, tasks in self._out.items() if (left := {t: g for t, g in tasks.items() if t not in gone})})
+        for group, queue in self._queues.items():
+            if queue and self._room(group) <= 0 and others_send and not _is_shadow(group):
+                self._starved[group] += 1
+                if self._starved[group] >= STARVED_LOOKS and group not in self._in_flight_max:
                     await self._send_next(queue, 1)
 
 
@@ -323,8 +329,13 @@ def _is_dispatched(state: RunState, task_id: TaskId) -> bool:
     return task is not None and task.phase == "dispatched"
 
 
-def _by_kind(queued: Queued) -> Counter[str]:
+def _is_shadow(group: str) -> bool:
+    return group.endswith(f".{SHADOW_LANE}")
+
+
+def _by_group(queued: Queued) -> Counter[str]:
     out: Counter[str] = Counter()
     for subject, count in queued.subjects.items():
-        out[subject.split(".")[1]] += count
+        tokens = subject.split(".")
+        out[worker_group(tokens[1], tokens[-1])] += count
     return out

@@ -30,6 +30,7 @@ from crewlog.schemas.ids import Hash, RunId, task_stream
 from crewlog.schemas.merge_patch import merged
 from crewlog.schemas.payload import Payload, content_hash, pack
 from crewlog.schemas.run_events import RunForked, RunSubmitted
+from crewlog.schemas.subjects import SHADOW_LANE
 from crewlog.schemas.task import parse_task
 from crewlog.schemas.task_events import EditedResult, TaskForked
 from crewlog.schemas.text import clean
@@ -163,8 +164,10 @@ class _Making:
         prompts: dict[str, str] | None = {kind: self._keep(text) for kind, text in request.prompts.items()} or None
         trial = Trial(request.effects, request.run_id, not request.reads, request.models, version, prompts=prompts)
         ids = {"task_id": str(self._fork_id), "run_id": str(self._fork_id), "parent_task_id": None}
-        changes = {**request.changes, **ids, "trial": msgspec.to_builtins(trial)}
-        checked = parse_task(merged(self._submitted(), changes))
+        submitted = self._submitted()
+        lane = {"priority": "normal"} if submitted.get("priority") == SHADOW_LANE else {}  # somebody waits for this one
+        changes = {**lane, **request.changes, **ids, "trial": msgspec.to_builtins(trial)}
+        checked = parse_task(merged(submitted, changes))
         return {**changes, **{name: checked.model_dump(mode="json", exclude_defaults=True).get(name) for name in request.changes if name != "budget"}}
 
     def _submitted(self) -> Any:

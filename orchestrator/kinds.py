@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+import msgspec
+
 from crewlog.events.bus import Bus
 from crewlog.events.clock import Clock
 from crewlog.events.store import ANY, AppendRequest, EventStore, Write
@@ -73,7 +75,10 @@ class KindDirectory:
         return self._offers != before
 
     def learn(self, event: AgentRegistered) -> None:
-        """Take note of a worker that is up. A kind is unavailable only while none of the workers that were heard of can work."""
+        """Take note of a worker that is up. A kind is unavailable only while none of the workers that were heard of can work; those that take no
+        work but that of shadows say nothing about it."""
+        if event.lane is not msgspec.UNSET:
+            return
         able = self._able.setdefault(event.kind, set())
         (able.discard if event.unavailable else able.add)(event.worker)
         self._offers[event.kind] = _offer(event, "" if able else event.unavailable)
@@ -87,8 +92,8 @@ class KindDirectory:
         await self._bus.ensure_kind(event.kind)
         await self.refresh()
         self.learn(event)
-        offer = self._offers[event.kind]
-        is_known = self._recorded.get(event.kind) == offer or (event.unavailable and not offer.unavailable)
+        offer = self._offers.get(event.kind)
+        is_known = offer is None or self._recorded.get(event.kind) == offer or (event.unavailable and not offer.unavailable)
         await self._append(event, agent_stream(event.kind), *(() if is_known else (DIRECTORY,)))
         log.info("agent %s of kind %s registered%s", event.worker, event.kind, f" as unavailable: {event.unavailable}" if event.unavailable else "")
 

@@ -25,6 +25,7 @@ from crewlog.events.store import Recorded
 from crewlog.orchestrator.service import OrchestratorService, Settings
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import RunId, run_stream
+from crewlog.schemas.subjects import LANES, SHADOW_LANE
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import TERMINAL_TYPES
 
@@ -91,6 +92,7 @@ async def memory_crew(
     folder: Path,
     log: MemoryLog | None = None,
     settings: Settings = QUIET,
+    shadow_agents: Sequence[AgentSpec] = (),
     **shop: Any,
 ) -> AsyncIterator[MemoryCrew]:
     """Run a crew for as long as the context lasts.
@@ -99,6 +101,7 @@ async def memory_crew(
         chain_of: agent kind -> the models of its worker, in order of preference.
         folder: where tools of the code specialist work.
         log: a log that exists, such as that of a bundle; None begins with an empty one.
+        shadow_agents: those that take the work of shadows and no other.
         shop: further fields of each `Workshop`.
     """
     broker = MemoryBroker()
@@ -111,9 +114,9 @@ async def memory_crew(
         service = OrchestratorService(store(ORCHESTRATOR, "orchestrator"), MemoryBus(broker), clock, settings)
         await service.start()
         exits.push_async_callback(service.stop)
-        for spec in agents:
-            workshop = Workshop(f"{spec.kind}-worker", spec, chain_of(spec.kind), artifacts, clock, folder, **shop)
-            worker = Worker(workshop, store(kind_role(spec.kind), f"agent@{spec.kind}"), MemoryBus(broker), slots=SLOTS)
+        for spec, lanes in [*((spec, LANES) for spec in agents), *((spec, (SHADOW_LANE,)) for spec in shadow_agents)]:
+            workshop = Workshop(f"{spec.kind}-{'worker' if lanes == LANES else SHADOW_LANE}", spec, chain_of(spec.kind), artifacts, clock, folder, **shop)
+            worker = Worker(workshop, store(kind_role(spec.kind), f"agent@{spec.kind}"), MemoryBus(broker), slots=SLOTS, lanes=lanes)
             await worker.start()
             exits.push_async_callback(worker.stop, grace_s=0.0)
         yield crew

@@ -5,11 +5,12 @@
     kind/<tenant>/<kind>/<day>          all agents of a kind, per tenant and day
     user/<tenant>/<user>/<day>          one user's work of a day
     tenant/<tenant>/<day>               all work of a tenant on a day
-    trial/<tenant>/<name>               an evaluation or a shadow; only its runs
+    trial/<tenant>/<name>               an evaluation or the shadows of a day; only its runs
 
 Days are those of the dispatch, in UTC: a task that works past midnight is charged to the day it began on. A surface that has a limit of its
-own for one of the daily scopes has an account of its own there, too: `tenant/acme/2026-11-21/batch`. Every task is charged to all five,
-limited or not, so that a limit set later finds what was spent already.
+own for one of the daily scopes has an account of its own there, too: `tenant/acme/2026-11-21/batch`. Every task is charged to the first five,
+limited or not, so that a limit set later finds what was spent already. Only those of shadows are not charged to days: what nobody asked for must
+not use up what is there for work that somebody waits for; their own scope bounds them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 from crewlog.events.limits import soft_of
 from crewlog.orchestrator.run import RunState
 from crewlog.schemas.budget import ScopeLimit, kind_scope, run_scope, tenant_scope, tree_scope, trial_scope, user_scope, utc_day
+from crewlog.schemas.subjects import SHADOW_LANE
 from crewlog.schemas.trial import Trial
 
 
@@ -27,13 +29,12 @@ def scopes_of(state: RunState, kind: str, now_us: int) -> tuple[ScopeLimit, ...]
     for limit in state.limits:
         of, account = _split(limit.scope)
         given[of] = (account, limit)
-    named = (
-        ("run", run_scope(state.run_id)),
-        ("tree", tree_scope(state.tree)),
+    days = (
         ("kind/day", kind_scope(brief.tenant, kind, day)),
         ("user/day", user_scope(brief.tenant, brief.user, day)),
         ("tenant/day", tenant_scope(brief.tenant, day)),
     )
+    named = (("run", run_scope(state.run_id)), ("tree", tree_scope(state.tree)), *(() if brief.priority == SHADOW_LANE else days))
     hard, soft = brief.budget.hard_micro_usd, brief.budget.soft_micro_usd
     own = ScopeLimit("run", soft_of(hard) if soft is None else soft, hard)
     tried = (_trial(brief.tenant, brief.trial),) if brief.trial is not None and brief.trial.name else ()

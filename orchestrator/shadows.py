@@ -1,11 +1,14 @@
-"""Shadows: a share of the live runs is run once more on other models, behind its end, with effects stubbed and a budget of its own. What comes of
-a shadow is compared (`crewlog shadow`), never used.
+"""Shadows: a share of the live runs is run once more on other models, behind its end, by workers of their own, with effects stubbed and a budget of
+their own. What comes of a shadow is compared (`crewlog shadow`), never used.
 
     CREWLOG_SHADOW = rule, rule, …       rule = TYPE=SHARE:MODELS       such as research=0.1:anthropic:<model>
 
 A shadow begins when its run has ended, so that its reading tools are answered from the record: both see the same world. Which runs have one
 follows from their ids, and so does the shadow's, so that several orchestrators make one. A shadow that is lost with its orchestrator is not made up
 for: it is a sample.
+
+Live work never waits for shadows: their tasks lie in queues that only workers fetch from which were started for it (`crewlog scale research.shadow=1`),
+and no more than `OPEN_MAX` are open; while they are, runs get none.
 """
 
 from __future__ import annotations
@@ -30,11 +33,14 @@ from crewlog.schemas.budget import utc_day
 from crewlog.schemas.errors import ConfigError, OrchestrationError
 from crewlog.schemas.ids import RunId, run_stream, shadow_run_id
 from crewlog.schemas.run_events import RunSubmitted
+from crewlog.schemas.subjects import SHADOW_LANE
 from crewlog.schemas.task import AgentTask, parse_task
 from crewlog.schemas.trial import Trial
 
 SHADOW: Final = "shadow"
 """Surface of shadows, and who stops one."""
+OPEN_MAX: Final = 1_000
+"""Shadows that are open at the same time, as far as one orchestrator knows; more are left out."""
 UNDER_WAY_MAX: Final = 64
 """Shadows that are being handed in at the same time; more are left out."""
 
@@ -89,16 +95,19 @@ class Shadows:
         """
         self._store, self._clock, self._driver, self._rules, self._hard_micro_usd = store, clock, driver, rules, hard_micro_usd
         self._tasks: set[asyncio.Task[None]] = set()
+        self._open: set[RunId] = set()
 
     def note(self, state: RunState) -> None:
         """Take note of a run behind each of its steps: one that has ended may get a shadow, a shadow without money left is stopped."""
         trial = state.brief.trial
         if trial is not None:
+            if state.brief.priority == SHADOW_LANE:
+                (self._open.add if state.status == "open" else self._open.discard)(state.run_id)
             if state.hold is not None and state.status == "open" and trial.name.startswith(f"{SHADOW}-"):
                 self._spawn(self._stop(state.run_id))
             return
         rule = self._rules.get(state.brief.type)
-        if rule is not None and state.status in ("completed", "failed") and is_chosen(state.run_id, rule.share):
+        if rule is not None and state.status in ("completed", "failed") and len(self._open) < OPEN_MAX and is_chosen(state.run_id, rule.share):
             self._spawn(self._start(state, rule))
 
     async def stop(self) -> None:
@@ -127,7 +136,7 @@ class Shadows:
         run_id, shadow = state.run_id, shadow_run_id(state.run_id)
         name = f"{SHADOW}-{state.brief.type}-{utc_day(self._clock.now_us())}"
         trial = Trial(source=run_id, models=rule.models, name=name, hard_micro_usd=self._hard_micro_usd)
-        own = {"task_id": str(shadow), "run_id": str(shadow), "parent_task_id": None, "surface": SHADOW, "priority": "low", "auto_approve": True}
+        own = {"task_id": str(shadow), "run_id": str(shadow), "parent_task_id": None, "surface": SHADOW, "priority": SHADOW_LANE, "auto_approve": True}
         for recorded in await self._store.read_streams({run_stream(run_id): 0}, types=frozenset({RunSubmitted.__name__})):
             event = recorded.event()
             if isinstance(event, RunSubmitted):

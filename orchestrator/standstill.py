@@ -39,12 +39,12 @@ class Standstill(NamedTuple):
     task_id: TaskId | None = None
 
 
-def standstill_of(state: RunState, now_us: int, *, patience_us: int, sent_again: Callable[[TaskState], int]) -> Standstill | None:
+def standstill_of(state: RunState, now_us: int, *, patience_us: int, sent_again: Callable[[RunState, TaskState], int]) -> Standstill | None:
     """Say why a run needs somebody to look at it; None when it waits for something. Pure.
 
     Args:
         patience_us: how long what is due may be late.
-        sent_again: how often a task was put on its queue again, 0 for one whose kind has no agent.
+        sent_again: how often a task was put on its queue again, 0 for one that no agent is there for.
     """
     if state.status != "open" or is_at_rest(state) or state.pauses:
         return None
@@ -55,7 +55,7 @@ def standstill_of(state: RunState, now_us: int, *, patience_us: int, sent_again:
     if not active and state.hold is None:
         return Standstill("nothing of it is under way and nothing is due", 0)
     for task in active:
-        if task.phase == "dispatched" and (times := sent_again(task)) >= SENT_AGAIN_MAX:
+        if task.phase == "dispatched" and (times := sent_again(state, task)) >= SENT_AGAIN_MAX:
             return Standstill(f"task {task.key} was put on its queue {times} times again, {task.kind} agents answer, and none has begun it", 0, task.task_id)
     return None
 
@@ -75,7 +75,7 @@ class Standstills:
         self._recorded: dict[RunId, str] = {}
         """Run -> the state in which it was recorded by this process."""
 
-    async def look(self, states: Iterable[RunState], sent_again: Callable[[TaskState], int]) -> None:
+    async def look(self, states: Iterable[RunState], sent_again: Callable[[RunState, TaskState], int]) -> None:
         """Look at these runs, and record those that have stood still for long enough.
 
         Raises:

@@ -25,6 +25,7 @@ from crewlog.orchestrator.servers import Servers
 from crewlog.orchestrator.supervised import Program, Supervised
 from crewlog.schemas.errors import ConfigError, ContractError, OrchestrationError
 from crewlog.schemas.ids import TOKEN
+from crewlog.schemas.subjects import SHADOW_LANE
 
 COPIES_MAX: Final = 64
 READY_WITHIN_S: Final = 60.0
@@ -49,21 +50,22 @@ def may_have(kind: str, variable: str) -> bool:
 
 
 def parse_counts(parts: Iterable[str]) -> dict[str, int]:
-    """Parse `research=2,code=1`, in one or several parts.
+    """Parse `research=2,code=1`, in one or several parts; `research.shadow=1` are workers that take the work of shadows and no other.
 
     Raises:
         ContractError: naming what is wrong.
     """
     counts = {}
     for part in filter(None, ",".join(parts).split(",")):
-        kind, _, number = part.partition("=")
+        group, _, number = part.partition("=")
+        kind = group.removesuffix(f".{SHADOW_LANE}")
         if not TOKEN.fullmatch(kind) or not number.isdecimal() or int(number) > COPIES_MAX:
-            raise ContractError(f"{part!r} is not KIND=NUMBER with a number from 0 to {COPIES_MAX}")
+            raise ContractError(f"{part!r} is not KIND=NUMBER or KIND.{SHADOW_LANE}=NUMBER with a number from 0 to {COPIES_MAX}")
         if kind not in BUILT_IN_KINDS:
             raise ContractError(
                 f"{kind!r} is not a built-in kind ({', '.join(BUILT_IN_KINDS)}); start copies of your own kind with `crewlog agent module:ATTR`"
             )
-        counts[kind] = int(number)
+        counts[group] = int(number)
     return counts
 
 
@@ -72,7 +74,7 @@ class Supervisor:
 
     Args:
         config: the settings; `home`, `database_url` and `nats_url` decide which servers are embedded.
-        agents: copies per built-in kind; kinds not named here get one.
+        agents: copies per built-in kind, or per group of workers for shadows (`research.shadow`); kinds not named here get one, such groups none.
         clock: time.
         console: where merged log lines go.
         on_phase: called with one line per phase of start and stop, for people.
@@ -80,7 +82,7 @@ class Supervisor:
 
     def __init__(self, config: Config, agents: Mapping[str, int], *, clock: Clock, console: TextIO, on_phase: Callable[[str], None]) -> None:
         self._config = config
-        self._copies = {kind: agents.get(kind, 1) for kind in BUILT_IN_KINDS}
+        self._copies = dict.fromkeys(BUILT_IN_KINDS, 1) | dict(agents)
         self._clock = clock
         self._console = console
         self._on_phase = on_phase
@@ -100,7 +102,7 @@ class Supervisor:
             AlreadyRunning: another supervisor has this home.
             ConfigError: the home, a server or a process cannot be started, or a kind has no usable model.
         """
-        kinds = [kind for kind, copies in self._copies.items() if copies]
+        kinds = [*dict.fromkeys(_kind(group) for group, copies in self._copies.items() if copies)]
         check_models([*kinds, *(PLANNERS_TASKS if "planner" in kinds else ())], self._config)
         self._home.prepare()
         with self._home.locked():
@@ -133,7 +135,7 @@ class Supervisor:
         """
         async with self._scaling:
             self._copies.update(copies)
-            surplus = [child for child in self._children.values() if _number(child.program.name) > self._copies.get(child.program.kind, 1)]
+            surplus = [child for child in self._children.values() if _number(child.program.name) > self._copies.get(_group(child.program), 1)]
             for child in surplus:
                 del self._children[child.program.name]
             await asyncio.gather(*(child.stop(grace_s=self._grace_s) for child in surplus))
@@ -182,8 +184,8 @@ class Supervisor:
         await self._until_ready(list(self._children.values()))
 
     def _start_missing_agents(self) -> list[Supervised]:
-        names = [(kind, _name(kind, n)) for kind, copies in self._copies.items() for n in range(1, copies + 1)]
-        return [self._add(name, kind, ("agent", kind)) for kind, name in names if name not in self._children]
+        names = [(group, _name(group, n)) for group, copies in self._copies.items() for n in range(1, copies + 1)]
+        return [self._add(name, _kind(group), _command(group)) for group, name in names if name not in self._children]
 
     def _add(self, name: str, kind: str, command: tuple[str, ...]) -> Supervised:
         assert self._servers is not None
@@ -263,8 +265,20 @@ class Supervisor:
         self._console.flush()
 
 
-def _name(kind: str, number: int) -> str:
-    return kind if number == 1 else f"{kind}-{number}"
+def _kind(group: str) -> str:
+    return group.partition(".")[0]
+
+
+def _command(group: str) -> tuple[str, ...]:
+    return ("agent", _kind(group), *(f"--{lane}" for lane in group.split(".")[1:]))
+
+
+def _group(program: Program) -> str:
+    return program.name.rpartition("-")[0] or program.name
+
+
+def _name(group: str, number: int) -> str:
+    return group if number == 1 else f"{group}-{number}"
 
 
 def _number(name: str) -> int:

@@ -37,6 +37,7 @@ from crewlog.orchestrator.run import RunState, TaskState, active_tasks, next_due
 from crewlog.orchestrator.standstill import Standstills
 from crewlog.schemas.errors import OrchestrationError
 from crewlog.schemas.ids import RunId, Stream, TaskId, task_stream
+from crewlog.schemas.subjects import worker_group
 from crewlog.schemas.task_events import TaskStarted
 
 PAGE: Final = 500
@@ -53,6 +54,8 @@ class Heartbeat(msgspec.Struct):
     worker: str
     busy: tuple[TaskId, ...] = ()
     slots: int = 0
+    lane: str = ""
+    """The one lane that it takes work from, when it does not serve the usual ones."""
 
 
 class _Sign(msgspec.Struct):
@@ -226,9 +229,9 @@ class Sweep:
                 sign.at_s = now_s
                 sign.again += 1
 
-    def _sent_again(self, task: TaskState) -> int:
+    def _sent_again(self, state: RunState, task: TaskState) -> int:
         sign = self._signs.get(task.task_id)
-        return sign.again if sign is not None and self._dispatcher.capacity(task.kind) > 0 else 0
+        return sign.again if sign is not None and self._dispatcher.capacity(worker_group(task.kind, state.brief.priority)) > 0 else 0
 
     async def _note_progress(self, signs: Mapping[Stream, _Sign], now_s: float) -> None:
         for recorded in await self._store.read_streams({stream: sign.version for stream, sign in signs.items()}):
@@ -247,7 +250,7 @@ class Sweep:
         except msgspec.MsgspecError as error:
             log.debug("a heartbeat on %s does not decode: %s", message.subject, error)
             return
-        self._dispatcher.heard(beat.kind, beat.worker, beat.slots)
+        self._dispatcher.heard(worker_group(beat.kind, beat.lane), beat.worker, beat.slots)
         now_s = self._clock.monotonic()
         for task_id in beat.busy:
             if sign := self._signs.get(task_id):

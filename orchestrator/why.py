@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Literal, NamedTuple
 
 from crewlog.projections.query_rows import AgentView, ApprovalView, ProviderView, RunView, TaskView
+from crewlog.schemas.subjects import SHADOW_LANE, worker_group
 
 Reason = Literal[
     "dependency", "paused", "budget", "approval", "retry", "breaker", "quarantine", "fairness", "limit", "no_worker", "queue", "lease", "orchestrator", "none"
@@ -33,16 +34,18 @@ class Held(NamedTuple):
 class Known(NamedTuple):
     """What is known besides the views; None where nobody answered."""
 
+    is_shadow: bool = False
+    """The task is one of a shadow: only workers that were started for those take it."""
     crew: Sequence[AgentView] = ()
-    """Workers of the task's kind that answer."""
+    """Workers that may take the task and that answer."""
     gone: AgentView | None = None
-    """The worker of the kind that registered last, when none answers."""
+    """The worker that might have taken it and registered last, when none answers."""
     holds: bool | None = None
     """Whether the worker of a task that is being worked on says that it holds it."""
     held: Held | None = None
     """Where its message stands, when an orchestrator holds it back."""
     out: Mapping[str, int] | None = None
-    """Kind -> tasks with its agents or on their queue; None: no orchestrator answered."""
+    """Group of workers -> tasks with them or on their queue; None: no orchestrator answered."""
     approvals: Sequence[ApprovalView] = ()
     """Questions of the task to people."""
     providers: Sequence[ProviderView] = ()
@@ -91,29 +94,34 @@ def _queued(task: TaskView, known: Known) -> Wait:
     if known.out is None:
         return Wait("orchestrator", "no orchestrator answers, so nobody can say where it stands", "an orchestrator that starts; crewlog status shows them")
     if not known.crew:
-        return _nobody(task, known.gone)
+        return _nobody(task, known)
+    group = worker_group(task.kind, SHADOW_LANE if known.is_shadow else "")
     if all(worker.unavailable for worker in known.crew):
         return Wait("no_worker", f"no {task.kind} agent can work: {known.crew[0].unavailable}", "installing that, then restarting the agent")
     slots = sum(worker.slots for worker in known.crew if not worker.unavailable)
-    more = f"the end of those before it, or more agents: crewlog scale {task.kind}={len(known.crew) + 1}"
+    more = f"the end of those before it, or more agents: crewlog scale {group}={len(known.crew) + 1}"
     if (held := known.held) is not None:
         turn = f"about {held.ahead} others go first, since tenants and runs take turns" if held.ahead else "it is next"
         if held.is_limited:
             detail = f"held back by CREWLOG_IN_FLIGHT_MAX: {held.in_flight} of at most {held.size} {task.kind} tasks are out; {turn}"
             return Wait("limit", detail, f"the end of one of those, or a higher limit for {task.kind}")
         return Wait("fairness", f"{turn}: {held.in_flight} {task.kind} tasks are out for {slots} slots", more)
-    out = known.out.get(task.kind, 0)
+    out = known.out.get(group, 0)
     detail = f"on the queue of the {task.kind} agents: {out} tasks are out for {slots} slots"
     return Wait("queue", detail, more if out > slots else "an agent, any moment")
 
 
-def _nobody(task: TaskView, gone: AgentView | None) -> Wait:
+def _nobody(task: TaskView, known: Known) -> Wait:
+    gone = known.gone
     if gone is None:
         seen = "none has ever registered"
     elif gone.stopped_at is not None:
         seen = f"the last one, {gone.worker}, left at {_time(gone.stopped_at)}"
     else:
         seen = f"{gone.worker} registered at {_time(gone.started_at)} and does not answer"
+    if known.is_shadow:
+        needed = f"crewlog scale {worker_group(task.kind, SHADOW_LANE)}=1, or crewlog agent {task.kind} --shadow"
+        return Wait("no_worker", f"no {task.kind} agent is there for shadows, and others do not take their work: {seen}", needed)
     return Wait("no_worker", f"no {task.kind} agent is there: {seen}", f"crewlog scale {task.kind}=1, or crewlog agent {task.kind}")
 
 
@@ -123,7 +131,7 @@ def _running(task: TaskView, detail: str, known: Known) -> Wait:
         return Wait("lease", f"{detail}, held by {task.worker}{since}", "its agent")
     if known.holds is None:
         lost = f"{task.worker} held it{since} and does not answer"
-        return Wait("lease", f"{lost} ({detail})", f"another {task.kind} agent, handed it {_ACK_WAIT}" if known.crew else _nobody(task, known.gone).ends)
+        return Wait("lease", f"{lost} ({detail})", f"another {task.kind} agent, handed it {_ACK_WAIT}" if known.crew else _nobody(task, known).ends)
     return Wait("lease", f"{task.worker} held it{since} and has given it back ({detail})", f"the next {task.kind} agent that takes it, {_ACK_WAIT}")
 
 

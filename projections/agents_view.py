@@ -13,6 +13,7 @@ from crewlog.projections.json_text import to_json
 from crewlog.projections.projection import Fact
 from crewlog.projections.rows import AgentRow, ProviderRow
 from crewlog.projections.table import Table
+from crewlog.schemas.subjects import SHADOW_LANE
 from crewlog.schemas.system_events import AgentRegistered, AgentStopped, ProviderStateChanged
 
 AGENTS: Final = Table("agents", AgentRow, key=("kind", "worker"))
@@ -76,6 +77,7 @@ class AgentProjection:
                 tools=to_json(event.tools),
                 unavailable=event.unavailable,
                 started_us=recorded.occurred_us,
+                is_shadow=event.lane == SHADOW_LANE,
             )
         elif isinstance(event, ProviderStateChanged):
             key = (event.worker, event.wire, event.provider, event.model)

@@ -10,6 +10,7 @@ import msgspec
 
 from crewlog.schemas.effects import Compensation
 from crewlog.schemas.payload import Payload
+from crewlog.schemas.subjects import SHADOW_LANE, worker_group
 from crewlog.schemas.values import ArtifactRef, Citation, Issue, Outcome
 
 
@@ -295,6 +296,13 @@ class AgentView(msgspec.Struct, frozen=True):
     unavailable: str
     started_at: datetime
     stopped_at: datetime | None
+    is_shadow: bool
+    """It takes the work of shadows and no other."""
+
+    @property
+    def group(self) -> str:
+        """Name what scales it: its kind, or the group that works for shadows."""
+        return worker_group(self.kind, SHADOW_LANE if self.is_shadow else "")
 
 
 class ControlView(msgspec.Struct, frozen=True):

@@ -183,6 +183,7 @@ class AgentRow(msgspec.Struct, eq=False):
     unavailable: str
     started_us: int
     stopped_us: int | None = None
+    is_shadow: bool = False
 
 
 class ProviderRow(msgspec.Struct, eq=False):

@@ -27,6 +27,11 @@ from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import TOKEN, RunId, TaskId
 
 LANES: Final = ("high", "normal", "low")
+"""Those that workers fetch from, the most urgent first."""
+SHADOW_LANE: Final = "shadow"
+"""That of work which only workers fetch that were started for shadows: they form a group of their own, and no other work waits behind theirs."""
+QUEUES: Final = (*LANES, SHADOW_LANE)
+"""All lanes: each kind has a queue for each of them."""
 POKE: Final = "poke.log"
 ORCHESTRATORS: Final = "control.orchestrators.all"
 OURS: Final = frozenset(
@@ -57,6 +62,11 @@ def api(tenant: str, noun: str, verb: str) -> str:
 def work(kind: str, lane: str) -> str:
     """Where the orchestrator puts a dispatched task."""
     return f"work.{_token('kind', kind)}.{_token('lane', lane)}"
+
+
+def worker_group(kind: str, lane: str) -> str:
+    """Name the workers that take what lies in a lane of a kind: `research`, or `research.shadow`. A kind cannot be called like the latter."""
+    return f"{kind}.{SHADOW_LANE}" if lane == SHADOW_LANE else kind
 
 
 def events(tenant: str, run_id: RunId | str, type_: str) -> str:

@@ -46,6 +46,8 @@ class AgentRegistered(SystemEvent, frozen=True):
     simulated: bool
     tools: tuple[ToolInfo, ...]
     unavailable: str = ""
+    lane: Literal["shadow"] | msgspec.UnsetType = msgspec.UNSET
+    """The one lane that it takes work from, see `subjects.SHADOW_LANE`; unset: all others."""
 
 
 class AgentStopped(SystemEvent, frozen=True):

@@ -16,6 +16,7 @@ from crewlog.schemas.effects import UndoOrder
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import TOKEN
 from crewlog.schemas.plan import Constraints, Plan
+from crewlog.schemas.subjects import SHADOW_LANE
 from crewlog.schemas.trial import Trial
 from crewlog.schemas.values import ContextItem
 
@@ -100,7 +101,8 @@ class AgentTask(BaseModel):
     budget: Budget = Budget()
     output_schema: dict[str, Any] | None = None
     """JSON Schema that the outcome's `output` must satisfy."""
-    priority: Literal["high", "normal", "low"] = "normal"
+    priority: Literal["high", "normal", "low", "shadow"] = "normal"
+    """Orders a tenant's own work. `shadow`: a trial that only workers started for shadows take (`crewlog agent KIND --shadow`)."""
     auto_approve: bool = False
     """Run consequential tools without asking a person. Recorded with the run; off unless the sender says so."""
     plan: Plan | None = None
@@ -128,6 +130,8 @@ class AgentTask(BaseModel):
             raise ValueError(f"a plan needs type 'run', got {self.type!r}")
         if self.trial is not None and self.trial.name and not TOKEN.fullmatch(self.trial.name):
             raise ValueError(f"a trial is named with letters, digits, - and _, got {self.trial.name!r}")
+        if self.priority == SHADOW_LANE and (self.trial is None or not self.trial.name or not self.trial.stubs_effects):
+            raise ValueError("priority 'shadow' is for trials with a name whose effects are stubbed")
         names = [a.name for a in self.attachments]
         if len(set(names)) < len(names):
             raise ValueError("attachment names must be unique")

@@ -24,7 +24,7 @@ LEASE_S = 60.0
 
 def judged(state: RunState, *, after_s: float = 0.0, sent_again: int = 0) -> Standstill | None:
     now_us = state.deadline_us - 800 * SECOND_US + round(after_s * SECOND_US)
-    return standstill_of(state, now_us, patience_us=60 * SECOND_US, sent_again=lambda _: sent_again)
+    return standstill_of(state, now_us, patience_us=60 * SECOND_US, sent_again=lambda *_: sent_again)
 
 
 def submitted() -> Spec:
@@ -52,9 +52,9 @@ def test_a_run_that_a_budget_holds_waits_for_that() -> None:
 def test_a_run_of_which_nothing_is_under_way_stands_still() -> None:
     state = submitted().state
     idle = replace(state, deadline_us=0, tasks={key: replace(task, phase="accepted", due_us=0) for key, task in state.tasks.items()})
-    found = standstill_of(idle, state.deadline_us, patience_us=0, sent_again=lambda _: 0)
+    found = standstill_of(idle, state.deadline_us, patience_us=0, sent_again=lambda *_: 0)
     assert found == Standstill("nothing of it is under way and nothing is due", 0)
-    assert standstill_of(replace(idle, status="completed"), 0, patience_us=0, sent_again=lambda _: 0) is None
+    assert standstill_of(replace(idle, status="completed"), 0, patience_us=0, sent_again=lambda *_: 0) is None
 
 
 def test_a_task_that_no_agent_begins_stands_still_when_it_was_sent_often_enough() -> None:

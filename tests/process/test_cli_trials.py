@@ -10,7 +10,8 @@ import pytest
 from support.live_crew import LiveCrew
 
 from crewlog.orchestrator.replay import replay
-from crewlog.schemas.ids import RunId
+from crewlog.schemas.ids import RunId, shadow_run_id
+from crewlog.schemas.task import parse_task
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +49,26 @@ def test_finished_runs_are_tried_again_and_their_budget_is_listed(crew: LiveCrew
     assert found["summary"]["diverging"]["high"] > 0.5  # one pair says little
     (budget,) = [row for row in crew.json("budget", "list", "--all") if row["scope"] == f"trial/default/{found['name']}"]
     assert (budget["kind"], budget["hard_micro_usd"]) == ("trial", 250_000)
+
+
+async def test_a_shadow_waits_for_workers_of_its_own_and_is_then_held_against_its_run(crew: LiveCrew, run: dict[str, Any]) -> None:
+    shadow = str(shadow_run_id(RunId(UUID(run["run_id"]))))
+    trial = {"source": run["run_id"], "models": "offline", "name": "shadow-data-2026-11-26", "hard_micro_usd": 100_000}
+    task = {"task_id": shadow, "run_id": shadow, "type": "data", "objective": "Count the rows", "priority": "shadow", "trial": trial}
+    async with crew.client() as client:
+        await client.submit(parse_task(task))
+        await client.indexed(max([recorded.position async for recorded in client.events(RunId(UUID(shadow)))]), "runs")
+        (waiting,) = await client.waits.why(shadow)
+        assert (waiting.wait.reason, waiting.workers) == ("no_worker", ())
+        assert "crewlog scale data.shadow=1" in waiting.wait.ends
+        said = crew.run("shadow", "--last", "20", "--type", "data").stderr
+        assert "no agent is up that takes the work of shadows" in said
+        assert "its shadow waits for a worker" in said
+        try:
+            assert crew.json("scale", "data.shadow=1")["agents"]["data.shadow"] == 1
+            assert (await client.wait(RunId(UUID(shadow)))).status == "completed"
+            assert [worker.group for worker in await client.workers() if worker.is_shadow] == ["data.shadow"]
+            (pair,) = [pair for pair in crew.json("shadow", "--last", "20", "--type", "data")["pairs"] if pair["trial_id"] == shadow]
+            assert (pair["run_id"], pair["status"], pair["trial_status"], pair["diverges"]) == (run["run_id"], "completed", "completed", False)
+        finally:
+            await client.scale({"data.shadow": 0})

@@ -100,9 +100,9 @@ class Crew:
             await service.stop()
 
     @asynccontextmanager
-    async def agents(self, kinds: Sequence[str] = BUILT_IN_KINDS) -> AsyncIterator[None]:
+    async def agents(self, kinds: Sequence[str] = BUILT_IN_KINDS, *, lanes: Sequence[str] = LANES) -> AsyncIterator[None]:
         """Run one worker for all these kinds."""
-        consumers = {f"{kind}-{lane}": n for kind in kinds for n, lane in enumerate(LANES)}
+        consumers = {f"{kind}-{lane}": n for kind in kinds for n, lane in enumerate(lanes)}
         for kind in kinds:
             await self.bus.ensure_kind(kind)
         consuming = await self.bus.consume("WORK", consumers, self._work, slots=8)

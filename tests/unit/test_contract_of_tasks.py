@@ -39,6 +39,8 @@ def steps(*rows: tuple[str, list[str]]) -> dict[str, Any]:
         ({"type": "run", "plan": steps(("a", ["c"]))}, "/plan", "step 'a' depends on unknown c; known steps: a"),
         ({"type": "run", "plan": steps(("a", []), ("a", []))}, "/plan", "used more than once: a"),
         ({"plan": steps(("a", []))}, "/", "a plan needs type 'run'"),
+        ({"priority": "shadow"}, "/", "priority 'shadow' is for trials with a name whose effects are stubbed"),
+        ({"priority": "shadow", "trial": {"name": "x", "effects": "allow"}}, "/", "whose effects are stubbed"),
         ({"attachments": [{"name": "../x", "hash": "0" * 64, "size": 1}]}, "/attachments/0/name", "relative path"),
     ],
 )

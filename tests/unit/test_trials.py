@@ -121,7 +121,8 @@ async def shadowed(folder: Path, *, hard_micro_usd: int) -> AsyncIterator[tuple[
         return (other,)
 
     settings = QUIET._replace(shadow=parse_shadow("data=1:openai:other-1"), shadow_max_micro_usd=hard_micro_usd)
-    own = {"trial_chain": chain, "prices": {"puppets:*": TokenPrices(input=Decimal(1), output=Decimal(2))}, "settings": settings}
+    shadows = {"shadow_agents": [tools.agent()]}
+    own = {**shadows, "trial_chain": chain, "prices": {"puppets:*": TokenPrices(input=Decimal(1), output=Decimal(2))}, "settings": settings}
     crew = memory_crew([tools.agent()], lambda _: (ScriptedModel(list(lines)),), clock=SystemClock(), artifacts=MemoryArtifacts(), folder=folder, **own)
     async with asyncio.timeout(60), crew as up:
         run_id = await up.submit(parse_task(TASK))

@@ -63,6 +63,8 @@ AGAIN = task("retrying", "retry: attempt 2 due at T after timeout", error="no wo
         (QUEUED, {"out": {}, "crew": [worker()], "held": Held(7, 5, 5, False)}, "fairness", "about 7 others go first", "crewlog scale data=2"),
         (QUEUED, {"out": {}, "crew": [worker()], "held": Held(0, 2, 2, True)}, "limit", "2 of at most 2 data tasks are out; it is next", "higher limit"),
         (QUEUED, {"out": {}, "held": Held(7, 5, 5, True)}, "no_worker", "no data agent is there", "crewlog scale data=1"),
+        (QUEUED, {"out": {}, "is_shadow": True}, "no_worker", "no data agent is there for shadows", "crewlog scale data.shadow=1"),
+        (QUEUED, {"out": {"data.shadow": 9}, "is_shadow": True, "crew": [worker()]}, "queue", "9 tasks are out for 4", "crewlog scale data.shadow=2"),
         (WORKING, {"holds": True}, "lease", f"preparing, held by data-1 since {LOCAL}", "its agent"),
         (WORKING, {"crew": [worker("data-2")]}, "lease", "data-1 held it since", "another data agent"),
         (WORKING, {"gone": worker()}, "lease", "does not answer", "crewlog scale data=1"),
