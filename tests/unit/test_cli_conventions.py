@@ -168,7 +168,7 @@ def test_tables_are_plain_aligned_text_and_cannot_move_the_cursor(capsys: pytest
 
 
 def test_counts_of_agents() -> None:
-    assert parse_counts(["research=4,code=0", "data=2"]) == {"research": 4, "code": 0, "data": 2}
+    assert parse_counts(["research=4,code=0", "data=2,data.shadow=1"]) == {"research": 4, "code": 0, "data": 2, "data.shadow": 1}
     for wrong in ("research", "research=x", "research=65", "nobody=1", "a.b=1"):
         with pytest.raises(ContractError, match=wrong.split("=", maxsplit=1)[0]):
             parse_counts([wrong])
