@@ -19,6 +19,7 @@ from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import Hash
 from crewlog.schemas.merge_patch import merged
 from crewlog.schemas.run_events import RunForked, RunSubmitted
+from crewlog.schemas.subjects import SHADOW_LANE
 from crewlog.schemas.task import AgentTask, parse_task
 
 FORMAT: Final = "crewlog golden"
@@ -75,6 +76,8 @@ def golden_of(history: RunHistory, name: str) -> Golden:
     if seen.status == "open":
         raise ContractError(f"run {history.run_id} is not over: a golden task needs its end")
     task = {key: value for key, value in _submitted(history).items() if key not in ("task_id", "run_id", "parent_task_id", "trial")}
+    if task.get("priority") == SHADOW_LANE:
+        del task["priority"]  # that is for trials alone
     return Golden(name=name, task=task, expect=expected_of(seen))
 
 
