@@ -118,6 +118,10 @@ class Bus(Protocol):
             consumers: consumer name -> priority (smaller is served first).
         """
 
+    async def watch(self, stream: str, on_gap: Callable[[], None]) -> None:
+        """Call `on_gap` whenever what was published to a stream without a confirmation may be lost: the connection was, or another server of a
+        cluster leads the stream."""
+
     async def backlog(self, stream: str, consumer: str) -> int:
         """Return how many messages wait or are being worked on: the lag an autoscaler reads."""
 

@@ -141,6 +141,20 @@ LETTERS: Final = ConsumerSpec("letters", "DLQ", "dlq.>", 256)
 """Which dead letters the orchestrators have taken note of; the letters themselves stay."""
 
 
+_ELECTED: Final = "$JS.EVENT.ADVISORY.{}.LEADER_ELECTED.{}"
+"""Where a cluster says that another server leads a stream or a consumer from now on."""
+
+
+def stream_elected(stream: str) -> str:
+    """Return the subject that says: this stream has a new leader. What was published to it unconfirmed shortly before may be lost."""
+    return _ELECTED.format("STREAM", stream)
+
+
+def consumer_elected(stream: str, consumer: str) -> str:
+    """Return the subject that says: this consumer has a new leader. It knows nothing of the pulls that stood with the old one."""
+    return _ELECTED.format("CONSUMER", f"{stream}.{consumer}")
+
+
 def work_consumer(kind: str, lane: str) -> ConsumerSpec:
     """Return the consumer that all workers of a kind share for one lane."""
     return ConsumerSpec(f"{kind}-{lane}", "WORK", subjects.work(kind, lane), 1024)

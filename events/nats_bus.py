@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
@@ -67,6 +67,7 @@ class NatsBus:
         self._requests = Requests(self._nc, principal=self._principal())
         self._pullers: list[Puller] = []
         self._subscriptions: set[CoreSubscription] = set()
+        self._on_gap: list[Callable[[], None]] = []
         self._logged: dict[str, float] = {}
         self._refused = asyncio.Event()
         self._refused_subjects: set[str] = set()
@@ -195,6 +196,16 @@ class NatsBus:
         puller.start()
         return puller
 
+    async def watch(self, stream: str, on_gap: Callable[[], None]) -> None:
+        async def elected(_: Message) -> None:
+            on_gap()
+
+        self._on_gap.append(on_gap)
+        try:
+            await self.subscribe(jetstream.stream_elected(stream), elected)
+        except NotAuthorised as error:
+            _log.warning("what a cluster loses of %s when its leader dies is noticed late: %s", stream, error)
+
     async def backlog(self, stream: str, consumer: str) -> int:
         return await jetstream.backlog(self, stream, consumer)
 
@@ -281,8 +292,7 @@ class NatsBus:
                 await self._open(CONNECT_TIMEOUT_S)
                 for subscription in self._subscriptions:
                     await subscription.start(self._nc)
-                for puller in self._pullers:
-                    puller.reconnected(self._nc)
+                self._go_on()
             except (Unavailable, NotAuthorised, nats.errors.Error, OSError) as error:
                 self._log_once(str(error))
                 await self._disconnect()
@@ -307,8 +317,13 @@ class NatsBus:
 
     async def _on_reconnected(self) -> None:
         _log.info("connected to NATS at %s again", self._where)
+        self._go_on()
+
+    def _go_on(self) -> None:
         for puller in self._pullers:
             puller.reconnected(self._nc)
+        for call in self._on_gap:
+            call()
 
     async def _on_closed(self) -> None:
         if not self._closing and (self._rebuilding is None or self._rebuilding.done()):

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from crewlog.events.grants import BUILT_IN_KINDS
-from crewlog.events.jetstream import work_consumer
+from crewlog.events.jetstream import consumer_elected, work_consumer
 from crewlog.schemas.subjects import QUEUES, REPLAY
 
 _REPLIES: Final = {"max": 16, "expires": "2m"}
@@ -32,7 +32,7 @@ def permissions(user: str) -> dict[str, Any]:
 def _agent(kind: str) -> dict[str, Any]:
     return {
         "publish": {"allow": [*_agent_publish(), f"telemetry.{kind}.*", f"dlq.{kind}", *_work_of([kind])]},
-        "subscribe": {"allow": ["control.worker.*", f"control.{kind}"]},
+        "subscribe": {"allow": ["control.worker.*", f"control.{kind}", *_elections(work_consumer(kind, lane).name for lane in QUEUES)]},
     }
 
 
@@ -41,7 +41,7 @@ def _specialist() -> dict[str, Any]:
     built_in = [*_work_of(BUILT_IN_KINDS), *(f"{prefix}.{kind}{rest}" for kind in BUILT_IN_KINDS for prefix, rest in (("telemetry", ".*"), ("dlq", "")))]
     return {
         "publish": {"allow": [*_agent_publish(), "telemetry.*.*", "dlq.*", *_work("*")], "deny": built_in},
-        "subscribe": {"allow": ["control.worker.*", "control.*"], "deny": [f"control.{kind}" for kind in BUILT_IN_KINDS]},
+        "subscribe": {"allow": ["control.worker.*", "control.*", *_elections(["*"])], "deny": [f"control.{kind}" for kind in BUILT_IN_KINDS]},
     }
 
 
@@ -59,11 +59,15 @@ def _work(consumer: str) -> list[str]:
     return [f"{_JETSTREAM}.CONSUMER.MSG.NEXT.WORK.{consumer}", f"$JS.ACK.WORK.{consumer}.>", f"$JS.ACK.*.*.WORK.{consumer}.>"]
 
 
+def _elections(consumers: Iterable[str]) -> list[str]:
+    return [consumer_elected("WORK", consumer) for consumer in consumers]
+
+
 def _orchestrator() -> dict[str, Any]:
     """Dispatches, answers, makes streams and consumers. It does not publish facts: those come from the log."""
     return {
         "publish": {"allow": [">"], "deny": ["events.>", "supervisor.>"]},
-        "subscribe": {"allow": ["api.>", "wake.*", "poke.log", "telemetry.>", "control.>", "dlq.>", "$SRV.>"]},
+        "subscribe": {"allow": ["api.>", "wake.*", "poke.log", "telemetry.>", "control.>", "dlq.>", "$SRV.>", "$JS.EVENT.ADVISORY.*.LEADER_ELECTED.>"]},
     }
 
 

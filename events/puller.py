@@ -6,7 +6,8 @@ Own pull loop over `CONSUMER.MSG.NEXT`, because the client library's `fetch` los
   A message that arrives runs at once; the credit is topped up when half of it is used. An idle process sends a handful of messages a minute.
 - When something waits, a *sweep* asks lane after lane, in the order of `lanes`, for what the free slots can hold, without waiting.
 - With no slot free, or while paused, all credit is withdrawn, so that other workers get the messages. One that was on its way is handed back.
-- After a reconnect, or when heartbeats stop, everything begins again with new inboxes: the server has forgotten the old pulls.
+- After a reconnect, when another server of a cluster begins to lead a consumer, or when heartbeats stop, everything begins again with new
+  inboxes: the server has forgotten the old pulls.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from crewlog.events.jetstream import consumer_elected
 from crewlog.events.lanes import in_turn
 from crewlog.events.slots import OpenDelivery, Slots
 
 PULL_EXPIRES_S: Final = 60.0
-IDLE_HEARTBEAT_S: Final = 15.0
+IDLE_HEARTBEAT_S: Final = 5.0
 SILENCE_MAX_S: Final = 2.5 * IDLE_HEARTBEAT_S
 """A long pull without any word from the server for this long is taken for lost."""
 SIGNS_PER_ACK_WAIT: Final = 3
@@ -130,6 +132,8 @@ class Puller:
         self._turn = -1
         self._long: Subscription | None = None
         self._short: Subscription | None = None
+        self._told_by: Client | None = None
+        """The connection on which we hear of elections."""
         self._loops: list[asyncio.Task[None]] = []
         self._retiring: set[asyncio.Task[None]] = set()
         self._stopping = False
@@ -202,6 +206,7 @@ class Puller:
         await self._retire(*old)
         for lane in self._lanes:
             lane.credit = 0
+        await self._hear_elections()
         self._short = await self._listen(self._short_message)
         self._backlog = True
 
@@ -337,6 +342,20 @@ class Puller:
             if any(lane.credit and self._loop.time() - lane.heard > SILENCE_MAX_S for lane in self._lanes):
                 _log.warning("no word from %s for %g s: pulling anew", self._stream, SILENCE_MAX_S)
                 self.reconnected(self._nc)
+
+    async def _hear_elections(self) -> None:
+        """Be told when a consumer has a new leader: pulls that stood with the old one are lost, and our own connection may be to a third server.
+
+        A user without the right to hear it notices by the silence.
+        """
+        if self._told_by is not self._nc:
+            self._told_by = self._nc
+            for lane in self._lanes:
+                await self._nc.subscribe(consumer_elected(self._stream, lane.consumer), cb=self._elected)
+
+    async def _elected(self, msg: Msg) -> None:
+        _log.info("%s: pulling anew", msg.subject)
+        self.reconnected(self._nc)
 
     async def _listen(self, callback: Callable[[Msg], Coroutine[Any, Any, None]]) -> Subscription:
         return await self._nc.subscribe(f"{self._nc.new_inbox()}.*", cb=callback)

@@ -7,6 +7,7 @@ the version of its stream fences the second worker.
 
 When an orchestrator starts, and when another one is gone that held messages back, nobody knows which messages were sent. Then every
 dispatched task that no worker has begun is queued for its turn under its own message id: what was sent already is dropped by the stream.
+The same happens, with what this process sent itself too, when the connection to the bus was lost or the queue has a new leader.
 """
 
 from __future__ import annotations
@@ -106,12 +107,15 @@ class Sweep:
         self._signs: dict[TaskId, _Sign] = {}
         self._adopts = True
         """Whether the next round takes over what no worker has begun: nobody is known to hold it."""
+        self._doubts = False
+        """Whether it takes over what this process has sent as well: the queue may have lost it."""
         self._heard: Subscription | None = None
         self._round: asyncio.Task[None] | None = None
 
     async def start(self) -> asyncio.Task[None]:
         """Listen to heartbeats and begin with a first round; the returned task ends only with `stop` or a defect."""
         self._heard = await self._bus.subscribe("telemetry.>", self._hear)
+        await self._bus.watch("WORK", self.doubt)
         self._round = asyncio.create_task(self._run(), name="sweep")
         return self._round
 
@@ -145,6 +149,11 @@ class Sweep:
         self._adopts = True
         self.soon()
 
+    def doubt(self) -> None:
+        """Send again what is dispatched and not begun, in a round that begins now: the queue may have lost any of it."""
+        self._doubts = True
+        self.adopt()
+
     async def sweep(self) -> None:
         """Look at every open run once.
 
@@ -153,13 +162,15 @@ class Sweep:
         """
         await self._bus.ensure_kinds(self._kinds.offers)
         adopts, self._adopts = self._adopts, False
+        doubts, self._doubts = self._doubts, False
         try:
-            await self._look_at_all(adopts=adopts)
+            await self._look_at_all(adopts=adopts, doubts=doubts)
         except OrchestrationError:
             self._adopts |= adopts
+            self._doubts |= doubts
             raise
 
-    async def _look_at_all(self, *, adopts: bool) -> None:
+    async def _look_at_all(self, *, adopts: bool, doubts: bool) -> None:
         after: RunId | None = None
         dispatched: set[TaskId] = set()
         self._admission.begin_count()
@@ -173,7 +184,7 @@ class Sweep:
             dispatched_now = [(state, task) for state in states.values() for task in active_tasks(state) if task.phase == "dispatched"]
             dispatched.update(task.task_id for _, task in dispatched_now)
             if adopts:
-                await self._take_over(dispatched_now)
+                await self._take_over(dispatched_now, doubts=doubts)
             paused = self._driver.folds.controls.pauses
             waiting = [(state, task) for state, task in dispatched_now if kind_scope(task.kind) not in paused]  # nobody takes theirs
             await self._check(waiting)
@@ -197,8 +208,8 @@ class Sweep:
         is_due = due_us is None or due_us <= self._clock.now_us()
         return is_due or next(due_interventions(state, self._driver.folds.controls), None) is not None
 
-    async def _take_over(self, waiting: Iterable[tuple[RunState, TaskState]]) -> None:
-        found = {task.task_id: (state, task) for state, task in waiting if not self._dispatcher.has(state.run_id, task.task_id)}
+    async def _take_over(self, waiting: Iterable[tuple[RunState, TaskState]], *, doubts: bool) -> None:
+        found = {task.task_id: (state, task) for state, task in waiting if doubts or not self._dispatcher.has(state.run_id, task.task_id)}
         begun = Counter(recorded.task_id for recorded in await self._store.read_streams({task_stream(task_id): 0 for task_id in found}, types=_BEGUN))
         held = await self._dispatcher.held(found)
         taken: list[Waiting] = []

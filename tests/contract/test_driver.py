@@ -175,6 +175,20 @@ async def test_a_run_goes_on_after_its_orchestrator_was_replaced() -> None:
         await crew.ended(run_id)
 
 
+async def test_what_a_queue_without_a_leader_lost_is_sent_again_when_it_has_one_and_nothing_else_comes_twice() -> None:
+    crew = Crew(silent)
+    bus = Leaky(crew.broker)
+    bus.losing = 1
+    async with crew.orchestrator(bus=bus) as service, crew.agents():
+        lost = await crew.submit(type="data")
+        arrived = await crew.submit(type="data")
+        await crew.until_handed(1)
+        service.sweep.doubt()
+        await crew.until_handed(2)
+        await service.sweep.sweep()
+    assert [headers["Nats-Msg-Id"] for _, headers in crew.deliveries] == [f"{arrived}:1:1", f"{lost}:1:1"]
+
+
 @pytest.mark.parametrize("mood", [Unavailable("the log is away"), "answer lost"])
 async def test_a_step_is_taken_again_when_the_log_comes_back(mood: Exception | str) -> None:
     crew = Crew()

@@ -214,6 +214,8 @@ async def test_pulling_goes_on_after_the_server_was_killed_and_started_again(fle
         async with asyncio.timeout(10), arrived:
             await arrived.wait_for(lambda: len(set(seen)) >= count)
 
+    gap = asyncio.Event()
+    await orchestrator.watch("WORK", gap.set)
     await research.consume("WORK", {"research-high": 0, "research-normal": 1}, handle, slots=4)
     await orchestrator.enqueue("work.research.normal", b"before", message_id="before")
     await until(1)
@@ -226,6 +228,8 @@ async def test_pulling_goes_on_after_the_server_was_killed_and_started_again(fle
         await fleet.server.start()
         assert fleet.server.port == port
         await waiting
+        assert gap.is_set(), "what was published meanwhile may be lost"
+        gap.clear()
         await orchestrator.enqueue("work.research.high", f"after {number}".encode(), message_id=f"after-{number}")
         await until(3 + 2 * number)
     assert {"before", "while down 0", "after 0", "while down 1", "after 1"} == set(seen)

@@ -335,6 +335,9 @@ class SimBus:
         except TimeoutError:
             raise Unavailable("no answer about a queue") from None
 
+    async def watch(self, stream: str, on_gap: Callable[[], None]) -> None:
+        """Say nothing: what is lost must be found without a hint."""
+
     async def first_kept(self, stream: str, sequence: int) -> Kept | None:
         try:
             return await self._network.call(lambda: self._server.broker.first_kept(stream, sequence))
