@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from crewlog.agents.task_state import TaskState, evolve
 from crewlog.events import faults
@@ -19,6 +20,13 @@ from crewlog.schemas.ids import Hash, RunId, Stream, TaskId, reservation_id, set
 from crewlog.schemas.payload import INLINE_BYTES_MAX, Payload, content_hash, pack
 from crewlog.schemas.system_events import CallSettled
 from crewlog.schemas.task_events import ModelCallFailed, ModelCallFinished, ModelCallStarted, TaskEvent
+
+
+class _Blobs(NamedTuple):
+    """Large texts to be stored before an append: what belongs to the run, and setups, which belong to no run."""
+
+    own: list[bytes]
+    shared: list[bytes]
 
 
 class Journal:
@@ -34,6 +42,7 @@ class Journal:
         self._pending: list[TaskEvent] = []
         self._beside: list[Write] = []
         self._blobs: list[bytes] = []
+        self._shared: list[bytes] = []
         self._appends: list[asyncio.Task[Appended]] = []
         self._reserve: Reservation | None = None
         self._settle: list[Settlement] = []
@@ -52,6 +61,14 @@ class Journal:
         if blob is not None and payload.ref is not None:
             self._blobs.append(blob)
             self._texts[payload.ref] = blob.decode()
+        return payload
+
+    def pack_setup(self, text: str) -> Payload:
+        """Turn the JSON of a setup into a payload: most tasks of a kind share one, so it is stored once, not with each, and under no person's key."""
+        payload, blob = pack(text, inline_max=0)
+        assert blob is not None
+        self._shared.append(blob)
+        self._texts[str(payload.ref)] = text
         return payload
 
     def keep(self, data: bytes) -> Hash:
@@ -208,12 +225,12 @@ class Journal:
         if any(isinstance(event, ModelCallStarted) for event in self._pending):
             self.send()
 
-    def _take_pending(self) -> tuple[AppendRequest, list[bytes]]:
+    def _take_pending(self) -> tuple[AppendRequest, _Blobs]:
         """Make the next append of what was recorded, and the blobs that must be stored before it."""
         events, self._pending = self._pending, []
         settle, self._settle = self._settle, []
         reserve, self._reserve = self._reserve, None
-        blobs, self._blobs = self._blobs, []
+        blobs, self._blobs, self._shared = _Blobs(self._blobs, self._shared), [], []
         writes, self._beside = (Write(self._stream, events, self._sent), *self._beside), []
         begun = next((e for e in events if isinstance(e, ModelCallStarted)), None)
         if begun is not None and reserve is None:  # free: simulated, so it is not even durable before its outcome
@@ -242,11 +259,12 @@ class Journal:
             arrived.append(result)
         return arrived
 
-    async def _append(self, request: AppendRequest, blobs: list[bytes], before: asyncio.Task[Appended] | None) -> Appended:
-        if blobs:
+    async def _append(self, request: AppendRequest, blobs: _Blobs, before: asyncio.Task[Appended] | None) -> Appended:
+        if any(blobs):
             if faults.hook is not None:
                 faults.hook("before_blobs_stored")
-            await self._store.put_blobs(blobs)
+            await self._store.put_blobs(blobs.shared)
+            await self._store.put_blobs(blobs.own, run_id=self._run_id)
             if faults.hook is not None:
                 faults.hook("after_blobs_stored")
         if before is not None:

@@ -88,7 +88,7 @@ async def record_memory(store: EventStore, clock: Clock, memory: MemoryRemembere
         if any(recorded.event_id == event_id for recorded in history):
             return True
         latest = history[-1].event() if history else None
-        if isinstance(latest, MemoryRemembered) and (latest.trust == "trusted" or memory.trust == "untrusted"):
+        if isinstance(latest, MemoryRemembered) and not history[-1].erased_us and (latest.trust == "trusted" or memory.trust == "untrusted"):
             return False
         write = Write(stream, [memory], expected=history[-1].version if history else NO_STREAM)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 from crewlog.agents.knowledge_memory import terms
 from crewlog.agents.memories import QUERY_CHARS_MAX, TENANT, Memory
@@ -12,6 +13,17 @@ from crewlog.schemas.ids import Hash
 from crewlog.schemas.system_events import MemoryForgotten, MemoryRemembered
 
 _PAGE_EVENTS = 1_000
+
+
+def ranked(query: str, memories: Iterable[tuple[int, Memory]]) -> list[Memory]:
+    """Order memories by how many of the words asked for they have, then the newest first; without any word, all of them.
+
+    Args:
+        memories: each with a number that is higher for a newer one.
+    """
+    asked = set(terms(query))
+    found = [(len(asked.intersection(terms(f"{memory.about} {memory.text}"))), age, memory) for age, memory in memories]
+    return [memory for _, _, memory in sorted((hit for hit in found if hit[0] or not asked), key=lambda hit: (-hit[0], -hit[1]))]
 
 
 class LocalMemories:
@@ -27,14 +39,14 @@ class LocalMemories:
         if "\0" in query or len(query) > QUERY_CHARS_MAX:
             raise ContractError(f"a query has at most {QUERY_CHARS_MAX} characters and no NUL; got {len(query)} characters")
         await self._catch_up()
-        asked = set(terms(query))
-        found = [
-            (len(asked.intersection(terms(f"{memory.about} {memory.text}"))), position, memory)
-            for (owner, whose, _), (position, memory) in self._known.items()
-            if owner == tenant and whose in (user, TENANT) and (memory.trust == "trusted" or not trusted_only)
-        ]
-        fitting = sorted((hit for hit in found if hit[0] or not asked), key=lambda hit: (-hit[0], -hit[1]))
-        return [memory for _, _, memory in fitting[:limit]]
+        return ranked(
+            query,
+            [
+                (position, memory)
+                for (owner, whose, _), (position, memory) in self._known.items()
+                if owner == tenant and whose in (user, TENANT) and (memory.trust == "trusted" or not trusted_only)
+            ],
+        )[:limit]
 
     async def count(self, tenant: str, user: str) -> int:
         await self._catch_up()

@@ -14,6 +14,7 @@ from crewlog.agents.breaker import Breakers
 from crewlog.agents.kinds import BUILT_IN, Services, load_agent, missing_extras
 from crewlog.agents.knowledge_postgres import PostgresKnowledge
 from crewlog.agents.live_text import LiveText
+from crewlog.agents.memories_personal import PersonalMemories
 from crewlog.agents.memories_postgres import PostgresMemories
 from crewlog.agents.memory_tools import with_memory
 from crewlog.agents.model import Closable, Model
@@ -28,6 +29,7 @@ from crewlog.events.clock import Clock, SystemClock
 from crewlog.events.config import Config
 from crewlog.events.memory import settle_memory
 from crewlog.events.nats_bus import NatsBus
+from crewlog.events.personal_store import PersonalStore, personal_log
 from crewlog.events.poke import Poke
 from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.readiness import announce_ready
@@ -72,8 +74,9 @@ async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | N
         closing.push_async_callback(poke.close)
         knowledge = PostgresKnowledge(database_url)
         closing.push_async_callback(knowledge.close)
-        store = await PostgresStore.open(database_url, actor=f"agent@{worker_id}", clock=clock, on_commit=poke.notify)
-        closing.push_async_callback(store.close)
+        log_store = await PostgresStore.open(database_url, actor=f"agent@{worker_id}", clock=clock, on_commit=poke.notify)
+        closing.push_async_callback(log_store.close)
+        store = await personal_log(log_store, config, clock)
         watch = ProviderWatch(store, clock, worker_id)
         closing.push_async_callback(watch.stop)
         chain, roles = ((model,), {}) if model is not None else _chains(kind, config)
@@ -133,9 +136,9 @@ def _trial_chains(config: Config, closing: AsyncExitStack) -> Callable[[str, str
 def _with_memory(spec: AgentSpec, config: Config, store: EventStore, clock: Clock, closing: AsyncExitStack) -> AgentSpec:
     if not config.memory or config.database_url is None:
         return spec
-    memories = PostgresMemories(config.database_url.get_secret_value())
-    closing.push_async_callback(memories.close)
-    return with_memory(spec, store, memories, clock)
+    indexed = PostgresMemories(config.database_url.get_secret_value())
+    closing.push_async_callback(indexed.close)
+    return with_memory(spec, store, PersonalMemories(indexed, store) if isinstance(store, PersonalStore) else indexed, clock)
 
 
 async def _with_mcp(spec: AgentSpec, config: Config, store: EventStore, clock: Clock, closing: AsyncExitStack) -> AgentSpec:

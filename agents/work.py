@@ -259,7 +259,7 @@ class _Stretch:
         if state.setup is None or state.opening is None:
             context = shop.spec.context or shop.context
             self._setup, setup_json = await self._new_setup(context)
-            setup = journal.pack(setup_json, inline_max=0)  # most tasks of a kind share one: stored once, not with each
+            setup = journal.pack_setup(setup_json)
             opening = journal.pack(opening_message(self._task, context))
         else:
             setup, opening = state.setup, state.opening
@@ -299,7 +299,7 @@ class _Stretch:
         if made == setup:
             return False
         self._setup = made
-        journal.record(TaskMoved(shop.worker, setup.version, made.version, journal.pack(setup_json, inline_max=0)))
+        journal.record(TaskMoved(shop.worker, setup.version, made.version, journal.pack_setup(setup_json)))
         return True
 
     async def _new_setup(self, context: ContextMode) -> tuple[Setup, str]:

@@ -99,6 +99,12 @@ class Config(BaseSettings):
     redact: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_patterns)] = ()
     """What `crewlog export` takes out of every file: regular expressions, or `@secrets`, `@email`, `@card`, `@iban`, `@phone`, separated by
     newlines or as JSON. Empty: files hold what the log holds. Archives are never redacted: they must replay."""
+    person_keys: Literal["off", "on"] = "off"
+    """Whether runs that are submitted from now on get a key of their user, under which whatever people, models and tools write is stored, so that
+    `crewlog erase` can destroy it. Off: nothing is enciphered, and nothing is spent on it. All processes of a crew need the same."""
+    person_kek: SecretStr | None = None
+    """The key that wraps persons' keys in the database: 32 bytes in base64. None: the file `person.kek` in the home folder, which `crewlog up`
+    makes. Whoever has it and the database reads everything; if it is lost, all that is under persons' keys is lost."""
     nats_url: SecretStr | None = None
     """NATS to use instead of the embedded one."""
     artifacts_url: str | None = None

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from uuid import UUID
 
 import msgspec
 
 from crewlog.events.clock import Clock
 from crewlog.events.envelope import DataKey, Enclosed, KeyEncryptionKey, enclosed, new_secret
-from crewlog.events.kek import LoadKek
+from crewlog.events.kek import LoadKek, kek_source
 from crewlog.events.person_keys import PersonBlob, PersonKey, PersonKeys
 from crewlog.events.store import Appended, AppendRequest, BudgetState, EventStore, OpenReservation, Page, Recorded
 from crewlog.schemas.errors import ConfigError, ContractError, TerminalError
@@ -29,6 +29,9 @@ from crewlog.schemas.public_form import PERSONAL
 from crewlog.schemas.run_events import RunForked, RunSubmitted
 from crewlog.schemas.system_events import MemoryRemembered, RunArchived, ScheduleAdded
 from crewlog.schemas.task import AgentTask
+
+if TYPE_CHECKING:
+    from crewlog.events.config import Config
 
 ERASED: Final = "[erased]"
 """What readers get in place of a text whose key was destroyed."""
@@ -69,6 +72,11 @@ async def personal(store: KeepsKeys, kek: LoadKek, clock: Clock, *, gives_keys: 
     if gives_keys or await store.person_keys.exist():
         return PersonalStore(store, kek, clock, gives_keys=gives_keys)
     return store
+
+
+async def personal_log(store: KeepsKeys, config: Config, clock: Clock) -> EventStore:
+    """Return the store as the configuration wants it used, see `personal`."""
+    return await personal(store, kek_source(config.person_kek, config.home), clock, gives_keys=config.person_keys == "on")
 
 
 class PersonalStore:

@@ -126,6 +126,7 @@ async def _finish_interrupted(config: Config, connections: Connections) -> None:
 
 async def _archive_each(config: Config, connections: Connections, runs: list[RunView], out: Path) -> tuple[list[Archived], list[str]]:
     from crewlog.events.clock import SystemClock
+    from crewlog.events.personal_store import personal_log
     from crewlog.events.postgres_store import PostgresStore
     from crewlog.orchestrator.endpoints import database_url
     from crewlog.orchestrator.run_archive import archive_run
@@ -134,8 +135,9 @@ async def _archive_each(config: Config, connections: Connections, runs: list[Run
     done: list[Archived] = []
     stayed: list[str] = []
     _make(out)
-    store = await PostgresStore.open(database_url(config, "archivist"), actor=f"archivist@{config.user}", clock=SystemClock(), lanes=1)
+    log_store = await PostgresStore.open(database_url(config, "archivist"), actor=f"archivist@{config.user}", clock=SystemClock(), lanes=1)
     try:
+        store = await personal_log(log_store, config, SystemClock())
         for run in runs:
             try:
                 done.append(await archive_run(store, connections, run, out, actor=config.user, clock=SystemClock()))
@@ -143,7 +145,7 @@ async def _archive_each(config: Config, connections: Connections, runs: list[Run
                 complain(f"run {run.run_id} stays in the log", why=str(error))
                 stayed.append(str(run.run_id))
     finally:
-        await store.close()
+        await log_store.close()
     return done, stayed
 
 

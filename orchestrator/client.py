@@ -37,6 +37,7 @@ from crewlog.orchestrator.client_schedules import ClientSchedules
 from crewlog.orchestrator.client_why import ClientWhy
 from crewlog.orchestrator.commands import Answer
 from crewlog.orchestrator.control import ask_supervisor
+from crewlog.orchestrator.disclosed_views import DisclosedViews
 from crewlog.orchestrator.endpoints import with_login
 from crewlog.orchestrator.home import ProcessState
 from crewlog.orchestrator.run_names import NEWEST, VIEWS_FOLLOW_WITHIN_S, find_run, run_once_known
@@ -337,14 +338,16 @@ class Client:
 
     async def store(self) -> EventStore:
         """Return the log, opened on first use with the operator's login."""
+        from crewlog.events.personal_store import personal_log
         from crewlog.events.postgres_store import PostgresStore
 
         async with self._opening:
             if self._store is None:
                 poke = Poke(self._bus)
                 self._exits.push_async_callback(poke.close)
-                self._store = await PostgresStore.open(self._database_url(), actor="client", clock=self._clock, on_commit=poke.notify)
-                self._exits.push_async_callback(self._store.close)
+                opened = await PostgresStore.open(self._database_url(), actor="client", clock=self._clock, on_commit=poke.notify)
+                self._exits.push_async_callback(opened.close)
+                self._store = await personal_log(opened, self._config, self._clock)
             return self._store
 
     async def artifact_store(self) -> ArtifactStore:
@@ -359,7 +362,7 @@ class Client:
     def queries(self) -> Queries:
         """Return the reads of the views: costs, and whatever else has no method here."""
         if self._queries is None:
-            self._queries = Queries(self._database_url(), self._clock)
+            self._queries = Queries(self._database_url(), self._clock, disclose=DisclosedViews(self.store))
             self._exits.push_async_callback(self._queries.close)
         return self._queries
 

@@ -276,7 +276,7 @@ class Driver:
 
     async def _commit(self, fold: Fold, batch: Batch, now_us: int) -> None:
         if batch.blobs:
-            await self._store.put_blobs(batch.blobs)
+            await self._store.put_blobs(batch.blobs, run_id=fold.run_id)
         if faults.hook is not None:
             faults.hook("before_run_append")
         appended = await self._store.append(batch.request(fold.run_id, fold.version, now_us, self._clock))

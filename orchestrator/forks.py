@@ -105,7 +105,7 @@ class Forks:
         fork_id = RunId(request.fork_id or self._clock.random_id())
         made = await _Making(self._store, history, place, request, fork_id, self._allowance).command()
         if made.blobs:
-            await self._store.put_blobs(made.blobs)
+            await self._store.put_blobs(made.blobs, run_id=history.run_id)
         fold = Fold(fork_id)
         fold.state = place.state
         keys = tuple(task.key for task in active_tasks(place.state))

@@ -38,4 +38,14 @@ async def open_log(home: Path | None) -> AsyncIterator[LogReader]:
         exits.push_async_callback(queries.close)
         store = await PostgresStore.open(url, actor="reader", clock=clock, readers=2)
         exits.push_async_callback(store.close)
-        yield LogReader(store, queries)
+        yield LogReader(await _disclosing(store, home), queries)
+
+
+async def _disclosing(store: PostgresStore, home: Path | None) -> EventStore:
+    """Return the log as it was written. The whole configuration is only read where persons have keys: it says where the key to them is."""
+    if not await store.person_keys.exist():
+        return store
+    from crewlog.events.config import load
+    from crewlog.events.personal_store import personal_log
+
+    return await personal_log(store, load() if home is None else load(home=home), SystemClock())

@@ -194,6 +194,7 @@ async def run_orchestrator(config: Config) -> None:
     """
     from crewlog.events.jetstream import ensure_topology
     from crewlog.events.nats_bus import NatsBus
+    from crewlog.events.personal_store import personal_log
     from crewlog.events.poke import Poke
     from crewlog.events.postgres_store import PostgresStore
 
@@ -205,8 +206,9 @@ async def run_orchestrator(config: Config) -> None:
     bus = await NatsBus.connect(config.nats_url.get_secret_value(), name=name, provision=config.provision)
     poke = Poke(bus)
     try:
-        store = await PostgresStore.open(config.database_url.get_secret_value(), actor=f"orchestrator@{name}", clock=clock, on_commit=poke.notify)
+        log_store = await PostgresStore.open(config.database_url.get_secret_value(), actor=f"orchestrator@{name}", clock=clock, on_commit=poke.notify)
         try:
+            store = await personal_log(log_store, config, clock)
             await ensure_topology(bus, provision=config.provision)
             allowance = Allowance(config.budgets, config.hold_ttl_s or math.ceil(config.approval_ttl_s))
             trace_share = None if config.otlp_endpoint is None else config.trace_share
@@ -221,7 +223,7 @@ async def run_orchestrator(config: Config) -> None:
             )
             await _serve(OrchestratorService(store, bus, clock, settings))
         finally:
-            await store.close()
+            await log_store.close()
     finally:
         await poke.close()
         await bus.close()

@@ -20,6 +20,8 @@ from crewlog.events.bus import Bus, Message
 from crewlog.events.clock import Clock
 from crewlog.events.config import SERVER_KEY, Config
 from crewlog.events.grants import BUILT_IN_KINDS
+from crewlog.events.kek import FILE as KEK_FILE
+from crewlog.events.kek import make_kek
 from crewlog.orchestrator.home import Home, ProcessState, State
 from crewlog.orchestrator.servers import Servers
 from crewlog.orchestrator.supervised import Program, Supervised
@@ -38,6 +40,7 @@ _SECRETS: Final[Mapping[str, frozenset[str]]] = {
     "TAVILY_API_KEY": frozenset({"research"}),
     "CREWLOG_MCP": frozenset(BUILT_IN_KINDS),
     "CREWLOG_SMTP_PASSWORD": frozenset({"communicate"}),
+    "CREWLOG_PERSON_KEK": frozenset((*BUILT_IN_KINDS, "orchestrator")),
     **dict.fromkeys(("CREWLOG_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"), frozenset({"projector"})),
 }
 """Environment variables that only some kinds of process get."""
@@ -106,6 +109,8 @@ class Supervisor:
         check_models([*kinds, *(PLANNERS_TASKS if "planner" in kinds else ())], self._config)
         self._home.prepare()
         with self._home.locked():
+            if self._config.person_keys == "on" and self._config.person_kek is None and make_kek(self._home.path):
+                self._on_phase(f"made {self._home.path / KEK_FILE}, the key to all persons' keys: keep a copy of it apart from those of the database")
             try:
                 await self._unless_stopped(self._start())
                 if not self._stop.is_set():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncIterator, Sequence
 from datetime import date, datetime
-from typing import Any, Final, Literal, NamedTuple, Self, TypeVar, get_args
+from typing import Any, Final, Literal, NamedTuple, Protocol, Self, TypeVar, get_args
 from uuid import UUID
 
 import asyncpg
@@ -71,6 +71,12 @@ _JSON_COLUMNS: Final = ("json", "jsonb")
 V = TypeVar("V", bound=msgspec.Struct)
 
 
+class Disclose(Protocol):
+    """Returns rows with what is under persons' keys, as far as this process may know it; all others as they are."""
+
+    async def __call__(self, rows: list[V]) -> list[V]: ...
+
+
 def _select(view: type[msgspec.Struct], name: str) -> str:
     return f"SELECT {', '.join(view.__struct_fields__)} FROM crewlog.{name}"  # noqa: S608 - both come from this file
 
@@ -100,13 +106,15 @@ SELECT c.name, c.position, coalesce((SELECT e.position FROM crewlog.events e ORD
 class Queries:
     """Reads the views over a few connections. A server that is away is waited for; every read may be repeated."""
 
-    def __init__(self, url: str, clock: Clock, *, size: int = 2) -> None:
+    def __init__(self, url: str, clock: Clock, *, size: int = 2, disclose: Disclose | None = None) -> None:
         """Make a reader; connections are opened when they are needed.
 
         Args:
             url: login that may read the views: the operator's or the orchestrator's.
             size: most connections at once.
+            disclose: puts in what views do not hold because it is under a person's key.
         """
+        self._disclose = disclose
 
         async def connect() -> asyncpg.Connection:
             connection = await cluster(url).connect({"application_name": "crewlog queries", "jit": "off"})
@@ -306,7 +314,8 @@ class Queries:
 
     async def _read(self, view: type[V], what: str, sql: str, *arguments: Any) -> list[V]:
         rows = await self._connections.fetch(what, sql, *arguments)
-        return [msgspec.convert(dict(row), view) for row in rows]
+        found = [msgspec.convert(dict(row), view) for row in rows]
+        return found if self._disclose is None else await self._disclose(found)
 
 
 def _cost_columns(by: Sequence[str]) -> list[str]:
