@@ -6,6 +6,7 @@ The first event of a forked stream names the stream it goes on from and how many
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from crewlog.events.store import EventStore, Recorded
@@ -77,9 +78,26 @@ def tenant_of(events: Sequence[Recorded]) -> str | None:
 
 
 def shared(parent: Iterable[Recorded], forked: RunForked) -> list[Recorded]:
-    """Return the events of a parent that a fork shares."""
+    """Return the events of a parent that a fork shares. Counted, not told by positions: in a log that it was imported to, those are others."""
     until: dict[Stream, int] = {task_stream(task.parent): task.version for task in forked.tasks}
-    return [r for r in parent if r.position <= forked.position and r.version <= until.get(r.stream, r.version)]
+    return [r for r in islice(parent, forked.at) if r.version <= until.get(r.stream, r.version)]
+
+
+async def read_family(store: EventStore, run_id: RunId) -> list[Recorded]:
+    """Read the events of a run and, of each run that it goes on from, in front of them, all up to the place of the fork: what a log must have so
+    that it can be read there."""
+    own = list(await store.read_run(run_id))
+    forked = fork_of(own)
+    return own if forked is None else [*await _beginning(store, forked), *own]
+
+
+async def _beginning(store: EventStore, forked: RunForked) -> list[Recorded]:
+    own = list(await store.read_run(forked.parent))
+    before = fork_of(own)
+    if before is None:
+        return own[: forked.at]
+    inherited = shared(await read_history(store, before.parent), before)
+    return [*await _beginning(store, before), *own[: forked.at - len(inherited)]]
 
 
 def successors(events: Iterable[Recorded]) -> Mapping[Stream, Stream]:

@@ -1,4 +1,4 @@
-"""Runs that come from a file and runs that go to one, as the database does it: `es.import_run` and `es.archive_run`, see sql/0011."""
+"""Runs that come from a file and runs that go to one, as the database does it: `es.import_run` and `es.archive_run`, see sql/0011 and sql/0017."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from crewlog.schemas.system_events import RunImported
 _IMPORT: Final = "SELECT first_position, last_position FROM es.import_run($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)"
 _DIGEST: Final = "SELECT events, digest FROM es.run_digest($1)"
 _LEFT: Final = """
-SELECT substr(a.stream_id, 9)::uuid FROM es.streams a JOIN es.events e ON e.stream_id = 'run/' || substr(a.stream_id, 9) AND e.version = 1
- WHERE starts_with(a.stream_id, 'archive/') ORDER BY e.position
+SELECT substr(a.stream_id, 9)::uuid
+  FROM es.streams a JOIN es.events e ON e.stream_id = 'run/' || substr(a.stream_id, 9) AND e.version = 1
+                    JOIN es.events w ON w.stream_id = a.stream_id AND w.version = a.version
+ WHERE starts_with(a.stream_id, 'archive/') AND e.position < w.position   -- behind it: it came back from its file
+ ORDER BY e.position
 """
 _HINDRANCE: Final = "SELECT es.archive_hindrance($1)"
 _ARCHIVE: Final = "SELECT es.archive_run($1)"
@@ -30,10 +33,10 @@ class RunDigest(NamedTuple):
 
 
 async def write_imported(connections: Connections, marker: RunImported, events: Sequence[Recorded], *, marker_id: UUID, now_us: int) -> tuple[int, int]:
-    """Write a run that happened elsewhere, all of it or nothing, and close its streams.
+    """Write a run that happened elsewhere, or the part of it that is not there, all of it or nothing, and close its streams.
 
     Args:
-        events: in the order of the log they come from; blobs they refer to must be there already.
+        events: from its first one on, in the order of the log they come from; blobs they refer to must be there already.
         marker_id: event id of the marker.
         now_us: when it is read in, in microseconds since 1970.
 
@@ -41,7 +44,7 @@ async def write_imported(connections: Connections, marker: RunImported, events: 
         Position of the marker and of the last event.
 
     Raises:
-        ContractError: a stream or an event of it is in the log already, or the events are not those of one whole run.
+        ContractError: all of it is in the log already, or other events are, it was carried out here, or the streams have gaps.
         NotAuthorised: this login may not import.
     """
     columns: list[list[Any]] = [

@@ -19,9 +19,10 @@ from uuid import UUID
 import msgspec
 
 from crewlog.events.memory_store import MemoryStore, restored
+from crewlog.events.prefix import read_family
 from crewlog.events.store import EventStore, Recorded
-from crewlog.orchestrator.run_history import all_payloads, load_history
-from crewlog.schemas.errors import ContractError
+from crewlog.orchestrator.run_history import all_payloads
+from crewlog.schemas.errors import ContractError, NotFound
 from crewlog.schemas.ids import Hash, RunId, Stream, TaskId
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.task_events import ModelCallFinished
@@ -94,19 +95,21 @@ class Bundle(NamedTuple):
 
 
 async def collect(store: EventStore, run_id: RunId) -> Bundle:
-    """Read a run with everything its events refer to.
+    """Read a run with everything its events refer to; of a fork, with the beginning of the run that it goes on from.
 
     Raises:
         NotFound: the log has no such run.
         ContractError: a blob is missing.
     """
-    history = await load_history(store, run_id)
-    raw = {event.raw for recorded in history.events if isinstance(event := recorded.event(), ModelCallFinished) and event.raw is not None}
-    hashes = sorted({p.ref for p in all_payloads(history.events) if p.ref is not None} | raw)
+    events = await read_family(store, run_id)
+    if not events:
+        raise NotFound("run", str(run_id))
+    raw = {event.raw for recorded in events if isinstance(event := recorded.event(), ModelCallFinished) and event.raw is not None}
+    hashes = sorted({p.ref for p in all_payloads(events) if p.ref is not None} | raw)
     blobs = await store.get_blobs(hashes)
     if missing := [hash_ for hash_ in hashes if hash_ not in blobs]:
         raise ContractError(f"run {run_id} refers to {len(missing)} blobs that are not in the log, such as {missing[0]}: it cannot be exported whole")
-    return Bundle(run_id, history.events, {hash_: blobs[hash_] for hash_ in hashes}, version("crewlog"))
+    return Bundle(run_id, events, {hash_: blobs[hash_] for hash_ in hashes}, version("crewlog"))
 
 
 def pack_bundle(bundle: Bundle) -> bytes:

@@ -35,9 +35,10 @@ async def import_run(
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Read a run of another crew into the log, to be looked at; it is never carried out.
+    """Read a run of another crew, or an archived one, into the log, to be looked at; it is never carried out.
 
-    It keeps its ids, versions and times, is marked as imported (view crewlog.imports), and replays here as it did there. No key is needed.
+    It keeps its ids, versions and times, is marked as imported (view crewlog.imports), and replays here as it did there. No key is needed. What a
+    fork shares with its parent comes with it, unless the log has that already; the file of the parent completes it.
     """
     from crewlog.events.clock import SystemClock
     from crewlog.orchestrator.bundle import unpack_bundle
@@ -53,9 +54,11 @@ async def import_run(
         done = await import_bundle(await client.store(), connections, bundle, marker, SystemClock(), verify=not unverified)
     if output is Output.JSON:
         told = {"run_id": done.run_id, "events": done.events, "blobs": done.blobs, "position": done.position, "state_hash": done.report.state_hash}
-        print_json(told)
+        print_json({**told, "beginnings": [str(run) for run in done.beginnings]})
     else:
         typer.echo(str(done.run_id))
+        for parent in done.beginnings:
+            say(f"imported what the fork shares of run {parent}; the file of that run, once imported, completes it")
         say(f"imported {done.events} events and {done.blobs} blobs at position {done.position}; it replays to the state that it had there")
 
 

@@ -27,6 +27,7 @@ from crewlog.projections.projection import (
     write_problems,
 )
 from crewlog.schemas.errors import ConfigError, ContractError
+from crewlog.schemas.system_events import RunImported
 
 log = logging.getLogger(__name__)
 
@@ -125,9 +126,13 @@ class ReadModel:
             raise
 
     def _stretches(self, events: Sequence[Recorded]) -> Iterator[Sequence[Recorded]]:
-        """Cut a page so that no projection gets more facts in one transaction than it can take."""
+        """Cut a page so that no projection gets more facts in one transaction than it can take, and before runs that come from a file: what was
+        archived earlier in the page is deleted by then."""
         begin, used = 0, dict.fromkeys(self._limits.values(), 0)
         for at, recorded in enumerate(events):
+            if recorded.type == RunImported.__name__ and at > begin:
+                yield events[begin:at]
+                begin, used = at, dict.fromkeys(used, 0)
             limit = self._limits.get(recorded.type)
             if limit is not None:
                 if used[limit] == limit.facts_max:

@@ -89,7 +89,8 @@ class RunProjection:
         recorded = fact.recorded
         if isinstance(fact.event, RunImported | RunArchived):
             self._files.fold(recorded, fact.event)
-            self._open.pop(fact.event.run_id, None)
+            if isinstance(fact.event, RunArchived):
+                self._open.pop(fact.event.run_id, None)
             return
         run_id = recorded.run_id
         if run_id is None:

@@ -280,6 +280,8 @@ class RunImported(SystemEvent, frozen=True, omit_defaults=True):
     actor: str
     made_by: str = ""
     """Version of the program that wrote the file; empty when it does not say."""
+    is_beginning: bool = False
+    """Only as much of it was read as a fork in the same file shares."""
 
 
 class RunArchived(SystemEvent, frozen=True):

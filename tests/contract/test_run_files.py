@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import asyncpg
 import pytest
 import pytest_asyncio
 from msgspec.structs import replace
+from sim.forks import play as play_forks
+from sim.plan import draw_plan
 from support.played import histories, quiet_log, troubled_log
 from support.postgres import Database
 from support.views import PROJECTOR, follow, model_of
@@ -28,18 +30,20 @@ from crewlog.orchestrator import run_archive
 from crewlog.orchestrator.bundle import Bundle, collect, read_bundle
 from crewlog.orchestrator.replay import replay
 from crewlog.orchestrator.run_archive import Archived, archive_run, finished_before
-from crewlog.orchestrator.run_import import Imported, import_run, marker_of
+from crewlog.orchestrator.run_import import Imported, family_of, import_run, marker_of
 from crewlog.projections.digest import digest
 from crewlog.projections.queries import Queries
 from crewlog.projections.query_rows import RunView
 from crewlog.projections.rebuild import rebuild
-from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised
+from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, NotFound
 from crewlog.schemas.ids import Hash, RunId, Stream, archive_stream, run_stream
-from crewlog.schemas.run_events import RunCancelled
+from crewlog.schemas.run_events import RunCancelled, RunForked
 from crewlog.schemas.system_events import RunArchived
 
 CLOCK = SystemClock()
 ANY_HASH = Hash("0" * 64)
+FORKED_SEED = 3
+"""Of a crew that forks one of its forks."""
 
 
 class Home:
@@ -130,6 +134,79 @@ async def test_imported_runs_replay_here_as_they_did_there(home: Home, several: 
     assert await home.query("SELECT * FROM crewlog.problems") == []
 
 
+@pytest.fixture(scope="module")
+def forks() -> tuple[Bundle, Bundle, Bundle]:
+    """A run, a fork of it, and a fork of that."""
+    log = play_forks(draw_plan(FORKED_SEED), forks=6).log
+    parents = {e.run_id: e.parent for recorded in log.events if isinstance(e := recorded.event(), RunForked)}
+    inner = next(run for run, parent in parents.items() if parent in parents and parents[parent] not in parents)
+    whole, fork, again = [asyncio.run(collect(MemoryStore(log), run)) for run in (parents[parents[inner]], parents[inner], inner)]
+    return whole, fork, again
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (2, 0, 1)])
+async def test_forks_replay_elsewhere_whether_their_parents_are_there_or_not(home: Home, forks: tuple[Bundle, ...], order: Sequence[int]) -> None:
+    """What a fork shares comes with it; the file of the parent makes that whole; and whatever comes first, the log ends up the same."""
+    store = await home.store(ORCHESTRATOR)
+    had: dict[RunId, int] = {}
+    for bundle in (forks[n] for n in order):
+        there = await replay(bundle.store(), bundle.run_id)
+        done = await home.takes_in(bundle)
+        assert done.report == there
+        of_file = {run: len(events) for run, events in family_of(bundle).items()}
+        assert set(done.beginnings) == {run for run, events in of_file.items() if events > had.get(run, 0)} - {bundle.run_id}
+        had = {run: max(of_file.get(run, 0), had.get(run, 0)) for run in (*had, *of_file)}
+    for bundle in forks:
+        assert await replay(store, bundle.run_id) == await replay(bundle.store(), bundle.run_id)
+        again = await collect(store, bundle.run_id)
+        assert [(e.stream, e.version, e.event_id, e.data) for e in again.events] == [(e.stream, e.version, e.event_id, e.data) for e in bundle.events]
+        with pytest.raises(ContractError, match="in this log already"):
+            await home.takes_in(bundle)
+    async with model_of(home.database, store) as model:
+        await follow(model, store, page_max=37)
+        live = await digest(home.database.url(PROJECTOR))
+        await rebuild(home.database.url(PROJECTOR), store)
+        assert await digest(home.database.url(PROJECTOR)) == live
+    runs = await home.query("SELECT run_id, status, source, parent_run_id FROM crewlog.runs")
+    assert {row["run_id"] for row in runs} == {bundle.run_id for bundle in forks}
+    assert "running" not in {row["status"] for row in runs}
+
+
+async def test_a_fork_is_not_read_in_beside_another_parent(home: Home, forks: tuple[Bundle, ...]) -> None:
+    whole, fork, _ = forks
+    at = next(n for n, event in enumerate(fork.events) if event.run_id == whole.run_id and event.type == "TaskDispatched")
+    other = replace(fork.events[at], event_id=CLOCK.new_id())
+    await home.takes_in(whole)
+    with pytest.raises(ContractError, match="with another event at run/"):
+        await home.takes_in(fork._replace(events=[*fork.events[:at], other, *fork.events[at + 1 :]]))
+    with pytest.raises(ContractError, match="has no events of run"):
+        await home.takes_in(fork._replace(events=[event for event in fork.events if event.run_id != whole.run_id]))
+
+
+async def test_an_archived_run_comes_back_from_its_file_and_may_go_again(home: Home, quiet: list[Bundle], tmp_path: Path) -> None:
+    bundle = planned(quiet)
+    await home.takes_in(bundle)
+    store, url = await home.store(ORCHESTRATOR), home.database.url(PROJECTOR)
+    async with model_of(home.database, store) as model:
+        for _ in range(2):
+            await follow(model, store)
+            row = await home.run(bundle.run_id)
+            await home.seal()
+            done = await home.archive(bundle.run_id, tmp_path)
+            with pytest.raises(NotFound):
+                await replay(store, bundle.run_id)
+            back = await home.takes_in(read_bundle(done.file))
+            assert (back.report, back.events) == (await replay(bundle.store(), bundle.run_id), len(bundle.events))
+            assert await half_archived(home.connections(ARCHIVIST)) == []
+            await follow(model, store)  # what went and what came back, in one page
+            assert await home.run(bundle.run_id) == row
+            live = await digest(url)
+            await rebuild(url, store)
+            assert await digest(url) == live
+    await home.seal()
+    assert (await verify(home.connections(OPERATOR))).faults == []
+
+
 async def test_nothing_of_an_imported_run_is_carried_out(home: Home, quiet: list[Bundle]) -> None:
     """Also when it had not ended: nobody can append to it, so nobody can decide about it or work on it."""
     whole = planned(quiet)
@@ -213,8 +290,6 @@ async def test_archived_runs_leave_files_that_replay_and_a_log_that_verifies(hom
     assert checked.faults == []
     assert [(run.run_id, run.events, run.file) for run in checked.archived] == [(str(gone), done.events, done.file.name)]
     assert await half_archived(home.connections(ARCHIVIST)) == []
-    with pytest.raises(ContractError, match="duplicate key"):
-        await home.takes_in(archived)  # its streams are still known: the place of an archived run stays taken
 
 
 async def test_a_run_that_is_not_what_was_proved_stays(home: Home, quiet: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sim.forks import play as play_forks
+from sim.plan import draw_plan
 from support.played import troubled_log
 from support.run_tables import fold_pages
 
@@ -55,6 +57,31 @@ def test_live_fold_replay_rebuild_and_import_agree(seed: int) -> None:
     log = troubled_log(seed)
     for run_id in dict.fromkeys(RunId(r.run_id) for r in log.events if r.run_id is not None):
         asyncio.run(agree(log, run_id, Random(seed)))
+
+
+@given(seed=st.integers(0, 1_000_000))
+@settings(max_examples=3, deadline=None)
+@pytest.mark.timeout(60)
+def test_forks_and_forks_of_forks_agree_as_well(seed: int) -> None:
+    world = play_forks(draw_plan(seed), forks=4)
+    for fork in world.forks:
+        if fork.answer["ok"]:
+            asyncio.run(agree_about_fork(world.log, fork.run_id, Random(seed)))
+
+
+async def agree_about_fork(log: MemoryLog, run_id: RunId, random: Random) -> None:
+    here = MemoryStore(log)
+    own, replayed = list(await here.read_run(run_id)), await replay(here, run_id)
+    exported = pack_bundle(await collect(here, run_id))
+    elsewhere = unpack_bundle(exported, "elsewhere").store()
+
+    assert replayed.divergence is None
+    assert await replay(elsewhere, run_id) == replayed
+    assert pack_bundle(await collect(elsewhere, run_id)) == exported
+    followed = await fold_pages(here, [[recorded] for recorded in own])
+    rebuilt = await fold_pages(here, in_pages(own, random))
+    moved = await fold_pages(elsewhere, [await elsewhere.read_run(run_id)])
+    assert vars(followed) == vars(rebuilt) == vars(moved)
 
 
 async def agree(log: MemoryLog, run_id: RunId, random: Random) -> None:
