@@ -17,6 +17,7 @@ from crewlog.agents.task_state import Exchange, TaskState, evolve, initial_state
 from crewlog.agents.turn import Step, next_step
 from crewlog.events.store import Recorded
 from crewlog.schemas.blocks import Block, Message, ModelRequest, Text
+from crewlog.schemas.codec import Event, Unknown
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.task_events import ModelCallFinished, ModelCallStarted, TaskEvent
 
@@ -50,8 +51,11 @@ class Conversation(msgspec.Struct, frozen=True):
 
 def advance(state: TaskState, recorded: Recorded) -> TaskState:
     """Fold one recorded event; one of an unknown type only counts."""
-    event = recorded.event()
-    return evolve(state, event) if isinstance(event, TaskEvent) else replace(state, version=recorded.version)
+    return _advance(state, recorded.event(), recorded.version)
+
+
+def _advance(state: TaskState, event: Event | Unknown, version: int) -> TaskState:
+    return evolve(state, event) if isinstance(event, TaskEvent) else replace(state, version=version)
 
 
 def folded(events: Iterable[Recorded]) -> TaskState:
@@ -104,7 +108,7 @@ def conversation(events: Sequence[Recorded], read: ReadText, *, with_reasoning: 
     thoughts: dict[int, Payload] = {}
     for recorded in events:
         event, before = recorded.event(), state
-        state = advance(state, recorded)
+        state = _advance(state, event, recorded.version)
         if isinstance(event, ModelCallStarted):
             asked = before, event
         elif isinstance(event, ModelCallFinished) and event.thinking is not None and len(state.exchanges) > len(before.exchanges):

@@ -45,7 +45,7 @@ class FairCrew(Crew):
         """Start the agent and further orchestrators, and wait until its kind is known."""
         self._spawn("specialist", str(HERE / "fanout_agent.py"), KIND, str(slots), str(thinks_s))
         for _ in range(orchestrators - 1):
-            self._spawn("orchestrator", "-m", "crewlog.orchestrator.cli", "orchestrator")
+            self._spawn("orchestrator", "-m", "crewlog.orchestrator", "orchestrator")
         await self.connect()
 
     def _spawn(self, role: str, *command: str) -> None:

@@ -96,7 +96,7 @@ class Crew:
     def start(self, *counts: str) -> float:
         """Start the crew and return how long it took, in seconds."""
         began = time.perf_counter()
-        command = [sys.executable, "-P", "-m", "crewlog.orchestrator.cli", "up", "--home", str(self.home), *counts]
+        command = [sys.executable, "-P", "-m", "crewlog.orchestrator", "up", "--home", str(self.home), *counts]
         self._up = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=(self.home / "up.log").open("wb"))
         state = self.home / "state.json"
         while not (state.exists() and json.loads(state.read_text())["phase"] == "running"):

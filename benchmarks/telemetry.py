@@ -81,9 +81,7 @@ async def compare(plain: Crew, traced: Crew, levels: list[int], rounds: int, sec
                 f"{n:>9} {name:>8} {statistics.median(x.rate for x in levels_of):>8.0f} {statistics.median(settled(x) for x in levels_of):>8.0f}"
                 f" {statistics.median(x.cpu_per_1000 for x in levels_of):>11.2f} {statistics.median(percentile(x.latencies_ms, 0.5) for x in levels_of):>8.1f}"
             )
-        rate, whole, cpu = (
-            statistics.median(of(on) / of(off) for off, on in taken[n]) for of in (lambda x: x.rate, settled, lambda x: x.cpu_per_1000)
-        )
+        rate, whole, cpu = (statistics.median(of(on) / of(off) for off, on in taken[n]) for of in (lambda x: x.rate, settled, lambda x: x.cpu_per_1000))
         print(f"{n:>9} {'ratio':>8} {rate:>8.3f} {whole:>8.3f} {cpu:>11.3f}", flush=True)
 
 

@@ -6,8 +6,13 @@ import sys
 
 
 def main() -> None:
-    """Load the command line and run it."""
+    """Load as much of the command line as the command needs, and run it."""
     try:
+        from crewlog.orchestrator.cli_quick import run_quickly
+
+        code = run_quickly(sys.argv[1:])
+        if code is not None:
+            sys.exit(code)
         from crewlog.orchestrator.cli import main as run
 
         run()

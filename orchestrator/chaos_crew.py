@@ -110,7 +110,7 @@ class ChaosCrew:
         self._write_line("strikes", f"{strike.action} {strike.victim.name} (pid {strike.victim.pid}){for_s}")
 
     def _add(self, part: Part, name: str) -> None:
-        module = "crewlog.orchestrator.chaos_agent" if part == "agents" else "crewlog.orchestrator.cli"
+        module = "crewlog.orchestrator.chaos_agent" if part == "agents" else "crewlog.orchestrator"
         command = () if part == "agents" else (part.removesuffix("s"),)
         login = KIND if part == "agents" else part.removesuffix("s")
         env = {key: value for key, value in os.environ.items() if not key.startswith("CREWLOG_")}

@@ -1,74 +1,70 @@
-"""The command line: `crewlog`. Commands are thin over the public client; heavy imports happen inside them, so that help is quick."""
+"""The command line: `crewlog`. Commands are thin over the public client; each is in a module that is loaded when it, or help, is wanted."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Annotated, Final
 
 import typer
 from typer.models import CommandInfo
 
-from crewlog.orchestrator import (
-    cli_bisect,
-    cli_budget,
-    cli_chaos,
-    cli_control,
-    cli_costs,
-    cli_crew,
-    cli_debug,
-    cli_dlq,
-    cli_effects,
-    cli_eval,
-    cli_export,
-    cli_files,
-    cli_fork,
-    cli_golden,
-    cli_lineage,
-    cli_mcp,
-    cli_memory,
-    cli_people,
-    cli_process,
-    cli_runs,
-    cli_schedule,
-    cli_sql,
-    cli_verify,
-)
+COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "cli_crew": ("demo", "up", "down", "status", "providers", "scale", "doctor"),
+    "cli_runs": ("submit", "watch", "runs", "show", "events", "why"),
+    "cli_control": ("pause", "resume", "quarantine", "release", "terminate", "cancel", "drain"),
+    "cli_debug": ("replay", "explain", "diff"),
+    "cli_lineage": ("lineage",),
+    "cli_export": ("export",),
+    "cli_costs": ("costs",),
+    "cli_memory": ("memory",),
+    "cli_people": ("approvals", "approve", "deny", "resolve", "docs"),
+    "cli_process": ("agent", "orchestrator", "projector", "db", "nats"),
+    "cli_budget": ("budget",),
+    "cli_dlq": ("dlq",),
+    "cli_effects": ("effects", "rollback"),
+    "cli_schedule": ("schedule",),
+    "cli_mcp": ("mcp",),
+    "cli_verify": ("seal", "verify"),
+    "cli_chaos": ("chaos",),
+    "cli_fork": ("fork",),
+    "cli_bisect": ("bisect",),
+    "cli_files": ("import", "archive"),
+    "cli_sql": ("sql",),
+    "cli_golden": ("golden",),
+    "cli_eval": ("eval", "shadow"),
+}
+"""Module -> the commands it adds, in the order in which help lists them. Loading all modules takes longer than most commands run."""
 
-app = typer.Typer(
-    name="crewlog",
-    help="A crew of agents, one log. Start with: crewlog demo",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # loading rich would double the time that help takes
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-for module in (
-    cli_crew,
-    cli_runs,
-    cli_control,
-    cli_debug,
-    cli_lineage,
-    cli_export,
-    cli_costs,
-    cli_memory,
-    cli_people,
-    cli_process,
-    cli_budget,
-    cli_dlq,
-    cli_effects,
-    cli_schedule,
-    cli_mcp,
-    cli_verify,
-    cli_chaos,
-    cli_fork,
-    cli_bisect,
-    cli_files,
-    cli_sql,
-    cli_golden,
-    cli_eval,
-):
-    module.register(app)
+
+def command_line(named: str | None = None) -> typer.Typer:
+    """Make the command line.
+
+    Args:
+        named: the one command that will run; None, and what is no command, makes all of them, so that help and suggestions are whole.
+    """
+    app = typer.Typer(
+        name="crewlog",
+        help="A crew of agents, one log. Start with: crewlog demo",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # loading rich would double the time that help takes
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback()(_options)
+    app.command("version")(show_version)
+    for module in [module for module, commands in COMMANDS.items() if named in commands] or COMMANDS:
+        import_module(f"crewlog.orchestrator.{module}").register(app)
+    commands = [command for command in app.registered_commands if _name_of(command) == named]
+    groups = [group for group in app.registered_groups if group.name == named]
+    if commands or groups:
+        app.registered_commands, app.registered_groups = commands, groups
+    return app
+
+
+def _name_of(command: CommandInfo) -> str:
+    return command.name or (command.callback.__name__.replace("_", "-") if command.callback is not None else "")
 
 
 def _show_version(wanted: bool) -> None:
@@ -79,14 +75,12 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def _options(
     _: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")] = False,
 ) -> None:
     pass
 
 
-@app.command("version")
 def show_version() -> None:
     """Show the version."""
     _show_version(wanted=True)
@@ -94,24 +88,4 @@ def show_version() -> None:
 
 def main() -> None:
     """Run the command line."""
-    _narrow(sys.argv[1:2])
-    app(prog_name="crewlog")
-
-
-def _narrow(named: Sequence[str]) -> None:
-    """Leave out all commands but the one that was named: making the parameters of all of them takes longer than most of them run.
-
-    What is no command leaves everything as it is, so that help and suggestions are whole.
-    """
-    commands = [command for command in app.registered_commands if [_name_of(command)] == named]
-    groups = [group for group in app.registered_groups if [group.name] == named]
-    if commands or groups:
-        app.registered_commands, app.registered_groups = commands, groups
-
-
-def _name_of(command: CommandInfo) -> str:
-    return command.name or (command.callback.__name__.replace("_", "-") if command.callback is not None else "")
-
-
-if __name__ == "__main__":
-    main()
+    command_line(sys.argv[1] if len(sys.argv) > 1 else None)(prog_name="crewlog")

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from crewlog.orchestrator.cli_output import Exit, HomeOption, Output, OutputOption, load_config, plain, print_json, run_async, say
+from crewlog.orchestrator.cli_options import HomeOption, OutputOption
+from crewlog.orchestrator.cli_output import Exit, Output, load_config, plain, print_json, run_async, say
 from crewlog.orchestrator.cli_runs import RunArgument
 
 if TYPE_CHECKING:

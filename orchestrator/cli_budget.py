@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from crewlog.orchestrator.cli_output import HomeOption, Output, OutputOption, load_config, plain, print_json, print_table, run_async, say
+from crewlog.orchestrator.cli_options import HomeOption, OutputOption
+from crewlog.orchestrator.cli_output import Output, load_config, plain, print_json, print_table, run_async, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from crewlog.orchestrator.client import Client
-    from crewlog.projections.query_rows import BudgetView, HoldView
+    from crewlog.projections.query_rows import BudgetView
 
 ScopeArgument = Annotated[str, typer.Argument(metavar="SCOPE|RUN", help="A scope as `budget list` prints it; or a run: its id, the first characters, or -.")]
 HardOption = Annotated[str, typer.Option("--hard", metavar="USD", help="The new hard limit, such as 2.50; higher than it is.")]
@@ -48,6 +49,7 @@ async def list_budgets(
 
 async def show_budget(what: ScopeArgument = "-", home: HomeOption = None, output: OutputOption = Output.TABLE) -> None:
     """Show one budget, or all budgets that a run is charged to."""
+    from crewlog.orchestrator.cli_run import hold_text
     from crewlog.orchestrator.client import Client
 
     async with Client.connect(load_config(home)) as client:
@@ -126,14 +128,6 @@ async def _scope_of_run(client: Client, name: str) -> str:
     if run.hold is not None and run.hold.scope != scope:
         raise ContractError(f"run {run.run_id} is held by another budget than its own\nname it: crewlog budget raise {run.hold.scope} --hard USD")
     return scope
-
-
-def hold_text(hold: HoldView) -> str:
-    """Say in one line which budget holds a run and what lets it go on."""
-    from crewlog.schemas.usage import format_usd
-
-    used, limit, needed = map(format_usd, (hold.used_micro_usd, hold.limit_micro_usd, hold.needed_micro_usd))
-    return f"held by budget {hold.scope}: {used} of {limit} used, {needed} needed; go on with: crewlog budget raise {hold.scope} --hard USD --reason WHY"
 
 
 def read_budget(hard: str | None, soft: str | None) -> dict[str, int]:

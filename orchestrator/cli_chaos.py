@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from crewlog.orchestrator.cli_output import Exit, Output, OutputOption, plain, print_json, run_async, say
+from crewlog.orchestrator.cli_options import OutputOption
+from crewlog.orchestrator.cli_output import Exit, Output, plain, print_json, run_async, say
 
 if TYPE_CHECKING:
     from crewlog.orchestrator.chaos import Options

@@ -13,29 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
 import typer
 
-from crewlog.orchestrator.cli_output import (
-    Exit,
-    HomeOption,
-    Output,
-    OutputOption,
-    complain,
-    load_config,
-    plain,
-    print_json,
-    print_rows,
-    printable,
-    run_async,
-    say,
-)
+from crewlog.orchestrator.cli_options import HomeOption, OutputOption
+from crewlog.orchestrator.cli_output import Exit, Output, complain, load_config, plain, print_json, print_rows, run_async, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
-    from datetime import datetime
     from uuid import UUID
 
     from crewlog.orchestrator.client import Client
     from crewlog.orchestrator.client_control import Steered, Verb
-    from crewlog.projections.query_rows import ControlView, TaskView
+    from crewlog.projections.query_rows import TaskView
 
 SHOWN_MAX: Final = 10
 """Runs that are listed before a question about many."""
@@ -240,6 +227,7 @@ def span_s(text: str) -> float | None:
 
 async def control_lines(client: Client, what: str, waiting: Sequence[TaskView]) -> list[str]:
     """Return what is in force for the run that `what` means, or that these tasks belong to."""
+    from crewlog.orchestrator.cli_run import control_line
     from crewlog.schemas.errors import NotFound
     from crewlog.schemas.ids import RunId
 
@@ -249,18 +237,3 @@ async def control_lines(client: Client, what: str, waiting: Sequence[TaskView]) 
         return []
     found = await client.queries().controls(run.run_id)
     return [control_line(control, results_held=run.status == "quarantined") for control in found]
-
-
-def control_line(control: ControlView, *, results_held: bool = False) -> str:
-    """Say in one line what is in force, by whom since when, and what takes it back."""
-    noun, _, name = control.scope.partition("/")
-    short = name[:8] if noun == "run" else name
-    named = short if noun == "run" else f"--{noun} {name}"
-    what, undo = ("paused", "resume") if control.measure == "pause" else ("in quarantine", "release")
-    because = f" ({control.reason})" if control.reason else ""
-    held = ", and results are held" if results_held else ""
-    return printable(f"{noun} {short} is {what} by {control.actor} since {_time(control.since_at)}{because}{held}; {undo} it: crewlog {undo} {named}")
-
-
-def _time(at: datetime) -> str:
-    return at.astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from crewlog.orchestrator.cli_output import Exit, HomeOption, Output, OutputOption, complain, load_config, plain, print_json, print_table, run_async, say
+from crewlog.orchestrator.cli_options import HomeOption, OutputOption
+from crewlog.orchestrator.cli_output import Exit, Output, complain, load_config, plain, print_json, print_table, run_async, say
 
 DETACH_WITHIN_S = 90.0
 STOP_WITHIN_S = 60.0
@@ -95,7 +96,7 @@ async def _detach(home: Path, agents: list[str]) -> int:
     place = Home(home)
     place.prepare()
     log = place.open_log("supervisor")
-    command = [sys.executable, "-P", "-m", "crewlog.orchestrator.cli", "up", "--home", str(home), *(f"--agents={counts}" for counts in agents)]
+    command = [sys.executable, "-P", "-m", "crewlog.orchestrator", "up", "--home", str(home), *(f"--agents={counts}" for counts in agents)]
     ready_end, child_end = os.pipe()
     with log.open("ab") as file:
         start = file.tell()
@@ -137,8 +138,7 @@ async def down(home: HomeOption = None) -> int:
 
 async def status(home: HomeOption = None, output: OutputOption = Output.TABLE) -> None:
     """Show the processes of the crew and the agents that registered."""
-    from crewlog.orchestrator.cli_budget import hold_text
-    from crewlog.orchestrator.cli_control import control_line
+    from crewlog.orchestrator.cli_run import control_line, hold_text
     from crewlog.orchestrator.client import Client
     from crewlog.schemas.errors import Unavailable
 

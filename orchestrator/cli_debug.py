@@ -2,49 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from crewlog.orchestrator.cli_output import (
-    Exit,
-    HomeOption,
-    Output,
-    OutputOption,
-    complain,
-    load_config,
-    plain,
-    print_json,
-    print_json_line,
-    run_async,
-    say,
-)
+from crewlog.orchestrator import cli_look
+from crewlog.orchestrator.cli_look import opened, whole_run
+from crewlog.orchestrator.cli_options import HomeOption, OutputOption
+from crewlog.orchestrator.cli_output import Exit, Output, complain, load_config, plain, print_json, print_json_line, print_lines, run_async, say
 
 if TYPE_CHECKING:
     from uuid import UUID
 
     from crewlog.events.store import EventStore
     from crewlog.orchestrator.run_history import RunHistory
-    from crewlog.projections.query_rows import EventView
     from crewlog.schemas.ids import RunId
 
 
-class View(StrEnum):
-    """How a run is shown."""
-
-    ANSWER = "answer"
-    CONVERSATION = "conversation"
-    TIMELINE = "timeline"
-    TREE = "tree"
-    EVENTS = "events"
-
-
-_ID: Final = re.compile(r"[0-9a-f-]{1,36}")
 _RUN_HELP: Final = "Id of the run, or its first characters; - or @last for the one submitted last; or a file that `export` wrote."
 RecordedRun = Annotated[str, typer.Argument(metavar="RUN|FILE", help=_RUN_HELP)]
 
@@ -53,90 +28,6 @@ def register(app: typer.Typer) -> None:
     """Add these commands."""
     for command in (replay, explain, diff):
         app.command()(run_async(command))
-
-
-@asynccontextmanager
-async def opened(run: str, home: Path | None) -> AsyncIterator[tuple[EventStore, RunId]]:
-    """Open the log that holds a run: the crew's, or for the name of a file that `export` wrote, a log in memory."""
-    if is_file(run):
-        from crewlog.orchestrator.bundle import read_bundle
-
-        bundle = read_bundle(Path(run))
-        if bundle.is_redacted:
-            say(f"{run} was redacted: it can be looked at, but requests cannot be rebuilt from it, and --verify finds them different")
-        yield bundle.store(), bundle.run_id
-        return
-    from crewlog.orchestrator.log_reader import open_log
-    from crewlog.orchestrator.run_names import find_run
-
-    async with open_log(home) as log:
-        yield log.store, await find_run(log.queries, run)
-
-
-def is_file(run: str) -> bool:
-    """Say whether a run is given as a file. What could be an id is one: write ./NAME for a file of such a name."""
-    return _ID.fullmatch(run) is None and Path(run).is_file()
-
-
-async def whole_run(run: str, home: Path | None) -> RunHistory:
-    """Read a run with all its texts."""
-    from crewlog.orchestrator.run_history import all_payloads, load_history, with_texts
-
-    async with opened(run, home) as (store, run_id):
-        history = await load_history(store, run_id)
-        return await with_texts(store, history, all_payloads(history.events))
-
-
-async def show_as(view: View, run: str, home: Path | None, output: Output, *, with_reasoning: bool = False) -> None:
-    """Print a run as its conversations, timeline, tree or events."""
-    from crewlog.orchestrator import debug_text
-    from crewlog.orchestrator.event_text import event_json, event_line
-    from crewlog.orchestrator.run_history import load_history
-    from crewlog.orchestrator.run_timeline import timeline
-    from crewlog.orchestrator.run_tree import build_tree
-
-    if view is View.CONVERSATION:
-        _show_conversations(await whole_run(run, home), output, with_reasoning=with_reasoning)
-        return
-    async with opened(run, home) as (store, run_id):
-        history = await load_history(store, run_id)
-    is_json = output is Output.JSON
-    match view:
-        case View.TIMELINE:
-            spans = timeline(history)
-            print_json(plain(spans)) if is_json else _print_lines(debug_text.timeline_lines(spans))
-        case View.TREE:
-            tree = build_tree(history)
-            print_json(plain(tree)) if is_json else _print_lines(debug_text.tree_lines(tree))
-        case _:
-            first_us = history.events[0].occurred_us
-            for index, recorded in enumerate(history.events, 1):
-                if is_json:
-                    print_json_line({"index": index, **event_json(recorded, with_reasoning=with_reasoning)})
-                else:
-                    typer.echo(f"{index:>5} {event_line(recorded, first_us)}")
-
-
-def _show_conversations(history: RunHistory, output: Output, *, with_reasoning: bool) -> None:
-    from crewlog.agents.recorded_task import conversation
-    from crewlog.orchestrator.debug_text import conversation_lines
-    from crewlog.orchestrator.run_tree import build_tree
-
-    talks = [
-        (task, conversation(history.streams[stream], history.read, with_reasoning=with_reasoning))
-        for task in build_tree(history).tasks
-        if (stream := next((s for s in history.task_streams if s.endswith(task.task_id)), None)) is not None
-    ]
-    if output is Output.JSON:
-        print_json([{"task_id": task.task_id, "key": task.key, "kind": task.kind, **plain(talk)} for task, talk in talks])
-        return
-    for task, talk in talks:
-        _print_lines(conversation_lines(f"{task.key} ({task.kind}) {task.task_id[:8]}", talk))
-
-
-def _print_lines(lines: Iterable[str]) -> None:
-    for line in lines:
-        typer.echo(line)
 
 
 async def replay(
@@ -212,9 +103,9 @@ def _show_moment(history: RunHistory, index: int, output: Output, *, with_reason
     if output is Output.JSON:
         print_json({"event": event_json(moment.recorded, with_reasoning=with_reasoning), **described, "conversation": plain(talk)})
         return
-    _print_lines(moment_lines(moment, described, history.events[0].occurred_us))
+    print_lines(moment_lines(moment, described, history.events[0].occurred_us))
     if talk is not None:
-        _print_lines(conversation_lines(f"conversation of task {described['task']['key']}", talk))
+        print_lines(conversation_lines(f"conversation of task {described['task']['key']}", talk))
 
 
 def _step_through(history: RunHistory, output: Output) -> None:
@@ -231,7 +122,7 @@ def _step_through(history: RunHistory, output: Output) -> None:
         if output is Output.JSON:
             print_json_line({"event": event_json(moment.recorded, with_reasoning=False), **described})
             continue
-        _print_lines(moment_lines(moment, described, history.events[0].occurred_us))
+        print_lines(moment_lines(moment, described, history.events[0].occurred_us))
         if is_terminal and moment.index < len(history.events):
             sys.stdout.flush()
             sys.stderr.write("Enter: next, q: end ")
@@ -249,33 +140,7 @@ async def explain(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Say why an event happened, what it led to, and what whoever decided had in front of them."""
-    from crewlog.orchestrator.debug_text import explanation_lines
-    from crewlog.orchestrator.explain import explain as explain_event
-    from crewlog.orchestrator.explain import needed
-    from crewlog.orchestrator.run_history import Place, load_history, parse_place, with_texts
-    from crewlog.schemas.errors import ContractError
-
-    place = parse_place(event)
-    if place.index is None and place.position is None and not is_file(place.name):
-        found = await _find_event(event, home)
-        if found.run_id is None:
-            raise ContractError(f"event {found.event_id} ({found.type} in {found.stream}) belongs to no run: nothing in a run led to it")
-        place = Place(str(found.run_id), position=found.position)
-    async with opened(place.name, home) as (store, run_id):
-        history = await load_history(store, run_id)
-        index = history.index_of(place)
-        told = explain_event(await with_texts(store, history, needed(history, index)), index, with_reasoning=reasoning)
-    if output is Output.JSON:
-        print_json(plain(told))
-    else:
-        _print_lines(explanation_lines(told))
-
-
-async def _find_event(name: str, home: Path | None) -> EventView:
-    from crewlog.orchestrator.log_reader import open_log
-
-    async with open_log(home) as log:
-        return await log.queries.event(name)
+    await cli_look.explain(event, reasoning=reasoning, home=home, output=output)
 
 
 async def diff(
@@ -299,5 +164,5 @@ async def diff(
     if output is Output.JSON:
         print_json(plain(found))
     else:
-        _print_lines(diff_lines(found, shutil.get_terminal_size((160, 24)).columns))
+        print_lines(diff_lines(found, shutil.get_terminal_size((160, 24)).columns))
     return Exit.OK if found.is_identical else Exit.RUN_FAILED

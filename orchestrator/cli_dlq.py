@@ -7,20 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from crewlog.orchestrator.cli_output import (
-    Exit,
-    HomeOption,
-    Output,
-    OutputOption,
-    confirm,
-    load_config,
-    plain,
-    print_json,
-    print_rows,
-    printable,
-    run_async,
-    say,
-)
+from crewlog.orchestrator.cli_options import HomeOption, OutputOption
+from crewlog.orchestrator.cli_output import Exit, Output, confirm, load_config, plain, print_json, print_rows, printable, run_async, say
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -166,7 +154,7 @@ def _progress(done: int, of: int) -> None:
 
 
 def _row(letter: LetterView, now: datetime) -> dict[str, object]:
-    from crewlog.orchestrator.cli_live import elapsed
+    from crewlog.orchestrator.cli_run import elapsed
     from crewlog.schemas.text import shorten
 
     return {

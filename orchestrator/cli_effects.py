@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from crewlog.orchestrator.cli_output import Exit, HomeOption, Output, OutputOption, load_config, plain, print_json, print_rows, run_async, say
+from crewlog.orchestrator.cli_options import HomeOption, OutputOption
+from crewlog.orchestrator.cli_output import Exit, Output, load_config, plain, print_json, print_rows, run_async, say
 
 if TYPE_CHECKING:
     from crewlog.orchestrator.client_effects import RollbackResult
@@ -27,7 +28,7 @@ async def list_effects(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """List what tool calls did to the world, and what of it is still to be cleaned up."""
-    from crewlog.orchestrator.cli_live import short_time
+    from crewlog.orchestrator.cli_run import short_time
     from crewlog.orchestrator.client import Client
     from crewlog.schemas.text import shorten
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crewlog.orchestrator.cli_fork import named_prompts
-from crewlog.orchestrator.cli_output import Exit, HomeOption, Output, OutputOption, load_config, plain, print_json, print_rows, run_async, say
+from crewlog.orchestrator.cli_options import HomeOption, OutputOption
+from crewlog.orchestrator.cli_output import Exit, Output, load_config, plain, print_json, print_rows, run_async, say
 
 if TYPE_CHECKING:
     from crewlog.orchestrator.client_trials import Tried

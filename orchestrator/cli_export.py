@@ -11,8 +11,9 @@ from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
-from crewlog.orchestrator.cli_debug import is_file, opened
-from crewlog.orchestrator.cli_output import HomeOption, load_config, run_async, say
+from crewlog.orchestrator.cli_look import is_file, opened
+from crewlog.orchestrator.cli_options import HomeOption
+from crewlog.orchestrator.cli_output import load_config, run_async, say
 
 if TYPE_CHECKING:
     import re

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
-from crewlog.orchestrator.cli_output import Exit, HomeOption, Output, OutputOption, complain, confirm, load_config, print_json, run_async, say
+from crewlog.orchestrator.cli_options import HomeOption, OutputOption
+from crewlog.orchestrator.cli_output import Exit, Output, complain, confirm, load_config, print_json, run_async, say
 
 if TYPE_CHECKING:
     from crewlog.events.config import Config
@@ -35,7 +36,7 @@ async def import_run(
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Read a run of another crew, or an archived one, into the log, to be looked at; it is never carried out.
+    """Read a run of another crew, or an archived one, into the log: to be looked at, never carried out.
 
     It keeps its ids, versions and times, is marked as imported (view crewlog.imports), and replays here as it did there. No key is needed. What a
     fork shares with its parent comes with it, unless the log has that already; the file of the parent completes it.

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crewlog.orchestrator.cli_debug import RecordedRun, is_file, opened
-from crewlog.orchestrator.cli_output import Exit, HomeOption, Output, OutputOption, load_config, plain, print_json, printable, run_async, say
+from crewlog.orchestrator.cli_debug import RecordedRun
+from crewlog.orchestrator.cli_look import is_file, opened
+from crewlog.orchestrator.cli_options import HomeOption, OutputOption
+from crewlog.orchestrator.cli_output import Exit, Output, load_config, plain, print_json, printable, run_async, say
 
 if TYPE_CHECKING:
     from crewlog.orchestrator.golden import Golden

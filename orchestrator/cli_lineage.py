@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from crewlog.orchestrator.cli_debug import RecordedRun, whole_run
-from crewlog.orchestrator.cli_output import HomeOption, Output, OutputOption, plain, print_json, printable, run_async
+from crewlog.orchestrator.cli_debug import RecordedRun
+from crewlog.orchestrator.cli_look import whole_run
+from crewlog.orchestrator.cli_options import HomeOption, OutputOption
+from crewlog.orchestrator.cli_output import Output, plain, print_json, printable, run_async
 
 if TYPE_CHECKING:
     from crewlog.orchestrator.lineage import Lineage, Source

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -12,11 +12,10 @@ import msgspec
 import typer
 
 from crewlog.events.clock import SystemClock
-from crewlog.orchestrator.cli_budget import hold_text
-from crewlog.orchestrator.cli_control import control_line
 from crewlog.orchestrator.cli_output import printable, say, stderr_console
+from crewlog.orchestrator.cli_run import ICONS, elapsed, short_time
 from crewlog.orchestrator.event_text import event_line
-from crewlog.projections.query_rows import ApprovalView, ControlView, RunView, TaskView
+from crewlog.projections.query_rows import ApprovalView, RunView, TaskView
 from crewlog.schemas.ids import RunId, run_stream
 from crewlog.schemas.task_events import TERMINAL_TYPES
 from crewlog.schemas.text import shorten
@@ -32,27 +31,6 @@ WRITTEN_CHARS_MAX: Final = 70
 """What is shown behind a task: why it waits, or the end of what its model is writing."""
 DRAW_AT_MOST_S: Final = 0.2
 """Shortest time between two looks at the views while many events come, in seconds."""
-_ICONS: Final[Mapping[str, tuple[str, str]]] = {
-    "completed": ("✔", "green"),
-    "failed": ("✘", "red"),
-    "cancelled": ("✘", "red"),
-    "suspended": ("⏸", "yellow"),
-    "held": ("⏸", "yellow"),
-    "paused": ("⏸", "yellow"),
-    "quarantined": ("⏸", "yellow"),
-    "running": ("▶", "cyan"),
-    "retrying": ("↻", "yellow"),
-}
-
-
-AFTER_ERROR: Final[Mapping[str, str]] = {
-    "model_auth": "correct the key of that provider in the environment of `crewlog up`, start the crew again, and submit the goal again",
-    "model_not_found": "name a model that the provider has in CREWLOG_MODELS, start the crew again, and submit the goal again",
-    "model_malformed": "is the address in CREWLOG_MODELS that of a model API? see what was answered: crewlog events",
-    "model_timeout": "see which models are not asked for a while: crewlog providers; CREWLOG_MODELS may name others behind them: A > B",
-    "model_unavailable": "see which models are not asked for a while: crewlog providers; CREWLOG_MODELS may name others behind them: A > B",
-}
-"""What a person can do about a run that failed, by the code of its error."""
 
 
 class Piece(msgspec.Struct):
@@ -158,11 +136,11 @@ class _LiveTree:
         if run is None:
             return Tree(Text(f"run {str(self._run_id)[:8]}"))
         took = elapsed(run.submitted_at, run.finished_at or now)
-        root = Tree(Text.assemble((f"run {str(run.run_id)[:8]} ", "bold"), (run.status, _ICONS.get(run.status, ("", "cyan"))[1]), f"  {took}"))
+        root = Tree(Text.assemble((f"run {str(run.run_id)[:8]} ", "bold"), (run.status, ICONS.get(run.status, ("", "cyan"))[1]), f"  {took}"))
         for scope in run.warnings:
             root.add(Text(f"! over its soft limit: {scope}", style="yellow"))
         for task in self._tasks:
-            icon, style = _ICONS.get(task.status, ("·", "dim"))
+            icon, style = ICONS.get(task.status, ("·", "dim"))
             began = task.started_at or task.dispatched_at
             took = elapsed(began, task.finished_at or now) if began else ""
             counts = f"{task.turns} turns, {task.tool_calls} calls" if task.turns else ""
@@ -181,71 +159,6 @@ class _LiveTree:
         return shorten(task.waiting_reason or task.error or "", WRITTEN_CHARS_MAX)
 
 
-def headline(run: RunView) -> str:
-    """Return the first line about a run that has ended or goes on."""
-    took = f" in {elapsed(run.submitted_at, run.finished_at)}" if run.finished_at else ""
-    icon = _ICONS.get(run.status, ("▶", ""))[0]
-    done = f"{run.tasks_done}/{run.tasks_total} task{'' if run.tasks_total == 1 else 's'}"
-    counts = " · ".join((_count(run.agents, "agent"), done, _count(run.turns, "turn"), _count(run.tool_calls, "tool call")))
-    return f"{icon} run {run.run_id}  {run.status}{took}   {counts}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def show_run(run: RunView, tasks: Sequence[TaskView], answer: str, controls: Sequence[ControlView] = ()) -> None:
-    """Print a run for people: what came of it to stdout, notes about it to stderr."""
-    say(headline(run))
-    for line in (*_origin(run), *(f"  {control_line(control, results_held=run.status == 'quarantined')}" for control in controls)):
-        say(line)
-    if run.hold is not None:
-        say(f"  {hold_text(run.hold)}")
-        if answer:
-            say("  what it has so far:")
-    for scope in run.warnings:
-        say(f"  over its soft limit: {scope}")
-    if run.simulated:
-        say("  offline model: tool results are real, the wording is made by rules (simulated)")
-    if answer:
-        typer.echo(answer.rstrip())
-    for line in sources(tasks, answer):
-        typer.echo(line)
-    if run.error:
-        say(f"  {run.error_code}: {run.error}")
-    if next_step := AFTER_ERROR.get(run.error_code or ""):
-        say(f"  next: {next_step}")
-    for task in tasks:
-        if task.waiting_reason or task.error not in (None, run.error):
-            say(f"  {task.key} ({task.kind}): {task.waiting_reason or task.error}")
-    for file in run.artifacts:
-        say(f"  file  {file.name}  {file.size} bytes  {file.hash[:12]}")
-    if run.artifacts:
-        say(f"  save the files: crewlog show {str(run.run_id)[:8]} --save FOLDER")
-
-
-def _origin(run: RunView) -> list[str]:
-    if run.parent_run_id is None:
-        return []
-    how = "goes on from" if run.source == "fork" else f"{run.source} of"
-    return [f"  {how} run {run.parent_run_id}; compare them: crewlog diff {str(run.parent_run_id)[:8]} {str(run.run_id)[:8]}"]
-
-
-def sources(tasks: Iterable[TaskView], answer: str) -> list[str]:
-    """Return what the `[n]` in an answer stand for, a line for each; none where the answer names its sources itself.
-
-    Only a step's own words number its citations, so of an answer that puts several side by side each has its list.
-    """
-    steps = [(task.key, task.outcome) for task in tasks if task.outcome is not None and task.outcome.citations and task.outcome.summary.strip() in answer]
-    lines: list[str] = []
-    for key, outcome in steps:
-        numbered = [(f"[{n}]", citation) for n, citation in enumerate(outcome.citations, start=1)]
-        found = [f"{mark} {citation.source}:{citation.line}" for mark, citation in numbered if mark in outcome.summary]
-        if found:
-            lines += ["", f"Sources of {key}:" if len(steps) > 1 else "Sources:", *map(printable, found)]
-    return lines
-
-
 def show_approval(approval: ApprovalView, arguments: str) -> None:
     """Print one question to a person: the action first, then its arguments as they would be used, why, and how to answer."""
     short = str(approval.approval_id)[:8]
@@ -262,19 +175,3 @@ def show_approval(approval: ApprovalView, arguments: str) -> None:
         say(f"    answer: crewlog resolve {short} happened   or   did-not-happen (it runs again)   or   give-up")
     else:
         say(f"    answer: crewlog approve {short}   or   crewlog deny {short} --note REASON")
-
-
-def elapsed(begin: datetime, end: datetime | None) -> str:
-    """Show a duration: `3.2 s`, `4m 05s`, `2h 10m`; empty when it has not ended."""
-    if end is None:
-        return ""
-    seconds = max((end - begin).total_seconds(), 0.0)
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes}m {rest:02}s" if minutes < 60 else f"{minutes // 60}h {minutes % 60:02}m"
-
-
-def short_time(at: datetime) -> str:
-    """Show a time of this machine's zone, to the minute."""
-    return at.astimezone().strftime("%Y-%m-%d %H:%M")

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from crewlog.orchestrator.cli_output import HomeOption, Output, OutputOption, load_config, print_json, print_rows, run_async, say
+from crewlog.orchestrator.cli_options import HomeOption, OutputOption
+from crewlog.orchestrator.cli_output import Output, load_config, print_json, print_rows, run_async, say
 
 if TYPE_CHECKING:
     from crewlog.agents.mcp_pins import Pin

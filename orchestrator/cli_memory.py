@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from crewlog.orchestrator.cli_output import HomeOption, Output, OutputOption, load_config, plain, print_json, print_rows, printable, run_async, say
+from crewlog.orchestrator.cli_options import HomeOption, OutputOption
+from crewlog.orchestrator.cli_output import Output, load_config, plain, print_json, print_rows, printable, run_async, say
 
 if TYPE_CHECKING:
     from crewlog.orchestrator.client import Client

@@ -1,5 +1,6 @@
 """How the command line talks: data to stdout, everything else to stderr, one exit code per kind of ending.
 
+It is there before Typer is: commands that only look at a run never load that, see `cli_quick`.
 Shapes printed with `-o json` are a contract held by a test: fields may be added, never renamed or removed.
 """
 
@@ -14,9 +15,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from enum import IntEnum, StrEnum
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
-
-import typer
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,13 +47,6 @@ class Output(StrEnum):
     JSON = "json"
 
 
-OutputOption = Annotated[Output, typer.Option("--output", "-o", help="How to print the data.")]
-"""The `-o` option that every command with data has."""
-
-HomeOption = Annotated[Path | None, typer.Option("--home", help="Home folder of the crew; else CREWLOG_HOME or the user's data folder.")]
-"""Which crew a command is about."""
-
-
 def load_config(home: Path | None) -> Config:
     """Read the configuration, with the home folder of the command line when one was given."""
     from crewlog.events.config import load
@@ -71,44 +63,54 @@ class Detached(Exception):
 
 
 def run_async(command: Callable[P, Coroutine[Any, Any, int | None]], *, works: bool = False) -> Callable[P, None]:
-    """Make a coroutine function a command: Typer would call it and never run what it returns.
-
-    The returned number is the exit code. SIGTERM and Ctrl-C cancel the command, so that its `finally` blocks run. Errors crewlog raises
-    on purpose end in a report and their exit code, a file that a person named and that cannot be used in one too, everything else in a
-    traceback.
+    """Make a coroutine function a command: Typer would call it and never run what it returns. The returned number is the exit code.
 
     Args:
-        works: it is a process of the crew, for which the faster event loop is worth its import.
+        works: see `run_to_end`.
     """
 
     @wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        from crewlog.schemas.errors import OrchestrationError
+        import typer
 
-        try:
-            with asyncio.Runner(loop_factory=_working_loop() if works else None) as runner:
-                code = runner.run(_until_signal(command(*args, **kwargs))) or Exit.OK
-            sys.stdout.flush()
-        except Detached as detached:
-            say(f"detached; it goes on. Come back with: {detached.come_back}")
-            code = Exit.INTERRUPTED
-        except (KeyboardInterrupt, asyncio.CancelledError):
-            code = Exit.INTERRUPTED
-        except BrokenPipeError:
-            _forget_stdout()
-            code = Exit.OK
-        except (OrchestrationError, TimeoutError) as error:
-            _report(error)
-            code = exit_code_of(error)
-        except OSError as error:
-            if works or error.filename is None:
-                raise
-            complain(f"{error.filename}: {error.strerror}")
-            code = Exit.USAGE
-        if code:
+        if code := run_to_end(command(*args, **kwargs), works=works):
             raise typer.Exit(code)
 
     return run
+
+
+def run_to_end(body: Coroutine[Any, Any, int | None], *, works: bool = False) -> int:
+    """Run what a command does and return its exit code.
+
+    SIGTERM and Ctrl-C cancel it, so that its `finally` blocks run. Errors crewlog raises on purpose end in a report and their exit code, a
+    file that a person named and that cannot be used in one too, everything else in a traceback.
+
+    Args:
+        works: it is a process of the crew, for which the faster event loop is worth its import.
+    """
+    from crewlog.schemas.errors import OrchestrationError
+
+    try:
+        with asyncio.Runner(loop_factory=_working_loop() if works else None) as runner:
+            code = runner.run(_until_signal(body)) or Exit.OK
+        sys.stdout.flush()
+    except Detached as detached:
+        say(f"detached; it goes on. Come back with: {detached.come_back}")
+        code = Exit.INTERRUPTED
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        code = Exit.INTERRUPTED
+    except BrokenPipeError:
+        _forget_stdout()
+        code = Exit.OK
+    except (OrchestrationError, TimeoutError) as error:
+        _report(error)
+        code = exit_code_of(error)
+    except OSError as error:
+        if works or error.filename is None:
+            raise
+        complain(f"{error.filename}: {error.strerror}")
+        code = Exit.USAGE
+    return code
 
 
 def _working_loop() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -134,7 +136,7 @@ def _report(error: BaseException) -> None:
 
 
 _LISTS: Mapping[str, str] = {
-    "run": "crewlog runs lists them; those that were archived: crewlog sql \"select run_id, file from archives\"",
+    "run": 'crewlog runs lists them; those that were archived: crewlog sql "select run_id, file from archives"',
     "approval": "crewlog approvals lists them",
     "budget": "crewlog budget list --all lists them",
     "memory": "crewlog memory list lists them",
@@ -157,7 +159,8 @@ def exit_code_of(error: BaseException) -> Exit:
 
 def say(text: str) -> None:
     """Tell the person something that is not data."""
-    typer.echo(text, err=True)
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
 
 
 def complain(what: str, why: str = "", next_step: str = "") -> None:
@@ -177,6 +180,8 @@ def confirm(question: str, *, yes: bool) -> None:
         ContractError: nobody can be asked.
         typer.Abort: the answer is no.
     """
+    import typer
+
     from crewlog.schemas.errors import ContractError
 
     if yes:
@@ -193,14 +198,26 @@ def stderr_console() -> Console:
     return Console(stderr=True, soft_wrap=True)
 
 
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines to stdout, all in one piece: a terminal or pipe that is told each by itself costs more than making them."""
+    if text := "".join(f"{line}\n" for line in lines):
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
 def print_json(data: Any) -> None:
     """Print one JSON document to stdout."""
-    typer.echo(json.dumps(data, ensure_ascii=False, indent=2, default=str))
+    print_lines([json.dumps(data, ensure_ascii=False, indent=2, default=str)])
+
+
+def json_line(data: Any) -> str:
+    """Return one JSON document as one line, for streams of them."""
+    return json.dumps(data, ensure_ascii=False, default=str)
 
 
 def print_json_line(data: Any) -> None:
-    """Print one JSON document as one line to stdout, for streams of them."""
-    typer.echo(json.dumps(data, ensure_ascii=False, default=str))
+    """Print one JSON document as one line to stdout."""
+    print_lines([json_line(data)])
 
 
 def plain(value: Any) -> Any:
@@ -218,9 +235,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, rig
     """
     lines = [list(columns), *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(line[n]) for line in lines) for n in range(len(columns))]
-    for line in lines:
-        cells = (cell.rjust(width) if column in right else cell.ljust(width) for cell, width, column in zip(line, widths, columns, strict=True))
-        typer.echo("  ".join(cells).rstrip())
+    print_lines(
+        "  ".join(cell.rjust(width) if column in right else cell.ljust(width) for cell, width, column in zip(line, widths, columns, strict=True)).rstrip()
+        for line in lines
+    )
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], output: Output, *, empty: str, right: frozenset[str] = frozenset()) -> None:

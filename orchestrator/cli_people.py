@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from crewlog.orchestrator.cli_output import HomeOption, Output, OutputOption, load_config, plain, print_json, print_rows, run_async, say
+from crewlog.orchestrator.cli_options import HomeOption, OutputOption
+from crewlog.orchestrator.cli_output import Output, load_config, plain, print_json, print_rows, run_async, say
 
 if TYPE_CHECKING:
     from crewlog.orchestrator.commands import Answer
@@ -36,7 +37,8 @@ async def approvals(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """List what waits for a person."""
-    from crewlog.orchestrator.cli_live import short_time, show_approval
+    from crewlog.orchestrator.cli_live import show_approval
+    from crewlog.orchestrator.cli_run import short_time
     from crewlog.orchestrator.client import Client
 
     async with Client.connect(load_config(home)) as client:

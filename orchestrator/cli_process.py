@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from crewlog.orchestrator.cli_output import HomeOption, Output, OutputOption, load_config, print_json, run_async, say
-
-if TYPE_CHECKING:
-    from crewlog.events.config import Config
+from crewlog.orchestrator import cli_work
+from crewlog.orchestrator.cli_options import HomeOption, OutputOption
+from crewlog.orchestrator.cli_output import Output, load_config, print_json, run_async, say
 
 
 def register(app: typer.Typer) -> None:
@@ -37,23 +34,17 @@ async def agent(
     home: HomeOption = None,
 ) -> None:
     """Run one agent process: planner, research, code, data, communicate, or your own kind."""
-    from crewlog.agents.process import run_agent
-
-    await run_agent(_process_config(home, kind), kind, shadow=shadow)
+    await cli_work.agent(kind, home, shadow=shadow)
 
 
 async def orchestrator(home: HomeOption = None) -> None:
     """Run one orchestrator process. Any number may run at once."""
-    from crewlog.orchestrator.service import run_orchestrator
-
-    await run_orchestrator(_process_config(home, "orchestrator"))
+    await cli_work.orchestrator(home)
 
 
 async def projector(home: HomeOption = None) -> None:
     """Run one projector process: it keeps the views and relays the log to events.>."""
-    from crewlog.projections.process import run_projector
-
-    await run_projector(_process_config(home, "projector"))
+    await cli_work.projector(home)
 
 
 async def migrate(home: HomeOption = None, output: OutputOption = Output.TABLE) -> None:
@@ -82,7 +73,7 @@ async def rebuild(home: HomeOption = None, output: OutputOption = Output.TABLE) 
     from crewlog.events.postgres_store import PostgresStore
     from crewlog.projections.rebuild import rebuild as rebuild_views
 
-    address = _process_config(home, "projector").database_url
+    address = cli_work.process_config(home, "projector").database_url
     assert address is not None
     store = await PostgresStore.open(address.get_secret_value(), actor="projector@rebuild", clock=SystemClock())
     try:
@@ -122,10 +113,3 @@ async def nats_url(home: HomeOption = None, output: OutputOption = Output.TABLE)
         print_json({"url": address.get_secret_value()})
     else:
         typer.echo(address.get_secret_value())
-
-
-def _process_config(home: Path | None, process: str) -> Config:
-    from crewlog.orchestrator.endpoints import with_login
-
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    return with_login(load_config(home), process)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from crewlog.orchestrator.cli_debug import opened
+from crewlog.orchestrator.cli_look import opened
 from crewlog.orchestrator.cli_output import load_config, say
 
 LONG_S = 2.0

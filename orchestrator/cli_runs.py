@@ -10,22 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from crewlog.orchestrator.cli_control import control_lines
-from crewlog.orchestrator.cli_debug import View, is_file, show_as
-from crewlog.orchestrator.cli_output import (
-    Detached,
-    Exit,
-    HomeOption,
-    Output,
-    OutputOption,
-    complain,
-    load_config,
-    plain,
-    print_json,
-    print_json_line,
-    print_rows,
-    run_async,
-    say,
-)
+from crewlog.orchestrator.cli_look import View, is_file, list_events, look
+from crewlog.orchestrator.cli_options import HomeOption, OutputOption
+from crewlog.orchestrator.cli_output import Detached, Exit, Output, complain, load_config, plain, print_json, print_json_line, print_rows, run_async, say
 
 if TYPE_CHECKING:
     from crewlog.events.config import Config
@@ -156,14 +143,10 @@ async def follow_run(client: Client, run_id: RunId, home: Path | None, output: O
 
 
 async def _show(client: Client, run_id: RunId, output: Output) -> None:
-    from crewlog.orchestrator.cli_live import show_run
+    from crewlog.orchestrator.cli_run import print_run
 
     run, tasks = await client.run(run_id), await client.tasks(run_id)
-    answer = await client.answer(run)
-    if output is Output.JSON:
-        print_json({**plain(run), "answer": answer, "tasks": plain(tasks)})
-    else:
-        show_run(run, tasks, answer, await client.queries().controls(run_id))
+    print_run(run, tasks, await client.answer(run), await client.queries().controls(run_id), output)
 
 
 async def runs(
@@ -174,7 +157,7 @@ async def runs(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """List runs."""
-    from crewlog.orchestrator.cli_live import elapsed, short_time
+    from crewlog.orchestrator.cli_run import elapsed, short_time
     from crewlog.orchestrator.client import Client
     from crewlog.schemas.text import shorten
     from crewlog.schemas.usage import format_usd
@@ -210,17 +193,13 @@ async def show(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Show one run: its answer, tasks and files; or how it came to them."""
-    if view is not View.ANSWER or is_file(run):
-        await show_as(View.TREE if view is View.ANSWER else view, run, home, output, with_reasoning=reasoning)
-        return
-    from crewlog.orchestrator.client import Client
+    if save is not None and not is_file(run):
+        from crewlog.orchestrator.client import Client
 
-    async with Client.connect(load_config(home)) as client:
-        run_id = await client.find_run(run)
-        if save is not None:
-            for path in await client.save(await client.run(run_id), save):
+        async with Client.connect(load_config(home)) as client:
+            for path in await client.save(await client.run(run), save):
                 say(f"wrote {path}")
-        await _show(client, run_id, output)
+    await look(run, view, reasoning=reasoning, home=home, output=output)
 
 
 async def events(
@@ -231,13 +210,16 @@ async def events(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Print the events of a run; with -o json one per line."""
+    if not follow:
+        await list_events(run, reasoning=reasoning, home=home, output=output)
+        return
     from crewlog.orchestrator.client import Client
     from crewlog.orchestrator.event_text import event_json, event_line
 
     async with Client.connect(load_config(home)) as client:
         run_id = await client.find_run(run)
         first_us = 0
-        async for recorded in client.events(run_id, follow=follow):
+        async for recorded in client.events(run_id, follow=True):
             first_us = first_us or recorded.occurred_us
             if output is Output.JSON:
                 print_json_line(event_json(recorded, with_reasoning=reasoning))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from crewlog.orchestrator.cli_output import HomeOption, Output, OutputOption, load_config, plain, print_json, print_rows, run_async, say
+from crewlog.orchestrator.cli_options import HomeOption, OutputOption
+from crewlog.orchestrator.cli_output import Output, load_config, plain, print_json, print_rows, run_async, say
 from crewlog.orchestrator.cli_runs import task_fields
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from crewlog.orchestrator.cli_output import HomeOption, load_config, print_json, print_table, run_async, say
+from crewlog.orchestrator.cli_options import HomeOption
+from crewlog.orchestrator.cli_output import load_config, print_json, print_table, run_async, say
 
 if TYPE_CHECKING:
     from crewlog.orchestrator.read_only_sql import Answer

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from crewlog.orchestrator.cli_output import Exit, HomeOption, Output, OutputOption, complain, load_config, print_json, run_async, say
+from crewlog.orchestrator.cli_options import HomeOption, OutputOption
+from crewlog.orchestrator.cli_output import Exit, Output, complain, load_config, print_json, run_async, say
 
 if TYPE_CHECKING:
     from crewlog.events.connections import Connections

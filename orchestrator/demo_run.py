@@ -21,8 +21,9 @@ from crewlog.events.clock import SystemClock
 from crewlog.events.config import Config, load
 from crewlog.events.migrate import fingerprint
 from crewlog.events.whereabouts import default_home
-from crewlog.orchestrator.cli_live import follow, headline, show_approval
+from crewlog.orchestrator.cli_live import follow, show_approval
 from crewlog.orchestrator.cli_output import Exit, complain, say
+from crewlog.orchestrator.cli_run import headline
 from crewlog.orchestrator.client import Client
 from crewlog.orchestrator.commands import Answer
 from crewlog.orchestrator.cost_text import print_costs

@@ -12,7 +12,6 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from crewlog.events.personal_store import PersonalStore
 from crewlog.events.store import EventStore, Recorded
 from crewlog.projections.query_rows import ApprovalView, EventView, MemoryView, RunView, TaskView, ToolCallView
 from crewlog.schemas.codec import Event, Unknown
@@ -38,7 +37,11 @@ class DisclosedViews:
     async def __call__(self, rows: list[V]) -> list[V]:
         """Return the rows with their texts."""
         hidden = [row for row in rows if _is_hidden(row)]
-        if not hidden or not isinstance(store := await self._store(), PersonalStore):
+        if not hidden:
+            return rows
+        from crewlog.events.personal_store import PersonalStore
+
+        if not isinstance(store := await self._store(), PersonalStore):
             return rows
         if isinstance(hidden[0], EventView):
             return [await _whole_event(store, row) if _is_hidden(row) else row for row in rows]

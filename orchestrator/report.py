@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from crewlog.orchestrator.rollback import rollback_report
 from crewlog.orchestrator.run import SYNTHESIS, RunState, TaskState, blocked_steps, waiting_reason
 from crewlog.orchestrator.run_controls import is_paused
-from crewlog.orchestrator.schedule import Schedule, next_due_us
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.run_events import RunCancelled, RunCompleted, RunFailed
 from crewlog.schemas.values import Outcome
+
+if TYPE_CHECKING:
+    from crewlog.orchestrator.schedule import Schedule
 
 
 def run_report(state: RunState) -> dict[str, Any]:
@@ -123,6 +125,8 @@ def _end(state: RunState) -> dict[str, Any] | None:
 
 def schedule_report(state: Schedule, now_us: int) -> dict[str, Any]:
     """Describe a schedule for people. `next_us`: when it is due next, None while it is paused; times in microseconds since 1970."""
+    from crewlog.orchestrator.schedule import next_due_us  # what explains a run does without the reader of cron lines
+
     last = state.last
     fired = None if last is None else {"due_us": last.due_us, "run_id": str(last.run_id), "missed": last.missed, "error": last.error}
     goal = msgspec.json.decode(bytes(state.task))["objective"]

@@ -21,6 +21,7 @@ from crewlog.schemas.ids import Hash, RunId, Stream, category, run_stream
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.run_events import RunForked
 
+_REF: Final = b'"ref":'
 _PLACE: Final = re.compile(r"(?P<name>.+?)(?:(?P<mark>[:@])(?P<number>[0-9]{1,18}))?")
 
 
@@ -164,8 +165,9 @@ def payloads_in(value: Any) -> list[Payload]:
 
 
 def all_payloads(events: Iterable[Recorded]) -> list[Payload]:
-    """List every payload of these events."""
-    return [p for recorded in events for p in payloads_in(recorded.event())]
+    """List every payload of these events that stands in a blob."""
+    # few events have one, and looking for its key in their bytes costs a hundredth of looking through the values
+    return [p for recorded in events if _REF in recorded.data for p in payloads_in(recorded.event()) if p.ref is not None]
 
 
 def event_id_of(text: str) -> UUID | None:

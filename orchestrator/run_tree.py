@@ -13,6 +13,7 @@ import msgspec
 
 from crewlog.events.store import Recorded
 from crewlog.orchestrator.run_history import RunHistory
+from crewlog.schemas.codec import Event, Unknown
 from crewlog.schemas.ids import Hash, Stream, task_stream
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.run_events import ForkedTask, RunCancelled, RunCompleted, RunFailed, RunForked, RunSubmitted, TaskDispatched, TaskReviewed
@@ -151,8 +152,7 @@ def build_tree(history: RunHistory) -> RunTree:
     goal, shared = "", 0
     end: RunCompleted | RunFailed | RunCancelled | None = None
     ended_us = None
-    for index, recorded in enumerate(history.events, 1):
-        event = recorded.event()
+    for index, (recorded, event) in enumerate(zip(history.events, history.decoded, strict=True), 1):
         match event:
             case RunSubmitted():
                 goal = event.goal
@@ -168,7 +168,7 @@ def build_tree(history: RunHistory) -> RunTree:
             case TaskReviewed():
                 _of(tasks, task_stream(event.task_id), index, recorded).verdict = event.verdict
             case _ if recorded.stream.startswith("task/"):
-                _fold(_of(tasks, recorded.stream, index, recorded), index, recorded)
+                _fold(_of(tasks, recorded.stream, index, recorded), event, index, recorded.occurred_us)
             case _:
                 pass
     nodes = tuple(_node(task) for task in tasks.values())
@@ -202,11 +202,13 @@ def _own_calls(nodes: Iterable[TaskNode], shared: int) -> list[CallNode]:
 
 
 def _of(tasks: dict[Stream, _Task], stream: Stream, index: int, recorded: Recorded) -> _Task:
-    return tasks.setdefault(stream, _Task(stream.removeprefix("task/"), index, recorded.occurred_us))
+    task = tasks.get(stream)
+    if task is None:
+        task = tasks[stream] = _Task(stream.removeprefix("task/"), index, recorded.occurred_us)
+    return task
 
 
-def _fold(task: _Task, index: int, recorded: Recorded) -> None:
-    event, now_us = recorded.event(), recorded.occurred_us
+def _fold(task: _Task, event: Event | Unknown, index: int, now_us: int) -> None:
     match event:
         case TaskOpened():
             task.key, task.kind, task.revision = event.key, event.kind, event.revision

@@ -195,7 +195,7 @@ class Supervisor:
     def _add(self, name: str, kind: str, command: tuple[str, ...]) -> Supervised:
         assert self._servers is not None
         env = {key: value for key, value in os.environ.items() if may_have(kind, key)} | self._servers.env_for(kind)
-        argv = (sys.executable, "-P", "-m", "crewlog.orchestrator.cli", *command)
+        argv = (sys.executable, "-P", "-m", "crewlog.orchestrator", *command)
         child = Supervised(
             Program(name, kind, argv, {**env, "CREWLOG_HOME": str(self._home.path), "CREWLOG_WORKER": name}), self._write_line, clock=self._clock
         )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 import uuid
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +134,38 @@ def test_tables_are_for_people(crew: LiveCrew, finished: dict[str, Any]) -> None
 def test_ids_may_be_short_and_the_last_run_needs_none(crew: LiveCrew, finished: dict[str, Any]) -> None:
     assert crew.json("show", finished["run_id"][:8])["run_id"] == finished["run_id"]
     assert crew.json("show", "@last")["run_id"] == crew.json("show")["run_id"] == crew.json("runs")[0]["run_id"]
+
+
+LOADED = """
+import json, sys
+from crewlog.orchestrator.cli_quick import run_quickly
+code = run_quickly(sys.argv[1:])
+json.dump(sorted(sys.modules), sys.stderr)
+sys.exit(code)
+"""
+BESIDE_PYTHON = {"crewlog", "asyncpg", "msgspec", "platformdirs", "typing_extensions", "_distutils_hack"}
+"""All that a look at a run may load: the driver of the database, the codec, and the way to the home folder."""
+OF_PYDANTIC = {"pydantic", "pydantic_core", "annotated_types", "typing_inspection"}
+"""What reads the task of an agent's conversation loads, too."""
+LOOKS = {
+    ("show", "{}"): set(),
+    ("show", "--as", "tree", "{}"): set(),
+    ("show", "--as", "timeline", "{}"): set(),
+    ("show", "--as", "events", "{}"): set(),
+    ("events", "{}"): set(),
+    ("show", "--as", "conversation", "{}"): OF_PYDANTIC,
+    ("explain", "{}:5"): OF_PYDANTIC,
+}
+
+
+def test_a_look_loads_neither_the_bus_nor_the_command_line_nor_the_settings(crew: LiveCrew, finished: dict[str, Any]) -> None:
+    for words, more in LOOKS.items():
+        asked = [word.format(finished["run_id"]) for word in words]
+        done = subprocess.run([sys.executable, "-P", "-c", LOADED, *asked], env=crew.env, capture_output=True, text=True, timeout=60, check=True)
+        loaded = set(json.loads(done.stderr[done.stderr.index('["') :]))
+        installed = {name.partition(".")[0] for name in loaded} & packages_distributions().keys()
+        assert installed - BESIDE_PYTHON - more == set(), words
+        assert not loaded & {"crewlog.events.config", "crewlog.events.bus", "crewlog.orchestrator.client"}, words
 
 
 def test_files_are_saved(crew: LiveCrew, finished: dict[str, Any], tmp_path: Any) -> None:

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from crewlog.events.memory_store import MemoryLog, MemoryStore
 from crewlog.orchestrator.bundle import Bundle, collect, pack_bundle, read_bundle, unpack_bundle
-from crewlog.orchestrator.cli import app
+from crewlog.orchestrator.cli import command_line
 from crewlog.orchestrator.replay import replay
 from crewlog.orchestrator.run_history import RunHistory
 from crewlog.schemas.errors import ContractError, NotFound
@@ -108,7 +108,7 @@ def test_a_run_that_is_not_whole_is_not_exported() -> None:
 
 
 def crewlog(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(command_line(), [str(argument) for argument in arguments])
 
 
 def printed(*arguments: object) -> Any:

@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 import pytest
 from typer.testing import CliRunner
 
-from crewlog.orchestrator.cli import app
-from crewlog.orchestrator.cli_control import control_line, span_s
+from crewlog.orchestrator.cli import command_line
+from crewlog.orchestrator.cli_control import span_s
+from crewlog.orchestrator.cli_run import control_line
 from crewlog.projections.query_rows import ControlView
 from crewlog.schemas.errors import ContractError
 
@@ -26,7 +27,7 @@ from crewlog.schemas.errors import ContractError
     ],
 )
 def test_what_cannot_be_meant_is_said_before_anything_is_asked(arguments: list[str], said: str) -> None:
-    done = CliRunner().invoke(app, arguments)
+    done = CliRunner().invoke(command_line(), arguments)
 
     assert done.exit_code == 2
     assert said in done.stderr

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from crewlog.orchestrator import cli_output
-from crewlog.orchestrator.cli import app
+from crewlog.orchestrator.cli import command_line
 from crewlog.orchestrator.cli_output import Detached, Exit, exit_code_of, print_table, printable, run_async
 from crewlog.orchestrator.client import RequestRefused
 from crewlog.orchestrator.home import AlreadyRunning
@@ -27,21 +27,23 @@ HELP_WITHIN_S = 0.4
 
 
 def test_help_is_quick() -> None:
-    def help_s() -> float:
-        began = time.monotonic()
+    def help_s() -> float:  # of the processor: it does not count how busy the machine is
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([*CLI, "--help"], check=True, capture_output=True)
-        return time.monotonic() - began
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(help_s() for _ in range(5)) < HELP_WITHIN_S
 
 
 def test_help_loads_nothing_heavy() -> None:
-    script = "import sys, crewlog.orchestrator.cli; print([m for m in ('pydantic', 'asyncpg', 'nats', 'rich', 'msgspec', 'anthropic') if m in sys.modules])"
+    script = "import sys; from crewlog.orchestrator.cli import command_line; command_line();"
+    script += " print([m for m in ('pydantic', 'asyncpg', 'nats', 'rich', 'msgspec', 'anthropic') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-P", "-c", script], check=True, capture_output=True, text=True).stdout.strip() == "[]"
 
 
 def test_commands_are_those_of_the_manual() -> None:
-    commands = get_command(app).commands  # type: ignore[attr-defined]
+    commands = get_command(command_line()).commands  # type: ignore[attr-defined]
     manual = (
         "demo up down status providers doctor submit watch runs show events costs why approvals approve deny resolve cancel replay explain diff fork export "
         "pause resume quarantine release terminate drain scale docs agent orchestrator projector db seal verify import archive effects "

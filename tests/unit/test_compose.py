@@ -13,7 +13,7 @@ from typer.main import get_command
 
 from crewlog.events.config import Config
 from crewlog.events.grants import BUILT_IN_KINDS, ROLES
-from crewlog.orchestrator.cli import app
+from crewlog.orchestrator.cli import command_line
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "compose.yaml").read_text()
@@ -91,7 +91,7 @@ def test_names_that_it_refers_to_exist(compose: dict[str, Any]) -> None:
 
 def test_every_command_exists_and_every_kind_has_a_service(compose: dict[str, Any]) -> None:
     ours = {name: service for name, service in compose["services"].items() if service["image"] == "crewlog"}
-    commands: Any = get_command(app)
+    commands: Any = get_command(command_line())
     for service in ours.values():
         command = commands
         for word in service["command"]:

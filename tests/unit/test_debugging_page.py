@@ -10,7 +10,7 @@ from typing import get_args
 import pytest
 from typer.main import get_command
 
-from crewlog.orchestrator.cli import app
+from crewlog.orchestrator.cli import command_line
 from crewlog.orchestrator.lineage import Certainty
 from crewlog.orchestrator.shared_words import FIGURE_DIGITS_MIN, RUN_WORDS_MIN
 
@@ -21,7 +21,7 @@ NUMBERS = {3: "three", 4: "four"}
 
 @pytest.mark.parametrize("line", LINES)
 def test_every_command_and_option_exists(line: str) -> None:
-    command, words = get_command(app), shlex.split(line)
+    command, words = get_command(command_line()), shlex.split(line)
     while hasattr(command, "commands"):
         name = words.pop(0)
         assert name in command.commands, f"crewlog {line}: there is no {name}"
@@ -32,7 +32,7 @@ def test_every_command_and_option_exists(line: str) -> None:
 
 
 def test_options_in_the_text_exist() -> None:
-    commands = get_command(app).commands  # type: ignore[attr-defined]
+    commands = get_command(command_line()).commands  # type: ignore[attr-defined]
     known = {option for command in commands.values() for parameter in command.params for option in parameter.opts}
     named = set(re.findall(r"`(--[a-z-]+)", PAGE))
     assert named

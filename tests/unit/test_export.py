@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from crewlog.events.memory_store import MemoryLog, MemoryStore
 from crewlog.orchestrator.bundle import Bundle, collect, pack_bundle, unpack_bundle
 from crewlog.orchestrator.bundle_redaction import redact_bundle
-from crewlog.orchestrator.cli import app
+from crewlog.orchestrator.cli import command_line
 from crewlog.orchestrator.event_export import Owned, Selection, cloud_event, selected
 from crewlog.orchestrator.event_text import event_json
 from crewlog.orchestrator.redaction import KNOWN, REDACTED, compile_patterns, redact
@@ -87,7 +87,7 @@ def _path(tmp_path: Path) -> Path:
 
 
 def export(*arguments: str | Path, code: int = 0, env: dict[str, str] | None = None) -> str:
-    done = CliRunner().invoke(app, ["export", *map(str, arguments)], env=env)
+    done = CliRunner().invoke(command_line(), ["export", *map(str, arguments)], env=env)
     assert done.exit_code == code, done.output
     return done.stdout
 

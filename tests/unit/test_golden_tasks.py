@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from crewlog.events.clock import SystemClock
 from crewlog.orchestrator.bundle import read_bundle
-from crewlog.orchestrator.cli import app
+from crewlog.orchestrator.cli import command_line
 from crewlog.orchestrator.golden import SUFFIX, Golden, find_golden, golden_of, read_golden, recording_of, task_of, write_golden
 from crewlog.orchestrator.golden_observe import Difference, differences, normalised, observe
 from crewlog.orchestrator.golden_play import Answers, Played, play
@@ -131,8 +131,8 @@ def test_the_command_ends_with_code_1_when_one_fails(tmp_path: Path) -> None:
     golden = read_golden(MAIL)
     write_golden(path, msgspec.structs.replace(golden, expect=msgspec.structs.replace(golden.expect, max_steps=1)), recording_of(MAIL).read_bytes(), {})
     report = tmp_path / "junit.xml"
-    ended = CliRunner().invoke(app, ["golden", "run", str(path), "--junit", str(report)])
+    ended = CliRunner().invoke(command_line(), ["golden", "run", str(path), "--junit", str(report)])
     assert ended.exit_code == 1
     assert "max_steps" in ended.stdout
     assert 'failures="1"' in report.read_text()
-    assert CliRunner().invoke(app, ["golden", "run", str(MAIL), "-o", "json"]).exit_code == 0
+    assert CliRunner().invoke(command_line(), ["golden", "run", str(MAIL), "-o", "json"]).exit_code == 0

@@ -7,7 +7,8 @@ from typing import Any
 from uuid import UUID
 
 from crewlog.events.bus import Message
-from crewlog.orchestrator.cli_live import WRITTEN_CHARS_MAX, _LiveTree, sources
+from crewlog.orchestrator.cli_live import WRITTEN_CHARS_MAX, _LiveTree
+from crewlog.orchestrator.cli_run import sources
 from crewlog.projections.query_rows import TaskView
 from crewlog.schemas.ids import RunId
 from crewlog.schemas.values import Citation, Outcome

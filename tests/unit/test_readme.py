@@ -9,7 +9,7 @@ import pytest
 from typer.main import get_command
 
 from crewlog.events.config import Config
-from crewlog.orchestrator.cli import app
+from crewlog.orchestrator.cli import command_line
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -21,7 +21,7 @@ def test_the_first_code_blocks_are_the_two_commands() -> None:
 
 @pytest.mark.parametrize("line", sorted({line.split("  #")[0] for line in re.findall(r"(?m)(?:^|`|&& |: )(crewlog [a-z][^`\n]*)", README)}))
 def test_commands_exist_with_their_options(line: str) -> None:
-    command = get_command(app)
+    command = get_command(command_line())
     words = line.replace('"', "").replace(")", "").split()[1:]
     while words and hasattr(command, "commands") and words[0] in command.commands:
         command = command.commands[words.pop(0)]

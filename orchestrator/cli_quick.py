@@ -1,0 +1,97 @@
+"""Commands that begin without Typer: those that only look at a run, and the processes of the crew.
+
+Typer and what it loads take longer than the look, and would stay in the memory of every process for nothing. What is not plain, such as
+`--help`, an unknown option or a value that is none, is left to the whole command line: it alone explains itself. A test holds both together.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from crewlog.orchestrator.cli_output import Output, run_to_end
+
+
+class Option(NamedTuple):
+    """An option: the parameter it fills, and how its value is read; None for a switch."""
+
+    parameter: str
+    read: Callable[[str], Any] | None
+
+
+class Command(NamedTuple):
+    """A command that can begin at once.
+
+    Attributes:
+        function: where its coroutine function is, as `module:name`.
+        argument: the parameter that its one argument fills; "" when it takes none.
+        is_needed: it does not run without that argument.
+        works: it is a process of the crew.
+    """
+
+    function: str
+    argument: str
+    options: Mapping[str, Option]
+    is_needed: bool = False
+    works: bool = False
+
+
+def _view(text: str) -> Any:
+    from crewlog.orchestrator.cli_look import View
+
+    return View(text)
+
+
+_HOME: Final = {"--home": Option("home", Path)}
+_LOOK: Final = {**_HOME, "--output": Option("output", Output), "-o": Option("output", Output), "--reasoning": Option("reasoning", None)}
+QUICK: Final[Mapping[str, Command]] = {
+    "show": Command("cli_look:look", "run", {**_LOOK, "--as": Option("view", _view)}),
+    "events": Command("cli_look:list_events", "run", _LOOK),
+    "explain": Command("cli_look:explain", "event", _LOOK, is_needed=True),
+    "orchestrator": Command("cli_work:orchestrator", "", _HOME, works=True),
+    "projector": Command("cli_work:projector", "", _HOME, works=True),
+    "agent": Command("cli_work:agent", "kind", {**_HOME, "--shadow": Option("shadow", None)}, is_needed=True, works=True),
+}
+
+
+def run_quickly(words: Sequence[str]) -> int | None:
+    """Run the command that these words of the command line name, and return its exit code; None when it must begin the whole way."""
+    command = QUICK.get(words[0]) if words else None
+    given = None if command is None else read_words(command, words[1:])
+    if command is None or given is None:
+        return None
+    module, _, name = command.function.partition(":")
+    body = getattr(import_module(f"crewlog.orchestrator.{module}"), name)
+    if not command.works:
+        gc.disable()  # a look ends before garbage matters, and a run is many objects that all stay
+    return run_to_end(body(**given), works=command.works)
+
+
+def read_words(command: Command, words: Sequence[str]) -> dict[str, Any] | None:
+    """Read the words behind the name of a command; None when one of them is not plain."""
+    given: dict[str, Any] = {}
+    rest = iter(words)
+    for word in rest:
+        if word == "-" or not word.startswith("-"):
+            if not command.argument or command.argument in given:
+                return None
+            given[command.argument] = word
+            continue
+        name, is_joined, value = word.partition("=") if word.startswith("--") else (word, "", "")
+        option = command.options.get(name)
+        if option is None or (option.read is None and is_joined):
+            return None
+        if option.read is None:
+            given[option.parameter] = True
+            continue
+        value = value if is_joined else next(rest, "-")
+        if value.startswith("-"):
+            return None
+        try:
+            given[option.parameter] = option.read(value)
+        except ValueError:
+            return None
+    return None if command.is_needed and command.argument not in given else given
