@@ -11,7 +11,7 @@ from crewlog.orchestrator.cli_options import HomeOption, OutputOption
 from crewlog.orchestrator.cli_output import Exit, Output, load_config, plain, print_json, print_rows, run_async, say
 
 if TYPE_CHECKING:
-    from crewlog.orchestrator.client_trials import Tried
+    from crewlog.orchestrator.client_trials import Bill, Tried
     from crewlog.orchestrator.trials import Interval, Summary
 
 GOAL_COLUMN_CHARS = 40
@@ -46,7 +46,7 @@ async def evaluate(
 ) -> int:
     """Try finished runs again on another model or prompt, with effects stubbed, and compare them.
 
-    Compared are outcome, decisions, cost and time.
+    Compared are outcome, decisions, cost and time. Ends with code 1 when a trial ended worse, and with 6 when --max-usd did not suffice for all.
     """
     import shlex
 
@@ -74,7 +74,14 @@ async def evaluate(
         evaluation = Evaluation(client, clock, trial, tenant=config.tenant, at_once=at_once, check=shlex.split(check))
         say(f"{name}: {len(runs)} runs, at most {max_usd} USD from budget {evaluation.scope}")
         tried = [one async for one in _told(evaluation.run(runs), output)]
-    return _report(name, tried, output, fail_over)
+        bill = await evaluation.bill()
+    code = _report(name, tried, output, fail_over, bill)
+    if not evaluation.is_over_budget:
+        return code
+    if output is Output.TABLE:
+        left = sum(one.pair is None for one in tried)
+        say(f"stopped at its limit: {len(tried) - left} of {len(tried)} runs were compared, {left} are left; go on with a higher --max-usd")
+    return Exit.WAITING_FOR_PERSON
 
 
 async def shadow(
@@ -115,16 +122,17 @@ async def _told(tried: Any, output: Output) -> Any:
         yield one
 
 
-def _report(name: str, tried: list[Tried], output: Output, fail_over: float | None) -> int:
+def _report(name: str, tried: list[Tried], output: Output, fail_over: float | None, bill: Bill | None = None) -> int:
     from crewlog.orchestrator.trials import summarised
 
     pairs = [one.pair for one in tried if one.pair is not None]
     summary = summarised(pairs, unfinished=len(tried) - len(pairs))
     if output is Output.JSON:
-        skipped = [{"run_id": str(one.run.run_id), "why": one.why} for one in tried if one.pair is None]
-        print_json({"name": name, "summary": plain(summary), "pairs": [plain(pair) for pair in pairs], "skipped": skipped})
+        skipped = [{"run_id": str(one.run.run_id), "why": one.why, "was_begun": one.was_begun} for one in tried if one.pair is None]
+        own = {} if bill is None else {"budget": bill._asdict()}
+        print_json({"name": name, "summary": plain(summary), "pairs": [plain(pair) for pair in pairs], "skipped": skipped, **own})
     else:
-        rows = [{"what": what, "runs": here, "trials": there} for what, here, there in _rows(summary)]
+        rows = [{"what": what, "runs": here, "trials": there} for what, here, there in (*_rows(summary), *_paid(bill))]
         print_rows(rows, {"": "what", "RUNS": "runs", "TRIALS": "trials"}, output, empty="nothing to compare", right=frozenset({"RUNS", "TRIALS"}))
     is_over = fail_over is not None and summary.diverging.low > fail_over
     return Exit.RUN_FAILED if summary.worse.count or is_over else Exit.OK
@@ -141,6 +149,12 @@ def _rows(summary: Summary) -> list[tuple[str, str, str]]:
         ("cost", format_usd(summary.cost_micro_usd), format_usd(summary.trial_cost_micro_usd)),
         ("models, median per run", f"{summary.model_ms / 1000:.2f} s", f"{summary.trial_model_ms / 1000:.2f} s"),
     ]
+
+
+def _paid(bill: Bill | None) -> list[tuple[str, str, str]]:
+    from crewlog.schemas.usage import format_usd
+
+    return [] if bill is None or bill.hard_micro_usd is None else [("spent, of at most", format_usd(bill.hard_micro_usd), format_usd(bill.spent_micro_usd))]
 
 
 def _share(interval: Interval) -> str:

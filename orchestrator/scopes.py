@@ -42,7 +42,8 @@ def scopes_of(state: RunState, kind: str, now_us: int) -> tuple[ScopeLimit, ...]
 
 
 def _trial(tenant: str, trial: Trial) -> ScopeLimit:
-    return ScopeLimit(trial_scope(tenant, trial.name), soft_of(trial.hard_micro_usd), trial.hard_micro_usd)
+    # no soft limit: past one, tasks may go on with cheaper models, and what was to be compared would be another one
+    return ScopeLimit(trial_scope(tenant, trial.name), None, trial.hard_micro_usd)
 
 
 def _split(kind_of_scope: str) -> tuple[str, str]:

@@ -22,6 +22,7 @@ from crewlog.events.readiness import READY_FD
 OUTPUT_TOKENS = 3_000
 COST = OUTPUT_TOKENS * 100
 """Of one call, in micro-USD; its worst case is 8,192 tokens."""
+WORST_CASE = 8_192 * 100
 PRICES = {"house:*": {"input": "0", "output": "100"}}
 PLAN = {
     "steps": [
@@ -129,6 +130,32 @@ async def test_a_run_at_its_limit_is_held_shown_and_raised_to_its_end(tmp_path: 
         assert ended["answer"].count("The answer is 42.") == 3
         assert len(models.requests) == 6
         await balance(crew, models, run_id)
+        await evaluate_up_to_a_limit(crew, models)
+
+
+async def evaluate_up_to_a_limit(crew: LiveCrew, models: ModelServer) -> None:
+    """Four runs of two calls are tried again for what two of them take. The second trial is held while the first has reserved the rest, and goes on when
+    that turned out cheaper; the third is held for good and cancelled; the fourth is not begun."""
+    async with crew.client() as client:
+        runs = [(await client.submit(await client.prepare(f"Say {n}", kind="research"))).run_id for n in range(4)]
+        assert {run.status for run in await asyncio.gather(*map(client.wait, runs))} == {"completed"}
+        before = len(models.requests)
+        limit = 3 * COST + WORST_CASE + 30_000
+        options = ("--last", "4", "--type", "research", "--at-once", "2", "--max-usd", f"{limit / 1e6}")
+        found = await data(crew, "eval", "--model", f"house:fake-1@{models.url}/v1", *options, code=6)
+        asked = (len(models.requests) - before) * COST
+        (scope,) = [row for row in await data(crew, "budget", "list", "--all") if row["scope"] == found["budget"]["scope"]]
+        assert found["budget"] == {"scope": f"trial/default/{found['name']}", "spent_micro_usd": asked, "hard_micro_usd": limit}
+        assert (scope["spent_micro_usd"], scope["reserved_micro_usd"]) == (asked, 0)
+        assert asked == 4 * COST < limit
+        assert found["summary"]["pairs"] == 2
+        judged = [(pair["status"], pair["trial_status"], pair["diverges"], pair["is_worse"]) for pair in found["pairs"]]
+        assert judged == [("completed", "completed", False, False)] * 2
+        assert (found["summary"]["cost_micro_usd"], found["summary"]["trial_cost_micro_usd"]) == (4 * COST, 4 * COST)
+        assert sorted(skipped["was_begun"] for skipped in found["skipped"]) == [False, True]
+        assert all("the evaluation has spent what it may" in skipped["why"] for skipped in found["skipped"])
+        assert [run.status for run in await client.runs(trials=True) if run.source == "trial"].count("cancelled") == 1
+        assert len(models.requests) == before + 4, "nothing was asked after the limit"
 
 
 async def test_one_of_two_orchestrators_killed_between_the_change_and_the_release_loses_nothing(tmp_path: Path) -> None:
