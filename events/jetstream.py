@@ -16,6 +16,7 @@ from __future__ import annotations
 from base64 import b64decode
 from collections.abc import Iterable
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -155,6 +156,7 @@ def consumer_elected(stream: str, consumer: str) -> str:
     return _ELECTED.format("CONSUMER", f"{stream}.{consumer}")
 
 
+@lru_cache(maxsize=256)
 def work_consumer(kind: str, lane: str) -> ConsumerSpec:
     """Return the consumer that all workers of a kind share for one lane."""
     return ConsumerSpec(f"{kind}-{lane}", "WORK", subjects.work(kind, lane), 1024)

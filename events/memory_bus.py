@@ -11,6 +11,8 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
+from operator import attrgetter
 from typing import Final
 
 import msgspec
@@ -28,6 +30,7 @@ from crewlog.schemas.errors import LimitExceeded, Unavailable
 MESSAGE_BYTES_MAX: Final = 1024 * 1024
 
 _log = logging.getLogger(__name__)
+_serial = attrgetter("serial")
 
 
 @lru_cache(maxsize=4096)
@@ -45,6 +48,11 @@ def matches(pattern: str, subject: str) -> bool:
 
 def _fits(wanted: list[str], got: list[str]) -> bool:
     return all(token in {"*", part} for token, part in zip(wanted, got, strict=False))
+
+
+@lru_cache(maxsize=4096)
+def _stream_name(subject: str) -> str | None:
+    return next((spec.name for spec in jetstream.STREAMS.values() if matches(spec.subjects, subject)), None)
 
 
 class _Stored:
@@ -75,9 +83,12 @@ class MemoryBroker:
         self._streams = {spec.name: _Stream(spec) for spec in jetstream.STREAMS.values()}
         self._consumers: dict[tuple[str, str], ConsumerSpec] = {(spec.stream, spec.name): spec for spec in (jetstream.INTAKE, jetstream.LETTERS)}
         self._pulling: list[MemoryConsuming] = []
-        self._subscriptions: list[MemorySubscription] = []
+        self._subscriptions: dict[str, list[MemorySubscription]] = {}
+        """By subject or pattern, those that came first in front."""
+        self._patterns: list[str] = []
+        """Subjects of subscriptions that stand for more than one."""
         self._turn = itertools.count()
-        self._inboxes = itertools.count(1)
+        self._inboxes, self._serials = itertools.count(1), itertools.count()
 
     def inbox(self) -> str:
         """Return a fresh subject for answers."""
@@ -139,12 +150,19 @@ class MemoryBroker:
 
     def subscribe(self, subscription: MemorySubscription) -> None:
         """Add a core subscription."""
-        self._subscriptions.append(subscription)
+        subscription.serial = next(self._serials)
+        fellows = self._subscriptions.setdefault(subscription.subject, [])
+        if not fellows and subscription.is_pattern:
+            self._patterns.append(subscription.subject)
+        fellows.append(subscription)
 
     def unsubscribe(self, subscription: MemorySubscription) -> None:
         """Remove a core subscription; a second time does nothing."""
-        if subscription in self._subscriptions:
-            self._subscriptions.remove(subscription)
+        fellows = self._subscriptions.get(subscription.subject, [])
+        if subscription in fellows:
+            fellows.remove(subscription)
+        if not fellows and self._subscriptions.pop(subscription.subject, None) is not None and subscription.is_pattern:
+            self._patterns.remove(subscription.subject)
 
     def pull(self, consuming: MemoryConsuming) -> None:
         """Add a pull loop."""
@@ -194,9 +212,12 @@ class MemoryBroker:
         self.hand_out()
 
     def _notify(self, message: Message) -> int:
+        named = self._subscriptions.get(message.subject, ())
+        wider = [self._subscriptions[pattern] for pattern in self._patterns if matches(pattern, message.subject)]
+        found = sorted(chain(named, *wider), key=_serial) if wider else list(named)
         taken = 0
         groups: dict[tuple[str, str], list[MemorySubscription]] = {}
-        for subscription in [s for s in self._subscriptions if matches(s.subject, message.subject)]:
+        for subscription in found:
             if subscription.queue:
                 groups.setdefault((subscription.subject, subscription.queue), []).append(subscription)
             else:
@@ -208,6 +229,8 @@ class MemoryBroker:
 
     def _next_for(self, consuming: MemoryConsuming) -> _Stored | None:
         messages = self._streams[consuming.stream].messages
+        if not messages:
+            return None
         for name in in_turn(consuming.lanes, consuming.taken):
             spec = self._consumers.get((consuming.stream, name))
             if spec is None:
@@ -219,7 +242,8 @@ class MemoryBroker:
         return None
 
     def _stream_of(self, subject: str) -> _Stream | None:
-        return next((s for s in self._streams.values() if matches(s.spec.subjects, subject)), None)
+        name = _stream_name(subject)
+        return None if name is None else self._streams[name]
 
 
 class MemoryDelivery:
@@ -282,6 +306,9 @@ class MemorySubscription:
     def __init__(self, broker: MemoryBroker, subject: str, handler: Handler, queue: str) -> None:
         self._broker, self._handler = broker, handler
         self.subject, self.queue = subject, queue
+        self.is_pattern = "*" in subject or ">" in subject
+        self.serial = 0
+        """Its place among all that were ever added: messages reach subscribers in this order."""
         self._running: set[asyncio.Task[None]] = set()
 
     def receive(self, message: Message) -> None:

@@ -67,6 +67,27 @@ class _Future(asyncio.Future[Any]):
         return self is other
 
 
+class _Handle:
+    """A callback that waits for its turn: what asyncio asks of a handle, without what it keeps for debugging."""
+
+    __slots__ = ("actor", "args", "callback", "context", "has_run", "is_cancelled", "when_s")
+
+    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...], context: contextvars.Context | None, when_s: float) -> None:
+        self.callback, self.args, self.when_s = callback, args, when_s
+        self.context = context = contextvars.copy_context() if context is None else context
+        self.actor = context.get(ACTOR, 0)
+        self.is_cancelled = self.has_run = False
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+    def cancelled(self) -> bool:
+        return self.is_cancelled
+
+    def when(self) -> float:
+        return self.when_s
+
+
 class SimLoop(asyncio.BaseEventLoop):
     """The loop. `digest` sums up everything that happened: two runs of one seed must agree in it."""
 
@@ -82,9 +103,9 @@ class SimLoop(asyncio.BaseEventLoop):
         self.dead: set[int] = set()
         self.frozen: set[int] = set()
         self.failures: list[dict[str, Any]] = []
-        self._queues: dict[int, deque[asyncio.Handle]] = {}
+        self._queues: dict[int, deque[_Handle]] = {}
         self._ready_actors: list[int] = []
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._timers: list[tuple[float, int, _Handle]] = []
         self.set_task_factory(self._make_task)  # type: ignore[arg-type]  # the stub wants a Future, we give a Task
         self.set_exception_handler(lambda _, context: self.failures.append(context))
 
@@ -101,21 +122,22 @@ class SimLoop(asyncio.BaseEventLoop):
         return self._now
 
     def create_future(self) -> asyncio.Future[Any]:
-        return _Future(loop=self, number=self.number())
+        self._count += 1
+        return _Future(loop=self, number=self._count)
 
-    def call_soon(self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> asyncio.Handle:
-        handle = asyncio.Handle(callback, args, self, context)
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> Any:
+        handle = _Handle(callback, args, context, self._now)
         self._enqueue(handle)
         return handle
 
-    def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> asyncio.TimerHandle:
-        handle = asyncio.TimerHandle(when, callback, args, self, context)
-        heapq.heappush(self._timers, (when, self.number(), handle))
-        handle._scheduled = True  # type: ignore[attr-defined]  # as BaseEventLoop does
+    def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> Any:
+        handle = _Handle(callback, args, context, when)
+        self._count += 1
+        heapq.heappush(self._timers, (when, self._count, handle))
         return handle
 
-    def call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> asyncio.TimerHandle:
-        return self.call_at(self._now + max(0.0, delay), callback, *args, context=context)
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> Any:
+        return self.call_at(self._now + delay if delay > 0 else self._now, callback, *args, context=context)
 
     def kill(self, actor: int) -> None:
         """Let an actor vanish between two of its callbacks."""
@@ -141,12 +163,14 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def unnoticed(self) -> list[BaseException]:
         """Return what ended tasks and nobody has looked at. They are all kept, so nothing else would report it."""
-        ended = [task for task in self._tasks if task.done() and task._log_traceback]  # type: ignore[attr-defined]
+        ended = [task for task in self._tasks if task.done() and task._log_traceback]  # set by `stop`
         return [error for task in ended if (error := task.exception()) is not None and not isinstance(error, SimError)]
 
     def forget(self) -> None:
         """Drop what is left after the checks, without noise, and close."""
         for task in self._tasks:
+            if task.done():
+                continue
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             coroutine: Any = task.get_coro()
             try:
@@ -159,55 +183,64 @@ class SimLoop(asyncio.BaseEventLoop):
         self.close()
 
     def _make_task(self, _: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any) -> asyncio.Task[Any]:
-        task = _Task(coroutine, loop=self, number=self.number(), **options)
+        self._count += 1
+        task = _Task(coroutine, loop=self, number=self._count, **options)
         self._tasks.append(task)
         return task
 
-    def _enqueue(self, handle: asyncio.Handle) -> None:
-        actor = handle._context.get(ACTOR, 0)  # type: ignore[attr-defined]
+    def _enqueue(self, handle: _Handle) -> None:
+        actor = handle.actor
         if actor in self.dead:
             return
-        queue = self._queues.setdefault(actor, deque())
+        queue = self._queues.get(actor)
+        if queue is None:
+            queue = self._queues[actor] = deque()
         if not queue and actor not in self.frozen:
             self._ready_actors.append(actor)
         queue.append(handle)
 
     def _run_once(self) -> None:
-        ready = self._ready_actors
-        if not ready:
-            self._advance()
-        actor = ready[0] if len(ready) == 1 else ready[int(self._rng.random() * len(ready))]
-        queue = self._queues[actor]
-        handle = queue.popleft()
-        if not queue:
-            ready.remove(actor)
-        if handle.cancelled():
-            return
-        self.steps += 1
-        if self.steps > self._steps_max:
-            raise StepLimit(f"{self._steps_max} steps and no end, at {self._now:.3f} s")
-        self.digest = (self.digest * 1_000_003 + actor * 7919 + int(self._now * 1e6)) & 0xFFFFFFFF
-        handle._run()
+        """Run callbacks until somebody stops the loop; asyncio would ask after each of them."""
+        ready, queues, draw = self._ready_actors, self._queues, self._rng.random
+        while not self._stopping:  # type: ignore[attr-defined]  # set by `stop`
+            if not ready:
+                self._advance()
+            actor = ready[0] if len(ready) == 1 else ready[int(draw() * len(ready))]
+            queue = queues[actor]
+            handle = queue.popleft()
+            if not queue:
+                ready.remove(actor)
+            if handle.is_cancelled:
+                continue
+            self.steps += 1
+            if self.steps > self._steps_max:
+                raise StepLimit(f"{self._steps_max} steps and no end, at {self._now:.3f} s")
+            self.digest = (self.digest * 1_000_003 + actor * 7919 + int(self._now * 1e6)) & 0xFFFFFFFF
+            handle.has_run = True
+            try:
+                handle.context.run(handle.callback, *handle.args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # noqa: BLE001  (as asyncio does: it is reported, and the loop goes on)
+                self.call_exception_handler({"message": f"exception in callback {handle.callback}", "exception": error})
 
     def _advance(self) -> None:
         """Move the time to the next timer that still means something."""
+        timers, pop = self._timers, heapq.heappop
         while not self._ready_actors:
-            if not self._timers:
+            if not timers:
                 raise Deadlock(f"nothing can run any more at {self._now:.3f} s, step {self.steps}")
-            when, _, handle = heapq.heappop(self._timers)
-            if handle.cancelled():
+            when, _, handle = pop(timers)
+            if handle.is_cancelled:
                 continue
             self._now = max(self._now, when)
             self._enqueue(handle)
-            while self._timers and self._timers[0][0] <= self._now:
-                handle = heapq.heappop(self._timers)[2]
-                if not handle.cancelled():
+            while timers and timers[0][0] <= self._now:
+                handle = pop(timers)[2]
+                if not handle.is_cancelled:
                     self._enqueue(handle)
         if self._now > self._time_max_s:
             raise StepLimit(f"no end after {self._time_max_s:g} s of virtual time")
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """Cancelled timers are dropped when their time comes."""
 
     def _process_events(self, event_list: object) -> None:
         """There is no selector."""

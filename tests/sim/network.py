@@ -11,7 +11,6 @@ import contextvars
 import random
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
-from functools import partial
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
@@ -88,9 +87,9 @@ class Network:
             TimeoutError: no answer; it may have been carried out all the same.
         """
         actor = self.alive()
-        answer: asyncio.Future[T] = self.loop.create_future()
-        self.calls[actor] += 1
-        number = self.calls[actor]
+        loop = self.loop
+        answer: asyncio.Future[T] = loop.create_future()
+        number = self.calls[actor] = self.calls[actor] + 1
 
         def arrive() -> None:
             if self._lost(actor) or (to_log and self.log_is_away):
@@ -98,15 +97,21 @@ class Network:
             try:
                 result = serve()
             except OrchestrationError as error:
-                reply: Callable[[], None] = partial(_fail, answer, error)
+                reply: tuple[Any, ...] = (_fail, answer, error)
             else:
-                reply = partial(_resolve, answer, result)
+                reply = (_resolve, answer, result)
             if not self.on_call(actor, number) and not self._lost(actor):
-                self.loop.call_later(self._delay(), reply, context=self._world)
+                loop.call_later(self._delay(), *reply, context=self._world)
 
-        self.loop.call_later(self._delay(), arrive, context=self._world)
-        async with asyncio.timeout(CALL_TIMEOUT_S):
-            return await answer
+        loop.call_later(self._delay(), arrive, context=self._world)
+        patience = loop.call_later(CALL_TIMEOUT_S, _fail, answer, TimeoutError())
+        try:
+            result = await answer
+        finally:
+            patience.cancel()
+        if patience.has_run:  # who stood still meanwhile learns first that it is late, as with `asyncio.timeout`
+            raise TimeoutError
+        return result
 
     def cast(self, serve: Callable[[], object], *, repeatable: bool = True) -> None:
         """Send something nobody answers; it may vanish, or arrive twice."""
