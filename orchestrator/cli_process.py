@@ -70,12 +70,14 @@ async def migrate(home: HomeOption = None, output: OutputOption = Output.TABLE) 
 async def rebuild(home: HomeOption = None, output: OutputOption = Output.TABLE) -> None:
     """Fold the whole log again, compare, and correct the views where they differ."""
     from crewlog.events.clock import SystemClock
+    from crewlog.events.memory import settle_memory
     from crewlog.events.postgres_store import PostgresStore
     from crewlog.projections.rebuild import rebuild as rebuild_views
 
     address = cli_work.process_config(home, "projector").database_url
     assert address is not None
     store = await PostgresStore.open(address.get_secret_value(), actor="projector@rebuild", clock=SystemClock())
+    settle_memory()
     try:
         done = await rebuild_views(address.get_secret_value(), store, progress=lambda at, of: say(f"position {at} of {of}"))
     finally:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Final
 
 import asyncpg
 import msgspec
 
-from crewlog.events.store import Recorded
 from crewlog.projections.json_text import to_json
-from crewlog.projections.projection import Fact
+from crewlog.projections.projection import Begins, Fact
 from crewlog.projections.rows import AgentRow, ProviderRow
 from crewlog.projections.table import Table
 from crewlog.schemas.subjects import SHADOW_LANE
@@ -58,12 +57,12 @@ class AgentProjection:
     def __init__(self) -> None:
         self._changes = AgentChanges()
 
-    async def load(self, events: Sequence[Recorded], *, after: int, skipped: Collection[int]) -> None:
+    async def load(self, begins: Begins, *, after: int, skipped: Collection[int]) -> None:
         """Nothing: each fact says all there is."""
 
     def fold(self, fact: Fact) -> None:
         """A registration replaces what was known of the worker; leaving adds the time."""
-        recorded, event = fact
+        event = fact.event
         if isinstance(event, AgentRegistered):
             self._changes.stopped_us.pop((event.kind, event.worker), None)
             self._changes.registered[event.kind, event.worker] = AgentRow(
@@ -76,18 +75,18 @@ class AgentProjection:
                 simulated=event.simulated,
                 tools=to_json(event.tools),
                 unavailable=event.unavailable,
-                started_us=recorded.occurred_us,
+                started_us=fact.occurred_us,
                 is_shadow=event.lane == SHADOW_LANE,
             )
         elif isinstance(event, ProviderStateChanged):
             key = (event.worker, event.wire, event.provider, event.model)
-            self._changes.providers[key] = ProviderRow(*key, event.state, event.until_us or None, event.reason, recorded.occurred_us)
+            self._changes.providers[key] = ProviderRow(*key, event.state, event.until_us or None, event.reason, fact.occurred_us)
         elif isinstance(event, AgentStopped):
             row = self._changes.registered.get((event.kind, event.worker))
             if row is not None:
-                row.stopped_us = recorded.occurred_us
+                row.stopped_us = fact.occurred_us
             else:
-                self._changes.stopped_us[event.kind, event.worker] = recorded.occurred_us
+                self._changes.stopped_us[event.kind, event.worker] = fact.occurred_us
 
     def take(self) -> AgentChanges:
         """Hand out what changed."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from crewlog.events.store import Recorded
 from crewlog.projections.json_text import to_json
+from crewlog.projections.projection import Fact
 from crewlog.projections.rows import ModelCallRow, ToolCallRow
 from crewlog.projections.run_state import Changed, RunState, TaskState, add_artifacts, close_model_call
 from crewlog.schemas.errors import ContractError
@@ -13,11 +13,11 @@ from crewlog.schemas.task_events import ModelCallFailed, ModelCallFinished, Mode
 from crewlog.schemas.usage import Usage
 
 
-def model_call_started(task: TaskState, recorded: Recorded, event: ModelCallStarted, changed: Changed) -> None:
+def model_call_started(task: TaskState, fact: Fact, event: ModelCallStarted, changed: Changed) -> None:
     """Open a row; a call still open then belongs to a worker that died, unless this one is made beside it."""
     if not event.hedge:
         close_model_call(task, changed)
-    call = _new_model_call(task, recorded, event, turn=event.turn)
+    call = _new_model_call(task, fact, event, turn=event.turn)
     if event.hedge:
         task.hedge = call
     else:
@@ -26,26 +26,26 @@ def model_call_started(task: TaskState, recorded: Recorded, event: ModelCallStar
     changed.tasks[task.row] = None
 
 
-def model_call_finished(task: TaskState, recorded: Recorded, event: ModelCallFinished, changed: Changed) -> None:
+def model_call_finished(task: TaskState, fact: Fact, event: ModelCallFinished, changed: Changed) -> None:
     """Close the row with what the answer used and cost, and note the tool calls it asks for."""
-    call = _close(task, recorded, event, changed)
+    call = _close(task, fact, event, changed)
     call.status, call.stop, call.simulated = "ok", event.stop, event.simulated
     task.row.turns += 1
     task.row.tool_calls += len(event.tool_calls)
     for asked in event.tool_calls:
-        row = ToolCallRow(task.row.task_id, asked.call_id, task.row.run_id, event.turn, asked.tool, "requested", recorded.occurred_us)
-        row.requested_position = recorded.position
+        row = ToolCallRow(task.row.task_id, asked.call_id, task.row.run_id, event.turn, asked.tool, "requested", fact.occurred_us)
+        row.requested_position = fact.position
         task.tool_calls[asked.call_id] = row
         changed.tool_calls[row] = None
 
 
-def model_call_failed(task: TaskState, recorded: Recorded, event: ModelCallFailed, changed: Changed) -> None:
+def model_call_failed(task: TaskState, fact: Fact, event: ModelCallFailed, changed: Changed) -> None:
     """Close the row with the error and with what was billed all the same."""
-    call = _close(task, recorded, event, changed)
+    call = _close(task, fact, event, changed)
     call.status, call.error_code, call.error = "failed", event.error.code, event.error.message
 
 
-def call_settled(run: RunState, recorded: Recorded, event: CallSettled, changed: Changed) -> None:
+def call_settled(run: RunState, fact: Fact, event: CallSettled, changed: Changed) -> None:
     """Charge a call to its task, which is over. The first bill of a call counts, as in the budgets: a second one changes nothing.
 
     Raises:
@@ -53,22 +53,22 @@ def call_settled(run: RunState, recorded: Recorded, event: CallSettled, changed:
     """
     task = run.by_stream.get(task_stream(event.task_id))
     if task is None:
-        raise ContractError(f"{recorded.stream} version {recorded.version} settles a call of task {event.task_id}, but run {run.row.run_id} knows no such task")
+        raise ContractError(f"{fact.stream} version {fact.version} settles a call of task {event.task_id}, but run {run.row.run_id} knows no such task")
     call = task.model_calls.get(event.call_id)
     if call is not None and call.outcome_position is not None:
         return
-    call = _bill(task, call or _new_model_call(task, recorded, event, turn=task.row.turns + 1), recorded, event, changed)
+    call = _bill(task, call or _new_model_call(task, fact, event, turn=task.row.turns + 1), fact, event, changed)
     call.status = "unused"
     _count_usage(task, call, event.usage)
 
 
-def tool_started(task: TaskState, recorded: Recorded, event: ToolStarted, changed: Changed) -> None:
+def tool_started(task: TaskState, fact: Fact, event: ToolStarted, changed: Changed) -> None:
     """Note that a call runs now, under which key and by whose permit."""
-    call = task.tool_calls.get(event.call_id) or _new_tool_call(task, recorded, event)
+    call = task.tool_calls.get(event.call_id) or _new_tool_call(task, fact, event)
     task.tool_calls[event.call_id] = call
     call.status, call.tool_version, call.effect = "running", event.tool_version, event.effect
     call.idempotency_key, call.approval_id = event.idempotency_key, event.approval_id
-    call.started_us = recorded.occurred_us
+    call.started_us = fact.occurred_us
     call.starts += 1
     call.fingerprint, call.stub = event.fingerprint or None, event.stub or None
     if event.compensation is not None:
@@ -76,11 +76,11 @@ def tool_started(task: TaskState, recorded: Recorded, event: ToolStarted, change
     changed.tool_calls[call] = None
 
 
-def tool_finished(task: TaskState, recorded: Recorded, event: ToolFinished, changed: Changed) -> None:
+def tool_finished(task: TaskState, fact: Fact, event: ToolFinished, changed: Changed) -> None:
     """Close the row; what the call made belongs to the task."""
-    call = task.tool_calls.pop(event.call_id, None) or _new_tool_call(task, recorded, event)
+    call = task.tool_calls.pop(event.call_id, None) or _new_tool_call(task, fact, event)
     call.status, call.trust, call.latency_ms = event.status, event.trust, event.latency_ms
-    call.finished_us, call.outcome_position = recorded.occurred_us, recorded.position
+    call.finished_us, call.outcome_position = fact.occurred_us, fact.position
     if event.compensation:
         call.compensation = to_json(event.compensation)
     if event.reused:
@@ -90,18 +90,18 @@ def tool_finished(task: TaskState, recorded: Recorded, event: ToolFinished, chan
         add_artifacts(task, event.artifacts, changed)
 
 
-def _close(task: TaskState, recorded: Recorded, event: ModelCallFinished | ModelCallFailed, changed: Changed) -> ModelCallRow:
+def _close(task: TaskState, fact: Fact, event: ModelCallFinished | ModelCallFailed, changed: Changed) -> ModelCallRow:
     call = task.model_calls.get(event.call_id)
     if call is None or call.outcome_position is not None:
         # an outcome without an intent, or a second one: still a call that happened and may have cost money
-        call = _new_model_call(task, recorded, event, turn=event.turn)
+        call = _new_model_call(task, fact, event, turn=event.turn)
     call.latency_ms = event.latency_ms
     call.wire, call.request_id = event.wire or None, event.request_id or None
     _count_usage(task, call, event.usage)
-    return _bill(task, call, recorded, event, changed)
+    return _bill(task, call, fact, event, changed)
 
 
-def _bill(task: TaskState, call: ModelCallRow, recorded: Recorded, event: ModelCallFinished | ModelCallFailed | CallSettled, changed: Changed) -> ModelCallRow:
+def _bill(task: TaskState, call: ModelCallRow, fact: Fact, event: ModelCallFinished | ModelCallFailed | CallSettled, changed: Changed) -> ModelCallRow:
     if call is task.model_call:
         task.model_call, task.hedge = task.hedge, None
     elif call is task.hedge:
@@ -109,7 +109,7 @@ def _bill(task: TaskState, call: ModelCallRow, recorded: Recorded, event: ModelC
     price = event.price
     call.provider, call.model = event.provider, event.model
     call.cost_micro_usd, call.price_source, call.uncached_micro_usd = price.cost_micro_usd, price.source, price.uncached_micro_usd
-    call.finished_us, call.outcome_position = recorded.occurred_us, recorded.position
+    call.finished_us, call.outcome_position = fact.occurred_us, fact.position
     if price.cost_micro_usd is None:
         task.row.unpriced_calls += 1
     else:
@@ -128,15 +128,13 @@ def _count_usage(task: TaskState, call: ModelCallRow, usage: Usage) -> None:
     total.cached_tokens += usage.cache_read_tokens
 
 
-def _new_model_call(
-    task: TaskState, recorded: Recorded, event: ModelCallStarted | ModelCallFinished | ModelCallFailed | CallSettled, *, turn: int
-) -> ModelCallRow:
+def _new_model_call(task: TaskState, fact: Fact, event: ModelCallStarted | ModelCallFinished | ModelCallFailed | CallSettled, *, turn: int) -> ModelCallRow:
     row = task.row
     row.model_calls += 1
-    call = ModelCallRow(row.task_id, row.model_calls, row.run_id, event.call_id, turn, event.provider, event.model, "running", recorded.occurred_us)
+    call = ModelCallRow(row.task_id, row.model_calls, row.run_id, event.call_id, turn, event.provider, event.model, "running", fact.occurred_us)
     task.model_calls[event.call_id] = call
     return call
 
 
-def _new_tool_call(task: TaskState, recorded: Recorded, event: ToolStarted | ToolFinished) -> ToolCallRow:
-    return ToolCallRow(task.row.task_id, event.call_id, task.row.run_id, task.row.turns, event.tool, "requested", recorded.occurred_us)
+def _new_tool_call(task: TaskState, fact: Fact, event: ToolStarted | ToolFinished) -> ToolCallRow:
+    return ToolCallRow(task.row.task_id, event.call_id, task.row.run_id, task.row.turns, event.tool, "requested", fact.occurred_us)

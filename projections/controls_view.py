@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Final
 
 import asyncpg
 import msgspec
 
-from crewlog.events.store import Recorded
-from crewlog.projections.projection import Fact
+from crewlog.projections.projection import Begins, Fact
 from crewlog.projections.rows import ControlRow
 from crewlog.projections.table import Table
 from crewlog.schemas.system_events import ScopePaused, ScopeQuarantined, ScopeReleased, ScopeResumed
@@ -47,17 +46,17 @@ class ControlProjection:
     def __init__(self) -> None:
         self._changes = ControlChanges()
 
-    async def load(self, events: Sequence[Recorded], *, after: int, skipped: Collection[int]) -> None:
+    async def load(self, begins: Begins, *, after: int, skipped: Collection[int]) -> None:
         """Nothing: each fact says all there is."""
 
     def fold(self, fact: Fact) -> None:
         """A command replaces what is known of its scope."""
-        recorded, event = fact
+        event = fact.event
         match event:
             case ScopePaused():
-                self._changes.changed["pause", event.scope] = _row("pause", recorded, event)
+                self._changes.changed["pause", event.scope] = _row("pause", fact, event)
             case ScopeQuarantined():
-                self._changes.changed["quarantine", event.scope] = _row("quarantine", recorded, event)
+                self._changes.changed["quarantine", event.scope] = _row("quarantine", fact, event)
             case ScopeResumed():
                 self._changes.changed["pause", event.scope] = None
             case ScopeReleased():
@@ -73,5 +72,5 @@ class ControlProjection:
         self._changes = ControlChanges()
 
 
-def _row(measure: str, recorded: Recorded, event: ScopePaused | ScopeQuarantined) -> ControlRow:
-    return ControlRow(measure, event.scope, event.actor, event.reason, recorded.occurred_us)
+def _row(measure: str, fact: Fact, event: ScopePaused | ScopeQuarantined) -> ControlRow:
+    return ControlRow(measure, event.scope, event.actor, event.reason, fact.occurred_us)

@@ -5,15 +5,15 @@ Texts are fetched while writing, a few at a time, so that a page with many docum
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Final
 
 import asyncpg
 import msgspec
 
-from crewlog.events.store import EventStore, Recorded
+from crewlog.events.store import EventStore
 from crewlog.projections.passages import cut
-from crewlog.projections.projection import Fact
+from crewlog.projections.projection import Begins, Fact
 from crewlog.projections.rows import DocumentRow, PassageRow
 from crewlog.projections.table import Table
 from crewlog.schemas.errors import ContractError
@@ -62,12 +62,12 @@ class KnowledgeProjection:
         self._store = store
         self._documents: dict[tuple[str, str], DocumentRow] = {}
 
-    async def load(self, events: Sequence[Recorded], *, after: int, skipped: Collection[int]) -> None:
+    async def load(self, begins: Begins, *, after: int, skipped: Collection[int]) -> None:
         """Nothing: the last fact about a document is the whole document."""
 
     def fold(self, fact: Fact) -> None:
         """The last fact about a document counts."""
-        recorded, event = fact
+        event = fact.event
         assert isinstance(event, DocumentIngested)
         self._documents[event.tenant, event.content] = DocumentRow(
             tenant=event.tenant,
@@ -79,7 +79,7 @@ class KnowledgeProjection:
             lines=event.lines,
             library=event.library,
             text_hash=event.text,
-            position=recorded.position,
+            position=fact.position,
         )
 
     def take(self) -> KnowledgeChanges:

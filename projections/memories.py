@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from typing import Final
 
 import asyncpg
 import msgspec
 
-from crewlog.events.store import Recorded
-from crewlog.projections.projection import Fact
+from crewlog.projections.projection import Begins, Fact
 from crewlog.projections.rows import MemoryRow
 from crewlog.projections.table import Table
 from crewlog.schemas.system_events import MemoryForgotten, MemoryRemembered
@@ -48,12 +47,12 @@ class MemoryProjection:
     def __init__(self) -> None:
         self._changes = MemoryChanges()
 
-    async def load(self, events: Sequence[Recorded], *, after: int, skipped: Collection[int]) -> None:
+    async def load(self, begins: Begins, *, after: int, skipped: Collection[int]) -> None:
         """Nothing: the last fact about a memory is the whole memory."""
 
     def fold(self, fact: Fact) -> None:
         """The last fact about a memory counts."""
-        recorded, event = fact
+        event = fact.event
         if isinstance(event, MemoryForgotten):
             self._changes.rows[event.tenant, event.user, event.content] = None
         elif isinstance(event, MemoryRemembered):
@@ -67,8 +66,8 @@ class MemoryProjection:
                 kind=event.kind,
                 run_id=event.run_id,
                 task_id=event.task_id,
-                remembered_us=recorded.occurred_us,
-                position=recorded.position,
+                remembered_us=fact.occurred_us,
+                position=fact.position,
             )
 
     def take(self) -> MemoryChanges:

@@ -6,21 +6,35 @@ other, `take` what changed, and `apply` that to the database. Only `fold` knows 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
+from uuid import UUID
 
 import asyncpg
+import msgspec
 
 from crewlog.events.store import Recorded
 from crewlog.schemas.codec import Event, Unknown
 from crewlog.schemas.errors import ConflictError, ContractError
+from crewlog.schemas.ids import Stream
 
 
-class Fact(NamedTuple):
-    """One event of the log and what it says. An event that does not decode carries the error instead."""
+class Fact(msgspec.Struct, frozen=True, gc=False):
+    """One event of the log as folds take it: where it stands, when it happened, whose it is, and what it says."""
 
-    recorded: Recorded
+    position: int
+    stream: Stream
+    version: int
+    type: str
+    schema_version: int
+    occurred_us: int
+    run_id: UUID | None
     event: Event | Unknown | ContractError
+    """The error if it does not decode."""
+
+
+Begins = Mapping[UUID | None, str]
+"""The runs that a page of the log is about, each with the type of its first event there; None for events of no run."""
 
 
 class Changes(Protocol):
@@ -51,10 +65,11 @@ class Projection(Protocol):
     def facts_max(self) -> int | None:
         """Most facts of these types in one transaction; None when they are cheap."""
 
-    async def load(self, events: Sequence[Recorded], *, after: int, skipped: Collection[int]) -> None:
-        """Read what folding those of its facts needs that are among these events.
+    async def load(self, begins: Begins, *, after: int, skipped: Collection[int]) -> None:
+        """Read what folding the next page needs and is not remembered.
 
         Args:
+            begins: what the page is about.
             after: the position folded last.
             skipped: positions up to there that could not be folded and had to be left out.
         """
@@ -91,17 +106,23 @@ class Problem(NamedTuple):
     error: str
 
 
-def decode(recorded: Recorded) -> Fact:
-    """Decode one event; never raises."""
+def fact_of(recorded: Recorded) -> Fact:
+    """Return what an event of the log says to folds; never raises."""
     try:
-        return Fact(recorded, recorded.event())
+        event: Event | Unknown | ContractError = recorded.event()
     except ContractError as error:
-        return Fact(recorded, error)
+        event = error
+    return Fact(recorded.position, recorded.stream, recorded.version, recorded.type, recorded.schema_version, recorded.occurred_us, recorded.run_id, event)
 
 
-def problem(projection: str, recorded: Recorded, error: Exception) -> Problem:
+def begins(events: Sequence[Recorded], after: int) -> Begins:
+    """Return what those events of a page are about that stand behind a position."""
+    return {recorded.run_id: recorded.type for recorded in reversed(events) if recorded.position > after}
+
+
+def problem(projection: str, fact: Fact, error: Exception) -> Problem:
     """Describe a fact that could not be taken in."""
-    return Problem(projection, recorded.position, recorded.stream, recorded.type, f"{type(error).__name__}: {error}")
+    return Problem(projection, fact.position, fact.stream, fact.type, f"{type(error).__name__}: {error}")
 
 
 async def read_checkpoints(connection: asyncpg.Connection, projections: Collection[Projection]) -> dict[str, Checkpoint]:
@@ -118,6 +139,8 @@ async def move_checkpoints(connection: asyncpg.Connection, checkpoints: Collecti
     Raises:
         ConflictError: somebody else has moved one; this process is no longer the one that may write.
     """
+    if not checkpoints:
+        return
     names, versions, positions = zip(*checkpoints, strict=True)
     moved = await connection.fetch(
         """UPDATE checkpoints c SET position = $4 FROM unnest($1::text[], $2::int[], $3::bigint[]) e (name, version, position)

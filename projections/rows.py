@@ -27,7 +27,7 @@ ToolCallStatus = Literal["requested", "running", "interrupted", "ok", "error", "
 ApprovalStatus = Literal["pending", "approved", "denied", "expired", "withdrawn", "happened", "did_not_happen", "give_up"]
 
 
-class RunRow(msgspec.Struct, eq=False):
+class RunRow(msgspec.Struct, eq=False, gc=False):
     """One run."""
 
     run_id: UUID
@@ -53,7 +53,7 @@ class RunRow(msgspec.Struct, eq=False):
     parent_run_id: UUID | None = None
 
 
-class TaskRow(msgspec.Struct, eq=False):
+class TaskRow(msgspec.Struct, eq=False, gc=False):
     """One revision of one step of a run."""
 
     run_id: UUID
@@ -91,7 +91,7 @@ class TaskRow(msgspec.Struct, eq=False):
     error: str | None = None
 
 
-class ModelCallRow(msgspec.Struct, eq=False):
+class ModelCallRow(msgspec.Struct, eq=False, gc=False):
     """One call to one model; `number` counts the calls of a task from 1."""
 
     task_id: UUID
@@ -122,7 +122,7 @@ class ModelCallRow(msgspec.Struct, eq=False):
     request_id: str | None = None
 
 
-class ToolCallRow(msgspec.Struct, eq=False):
+class ToolCallRow(msgspec.Struct, eq=False, gc=False):
     """One tool call. `starts` counts how often it was begun: more than once only after a crash."""
 
     task_id: UUID
@@ -149,7 +149,7 @@ class ToolCallRow(msgspec.Struct, eq=False):
     stub: str | None = None
 
 
-class ApprovalRow(msgspec.Struct, eq=False):
+class ApprovalRow(msgspec.Struct, eq=False, gc=False):
     """One question to a person."""
 
     approval_id: UUID
@@ -169,7 +169,7 @@ class ApprovalRow(msgspec.Struct, eq=False):
     question: str | None = None
 
 
-class AgentRow(msgspec.Struct, eq=False):
+class AgentRow(msgspec.Struct, eq=False, gc=False):
     """One worker of one agent kind, as it registered last."""
 
     kind: str
@@ -186,7 +186,7 @@ class AgentRow(msgspec.Struct, eq=False):
     is_shadow: bool = False
 
 
-class ProviderRow(msgspec.Struct, eq=False):
+class ProviderRow(msgspec.Struct, eq=False, gc=False):
     """What one worker saw last of one model that failed it."""
 
     worker: str
@@ -199,7 +199,7 @@ class ProviderRow(msgspec.Struct, eq=False):
     changed_us: int
 
 
-class ControlRow(msgspec.Struct, eq=False):
+class ControlRow(msgspec.Struct, eq=False, gc=False):
     """A pause or a quarantine that is in force."""
 
     measure: str
@@ -209,7 +209,7 @@ class ControlRow(msgspec.Struct, eq=False):
     since_us: int
 
 
-class DocumentRow(msgspec.Struct, eq=False):
+class DocumentRow(msgspec.Struct, eq=False, gc=False):
     """One document of one tenant."""
 
     tenant: str
@@ -224,7 +224,7 @@ class DocumentRow(msgspec.Struct, eq=False):
     position: int
 
 
-class MemoryRow(msgspec.Struct, eq=False):
+class MemoryRow(msgspec.Struct, eq=False, gc=False):
     """One thing remembered for a user, or for a whole tenant when `user_name` is empty."""
 
     tenant: str
@@ -240,7 +240,7 @@ class MemoryRow(msgspec.Struct, eq=False):
     position: int
 
 
-class PassageRow(msgspec.Struct, eq=False):
+class PassageRow(msgspec.Struct, eq=False, gc=False):
     """A stretch of a document, verbatim, that begins at `line` and stands below `heading`."""
 
     tenant: str
@@ -251,7 +251,7 @@ class PassageRow(msgspec.Struct, eq=False):
     passage: str
 
 
-class ImportRow(msgspec.Struct, eq=False):
+class ImportRow(msgspec.Struct, eq=False, gc=False):
     """A run that was read from a file."""
 
     run_id: UUID
@@ -264,7 +264,7 @@ class ImportRow(msgspec.Struct, eq=False):
     imported_us: int
 
 
-class ArchiveRow(msgspec.Struct, eq=False):
+class ArchiveRow(msgspec.Struct, eq=False, gc=False):
     """A run that went to a file and is no longer in the log."""
 
     run_id: UUID

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from crewlog.events.controls import is_kind
-from crewlog.events.store import Recorded
 from crewlog.projections.json_text import to_json
+from crewlog.projections.projection import Fact
 from crewlog.projections.rows import RunStatus
 from crewlog.projections.run_state import Changed, Intervention, RunState, TaskState, finish
 from crewlog.schemas.ids import task_stream
@@ -14,15 +14,15 @@ from crewlog.schemas.run_events import QuarantineLifted, ResultsHeld, RunPaused,
 from crewlog.schemas.values import Failure
 
 
-def paused(run: RunState, recorded: Recorded, event: RunPaused, changed: Changed) -> None:
+def paused(run: RunState, fact: Fact, event: RunPaused, changed: Changed) -> None:
     """A scope pauses the run."""
-    since_us = event.since_us or recorded.occurred_us
+    since_us = event.since_us or fact.occurred_us
     run.stopped_since_us = run.stopped_since_us or since_us
     run.controls.append(Intervention("pause", event.scope, event.actor, event.reason, since_us, event.control))
     restatus(run, changed)
 
 
-def resumed(run: RunState, _: Recorded, event: RunResumed, changed: Changed) -> None:
+def resumed(run: RunState, _: Fact, event: RunResumed, changed: Changed) -> None:
     """A scope pauses the run no more; behind the last one what waits for people expires later, by the time that stood still."""
     run.controls = [c for c in run.controls if (c.measure, c.scope) != ("pause", event.scope)]
     if all(c.measure != "pause" for c in run.controls) and run.stopped_since_us:
@@ -32,27 +32,27 @@ def resumed(run: RunState, _: Recorded, event: RunResumed, changed: Changed) -> 
     restatus(run, changed)
 
 
-def quarantined(run: RunState, recorded: Recorded, event: RunQuarantined, changed: Changed) -> None:
+def quarantined(run: RunState, fact: Fact, event: RunQuarantined, changed: Changed) -> None:
     """The run's end is to be kept back."""
-    run.controls.append(Intervention("quarantine", event.scope, event.actor, event.reason, recorded.occurred_us, event.control))
+    run.controls.append(Intervention("quarantine", event.scope, event.actor, event.reason, fact.occurred_us, event.control))
     restatus(run, changed)
 
 
-def lifted(run: RunState, _: Recorded, event: QuarantineLifted, changed: Changed) -> None:
+def lifted(run: RunState, _: Fact, event: QuarantineLifted, changed: Changed) -> None:
     """A quarantine holds no more."""
     run.controls = [c for c in run.controls if (c.measure, c.control) != ("quarantine", event.control)]
     restatus(run, changed)
 
 
-def results_held(run: RunState, recorded: Recorded, event: ResultsHeld, changed: Changed) -> None:
+def results_held(run: RunState, fact: Fact, event: ResultsHeld, changed: Changed) -> None:
     """All work is done; a run that failed has closed what was under way."""
     run.results_held = True
     for task in run.tasks.values():
-        finish(task, "cancelled" if isinstance(event.error, Failure) else "skipped", recorded.occurred_us, changed)
+        finish(task, "cancelled" if isinstance(event.error, Failure) else "skipped", fact.occurred_us, changed)
     restatus(run, changed)
 
 
-def returned(run: RunState, _: Recorded, event: TaskReturned, changed: Changed) -> None:
+def returned(run: RunState, _: Fact, event: TaskReturned, changed: Changed) -> None:
     """A worker gave the task back."""
     task = run.by_stream.get(task_stream(event.task_id))
     if task is not None and not task.is_finished:

@@ -8,7 +8,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from crewlog.events.store import Recorded
+from crewlog.projections.projection import Fact
 from crewlog.projections.rows import ArchiveRow, ImportRow
 from crewlog.projections.table import Table
 from crewlog.schemas.system_events import RunArchived, RunImported
@@ -23,7 +23,7 @@ class FileChanges(msgspec.Struct):
     imports: dict[UUID, ImportRow] = msgspec.field(default_factory=dict)
     archives: dict[UUID, ArchiveRow] = msgspec.field(default_factory=dict)
 
-    def fold(self, recorded: Recorded, event: RunImported | RunArchived) -> None:
+    def fold(self, fact: Fact, event: RunImported | RunArchived) -> None:
         """Note where a run came from or went to. What was archived twice went to the last file."""
         if isinstance(event, RunImported):
             self.imports[event.run_id] = ImportRow(
@@ -34,7 +34,7 @@ class FileChanges(msgspec.Struct):
                 blobs=event.blobs,
                 actor=event.actor,
                 made_by=event.made_by,
-                imported_us=recorded.occurred_us,
+                imported_us=fact.occurred_us,
             )
             return
         self.archives[event.run_id] = ArchiveRow(
@@ -51,7 +51,7 @@ class FileChanges(msgspec.Struct):
             file=event.file,
             sha256=event.sha256,
             actor=event.actor,
-            archived_us=recorded.occurred_us,
+            archived_us=fact.occurred_us,
         )
 
     async def apply(self, connection: asyncpg.Connection, tables: tuple[str, ...]) -> None:

@@ -14,13 +14,13 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from crewlog.events.store import EventStore, Recorded
+from crewlog.events.store import EventStore
 from crewlog.projections.calls import call_settled
-from crewlog.projections.projection import Fact, decode
+from crewlog.projections.projection import Begins, Fact, fact_of
 from crewlog.projections.rows import ApprovalRow, ModelCallRow, RunRow, TaskRow, ToolCallRow
 from crewlog.projections.run_files import ARCHIVES, IMPORTS, FileChanges
 from crewlog.projections.run_state import Changed, RunState
-from crewlog.projections.runs import fold_run_event
+from crewlog.projections.runs import RUN_FOLDS
 from crewlog.projections.table import Table
 from crewlog.projections.tasks import fold_task_event
 from crewlog.projections.waiting import waiting_reason
@@ -36,26 +36,27 @@ MODEL_CALLS: Final = Table("model_calls", ModelCallRow, key=("task_id", "number"
 TOOL_CALLS: Final = Table("tool_calls", ToolCallRow, key=("task_id", "call_id"))
 APPROVALS: Final = Table("approvals", ApprovalRow, key=("approval_id",))
 
-OF_RUNS: Final = (RUNS.name, TASKS.name, MODEL_CALLS.name, TOOL_CALLS.name, APPROVALS.name)
+_TABLES: Final[tuple[Table[Any], ...]] = (RUNS, TASKS, MODEL_CALLS, TOOL_CALLS, APPROVALS)
+OF_RUNS: Final = tuple(table.name for table in _TABLES)
+"""Named like the fields of `Changed`."""
 
 OPEN_RUNS_MAX: Final = 4096
 """Runs remembered at once; the one idle longest is forgotten first."""
 
 
 class RunChanges(msgspec.Struct):
-    """Rows to write."""
+    """Rows to write: of runs that may have some in the tables, and of runs that certainly have none."""
 
-    rows: Changed
     files: FileChanges
+    rows: Sequence[Changed]
+    new: Sequence[Changed] = ()
 
     async def apply(self, connection: asyncpg.Connection) -> None:
-        """Write each table once, then take out the runs that were archived."""
-        await RUNS.write(connection, self.rows.runs)
-        await TASKS.write(connection, self.rows.tasks)
-        await MODEL_CALLS.write(connection, self.rows.model_calls)
-        await TOOL_CALLS.write(connection, self.rows.tool_calls)
-        await APPROVALS.write(connection, self.rows.approvals)
+        """Take out the runs that were archived, then write each table once."""
         await self.files.apply(connection, OF_RUNS)
+        for table in _TABLES:
+            await table.insert(connection, [row for changed in self.new for row in getattr(changed, table.name)])
+            await table.write(connection, [row for changed in self.rows for row in getattr(changed, table.name)])
 
 
 class RunProjection:
@@ -71,83 +72,123 @@ class RunProjection:
         self._store, self._open_runs_max = store, open_runs_max
         self._open: OrderedDict[UUID, RunState] = OrderedDict()
         self._touched: dict[UUID, RunState] = {}
-        self._changed, self._files = Changed(), FileChanges()
+        """Runs that something happened to since rows were taken last."""
+        self._held: dict[UUID, RunState] = {}
+        """Runs under way whose rows were not handed out when others were."""
+        self._unbegun: set[UUID] = set()
+        """Runs forgotten between the first event of one of their tasks and their own."""
+        self._files = FileChanges()
 
-    async def load(self, events: Sequence[Recorded], *, after: int, skipped: Collection[int]) -> None:
-        """Fold again the runs that these events go on with and that are not remembered."""
-        begun: set[UUID | None] = {None}
-        for recorded in events:
-            run_id = recorded.run_id
-            if run_id in begun or run_id in self._open:
-                continue
-            begun.add(run_id)
-            if run_id is not None and recorded.type != RunSubmitted.__name__:
+    async def load(self, begins: Begins, *, after: int, skipped: Collection[int]) -> None:
+        """Fold again the runs that the page goes on with and that are not remembered."""
+        for run_id in begins.keys() - self._open.keys() - {None}:
+            if run_id is not None and (begins[run_id] != RunSubmitted.__name__ or run_id in self._unbegun):
                 self._open[run_id] = await self._fold_again(run_id, after, skipped)
+                self._unbegun.discard(run_id)
 
     def fold(self, fact: Fact) -> None:
         """Apply one event to its run."""
-        recorded = fact.recorded
-        if isinstance(fact.event, RunImported | RunArchived):
-            self._files.fold(recorded, fact.event)
-            if isinstance(fact.event, RunArchived):
-                self._open.pop(fact.event.run_id, None)
+        fold = _FOLDS.get(type(fact.event))
+        if fold is None:
+            self._fold_file(fact)
             return
-        run_id = recorded.run_id
+        run_id = fact.run_id
         if run_id is None:
-            raise ContractError(f"{recorded.stream} version {recorded.version} is a {recorded.type} without a run id")
-        run = self._open.get(run_id)
+            raise ContractError(f"{fact.stream} version {fact.version} is a {fact.type} without a run id")
+        run = self._touched.get(run_id)
         if run is None:
-            run = self._open[run_id] = RunState(RunRow(run_id))
-        self._touched[run_id] = run
-        _apply(run, fact, self._changed)
+            run = self._open.get(run_id)
+            if run is None:
+                run = self._open[run_id] = RunState(RunRow(run_id))
+            self._touched[run_id] = run
+        fold(run, fact, fact.event, run.changed)
+
+    def _fold_file(self, fact: Fact) -> None:
+        event = fact.event
+        assert isinstance(event, RunImported | RunArchived)
+        self._files.fold(fact, event)
+        if isinstance(event, RunArchived):  # what is not written yet need not be
+            for runs in (self._open, self._touched, self._held):
+                runs.pop(event.run_id, None)
 
     def take(self) -> RunChanges:
         """Settle the waiting reasons of the runs touched, and hand out the rows that changed."""
-        changed, self._changed = self._changed, Changed()
-        files, self._files = self._files, FileChanges()
         touched, self._touched = self._touched, {}
+        held, self._held = self._held, {}
         for run_id, run in touched.items():
-            _settle(run, changed)
             if run.is_over:
                 self._open.pop(run_id, None)
             else:
                 self._open.move_to_end(run_id)
         while len(self._open) > self._open_runs_max:
-            self._open.popitem(last=False)
-        return RunChanges(changed, files)
+            self._forget_idlest()
+        return RunChanges(self._take_files(), [_hand_out(run) for run in {**held, **touched}.values()])
+
+    def take_done(self, *, keep_max: int) -> RunChanges:
+        """Hand out the rows of runs that are over, and of those idle longest while there are more than may be kept."""
+        touched, self._touched = self._touched, {}
+        done = []
+        for run_id, run in touched.items():
+            if run.is_over:
+                self._open.pop(run_id, None)
+                self._held.pop(run_id, None)
+                done.append(run)
+            else:
+                self._held[run_id] = run
+                self._open.move_to_end(run_id)
+        kept = sum(run.changed.rows for run in self._held.values())
+        while self._open and (kept > keep_max or len(self._open) > self._open_runs_max):
+            run_id, run = self._forget_idlest()
+            kept -= run.changed.rows
+            if self._held.pop(run_id, None) is not None:
+                done.append(run)
+        new, again = [run for run in done if not run.is_written], [run for run in done if run.is_written]
+        return RunChanges(self._take_files(), rows=list(map(_hand_out, again)), new=list(map(_hand_out, new)))
+
+    def _forget_idlest(self) -> tuple[UUID, RunState]:
+        run_id, run = self._open.popitem(last=False)
+        if not run.row.submitted_us:
+            self._unbegun.add(run_id)
+        return run_id, run
+
+    def _take_files(self) -> FileChanges:
+        files, self._files = self._files, FileChanges()
+        return files
 
     def forget(self) -> None:
         """Drop all states: they will be folded again."""
         self._open.clear()
         self._touched.clear()
-        self._changed, self._files = Changed(), FileChanges()
+        self._held.clear()
+        self._unbegun.clear()
+        self._files = FileChanges()
 
     async def _fold_again(self, run_id: UUID, after: int, skipped: Collection[int]) -> RunState:
-        run, unwritten = RunState(RunRow(run_id)), Changed()
+        run = RunState(RunRow(run_id))
         for recorded in await self._store.read_run(RunId(run_id)):
             if recorded.position > after:
                 break
-            fact = decode(recorded)
-            if recorded.position not in skipped and type(fact.event) in self.types:
-                _apply(run, fact, unwritten)
-        _settle(run, unwritten)
+            fact = fact_of(recorded)
+            fold = _FOLDS.get(type(fact.event))
+            if fold is not None and fact.position not in skipped:
+                fold(run, fact, fact.event, run.changed)
+        _hand_out(run)  # all of that is in the tables
         return run
 
 
-def _apply(run: RunState, fact: Fact, changed: Changed) -> None:
-    _FOLDS[type(fact.event)](run, fact.recorded, fact.event, changed)
-
-
-def _settle(run: RunState, changed: Changed) -> None:
+def _hand_out(run: RunState) -> Changed:
     for task in run.tasks.values():
         reason = waiting_reason(run, task)
         if reason != task.row.waiting_reason:
             task.row.waiting_reason = reason
-            changed.tasks[task.row] = None
+            run.changed.tasks[task.row] = None
+    changed, run.changed = run.changed, Changed()
+    run.is_written = True
+    return changed
 
 
-_FOLDS: Final[dict[type, Callable[[RunState, Recorded, Any, Changed], None]]] = {
-    **dict.fromkeys(RUN_EVENTS, fold_run_event),
+_FOLDS: Final[dict[type, Callable[[RunState, Fact, Any, Changed], None]]] = {
+    **RUN_FOLDS,
     **dict.fromkeys(TASK_EVENTS, fold_task_event),
     CallSettled: call_settled,
 }

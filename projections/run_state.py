@@ -55,10 +55,28 @@ class Intervention(msgspec.Struct, frozen=True):
     control: int
 
 
+class Changed(msgspec.Struct, eq=False):
+    """Rows of a run that changed, in the order they were first touched. A set that keeps order."""
+
+    runs: dict[RunRow, None] = msgspec.field(default_factory=dict)
+    tasks: dict[TaskRow, None] = msgspec.field(default_factory=dict)
+    model_calls: dict[ModelCallRow, None] = msgspec.field(default_factory=dict)
+    tool_calls: dict[ToolCallRow, None] = msgspec.field(default_factory=dict)
+    approvals: dict[ApprovalRow, None] = msgspec.field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        return len(self.runs) + len(self.tasks) + len(self.model_calls) + len(self.tool_calls) + len(self.approvals)
+
+
 class RunState(msgspec.Struct, eq=False):
     """One run: its tasks by step and revision, by stream, and the newest revision of each step."""
 
     row: RunRow
+    changed: Changed = msgspec.field(default_factory=Changed)
+    """What has not been handed out to be written."""
+    is_written: bool = False
+    """Some of its rows may be in the tables already."""
     submitted_task_id: UUID | None = None
     is_fork: bool = False
     tasks: dict[tuple[str, int], TaskState] = msgspec.field(default_factory=dict)
@@ -96,16 +114,6 @@ class RunState(msgspec.Struct, eq=False):
         if newest is None or newest.row.revision < row.revision:
             self.latest[row.key] = task
         return task
-
-
-class Changed(msgspec.Struct):
-    """Rows that a page of the log changed, in the order they were first touched. A set that keeps order."""
-
-    runs: dict[RunRow, None] = msgspec.field(default_factory=dict)
-    tasks: dict[TaskRow, None] = msgspec.field(default_factory=dict)
-    model_calls: dict[ModelCallRow, None] = msgspec.field(default_factory=dict)
-    tool_calls: dict[ToolCallRow, None] = msgspec.field(default_factory=dict)
-    approvals: dict[ApprovalRow, None] = msgspec.field(default_factory=dict)
 
 
 def open_task(run: RunState, *, key: str, revision: int, task_id: UUID, kind: str, at_us: int, changed: Changed) -> TaskState:

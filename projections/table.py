@@ -40,6 +40,11 @@ class Table(Generic[R]):
         self._make_staged = f"CREATE TEMPORARY TABLE IF NOT EXISTS {self._staged} (LIKE {name}) ON COMMIT DELETE ROWS"
         self._from_staged = f"INSERT INTO {name} ({names}) SELECT {names} FROM {self._staged} ON CONFLICT ({', '.join(key)}) DO UPDATE SET {updates}"  # noqa: S608
 
+    async def insert(self, connection: asyncpg.Connection, rows: Collection[R]) -> None:
+        """Add rows whose keys are not there yet, inside a transaction."""
+        if rows:
+            await connection.copy_records_to_table(self.name, records=map(msgspec.structs.astuple, rows), columns=self.columns)
+
     async def write(self, connection: asyncpg.Connection, rows: Collection[R]) -> None:
         """Insert rows, or replace those with the same key, inside a transaction. Two of them must not have the same key.
 

@@ -7,10 +7,10 @@ from typing import Any, Final
 
 import msgspec
 
-from crewlog.events.store import Recorded
 from crewlog.projections.approvals import approval_decided, approval_requested
 from crewlog.projections.calls import model_call_failed, model_call_finished, model_call_started, tool_finished, tool_started
 from crewlog.projections.json_text import to_json
+from crewlog.projections.projection import Fact
 from crewlog.projections.rows import TaskStatus
 from crewlog.projections.run_state import Changed, RunState, TaskState, add_artifacts, close_model_call, finish, open_task
 from crewlog.schemas.errors import ContractError
@@ -51,26 +51,26 @@ class _SentTask(msgspec.Struct):
 _decode_sent = msgspec.json.Decoder(_SentTask).decode
 
 
-def fold_task_event(run: RunState, recorded: Recorded, event: TaskEvent, changed: Changed) -> None:
+def fold_task_event(run: RunState, fact: Fact, event: TaskEvent, changed: Changed) -> None:
     """Apply one event of a task stream to its run.
 
     Raises:
         ContractError: the event belongs to a task that was never opened.
     """
-    if type(event) is TaskOpened:
-        _opened(run, recorded, event, changed)
-        return
-    if type(event) is TaskForked:
-        task_id = task_of(recorded.stream)
-        open_task(run, key=event.key, revision=event.revision, task_id=task_id, kind=event.kind, at_us=recorded.occurred_us, changed=changed)
-        return
-    task = run.by_stream.get(recorded.stream)
-    if task is None:
-        raise ContractError(f"{recorded.stream} version {recorded.version} is a {recorded.type}, but run {run.row.run_id} knows no such task")
-    if type(event) is BudgetWarned:
+    task = run.by_stream.get(fact.stream)
+    fold = _FOLDS.get(type(event))
+    if task is not None and fold is not None:
+        fold(task, fact, event, changed)
+    elif isinstance(event, TaskOpened):
+        _opened(run, fact, event, changed)
+    elif isinstance(event, TaskForked):
+        task_id = task_of(fact.stream)
+        open_task(run, key=event.key, revision=event.revision, task_id=task_id, kind=event.kind, at_us=fact.occurred_us, changed=changed)
+    elif task is None:
+        raise ContractError(f"{fact.stream} version {fact.version} is a {fact.type}, but run {run.row.run_id} knows no such task")
+    else:
+        assert isinstance(event, BudgetWarned)
         _warned(run, event, changed)
-        return
-    _FOLDS[type(event)](task, recorded, event, changed)
 
 
 def task_of(stream: Stream) -> TaskId:
@@ -87,9 +87,9 @@ def task_of(stream: Stream) -> TaskId:
         raise ContractError(f"{stream} does not name a task: {error}") from error
 
 
-def _opened(run: RunState, recorded: Recorded, event: TaskOpened, changed: Changed) -> None:
-    task_id = task_of(recorded.stream)
-    task = open_task(run, key=event.key, revision=event.revision, task_id=task_id, kind=event.kind, at_us=recorded.occurred_us, changed=changed)
+def _opened(run: RunState, fact: Fact, event: TaskOpened, changed: Changed) -> None:
+    task_id = task_of(fact.stream)
+    task = open_task(run, key=event.key, revision=event.revision, task_id=task_id, kind=event.kind, at_us=fact.occurred_us, changed=changed)
     task.row.objective = _decode_sent(event.task).objective or task.row.objective
 
 
@@ -99,7 +99,7 @@ def _warned(run: RunState, event: BudgetWarned, changed: Changed) -> None:
     changed.runs[run.row] = None
 
 
-def _started(task: TaskState, recorded: Recorded, event: TaskStarted, changed: Changed) -> None:
+def _started(task: TaskState, fact: Fact, event: TaskStarted, changed: Changed) -> None:
     row = task.row
     _enter(task, "running", changed)
     row.worker, row.attempt = event.worker, event.attempt
@@ -107,54 +107,54 @@ def _started(task: TaskState, recorded: Recorded, event: TaskStarted, changed: C
     row.error_code = row.error = None
     task.decision = ""
     if row.started_us is None:
-        row.started_us = recorded.occurred_us
+        row.started_us = fact.occurred_us
     _interrupt(task, changed)
 
 
-def _attempt_failed(task: TaskState, _: Recorded, event: AttemptFailed, changed: Changed) -> None:
+def _attempt_failed(task: TaskState, _: Fact, event: AttemptFailed, changed: Changed) -> None:
     row = task.row
     _enter(task, "deciding", changed)
     row.attempt, row.error_code, row.error = event.attempt, event.error.code, event.error.message
     _interrupt(task, changed)
 
 
-def _handed_back(task: TaskState, _: Recorded, __: TaskHandedBack, changed: Changed) -> None:
+def _handed_back(task: TaskState, _: Fact, __: TaskHandedBack, changed: Changed) -> None:
     _enter(task, "held", changed)
 
 
-def _completed(task: TaskState, recorded: Recorded, event: TaskCompleted, changed: Changed) -> None:
+def _completed(task: TaskState, fact: Fact, event: TaskCompleted, changed: Changed) -> None:
     row = task.row
     _enter(task, "reviewing", changed)
-    task.ended_us, row.outcome_position = recorded.occurred_us, recorded.position
+    task.ended_us, row.outcome_position = fact.occurred_us, fact.position
     row.error_code = row.error = None
     add_artifacts(task, event.outcome.artifacts, changed)
 
 
-def _failed(task: TaskState, recorded: Recorded, event: TaskFailed, changed: Changed) -> None:
+def _failed(task: TaskState, fact: Fact, event: TaskFailed, changed: Changed) -> None:
     task.row.error_code, task.row.error = event.error.code, event.error.message
     changed.tasks[task.row] = None
-    finish(task, "failed", recorded.occurred_us, changed)
+    finish(task, "failed", fact.occurred_us, changed)
 
 
-def _cancelled(task: TaskState, recorded: Recorded, event: TaskCancelled, changed: Changed) -> None:
+def _cancelled(task: TaskState, fact: Fact, event: TaskCancelled, changed: Changed) -> None:
     task.row.error_code, task.row.error = "cancelled", f"cancelled by {event.actor}: {event.reason}"
     changed.tasks[task.row] = None
-    finish(task, "cancelled", recorded.occurred_us, changed)
+    finish(task, "cancelled", fact.occurred_us, changed)
 
 
-def _tool_finished(task: TaskState, recorded: Recorded, event: ToolFinished, changed: Changed) -> None:
-    tool_finished(task, recorded, event, changed)
+def _tool_finished(task: TaskState, fact: Fact, event: ToolFinished, changed: Changed) -> None:
+    tool_finished(task, fact, event, changed)
     _rest(task, changed)
 
 
-def _in_doubt(task: TaskState, _: Recorded, event: ToolInDoubt, changed: Changed) -> None:
+def _in_doubt(task: TaskState, _: Fact, event: ToolInDoubt, changed: Changed) -> None:
     if (call := task.tool_calls.get(event.call_id)) is not None:
         call.status = "interrupted"
         changed.tool_calls[call] = None
 
 
-def _approval_requested(task: TaskState, recorded: Recorded, event: ApprovalRequested, changed: Changed) -> None:
-    approval_requested(task, recorded, event, changed)
+def _approval_requested(task: TaskState, fact: Fact, event: ApprovalRequested, changed: Changed) -> None:
+    approval_requested(task, fact, event, changed)
     _rest(task, changed)
 
 
@@ -180,11 +180,11 @@ def _rest(task: TaskState, changed: Changed) -> None:
         changed.tasks[task.row] = None
 
 
-def _no_row(task: TaskState, recorded: Recorded, event: TaskEvent, changed: Changed) -> None:
+def _no_row(task: TaskState, fact: Fact, event: TaskEvent, changed: Changed) -> None:
     """For what happens inside a task and no view shows: it stands in the log."""
 
 
-_FOLDS: Final[dict[type[TaskEvent], Callable[[TaskState, Recorded, Any, Changed], None]]] = {
+_FOLDS: Final[dict[type[TaskEvent], Callable[[TaskState, Fact, Any, Changed], None]]] = {
     TaskStarted: _started,
     ModelCallStarted: model_call_started,
     ModelCallFinished: model_call_finished,

@@ -5,13 +5,12 @@ They are skipped by everybody else, so they are counted here, where `status` sho
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 
 import asyncpg
 import msgspec
 
-from crewlog.events.store import Recorded
-from crewlog.projections.projection import Fact
+from crewlog.projections.projection import Begins, Fact
 from crewlog.schemas.codec import Unknown
 from crewlog.schemas.errors import ContractError
 
@@ -57,16 +56,16 @@ class UnreadableProjection:
     def __init__(self) -> None:
         self._changes = UnreadableChanges()
 
-    async def load(self, events: Sequence[Recorded], *, after: int, skipped: Collection[int]) -> None:
+    async def load(self, begins: Begins, *, after: int, skipped: Collection[int]) -> None:
         """Nothing to load."""
 
     def fold(self, fact: Fact) -> None:
         """Count one."""
-        recorded, event = fact
-        error = str(event) if isinstance(event, ContractError) else f"{recorded.type} version {recorded.schema_version} is not known to this program"
-        key = (recorded.type, recorded.schema_version)
-        count = self._changes.counts.setdefault(key, Count(error, recorded.position, recorded.position))
-        count.last_position = recorded.position
+        event = fact.event
+        error = str(event) if isinstance(event, ContractError) else f"{fact.type} version {fact.schema_version} is not known to this program"
+        key = (fact.type, fact.schema_version)
+        count = self._changes.counts.setdefault(key, Count(error, fact.position, fact.position))
+        count.last_position = fact.position
         count.events += 1
 
     def take(self) -> UnreadableChanges:

@@ -35,7 +35,10 @@ class Unknown(msgspec.Struct, frozen=True):
 
 
 _encoder: Final = msgspec.json.Encoder()
-_decoders: Final[dict[str, msgspec.json.Decoder[Any]]] = {name: msgspec.json.Decoder(cls) for name, cls in EVENT_TYPES.items()}
+_current: Final[dict[str, tuple[int, Callable[[bytes | str], Event]]]] = {
+    name: (cls.schema_version, msgspec.json.Decoder(cls).decode) for name, cls in EVENT_TYPES.items()
+}
+"""Schema version that is written now, and what decodes it."""
 
 
 def encode(event: Event) -> bytes:
@@ -48,23 +51,23 @@ def type_name(event: Event) -> str:
     return type(event).__name__
 
 
-def decode(type_: str, schema_version: int, data: bytes, *, upcasters: Mapping[tuple[str, int], Upcaster] = UPCASTERS) -> Event | Unknown:
+def decode(type_: str, schema_version: int, data: bytes | str, *, upcasters: Mapping[tuple[str, int], Upcaster] = UPCASTERS) -> Event | Unknown:
     """Decode one stored event.
 
     Raises:
         ContractError: the JSON does not fit the type it is stored under.
     """
-    cls = EVENT_TYPES.get(type_)
-    if cls is None or schema_version > cls.schema_version:
-        return Unknown(type_, schema_version, data)
+    known = _current.get(type_)
+    if known is None or schema_version > known[0]:
+        return Unknown(type_, schema_version, data.encode() if isinstance(data, str) else data)
+    current, decode_current = known
     try:
-        if schema_version == cls.schema_version:
-            event: Event = _decoders[type_].decode(data)
-            return event
+        if schema_version == current:
+            return decode_current(data)
         fields = msgspec.json.decode(data)
-        for version in range(schema_version, cls.schema_version):
+        for version in range(schema_version, current):
             fields = upcasters[type_, version](fields)
-        return msgspec.convert(fields, cls)
+        return msgspec.convert(fields, EVENT_TYPES[type_])
     except (msgspec.MsgspecError, KeyError) as error:
         raise ContractError(f"stored event {type_} v{schema_version} does not decode: {error}") from error
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.crew import Crew, crash_once, diligent
 from support.decider import a_plan, broken, done
-from support.run_tables import Tables, fold_pages
+from support.run_tables import Tables, fold_in_bulk, fold_pages
 
 from crewlog.events.memory_store import MemoryStore
 from crewlog.schemas.ids import ApprovalId, Hash, RunId, TaskId, derived_approval_id
@@ -23,7 +23,7 @@ async def tables_of(crew: Crew) -> Tables:
     events = (await store.read_all(0, 100_000)).events
     at_once = await fold_pages(store, [events])
     one_by_one = await fold_pages(store, [[event] for event in events])
-    assert vars(at_once) == vars(one_by_one)
+    assert vars(at_once) == vars(one_by_one) == vars(await fold_in_bulk(store, [[event] for event in events]))
     for task in at_once.tasks.values():
         run = at_once.runs[task["run_id"],]
         assert run["status"] == "running" or task["waiting_reason"] is None, task

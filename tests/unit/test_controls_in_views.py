@@ -6,10 +6,10 @@ from uuid import UUID
 
 from crewlog.events.store import Recorded
 from crewlog.projections.controls_view import ControlProjection
-from crewlog.projections.projection import Fact
+from crewlog.projections.projection import fact_of
 from crewlog.projections.rows import ApprovalRow, RunRow, TaskRow, TaskStatus
 from crewlog.projections.run_state import Changed, RunState
-from crewlog.projections.runs import fold_run_event
+from crewlog.projections.runs import RUN_FOLDS
 from crewlog.projections.waiting import waiting_reason
 from crewlog.schemas.codec import Event, encode, type_name
 from crewlog.schemas.ids import CONTROL_STREAM, Stream, TaskId
@@ -35,7 +35,7 @@ def a_run(status: TaskStatus = "queued") -> RunState:
 
 def fold(run: RunState, *events: RunEvent) -> RunState:
     for event in events:
-        fold_run_event(run, recorded(event), event, Changed())
+        RUN_FOLDS[type(event)](run, fact_of(recorded(event)), event, Changed())
     return run
 
 
@@ -95,7 +95,7 @@ def test_the_last_word_about_a_scope_counts() -> None:
         ScopePaused("tenant/acme", "eve"),
         ScopeReleased("tenant/other", "eve"),
     ):
-        projection.fold(Fact(recorded(event, stream=CONTROL_STREAM), event))
+        projection.fold(fact_of(recorded(event, stream=CONTROL_STREAM)))
 
     changed = projection.take().changed
 
