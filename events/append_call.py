@@ -12,7 +12,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from crewlog.events.append_money import money_arguments
+from crewlog.events.append_money import CALL_ARGUMENTS, LIMIT_ARGUMENTS, call_arguments, limit_arguments
 from crewlog.events.append_request import Encoded
 from crewlog.events.connections import fetch
 from crewlog.events.store import Appended, AppendRequest, Settlement
@@ -20,7 +20,8 @@ from crewlog.schemas.codec import Event
 from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, OrchestrationError, OverBudget
 
 SQL: Final = "SELECT * FROM es.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"
-SQL_WITH_MONEY: Final = SQL.removesuffix(")") + ", $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31)"
+SQL_WITH_CALLS: Final = SQL.removesuffix(")") + "".join(f", {name} => ${number}" for number, name in enumerate(CALL_ARGUMENTS, 18)) + ")"
+SQL_WITH_LIMITS: Final = SQL_WITH_CALLS.removesuffix(")") + "".join(f", {name} => ${number}" for number, name in enumerate(LIMIT_ARGUMENTS, 25)) + ")"
 SQL_ONE: Final = "SELECT * FROM es.append_one($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
 
 T = TypeVar("T")
@@ -81,8 +82,8 @@ def one_argument_list(encoded: Encoded, actor: str) -> list[Any] | None:
 
 
 def statement(given: Sequence[Any]) -> str:
-    """Return the call that takes these arguments: those about money are left out where there is none."""
-    return SQL_WITH_MONEY if len(given) > 17 else SQL
+    """Return the call that takes these arguments: those about money are left out where there is none, because each array has its price."""
+    return {17: SQL, 24: SQL_WITH_CALLS}.get(len(given), SQL_WITH_LIMITS)
 
 
 def arguments(batch: Sequence[Encoded], actor: str) -> list[Any]:
@@ -119,7 +120,9 @@ def arguments(batch: Sequence[Encoded], actor: str) -> list[Any]:
         *(e_type, e_id, e_data, actor),
     ]
     if any(encoded.has_money for encoded in batch):
-        given += money_arguments(requests)
+        given += call_arguments(requests)
+        if any(request.limits or any(write.scopes for write in request.writes) for request in requests):
+            given += limit_arguments(requests)
     return given
 
 

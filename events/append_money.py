@@ -13,6 +13,9 @@ from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import budget_stream, category
 from crewlog.schemas.system_events import BudgetChanged
 
+CALL_ARGUMENTS: Final = ("p_held", "r_request", "r_held", "r_amount", "t_request", "t_held", "t_actual")
+LIMIT_ARGUMENTS: Final = ("p_scope", "p_soft", "p_hard", "b_write", "b_limit", "l_request", "l_limit")
+
 _int: Final = attrgetter("int")  # ids in the server's order, compared fast
 
 
@@ -23,7 +26,9 @@ def check_money(request: AppendRequest) -> None:
         ContractError: the text says what is wrong.
     """
     stream = request.writes[0].stream
+    is_about_limits = bool(request.limits)
     for write in request.writes:
+        is_about_limits = is_about_limits or write.stream.startswith("budget/")
         if write.scopes:
             _check_scopes(write)
     if request.reserve is not None:
@@ -35,48 +40,53 @@ def check_money(request: AppendRequest) -> None:
         _check_id(stream, reservation_id)
         if actual is not None:
             _check_amount(stream, "a settlement", actual)
-    if request.limits or any(write.stream.startswith("budget/") for write in request.writes):
+    if is_about_limits:
         _check_limits(request)
 
 
-def money_arguments(requests: Sequence[AppendRequest]) -> list[Any]:
-    """Lay out scopes, limits, reservations and settlements of a batch as the further parameters of `es.append`, see there."""
+def call_arguments(requests: Sequence[AppendRequest]) -> list[Any]:
+    """Lay out reservations and settlements of a batch as the parameters of `es.append` that CALL_ARGUMENTS names, see there."""
+    settled = [settlement.reservation_id for request in requests for settlement in request.settle]
+    settled.sort(key=_int)
+    held = {reservation_id: index for index, reservation_id in enumerate(dict.fromkeys(settled), 1)}
+    r_request: list[int] = []
+    r_held: list[int] = []
+    r_amount: list[int] = []
+    t_request: list[int] = []
+    t_held: list[int] = []
+    t_actual: list[int | None] = []
+    for number, request in enumerate(requests, 1):
+        if request.reserve is not None:
+            reservation_id, amount = request.reserve
+            r_request.append(number)
+            r_held.append(held.setdefault(reservation_id, len(held) + 1))
+            r_amount.append(amount)
+        for reservation_id, actual in request.settle:
+            t_request.append(number)
+            t_held.append(held[reservation_id])
+            t_actual.append(actual)
+    return [list(held), r_request, r_held, r_amount, t_request, t_held, t_actual]
+
+
+def limit_arguments(requests: Sequence[AppendRequest]) -> list[Any]:
+    """Lay out scopes and limits of a batch as the parameters of `es.append` that LIMIT_ARGUMENTS names, see there."""
     limits: dict[ScopeLimit, int] = {}
     binds: list[tuple[int, int]] = []
     changes: list[tuple[int, int]] = []
     write_number = 0
-    settled = [settlement.reservation_id for request in requests for settlement in request.settle]
-    settled.sort(key=_int)
-    held: dict[UUID, int] = {}
-    for reservation_id in settled:
-        held.setdefault(reservation_id, len(held) + 1)
-    reservations: tuple[list[int], list[int], list[int]] = ([], [], [])
-    settlements: tuple[list[int], list[int], list[int | None]] = ([], [], [])
     for number, request in enumerate(requests, 1):
         for write in request.writes:
             write_number += 1
-            if write.scopes:
-                binds += [(write_number, limits.setdefault(limit, len(limits) + 1)) for limit in write.scopes]
-        if request.limits:
-            changes += [(number, limits.setdefault(limit, len(limits) + 1)) for limit in request.limits]
-        if request.reserve is not None:
-            reservation_id, amount = request.reserve
-            reservations[0].append(number)
-            reservations[1].append(held.setdefault(reservation_id, len(held) + 1))
-            reservations[2].append(amount)
-        for reservation_id, actual in request.settle:
-            settlements[0].append(number)
-            settlements[1].append(held[reservation_id])
-            settlements[2].append(actual)
+            binds += [(write_number, limits.setdefault(limit, len(limits) + 1)) for limit in write.scopes]
+        changes += [(number, limits.setdefault(limit, len(limits) + 1)) for limit in request.limits]
     return [
         *([limit.scope for limit in limits], [limit.soft_micro_usd for limit in limits], [limit.hard_micro_usd for limit in limits]),
-        *(*_columns(binds, 2), *_columns(changes, 2)),
-        *(list(held), *reservations, *settlements),
+        *(*_columns(binds), *_columns(changes)),
     ]
 
 
-def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
-    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]
+def _columns(pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
+    return [[pair[column] for pair in pairs] for column in (0, 1)]
 
 
 def _check_scopes(write: Write) -> None:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.hand_written("tries the gate with events of every kind"
 
 # places of the arguments of es.append
 STREAMS, W_REQUEST, W_STREAM, W_EVENTS, TYPES, E_TYPE, E_ID, E_DATA = 0, 1, 2, 4, 11, 13, 14, 15
-SCOPE, SOFT, HARD, B_WRITE, B_LIMIT, L_REQUEST, L_LIMIT, HELD, R_REQUEST, R_HELD, R_AMOUNT, T_REQUEST, T_HELD, T_ACTUAL = range(17, 31)
+HELD, R_REQUEST, R_HELD, R_AMOUNT, T_REQUEST, T_HELD, T_ACTUAL, SCOPE, SOFT, HARD, B_WRITE, B_LIMIT, L_REQUEST, L_LIMIT = range(17, 31)
 ONE = ("stream", "expected", "occurred_us", "run", "task", "cause", "trace", "types", "schemas", "ids", "documents", "actor", "free")
 """Places of the arguments of es.append_one."""
 
@@ -185,14 +185,18 @@ async def test_one_reservation_in_two_streams_of_a_batch_is_made_once(owner: Any
     assert await owner.fetch("SELECT spent, reserved FROM es.budgets") == [(0, 7)]
 
 
-async def test_what_is_summed_up_at_once_is_looked_at_as_closely(owner: Any) -> None:
-    """Batches of calls and settlements without anything special, and such that claim to be."""
+@pytest.mark.parametrize("trees", [1, 2])
+async def test_what_is_summed_up_at_once_is_looked_at_as_closely(owner: Any, trees: int) -> None:
+    """Batches of calls and settlements without anything special, and such that claim to be, charged to the same rows or not."""
     limit = ScopeLimit("run/1", None, 1000)
     tasks = [new_task() for _ in range(6)]
-    await call(owner, by_hand(*(opened(task_id, limit) for task_id in tasks)))
+    await call(owner, by_hand(*(opened(task_id, limit, ScopeLimit(f"tree/{number % trees}", None, 1000)) for number, task_id in enumerate(tasks))))
 
     async def books() -> tuple[int, int, int]:
-        return tuple(await owner.fetchrow("SELECT spent, reserved, (SELECT count(*)::int FROM es.reservations) FROM es.budgets"))
+        sums = "SELECT sum(spent)::int, sum(reserved)::int, (SELECT count(*)::int FROM es.reservations) FROM es.budgets GROUP BY scope LIKE 'run/%'"
+        rows = await owner.fetch(sums)
+        assert rows[0] == rows[1]
+        return tuple(rows[0])
 
     assert await told(owner, by_hand(*(calling(task_id, 10) for task_id in tasks))) == {}
     assert await books() == (0, 60, 6)
