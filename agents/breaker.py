@@ -34,7 +34,7 @@ PROBE_WAIT_S: Final = 5.0
 _EARLY_S: Final = 0.01
 """A sleep may end this much before its time, in seconds."""
 
-_COUNTS: Final[frozenset[ErrorKind]] = frozenset({"rate_limit", "overloaded", "server", "timeout", "connection", "malformed"})
+_COUNTS: Final[frozenset[ErrorKind]] = frozenset({"rate_limit", "overloaded", "server", "timeout", "connection", "cut", "malformed"})
 _REFUSED: Final[frozenset[ErrorKind]] = frozenset({"auth", "billing"})
 
 

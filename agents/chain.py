@@ -3,6 +3,7 @@
     how the last call ended                            same model               next model
     rate_limit                                         once more, after a wait  yes, at once if the wait is long
     overloaded, server, timeout, connection            once more                yes
+    cut (in the middle, and perhaps billed)            last of all              yes, at once
     interrupted (its worker died)                      once more, at once       yes
     malformed, auth, billing, not_found                no                       yes
     over_budget, unpriced (it was not asked)           no                       yes
@@ -38,6 +39,7 @@ JITTER_CAP_S: Final = 8.0
 """Full jitter: a wait between nothing and `base * 2^tries`, at most `cap`, in seconds."""
 
 INTERRUPTED: Final = "interrupted"
+CUT: Final = "cut"
 BREAKER_OPEN: Final = "breaker_open"
 OVER_BUDGET: Final = "over_budget"
 UNPRICED: Final = "unpriced"
@@ -48,8 +50,8 @@ CONTEXT_LENGTH: Final = "context_length"
 CONTENT_FILTER: Final = "content_filter"
 
 _AGAIN: Final = frozenset({"rate_limit", "overloaded", "server", "timeout", "connection", INTERRUPTED})
-_ONWARD: Final = frozenset({"malformed", "auth", "billing", "not_found", BREAKER_OPEN, OVER_BUDGET, UNPRICED, SLOW})
-_PASSES: Final = _AGAIN | {"malformed", BREAKER_OPEN}
+_ONWARD: Final = frozenset({"malformed", "auth", "billing", "not_found", CUT, BREAKER_OPEN, OVER_BUDGET, UNPRICED, SLOW})
+_PASSES: Final = _AGAIN | {"malformed", CUT, BREAKER_OPEN}
 """What may be over in a while: another attempt is worth it."""
 _SAID_CHARS_MAX: Final = 300
 
@@ -108,17 +110,18 @@ def next_link(
     for place in range(max(start, first), len(chain)):
         if place not in asked and chain[place].window >= needed:
             return Ask(place)
-    return _soon([t for t in tried if chain[t.link].window >= needed], task_id, call_id) or exhausted(chain, tried)
+    return _once_more([t for t in tried if chain[t.link].window >= needed], task_id, call_id) or exhausted(chain, tried)
 
 
-def _soon(tried: Sequence[Tried], task_id: TaskId, call_id: str) -> Ask | None:
-    """Wait for a model that was only passed over and may be asked again in a moment, rather than end the attempt.
+def _once_more(tried: Sequence[Tried], task_id: TaskId, call_id: str) -> Ask | None:
+    """Ask a model again that was passed over for the others, now that no other is left, rather than end the attempt.
 
     Args:
         tried: calls to models whose window has room for the conversation.
     """
     for last in {t.link: t for t in tried}.values():
-        if last.kind == BREAKER_OPEN and 0 < last.retry_after_s <= WAIT_S_MAX and sum(t.link == last.link for t in tried) < TRIES_PER_LINK:
+        may_be_back = last.retry_after_s <= WAIT_S_MAX and (last.kind == CUT or (last.kind == BREAKER_OPEN and last.retry_after_s > 0))
+        if may_be_back and sum(t.link == last.link for t in tried) < TRIES_PER_LINK:
             return Ask(last.link, last.retry_after_s + JITTER_BASE_S * _fraction(task_id, call_id))
     return None
 

@@ -16,6 +16,7 @@ ErrorKind = Literal[
     "server",
     "timeout",
     "connection",
+    "cut",
     "malformed",
     "auth",
     "billing",
@@ -25,7 +26,7 @@ ErrorKind = Literal[
     "bad_request",
 ]
 
-RETRYABLE: frozenset[ErrorKind] = frozenset({"rate_limit", "overloaded", "server", "timeout", "connection", "malformed"})
+RETRYABLE: frozenset[ErrorKind] = frozenset({"rate_limit", "overloaded", "server", "timeout", "connection", "cut", "malformed"})
 
 
 class ModelError(OrchestrationError):

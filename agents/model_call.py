@@ -45,7 +45,7 @@ REPLY_INLINE_MAX: Final = 64 * 1024
 """A model's text stays in the event: it is the outcome when no tool ends the task."""
 _LOUD: Final = frozenset({"auth", "billing", "not_found"})
 """Errors that only the operator can mend, even if another model took over."""
-_UNTOLD: Final = frozenset({"timeout", "connection", "malformed"})
+_UNTOLD: Final = frozenset({"timeout", "cut", "malformed"})
 """Errors behind which the provider may have worked, and bill it, without having told how much."""
 
 

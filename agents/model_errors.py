@@ -1,8 +1,8 @@
 """What can go wrong in a call to a model, said in one language for all wires.
 
-Three places, three meanings: what the provider refuses has the kind of its status and code; what goes wrong on the way is `timeout` or
-`connection`; what cannot be understood in an answer is `malformed`. A mistake while a request is being built is ours and is `bad_request`:
-a chain must not walk through all providers to hide it.
+Three places, three meanings: what the provider refuses has the kind of its status and code; what goes wrong on the way is `timeout`,
+`connection` when nobody was reached, or `cut` when it broke behind the request; what cannot be understood in an answer is `malformed`. A
+mistake while a request is being built is ours and is `bad_request`: a chain must not walk through all providers to hide it.
 """
 
 from __future__ import annotations
@@ -195,8 +195,10 @@ async def one_try(
 
 def unreachable(asked: str, error: BaseException, *, usage: Usage | None = None) -> ModelError:
     """Make the error of a connection that could not be opened, or that broke behind the request."""
-    what = "cannot be reached" if was_never_sent(error) else "broke off the connection"
-    return ModelError("connection", f"{asked} {what}: {shorten(str(error) or type(error).__name__, MESSAGE_CHARS_MAX)}", usage=usage)
+    said = shorten(str(error) or type(error).__name__, MESSAGE_CHARS_MAX)
+    if was_never_sent(error):
+        return ModelError("connection", f"{asked} cannot be reached: {said}", usage=usage)
+    return ModelError("cut", f"{asked} broke off the connection: {said}", usage=usage)
 
 
 def was_never_sent(error: BaseException | None) -> bool:

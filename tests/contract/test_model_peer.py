@@ -99,4 +99,4 @@ async def test_trouble_is_named(wire: Wire, url: str) -> None:
     assert (limited.value.kind, limited.value.retry_after_s) == ("rate_limit", 7)
     with pytest.raises(ModelError) as broken:
         await ask(wire, url, said("break"), is_streamed=True)
-    assert broken.value.kind == "connection"
+    assert broken.value.kind == "cut"

@@ -87,19 +87,18 @@ async def test_a_is_rate_limited_b_breaks_in_the_middle_and_c_finishes(crew: Liv
         costs = await asyncio.to_thread(crew.json, "costs", str(run_id), "--by", "provider")
         states = await asyncio.to_thread(crew.json, "providers")
     assert piece == {"call_id": "m1-2", "text": "Once upo"}, "what the second one wrote before it broke was told, and is no answer"
-    assert (len(a.requests), len(b.requests), len(c.requests)) == (1, 2, 1)
+    assert (len(a.requests), len(b.requests), len(c.requests)) == (1, 1, 1)
     assert [(e.provider, e.error.code) for e in recorded if isinstance(e, ModelCallFailed)] == [
         ("anthropic", "model_rate_limit"),
-        ("openai", "model_connection"),
-        ("openai", "model_connection"),
+        ("openai", "model_cut"),
     ]
     (answered,) = [e for e in recorded if isinstance(e, ModelCallFinished)]
     assert answered.provider == "google"
-    refused, *broken_off = [e for e in recorded if isinstance(e, ModelCallFailed)]
-    guessed = sum(e.price.cost_micro_usd or 0 for e in broken_off)
+    refused, broken_off = [e for e in recorded if isinstance(e, ModelCallFailed)]
+    guessed = broken_off.price.cost_micro_usd or 0
     assert refused.price == Price(0, NOT_BILLED)
-    assert {e.price.source for e in broken_off} == {ESTIMATE}, "it broke before it told its usage: what was sent and heard is counted, and said to be"
-    assert 0 < guessed < 2 * min(e.reserved_micro_usd or 0 for e in recorded if isinstance(e, ModelCallStarted) and e.provider == "openai")
+    assert broken_off.price.source == ESTIMATE, "it broke before it told its usage: what was sent and heard is counted, and said to be"
+    assert 0 < guessed < min(e.reserved_micro_usd or 0 for e in recorded if isinstance(e, ModelCallStarted) and e.provider == "openai")
     assert answered.price.cost_micro_usd == 140 + 20 * 10
     assert (state.spent, state.reserved) == (guessed + 340, 0)
     assert {c["group"]["provider"]: c["cost_micro_usd"] for c in costs} == {"google": 340, "anthropic": 0, "openai": guessed}

@@ -13,7 +13,7 @@ from crewlog.schemas.ids import TaskId
 from crewlog.schemas.task_events import Link
 
 ONCE = {"malformed", "auth", "billing", "not_found", "context_length", "over_budget"}
-PASSES = {"rate_limit", "overloaded", "server", "timeout", "connection", "interrupted", "malformed", "breaker_open"}
+PASSES = {"rate_limit", "overloaded", "server", "timeout", "connection", "cut", "interrupted", "malformed", "breaker_open"}
 STOPS = {"bad_request", "content_filter"}
 KINDS = sorted(ONCE | PASSES | STOPS)
 links = st.lists(st.integers(0, 4).map(lambda n: n * 1000), min_size=1, max_size=6)

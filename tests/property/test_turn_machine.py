@@ -39,7 +39,7 @@ SETUP = make_setup(SPEC, (), has_schema=True)[0]
 TASK = parse_task({"task_id": str(UUID(int=1)), "type": "data", "objective": "count", "output_schema": SCHEMA, "limits": {"turns_max": 5}})
 HEDGED = ("first_wins", "second_wins", "first_fails", "second_fails", "both_fail", "both_die", "both_move", "no_second")
 ENDINGS = (
-    *("rate_limit", "overloaded", "server", "timeout", "connection", "malformed", "auth", "billing", "not_found"),
+    *("rate_limit", "overloaded", "server", "timeout", "connection", "cut", "malformed", "auth", "billing", "not_found"),
     *("context_length", "content_filter", "bad_request", "breaker_open", "over_budget"),
     *("death", "other_worker", "says", "says_json", "pauses"),
     *HEDGED,

@@ -38,7 +38,7 @@ def bench() -> Bench:
     return Bench()
 
 
-@pytest.mark.parametrize("kind", ["rate_limit", "overloaded", "server", "timeout", "connection", "malformed"])
+@pytest.mark.parametrize("kind", ["rate_limit", "overloaded", "server", "timeout", "connection", "cut", "malformed"])
 def test_failures_in_a_row_open_it(bench: Bench, kind: ErrorKind) -> None:
     bench.fail(kind, times=FAILURES_MAX - 1)
     bench.fail(kind)
@@ -75,7 +75,7 @@ def test_what_the_request_is_to_blame_for_never_opens_it(bench: Bench, kind: Err
 
 
 def test_every_kind_of_error_is_covered() -> None:
-    assert len(get_args(ErrorKind)) == 12
+    assert len(get_args(ErrorKind)) == 13
 
 
 def test_half_open_lets_exactly_one_call_through_and_an_answer_closes_it(bench: Bench) -> None:

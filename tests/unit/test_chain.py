@@ -43,6 +43,14 @@ def test_a_short_retry_after_is_waited_for_and_a_long_one_is_not() -> None:
     assert then(tried(0, "rate_limit", wait_s=WAIT_S_MAX + 0.1)) == Ask(1)
 
 
+def test_a_call_that_was_cut_goes_to_the_next_model_and_comes_back_when_nobody_else_is_left() -> None:
+    assert then(tried(0, "cut")) == Ask(1)
+    last = then(tried(0, "cut"), tried(1, "malformed"), tried(2, "malformed"))
+    assert isinstance(last, Ask)
+    assert (last.link, 0 <= last.wait_s <= 0.5) == (0, True)
+    assert isinstance(then(tried(0, "cut"), tried(1, "malformed"), tried(2, "malformed"), tried(0, "cut")), Exhausted)
+
+
 def test_a_call_whose_worker_died_is_made_again_at_once() -> None:
     assert then(tried(0, "interrupted")) == Ask(0, 0.0)
     assert then(tried(0, "interrupted"), tried(0, "interrupted")) == Ask(1)
