@@ -9,6 +9,7 @@ What can happen to the copy:
 - NATS restarts: what was not stored is published again from the tail on.
 - EVENTS was deleted, or its last message is no event of the log (the database was replaced): it is made anew, empty. Events younger than the stream's own
   age limit (7 days) are published again, under new sequences; older ones would be removed at once and are left out.
+- A run was archived: its copies are removed with the events themselves. A relay that dies in between leaves them to the age limit.
 - EVENTS was purged: a running relay goes on; a fresh one publishes the last 7 days again, except what the server still remembers by id.
 """
 
@@ -33,6 +34,7 @@ from crewlog.schemas import subjects
 from crewlog.schemas.errors import OrchestrationError
 from crewlog.schemas.ids import TOKEN, RunId, run_stream
 from crewlog.schemas.run_events import RunForked, RunSubmitted
+from crewlog.schemas.system_events import RunArchived
 
 BATCH: Final = 256
 POLL_S: Final = 5.0
@@ -167,6 +169,7 @@ class Relay:
         sequence = await (self._publish_each(outgoing) if self._one_by_one else self._publish(outgoing))
         if faults.hook is not None:
             faults.hook("after_relay_publish")
+        await self._remove_archived(page.events, outgoing)
         self._tail = Tail(sequence, page.events[-1].position)
         self._one_by_one = False
         if len(page.events) < BATCH:
@@ -213,6 +216,15 @@ class Relay:
                 raise OutOfStep(f"event {message.event_id} was to follow message {sequence} of EVENTS: {error.description}") from None
             raise
         return int(answer["seq"]), bool(answer.get("duplicate"))
+
+    async def _remove_archived(self, events: Sequence[Recorded], outgoing: Sequence[_Outgoing]) -> None:
+        """Remove the copies of runs of which these events say that they went to files, up to that place: a run may come back behind it."""
+        for recorded in events:
+            event = recorded.event() if recorded.type == RunArchived.__name__ else None
+            if isinstance(event, RunArchived):
+                behind = self._tail.sequence + sum(message.position <= recorded.position for message in outgoing)
+                tenant = event.tenant if TOKEN.fullmatch(event.tenant) else "invalid"
+                await jetstream.api(self._bus, "STREAM.PURGE.EVENTS", {"filter": subjects.events(tenant, event.run_id, ">"), "seq": behind + 1})
 
     # ── where to go on ──
 

@@ -14,6 +14,7 @@ from crewlog.orchestrator.cli_options import HomeOption, OutputOption
 from crewlog.orchestrator.cli_output import Exit, Output, complain, confirm, load_config, print_json, run_async, say
 
 if TYPE_CHECKING:
+    from crewlog.events.artifacts import ArtifactStore
     from crewlog.events.config import Config
     from crewlog.events.connections import Connections
     from crewlog.orchestrator.client import Client
@@ -42,6 +43,7 @@ async def import_run(
     fork shares with its parent comes with it, unless the log has that already; the file of the parent completes it.
     """
     from crewlog.events.clock import SystemClock
+    from crewlog.orchestrator.archived_files import FOLDER, files_of, restore_files
     from crewlog.orchestrator.bundle import unpack_bundle
     from crewlog.orchestrator.client import Client
     from crewlog.orchestrator.run_import import import_run as import_bundle
@@ -53,14 +55,17 @@ async def import_run(
     marker = marker_of(bundle, file=file.name, sha256=content_hash(data), actor=config.user)
     async with Client.connect(config) as client, _connections(config, "operator") as connections:
         done = await import_bundle(await client.store(), connections, bundle, marker, SystemClock(), verify=not unverified)
+        back, missing = await restore_files(await client.artifact_store(), files_of(bundle.events), file.parent)
     if output is Output.JSON:
         told = {"run_id": done.run_id, "events": done.events, "blobs": done.blobs, "position": done.position, "state_hash": done.report.state_hash}
-        print_json({**told, "beginnings": [str(run) for run in done.beginnings]})
+        print_json({**told, "beginnings": [str(run) for run in done.beginnings], "files": back, "files_missing": missing})
     else:
         typer.echo(str(done.run_id))
         for parent in done.beginnings:
             say(f"imported what the fork shares of run {parent}; the file of that run, once imported, completes it")
         say(f"imported {done.events} events and {done.blobs} blobs at position {done.position}; it replays to the state that it had there")
+        if back or missing:
+            say(f"files that it refers to: {back} were put back from {file.parent / FOLDER}, {missing} do not lie there")
 
 
 async def archive(
@@ -68,6 +73,7 @@ async def archive(
     out: Annotated[Path, typer.Option("--out", help="Folder for the files, one for each run.")],
     tenant: Annotated[str | None, typer.Option("--tenant", help="Runs of this tenant alone.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Most runs to archive.")] = 1_000,
+    without_files: Annotated[bool, typer.Option("--without-files", help="Keep texts alone, not the files that runs read and made.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which runs would go.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     home: HomeOption = None,
@@ -76,7 +82,8 @@ async def archive(
     """Move runs that are over from the log into files.
 
     A run leaves the log only when its file was read back and replays to the same state. Its place in the log stays sealed, and `verify` names
-    what is archived. Look at a file as at a run: `crewlog replay FILE`, `crewlog show FILE --as tree`. Ends with code 1 when a run had to stay.
+    what is archived. The files that runs read and made lie in the folder files beside them. Look at an archive as at a run: `crewlog replay FILE`,
+    `crewlog show FILE --as tree`; `crewlog import FILE` brings it back. Ends with code 1 when a run had to stay.
     """
     from crewlog.orchestrator.client import Client
 
@@ -92,7 +99,8 @@ async def archive(
         if runs:
             confirm(f"move {len(runs)} runs from the log into files in {out}?", yes=yes)
         await _finish_interrupted(config, connections)
-        done, stayed = await _archive_each(config, connections, runs, out)
+        artifacts = None if without_files else await client.artifact_store()
+        done, stayed = await _archive_each(config, connections, runs, out, artifacts)
     if output is Output.JSON:
         print_json({"archived": [{**one._asdict(), "file": str(one.file)} for one in done], "stayed": stayed})
     elif done:
@@ -128,7 +136,9 @@ async def _finish_interrupted(config: Config, connections: Connections) -> None:
         say(f"run {run_id}: its file was announced before, its {events} events left the log now")
 
 
-async def _archive_each(config: Config, connections: Connections, runs: list[RunView], out: Path) -> tuple[list[Archived], list[str]]:
+async def _archive_each(
+    config: Config, connections: Connections, runs: list[RunView], out: Path, artifacts: ArtifactStore | None
+) -> tuple[list[Archived], list[str]]:
     from crewlog.events.clock import SystemClock
     from crewlog.events.personal_store import personal_log
     from crewlog.events.postgres_store import PostgresStore
@@ -144,7 +154,7 @@ async def _archive_each(config: Config, connections: Connections, runs: list[Run
         store = await personal_log(log_store, config, SystemClock())
         for run in runs:
             try:
-                done.append(await archive_run(store, connections, run, out, actor=config.user, clock=SystemClock()))
+                done.append(await archive_run(store, connections, run, out, artifacts=artifacts, actor=config.user, clock=SystemClock()))
             except ContractError as error:
                 complain(f"run {run.run_id} stays in the log", why=str(error))
                 stayed.append(str(run.run_id))

@@ -1,22 +1,23 @@
 """Take runs that are over out of the log and into files, each only when its file was proved to replay to the same state.
 
 The order makes every interruption harmless: the file is on the disk and read back before `RunArchived` says so, and only then does the
-database delete the events, if they are still exactly those that `RunArchived` names. Doing it again goes on where it ended. Blobs stay:
-other runs may refer to the same texts.
+database delete the events, if they are still exactly those that `RunArchived` names. Doing it again goes on where it ended. The file has the texts;
+files that the run read and made lie beside it, see `archived_files`. Both also stay where they were: other runs may refer to them.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from crewlog.events.artifacts import ArtifactStore
 from crewlog.events.clock import Clock
 from crewlog.events.connections import Connections
 from crewlog.events.run_files import hindrance, run_digest, take_out
 from crewlog.events.store import AppendRequest, EventStore, Write
+from crewlog.orchestrator.archived_files import files_of, keep_files, write_durably
 from crewlog.orchestrator.bundle import collect, pack_bundle, unpack_bundle
 from crewlog.orchestrator.replay import replay
 from crewlog.projections.queries import Queries
@@ -38,18 +39,24 @@ class Archived(NamedTuple):
     events: int
     size: int
     """Of the file, in bytes."""
+    files: int
+    """That lie beside it and that it refers to."""
 
 
-async def archive_run(store: EventStore, connections: Connections, run: RunView, folder: Path, *, actor: str, clock: Clock) -> Archived:
+async def archive_run(
+    store: EventStore, connections: Connections, run: RunView, folder: Path, *, artifacts: ArtifactStore | None, actor: str, clock: Clock
+) -> Archived:
     """Write a run to a file, prove that the file replays, and take the run out of the log.
 
     Args:
         store: reads the run and appends `RunArchived`.
         connections: with the login that may archive.
         run: as the views have it.
+        artifacts: where the files are that it read and made; None leaves them out.
 
     Raises:
-        ContractError: the run does not replay, its file is not what was written, or the database refuses to let it go.
+        ContractError: the run does not replay, its file is not what was written, a file that it refers to is gone, or the database refuses to let
+            it go.
         OSError: the file cannot be written.
     """
     run_id = RunId(run.run_id)
@@ -60,9 +67,12 @@ async def archive_run(store: EventStore, connections: Connections, run: RunView,
     here = await replay(store, run_id)
     if here.divergence is not None:
         raise ContractError(f"run {run_id} does not follow from itself ({here.divergence}): it stays in the log")
+    files = {} if artifacts is None else files_of(bundle.events)
+    if artifacts is not None:
+        await keep_files(artifacts, files, folder)
     data = pack_bundle(bundle)
     path = folder / f"{run_id}{SUFFIX}"
-    _write_durably(path, data)
+    write_durably(path, data)
     written = unpack_bundle(path.read_bytes(), str(path))
     there = await replay(written.store(), run_id)
     if list(written.events) != list(bundle.events) or there != here:
@@ -72,7 +82,7 @@ async def archive_run(store: EventStore, connections: Connections, run: RunView,
         *(before.events, before.digest, path.name, content_hash(data), actor),
     )
     await store.append(AppendRequest((Write(archive_stream(run_id), (fact,)),), (clock.new_id(),), clock.now_us()))
-    return Archived(run_id, path, await take_out(connections, run_id), len(data))
+    return Archived(run_id, path, await take_out(connections, run_id), len(data), len(files))
 
 
 async def finished_before(queries: Queries, at: datetime, *, tenant: str | None) -> AsyncIterator[RunView]:
@@ -83,24 +93,6 @@ async def finished_before(queries: Queries, at: datetime, *, tenant: str | None)
             if run.finished_at is not None and run.finished_at < at:
                 yield run
         before = page[-1].submitted_at
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    """Write a file whose name appears only with all of it, and which a loss of power does not take away."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _us(at: datetime | None) -> int:

@@ -27,9 +27,9 @@ from crewlog.events.relay import Relay
 from crewlog.events.server_nats import NatsServer
 from crewlog.events.store import AppendRequest, EventStore, Recorded, Write
 from crewlog.schemas import subjects
-from crewlog.schemas.ids import RunId, TaskId, agent_stream, run_stream, task_stream
+from crewlog.schemas.ids import Hash, RunId, TaskId, agent_stream, archive_stream, run_stream, task_stream
 from crewlog.schemas.run_events import RunCancelled, RunSubmitted
-from crewlog.schemas.system_events import AgentStopped
+from crewlog.schemas.system_events import AgentStopped, RunArchived
 from crewlog.schemas.task_events import AttemptFailed, TaskOpened
 from crewlog.schemas.values import Failure
 
@@ -199,6 +199,20 @@ async def test_a_deleted_stream_is_made_again_and_filled_from_the_log(world: Wor
         await world.append_run()
         await world.until_relayed(running)
         await world.until_copied()
+
+
+async def test_copies_of_a_run_go_when_it_is_archived_and_come_back_with_it(world: World) -> None:
+    gone, kept = await world.append_run(), await world.append_run()
+    said = RunArchived(gone, "acme", "u", "run", "g", "completed", 0, 0, 0, 3, Hash("0" * 64), "f", Hash("0" * 64), "somebody")
+    async with world.relaying() as running:
+        await world.until_relayed(running)
+        await world.append([Write(archive_stream(gone), [said], 0)])
+        await world.append([Write(run_stream(gone), [RunCancelled("behind it", "somebody")], 1)], run_id=gone)
+        await world.until_relayed(running)
+        subjects_left = [copy.subject for copy in await world.copies()]
+    assert sorted(subject.split(".")[-1] for subject in subjects_left if str(gone) in subject) == ["RunCancelled"]
+    assert sum(str(kept) in subject for subject in subjects_left) == 3
+    assert subjects_left.count("events.system.system.RunArchived") == 1
 
 
 async def test_a_purged_stream_is_filled_again_although_the_server_remembers_some_ids(world: World) -> None:

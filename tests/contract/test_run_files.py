@@ -18,6 +18,7 @@ from support.played import histories, quiet_log, troubled_log
 from support.postgres import Database
 from support.views import PROJECTOR, follow, model_of
 
+from crewlog.events.artifacts import ArtifactStore
 from crewlog.events.clock import SystemClock
 from crewlog.events.connections import Connections
 from crewlog.events.grants import ARCHIVIST, OPERATOR, ORCHESTRATOR, READER
@@ -74,8 +75,9 @@ class Home:
         async with Queries(self.database.url(OPERATOR), CLOCK) as queries:
             return await queries.run(str(run_id))
 
-    async def archive(self, run_id: RunId, folder: Path) -> Archived:
-        return await archive_run(await self.store(ARCHIVIST), self.connections(ARCHIVIST), await self.run(run_id), folder, actor="somebody", clock=CLOCK)
+    async def archive(self, run_id: RunId, folder: Path, artifacts: ArtifactStore | None = None) -> Archived:
+        own = await self.store(ARCHIVIST), self.connections(ARCHIVIST), await self.run(run_id)
+        return await archive_run(*own, folder, artifacts=artifacts, actor="somebody", clock=CLOCK)
 
     async def query(self, sql: str, *arguments: Any, role: str = OPERATOR) -> list[Any]:
         connection = await asyncpg.connect(self.database.url(role))
@@ -303,7 +305,7 @@ async def test_a_run_that_is_not_what_was_proved_stays(home: Home, quiet: list[B
     def spoil(path: Path, data: bytes) -> None:
         path.write_bytes(data[: len(data) // 2])
 
-    monkeypatch.setattr(run_archive, "_write_durably", spoil)
+    monkeypatch.setattr(run_archive, "write_durably", spoil)
     with pytest.raises(ContractError, match="no exported run"):
         await home.archive(bundle.run_id, tmp_path)
     monkeypatch.undo()

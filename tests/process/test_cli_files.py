@@ -11,6 +11,7 @@ from support.played import histories, quiet_log
 from crewlog.events.memory_store import MemoryStore
 from crewlog.orchestrator.bundle import collect, pack_bundle
 from crewlog.orchestrator.replay import replay
+from crewlog.schemas.payload import content_hash
 
 
 def test_a_run_is_archived_and_read_by_another_crew(crew: LiveCrew, tmp_path: Path) -> None:
@@ -25,6 +26,15 @@ def test_a_run_is_archived_and_read_by_another_crew(crew: LiveCrew, tmp_path: Pa
     assert checked["faults"] == []
     assert [(found["run_id"], found["events"]) for found in checked["archived"]] == [(run, before["events"])]
     assert crew.json("replay", archived["file"], "--verify") == before
+
+    table = content_hash((DEMO / "penguins.csv").read_bytes())
+    assert (tmp_path / "files" / table).is_file()
+    kept = crew.home / "artifacts" / table[:2] / table
+    kept.unlink()
+    back = crew.json("import", archived["file"])
+    assert (back["state_hash"], back["files"], back["files_missing"]) == (before["state_hash"], archived["files"], 0)
+    assert kept.read_bytes() == (DEMO / "penguins.csv").read_bytes()
+    assert crew.json("replay", run, "--verify") == before
 
 
 def test_a_run_of_another_crew_is_read_in_and_replays_here(crew: LiveCrew, tmp_path: Path) -> None:

@@ -1,0 +1,94 @@
+"""Files that runs read and made, kept beside their archives: each once, under its hash, in the folder `files`, however many runs refer to it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from crewlog.events.artifacts import ArtifactStore
+from crewlog.events.store import Recorded
+from crewlog.schemas.errors import ContractError, NotFound, TerminalError
+from crewlog.schemas.ids import Hash
+from crewlog.schemas.payload import content_hash
+
+FOLDER: Final = "files"
+_HEX: Final = frozenset("0123456789abcdef")
+
+
+def files_of(events: Iterable[Recorded]) -> dict[Hash, str]:
+    """Return the files that events refer to: hash -> a name it goes by."""
+    found: dict[Hash, str] = {}
+    for recorded in events:
+        if b'"hash"' in recorded.data:
+            found |= _refs(msgspec.json.decode(recorded.data))
+    return found
+
+
+def _refs(value: Any) -> Iterator[tuple[Hash, str]]:
+    """Find `ArtifactRef` and `Attachment`, wherever they stand: both say name, hash and size."""
+    if isinstance(value, dict):
+        hash_ = value.get("hash")
+        if isinstance(value.get("name"), str) and isinstance(value.get("size"), int) and isinstance(hash_, str) and len(hash_) == 64 and _HEX.issuperset(hash_):
+            yield Hash(hash_), value["name"]
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _refs(item)
+
+
+async def keep_files(artifacts: ArtifactStore, files: Mapping[Hash, str], folder: Path) -> None:
+    """Write files beside an archive, those that are not there, and read each back.
+
+    Raises:
+        ContractError: the store does not have one of them, or it is damaged there.
+        OSError: one cannot be written.
+    """
+    beside = folder / FOLDER
+    for hash_, name in files.items():
+        path = beside / hash_
+        if path.is_file() and content_hash(path.read_bytes()) == hash_:
+            continue
+        try:
+            data = await artifacts.get(hash_)
+        except (NotFound, TerminalError) as error:
+            raise ContractError(f"its file {name!r} cannot be kept: {error}\narchive it without its files all the same with --without-files") from error
+        beside.mkdir(parents=True, exist_ok=True)
+        write_durably(path, data)
+        if content_hash(path.read_bytes()) != hash_:
+            raise ContractError(f"{path} does not hold what was written")
+
+
+async def restore_files(artifacts: ArtifactStore, files: Mapping[Hash, str], folder: Path) -> tuple[int, int]:
+    """Put files that lie beside an archive back into the store; returns how many, and how many do not lie there.
+
+    Raises:
+        ContractError: one holds other bytes.
+        Unavailable: the store cannot be written.
+    """
+    there = {hash_: name for hash_, name in files.items() if (folder / FOLDER / hash_).is_file()}
+    for hash_, name in there.items():
+        data = (folder / FOLDER / hash_).read_bytes()
+        if content_hash(data) != hash_:
+            raise ContractError(f"{folder / FOLDER / hash_} is not the file {name!r}: its bytes have another hash")
+        await artifacts.put(name, data)
+    return len(there), len(files) - len(there)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file whose name appears only with all of it, and which a loss of power does not take away."""
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
