@@ -28,10 +28,13 @@ async def events(client: Client, run_id: RunId | UUID) -> list[Recorded]:
 async def ended_well(client: Client, runs: Iterable[RunId], *, within_s: float = 60.0) -> None:
     """Wait until all of these runs have completed, and hold each to the rules."""
     runs = list(runs)
-    async with asyncio.timeout(within_s):
-        for run_id in runs:
-            run = await client.wait(run_id)
-            assert run.status == "completed", f"run {run_id} is {run.status}: {run.error}"
+    try:
+        async with asyncio.timeout(within_s):
+            for run_id in runs:
+                run = await client.wait(run_id)
+                assert run.status == "completed", f"run {run_id} is {run.status}: {run.error}"
+    except TimeoutError as error:
+        raise AssertionError(f"run {run_id} has no end {within_s:g} s later") from error
     for run_id in runs:
         await follows_the_rules(client, run_id)
 
@@ -39,7 +42,8 @@ async def ended_well(client: Client, runs: Iterable[RunId], *, within_s: float =
 async def follows_the_rules(client: Client, run_id: RunId) -> None:
     """Check: one end for the run and each task, nothing with an effect blindly repeated, and a replay that is identical."""
     recorded = await events(client, run_id)
-    assert not [*run_violations(run_id, recorded)]
+    found = [*run_violations(run_id, recorded)]
+    assert not found, "\n".join(found)
     unfinished = {call for r in recorded if isinstance(event := r.event(), ToolStarted) for call in [(r.stream, event.call_id)]}
     unfinished -= {(r.stream, event.call_id) for r in recorded if isinstance(event := r.event(), ToolFinished)}
     assert not unfinished, f"calls without an outcome: {unfinished}"

@@ -23,6 +23,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from support.plants import PLANTED, plant
+
 TESTS = Path(__file__).parents[1]
 READY_WITHIN_S = 60.0
 PR_SET_PDEATHSIG = 1
@@ -163,6 +165,7 @@ def _be(role: str, env: Mapping[str, str], control: socket.socket, ready: int) -
         control.close()
         os.environ.clear()
         os.environ.update(env, CREWLOG_READY_FD=str(ready))
+        plant(os.environ.get(PLANTED, ""))
         run(role)
         code = 0
     except BaseException:

@@ -1,0 +1,145 @@
+"""Tests of the tests: defects planted in real processes, each of which a row of the matrix of fault points must report.
+
+A defect is a function that is replaced in a process before it begins (`support.plants`), never a switch in the product. The rows are those
+of `test_fault_points`; each is played here on processes that have the defect. What nobody makes good shows by waiting in vain, so that these
+rows wait at the same time, each for as long as all of them together took on sound processes just before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+import pytest
+import pytest_asyncio
+from support.gate import a_gate
+from support.live_crew import LiveCrew
+from support.nursery import Nursery, a_nursery
+from support.plants import PLANTED, PLANTS
+from support.struck import IMPATIENT, Asked, Case, a_process, strike_an_agent, strike_an_orchestrator
+
+from crewlog.events.clock import SystemClock
+from crewlog.events.config import load
+from crewlog.orchestrator.chaos_crew import ChaosCrew
+from crewlog.orchestrator.client import Client
+
+OF_AGENTS: Final[dict[str, tuple[Case, str]]] = {
+    "effect_before_intent": (("before_task_append:2", "kill"), "what cannot be repeated was not"),
+    "lost_tasks_go_on": (("before_task_append:2", "stop"), "what cannot be repeated was not"),
+    "key_of_the_process": (("after_tool_effect", "kill"), "started under several keys|idempotency_key"),
+}
+"""Defect -> the row that reports it, and what it says."""
+OF_ORCHESTRATORS: Final = {
+    "intake_before_append": "was taken and is not in the log",
+    "nothing_sent_again": "has no end",
+    "ack_before_append": "has no end",
+    "nothing_settled": "stays reserved",
+}
+SOUND_WITHIN_S: Final = 30.0
+
+Row = Callable[[float], Awaitable[None]]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def servers() -> AsyncIterator[LiveCrew]:
+    """Servers in a home of their own: whatever else is in the crew, a test starts."""
+    home = Path(tempfile.mkdtemp(prefix="crewlog-test-"))
+    home.chmod(0o755)  # noqa: ASYNC240  (root's Postgres runs as another user, who must be able to enter)
+    config = load(home=home).model_copy(update={"database_url": None, "nats_url": None})
+    servers = ChaosCrew(config, home / "sink", SystemClock(), workers=0, orchestrators=0, settings=IMPATIENT)
+    try:
+        await servers.start()
+        yield LiveCrew(home, IMPATIENT)
+    finally:
+        await servers.stop()
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with a_nursery() as nursery:
+        yield nursery
+
+
+async def reports(rows: Mapping[str, Row], within_s: float) -> dict[str, str]:
+    """Play rows at the same time; returns what each reports, nothing where all is right."""
+
+    async def one(row: Row) -> str:
+        try:
+            await row(within_s)
+        except AssertionError as error:
+            return str(error) or "an assertion"
+        return ""
+
+    return dict(zip(rows, await asyncio.gather(*map(one, rows.values())), strict=True))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def reported(servers: LiveCrew, nursery: Nursery) -> dict[str, str]:
+    """Defect -> what its row reports about it."""
+    async with servers.client() as client, a_gate() as gate:
+        gate.open()
+        rows = Rows(servers, nursery, client)
+        async with a_process(nursery, "orchestrator", servers.env), a_process(nursery, "gated", {**servers.env, "GATE": str(gate.path)}) as agent:
+            found = await reports({name: rows.of_agents(name) for name in OF_AGENTS}, SOUND_WITHIN_S)
+            clock = SystemClock()
+            began = clock.monotonic()
+            sound = await reports(rows.of_orchestrators(), SOUND_WITHIN_S)
+            took_s = clock.monotonic() - began
+        assert not any(sound.values()), sound
+        assert agent.returncode == 0
+        planted = " ".join(name for name in OF_ORCHESTRATORS if name != "ack_before_append")
+        async with a_process(nursery, "orchestrator", {**servers.env, PLANTED: planted}), a_process(nursery, "gated", {**servers.env, "GATE": str(gate.path)}):
+            return found | await reports(rows.of_orchestrators(planted), took_s)
+
+
+class Rows:
+    """Rows of the matrix, on these servers."""
+
+    def __init__(self, servers: LiveCrew, nursery: Nursery, client: Client) -> None:
+        self._servers, self._place = servers, (servers, nursery, client)
+
+    def of_agents(self, name: str) -> Row:
+        """Return the row that reports a defect of agents."""
+        return lambda within_s: strike_an_agent(*self._place, OF_AGENTS[name][0], within_s=within_s, planted=name)
+
+    def of_orchestrators(self, planted: str = "") -> dict[str, Row]:
+        """Return rows that show whether what was left half done is done. Each begins when the one before it has struck: none may get in another's way."""
+        worker, submitter = asyncio.Event(), asyncio.Event()
+        hasty = "ack_before_append" if planted else ""
+
+        async def working(within_s: float) -> None:
+            await strike_an_agent(*self._place, ("before_task_append", "kill"), within_s=within_s, on_struck=worker.set, planted=hasty)
+
+        async def taking(within_s: float) -> None:
+            await worker.wait()
+            await strike_an_orchestrator(*self._place, ("before_run_append", "kill"), within_s=within_s, on_struck=submitter.set, planted=planted)
+
+        async def sending(within_s: float) -> None:
+            await submitter.wait()
+            await strike_an_orchestrator(*self._place, ("before_work_published", "kill"), within_s=within_s, planted=planted)
+
+        async def settling(within_s: float) -> None:
+            asked = Asked(self._servers, self._place[2])
+            await asked.settlement()
+            await asked.is_settled(within_s)
+
+        return {"ack_before_append": working, "intake_before_append": taking, "nothing_sent_again": sending, "nothing_settled": settling}
+
+
+@pytest.mark.parametrize("name", OF_AGENTS)
+def test_a_row_reports_a_defect_of_agents(reported: dict[str, str], name: str) -> None:
+    assert any(said in reported[name] for said in OF_AGENTS[name][1].split("|")), reported[name]
+
+
+@pytest.mark.parametrize("name", OF_ORCHESTRATORS)
+def test_a_row_reports_what_nobody_makes_good(reported: dict[str, str], name: str) -> None:
+    assert OF_ORCHESTRATORS[name] in reported[name], reported[name]
+
+
+def test_every_defect_has_its_row() -> None:
+    assert {*OF_AGENTS, *OF_ORCHESTRATORS} == set(PLANTS)

@@ -1,0 +1,115 @@
+"""Defects for real processes: what `PLANTED` names in the environment of a process is broken in it before it begins.
+
+Only processes that tests start look there (`support.nursery`); the product knows nothing of it. Each defect is one that a level of tests
+claims to find, and `tests/process/test_planted.py` holds the level to that.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+PLANTED: Final = "PLANTED"
+"""Names of defects, separated by blanks."""
+
+
+def plant(names: str) -> None:
+    """Break this process."""
+    for name in names.split():
+        PLANTS[name]()
+
+
+def effect_before_intent() -> None:
+    """A call is made first, and only then recorded as begun."""
+    from crewlog.agents.tool_calls import ToolCalls
+
+    async def perform(self: Any, running: Any, setup: Any) -> None:
+        finished = [await self._perform_one(one, setup) for one in running]
+        await self._journal.commit()
+        for one, event in zip(running, finished, strict=True):
+            await self._close(one.call, event, setup)
+
+    ToolCalls._perform = perform  # type: ignore[method-assign]
+
+
+def key_of_the_process() -> None:
+    """The key of a call is another one in every process that makes it."""
+    from crewlog.agents import tool_calls, undo
+
+    def key(task: Any, call_id: str) -> str:
+        return f"{sound(task, call_id)}-{os.getpid()}"
+
+    sound = undo.call_key
+    where: tuple[Any, ...] = (undo, tool_calls)
+    for module in where:
+        module.call_key = key
+
+
+def lost_tasks_go_on() -> None:
+    """Whoever lost a task to another worker goes on with it."""
+    from crewlog.agents.journal import Journal
+    from crewlog.events.store import Appended
+    from crewlog.schemas.errors import ConflictError
+
+    append = Journal._append
+
+    async def unfenced(self: Any, request: Any, blobs: Any, before: Any) -> Appended:
+        try:
+            return await append(self, request, blobs, before)
+        except ConflictError:
+            first, count = request.writes[0].expected + 1, len(request.event_ids)
+            return Appended(list(range(first, first + count)), list(range(count)))
+
+    Journal._append = unfenced  # type: ignore[method-assign]
+
+
+def ack_before_append() -> None:
+    """A worker acknowledges a task before anything of it is in the log."""
+    from crewlog.agents.worker import Worker
+
+    handle = Worker.handle
+
+    async def hasty(self: Any, delivery: Any) -> None:
+        await delivery.ack()
+        await handle(self, delivery)
+
+    Worker.handle = hasty  # type: ignore[method-assign]
+
+
+def intake_before_append() -> None:
+    """An orchestrator acknowledges a submission before it is in the log."""
+    from crewlog.orchestrator.intake import Intake
+
+    handle = Intake.handle
+
+    async def hasty(self: Any, delivery: Any) -> None:
+        await delivery.ack()
+        await self._bus.flush()  # a process that is killed at once would not have acknowledged anything
+        await handle(self, delivery)
+
+    Intake.handle = hasty  # type: ignore[method-assign]
+
+
+def nothing_sent_again() -> None:
+    """The sweep does not send again what nobody works on."""
+    from crewlog.orchestrator.sweep import Sweep
+
+    Sweep._check = Sweep._take_over = _nothing  # type: ignore[method-assign, assignment]
+
+
+def nothing_settled() -> None:
+    """What dead workers left reserved stays reserved."""
+    from crewlog.orchestrator import sweep
+
+    module: Any = sweep
+    module.settle_left_over = _nothing
+
+
+async def _nothing(*_: Any, **__: Any) -> int:
+    return 0
+
+
+PLANTS: Final = {
+    defect.__name__: defect
+    for defect in (effect_before_intent, key_of_the_process, lost_tasks_go_on, ack_before_append, intake_before_append, nothing_sent_again, nothing_settled)
+}
