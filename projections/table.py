@@ -17,10 +17,11 @@ from crewlog.projections.rows import Json
 
 R = TypeVar("R", bound=msgspec.Struct)
 
-UNNEST_MAX: Final = 200
-"""Most rows that are written as arrays."""
+STATEMENT_ROWS_MAX: Final = 5_000
+"""Most rows in one statement."""
 
-_PG_TYPES: Final[dict[Any, str]] = {UUID: "uuid", str: "text", int: "bigint", bool: "boolean", Json: "jsonb"}
+_PG_TYPES: Final[dict[Any, str]] = {UUID: "uuid", str: "text", int: "bigint", bool: "boolean", Json: "text"}
+_encode: Final = msgspec.json.Encoder().encode
 
 
 class Table(Generic[R]):
@@ -30,15 +31,13 @@ class Table(Generic[R]):
         self.name, self.key = name, key
         self.columns: Final = row.__struct_fields__
         hints = get_type_hints(row)
-        arrays = ", ".join(f"${n}::{_pg_type(hints[column])}[]" for n, column in enumerate(self.columns, 1))
+        types = ", ".join(f"{column} {_pg_type(hints[column])}" for column in self.columns)
+        values = ", ".join(f"{column}::jsonb" if hints[column] in (Json, Json | None) else column for column in self.columns)
         updates = ", ".join(f"{column} = excluded.{column}" for column in self.columns if column not in key)
-        # every name in these texts is a constant of the program
-        self._upsert = f"INSERT INTO {name} ({', '.join(self.columns)}) SELECT * FROM unnest({arrays}) ON CONFLICT ({', '.join(key)}) DO UPDATE SET {updates}"  # noqa: S608
-
-        names = ", ".join(self.columns)
-        self._staged = f"staged_{name}"
-        self._make_staged = f"CREATE TEMPORARY TABLE IF NOT EXISTS {self._staged} (LIKE {name}) ON COMMIT DELETE ROWS"
-        self._from_staged = f"INSERT INTO {name} ({names}) SELECT {names} FROM {self._staged} ON CONFLICT ({', '.join(key)}) DO UPDATE SET {updates}"  # noqa: S608
+        # every name in this text is a constant of the program
+        self._upsert = f"""
+            INSERT INTO {name} ({", ".join(self.columns)}) SELECT {values} FROM json_to_recordset($1) AS r ({types})
+            ON CONFLICT ({", ".join(key)}) DO UPDATE SET {updates}"""  # noqa: S608
 
     async def insert(self, connection: asyncpg.Connection, rows: Collection[R]) -> None:
         """Add rows whose keys are not there yet, inside a transaction."""
@@ -48,14 +47,12 @@ class Table(Generic[R]):
     async def write(self, connection: asyncpg.Connection, rows: Collection[R]) -> None:
         """Insert rows, or replace those with the same key, inside a transaction. Two of them must not have the same key.
 
-        Many rows go through a temporary table: the driver looks at every value of an array three times, which takes longer than the server does.
+        They travel as one JSON text, which costs the driver half of what an array for each column does, and the server no more.
         """
-        if len(rows) > UNNEST_MAX:
-            await connection.execute(self._make_staged)
-            await connection.copy_records_to_table(self._staged, records=map(msgspec.structs.astuple, rows), columns=self.columns)
-            await connection.execute(self._from_staged)
-        elif rows:
-            await connection.execute(self._upsert, *zip(*map(msgspec.structs.astuple, rows), strict=True))
+        left = list(rows)
+        while left:
+            await connection.execute(self._upsert, _encode(left[:STATEMENT_ROWS_MAX]).decode())
+            del left[:STATEMENT_ROWS_MAX]
 
 
 def _pg_type(hint: Any) -> str:

@@ -302,7 +302,7 @@ async def test_poison_is_recorded_and_the_rest_goes_on(database: Database) -> No
         await follow(model, store)
         problems = await query(database.url("crewlog_operator"), "SELECT projection, position, type, error FROM crewlog.problems")
         assert [(row["projection"], row["position"], row["type"]) for row in problems] == [("runs", position, "RunSubmitted")]
-        assert "0x00" in problems[0]["error"]
+        assert "unsupported Unicode escape sequence" in problems[0]["error"]
         assert model.position == (await store.read_all(0, 10_000)).events[-1].position
         live = await digest(database.url(PROJECTOR))
         await rebuild(database.url(PROJECTOR), store)
