@@ -1,7 +1,7 @@
 """What orchestrators tell each other about messages that they hold back.
 
-Whoever holds something back says so every `BEAT_S`, and answers which. So the others know that such a task is not lost, however long it
-waits, and notice when whoever held it is gone. Nothing is said while nothing is held back.
+Whoever holds something back says so with its beat (`peers`), and answers which. So the others know that such a task is not lost, however long
+it waits, and notice when whoever held it is gone.
 
 Turns are taken within one queue. So there is one for each kind: while an orchestrator holds messages of a kind back, the others give theirs
 to it, and of two that do the one whose name comes first keeps both. Nobody is elected: when it has sent everything, or is gone, each sends
@@ -21,30 +21,17 @@ from crewlog.events.bus import Bus, Message, Subscription
 from crewlog.events.clock import Clock
 from crewlog.orchestrator.dispatch import Dispatch
 from crewlog.orchestrator.fair_queue import Waiting
+from crewlog.orchestrator.peers import ASK_TIMEOUT_S, Beat, Peers
 from crewlog.schemas.errors import Unavailable
 from crewlog.schemas.ids import RunId, TaskId
-from crewlog.schemas.subjects import ORCHESTRATORS, control_orchestrator
+from crewlog.schemas.subjects import control_orchestrator
 
-BEAT_S: Final = 0.5
-SILENCE_S: Final = 2.0
-"""An orchestrator that held something back and was not heard for so long is asked, and taken for gone when it does not answer, in seconds."""
-ASK_TIMEOUT_S: Final = 1.0
 GIVEN_AT_ONCE_MAX: Final = 250
 """Messages that are given to another orchestrator in one request."""
 GIVEN_BYTES_MAX: Final = 384 * 1024
 """Of their bodies as many go with them; the others are read from the log when it is their turn."""
 
 log = logging.getLogger(__name__)
-
-
-class Beat(msgspec.Struct, omit_defaults=True):
-    """What an orchestrator says of itself: how many messages it holds back, by tenant; shadows count for none, and stand under the empty name."""
-
-    orchestrator: str
-    waiting: dict[str, int] = {}
-    kinds: tuple[str, ...] = ()
-    """For which groups of workers."""
-    leaves: bool = False
 
 
 class Given(msgspec.Struct, frozen=True):
@@ -83,9 +70,7 @@ class Answer(msgspec.Struct):
     held: dict[TaskId, Held] = {}
 
 
-_read_beat: Final = msgspec.json.Decoder(Beat).decode
 _read_question: Final = msgspec.json.Decoder(Question).decode
-_ASK_NOTHING: Final = msgspec.json.encode(Question())
 _read_answer: Final = msgspec.json.Decoder(Answer).decode
 
 
@@ -101,6 +86,7 @@ class Holders:
         waiting: Callable[[], tuple[dict[str, int], tuple[str, ...]]],
         held: Callable[[Collection[TaskId]], dict[TaskId, Held]],
         take: Callable[[Waiting], None],
+        is_heard_idle: bool,
     ) -> None:
         """Prepare.
 
@@ -108,49 +94,37 @@ class Holders:
             waiting: counts what this one holds back, by tenant, and says of which kinds.
             held: says where these messages stand, those that this one holds back.
             take: holds back a message that another one gives.
+            is_heard_idle: see `Peers`.
         """
-        self._bus, self._clock, self._name, self._waiting, self._held, self._take = bus, clock, name, waiting, held, take
-        self.holding: dict[str, tuple[Beat, float]] = {}
-        """Others that hold something back, and when they said so."""
-        self._adopt: Callable[[], None] = lambda: None
-        self._held_somewhere = asyncio.Event()
-        self._subscriptions: list[Subscription] = []
-        self._watching: asyncio.Task[None] | None = None
+        self._bus, self._name, self._held, self._take = bus, name, held, take
+        self._peers = Peers(bus, clock, name, says=waiting, is_heard_idle=is_heard_idle)
+        self.begin = self._peers.begin
+        self._answering: Subscription | None = None
 
     async def start(self, adopt: Callable[[], None]) -> asyncio.Task[None]:
         """Begin to listen; the returned task ends only with `stop` or a defect.
 
         Args:
-            adopt: called when another one is gone that held messages back.
+            adopt: called when another one is gone.
         """
-        self._adopt = adopt
-        self._subscriptions = [
-            await self._bus.subscribe(ORCHESTRATORS, self._hear),
-            await self._bus.subscribe(control_orchestrator(self._name), self._answer),
-        ]
-        self._watching = asyncio.create_task(self._watch(), name="dispatch-peers")
-        return self._watching
+        self._answering = await self._bus.subscribe(control_orchestrator(self._name), self._answer)
+        return await self._peers.start(adopt)
 
     async def stop(self) -> None:
         """Leave what this one holds back to the others. Safe to call twice."""
-        watching, self._watching = self._watching, None
-        subscriptions, self._subscriptions = self._subscriptions, []
-        for subscription in subscriptions:
-            await subscription.stop()
-        if watching is not None:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
-            waiting, kinds = self._waiting()
-            if waiting:
-                await self._bus.publish(ORCHESTRATORS, msgspec.json.encode(Beat(self._name, waiting, kinds, leaves=True)))
+        if self._answering is not None:
+            await self._answering.stop()
+            self._answering = None
+        await self._peers.stop()
 
-    def begin(self) -> None:
-        """Take note that this one holds something back."""
-        self._held_somewhere.set()
+    @property
+    def holding(self) -> dict[str, Beat]:
+        """Others that hold something back, and what they said."""
+        return {name: known.beat for name, known in self._peers.others.items() if known.beat.waiting}
 
     def waiting_of(self, tenant: str) -> int:
         """Count the messages of a tenant that the others hold back."""
-        return sum(beat.waiting.get(tenant, 0) for beat, _ in self.holding.values())
+        return sum(beat.waiting.get(tenant, 0) for beat in self.holding.values())
 
     async def held(self, task_ids: Collection[TaskId]) -> dict[TaskId, Held]:
         """Ask the others which of these messages they hold back; those that do not answer hold none."""
@@ -170,7 +144,7 @@ class Holders:
         Args:
             holds: whether this one holds some back itself.
         """
-        names = [name for name, (beat, _) in self.holding.items() if kind in beat.kinds and not (holds and name > self._name)]
+        names = [name for name, beat in self.holding.items() if kind in beat.kinds and not (holds and name > self._name)]
         return min(names, default=None)
 
     async def give(self, name: str, entries: Sequence[Waiting]) -> bool:
@@ -183,58 +157,9 @@ class Holders:
         try:
             await self._bus.request(control_orchestrator(name), msgspec.json.encode(Question(given=tuple(given))), timeout_s=ASK_TIMEOUT_S)
         except Unavailable:
-            self._lost(name)
+            self._peers.lost(name)
             return False
         return True
-
-    def _lost(self, name: str) -> None:
-        if (known := self.holding.pop(name, None)) is not None:
-            log.warning("orchestrator %s held %d messages back and is gone: taking over what is dispatched", name, sum(known[0].waiting.values()))
-            self._adopt()
-
-    async def _watch(self) -> None:
-        """While anything is held back anywhere: say what this one holds, and notice who has fallen silent."""
-        was_holding = False
-        while True:
-            await self._held_somewhere.wait()
-            waiting, kinds = self._waiting()
-            if waiting or was_holding:
-                was_holding = bool(waiting)
-                await self._bus.publish(ORCHESTRATORS, msgspec.json.encode(Beat(self._name, waiting, kinds)))
-            now_s = self._clock.monotonic()
-            for beat, heard_s in list(self.holding.values()):
-                if now_s - heard_s >= SILENCE_S:
-                    await self._look_after(beat)
-            if not self.holding and not was_holding:
-                self._held_somewhere.clear()
-            else:
-                await asyncio.sleep(BEAT_S)
-
-    async def _look_after(self, silent: Beat) -> None:
-        """Ask an orchestrator that was not heard whether it is there: it may be this process that was not listening."""
-        name = silent.orchestrator
-        try:
-            await self._bus.request(control_orchestrator(name), _ASK_NOTHING, timeout_s=ASK_TIMEOUT_S)
-        except Unavailable:
-            self._lost(name)
-        else:
-            self.holding[name] = (silent, self._clock.monotonic())
-
-    async def _hear(self, message: Message) -> None:
-        try:
-            beat = _read_beat(message.data)
-        except msgspec.MsgspecError as error:
-            log.debug("a beat on %s does not decode: %s", message.subject, error)
-            return
-        if beat.orchestrator == self._name:
-            return
-        if beat.waiting and not beat.leaves:
-            self.holding[beat.orchestrator] = (beat, self._clock.monotonic())
-            self._held_somewhere.set()
-        else:
-            self.holding.pop(beat.orchestrator, None)
-            if beat.leaves:
-                self._adopt()
 
     async def _answer(self, message: Message) -> None:
         asked = _read_question(message.data)

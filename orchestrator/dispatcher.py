@@ -52,16 +52,17 @@ log = logging.getLogger(__name__)
 class Dispatcher:
     """Sends the tasks that this process dispatched."""
 
-    def __init__(self, publisher: Publisher, bus: Bus, clock: Clock, *, in_flight_max: Mapping[str, int] | None = None) -> None:
+    def __init__(self, publisher: Publisher, bus: Bus, clock: Clock, *, in_flight_max: Mapping[str, int] | None = None, is_heard_idle: bool = False) -> None:
         """Prepare; what is published before `start` is sent at once.
 
         Args:
             in_flight_max: group -> most tasks of it that may be with agents at once; others are bounded by their workers' slots.
+            is_heard_idle: see `Peers`.
         """
         self._publisher, self._bus, self._clock, self._in_flight_max = publisher, bus, clock, in_flight_max or {}
         self.name = clock.random_id().hex[:12]
         self._folds: Folds | None = None
-        self._holders = Holders(bus, clock, self.name, waiting=self._what_waits, held=self._held_here, take=self._hold)
+        self._holders = Holders(bus, clock, self.name, waiting=self._what_waits, held=self._held_here, take=self._hold, is_heard_idle=is_heard_idle)
         self._queues: dict[str, FairQueue] = {}
         self._windows: defaultdict[str, Window] = defaultdict(Window)
         self._runs: defaultdict[RunId, dict[TaskId, str]] = defaultdict(dict)
@@ -81,7 +82,7 @@ class Dispatcher:
 
         Args:
             folds: what tells whether a message is still wanted.
-            adopt: called when another orchestrator is gone that held messages back.
+            adopt: called when another orchestrator is gone.
         """
         self._folds = folds
         self._loops = [await self._holders.start(adopt), asyncio.create_task(self._send_all(), name="dispatcher")]

@@ -29,7 +29,6 @@ from crewlog.orchestrator.forks import Forks
 from crewlog.orchestrator.holds import Holds
 from crewlog.orchestrator.intake import Intake
 from crewlog.orchestrator.kinds import BUILT_IN, KindDirectory
-from crewlog.orchestrator.peers import BEAT_S, Peers
 from crewlog.orchestrator.planning import Kinds
 from crewlog.orchestrator.publisher import Publisher
 from crewlog.orchestrator.rollbacks import Rollbacks
@@ -64,8 +63,8 @@ class Settings(NamedTuple):
     waiting_tasks_max: int = 50_000
     shadow: Rules = NO_SHADOWS
     shadow_max_micro_usd: int | None = None
-    peer_beat_s: float | None = None
-    """How often others hear that this one lives, see `peers`; None: never, and nobody is listened to."""
+    is_heard_idle: bool = False
+    """Whether others hear from this one while it holds nothing back, so that they notice its death at any time, see `peers`."""
 
 
 DEFAULTS: Final = Settings()
@@ -79,7 +78,7 @@ class OrchestratorService:
         publisher = Publisher(store, bus, trace_share=settings.trace_share)
         self.kinds = KindDirectory(store, bus, clock, known=kinds)
         self._timers = Timers(store, clock)
-        self.dispatcher = Dispatcher(publisher, bus, clock, in_flight_max=settings.in_flight_max)
+        self.dispatcher = Dispatcher(publisher, bus, clock, in_flight_max=settings.in_flight_max, is_heard_idle=settings.is_heard_idle)
         self._admission = Admission(settings.open_runs_max, settings.waiting_tasks_max, self.dispatcher.waiting_of)
         self.driver = Driver(
             *(store, publisher, self.dispatcher, clock, self.kinds), on_state=self._note, admit=self._admission.check, allowance=settings.allowance
@@ -92,7 +91,6 @@ class OrchestratorService:
             lease_s=settings.dispatch_lease_s,
             settle_grace_s=settings.settle_grace_s,
         )
-        self._peers = None if settings.peer_beat_s is None else Peers(bus, clock, on_death=self.sweep.adopt, beat_s=settings.peer_beat_s)
         self._letters = DeadLetters(bus, clock, self.driver, publisher)
         self.schedules = Schedules(store, clock, self.driver)
         budgets = Budgets(store, clock, self.driver.folds, on_change=self.sweep.soon)
@@ -129,8 +127,6 @@ class OrchestratorService:
         await self._intake.start()
         await self._letters.start()
         self._loops += [await self.sweep.start(), self.schedules.start()]
-        if self._peers is not None:
-            self._loops.append(await self._peers.start())
         await self.dispatcher.ask_workers(self.kinds.offers)
         await self._bus.flush()
 
@@ -145,8 +141,6 @@ class OrchestratorService:
         if self._wakes is not None:
             wakes, self._wakes = self._wakes, None
             await wakes.stop()
-        if self._peers is not None:
-            await self._peers.stop()
         await self.sweep.stop()
         await self._holds.stop()
         await self.driver.stop(grace_s=grace_s)
@@ -219,7 +213,7 @@ async def run_orchestrator(config: Config) -> None:
                 waiting_tasks_max=config.waiting_tasks_max,
                 shadow=parse_shadow(config.shadow),
                 shadow_max_micro_usd=config.shadow_max_micro_usd,
-                peer_beat_s=BEAT_S,
+                is_heard_idle=True,
             )
             await _serve(OrchestratorService(store, bus, clock, settings))
         finally:

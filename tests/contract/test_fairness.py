@@ -10,7 +10,7 @@ from uuid import UUID
 
 from support.crew import Crew, diligent
 
-from crewlog.orchestrator.dispatch_peers import SILENCE_S
+from crewlog.orchestrator.peers import SILENCE_S
 from crewlog.orchestrator.service import OrchestratorService
 from crewlog.schemas.ids import RunId, TaskId
 from crewlog.schemas.subjects import telemetry
@@ -147,7 +147,8 @@ async def test_what_a_killed_orchestrator_held_back_is_taken_over_by_the_others(
         await until(lambda: heir.dispatcher._holders.holding)
         for loop in holder.dispatcher._loops:  # it dies without a word
             loop.cancel()
-        for subscription in holder.dispatcher._holders._subscriptions:
+        for subscription in (holder.dispatcher._holders._answering, holder.dispatcher._holders._peers._hearing):
+            assert subscription is not None
             await subscription.stop()
         crew.clock.ahead_s += SILENCE_S
         await settled(heir, 8)
