@@ -13,9 +13,6 @@ from email.utils import formatdate
 from pathlib import PurePosixPath
 from typing import Final, Self
 
-from markdown_it import MarkdownIt
-from markdown_it.common.utils import escapeHtml
-
 from crewlog.events.config import Config
 from crewlog.schemas.errors import ConfigError
 
@@ -98,6 +95,8 @@ def compose(settings: MailSettings, *, to: Sequence[str], subject: str, markdown
     Raises:
         ConfigError: the configured sender is not an address.
     """
+    from crewlog.agents.mail_html import to_html
+
     if problem := address_problem(settings.sender):
         raise ConfigError(f"mail cannot be sent from {settings.sender!r}: it {problem}", hint="set CREWLOG_MAIL_FROM")
     message = EmailMessage(policy=SMTP)
@@ -122,25 +121,6 @@ def compose(settings: MailSettings, *, to: Sequence[str], subject: str, markdown
 def message_id(settings: MailSettings, key: str) -> str:
     """Return the Message-ID of the call with this idempotency key: receivers can recognise a second copy."""
     return f"<{key}@{settings.sender.rpartition('@')[2]}>"
-
-
-def to_html(markdown: str) -> str:
-    """Render Markdown: raw HTML is shown as text, pictures become their alternative text, links lead to web and mail addresses only."""
-    return str(_RENDERER.render(markdown))
-
-
-class _Renderer(MarkdownIt):
-    def __init__(self) -> None:
-        super().__init__("commonmark", {"html": False})
-        self.enable("table")
-        # a picture from elsewhere would tell its server who reads the mail, and could carry data out in its address
-        self.add_render_rule("image", lambda _self, tokens, index, _options, _env: escapeHtml(tokens[index].content))
-
-    def validateLink(self, url: str) -> bool:  # noqa: N802  (the library's name)
-        return url.lower().startswith(("https://", "http://", "mailto:"))
-
-
-_RENDERER: Final = _Renderer()
 
 
 async def send(settings: MailSettings, message: bytes, to: Sequence[str]) -> str:

@@ -11,9 +11,10 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-import httpx2
+if TYPE_CHECKING:
+    import httpx2
 
 URL_CHARS_MAX: Final = 2_000
 ANY_HOST: Final = "*"
@@ -109,6 +110,8 @@ async def resolve(url: str, hosts: Hosts, *, look_up: LookUp = look_up) -> Targe
     """
     if len(url) > URL_CHARS_MAX or not url.isascii() or any(ord(c) <= 32 or c in '\\"<>`' for c in url):
         raise Refused(f"the URL must be plain ASCII without blanks or backslashes, at most {URL_CHARS_MAX} characters")
+    import httpx2
+
     try:
         parsed = httpx2.URL(url)
     except httpx2.InvalidURL as error:
@@ -133,6 +136,8 @@ async def resolve(url: str, hosts: Hosts, *, look_up: LookUp = look_up) -> Targe
 
 def guarded_client(timeout_s: float) -> httpx2.AsyncClient:
     """Make a client that goes nowhere by itself: no redirects, no proxies of the environment, no connection kept for the next host."""
+    import httpx2
+
     limits = httpx2.Limits(max_keepalive_connections=0)
     return httpx2.AsyncClient(trust_env=False, follow_redirects=False, timeout=timeout_s, limits=limits)
 
@@ -144,6 +149,8 @@ async def send(client: httpx2.AsyncClient, method: str, target: Target, headers:
         Refused: no address accepts one; nothing was sent.
         httpx2.HTTPError: the request went out and no answer came back.
     """
+    import httpx2
+
     host = target.url.netloc.decode()
     problem = f"{host} has no address"
     for address in target.addresses:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final, NamedTuple
-
-import httpx2
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from crewlog.agents.url_guard import Target, guarded_client, send
 from crewlog.schemas.text import clean
+
+if TYPE_CHECKING:
+    import httpx2
 
 REQUEST_BYTES_MAX: Final = 256 * 1024
 RESPONSE_BYTES_MAX: Final = 64 * 1024
@@ -39,6 +40,8 @@ async def post(target: Target, body: bytes, *, key: str) -> Answer:
         Refused: the connection failed before anything was sent.
         OutcomeUnknown: the answer did not arrive in time or broke off.
     """
+    import httpx2
+
     headers = {"Content-Type": "application/json", "Idempotency-Key": key, "Accept-Encoding": "identity"}
     try:
         async with asyncio.timeout(POST_TIMEOUT_S), guarded_client(POST_TIMEOUT_S) as client:

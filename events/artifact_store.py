@@ -1,7 +1,8 @@
 """Artifacts in a local folder or an S3 bucket, by one library: a file is stored once, under the sha-256 of its bytes.
 
 Keys are `<first two digits>/<hash>`. Writing is a conditional create, so two writers of the same bytes cannot disturb each other; reading
-checks the bytes against the hash.
+checks the bytes against the hash. The library is loaded with the first file: a worker that has nothing to do holds memory only for what it
+needs to wait.
 """
 
 from __future__ import annotations
@@ -9,18 +10,18 @@ from __future__ import annotations
 import asyncio
 import mimetypes
 import unicodedata
+from functools import cached_property
 from pathlib import Path
-from typing import Final
-
-import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import LocalStore, ObjectStore, S3Store
+from typing import TYPE_CHECKING, Final
 
 from crewlog.schemas.errors import ConfigError, LimitExceeded, NotFound, TerminalError, Unavailable
 from crewlog.schemas.ids import Hash
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.text import clean
 from crewlog.schemas.values import ArtifactRef
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
 
 ARTIFACT_BYTES_MAX: Final = 64 * 1024 * 1024
 NAME_CHARS_MAX: Final = 512
@@ -49,6 +50,9 @@ def _open(url_or_path: str | Path) -> ObjectArtifacts:
     if isinstance(url_or_path, str) and "://" in url_or_path:
         if not url_or_path.startswith("s3://"):
             raise ConfigError(f"artifacts: {url_or_path.partition('://')[0]}:// is not supported", hint="use a folder or s3://bucket/prefix")
+        from obstore.exceptions import BaseError
+        from obstore.store import S3Store
+
         try:
             return ObjectArtifacts(S3Store.from_url(url_or_path), where=url_or_path)
         except BaseError as error:
@@ -56,7 +60,7 @@ def _open(url_or_path: str | Path) -> ObjectArtifacts:
     folder = Path(url_or_path).absolute()
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        return ObjectArtifacts(LocalStore(folder), where=str(folder))
+        return ObjectArtifacts(folder, where=str(folder))
     except OSError as error:
         raise ConfigError(f"artifacts: cannot use {folder}: {error.strerror or error}", hint="set CREWLOG_HOME to a writable folder") from None
 
@@ -64,10 +68,18 @@ def _open(url_or_path: str | Path) -> ObjectArtifacts:
 class ObjectArtifacts:
     """The `ArtifactStore` over any object store."""
 
-    def __init__(self, store: ObjectStore, *, where: str) -> None:
-        """Wrap a store; `where` names it in error texts."""
-        self._store = store
+    def __init__(self, store: ObjectStore | Path, *, where: str) -> None:
+        """Wrap a store, or a folder that is there; `where` names it in error texts."""
+        self._given = store
         self._where = where
+
+    @cached_property
+    def _store(self) -> ObjectStore:
+        if not isinstance(self._given, Path):
+            return self._given
+        from obstore.store import LocalStore
+
+        return LocalStore(self._given)
 
     async def put(self, name: str, data: bytes, media_type: str | None = None) -> ArtifactRef:
         """Store a file under its hash; see `ArtifactStore`.
@@ -81,6 +93,8 @@ class ObjectArtifacts:
         """
         if len(data) > ARTIFACT_BYTES_MAX:
             raise LimitExceeded("artifact_bytes", used=len(data), limit_max=ARTIFACT_BYTES_MAX)
+        from obstore.exceptions import BaseError
+
         name, hash_ = clean_name(name), content_hash(data)
         try:
             await self._create(_key(hash_), data)
@@ -91,6 +105,9 @@ class ObjectArtifacts:
     async def get(self, hash_: Hash | str) -> bytes:
         if len(hash_) != 64 or not set(hash_) <= set("0123456789abcdef"):
             raise NotFound("artifact", hash_)
+        import obstore
+        from obstore.exceptions import BaseError
+
         try:
             result = await obstore.get_async(self._store, _key(hash_))
             data = bytes(await result.bytes_async())
@@ -103,6 +120,9 @@ class ObjectArtifacts:
         return data
 
     async def _create(self, key: str, data: bytes) -> None:
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
         try:
             await obstore.put_async(self._store, key, data, mode="create")
         except AlreadyExistsError:

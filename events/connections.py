@@ -17,6 +17,8 @@ from crewlog.events.postgres_hosts import cluster
 from crewlog.schemas.errors import ConfigError, ContractError, NotAuthorised, OrchestrationError, Unavailable
 
 CALL_TIMEOUT_S: Final = 10.0
+SPARE_S: Final = 15.0
+"""How long connections are kept that a burst needed and nothing since, in seconds."""
 WAIT_S: Final = 30.0
 """How long a caller waits for a server that is away before it gets `Unavailable`."""
 
@@ -87,13 +89,19 @@ def explain(error: Exception, what: str) -> OrchestrationError:
 
 
 class Connections:
-    """Up to `size` connections, opened when needed and kept; every statement run through it may be run twice."""
+    """Up to `size` connections, opened when needed; every statement run through it may be run twice.
+
+    One is kept. Of the others those are closed that nobody has needed for `SPARE_S`: each is a process of the server with memory of its own.
+    """
 
     def __init__(self, connect: Connect, clock: Clock, *, size: int, call_timeout_s: float = CALL_TIMEOUT_S, wait_s: float = WAIT_S) -> None:
         self._connect, self._clock = connect, clock
         self._call_timeout_s, self._wait_s = call_timeout_s, wait_s
         self._slots = asyncio.Semaphore(size)
         self._idle: list[Any] = []
+        self._unneeded = 0
+        """How many were idle all the time since surplus was closed last."""
+        self._thinning: asyncio.TimerHandle | None = None
 
     async def fetch(self, what: str, sql: str, *arguments: Any) -> list[Any]:
         """Run one statement, on a new connection if need be.
@@ -111,7 +119,7 @@ class Connections:
             while True:
                 connection = None
                 try:
-                    connection = self._idle.pop() if self._idle else await self._connect()
+                    connection = self._take() or await self._connect()
                     rows = await fetch(connection, sql, arguments, timeout_s=self._call_timeout_s)
                 except Exception as error:
                     if connection is not None:
@@ -121,12 +129,33 @@ class Connections:
                     if self._clock.monotonic() > deadline:
                         raise Unavailable(f"{what}: Postgres has been away for {self._wait_s:g} s: {error or type(error).__name__}") from error
                 else:
-                    self._idle.append(connection)
+                    self._put_back(connection)
                     return rows
                 await asyncio.sleep(delay * (0.5 + self._clock.fraction() / 2))
                 delay = min(delay * 2, 2.0)
 
+    def _take(self) -> Any:
+        connection = self._idle.pop() if self._idle else None
+        self._unneeded = min(self._unneeded, len(self._idle))
+        return connection
+
+    def _put_back(self, connection: Any) -> None:
+        self._idle.append(connection)
+        if self._thinning is None and len(self._idle) > 1:
+            self._thinning = asyncio.get_running_loop().call_later(SPARE_S, self._thin)
+
+    def _thin(self) -> None:
+        """Close what was idle all the time; the one that was used last stays."""
+        for _ in range(min(self._unneeded, len(self._idle) - 1)):
+            self._idle.pop(0).terminate()
+        self._unneeded = len(self._idle)
+        is_more = len(self._idle) > 1
+        self._thinning = asyncio.get_running_loop().call_later(SPARE_S, self._thin) if is_more else None
+
     async def close(self) -> None:
         """Close what is idle."""
+        if self._thinning is not None:
+            self._thinning.cancel()
+            self._thinning = None
         while self._idle:
             self._idle.pop().terminate()
