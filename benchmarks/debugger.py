@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gzip
 import os
 import resource
 import statistics
@@ -265,8 +266,9 @@ async def measure(admin_url: str, events: int, run_events: int, rounds: int) -> 
     print(f"fork: {sum(len(r.data) for r in stored):,} bytes stored in {len(stored)} events")
     commands(admin_url, looks, rounds)
     bundle = await collect(store, recorder.run_id)
-    distinct = sum(len(r.data) for r in bundle.events) + sum(map(len, bundle.blobs.values()))
-    print(f"export: {len(pack_bundle(bundle)):,} bytes for {distinct:,} bytes of events and blobs")
+    distinct = b"\n".join([*(r.data for r in bundle.events), *bundle.blobs.values()])
+    size, alone = len(pack_bundle(bundle)), len(gzip.compress(distinct))
+    print(f"export: {size:,} bytes, {size / alone:.3f} of its distinct content packed alone ({alone:,} bytes, {len(distinct):,} unpacked)")
     await admin.close()
     connection = await connector(admin_url, application="benchmark")()
     plan = await connection.fetch(f"EXPLAIN (COSTS OFF) {_READ_RUN.replace('$1', repr(str(recorder.run_id)))}")

@@ -1,7 +1,10 @@
 """One run in one file: its events, every blob they refer to, and checksums. It is replayed anywhere, without a server and without keys.
 
-The file is gzip of lines of JSON: a header, the events in the order of the log, the blobs in the order of their hashes, and the sha-256
-of all lines before it. The same run gives the same bytes. Files that tasks made are artifacts and not in it; their hashes are.
+The file is gzip of text: a line of JSON that says everything around the data of the events, then the data of each event on a line of its own in the
+order of the log, the blobs in the order of their hashes, and a line with the sha-256 of all before it. The same run gives the same bytes. Files that
+tasks made are artifacts and not in it; their hashes are.
+
+Files of version 1 are read as well: there each event and each blob is a line of JSON.
 """
 
 from __future__ import annotations
@@ -9,9 +12,10 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -21,6 +25,7 @@ import msgspec
 from crewlog.events.memory_store import MemoryStore, restored
 from crewlog.events.prefix import read_family
 from crewlog.events.store import EventStore, Recorded
+from crewlog.orchestrator.bundle_columns import Columns, columns_of, events_of
 from crewlog.orchestrator.run_history import all_payloads
 from crewlog.schemas.errors import ContractError, NotFound
 from crewlog.schemas.ids import Hash, RunId, Stream, TaskId
@@ -28,7 +33,7 @@ from crewlog.schemas.payload import content_hash
 from crewlog.schemas.task_events import ModelCallFinished
 
 FORMAT: Final = "crewlog.run"
-VERSION: Final = 1
+VERSION: Final = 2
 BYTES_MAX: Final = 1 << 30
 """Of an unpacked file: a small file must not fill the memory."""
 
@@ -43,10 +48,13 @@ class Header(msgspec.Struct, frozen=True, omit_defaults=True):
     blobs: int
     made_by: str = ""
     redacted: bool = False
+    blob_bytes: list[int] = []
+    """Of each blob. Their hashes are not said: events refer to them."""
+    columns: Columns | None = None
 
 
 class EventLine(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An event as the log holds it. `data` is its JSON as text, so that every byte of it stays."""
+    """An event in a file of version 1. `data` is its JSON as text, so that every byte of it stays."""
 
     position: int
     stream: str
@@ -65,7 +73,7 @@ class EventLine(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class BlobLine(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A blob: as text, or in base64 when it is none."""
+    """A blob in a file of version 1: as text, or in base64 when it is none."""
 
     hash: str
     text: str | None = None
@@ -114,9 +122,10 @@ async def collect(store: EventStore, run_id: RunId) -> Bundle:
 
 def pack_bundle(bundle: Bundle) -> bytes:
     """Return the file of a run."""
-    header = Header(FORMAT, VERSION, bundle.run_id, len(bundle.events), len(bundle.blobs), bundle.made_by, bundle.is_redacted)
-    lines = [header, *map(_event_line, bundle.events), *(_blob_line(hash_, data) for hash_, data in sorted(bundle.blobs.items()))]
-    body = b"".join(msgspec.json.encode(line) + b"\n" for line in lines)
+    blobs = [data for _, data in sorted(bundle.blobs.items())]
+    of_blobs, columns = [len(data) for data in blobs], columns_of(bundle.events)
+    header = Header(FORMAT, VERSION, bundle.run_id, len(bundle.events), len(blobs), bundle.made_by, bundle.is_redacted, of_blobs, columns)
+    body = b"".join(part + b"\n" for part in (msgspec.json.encode(header), *(event.data for event in bundle.events), *blobs))
     # without a time in its header, the same run gives the same file
     return gzip.compress(body + msgspec.json.encode(LastLine(content_hash(body))) + b"\n", mtime=0)
 
@@ -130,18 +139,43 @@ def unpack_bundle(data: bytes, name: str) -> Bundle:
     Raises:
         ContractError: it is no such file, or not the one that was written.
     """
-    lines = _checked_lines(data, name)
+    body = _checked_body(data, name)
     try:
-        header = msgspec.json.decode(lines[0], type=Header)
-        if (header.format, header.version) != (FORMAT, VERSION):
-            raise ContractError(f"{name}: {header.format!r} version {header.version} is not the {FORMAT!r} version {VERSION} that this program reads")
-        if len(lines) != 1 + header.events + header.blobs:
-            raise ContractError(f"{name}: {header.events} events and {header.blobs} blobs were written, {len(lines) - 1} lines are there")
-        events = [_recorded(msgspec.json.decode(line, type=EventLine)) for line in lines[1 : 1 + header.events]]
-        blobs = dict(_blob(msgspec.json.decode(line, type=BlobLine), name) for line in lines[1 + header.events :])
+        header = msgspec.json.decode(body[: body.index(b"\n")], type=Header)
+        if header.format != FORMAT or not 1 <= header.version <= VERSION:
+            raise ContractError(f"{name}: {header.format!r} version {header.version} is not the {FORMAT!r} version 1 to {VERSION} that this program reads")
+        events, blobs = (_read_lines if header.version == 1 else _read_columns)(header, body, name)
     except (msgspec.MsgspecError, ValueError) as error:
         raise ContractError(f"{name} is no exported run: {error}") from error
     return Bundle(RunId(header.run_id), events, blobs, header.made_by, header.redacted)
+
+
+def _read_columns(header: Header, body: bytes, name: str) -> tuple[list[Recorded], dict[Hash, bytes]]:
+    columns = header.columns
+    if columns is None or len(header.blob_bytes) != header.blobs or len(columns.lines) not in (0, header.events):
+        raise ContractError(f"{name}: its header does not say what is in it")
+    at, data = body.index(b"\n") + 1, []
+    for lines in columns.lines or [1] * header.events:
+        end = at
+        for _ in range(lines):
+            end = body.index(b"\n", end) + 1
+        data.append(body[at : end - 1])
+        at = end
+    ends = list(accumulate(header.blob_bytes, lambda before, size: before + size + 1, initial=at))
+    if min(header.blob_bytes, default=0) < 0 or ends[-1] != len(body) or any(body[end - 1 : end] != b"\n" for end in ends):
+        raise ContractError(f"{name}: {header.events} events and {header.blobs} blobs were written, which does not fit {len(body)} bytes")
+    blobs = {content_hash(blob): blob for blob in (body[begin : end - 1] for begin, end in pairwise(ends))}
+    if lost := [hash_ for hash_ in blobs if hash_.encode() not in body[: ends[0]]]:
+        raise ContractError(f"{name}: no event refers to blob {lost[0]}: it holds other bytes than were written")
+    return events_of(columns, data), blobs
+
+
+def _read_lines(header: Header, body: bytes, name: str) -> tuple[list[Recorded], dict[Hash, bytes]]:
+    lines = body.split(b"\n")[:-1]
+    if len(lines) != 1 + header.events + header.blobs:
+        raise ContractError(f"{name}: {header.events} events and {header.blobs} blobs were written, {len(lines) - 1} lines are there")
+    events = [_recorded(msgspec.json.decode(line, type=EventLine)) for line in lines[1 : 1 + header.events]]
+    return events, dict(_blob(msgspec.json.decode(line, type=BlobLine), name) for line in lines[1 + header.events :])
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -149,7 +183,8 @@ def read_bundle(path: Path) -> Bundle:
     return unpack_bundle(path.read_bytes(), str(path))
 
 
-def _checked_lines(data: bytes, name: str) -> list[bytes]:
+def _checked_body(data: bytes, name: str) -> bytes:
+    """Return everything before the last line, which says what it is."""
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
             body = file.read(BYTES_MAX + 1)
@@ -157,22 +192,17 @@ def _checked_lines(data: bytes, name: str) -> list[bytes]:
         raise ContractError(f"{name} is no exported run, or a part of one: {error}") from error
     if len(body) > BYTES_MAX:
         raise ContractError(f"{name} unpacks to more than {BYTES_MAX} bytes")
-    lines = [line + b"\n" for line in body.split(b"\n")[:-1]]
-    if len(lines) < 2:
-        raise ContractError(f"{name} is no exported run: it has {len(lines)} lines")
-    written = content_hash(b"".join(lines[:-1]))
+    end = body.rfind(b"\n", 0, -1) + 1
+    if not end:
+        raise ContractError(f"{name} is no exported run: it has no two lines")
     try:
-        said = msgspec.json.decode(lines[-1], type=LastLine).sha256
+        said = msgspec.json.decode(body[end:], type=LastLine).sha256
     except msgspec.MsgspecError as error:
         raise ContractError(f"{name} is no exported run, or a part of one: its last line is no checksum ({error})") from error
-    if said != written:
-        raise ContractError(f"{name} is not what was exported: its checksum is {written}, expected {said}")
-    return lines[:-1]
-
-
-def _event_line(recorded: Recorded) -> EventLine:
-    fields = {name: getattr(recorded, name) for name in EventLine.__struct_fields__ if name not in ("data", "stream_version")}
-    return EventLine(**fields, stream_version=recorded.version, data=recorded.data.decode())
+    body = body[:end]
+    if said != content_hash(body):
+        raise ContractError(f"{name} is not what was exported: its checksum is {content_hash(body)}, expected {said}")
+    return body
 
 
 def _recorded(line: EventLine) -> Recorded:
@@ -181,13 +211,6 @@ def _recorded(line: EventLine) -> Recorded:
         *(line.position, Stream(line.stream), line.stream_version, line.event_id, line.type, line.schema_version, line.data.encode(), line.occurred_us),
         *(RunId(line.run_id) if line.run_id else None, task_id, line.causation_id, line.trace_id, line.actor, line.writer),
     )
-
-
-def _blob_line(hash_: Hash, data: bytes) -> BlobLine:
-    try:
-        return BlobLine(hash_, text=data.decode())
-    except UnicodeDecodeError:
-        return BlobLine(hash_, base64=b64encode(data).decode())
 
 
 def _blob(line: BlobLine, name: str) -> tuple[Hash, bytes]:
