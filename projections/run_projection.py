@@ -21,7 +21,7 @@ from crewlog.projections.rows import ApprovalRow, ModelCallRow, RunRow, TaskRow,
 from crewlog.projections.run_files import ARCHIVES, IMPORTS, FileChanges
 from crewlog.projections.run_state import Changed, RunState
 from crewlog.projections.runs import RUN_FOLDS
-from crewlog.projections.table import Table
+from crewlog.projections.table import Table, together, write_together
 from crewlog.projections.tasks import fold_task_event
 from crewlog.projections.waiting import waiting_reason
 from crewlog.schemas.errors import ContractError
@@ -39,6 +39,7 @@ APPROVALS: Final = Table("approvals", ApprovalRow, key=("approval_id",))
 _TABLES: Final[tuple[Table[Any], ...]] = (RUNS, TASKS, MODEL_CALLS, TOOL_CALLS, APPROVALS)
 OF_RUNS: Final = tuple(table.name for table in _TABLES)
 """Named like the fields of `Changed`."""
+_UPSERTS: Final = together(_TABLES)
 
 OPEN_RUNS_MAX: Final = 4096
 """Runs remembered at once; the one idle longest is forgotten first."""
@@ -55,8 +56,12 @@ class RunChanges(msgspec.Struct):
         """Take out the runs that were archived, then write each table once."""
         await self.files.apply(connection, OF_RUNS)
         for table in _TABLES:
-            await table.insert(connection, [row for changed in self.new for row in getattr(changed, table.name)])
-            await table.write(connection, [row for changed in self.rows for row in getattr(changed, table.name)])
+            await table.insert(connection, _rows(table, self.new))
+        await write_together(connection, _UPSERTS, [_rows(table, self.rows) for table in _TABLES])
+
+
+def _rows(table: Table[Any], changes: Sequence[Changed]) -> list[Any]:
+    return [row for changed in changes for row in getattr(changed, table.name)]
 
 
 class RunProjection:

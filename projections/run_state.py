@@ -5,7 +5,7 @@ A state is never stored. A run that is not in memory is folded again from its ow
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from uuid import UUID
 
 import msgspec
@@ -135,8 +135,10 @@ def open_task(run: RunState, *, key: str, revision: int, task_id: UUID, kind: st
     return task
 
 
-def add_artifacts(task: TaskState, artifacts: Iterable[ArtifactRef], changed: Changed) -> None:
+def add_artifacts(task: TaskState, artifacts: Collection[ArtifactRef], changed: Changed) -> None:
     """Note files a task made, each name and content once."""
+    if not artifacts:
+        return
     for artifact in artifacts:
         task.artifacts[artifact.name, artifact.hash] = artifact
     task.row.artifacts = to_json(list(task.artifacts.values()))

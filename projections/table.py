@@ -5,7 +5,7 @@ Names are not schema-qualified: the connection's search path says whether the li
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from types import NoneType
 from typing import Any, Final, Generic, TypeVar, get_args, get_type_hints
 from uuid import UUID
@@ -18,7 +18,7 @@ from crewlog.projections.rows import Json
 R = TypeVar("R", bound=msgspec.Struct)
 
 STATEMENT_ROWS_MAX: Final = 5_000
-"""Most rows in one statement."""
+"""Most rows of a table in one statement."""
 
 _PG_TYPES: Final[dict[Any, str]] = {UUID: "uuid", str: "text", int: "bigint", bool: "boolean", Json: "text"}
 _encode: Final = msgspec.json.Encoder().encode
@@ -35,9 +35,12 @@ class Table(Generic[R]):
         values = ", ".join(f"{column}::jsonb" if hints[column] in (Json, Json | None) else column for column in self.columns)
         updates = ", ".join(f"{column} = excluded.{column}" for column in self.columns if column not in key)
         # every name in this text is a constant of the program
-        self._upsert = f"""
-            INSERT INTO {name} ({", ".join(self.columns)}) SELECT {values} FROM json_to_recordset($1) AS r ({types})
-            ON CONFLICT ({", ".join(key)}) DO UPDATE SET {updates}"""  # noqa: S608
+        self._upsert = f"""INSERT INTO {name} ({", ".join(self.columns)}) SELECT {values} FROM json_to_recordset($%d) AS r ({types})
+                           ON CONFLICT ({", ".join(key)}) DO UPDATE SET {updates}"""  # noqa: S608
+
+    def upsert(self, parameter: int) -> str:
+        """Return the statement that writes the rows of a JSON array: its parameter of this number."""
+        return self._upsert % parameter
 
     async def insert(self, connection: asyncpg.Connection, rows: Collection[R]) -> None:
         """Add rows whose keys are not there yet, inside a transaction."""
@@ -45,14 +48,23 @@ class Table(Generic[R]):
             await connection.copy_records_to_table(self.name, records=map(msgspec.structs.astuple, rows), columns=self.columns)
 
     async def write(self, connection: asyncpg.Connection, rows: Collection[R]) -> None:
-        """Insert rows, or replace those with the same key, inside a transaction. Two of them must not have the same key.
+        """Insert rows, or replace those with the same key, inside a transaction. Two of them must not have the same key."""
+        await write_together(connection, self.upsert(1), [list(rows)])
 
-        They travel as one JSON text, which costs the driver half of what an array for each column does, and the server no more.
-        """
-        left = list(rows)
-        while left:
-            await connection.execute(self._upsert, _encode(left[:STATEMENT_ROWS_MAX]).decode())
-            del left[:STATEMENT_ROWS_MAX]
+
+def together(tables: Iterable[Table[Any]]) -> str:
+    """Return one statement that writes rows of several tables, a parameter for each."""
+    parts = (f"w{n} AS ({table.upsert(n)})" for n, table in enumerate(tables, 1))
+    return f"WITH {', '.join(parts)} SELECT"
+
+
+async def write_together(connection: asyncpg.Connection, statement: str, rows: Sequence[Sequence[msgspec.Struct]]) -> None:
+    """Insert rows of each table of a statement, or replace those with the same key, inside a transaction.
+
+    They travel as one JSON text for each table, which costs the driver half of what an array for each column does, and the server no more.
+    """
+    for begin in range(0, max(map(len, rows)), STATEMENT_ROWS_MAX):
+        await connection.execute(statement, *(_encode(of_table[begin : begin + STATEMENT_ROWS_MAX]).decode() for of_table in rows))
 
 
 def _pg_type(hint: Any) -> str:
