@@ -30,6 +30,8 @@ SILENCE_S: Final = 0.5
 """Who was not heard for so long is asked, in seconds."""
 ASK_TIMEOUT_S: Final = 1.0
 """Who does not answer for so long is taken for gone: it stands still, in seconds."""
+WAIT_MIN_S: Final = 0.001
+"""A wait that rounding makes shorter than a clock can tell would never end."""
 _ARE_YOU_THERE: Final = b"{}"
 """A question about no message, see `dispatch_peers.Question`."""
 
@@ -123,7 +125,7 @@ class Peers:
                 await self._say()
                 due_s = now_s + self._period_s()
             for name, known in self.others.items():
-                if now_s - known.heard_s >= SILENCE_S and name not in self._asking:
+                if known.heard_s + SILENCE_S <= now_s and name not in self._asking:
                     self._asking[name] = asyncio.create_task(self._ask(name), name=f"ask {name}")
             silent_s = min((known.heard_s + SILENCE_S for name, known in self.others.items() if name not in self._asking), default=math.inf)
             await self._pause(min(due_s, silent_s) - now_s)
@@ -141,7 +143,7 @@ class Peers:
 
     async def _pause(self, wait_s: float) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(None if math.isinf(wait_s) else max(wait_s, 0.0)):
+            async with asyncio.timeout(None if math.isinf(wait_s) else max(wait_s, WAIT_MIN_S)):
                 await self._news.wait()
 
     async def _ask(self, name: str) -> None:
