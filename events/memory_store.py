@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
+import msgspec
+
 from crewlog.events.append_call import partly_known, unreserved
 from crewlog.events.append_request import encode_request
 from crewlog.events.appender import OnCommit
@@ -22,6 +24,7 @@ from crewlog.schemas.codec import type_name
 from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, Unavailable
 from crewlog.schemas.ids import Hash, RunId, Stream, category
 from crewlog.schemas.payload import content_hash
+from crewlog.schemas.run_events import RunSubmitted
 from crewlog.schemas.task_events import TERMINAL_TYPES, ModelCallStarted
 
 OWNER = "owner"
@@ -134,6 +137,12 @@ class MemoryStore:
         )
         return found[:limit]
 
+    async def child_runs(self, run_ids: Sequence[RunId]) -> Sequence[RunId]:
+        tasks = {name.removeprefix("task/") for name, stream in self.log.streams.items() if stream.run_id in run_ids and category(name) == "task"}
+        parents = tasks.union(map(str, run_ids))
+        submitted = (stream.events[0] for name, stream in self.log.streams.items() if category(name) == "run" and stream.events)
+        return [RunId(first.run_id) for first in submitted if first.run_id is not None and _parent(first) in parents]
+
     async def put_blobs(self, blobs: Sequence[bytes], *, run_id: RunId | None = None) -> Sequence[Hash]:  # noqa: ARG002  (stored for all runs alike)
         hashes = [content_hash(blob) for blob in blobs]
         self.log.blobs.update(zip(hashes, blobs, strict=True))
@@ -242,3 +251,10 @@ class MemoryStore:
 
 def _position(event: Recorded) -> int:
     return event.position
+
+
+def _parent(first: Recorded) -> str | None:
+    if first.type != RunSubmitted.__name__:
+        return None
+    parent: str | None = msgspec.json.decode(first.data)["task"].get("parent_task_id")
+    return parent

@@ -124,6 +124,9 @@ class PersonalStore:
     async def open_runs(self, *, after: RunId | None, limit: int) -> Sequence[RunId]:
         return await self.inner.open_runs(after=after, limit=limit)
 
+    async def child_runs(self, run_ids: Sequence[RunId]) -> Sequence[RunId]:
+        return await self.inner.child_runs(run_ids)
+
     async def set_timers(self, due: Mapping[RunId, int | None]) -> None:
         await self.inner.set_timers(due)
 

@@ -29,6 +29,13 @@ _READ_ALL: Final = "SELECT * FROM es.read_all($1, $2)"
 _OPEN_RUNS: Final = """
 SELECT run_id FROM es.streams WHERE closed_at IS NULL AND starts_with(stream_id, 'run/') AND run_id > $1 ORDER BY run_id LIMIT $2
 """
+_CHILD_RUNS: Final = """
+WITH parents AS (
+  SELECT substring(stream_id FROM 6) AS id FROM es.streams WHERE run_id = ANY ($1::uuid[]) AND starts_with(stream_id, 'task/')
+  UNION SELECT id::text FROM unnest($1::uuid[]) id)
+SELECT e.run_id FROM es.events e
+ WHERE e.type = 'RunSubmitted' AND e.data -> 'task' ->> 'parent_task_id' = ANY (ARRAY(SELECT id FROM parents)) ORDER BY e.position
+"""
 _PUT_BLOBS: Final = """
 INSERT INTO es.blobs (hash, codec, size, data) SELECT * FROM unnest($1::bytea[], $2::smallint[], $3::integer[], $4::bytea[]) b (hash, codec, size, data)
  ORDER BY b.hash ON CONFLICT (hash) DO NOTHING
@@ -128,6 +135,9 @@ class PostgresStore:
                 found[hash_] = unpack_blob(hash_, codec=row[1], size=row[2], data=row[3])
                 self._blobs.keep(hash_, found[hash_])
         return found
+
+    async def child_runs(self, run_ids: Sequence[RunId]) -> Sequence[RunId]:
+        return [RunId(row[0]) for row in await self._connections.fetch("list child runs", _CHILD_RUNS, list(run_ids))]
 
     async def set_timers(self, due: Mapping[RunId, int | None]) -> None:
         later = {run_id: due_us for run_id, due_us in due.items() if due_us is not None}

@@ -183,6 +183,9 @@ class EventStore(Protocol):
     async def open_runs(self, *, after: RunId | None, limit: int) -> Sequence[RunId]:
         """List runs without a terminal event in id order, behind `after`."""
 
+    async def child_runs(self, run_ids: Sequence[RunId]) -> Sequence[RunId]:
+        """List the runs whose submission names one of these runs, or a task of one, as what it came from."""
+
     async def put_blobs(self, blobs: Sequence[bytes], *, run_id: RunId | None = None) -> Sequence[Hash]:
         """Store blobs under the sha-256 of their bytes; what is there already is left alone. Write them before the event.
 

@@ -19,7 +19,7 @@ from crewlog.orchestrator import answer, critic
 from crewlog.orchestrator.dispatch import earlier_item, kinds_item, open_points_item, outcomes_of, planner_step, review_item, rubric_item
 from crewlog.orchestrator.draft import ORCHESTRATOR, Draft
 from crewlog.orchestrator.planning import offers
-from crewlog.orchestrator.rollback import rollback_flags, rollback_text
+from crewlog.orchestrator.rollback import rollback_flags, rollback_text, wants_more
 from crewlog.orchestrator.run import (
     PLAN,
     REPLAN_PREFIX,
@@ -83,12 +83,13 @@ def _take_back_next(draft: Draft) -> None:
     state = draft.state
     if next(active_tasks(state), None) is not None:
         return
-    assert state.rollback is not None
-    for step, order in zip(state.steps, state.rollback.orders, strict=True):
-        if step.key not in state.tasks:
-            draft.open_task(step, (), undo=order)
-            return
-    _complete(draft)
+    rollback = state.rollback
+    assert rollback is not None
+    begun = len(state.tasks)
+    if begun < len(rollback.orders):
+        draft.open_task(state.steps[begun], (), undo=rollback.orders[begun])
+    elif not wants_more(state):
+        _complete(draft)
 
 
 def ask_planner(draft: Draft, key: str, extra: tuple[ContextItem, ...] = ()) -> None:

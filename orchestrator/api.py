@@ -2,7 +2,7 @@
 
 tasks.submit       body: AgentTask                                        -> run_id, task_id, status
 runs.get           {"run_id"}                                             -> run
-runs.rollback      {"run_id", "reason", "actor"}                          -> run_id (of the rollback), status, orders, left
+runs.rollback      {"run_id", "reason", "actor"}                          -> run_id (of the rollback), status, orders, left, more
 runs.queue         {"run_id"}                                             -> held: task -> where it stands; out: kind -> tasks with agents
 runs.fork          {"run_id", "at", "actor", …}, see `forks.ForkRequest`  -> run_id, parent, at, tasks, status
 approvals.decide   {"run_id", "approval_id", "decision", "actor", "note"} -> approval_id, decision
@@ -226,7 +226,7 @@ class Api:
         if not (request.reason.strip() and request.actor.strip()):
             raise ContractError("a rollback needs to know who wants it and why", problems=(("/reason", "must not be empty"), ("/actor", "must not be empty")))
         begun = await self._rollbacks.begin(tenant, RunId(request.run_id), actor=bounded(request.actor), reason=bounded(request.reason))
-        return accepted(run_id=begun.run_id, status="accepted" if begun.is_new else "duplicate", orders=begun.orders, left=begun.left)
+        return accepted(run_id=begun.run_id, status="accepted" if begun.is_new else "duplicate", orders=begun.orders, left=begun.left, more=begun.more)
 
     async def _look_at_queue(self, tenant: str, message: Message) -> bytes:
         state = await self._run_of(tenant, decoded(message.data, RunRequest).run_id)

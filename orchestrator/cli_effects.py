@@ -63,7 +63,8 @@ async def roll_back(
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
 ) -> int:
-    """Take back what a run did that has ended, the last effect first; what cannot be taken back is listed.
+    """Take back what a run that has ended did, and what came of it: the last effect first, those of runs that its tasks submitted included. What
+    cannot be taken back is listed.
 
     It is a run of its own and goes on by itself: to see it later, use crewlog show.
     """
@@ -73,7 +74,8 @@ async def roll_back(
         begun = await client.effects.roll_back(await client.find_run(run), reason=reason, actor=actor)
         if output is Output.TABLE:
             again = " (it was on its way already)" if begun.status == "duplicate" else ""
-            say(f"rollback {str(begun.run_id)[:8]}: {begun.orders} effects to take back, {begun.left} that cannot be{again}")
+            behind = f", {begun.more} more behind them" if begun.more else ""
+            say(f"rollback {str(begun.run_id)[:8]}: {begun.orders} effects to take back, {begun.left} that cannot be{behind}{again}")
         if not wait:
             if output is Output.JSON:
                 print_json(plain(begun))

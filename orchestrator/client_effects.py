@@ -16,17 +16,19 @@ from crewlog.schemas.ids import RunId
 
 
 class RollbackBegun(msgspec.Struct, frozen=True):
-    """A rollback that is on its way as the run `run_id`: `orders` effects are to be taken back, `left` cannot be."""
+    """A rollback that is on its way as the run `run_id`: `orders` effects are to be taken back, `left` cannot be, `more` are looked at behind them."""
 
     run_id: RunId
     status: Literal["accepted", "duplicate"]
     orders: int
     left: int
+    more: int = 0
 
 
 class UndoneEffect(msgspec.Struct, frozen=True):
     """An effect, and the tool that took it back or could not, because of `error`."""
 
+    run_id: UUID
     task_id: UUID
     call_id: str
     key: str
@@ -37,7 +39,8 @@ class UndoneEffect(msgspec.Struct, frozen=True):
 
 
 class RollbackResult(msgspec.Struct, frozen=True):
-    """What a rollback of `run_id` has done so far. `more`: effects that did not fit into it."""
+    """What a rollback of `run_id` has done so far. `more`: effects it has not looked at yet. Of many effects only the first are named; the counts
+    are of all."""
 
     run_id: UUID
     number: int
@@ -45,6 +48,9 @@ class RollbackResult(msgspec.Struct, frozen=True):
     failed: tuple[UndoneEffect, ...]
     left: tuple[LeftEffect, ...]
     more: int
+    undone_count: int = 0
+    failed_count: int = 0
+    left_count: int = 0
 
 
 class ClientEffects:
@@ -63,10 +69,10 @@ class ClientEffects:
         return await self._queries().effects(self._config.tenant, run_id=run_id, open_only=open_only)
 
     async def roll_back(self, run_id: RunId, *, reason: str, actor: str = "") -> RollbackBegun:
-        """Take back what a run did that has ended, the last effect first. It is a run of its own: wait for it as for any other.
+        """Take back what a run did that has ended, and the runs that came from it, the last effect first. It is a run of its own: wait for it as for any other.
 
         Raises:
-            RequestRefused: there is no such run, or it has not ended.
+            RequestRefused: there is no such run, or it or one that came from it has not ended.
         """
         answer = await self._request("runs.rollback", {"run_id": run_id, "reason": reason, "actor": actor or self._config.user})
         return msgspec.convert({name: answer[name] for name in RollbackBegun.__struct_fields__}, RollbackBegun)

@@ -8,7 +8,7 @@ import msgspec
 
 from crewlog.events.controls import Control
 from crewlog.schemas.budget import ScopeLimit
-from crewlog.schemas.effects import Rollback
+from crewlog.schemas.effects import Rollback, RollbackPage
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import ApprovalId, RunId, TaskId
 from crewlog.schemas.payload import Payload
@@ -162,6 +162,13 @@ class ForkRun(msgspec.Struct, frozen=True):
     terms: Terms = Terms()
 
 
+class ContinueRollback(msgspec.Struct, frozen=True):
+    """A rollback is through with what it had: this is the next page, read off the log when it had `behind` orders."""
+
+    page: RollbackPage
+    behind: int
+
+
 class CancelRun(msgspec.Struct, frozen=True):
     """Somebody terminates the run: it ends as cancelled."""
 
@@ -195,6 +202,7 @@ Command = (
     | ResumeRun
     | QuarantineRun
     | LiftQuarantine
+    | ContinueRollback
     | CancelRun
     | AbortRun
     | Tick

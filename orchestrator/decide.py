@@ -25,6 +25,7 @@ from crewlog.orchestrator.commands import (
     BuryTask,
     CancelRun,
     Command,
+    ContinueRollback,
     DecideApproval,
     ForkRun,
     HandedBack,
@@ -44,7 +45,7 @@ from crewlog.orchestrator.forking import fork
 from crewlog.orchestrator.interventions import intervene, note_at_submission
 from crewlog.orchestrator.planning import SINGLE_KEY, Kinds, check_kinds, given_steps, planned_steps, single_step
 from crewlog.orchestrator.repeats import NO_PROGRESS, work_hash
-from crewlog.orchestrator.rollback import undo_steps
+from crewlog.orchestrator.rollback import wants_more
 from crewlog.orchestrator.run import (
     CRITIC_PREFIX,
     ROUTER,
@@ -64,6 +65,7 @@ from crewlog.schemas.ids import ApprovalId, RunId
 from crewlog.schemas.plan import Constraints
 from crewlog.schemas.retry import RetryPolicy
 from crewlog.schemas.run_events import (
+    RollbackContinued,
     RunCancelled,
     RunHeld,
     RunPlanned,
@@ -79,6 +81,7 @@ from crewlog.schemas.run_events import (
 from crewlog.schemas.task import RUN, AgentTask
 from crewlog.schemas.task_events import ApprovalDecided, TaskFailed
 from crewlog.schemas.text import shorten
+from crewlog.schemas.undo_steps import undo_steps
 from crewlog.schemas.usage import Usage, format_usd
 from crewlog.schemas.values import Failure, Issue, Outcome, Shortfall
 
@@ -99,7 +102,7 @@ NOTHING_USED: Final = Usage()
 NO_KINDS: Final[Kinds] = MappingProxyType({})
 
 
-def decide(command: Command, state: RunState, now_us: int, kinds: Kinds = NO_KINDS) -> Decision:  # noqa: C901  (one arm per command)
+def decide(command: Command, state: RunState, now_us: int, kinds: Kinds = NO_KINDS) -> Decision:  # noqa: C901, PLR0912  (one arm per command)
     """Decide what follows from a command.
 
     Args:
@@ -132,6 +135,10 @@ def decide(command: Command, state: RunState, now_us: int, kinds: Kinds = NO_KIN
             _release(draft, command)
         case HandedBack() | PauseRun() | ResumeRun() | QuarantineRun() | LiftQuarantine():
             intervene(draft, command)
+        case ContinueRollback():
+            if wants_more(state) and state.rollback is not None and len(state.rollback.orders) == command.behind:
+                draft.emit(RollbackContinued(command.page))
+                advance(draft)
         case CancelRun():
             if state.status == "open":
                 draft.close_tasks(command.reason, command.actor)
@@ -171,7 +178,7 @@ def _submit(draft: Draft, command: SubmitRun) -> None:
     )
     note_at_submission(draft, command.pauses, command.quarantines)
     if command.rollback is not None:
-        draft.emit(RunPlanned(undo_steps(command.rollback), "rollback", note=command.rollback.reason))
+        draft.emit(RunPlanned(undo_steps(command.rollback.orders, command.rollback.kinds), "rollback", note=command.rollback.reason))
     elif task.type != RUN:
         draft.emit(RunPlanned((single_step(task),), "single"))
     elif task.plan is not None:

@@ -15,6 +15,7 @@ from crewlog.schemas.payload import Payload
 from crewlog.schemas.run_events import (
     QuarantineLifted,
     ResultsHeld,
+    RollbackContinued,
     RunCancelled,
     RunCompleted,
     RunEvent,
@@ -191,8 +192,14 @@ def _describe_intervention(event: RunEvent) -> str:
             return f"until its quarantine is lifted; it ends with {event.error.code}" if isinstance(event.error, Failure) else "until its quarantine is lifted"
         case TaskReturned():
             return f"{event.key}, because of {event.scope}"
+        case RollbackContinued():
+            return f"{len(event.page.orders)} more effects to take back, {len(event.page.left)} that cannot be" + _behind(event.page.more)
         case _:
             return ""
+
+
+def _behind(more: int) -> str:
+    return f"; {more} more behind them" if more else ""
 
 
 def _describe_fork(event: RunForked) -> str:

@@ -22,6 +22,7 @@ from crewlog.orchestrator.commands import (
     BuryTask,
     CancelRun,
     Command,
+    ContinueRollback,
     DecideApproval,
     ForkRun,
     HandedBack,
@@ -47,6 +48,7 @@ from crewlog.schemas.ids import Stream, TaskId, task_stream
 from crewlog.schemas.run_events import (
     QuarantineLifted,
     ResultsHeld,
+    RollbackContinued,
     RunCancelled,
     RunEvent,
     RunFailed,
@@ -187,6 +189,8 @@ def _command(event: RunEvent, state: RunState, tasks: _Tasks) -> Command | None:
             return _fork(event, tasks)
         case RunReleased():
             return ReleaseRun(event.scope, event.limit_micro_usd, event.used_micro_usd)
+        case RollbackContinued() if state.rollback is not None:
+            return ContinueRollback(event.page, len(state.rollback.orders))
         case RunCancelled():
             return CancelRun(event.reason, event.actor)
         case RunFailed() | ResultsHeld() if isinstance(event.error, Failure):

@@ -1,13 +1,15 @@
 """Take back what a run did: find its effects in its events, plan their compensations in reverse order, and say what came of it. Pure.
 
 A rollback is a run of its own, whose steps are one compensation each: so it is dispatched, retried, taken over, paused, replayed and shown like
-any other run, and one that is killed in the middle goes on. Its id is derived from the run's, so that asking twice is asking once.
+any other run, and one that is killed in the middle goes on. Its id is derived from the run's, so that asking twice is asking once. It takes
+back what the run did and what came of it: the effects of runs that its tasks submitted, and of theirs, in one order. What is more than one
+event holds follows page by page, each read off the log when the one before is through.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -15,21 +17,26 @@ from msgspec.structs import replace
 
 from crewlog.events.store import Recorded
 from crewlog.orchestrator.run import RunState, TaskState
-from crewlog.schemas.effects import Compensation, Effect, LeftEffect, Rollback, UndoOrder
+from crewlog.schemas.effects import Compensation, Effect, LeftEffect, Rollback, RollbackPage, UndoOrder
 from crewlog.schemas.ids import Hash, RunId, TaskId, category
-from crewlog.schemas.run_events import Step
 from crewlog.schemas.task_events import CompensationFinished, TaskForked, TaskMoved, TaskOpened, TaskStarted, ToolFinished, ToolProbed, ToolStarted
 from crewlog.schemas.text import shorten
+from crewlog.schemas.undo_steps import undo_key
 
-ORDERS_BYTES_MAX: Final = 128 * 1024
-"""Orders of one rollback as JSON: they are recorded in one event. What does not fit is for the next rollback."""
-LEFT_BYTES_MAX: Final = 64 * 1024
+PAGE_BYTES_MAX: Final = 128 * 1024
+"""Orders, and effects that are left, of one page as JSON: they are recorded in one event, and their steps in another one. What does not fit is for
+the next page."""
+REPORTED_MAX: Final = 500
+"""Effects of each sort that a report names: it has to fit into one message. All of them are in the log."""
+TOLD_MAX: Final = 1000
+"""Effects of each sort that the text at the end names."""
 DETAIL_CHARS_MAX: Final = 300
 
 
 class RunEffect(msgspec.Struct, frozen=True):
-    """One effect of a run as its events tell it, in the order in which they began."""
+    """One effect of a run as its events tell it."""
 
+    run_id: RunId
     task_id: TaskId
     kind: str
     call_id: str
@@ -37,6 +44,8 @@ class RunEffect(msgspec.Struct, frozen=True):
     effect: Effect
     key: str
     fingerprint: Hash
+    began: int
+    """Position of its intent: effects are taken back in the reverse order of these."""
     position: int
     """Of its outcome, or of its intent while it has none."""
     worker: str
@@ -47,7 +56,7 @@ class RunEffect(msgspec.Struct, frozen=True):
     """All that it did is in its result."""
 
 
-def effects_of(events: Iterable[Recorded], contained: Mapping[Hash, frozenset[str]]) -> list[RunEffect]:
+def effects_of(run_id: RunId, events: Iterable[Recorded], contained: Mapping[Hash, frozenset[str]]) -> list[RunEffect]:
     """Read the effects of a run off its events.
 
     Args:
@@ -72,6 +81,7 @@ def effects_of(events: Iterable[Recorded], contained: Mapping[Hash, frozenset[st
                 inside[task_id] = contained.get(event.setup.ref or Hash(""), frozenset())
             case ToolStarted() if event.effect != "read" and not event.stub:
                 found[task_id, event.call_id] = RunEffect(
+                    run_id=run_id,
                     task_id=TaskId(task_id),
                     kind=kinds.get(task_id, ""),
                     call_id=event.call_id,
@@ -79,6 +89,7 @@ def effects_of(events: Iterable[Recorded], contained: Mapping[Hash, frozenset[st
                     effect=event.effect,
                     key=event.idempotency_key,
                     fingerprint=event.fingerprint,
+                    began=recorded.position,
                     position=recorded.position,
                     worker=workers.get(task_id, ""),
                     compensation=event.compensation,
@@ -103,48 +114,62 @@ def _later(effect: RunEffect, event: ToolProbed | CompensationFinished | ToolFin
             return replace(effect, status=status, position=position, compensation=event.compensation or effect.compensation)
 
 
-def plan_rollback(
-    run_id: RunId, effects: Sequence[RunEffect], *, number: int, undone: Collection[str], kinds: Collection[str], actor: str, reason: str
-) -> Rollback:
-    """Decide what a rollback does, the last effect first, and what it must leave.
+class Known(NamedTuple):
+    """What is known when a rollback is planned. `undone`: keys of effects that rollbacks have taken back; `kinds`: the agent kinds there are."""
+
+    undone: Collection[str]
+    kinds: Collection[str]
+
+
+def plan_page(run_id: RunId, effects: Iterable[RunEffect], known: Known, *, planned: Collection[str] = ()) -> RollbackPage:
+    """Decide what a rollback does next, the last effect first, and what it must leave; as much as one event holds.
 
     Args:
-        undone: keys of effects that earlier rollbacks took back.
-        kinds: agent kinds there are.
+        run_id: the run that is rolled back.
+        effects: of this run and the runs that came from it, in any order.
+        planned: keys of the effects that earlier pages are about.
     """
-    last_undo = {effect.fingerprint: effect.position for effect in effects if effect.fingerprint and effect.status == "ok"}
+    in_order = sorted(effects, key=lambda effect: effect.began)
+    last_undo = {effect.fingerprint: effect.position for effect in in_order if effect.fingerprint and effect.status == "ok"}
     orders: list[UndoOrder] = []
-    whose: list[str] = []
+    kinds: list[str] = []
     left: list[LeftEffect] = []
-    size, left_size, more = 0, 0, 0
-    for effect in reversed(effects):
+    size, more = 0, 0
+    for effect in reversed(in_order):
         undo = effect.compensation
-        is_over = effect.status == "error" or effect.key in undone
-        if is_over or (undo is not None and last_undo.get(undo.fingerprint, 0) > effect.position):
+        is_over = effect.status == "error" or effect.key in known.undone or effect.key in planned
+        if is_over or (undo is None and effect.is_contained) or (undo is not None and last_undo.get(undo.fingerprint, 0) > effect.position):
             continue
-        if undo is None or effect.kind not in kinds:
-            if not (effect.is_contained and undo is None):
-                item = _left(effect)
-                left_size += len(msgspec.json.encode(item))
-                left += [item] if left_size <= LEFT_BYTES_MAX else []
-                more += left_size > LEFT_BYTES_MAX
-            continue
-        order = _order(run_id, effect, undo)
-        size += len(msgspec.json.encode(order))
-        if size > ORDERS_BYTES_MAX:
+        item = _order(effect, undo) if undo is not None and effect.kind in known.kinds else _left(run_id, effect)
+        size += len(msgspec.json.encode(item))
+        if size > PAGE_BYTES_MAX:  # what comes before it is for later, also where it would fit: the order counts
             more += 1
-            continue
-        orders.append(order)
-        whose.append(effect.kind)
-    return Rollback(run_id, number, tuple(orders), tuple(whose), tuple(left), actor, reason, more)
+        elif isinstance(item, UndoOrder):
+            orders.append(item)
+            kinds.append(effect.kind)
+        else:
+            left.append(item)
+    return RollbackPage(tuple(orders), tuple(kinds), tuple(left), more)
 
 
-def _order(run_id: RunId, effect: RunEffect, undo: Compensation) -> UndoOrder:
+def wants_more(state: RunState) -> bool:
+    """Say whether a rollback is through with what it has, and effects are behind it."""
+    rollback = state.rollback
+    is_through = state.status == "open" and rollback is not None and len(state.tasks) == len(rollback.orders)
+    return is_through and rollback is not None and rollback.is_paged and rollback.more > 0 and not any(task.is_active for task in state.tasks.values())
+
+
+def planned_keys(rollback: Rollback) -> frozenset[str]:
+    """Return the keys of the effects that a rollback is about so far."""
+    return frozenset(order.key for order in rollback.orders) | {left.key for left in rollback.left}
+
+
+def _order(effect: RunEffect, undo: Compensation) -> UndoOrder:
     worker = effect.worker if effect.status == "open" else ""
-    return UndoOrder(run_id, effect.task_id, effect.call_id, effect.key, effect.tool, undo.tool, undo.version, undo.arguments, undo.resource, worker)
+    return UndoOrder(effect.run_id, effect.task_id, effect.call_id, effect.key, effect.tool, undo.tool, undo.version, undo.arguments, undo.resource, worker)
 
 
-def _left(effect: RunEffect) -> LeftEffect:
+def _left(run_id: RunId, effect: RunEffect) -> LeftEffect:
     resource = effect.compensation.resource if effect.compensation is not None else ""
     why: Literal["irreversible", "unknown", "no_compensation", "no_agent"] = "no_compensation"
     if effect.compensation is not None:
@@ -153,16 +178,8 @@ def _left(effect: RunEffect) -> LeftEffect:
         why = "unknown"
     elif effect.effect == "irreversible":
         why = "irreversible"
-    return LeftEffect(effect.task_id, effect.call_id, effect.key, effect.tool, why, resource)
-
-
-def undo_steps(rollback: Rollback) -> tuple[Step, ...]:
-    """Return the plan of a rollback: one step for each order, named by its place."""
-    nothing = msgspec.Raw(b"{}")
-    return tuple(
-        Step(f"undo-{n}", kind, f"Take back {order.effect_tool}{f' ({order.resource})' if order.resource else ''} with {order.tool}", (), nothing)
-        for n, (kind, order) in enumerate(zip(rollback.kinds, rollback.orders, strict=True), 1)
-    )
+    elsewhere = effect.run_id if effect.run_id != run_id else None
+    return LeftEffect(effect.task_id, effect.call_id, effect.key, effect.tool, why, resource, elsewhere)
 
 
 def undone_keys(state: RunState) -> frozenset[str]:
@@ -186,12 +203,15 @@ def rollback_report(state: RunState) -> dict[str, Any] | None:
     done: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
     for order, task in _carried_out(state):
-        item = {name: getattr(order, name) for name in ("task_id", "call_id", "key", "resource")} | {"tool": order.effect_tool, "undone_with": order.tool}
+        item = {name: getattr(order, name) for name in ("run_id", "task_id", "call_id", "key", "resource")}
+        item |= {"tool": order.effect_tool, "undone_with": order.tool}
         if task is not None and task.is_finished:
             done.append(item)
         elif task is not None and not task.is_active:
             failed.append(item | {"error": task.error.message if task.error is not None else ""})
-    return {"run_id": rollback.run_id, "number": rollback.number, "undone": done, "failed": failed, "left": rollback.left, "more": rollback.more}
+    shown: dict[str, Any] = {"undone": done[:REPORTED_MAX], "failed": failed[:REPORTED_MAX], "left": rollback.left[:REPORTED_MAX]}
+    counts = {"undone_count": len(done), "failed_count": len(failed), "left_count": len(rollback.left)}
+    return {"run_id": rollback.run_id, "number": rollback.number, **shown, **counts, "more": rollback.more}
 
 
 def rollback_text(state: RunState) -> str:
@@ -201,19 +221,27 @@ def rollback_text(state: RunState) -> str:
     done: list[str] = []
     rest: list[str] = []
     for order, task in _carried_out(state):
-        named = _named(order.effect_tool, order.resource, order.task_id, order.call_id, order.key)
+        named = _named(order.effect_tool, order.resource, _place(rollback, order.run_id, order.task_id), order.call_id, order.key)
         if task is not None and task.is_finished:
             done.append(named)
         else:
             why = shorten(task.error.message, DETAIL_CHARS_MAX) if task is not None and task.error is not None else "nobody got to it"
             rest.append(f"{named}: {why}")
-    rest += [f"{_named(left.tool, left.resource, left.task_id, left.call_id, left.key)}: {_WHY[left.why]}" for left in rollback.left]
+    for left in rollback.left:
+        place = _place(rollback, left.run_id or rollback.run_id, left.task_id)
+        rest.append(f"{_named(left.tool, left.resource, place, left.call_id, left.key)}: {_WHY[left.why]}")
     lines = [f"Rollback {rollback.number} of run {rollback.run_id} ({rollback.reason}): {len(done)} taken back, {len(rest)} not."]
-    lines += ["", "Taken back:", *(f"- {line}" for line in done)] if done else []
-    lines += ["", "Not taken back:", *(f"- {line}" for line in rest)] if rest else []
+    lines += _listed("Taken back:", done) + _listed("Not taken back:", rest)
     if rollback.more:
         lines += ["", f"{rollback.more} more effects did not fit into this rollback: roll the run back again."]
     return "\n".join(lines)
+
+
+def _listed(title: str, items: Sequence[str]) -> list[str]:
+    if not items:
+        return []
+    more = [f"- and {len(items) - TOLD_MAX} more"] if len(items) > TOLD_MAX else []
+    return ["", title, *(f"- {item}" for item in items[:TOLD_MAX]), *more]
 
 
 _WHY: Final[Mapping[str, str]] = {
@@ -224,10 +252,14 @@ _WHY: Final[Mapping[str, str]] = {
 }
 
 
-def _named(tool: str, resource: str, task_id: UUID, call_id: str, key: str) -> str:
-    return f"{tool}{f' {resource}' if resource else ''} (task {task_id}, call {call_id}, key {key})"
+def _named(tool: str, resource: str, place: str, call_id: str, key: str) -> str:
+    return f"{tool}{f' {resource}' if resource else ''} ({place}, call {call_id}, key {key})"
+
+
+def _place(rollback: Rollback, run_id: UUID, task_id: UUID) -> str:
+    return f"task {task_id}" if run_id == rollback.run_id else f"run {run_id}, task {task_id}"
 
 
 def _carried_out(state: RunState) -> list[tuple[UndoOrder, TaskState | None]]:
     assert state.rollback is not None
-    return [(order, state.tasks.get(f"undo-{n}")) for n, order in enumerate(state.rollback.orders, 1)]
+    return [(order, state.tasks.get(undo_key(n))) for n, order in enumerate(state.rollback.orders, 1)]

@@ -1,7 +1,14 @@
-"""Begin the rollback of a run: read what the run did and what earlier rollbacks took back, and submit the run that takes back the rest."""
+"""Begin the rollback of a run, and carry it on: read what the run and those that came from it did and what rollbacks took back, and hand in what
+is left of that, page by page.
+
+Nothing but the log knows how far a rollback is: one that wants its next page is open, so the sweep comes back to it, and whichever orchestrator
+looks reads the page. When two do, the state of the run lets one of them add it.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -9,12 +16,14 @@ import msgspec
 
 from crewlog.agents.setup import Setup
 from crewlog.events.store import EventStore, Recorded
-from crewlog.orchestrator.commands import TooLate
+from crewlog.orchestrator.commands import ContinueRollback, TooLate
 from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.kinds import KindDirectory
-from crewlog.orchestrator.rollback import effects_of, plan_rollback, undone_keys
+from crewlog.orchestrator.rollback import Known, RunEffect, effects_of, plan_page, planned_keys, undone_keys, wants_more
 from crewlog.orchestrator.run import RunState
-from crewlog.schemas.errors import ContractError, NotFound
+from crewlog.orchestrator.terms import run_with
+from crewlog.schemas.effects import Rollback, RollbackPage
+from crewlog.schemas.errors import ContractError, NotFound, OrchestrationError
 from crewlog.schemas.ids import Hash, RunId, import_stream, rollback_run_id
 from crewlog.schemas.task import RUN, parse_task
 from crewlog.schemas.task_events import TaskMoved, TaskStarted
@@ -25,14 +34,24 @@ TIMEOUT_S: Final = 86_400
 """Longest time of a rollback, in seconds."""
 ROLLBACKS_PER_LOOK: Final = 16
 
+log = logging.getLogger(__name__)
+
 
 class Begun(NamedTuple):
-    """A rollback that is on its way. `is_new`: it was not before."""
+    """A rollback that is on its way. `is_new`: it was not before; `more` effects are looked at when it is through with `orders`."""
 
     run_id: RunId
     is_new: bool
     orders: int
     left: int
+    more: int
+
+
+class _Family(NamedTuple):
+    """A run and those that came from it, and the keys of what rollbacks of any of them have taken back."""
+
+    runs: Sequence[RunState]
+    undone: frozenset[str]
 
 
 class Rollbacks:
@@ -40,6 +59,21 @@ class Rollbacks:
 
     def __init__(self, store: EventStore, driver: Driver, kinds: KindDirectory) -> None:
         self._store, self._driver, self._kinds = store, driver, kinds
+        self._reading: dict[RunId, asyncio.Task[None]] = {}
+
+    def note(self, state: RunState) -> None:
+        """Take note of a run behind each of its steps: a rollback that is through with a page gets the next one."""
+        if wants_more(state) and state.run_id not in self._reading:
+            task = asyncio.create_task(self._continue(state), name=f"rollback {state.run_id}")
+            self._reading[state.run_id] = task
+            task.add_done_callback(lambda _: self._reading.pop(state.run_id, None))
+
+    async def stop(self) -> None:
+        """Let go of pages that are being read. Safe to call twice."""
+        reading = list(self._reading.values())
+        for task in reading:
+            task.cancel()
+        await asyncio.gather(*reading, return_exceptions=True)
 
     async def begin(self, tenant: str, run_id: RunId, *, actor: str, reason: str) -> Begun:
         """Roll a run back. One that is being rolled back already is not rolled back a second time.
@@ -62,20 +96,20 @@ class Rollbacks:
         earlier = await self._earlier(run_id)
         if earlier and earlier[-1].status == "open":
             return _begun(earlier[-1], is_new=False)
-        return await self._submit(state, earlier, actor=actor, reason=reason)
+        return await self._submit(state, len(earlier) + 1, actor=actor, reason=reason)
 
-    async def _submit(self, state: RunState, earlier: Sequence[RunState], *, actor: str, reason: str) -> Begun:
-        await self._kinds.refresh()
-        events = await self._store.read_run(state.run_id)
-        undone = frozenset[str]().union(*map(undone_keys, earlier))
-        number = len(earlier) + 1
-        effects = effects_of(events, await self._contained(events))
-        plan = plan_rollback(state.run_id, effects, number=number, undone=undone, kinds=self._kinds.offers, actor=actor, reason=reason)
+    async def _submit(self, state: RunState, number: int, *, actor: str, reason: str) -> Begun:
+        family = await self._family(state)
+        for one in family.runs:
+            if one.status == "open":
+                raise TooLate(f"run {one.run_id}, which came from run {state.run_id}, is not over: crewlog cancel {one.run_id} --reason … ends it")
+        page = await self._page(state.run_id, family)
+        plan = Rollback(state.run_id, number, page.orders, page.kinds, page.left, actor, reason, page.more, is_paged=page.more > 0)
         new_id = rollback_run_id(state.run_id, number=number)
         task = parse_task(
             {
                 "task_id": new_id,
-                "parent_task_id": state.brief.task_id,
+                "parent_task_id": state.run_id,
                 "tenant": state.brief.tenant,
                 "user": state.brief.user,
                 "surface": state.brief.surface,
@@ -88,7 +122,64 @@ class Rollbacks:
             }
         )
         submitted = await self._driver.submit(task, "api", rollback=plan)
-        return Begun(new_id, submitted.status == "accepted", len(plan.orders), len(plan.left) + plan.more)
+        return Begun(new_id, submitted.status == "accepted", len(plan.orders), len(plan.left), plan.more)
+
+    async def _continue(self, state: RunState) -> None:
+        """Give a rollback its next pages, until it has something to do. What fails is tried again when the sweep comes back to the run."""
+        try:
+            while state.rollback is not None and wants_more(state):
+                run_id = RunId(state.rollback.run_id)
+                rolled_back = (await self._driver.folds.states([run_id])).get(run_id)
+                if rolled_back is None:
+                    raise NotFound("run", str(run_id))
+                page = await self._page(run_id, await self._family(rolled_back, but=state.run_id), planned=planned_keys(state.rollback))
+                state = await self._driver.execute(state.run_id, ContinueRollback(page, len(state.rollback.orders)))
+        except OrchestrationError as error:
+            log.warning("rollback %s does not go on yet: %s", state.run_id, error)
+
+    async def _page(self, run_id: RunId, family: _Family, *, planned: frozenset[str] = frozenset()) -> RollbackPage:
+        await self._kinds.refresh()
+        effects: list[RunEffect] = []
+        for run in family.runs:
+            events = await self._store.read_run(run.run_id)
+            effects += effects_of(run.run_id, events, await self._contained(events))
+        return plan_page(run_id, effects, Known(family.undone, self._kinds.offers), planned=planned)
+
+    async def _family(self, state: RunState, *, but: RunId | None = None) -> _Family:
+        """Find the runs that came from a run, and theirs; and what was taken back of any of them, also by rollbacks of what they came from.
+
+        Args:
+            but: the rollback that asks.
+
+        Raises:
+            TooLate: another rollback is at some of them right now.
+        """
+        runs = {state.run_id: state}
+        rollbacks: dict[RunId, RunState] = {}
+        fresh = [state]
+        while fresh:
+            children = await self._store.child_runs([run.run_id for run in fresh])
+            found = (await self._driver.folds.states(children)).values()
+            rollbacks |= {run.run_id: run for run in found if run.rollback is not None}
+            fresh = [run for run in found if run.rollback is None and run.run_id not in runs]
+            runs |= {run.run_id: run for run in fresh}
+        for ancestor in await self._ancestors(state):
+            rollbacks |= {run.run_id: run for run in await self._earlier(ancestor)}
+        for one in rollbacks.values():
+            if one.status == "open" and one.run_id != but and one.rollback is not None:
+                raise TooLate(f"run {one.rollback.run_id} is being rolled back by run {one.run_id}: ask again when that is over")
+        return _Family(list(runs.values()), frozenset[str]().union(*map(undone_keys, rollbacks.values())))
+
+    async def _ancestors(self, state: RunState) -> list[RunId]:
+        found: list[RunId] = []
+        parent = state.brief.parent_task_id
+        while parent is not None:
+            run = await run_with(parent, state.brief.tenant, self._store, self._driver.folds)
+            if run is None or run.run_id in found:
+                break
+            found.append(run.run_id)
+            parent = run.brief.parent_task_id
+        return found
 
     async def _earlier(self, run_id: RunId) -> list[RunState]:
         """Return the rollbacks of a run so far, the first one first."""
@@ -111,4 +202,4 @@ class Rollbacks:
 def _begun(state: RunState, *, is_new: bool) -> Begun:
     rollback = state.rollback
     assert rollback is not None
-    return Begun(state.run_id, is_new, len(rollback.orders), len(rollback.left) + rollback.more)
+    return Begun(state.run_id, is_new, len(rollback.orders), len(rollback.left), rollback.more)

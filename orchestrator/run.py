@@ -22,11 +22,12 @@ from crewlog.orchestrator.brief import NIL, NO_BRIEF, Brief, changed_brief, deco
 from crewlog.orchestrator.repeats import work_hash
 from crewlog.orchestrator.run_controls import evolve_controls, is_at_rest
 from crewlog.schemas.budget import ScopeLimit
-from crewlog.schemas.effects import Rollback
+from crewlog.schemas.effects import Rollback, RollbackPage
 from crewlog.schemas.ids import ApprovalId, Hash, RunId, TaskId
 from crewlog.schemas.run_events import (
     QuarantineLifted,
     ResultsHeld,
+    RollbackContinued,
     RunCancelled,
     RunCompleted,
     RunEvent,
@@ -49,6 +50,7 @@ from crewlog.schemas.run_events import (
     TaskSuspended,
 )
 from crewlog.schemas.task_events import ApprovalDecision
+from crewlog.schemas.undo_steps import undo_steps
 from crewlog.schemas.usage import Usage, format_usd
 from crewlog.schemas.values import Failure, Issue, Outcome, Shortfall
 
@@ -184,7 +186,7 @@ def initial_state() -> RunState:
     return RunState()
 
 
-def evolve(state: RunState, event: RunEvent) -> RunState:
+def evolve(state: RunState, event: RunEvent) -> RunState:  # noqa: C901  (one arm per event type)
     """Apply one fact."""
     match event:
         case RunSubmitted():
@@ -215,6 +217,8 @@ def evolve(state: RunState, event: RunEvent) -> RunState:
             return replace(state, status=_ENDS[type(event)], end=event)
         case RunForked():
             return _forked(state, event)
+        case RollbackContinued():
+            return _continued(state, event.page)
         case _:
             raise TypeError(f"{type(event).__name__} is not an event of a run stream")
 
@@ -262,6 +266,14 @@ def _forked(state: RunState, event: RunForked) -> RunState:
         cost_micro_usd=0,
         end=None,
     )
+
+
+def _continued(state: RunState, page: RollbackPage) -> RunState:
+    before = state.rollback
+    assert before is not None
+    orders, kinds, left = (*before.orders, *page.orders), (*before.kinds, *page.kinds), (*before.left, *page.left)
+    steps = (*state.steps, *undo_steps(page.orders, page.kinds, behind=len(before.orders)))
+    return replace(state, rollback=replace(before, orders=orders, kinds=kinds, left=left, more=page.more), steps=steps)
 
 
 def _planned(state: RunState, event: RunPlanned) -> RunState:

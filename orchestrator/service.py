@@ -97,7 +97,7 @@ class OrchestratorService:
         forks = Forks(store, clock, self.driver, settings.allowance)
         self._steering = Steering(store, bus, clock, self.driver, self.kinds, on_change=self._scopes_changed)
         control = ControlApi(store, bus, clock, self.driver, self._steering)
-        rollbacks = Rollbacks(store, self.driver, self.kinds)
+        self._rollbacks = Rollbacks(store, self.driver, self.kinds)
         self._api = Api(
             *(store, bus, clock, self.driver, self.kinds),
             budgets=budgets,
@@ -105,7 +105,7 @@ class OrchestratorService:
             schedules=self.schedules,
             forks=forks,
             control=control,
-            rollbacks=rollbacks,
+            rollbacks=self._rollbacks,
             dispatcher=self.dispatcher,
         )
         self._intake = Intake(bus, clock, self.driver)
@@ -138,6 +138,7 @@ class OrchestratorService:
         await self._api.stop()
         await self._steering.stop()
         await self._shadows.stop()
+        await self._rollbacks.stop()
         if self._wakes is not None:
             wakes, self._wakes = self._wakes, None
             await wakes.stop()
@@ -166,6 +167,7 @@ class OrchestratorService:
         self._admission.note(state)
         self._steering.note(state)
         self._shadows.note(state)
+        self._rollbacks.note(state)
 
     async def _woken(self, message: Message) -> None:
         try:

@@ -19,6 +19,7 @@ from crewlog.schemas.ids import RunId, TaskId, derived_task_id, task_stream
 from crewlog.schemas.run_events import (
     QuarantineLifted,
     ResultsHeld,
+    RollbackContinued,
     RunCancelled,
     RunCompleted,
     RunEvent,
@@ -40,6 +41,7 @@ from crewlog.schemas.run_events import (
     TaskReviewed,
     TaskSuspended,
 )
+from crewlog.schemas.undo_steps import undo_steps
 
 FORK: Final = "fork"
 TRIAL: Final = "trial"
@@ -155,6 +157,12 @@ def _held(run: RunState, fact: Fact, event: RunHeld, changed: Changed) -> None:
     restatus(run, changed)
 
 
+def _continued(run: RunState, fact: Fact, event: RollbackContinued, changed: Changed) -> None:
+    for step in undo_steps(event.page.orders, event.page.kinds, behind=len(run.latest)):
+        _plan_step(run, fact, step, 0, origin="rollback", changed=changed)
+    restatus(run, changed)
+
+
 def _released(run: RunState, _: Fact, __: RunReleased, changed: Changed) -> None:
     row = run.row
     row.artifacts, row.hold, row.hold_position = Json("[]"), None, None
@@ -244,6 +252,7 @@ RUN_FOLDS: Final[dict[type[RunEvent], Callable[[RunState, Fact, Any, Changed], N
     RunResumed: run_controls.resumed,
     RunQuarantined: run_controls.quarantined,
     QuarantineLifted: run_controls.lifted,
+    RollbackContinued: _continued,
     ResultsHeld: run_controls.results_held,
     TaskReturned: run_controls.returned,
     RunForked: _forked,

@@ -78,6 +78,18 @@ class LeftEffect(msgspec.Struct, frozen=True, omit_defaults=True):
     tool: str
     why: Literal["irreversible", "unknown", "no_compensation", "no_agent"]
     resource: str = ""
+    run_id: UUID | None = None
+    """The run that had it; None: the one that is rolled back."""
+
+
+class RollbackPage(msgspec.Struct, frozen=True):
+    """Part of what a rollback is to do, as much as one event holds: `orders` in the order in which they are carried out, each by the agent kind at
+    the same place of `kinds`; `more` effects are behind it."""
+
+    orders: tuple[UndoOrder, ...]
+    kinds: tuple[str, ...]
+    left: tuple[LeftEffect, ...]
+    more: int
 
 
 class Rollback(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -93,7 +105,8 @@ class Rollback(msgspec.Struct, frozen=True, omit_defaults=True):
     actor: str
     reason: str
     more: int = 0
-    """Effects beyond what one rollback can hold: they are for the next one."""
+    """Effects beyond what one event can hold. They follow page by page; in a rollback that is not `is_paged` they are for the next rollback."""
+    is_paged: bool = False
 
 
 class EffectRef(msgspec.Struct, frozen=True):

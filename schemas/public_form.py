@@ -17,7 +17,7 @@ from crewlog.schemas import run_events as run
 from crewlog.schemas import system_events as system
 from crewlog.schemas import task_events as task
 from crewlog.schemas.codec import Event
-from crewlog.schemas.effects import Compensation, Rollback, UndoOrder
+from crewlog.schemas.effects import Compensation, Rollback, RollbackPage, UndoOrder
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.values import Failure, Issue, Outcome
 
@@ -93,8 +93,13 @@ def _compensation(one: Compensation) -> Compensation:
 
 
 def _rollback(rollback: Rollback) -> Rollback:
-    left = tuple(msgspec.structs.replace(one, resource=_text(one.resource)) for one in rollback.left)
-    return msgspec.structs.replace(rollback, orders=tuple(map(_order, rollback.orders)), left=left, reason=_text(rollback.reason))
+    page = _page(RollbackPage(rollback.orders, rollback.kinds, rollback.left, rollback.more))
+    return msgspec.structs.replace(rollback, orders=page.orders, left=page.left, reason=_text(rollback.reason))
+
+
+def _page(page: RollbackPage) -> RollbackPage:
+    left = tuple(msgspec.structs.replace(one, resource=_text(one.resource)) for one in page.left)
+    return msgspec.structs.replace(page, orders=tuple(map(_order, page.orders)), left=left)
 
 
 def _order(order: UndoOrder) -> UndoOrder:
@@ -139,6 +144,7 @@ VEILS: Final[Mapping[type, Mapping[str, Veil]]] = {
     run.RunResumed: _REASON,
     run.RunQuarantined: _REASON,
     run.QuarantineLifted: _REASON,
+    run.RollbackContinued: {"page": _page},
     run.ResultsHeld: _ERROR,
     task.TaskOpened: {"task": _task},
     task.TaskForked: {"changes": _task, "results": _each(_edited), "said": _text, "opening": _optional(_payload)},

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal
 import msgspec
 
 from crewlog.schemas.budget import ScopeLimit
-from crewlog.schemas.effects import Rollback
+from crewlog.schemas.effects import Rollback, RollbackPage
 from crewlog.schemas.ids import ApprovalId, Hash, RunId, TaskId
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.task_events import ApprovalDecision, Question
@@ -275,6 +275,12 @@ class RunQuarantined(RunEvent, frozen=True, omit_defaults=True):
     reason: str = ""
 
 
+class RollbackContinued(RunEvent, frozen=True):
+    """What a rollback does next, once it is through with what it had: the page behind."""
+
+    page: RollbackPage
+
+
 class QuarantineLifted(RunEvent, frozen=True, omit_defaults=True):
     """A quarantine holds for this run no more: its scope was released, or this run was looked at and released alone."""
 
@@ -322,4 +328,5 @@ RUN_EVENTS: tuple[type[RunEvent], ...] = (
     ResultsHeld,
     TaskReturned,
     RunForked,
+    RollbackContinued,
 )

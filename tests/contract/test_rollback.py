@@ -26,7 +26,7 @@ from crewlog.orchestrator.memory_crew import MemoryCrew, memory_crew
 from crewlog.orchestrator.replay import replay
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import RunId, TaskId, compensation_key, idempotency_key, rollback_run_id, task_stream
-from crewlog.schemas.run_events import RunCompleted
+from crewlog.schemas.run_events import RollbackContinued, RunCompleted
 from crewlog.schemas.task import parse_task
 from crewlog.schemas.task_events import ToolFinished, ToolStarted
 
@@ -144,6 +144,73 @@ async def test_a_rollback_whose_worker_died_in_the_middle_goes_on(tmp_path: Path
         assert begun[0].idempotency_key == begun[1].idempotency_key
         assert (await replay(made.store, rollback, verify=True)).divergence is None
         await last.stop(grace_s=1)
+
+
+async def test_what_came_of_a_run_is_taken_back_with_it_in_one_order(tmp_path: Path) -> None:
+    outside = Outside()
+    script = [line for text in ("one", "two", "three") for line in (calls(("rent", json.dumps({"text": text}))), SUBMIT)]
+    async with crew(tmp_path, outside, *script) as made:
+        parent = await ran(made)
+        child = await ran(made, parent_task_id=str(parent))
+        grandchild = await ran(made, parent_task_id=str(child))
+        _, first = await rolled_back(made, grandchild)
+        assert [item["key"] for item in first["rollback"]["undone"]] == [key(grandchild, "t1-1")]
+        rollback, report = await rolled_back(made, parent)
+        assert [(item["run_id"], item["key"]) for item in report["rollback"]["undone"]] == [(str(run), key(run, "t1-1")) for run in (child, parent)]
+        assert report["end"]["flags"] == []
+        assert f"(run {child}, task {child}, call t1-1" in report["text"]
+        assert outside.things == {}
+        assert len(outside.undone) == 3, "what the rollback of the grandchild took back is not taken back again"
+        assert (await replay(made.store, rollback, verify=True)).divergence is None
+        _, nothing = await rolled_back(made, child)
+        assert nothing["rollback"]["undone"] == []
+
+
+async def test_a_run_is_not_rolled_back_while_what_came_of_it_is_under_way_or_being_rolled_back(tmp_path: Path) -> None:
+    outside = Outside()
+    async with crew(tmp_path, outside, calls(("rent", '{"text":"hall"}')), SUBMIT, calls(("rent", '{"text":"band"}'))) as made:
+        parent = await ran(made)
+        outside.mode, outside.entered = "done_and_hangs", asyncio.Event()
+        task = {"task_id": str(uuid4()), "type": "data", "objective": "do it", "auto_approve": True, "parent_task_id": str(parent)}
+        child = await made.submit(parse_task(task))
+        await outside.entered.wait()
+        ask = {"run_id": parent, "reason": "wrong venue", "actor": "maria"}
+        with pytest.raises(ContractError, match=f"run {child}, which came from run {parent}, is not over"):
+            await made.ask("runs.rollback", ask)
+        await made.ask("runs.cancel", {"run_id": child, "reason": "no", "actor": "maria"})
+        outside.undo_fails = True
+        begun = await made.ask("runs.rollback", {**ask, "run_id": child})
+        with pytest.raises(ContractError, match=f"run {child} is being rolled back by run {begun['run_id']}"):
+            await made.ask("runs.rollback", ask)
+        await made.ask("runs.cancel", {"run_id": begun["run_id"], "reason": "no", "actor": "maria"})
+
+
+async def test_a_rollback_of_more_than_an_event_holds_goes_on_page_by_page_also_with_another_orchestrator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crewlog.orchestrator.rollback.PAGE_BYTES_MAX", 1_500)  # three orders or four
+    outside = Outside()
+    rented = calls(*(("rent", json.dumps({"text": f"hall {n}"})) for n in range(20)))
+    async with crew(tmp_path, outside, rented, SUBMIT) as made:
+        run_id = await ran(made)
+        assert len(outside.things) == 20
+        log = made.log
+        begun = await made.ask("runs.rollback", {"run_id": run_id, "reason": "wrong venue", "actor": "maria"})
+        assert 0 < begun["orders"] < 5
+        assert begun["orders"] + begun["more"] == 20
+        rollback = RunId(UUID(begun["run_id"]))
+        while not [r for r in await made.store.read_run(rollback) if isinstance(r.event(), RollbackContinued)]:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert 0 < len(outside.undone) < 20, "the crew goes away in the middle"
+    async with crew(tmp_path, outside, log=log) as made:
+        await made.end(rollback)
+        report = (await made.ask("runs.get", {"run_id": rollback}))["run"]
+        assert (report["rollback"]["undone_count"], report["rollback"]["more"], report["end"]["flags"]) == (20, 0, [])
+        assert (await replay(made.store, rollback, verify=True)).divergence is None
+        begins = [e for r in await made.store.read_run(run_id) if isinstance(e := r.event(), ToolStarted) and e.effect != "read"]
+        assert list(dict.fromkeys(thing for thing, _ in outside.undone)) == [f"id-{e.idempotency_key}" for e in reversed(begins)]
+        assert len({key for _, key in outside.undone}) == 20
+        assert outside.things == {}
 
 
 async def test_what_was_cleaned_up_in_the_run_is_not_cleaned_up_again(tmp_path: Path) -> None:

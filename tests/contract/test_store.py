@@ -334,6 +334,22 @@ async def test_open_runs_are_listed_in_id_order(store: EventStore) -> None:
     assert list(await store.open_runs(after=left[1], limit=100)) == left[2:]
 
 
+async def test_runs_that_came_from_a_run_are_those_that_name_it_or_a_task_of_it(store: EventStore) -> None:
+    def submitted(run_id: RunId, parent: UUID | None) -> RunSubmitted:
+        task = {"task_id": run_id} | ({} if parent is None else {"parent_task_id": parent})
+        return RunSubmitted(run_id, "default", "anna", "goal", msgspec.Raw(msgspec.json.encode(task)), "api")
+
+    parent, other, task = new_run(), new_run(), new_task()
+    await store.append(opening(parent, task))
+    named = {new_run(): origin for origin in (parent, task, other, None)}
+    for run_id, origin in named.items():
+        await store.append(request(Write(run_stream(run_id), [submitted(run_id, origin)], NO_STREAM), run_id=run_id))
+    first, second, *_ = named
+    assert list(await store.child_runs([parent])) == [first, second]
+    assert list(await store.child_runs([parent, other])) == list(named)[:3]
+    assert list(await store.child_runs([new_run()])) == []
+
+
 async def test_streams_outside_runs_have_no_run(log: Log) -> None:
     operator = await log.open(OPERATOR)
     content = content_hash(b"text")

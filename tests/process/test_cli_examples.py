@@ -9,9 +9,12 @@ import sys
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from support.live_crew import LiveCrew, own_agent
+
+from crewlog.orchestrator.client import Client
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -50,7 +53,7 @@ def test_a_specialist_of_ones_own_gets_tasks_and_steps_of_plans(crew: LiveCrew, 
         assert "IN A PLAN!" in crew.json("submit", "--file", plan, "--wait", "--timeout", "60")["answer"]
 
 
-def test_an_effect_is_listed_until_a_rollback_takes_it_back(crew: LiveCrew, tmp_path: Path) -> None:
+async def test_an_effect_is_listed_until_a_rollback_takes_it_back(crew: LiveCrew, client: Client, tmp_path: Path) -> None:
     rooms = tmp_path / "rooms.sqlite"
 
     def booked() -> list[tuple[int, str]]:
@@ -63,11 +66,16 @@ def test_an_effect_is_listed_until_a_rollback_takes_it_back(crew: LiveCrew, tmp_
         (done,) = crew.json("effects", first["run_id"])
         assert (done["tool"], done["status"], done["resource"], done["is_open"]) == ("book_room", "ok", "booking 1", True)
         assert crew.json("effects", again["run_id"]) == [], "it got the outcome of the first"
+        task = await client.prepare('Book "Red room"', kind="rooms")
+        came_of_it = await client.submit(task.model_copy(update={"parent_task_id": UUID(first["run_id"])}))
+        assert (await client.wait(came_of_it.run_id)).status == "completed"
+        assert booked() == [(1, "Blue room"), (2, "Red room")]
         rolled = crew.json("rollback", first["run_id"], "--reason", "the meeting is off", "--as", "maria")
-        assert [effect["resource"] for effect in rolled["undone"]] == ["booking 1"]
+        undone = [(effect["run_id"], effect["resource"]) for effect in rolled["undone"]]
+        assert undone == [(str(came_of_it.run_id), "booking 2"), (first["run_id"], "booking 1")]
         assert booked() == []
-        (undone,) = crew.json("effects", first["run_id"])
-        assert (undone["is_open"], undone["undone_in"]) == (False, rolled["rollback_id"])
+        (gone,) = crew.json("effects", first["run_id"])
+        assert (gone["is_open"], gone["undone_in"]) == (False, rolled["rollback_id"])
         assert crew.json("effects", first["run_id"], "--open") == []
         report: dict[str, Any] = crew.json("replay", rolled["rollback_id"], "--verify")
         assert report["divergence"] is None

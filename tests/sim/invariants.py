@@ -17,8 +17,19 @@ from crewlog.orchestrator.invariants import ledger_violations as budget_violatio
 from crewlog.orchestrator.replay import fold_streams
 from crewlog.orchestrator.rollback import RunEffect, effects_of
 from crewlog.schemas.budget import run_scope
+from crewlog.schemas.effects import Rollback, RollbackPage, UndoOrder
 from crewlog.schemas.ids import CONTROL_STREAM, Hash, RunId, Stream, category
-from crewlog.schemas.run_events import QuarantineLifted, RunCompleted, RunFailed, RunPaused, RunQuarantined, RunResumed, RunSubmitted, TaskDispatched
+from crewlog.schemas.run_events import (
+    QuarantineLifted,
+    RollbackContinued,
+    RunCompleted,
+    RunFailed,
+    RunPaused,
+    RunQuarantined,
+    RunResumed,
+    RunSubmitted,
+    TaskDispatched,
+)
 from crewlog.schemas.system_events import ScopePaused, ScopeResumed
 from crewlog.schemas.task_events import CompensationFinished, ModelCallStarted, TaskCompleted, TaskOpened, ToolFinished, ToolStarted
 
@@ -67,6 +78,8 @@ def rollback_violations(log: MemoryLog, rollbacks: Mapping[RunId, RunId], receiv
         events = [event for stream in log.streams.values() if stream.run_id == rollback for event in stream.events]
         yield from run_violations(rollback, events)
         yield from replay_violations(rollback, events, texts)
+        planned = Counter(order.key for recorded in events for order in _orders(recorded))
+        yield from (f"rollback {rollback} takes {key} back {count} times" for key, count in planned.items() if count > 1)
         for recorded in events:
             event = recorded.event()
             if isinstance(event, TaskCompleted) and event.outcome.output["undone"] not in receiver.undone:
@@ -75,10 +88,18 @@ def rollback_violations(log: MemoryLog, rollbacks: Mapping[RunId, RunId], receiv
                 yield f"rollback {rollback} does not say that something cannot be taken back"
 
 
+def _orders(recorded: Recorded) -> tuple[UndoOrder, ...]:
+    match recorded.event():
+        case RunSubmitted(rollback=Rollback(orders=orders)) | RollbackContinued(page=RollbackPage(orders=orders)):
+            return orders
+        case _:
+            return ()
+
+
 def _effects(log: MemoryLog, rollbacks: Mapping[RunId, RunId], rollback: RunId) -> list[RunEffect]:
     run_id = next(run for run, its in rollbacks.items() if its == rollback)
     events = sorted((event for stream in log.streams.values() if stream.run_id == run_id for event in stream.events), key=lambda event: event.position)
-    return [effect for effect in effects_of(events, {}) if effect.status == "ok"]
+    return [effect for effect in effects_of(run_id, events, {}) if effect.status == "ok"]
 
 
 def replay_violations(run_id: RunId, events: Iterable[Recorded], texts: Mapping[Hash, str]) -> Iterator[str]:

@@ -37,6 +37,7 @@ from crewlog.events import faults
 from crewlog.events.grants import ORCHESTRATOR, SPECIALIST
 from crewlog.events.memory_bus import MemoryBroker
 from crewlog.events.memory_store import MemoryLog, MemoryStore
+from crewlog.orchestrator import rollback
 from crewlog.orchestrator.planning import Offer
 from crewlog.orchestrator.service import OrchestratorService, Settings
 from crewlog.schemas.blocks import ModelReply, ModelRequest, ToolUse
@@ -61,6 +62,8 @@ LIVENESS_S: Final = 900.0
 """Virtual time in which everything must end once the faults are over."""
 ROLLED_BACK_EVERY: Final = 4
 """So many runs: one of them is taken back when it has ended."""
+rollback.PAGE_BYTES_MAX = 700
+"""Of a rollback: one effect or two, so that it has pages, and dies between them too."""
 CALM: Final = Mix(0.01, 0.0, 0.0, 0.0)
 _NAMES: Final = UUID("7a1d4c52-9f0e-4b53-8e0a-0d6a5f6c1b77")
 
@@ -358,6 +361,8 @@ class World:
         if number % 2:
             steps = [{"key": key, "type": KIND, "objective": key, "depends_on": list(after)} for key, after in (("a", ""), ("b", ""), ("c", "ab"))]
             body |= {"type": "run", "plan": {"steps": steps}}
+        if number and (self.plan.seed + number - 1) % ROLLED_BACK_EVERY == 0:  # what is rolled back has a run that came from it
+            body["parent_task_id"] = str(uuid5(_NAMES, f"{self.plan.seed}/{number - 1}"))
         await asyncio.sleep(self.effects.random() * 3)
         while True:
             try:

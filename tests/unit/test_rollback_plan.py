@@ -9,21 +9,22 @@ import msgspec
 from msgspec.structs import replace
 
 from crewlog.events.store import EVENT_BYTES_MAX
-from crewlog.orchestrator.rollback import RunEffect, plan_rollback, undo_steps
-from crewlog.schemas.effects import Compensation, Rollback
+from crewlog.orchestrator.rollback import Known, RunEffect, plan_page
+from crewlog.schemas.effects import Compensation, RollbackPage
 from crewlog.schemas.ids import Hash, RunId, TaskId
+from crewlog.schemas.undo_steps import undo_steps
 
 RUN = RunId(UUID(int=1))
 
 
 def effect(n: int, **changes: Any) -> RunEffect:
     undo = Compensation("unmake", "1", f'{{"id":{n}}}', f"thing {n}", Hash(f"{n:064x}"))
-    made = RunEffect(TaskId(UUID(int=7)), "data", f"c{n}", "make", "compensable", f"{n:032x}", Hash(""), n, "w1", "ok", undo)
+    made = RunEffect(RUN, TaskId(UUID(int=7)), "data", f"c{n}", "make", "compensable", f"{n:032x}", Hash(""), n, n, "w1", "ok", undo)
     return replace(made, **changes)
 
 
-def plan(*effects: RunEffect, undone: frozenset[str] = frozenset(), kinds: frozenset[str] = frozenset({"data"})) -> Rollback:
-    return plan_rollback(RUN, effects, number=1, undone=undone, kinds=kinds, actor="maria", reason="wrong")
+def plan(*effects: RunEffect, undone: frozenset[str] = frozenset(), planned: frozenset[str] = frozenset()) -> RollbackPage:
+    return plan_page(RUN, effects, Known(undone, frozenset({"data"})), planned=planned)
 
 
 def test_the_last_effect_comes_first_and_what_is_gone_does_not_come() -> None:
@@ -53,10 +54,31 @@ def test_only_a_call_in_doubt_names_the_worker_that_may_still_be_at_it() -> None
     assert [order.worker for order in orders] == ["", "w1", ""]
 
 
-def test_a_plan_fits_into_its_event_and_says_what_did_not_fit() -> None:
-    made = plan(*(effect(n) for n in range(2_000)), *(effect(n, effect="irreversible", compensation=None) for n in range(2_000, 4_000)))
-    assert len(made.orders) + len(made.left) + made.more == 4_000
-    assert made.orders
-    assert made.left
-    assert len(msgspec.json.encode(made)) + 20_000 < EVENT_BYTES_MAX
-    assert len(msgspec.json.encode(undo_steps(made))) < EVENT_BYTES_MAX
+def test_the_effects_of_runs_that_came_from_it_are_taken_back_in_one_order_with_its_own() -> None:
+    child = RunId(UUID(int=2))
+    made = plan(effect(1), effect(3), effect(2, run_id=child), effect(4, run_id=child, effect="irreversible", compensation=None))
+    assert [(order.run_id, order.key[-1]) for order in made.orders] == [(RUN, "3"), (child, "2"), (RUN, "1")]
+    assert [left.run_id for left in made.left] == [child]
+
+
+def test_pages_fit_into_events_and_hold_every_effect_once_in_one_order() -> None:
+    effects = [effect(n) if n % 2 else effect(n, effect="irreversible", compensation=None) for n in range(3_000)]
+    ordered: list[str] = []
+    left: list[str] = []
+    more = 3_000
+    while more:
+        page = plan(*effects, planned=frozenset((*ordered, *left)))
+        assert page.orders
+        assert len(page.orders) + len(page.left) + page.more == more
+        assert len(msgspec.json.encode(page)) + 20_000 < EVENT_BYTES_MAX
+        assert len(msgspec.json.encode(undo_steps(page.orders, page.kinds, behind=len(ordered)))) < EVENT_BYTES_MAX
+        ordered += [order.key for order in page.orders]
+        left += [one.key for one in page.left]
+        more = page.more
+    assert [int(key, 16) for key in ordered] == list(range(2_999, 0, -2))
+    assert [int(key, 16) for key in left] == list(range(2_998, -1, -2))
+
+
+def test_what_was_taken_back_meanwhile_is_on_no_page() -> None:
+    undone = frozenset(f"{n:032x}" for n in range(100))
+    assert plan(*map(effect, range(100)), undone=undone) == RollbackPage((), (), (), 0)
