@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator
 from operator import itemgetter
 from typing import Any, Final
 
@@ -30,7 +30,7 @@ _position, _type, _run_id = itemgetter(0), itemgetter(3), itemgetter(7)
 class ScannedPage:
     """A stretch of the log in position order. It is decoded fact by fact, and no fact is kept: memory that is used again at once is fast."""
 
-    def __init__(self, rows: Sequence[Any], high_water: int) -> None:
+    def __init__(self, rows: list[Any], high_water: int) -> None:
         self._rows = rows
         self.high_water: Final = high_water
 
@@ -44,7 +44,9 @@ class ScannedPage:
 
     def begins(self, after: int) -> Begins:
         """Return what those of its events are about that stand behind a position."""
-        last_first = [row for row in reversed(self._rows) if _position(row) > after]
+        last_first = self._rows[::-1]
+        while last_first and _position(last_first[-1]) <= after:
+            last_first.pop()
         return dict(zip(map(_run_id, last_first), map(_type, last_first), strict=True))
 
     def facts(self) -> Iterator[Fact]:
