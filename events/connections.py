@@ -18,7 +18,7 @@ from crewlog.schemas.errors import ConfigError, ContractError, NotAuthorised, Or
 
 CALL_TIMEOUT_S: Final = 10.0
 SPARE_S: Final = 15.0
-"""How long connections are kept that a burst needed and nothing since, in seconds."""
+"""How long connections are kept that nobody needs, in seconds."""
 WAIT_S: Final = 30.0
 """How long a caller waits for a server that is away before it gets `Unavailable`."""
 
@@ -91,12 +91,15 @@ def explain(error: Exception, what: str) -> OrchestrationError:
 class Connections:
     """Up to `size` connections, opened when needed; every statement run through it may be run twice.
 
-    One is kept. Of the others those are closed that nobody has needed for `SPARE_S`: each is a process of the server with memory of its own.
+    Those that nobody has needed for `SPARE_S` are closed: each is a process of the server with memory of its own, and most workers wait most
+    of the time. A new one costs a few milliseconds.
     """
 
-    def __init__(self, connect: Connect, clock: Clock, *, size: int, call_timeout_s: float = CALL_TIMEOUT_S, wait_s: float = WAIT_S) -> None:
+    def __init__(
+        self, connect: Connect, clock: Clock, *, size: int, call_timeout_s: float = CALL_TIMEOUT_S, wait_s: float = WAIT_S, spare_s: float = SPARE_S
+    ) -> None:
         self._connect, self._clock = connect, clock
-        self._call_timeout_s, self._wait_s = call_timeout_s, wait_s
+        self._call_timeout_s, self._wait_s, self._spare_s = call_timeout_s, wait_s, spare_s
         self._slots = asyncio.Semaphore(size)
         self._idle: list[Any] = []
         self._unneeded = 0
@@ -141,21 +144,21 @@ class Connections:
 
     def _put_back(self, connection: Any) -> None:
         self._idle.append(connection)
-        if self._thinning is None and len(self._idle) > 1:
-            self._thinning = asyncio.get_running_loop().call_later(SPARE_S, self._thin)
+        if self._thinning is None:
+            self._thinning = asyncio.get_running_loop().call_later(self._spare_s, self._thin)
 
     def _thin(self) -> None:
-        """Close what was idle all the time; the one that was used last stays."""
-        for _ in range(min(self._unneeded, len(self._idle) - 1)):
+        """Close what was idle all the time."""
+        for _ in range(self._unneeded):
             self._idle.pop(0).terminate()
         self._unneeded = len(self._idle)
-        is_more = len(self._idle) > 1
-        self._thinning = asyncio.get_running_loop().call_later(SPARE_S, self._thin) if is_more else None
+        self._thinning = asyncio.get_running_loop().call_later(self._spare_s, self._thin) if self._idle else None
 
     async def close(self) -> None:
         """Close what is idle."""
         if self._thinning is not None:
             self._thinning.cancel()
             self._thinning = None
+        self._unneeded = 0
         while self._idle:
             self._idle.pop().terminate()

@@ -61,31 +61,13 @@ async def up(
     home: HomeOption = None,
 ) -> int:
     """Start the servers, the orchestrator, the projector and the agents, and keep them running."""
+    from crewlog.orchestrator.cli_work import up as run_crew
     from crewlog.orchestrator.supervisor import parse_counts
 
-    config, counts = load_config(home), parse_counts(agents or [])
-    if detach:
-        return await _detach(config.home, agents or [])
-
-    import signal
-
-    from crewlog.events.clock import SystemClock
-    from crewlog.events.readiness import announce_ready
-    from crewlog.orchestrator.supervisor import Supervisor
-    from crewlog.schemas.subjects import SHADOW_LANE
-
-    def ready() -> None:
-        if config.shadow and not any(group.endswith(f".{SHADOW_LANE}") and copies for group, copies in counts.items()):
-            say("CREWLOG_SHADOW is set and no agent takes the work of shadows: start one with crewlog scale KIND.shadow=1")
-        say(f"ready: home {config.home}. Try: crewlog submit 'GOAL' --attach FILE --wait. Stop with Ctrl-C or crewlog down.")
-        announce_ready()
-
-    supervisor = Supervisor(config, counts, clock=SystemClock(), console=sys.stderr, on_phase=say)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, supervisor.request_stop)
-    await supervisor.run(ready)
-    return Exit.OK
+    if not detach:
+        return await run_crew(agents, home)
+    parse_counts(agents or [])
+    return await _detach(load_config(home).home, agents or [])
 
 
 async def _detach(home: Path, agents: list[str]) -> int:

@@ -16,10 +16,11 @@ from crewlog.orchestrator.cli_output import Output, run_to_end
 
 
 class Option(NamedTuple):
-    """An option: the parameter it fills, and how its value is read; None for a switch."""
+    """An option: the parameter it fills, and how its value is read; None for a switch. Of one that may be repeated all values are kept."""
 
     parameter: str
     read: Callable[[str], Any] | None
+    is_list: bool = False
 
 
 class Command(NamedTuple):
@@ -30,6 +31,7 @@ class Command(NamedTuple):
         argument: the parameter that its one argument fills; "" when it takes none.
         is_needed: it does not run without that argument.
         works: it is a process of the crew.
+        looks: it looks at a run and ends.
     """
 
     function: str
@@ -37,6 +39,7 @@ class Command(NamedTuple):
     options: Mapping[str, Option]
     is_needed: bool = False
     works: bool = False
+    looks: bool = False
 
 
 def _view(text: str) -> Any:
@@ -48,9 +51,10 @@ def _view(text: str) -> Any:
 _HOME: Final = {"--home": Option("home", Path)}
 _LOOK: Final = {**_HOME, "--output": Option("output", Output), "-o": Option("output", Output), "--reasoning": Option("reasoning", None)}
 QUICK: Final[Mapping[str, Command]] = {
-    "show": Command("cli_look:look", "run", {**_LOOK, "--as": Option("view", _view)}),
-    "events": Command("cli_look:list_events", "run", _LOOK),
-    "explain": Command("cli_look:explain", "event", _LOOK, is_needed=True),
+    "show": Command("cli_look:look", "run", {**_LOOK, "--as": Option("view", _view)}, looks=True),
+    "events": Command("cli_look:list_events", "run", _LOOK, looks=True),
+    "explain": Command("cli_look:explain", "event", _LOOK, is_needed=True, looks=True),
+    "up": Command("cli_work:up", "", {**_HOME, "--agents": Option("agents", str, is_list=True)}),
     "orchestrator": Command("cli_work:orchestrator", "", _HOME, works=True),
     "projector": Command("cli_work:projector", "", _HOME, works=True),
     "agent": Command("cli_work:agent", "kind", {**_HOME, "--shadow": Option("shadow", None)}, is_needed=True, works=True),
@@ -65,7 +69,7 @@ def run_quickly(words: Sequence[str]) -> int | None:
         return None
     module, _, name = command.function.partition(":")
     body = getattr(import_module(f"crewlog.orchestrator.{module}"), name)
-    if not command.works:
+    if command.looks:
         gc.disable()  # a look ends before garbage matters, and a run is many objects that all stay
     return run_to_end(body(**given), works=command.works)
 
@@ -91,7 +95,8 @@ def read_words(command: Command, words: Sequence[str]) -> dict[str, Any] | None:
         if value.startswith("-"):
             return None
         try:
-            given[option.parameter] = option.read(value)
+            read = option.read(value)
         except ValueError:
             return None
+        given[option.parameter] = [*given.get(option.parameter, ()), read] if option.is_list else read
     return None if command.is_needed and command.argument not in given else given

@@ -12,7 +12,7 @@ from support.logs import CLOCK, dispatched, new_run, new_task, opening, to_run, 
 from support.postgres import Database
 
 from crewlog.events.appender import Appender
-from crewlog.events.connections import connector
+from crewlog.events.connections import Connections, connector
 from crewlog.events.grants import ORCHESTRATOR, ROLES
 from crewlog.events.postgres_store import PostgresStore
 from crewlog.schemas.errors import ConflictError, Unavailable
@@ -186,3 +186,18 @@ async def test_a_server_that_stays_away_is_reported_in_time(database: Database) 
     with pytest.raises(Unavailable, match="same event ids"):
         await appender.submit(opening(new_run()))
     await appender.close()
+
+
+async def test_connections_that_nobody_needs_are_closed_and_opened_again(database: Database, admin: Any) -> None:
+    async def open_ones() -> int:
+        count: int = await admin.fetchval("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'spare'")
+        return count
+
+    connections = Connections(connector(database.url(ORCHESTRATOR), application="spare"), CLOCK, size=3, spare_s=0.1)
+    await asyncio.gather(*(connections.fetch("wait", "SELECT pg_sleep(0.05)") for _ in range(3)))
+    async with asyncio.timeout(PATIENCE_S):
+        while await open_ones():  # noqa: ASYNC110  (the server has no event for it)
+            await asyncio.sleep(0.02)
+    assert (await connections.fetch("ask", "SELECT 1"))[0][0] == 1
+    assert await open_ones() == 1
+    await connections.close()

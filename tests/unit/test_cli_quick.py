@@ -54,6 +54,7 @@ def test_options_fill_the_same_parameters_with_the_same_defaults(name: str) -> N
     for word, option in command.options.items():
         assert word in params[option.parameter].opts
         assert params[option.parameter].is_flag is (option.read is None)
+        assert params[option.parameter].multiple is option.is_list
     for parameter in takes.values():
         if parameter.default is not inspect.Parameter.empty:
             assert (params[parameter.name].default or False) == (parameter.default or False), parameter.name
@@ -68,6 +69,7 @@ READ = {
     "explain 12ab:7": {"event": "12ab:7"},
     "agent research --home=h": {"kind": "research", "home": Path("h")},
     "orchestrator": {},
+    "up --agents research=2 --agents=code=1,data=0": {"agents": ["research=2", "code=1,data=0"]},
 }
 
 
@@ -91,6 +93,7 @@ NOT_PLAIN = (
     "events --follow",
     "explain",
     "agent",
+    "up --detach",
     "orchestrator now",
     "runs",
     "",
