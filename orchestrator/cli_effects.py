@@ -63,8 +63,9 @@ async def roll_back(
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
 ) -> int:
-    """Take back what a run that has ended did, and what came of it: the last effect first, those of runs that its tasks submitted included. What
-    cannot be taken back is listed.
+    """Take back what a run that has ended did, and what came of it, the last effect first.
+
+    Effects of runs that its tasks submitted are among them. What cannot be taken back is listed.
 
     It is a run of its own and goes on by itself: to see it later, use crewlog show.
     """
