@@ -157,6 +157,15 @@ class Journal:
         warned, self._warned = self._warned, {}
         return [scope for scope in warned if scope not in self.state.warned]
 
+    async def look(self) -> None:
+        """Make sure that nobody else has written to the task behind what this worker sent.
+
+        Raises:
+            ConflictError: somebody has: this worker has lost the task and must stop.
+        """
+        if found := await self._store.read_streams({self._stream: self._sent}):
+            raise ConflictError(self._stream, expected=self._sent, actual=found[-1].version)
+
     def send(self) -> None:
         """Start appending what was recorded, behind what was sent before."""
         if not self._pending:

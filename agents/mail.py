@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from email.message import EmailMessage
@@ -123,8 +123,11 @@ def message_id(settings: MailSettings, key: str) -> str:
     return f"<{key}@{settings.sender.rpartition('@')[2]}>"
 
 
-async def send(settings: MailSettings, message: bytes, to: Sequence[str]) -> str:
+async def send(settings: MailSettings, message: bytes, to: Sequence[str], check: Callable[[], Awaitable[None]]) -> str:
     """Hand a message to the mail server, for all recipients or for none; returns what the server said.
+
+    Args:
+        check: awaited right before the message itself is handed over; what it raises keeps that from happening.
 
     Raises:
         NotSent: the server was not reached or refused something.
@@ -143,6 +146,7 @@ async def send(settings: MailSettings, message: bytes, to: Sequence[str]) -> str
                     await client.rcpt(recipient)
         except (aiosmtplib.SMTPException, OSError) as error:
             raise NotSent(f"mail server {settings.host}:{settings.port}: {_words(error)}") from error
+        await check()
         try:
             async with asyncio.timeout(SEND_TIMEOUT_S):
                 answer = await client.data(message)

@@ -104,6 +104,7 @@ async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | N
             moves_tasks=config.agent_change == "move",
             model_timeout_s=config.model_timeout_s,
             approval_ttl_s=config.approval_ttl_s,
+            hold_fresh_s=min(config.ack_wait_s, config.dispatch_lease_s) / 2,
             context=config.context,
             context_window=config.context_window,
             trial_chain=_trial_chains(config, closing),

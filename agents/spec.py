@@ -41,6 +41,10 @@ async def nothing_to_recall(call_id: str) -> ToolOutput | None:  # noqa: ARG001 
     return None
 
 
+async def nothing_to_check() -> None:
+    """Nobody else can have the task."""
+
+
 @dataclass(frozen=True, slots=True)
 class ToolContext:
     """What a tool may use besides its arguments."""
@@ -60,6 +64,9 @@ class ToolContext:
     """Label of what the task had seen when the call was asked for."""
     version: int = 0
     """Version of the call's `ToolStarted` in the stream of the task."""
+    check_hold: Callable[[], Awaitable[None]] = nothing_to_check
+    """Make sure that no other worker has the task, right before an effect that must not happen twice. It is done before the tool runs; a tool whose
+    way to the effect is long does it once more at the end of that way. Raises what must not be caught."""
 
     @property
     def traceparent(self) -> str:

@@ -136,7 +136,7 @@ class CommunicateTools:
         # stored before it leaves: what was sent can always be shown
         ref = await context.artifacts.put(_next_name(context, "mail", "eml"), message, _MAIL_TYPE)
         try:
-            answer = await send(self._mail, message, recipients)
+            answer = await send(self._mail, message, recipients, context.check_hold)
         except NotSent as error:
             raise ToolFailed(f"nothing was sent: {error}") from error
         except OutcomeUnknown as error:
@@ -152,6 +152,7 @@ class CommunicateTools:
             raise ToolFailed(f"the body has {len(body)} bytes; at most {webhook.REQUEST_BYTES_MAX} are posted")
         try:
             target = await resolve(args.url, self._hosts)
+            await context.check_hold()
             answer = await webhook.post(target, body, key=context.idempotency_key)
         except Refused as error:
             raise ToolFailed(f"nothing was posted: {error}") from error

@@ -12,6 +12,7 @@ import msgspec
 
 from crewlog.agents.claims import LOOK_AGAIN_FIRST_S, LOOK_AGAIN_MAX_S, read_claim, settlement, undone_claim
 from crewlog.agents.effects import Owner, compensation_of, fingerprint_of, intended_compensation, probe_call
+from crewlog.agents.hold import Hold
 from crewlog.agents.journal import Journal
 from crewlog.agents.setup import Setup, SetupTool
 from crewlog.agents.spec import ToolContext, ToolFailed, ToolOutput, ToolSpec, Undo
@@ -60,6 +61,7 @@ class ToolCalls:
         """
         self._shop, self._journal, self._task, self._tools, self._moved = shop, journal, task, tools, moved
         self._owner = Owner(task.tenant, shop.spec.kind)
+        self._hold = Hold(shop.clock, journal.look, fresh_s=shop.hold_fresh_s)
         self._stand_ins = None if task.trial is None else StandIns(task, journal)
 
     async def run(self, calls: tuple[Call, ...], setup: Setup) -> None:
@@ -218,6 +220,7 @@ class ToolCalls:
         if all((spec := self._spec(one.call, setup)) is not None and spec.effect == "read" for one in running):
             journal.send()
         else:
+            self._hold.note()
             await journal.commit()
         if len(running) == 1:
             finished = await self._perform_one(running[0], setup)
@@ -289,6 +292,7 @@ class ToolCalls:
             recall=self._recall,
             trust=state.trust,
             version=version,
+            check_hold=self._hold.check,
         )
 
     def _key(self, call: Call) -> str:

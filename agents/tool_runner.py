@@ -174,6 +174,8 @@ async def run_tool(spec: ToolSpec, context: ToolContext, arguments: str, clock: 
     if faults.hook is not None:
         faults.hook("before_tool_effect")
     try:
+        if must_be_known:
+            await context.check_hold()
         ways = await carry_out(spec, context, spec.args.model_validate_json(arguments or "{}"), health, clock)
         is_ok, output = True, replace(ways.output, content=shown(ways.output.content))
     except ToolOutcomeUnknown as error:

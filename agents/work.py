@@ -81,6 +81,9 @@ class Workshop:
     live: LiveText | None = None
     """Where answers are told while they are written."""
     approval_ttl_s: float = 86_400.0
+    hold_fresh_s: float = 15.0
+    """How long after its last word nobody can have taken a task over, in seconds: half of the ack wait, of which a third may pass between two signs
+    of life, or of the time after which orchestrators publish a silent task again, if that is less."""
     context: ContextMode = "inject"
     """For agents that do not say themselves how they want the outcomes of earlier tasks."""
     context_window: int = WINDOW

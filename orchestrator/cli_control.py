@@ -109,7 +109,10 @@ async def drain(
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
-    """Let workers take nothing new, end or hand back what they have, and leave."""
+    """Let workers take nothing new, end or hand back what they have, and leave.
+
+    Those of crewlog up stay away until crewlog scale KIND=NUMBER, or the next crewlog up, starts them again.
+    """
     from crewlog.orchestrator.client import Client
     from crewlog.orchestrator.client_control import wait_gone
     from crewlog.schemas.errors import ContractError, NotFound

@@ -26,7 +26,8 @@ HEALTHY_AFTER_S: Final = 30.0
 """A child that lived this long starts over with the shortest wait."""
 _CHUNK_BYTES: Final = 65_536
 
-State = Literal["starting", "ready", "restarting", "stopping", "stopped", "failed"]
+State = Literal["starting", "ready", "restarting", "stopping", "stopped", "failed", "left"]
+"""`left`: it ended by itself in good order, as it was drained, and is not started again."""
 
 
 class Program(NamedTuple):
@@ -36,6 +37,8 @@ class Program(NamedTuple):
     kind: str
     argv: tuple[str, ...]
     env: Mapping[str, str]
+    may_leave: bool = False
+    """When it ends in good order without being asked to by its supervisor, somebody else has asked: it stays away."""
 
 
 class Supervised:
@@ -105,6 +108,10 @@ class Supervised:
                     break
                 if self.exit_code == EXIT_MISCONFIGURED:
                     self.state = "failed"
+                    return
+                if self.exit_code == 0 and self.program.may_leave:
+                    self.state = "left"
+                    self._output(self.program.name, "has left in good order and stays away; crewlog scale brings it back")
                     return
                 failures = 0 if self._clock.monotonic() - started > HEALTHY_AFTER_S else failures + 1
                 wait_s = min(self._restart_longest_s, RESTART_FIRST_S * 2 ** max(failures - 1, 0))

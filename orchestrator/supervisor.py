@@ -136,7 +136,8 @@ class Supervisor:
     async def scale(self, copies: Mapping[str, int]) -> dict[str, int]:
         """Start or drain agents until each named kind has as many copies; returns the copies of all kinds.
 
-        A copy that goes stops fetching, finishes what it works on within the grace period and hands the rest back.
+        A copy that goes stops fetching, finishes what it works on within the grace period and hands the rest back. Copies that were drained count
+        as missing from now on: until then nobody replaces them, since whoever drained them wants them away.
         """
         async with self._scaling:
             self._copies.update(copies)
@@ -144,6 +145,9 @@ class Supervisor:
             for child in surplus:
                 del self._children[child.program.name]
             await asyncio.gather(*(child.stop(grace_s=self._grace_s) for child in surplus))
+            drained = [child.program.name for child in self._children.values() if child.state == "left" and _group(child.program) in copies]
+            for name in drained:
+                del self._children[name]
             fresh = self._start_missing_agents()
             await self._until_ready(fresh)
             self._write_state()
@@ -196,9 +200,8 @@ class Supervisor:
         assert self._servers is not None
         env = {key: value for key, value in os.environ.items() if may_have(kind, key)} | self._servers.env_for(kind)
         argv = (sys.executable, "-P", "-m", "crewlog.orchestrator", *command)
-        child = Supervised(
-            Program(name, kind, argv, {**env, "CREWLOG_HOME": str(self._home.path), "CREWLOG_WORKER": name}), self._write_line, clock=self._clock
-        )
+        env |= {"CREWLOG_HOME": str(self._home.path), "CREWLOG_WORKER": name}
+        child = Supervised(Program(name, kind, argv, env, may_leave=kind in BUILT_IN_KINDS), self._write_line, clock=self._clock)
         self._children[name] = child
         child.start()
         return child

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from support.live_crew import DEMO, LiveCrew
 
 GOAL = ("submit", "Count the rows of the table", "--type", "data", "--attach", str(DEMO / "penguins.csv"))
 WHO = ("--as", "ada", "--reason", "incident 7")
+
+
+def state_of(crew: LiveCrew, name: str) -> str:
+    return next(str(process["state"]) for process in crew.json("status")["processes"] if process["name"] == name)
 
 
 def test_a_run_waits_with_its_tenant_and_its_results_wait_for_their_release(crew: LiveCrew) -> None:
@@ -28,8 +34,16 @@ def test_a_run_waits_with_its_tenant_and_its_results_wait_for_their_release(crew
     assert f"run {run_id} is over: it is completed" in crew.run("terminate", run_id, code=5).stderr
 
 
-def test_a_drained_worker_leaves_and_another_takes_its_place(crew: LiveCrew) -> None:
+async def test_a_drained_worker_leaves_and_stays_away_until_it_is_wanted_again(crew: LiveCrew) -> None:
     [drained] = crew.json("drain", "--kind", "communicate", "--wait", *WHO)
 
     assert drained["changed"] is True
     assert drained["worker"] not in {agent["worker"] for agent in crew.json("status")["agents"]}
+    try:
+        async with asyncio.timeout(30):  # from its last word to the end of its process
+            while (state := state_of(crew, "communicate")) != "left":
+                assert state in ("ready", "stopping"), "a process that starts again would never be seen as gone for good"
+                await asyncio.sleep(0.1)
+    finally:
+        crew.run("scale", "communicate=1")
+    assert "communicate" in {agent["kind"] for agent in crew.json("status")["agents"]}

@@ -267,6 +267,28 @@ async def test_a_worker_that_wakes_up_behind_its_successor_loses_its_append_and_
     assert await events(client, run_id) == before
 
 
+async def test_a_worker_that_wakes_up_behind_a_persons_word_has_its_effect_no_more(client: Client, gate: Gate, agents: GatedAgents, tmp_path: Path) -> None:
+    gate.open()
+    zombie = await agents.start(slots=1, env={"CREWLOG_FAULT": "before_tool_effect:1:stop", "CREWLOG_FAULT_ONCE": str(tmp_path)})
+    submitted = await client.submit("send finish", kind=KIND)
+    async with asyncio.timeout(30):
+        while not (tmp_path / "before_tool_effect").exists():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    heir = await agents.start(slots=1)
+    async with asyncio.timeout(60):
+        async for recorded in client.events(submitted.run_id, follow=True):
+            if isinstance(event := recorded.event(), TaskSuspended):
+                await client.decide(submitted.run_id, event.approval_id, "did_not_happen", actor="tester")
+    await ended_well(client, [submitted.run_id])
+    before = await events(client, submitted.run_id)
+    await agents.kill(heir)
+    os.kill(zombie, signal.SIGCONT)
+    later = (await client.submit("stamp finish", kind=KIND)).run_id
+    await ended_well(client, [later])
+    assert [(call.tool, call.pid) for call in gate.seen] == [("send", heir), ("stamp", zombie)], "it woke between intent and effect, and left it alone"
+    assert await events(client, submitted.run_id) == before
+
+
 async def test_all_of_it_replays_identically_and_views_are_the_same_after_a_rebuild(sturdy: LiveCrew, client: Client) -> None:
     async with asyncio.timeout(60):
         runs = await client.runs(limit=1000)

@@ -36,9 +36,9 @@ class Lines:
 
 
 @asynccontextmanager
-async def supervised(script: str) -> AsyncIterator[tuple[Supervised, Lines]]:
+async def supervised(script: str, *, may_leave: bool = False) -> AsyncIterator[tuple[Supervised, Lines]]:
     lines = Lines()
-    child = Supervised(Program("child", "child", (sys.executable, "-c", script), dict(os.environ)), lines, clock=SystemClock())
+    child = Supervised(Program("child", "child", (sys.executable, "-c", script), dict(os.environ), may_leave), lines, clock=SystemClock())
     child.start()
     try:
         yield child, lines
@@ -68,6 +68,18 @@ async def test_a_child_that_dies_is_started_again() -> None:
         assert child.pid != first
         assert child.restarts == 1
         assert any("signal SIGKILL" in line for line in lines.all)
+
+
+async def test_a_child_that_leaves_in_good_order_stays_away_if_it_may() -> None:
+    for may_leave in (True, False):
+        async with supervised(READY + "print('up', flush=True); sys.exit(0)", may_leave=may_leave) as (child, lines):
+            if may_leave:
+                assert child._keeper is not None
+                await asyncio.wait_for(child._keeper, 20)
+                assert (child.state, child.restarts, child.pid) == ("left", 0, None)
+            else:
+                await lines.until(lambda all_: all_.count("up") == 2)
+                assert child.restarts == 1
 
 
 async def test_a_misconfigured_child_is_not_started_again() -> None:
