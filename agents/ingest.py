@@ -17,7 +17,7 @@ from crewlog.events.store import NO_STREAM, AppendRequest, EventStore, Recorded,
 from crewlog.schemas.errors import ConflictError
 from crewlog.schemas.ids import document_stream
 from crewlog.schemas.payload import content_hash
-from crewlog.schemas.system_events import DocumentIngested
+from crewlog.schemas.system_events import DocumentErased, DocumentIngested
 
 TRIES_MAX: Final = 5
 """Appends tried before giving up: each lost one means that another writer won."""
@@ -75,6 +75,8 @@ async def ingest(store: EventStore, clock: Clock, *, tenant: str, name: str, dat
 def _latest(history: Sequence[Recorded]) -> Ingested | None:
     for recorded in reversed(history):
         event = recorded.event()
+        if isinstance(event, DocumentErased):
+            return None  # its text is gone: whoever brings it again begins anew
         if isinstance(event, DocumentIngested):
             return Ingested(recorded.position, event, added=False)
     return None

@@ -119,6 +119,19 @@ class ObjectArtifacts:
             raise TerminalError(f"artifact {hash_} in {self._where} is damaged: its {len(data)} bytes have hash {content_hash(data)}; store the file again")
         return data
 
+    async def delete(self, hash_: Hash) -> bool:
+        import obstore
+        from obstore.exceptions import BaseError
+
+        try:
+            await obstore.head_async(self._store, _key(hash_))
+            await obstore.delete_async(self._store, _key(hash_))
+        except FileNotFoundError:
+            return False
+        except (BaseError, OSError) as error:
+            raise Unavailable(f"deleting artifact {hash_[:12]} from {self._where}: {_first_line(error)}") from None
+        return True
+
     async def _create(self, key: str, data: bytes) -> None:
         import obstore
         from obstore.exceptions import AlreadyExistsError

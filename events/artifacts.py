@@ -21,3 +21,6 @@ class ArtifactStore(Protocol):
             NotFound: no such file.
             TerminalError: the stored bytes do not have this hash.
         """
+
+    async def delete(self, hash_: Hash) -> bool:
+        """Delete a file; False when it was not there. Whoever asks must know that nobody needs it any more."""

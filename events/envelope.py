@@ -57,6 +57,11 @@ def enclosed(data: bytes) -> Enclosed | None:
     return Enclosed(UUID(found[1]), urlsafe_b64decode(found[2])) if found else None
 
 
+def hollow(public: bytes, key_id: UUID) -> bytes:
+    """Return the stored form of an event of which only the public form is known, under a key that is destroyed."""
+    return b'%b,"personal":"v1.%b.AA==~"}' % (public[:-1], key_id.hex.encode())
+
+
 class Cipher:
     """AES-256-GCM under one secret key of 32 bytes."""
 

@@ -156,6 +156,7 @@ GRANTS: Final = (
     Grant(ARCHIVIST, "archive", _ARCHIVES, opens=True),
     Grant(ARCHIVIST, "person", _PERSONS, opens=True),
     Grant(ARCHIVIST, "doc", _names(DocumentErased)),
+    Grant(ARCHIVIST, "memory", _names(MemoryForgotten)),
     # agents remember, people forget: an agent that was talked into it must not make anybody forget anything
     *(Grant(role, "memory", _names(MemoryRemembered), opens=True) for role in (kind_role("planner"), kind_role("research"), SPECIALIST)),
     Grant(OPERATOR, "memory", _names(MemoryForgotten)),

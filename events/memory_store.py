@@ -17,14 +17,14 @@ from crewlog.events.append_request import encode_request
 from crewlog.events.appender import OnCommit
 from crewlog.events.grants import GRANTS, Grant, owner_grants
 from crewlog.events.memory_ledger import MemoryLedger
-from crewlog.events.person_keys import PersonKey
-from crewlog.events.person_keys_memory import MemoryPersonKeys
+from crewlog.events.person_keys_memory import KeyTables, MemoryPersonKeys
 from crewlog.events.store import Appended, AppendRequest, BudgetState, OpenReservation, Page, Recorded, Write
 from crewlog.schemas.codec import type_name
 from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, Unavailable
-from crewlog.schemas.ids import Hash, RunId, Stream, category
+from crewlog.schemas.ids import Hash, RunId, Stream, category, document_stream, run_stream
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.run_events import RunSubmitted
+from crewlog.schemas.system_events import DocumentErased, DocumentIngested
 from crewlog.schemas.task_events import TERMINAL_TYPES, ModelCallStarted
 
 OWNER = "owner"
@@ -50,8 +50,28 @@ class MemoryLog:
     blobs: dict[Hash, bytes] = field(default_factory=dict)
     timers: dict[RunId, int] = field(default_factory=dict)
     ledger: MemoryLedger = field(default_factory=MemoryLedger)
-    person_keys: dict[UUID, PersonKey] = field(default_factory=dict)
-    person_blobs: dict[tuple[Hash, UUID], bytes] = field(default_factory=dict)
+    key_tables: KeyTables = field(default_factory=KeyTables)
+
+
+    def is_open(self, run_id: UUID) -> bool:
+        """Say whether a run, or a task of it, has not ended."""
+        return any(stream.run_id == run_id and not stream.closed for name, stream in self.streams.items() if category(name) in ("run", "task"))
+
+    def first_stream(self, key_id: UUID) -> Stream | None:
+        """Say where the key of a run, or of an event outside of runs, was used first."""
+        run = run_stream(RunId(key_id))
+        return run if run in self.streams else self.by_id[key_id].stream if key_id in self.by_id else None
+
+    def drop_erased_text(self, tenant: str, content: Hash) -> bool:
+        """Delete the text of a document that is erased, unless another document has the same text."""
+        documents = {name: stream.events[-1].event() for name, stream in self.streams.items() if category(name) == "doc"}
+        own = document_stream(tenant, content)
+        if not isinstance(documents.get(own), DocumentErased):
+            raise ContractError(f"the text of document {content} of tenant {tenant} stays: the log does not say that it is erased")
+        text = next(e.text for recorded in reversed(self.streams[own].events) if isinstance(e := recorded.event(), DocumentIngested))
+        if any(isinstance(last, DocumentIngested) and last.text == text for last in documents.values()):
+            return False
+        return self.blobs.pop(text, None) is not None
 
 
 def restored(events: Iterable[Recorded], blobs: Iterable[bytes]) -> MemoryLog:
@@ -90,10 +110,7 @@ class MemoryStore:
     @property
     def person_keys(self) -> MemoryPersonKeys:
         """Where persons' keys are kept."""
-        return MemoryPersonKeys(self.log.person_keys, self.log.person_blobs, self._is_open)
-
-    def _is_open(self, run_id: UUID) -> bool:
-        return any(stream.run_id == run_id and not stream.closed for name, stream in self.log.streams.items() if category(name) in ("run", "task"))
+        return MemoryPersonKeys(self.log.key_tables, self.log.first_stream, self.log.is_open, self.log.drop_erased_text)
 
     async def append(self, request: AppendRequest) -> Appended:
         documents = encode_request(request).documents

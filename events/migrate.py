@@ -249,9 +249,9 @@ async def _grant_rights(connection: Any, role: str) -> None:
     if writes:
         rights += ["EXECUTE ON FUNCTION es.append, es.append_one", "INSERT ON es.blobs"]
     if role != grants.PROJECTOR:  # views hold nothing that is personal, so whoever keeps them needs no keys
-        rights.append("SELECT ON es.person_keys, es.person_blobs")
+        rights.append("SELECT ON es.person_keys, es.person_blobs, es.person_files")
     if writes and role != grants.ARCHIVIST:
-        rights.append("INSERT ON es.person_blobs")
+        rights.append("INSERT ON es.person_blobs, es.person_files")
     if role in (grants.ORCHESTRATOR, grants.OPERATOR):
         rights.append("INSERT ON es.person_keys")
     if role in (grants.PROJECTOR, grants.OPERATOR):
@@ -259,7 +259,8 @@ async def _grant_rights(connection: Any, role: str) -> None:
     if role == grants.OPERATOR:
         rights.append("EXECUTE ON FUNCTION es.import_run")
     if role == grants.ARCHIVIST:
-        rights.append("EXECUTE ON FUNCTION es.run_digest, es.archive_hindrance, es.archive_run, es.destroy_person_keys")
+        rights.append("EXECUTE ON FUNCTION es.run_digest, es.archive_hindrance, es.archive_run, es.destroy_person_keys, es.drop_erased_text")
+        rights.append("DELETE ON es.person_files")
     if role == grants.ORCHESTRATOR:
         rights.append("SELECT, INSERT, UPDATE, DELETE ON es.timers")
     if role == grants.PROJECTOR:  # many rows go through a temporary table; nearly every database lets everybody make some

@@ -4,24 +4,26 @@
 every large text of it, is stored under that key. Whoever reads gets events as they were written, or, once the key is destroyed, what is left of
 them: their public form with `erased_us`. Runs without a key are stored and read as ever.
 
-Keys that were looked up are remembered for a minute: so long may a process that runs read what was erased. Nothing is enciphered under a key
-that was destroyed, since that happens only to runs that are over, whose streams are closed.
+Keys that were looked up are remembered for a minute, so that a process which was reading the tasks of a run may go on for so long; whoever reads a
+whole run, to look at it or to fork it, looks its key up anew. Nothing is enciphered under a key that was destroyed, since that happens only to runs
+that are over, whose streams are closed.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from uuid import UUID
 
 import msgspec
 
 from crewlog.events.clock import Clock
-from crewlog.events.envelope import DataKey, Enclosed, KeyEncryptionKey, enclosed, new_secret
+from crewlog.events.envelope import DataKey, Enclosed, KeyEncryptionKey, enclosed, hollow, new_secret
 from crewlog.events.kek import LoadKek, kek_source
 from crewlog.events.person_keys import PersonBlob, PersonKey, PersonKeys
 from crewlog.events.store import Appended, AppendRequest, BudgetState, EventStore, OpenReservation, Page, Recorded
+from crewlog.schemas.codec import Event, Unknown
 from crewlog.schemas.errors import ConfigError, ContractError, TerminalError
 from crewlog.schemas.ids import Hash, RunId, Stream
 from crewlog.schemas.payload import content_hash
@@ -29,6 +31,7 @@ from crewlog.schemas.public_form import PERSONAL
 from crewlog.schemas.run_events import RunForked, RunSubmitted
 from crewlog.schemas.system_events import MemoryRemembered, RunArchived, ScheduleAdded
 from crewlog.schemas.task import AgentTask
+from crewlog.schemas.task_events import TaskCompleted, ToolFinished
 
 if TYPE_CHECKING:
     from crewlog.events.config import Config
@@ -90,12 +93,17 @@ class PersonalStore:
 
     async def append(self, request: AppendRequest) -> Appended:
         key = await self._key_for(request)
-        return await self.inner.append(request if key is None else request._replace(key=key))
+        if key is None:
+            return await self.inner.append(request)
+        if files := files_in(event for write in request.writes for event in write.events):
+            await self._keys.add_files(key.key_id, files)
+        return await self.inner.append(request._replace(key=key))
 
     async def read_streams(self, after: Mapping[Stream, int], *, types: frozenset[str] | None = None) -> Sequence[Recorded]:
         return await self.disclose(await self.inner.read_streams(after, types=types))
 
     async def read_run(self, run_id: RunId) -> Sequence[Recorded]:
+        self._known.pop(run_id, None)
         return await self.disclose(await self.inner.read_run(run_id))
 
     async def read_all(self, after: int, limit: int) -> Page:
@@ -163,6 +171,30 @@ class PersonalStore:
             opened[at] = _disclosed(events[at], part, keys[part.key_id])
         return opened
 
+    # ── runs from files ──
+
+    async def adopt(self, run_id: RunId, events: Sequence[Recorded]) -> Sequence[Recorded]:
+        """Return events of a run that comes from a file as they are to be stored: under its key, which it gets here if runs get keys.
+
+        Of a run whose person's data was erased before, it stays erased.
+
+        Raises:
+            ContractError: the data of its person was erased here: its file must not bring it back.
+        """
+        begun = next((event for recorded in events if isinstance(event := recorded.event(), RunSubmitted | RunForked)), None)
+        if begun is None:
+            return events
+        person = Person(begun.tenant, begun.user)
+        if erased_us := max(recorded.erased_us for recorded in events):
+            await self._keys.add(PersonKey(run_id, *person, None, "", erased_us, erased_us))
+            self._known.pop(run_id, None)
+            return [_hollow(recorded, run_id) if recorded.erased_us else recorded for recorded in events]
+        known = (await self._look_up([run_id]))[run_id]
+        if known.erased_us:
+            raise ContractError(f"run {run_id}: its person's data was erased here; its file is not read in, and should be deleted")
+        key = await self.key_of(person, run_id) if self._gives_keys else known.key
+        return events if key is None else [_enclosed(recorded, key) for recorded in events]
+
     # ── keys ──
 
     async def key_of(self, person: Person, key_id: UUID) -> DataKey:
@@ -222,6 +254,33 @@ class PersonalStore:
         return self._kek
 
 
+def files_in(events: Iterable[Event]) -> list[Hash]:
+    """List the artifacts that events say are attached to a run or were made in it, each once."""
+    found: dict[Hash, None] = {}
+    for event in events:
+        match event:
+            case RunSubmitted():
+                found |= dict.fromkeys(Hash(file["hash"]) for file in msgspec.json.decode(event.task).get("attachments") or ())
+            case ToolFinished():
+                made = (*event.artifacts, *(event.outcome.artifacts if event.outcome is not None else ()))
+                found |= dict.fromkeys(file.hash for file in made)
+            case TaskCompleted():
+                found |= dict.fromkeys(file.hash for file in event.outcome.artifacts)
+    return list(found)
+
+
+def _enclosed(recorded: Recorded, key: DataKey) -> Recorded:
+    event = recorded.event()
+    if isinstance(event, Unknown):
+        return recorded  # nobody knows what in it is personal
+    return msgspec.structs.replace(recorded, data=key.enclose(event, recorded.data, recorded.event_id, recorded.stream))
+
+
+def _hollow(recorded: Recorded, key_id: UUID) -> Recorded:
+    public = recorded.data.replace(f'"{ERASED}"'.encode(), f'"{PERSONAL}"'.encode())
+    return msgspec.structs.replace(recorded, data=hollow(public, key_id))
+
+
 def _usable(key_id: UUID, known: _Known) -> DataKey:
     if known.key is None:
         raise ContractError(f"the key {key_id} was destroyed together with its person's data: nothing more is recorded under it")
@@ -230,17 +289,17 @@ def _usable(key_id: UUID, known: _Known) -> DataKey:
 
 def _whose(request: AppendRequest) -> tuple[Person | None, UUID | None]:
     """Say which key an append belongs to, and whose it is if it may be the first under it."""
-    first = request.writes[0].events[0]
-    match first:
-        case RunSubmitted() | RunForked():
-            return Person(first.tenant, first.user), first.run_id
-        case MemoryRemembered() | RunArchived():
-            return None, first.run_id
-        case ScheduleAdded():
-            task = msgspec.json.decode(first.task)
-            return Person(first.tenant, task.get("user", AgentTask.model_fields["user"].default)), request.event_ids[0]
-        case _:
-            return None, request.run_id
+    events = (event for write in request.writes for event in write.events)
+    for event, event_id in zip(events, request.event_ids, strict=False):  # whether there is an id for each is looked at later
+        match event:
+            case RunSubmitted() | RunForked():
+                return Person(event.tenant, event.user), event.run_id
+            case MemoryRemembered() | RunArchived():
+                return None, event.run_id
+            case ScheduleAdded():
+                task = msgspec.json.decode(event.task)
+                return Person(event.tenant, task.get("user", AgentTask.model_fields["user"].default)), event_id
+    return None, request.run_id
 
 
 def _disclosed(recorded: Recorded, part: Enclosed, known: _Known) -> Recorded:

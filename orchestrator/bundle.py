@@ -70,6 +70,8 @@ class EventLine(msgspec.Struct, frozen=True, omit_defaults=True):
     trace_id: UUID | None = None
     actor: str = ""
     writer: str = ""
+    erased_us: int = 0
+    """When what was personal in it was erased."""
 
 
 class BlobLine(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -115,9 +117,9 @@ async def collect(store: EventStore, run_id: RunId) -> Bundle:
     raw = {event.raw for recorded in events if isinstance(event := recorded.event(), ModelCallFinished) and event.raw is not None}
     hashes = sorted({p.ref for p in all_payloads(events) if p.ref is not None} | raw)
     blobs = await store.get_blobs(hashes)
-    if missing := [hash_ for hash_ in hashes if hash_ not in blobs]:
+    if (missing := [hash_ for hash_ in hashes if hash_ not in blobs]) and not any(recorded.erased_us for recorded in events):
         raise ContractError(f"run {run_id} refers to {len(missing)} blobs that are not in the log, such as {missing[0]}: it cannot be exported whole")
-    return Bundle(run_id, events, {hash_: blobs[hash_] for hash_ in hashes}, version("crewlog"))
+    return Bundle(run_id, events, {hash_: blobs[hash_] for hash_ in hashes if hash_ in blobs}, version("crewlog"))
 
 
 def pack_bundle(bundle: Bundle) -> bytes:
@@ -209,7 +211,7 @@ def _recorded(line: EventLine) -> Recorded:
     task_id = TaskId(line.task_id) if line.task_id else None
     return Recorded(
         *(line.position, Stream(line.stream), line.stream_version, line.event_id, line.type, line.schema_version, line.data.encode(), line.occurred_us),
-        *(RunId(line.run_id) if line.run_id else None, task_id, line.causation_id, line.trace_id, line.actor, line.writer),
+        *(RunId(line.run_id) if line.run_id else None, task_id, line.causation_id, line.trace_id, line.actor, line.writer, line.erased_us),
     )
 
 

@@ -71,7 +71,11 @@ async def replay(
     if report.divergence is not None:
         complain("the log does not follow from itself", why=str(report.divergence))
         return Exit.RUN_FAILED
-    if verify:
+    if report.erased_us:
+        from crewlog.orchestrator.run_history import erased_text
+
+        say(f"{erased_text(report.erased_us)}: its events are all there and in order, what was said in them is gone, and nothing is derived from them again")
+    elif verify:
         say("identical: every decision and every model request follows from the events before it")
     return Exit.OK
 

@@ -43,6 +43,9 @@ async def import_run(
     fork shares with its parent comes with it, unless the log has that already; the file of the parent completes it.
     """
     from crewlog.events.clock import SystemClock
+    from crewlog.events.kek import kek_source
+    from crewlog.events.personal_store import PersonalStore
+    from crewlog.events.postgres_store import PostgresStore
     from crewlog.orchestrator.archived_files import FOLDER, files_of, restore_files
     from crewlog.orchestrator.bundle import unpack_bundle
     from crewlog.orchestrator.client import Client
@@ -54,7 +57,11 @@ async def import_run(
     bundle, config = unpack_bundle(data, str(file)), load_config(home)
     marker = marker_of(bundle, file=file.name, sha256=content_hash(data), actor=config.user)
     async with Client.connect(config) as client, _connections(config, "operator") as connections:
-        done = await import_bundle(await client.store(), connections, bundle, marker, SystemClock(), verify=not unverified)
+        store = await client.store()
+        if any(recorded.erased_us for recorded in bundle.events) and not isinstance(store, PersonalStore):
+            assert isinstance(store, PostgresStore)
+            store = PersonalStore(store, kek_source(config.person_kek, config.home), SystemClock(), gives_keys=False)
+        done = await import_bundle(store, connections, bundle, marker, SystemClock(), verify=not unverified)
         back, missing = await restore_files(await client.artifact_store(), files_of(bundle.events), file.parent)
     if output is Output.JSON:
         told = {"run_id": done.run_id, "events": done.events, "blobs": done.blobs, "position": done.position, "state_hash": done.report.state_hash}

@@ -57,10 +57,11 @@ async def record(
     """Keep a run as a golden task: what it was asked, what came of it, its recording and its attachments."""
     from crewlog.orchestrator.bundle import collect, pack_bundle
     from crewlog.orchestrator.golden import SUFFIX, golden_of, write_golden
-    from crewlog.orchestrator.run_history import all_payloads, load_history, with_texts
+    from crewlog.orchestrator.run_history import all_payloads, load_history, refuse_erased, with_texts
 
     async with opened(run, home) as (store, run_id):
         history = await load_history(store, run_id)
+        refuse_erased(history, "recorded as a golden task")
         history = await with_texts(store, history, all_payloads(history.events))
         recording = pack_bundle(await collect(store, run_id))
     named = name or (to.name.removesuffix(SUFFIX) if to is not None else _slug(_goal(history)))

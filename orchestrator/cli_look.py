@@ -63,7 +63,16 @@ async def whole_run(run: str, home: Path | None) -> RunHistory:
 
     async with opened(run, home) as (store, run_id):
         history = await load_history(store, run_id)
+        _tell_erased(history)
         return await with_texts(store, history, all_payloads(history.events))
+
+
+def _tell_erased(history: RunHistory) -> None:
+    """Say why texts are missing, if they are."""
+    if history.erased_us:
+        from crewlog.orchestrator.run_history import erased_text
+
+        say(f"run {history.run_id}: {erased_text(history.erased_us)}; what is left of it is shown")
 
 
 async def look(run: str = "-", view: View = View.ANSWER, *, reasoning: bool = False, home: Path | None = None, output: Output = Output.TABLE) -> None:
@@ -116,6 +125,7 @@ async def _show_as(view: View, run: str, home: Path | None, output: Output, *, w
         return
     async with opened(run, home) as (store, run_id):
         history = await load_history(store, run_id)
+    _tell_erased(history)
     is_json = output is Output.JSON
     match view:
         case View.TIMELINE:
@@ -167,6 +177,7 @@ async def explain(event: str, *, reasoning: bool = False, home: Path | None = No
         place = Place(str(found.run_id), position=found.position)
     async with opened(place.name, home) as (store, run_id):
         history = await load_history(store, run_id)
+        _tell_erased(history)
         index = history.index_of(place)
         with_needed = await with_texts(store, history, explaining.needed(history, index))
         told = explaining.explain(with_needed, index, with_reasoning=reasoning)

@@ -116,7 +116,7 @@ class Evaluation:
             store = await self._client.store()
             task = await submitted_task(store, RunId(run.run_id))
             if task is None:
-                return Tried(run, None, "it was not submitted but forked or imported", was_begun=False)
+                return Tried(run, None, "it was not submitted but forked or imported, or its person's data was erased", was_begun=False)
             trial_id = RunId((await self._client.submit(self._changed(task, run))).run_id)
             held = await self._until_over(trial_id)
             if held is not None:
@@ -177,10 +177,10 @@ def _fits(held: RunHeld, budget: BudgetState | None) -> bool:
 
 
 async def submitted_task(store: EventStore, run_id: RunId) -> AgentTask | None:
-    """Return the task that a run was submitted with; None for a run that was not, and for one that is a trial itself."""
+    """Return the task that a run was submitted with; None for a run that was not, whose person's data was erased, or that is a trial itself."""
     for recorded in await store.read_streams({run_stream(run_id): 0}, types=frozenset({RunSubmitted.__name__})):
         event = recorded.event()
-        if isinstance(event, RunSubmitted):
+        if isinstance(event, RunSubmitted) and not recorded.erased_us:
             task = parse_task(bytes(event.task))
             return None if task.trial is not None else task
     return None

@@ -12,7 +12,7 @@ from crewlog.agents.recorded_task import asked_request, folded, setup_of
 from crewlog.agents.task_state import TaskState
 from crewlog.agents.turn import digest_of
 from crewlog.events.store import Recorded
-from crewlog.orchestrator.run_history import RunHistory
+from crewlog.orchestrator.run_history import RunHistory, erased_text
 from crewlog.schemas.blocks import Message, ModelRequest
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.payload import Payload
@@ -74,6 +74,8 @@ def model_request(history: RunHistory, events: Sequence[Recorded], event: ModelE
     if not isinstance(asked, ModelCallStarted):
         return told
     told |= {"hash": asked.request_hash, "estimated_tokens": asked.estimated_tokens, "reserved_micro_usd": asked.reserved_micro_usd}
+    if history.erased_us:
+        return {**told, "rebuilt": None, "is_exact": False, "problem": erased_text(history.erased_us)}
     try:
         request = asked_request(state, asked, history.read)
     except ContractError as error:

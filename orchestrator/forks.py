@@ -23,7 +23,7 @@ from crewlog.orchestrator.folds import Fold
 from crewlog.orchestrator.fork_place import ForkPlace, fork_place, own_events
 from crewlog.orchestrator.forking import task_changes
 from crewlog.orchestrator.run import TaskState, active_tasks
-from crewlog.orchestrator.run_history import RunHistory, load_history, with_texts
+from crewlog.orchestrator.run_history import RunHistory, load_history, refuse_erased, with_texts
 from crewlog.orchestrator.terms import Allowance
 from crewlog.schemas.errors import ConflictError, ContractError, NotFound
 from crewlog.schemas.ids import Hash, RunId, task_stream
@@ -99,13 +99,14 @@ class Forks:
             raise NotFound("run", str(request.run_id))
         if not 1 <= request.at <= len(history.events):
             raise NotFound(f"event (run {request.run_id} has events 1 to {len(history.events)})", f"{request.run_id}:{request.at}")
+        refuse_erased(history, "forked")
         history, at = await self._owner(history, request.at)
         request = msgspec.structs.replace(request, at=at)
         place = fork_place(history, at)
         fork_id = RunId(request.fork_id or self._clock.random_id())
         made = await _Making(self._store, history, place, request, fork_id, self._allowance).command()
-        if made.blobs:
-            await self._store.put_blobs(made.blobs, run_id=history.run_id)
+        await self._store.put_blobs(made.prompts)
+        await self._store.put_blobs(made.blobs, run_id=history.run_id)  # it has no key of its own yet, and the same person
         fold = Fold(fork_id)
         fold.state = place.state
         keys = tuple(task.key for task in active_tasks(place.state))
@@ -134,6 +135,8 @@ class Forks:
 class _Made(NamedTuple):
     command: ForkRun
     blobs: list[bytes]
+    prompts: list[bytes]
+    """Of agents: no person's data."""
 
 
 class _Making:
@@ -142,6 +145,7 @@ class _Making:
     def __init__(self, store: EventStore, history: RunHistory, place: ForkPlace, request: ForkRequest, fork_id: RunId, allowance: Allowance) -> None:
         self._store, self._history, self._place, self._request, self._fork_id, self._allowance = store, history, place, request, fork_id, allowance
         self._blobs: list[bytes] = []
+        self._prompts: list[bytes] = []
 
     async def command(self) -> _Made:
         request, place = self._request, self._place
@@ -151,7 +155,7 @@ class _Making:
         plain = ForkRun(self._fork_id, *where, msgspec.Raw(msgspec.json.encode(changes)), (), request.actor, request.reason, terms)
         tasks = tuple([await self._task(plain, task) for task in active_tasks(place.state)])
         self._check_edits(tasks)
-        return _Made(msgspec.structs.replace(plain, tasks=tasks), self._blobs)
+        return _Made(msgspec.structs.replace(plain, tasks=tasks), self._blobs, self._prompts)
 
     def _changes(self) -> dict[str, Any]:
         """Write what is different in the submitted task, checked as a submission is."""
@@ -203,7 +207,7 @@ class _Making:
             version,
             results,
             said if state.exchanges else "",
-            None if prompt is None else self._pack(msgspec.json.encode(instructed(setup, prompt)).decode(), inline_max=0),
+            None if prompt is None else self._pack_setup(instructed(setup, prompt)),
             None if opening is None else self._pack(opening),
         )
 
@@ -244,14 +248,20 @@ class _Making:
                 "fork behind the event in which the model asks for it, and before its task ends"
             )
 
-    def _pack(self, text: str, **how: int) -> Payload:
-        payload, blob = pack(text, **how)
+    def _pack(self, text: str) -> Payload:
+        payload, blob = pack(text)
         if blob is not None:
             self._blobs.append(blob)
         return payload
 
+    def _pack_setup(self, setup: Setup) -> Payload:
+        payload, blob = pack(msgspec.json.encode(setup).decode(), inline_max=0)
+        assert blob is not None
+        self._prompts.append(blob)
+        return payload
+
     def _keep(self, text: str) -> Hash:
-        self._blobs.append(text.encode())
+        self._prompts.append(text.encode())
         return content_hash(text.encode())
 
 

@@ -38,18 +38,23 @@ class ReplayReport(msgspec.Struct, frozen=True):
     divergence: Divergence | None
     unknown: dict[str, int] = {}
     """Events of types or versions that this program does not know, which were passed over: `<type> v<version>` -> how many."""
+    erased_us: int = 0
+    """When the data of the run's person was erased. Then what is left was folded, and nothing was derived from it."""
 
 
 async def replay(store: EventStore, run_id: RunId, *, verify: bool = True) -> ReplayReport:
     """Fold a run from the log and, with `verify`, derive every decision and every model request in it again.
+
+    Of a run whose person's data was erased, what is left is folded: nothing can be derived again, and that is no divergence.
 
     Raises:
         NotFound: the log has no such run.
         ContractError: a blob that an event refers to is missing.
     """
     history = await load_history(store, run_id)
-    texts = await _texts(store, history.events)
-    return fold_streams(run_id, history.streams, texts, verify=verify)
+    texts = await _texts(store, history)
+    report = fold_streams(run_id, history.streams, texts, verify=verify and not history.erased_us)
+    return msgspec.structs.replace(report, erased_us=history.erased_us)
 
 
 def fold_streams(run_id: RunId, streams: Mapping[Stream, Sequence[Recorded]], texts: Mapping[Hash, str], *, verify: bool) -> ReplayReport:
@@ -96,11 +101,11 @@ def _gap(streams: Mapping[Stream, Sequence[Recorded]]) -> Divergence | None:
     return None
 
 
-async def _texts(store: EventStore, events: Sequence[Recorded]) -> Mapping[Hash, str]:
-    refs = sorted({p.ref for r in events if isinstance(event := r.event(), TaskEvent) for p in payloads_in(event) if p.ref is not None})
+async def _texts(store: EventStore, history: RunHistory) -> Mapping[Hash, str]:
+    refs = sorted({p.ref for r in history.events if isinstance(event := r.event(), TaskEvent) for p in payloads_in(event) if p.ref is not None})
     blobs = await store.get_blobs(refs)
     for ref in refs:
-        if ref not in blobs:
+        if ref not in blobs and not history.erased_us:
             raise ContractError(f"the run refers to blob {ref}, which is not in the log")
     return {ref: data.decode() for ref, data in blobs.items()}
 

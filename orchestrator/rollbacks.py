@@ -21,6 +21,7 @@ from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.kinds import KindDirectory
 from crewlog.orchestrator.rollback import Known, RunEffect, effects_of, plan_page, planned_keys, undone_keys, wants_more
 from crewlog.orchestrator.run import RunState
+from crewlog.orchestrator.run_history import erased_text
 from crewlog.orchestrator.terms import run_with
 from crewlog.schemas.effects import Rollback, RollbackPage
 from crewlog.schemas.errors import ContractError, NotFound, OrchestrationError
@@ -142,6 +143,8 @@ class Rollbacks:
         effects: list[RunEffect] = []
         for run in family.runs:
             events = await self._store.read_run(run.run_id)
+            if erased_us := max((recorded.erased_us for recorded in events), default=0):
+                raise ContractError(f"run {run.run_id} cannot be rolled back: {erased_text(erased_us)}, and how to take its effects back with it")
             effects += effects_of(run.run_id, events, await self._contained(events))
         return plan_page(run_id, effects, Known(family.undone, self._kinds.offers), planned=planned)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Final
 from uuid import UUID
@@ -64,6 +65,11 @@ class RunHistory(msgspec.Struct, frozen=True, dict=True):
     def forked(self) -> RunForked | None:
         """How the run began, when it is a fork."""
         return fork_of(self.events[self.first_own - 1 :])
+
+    @property
+    def erased_us(self) -> int:
+        """When its person's data was erased; 0 when it was not. What is left folds, but nothing can be derived from it again."""
+        return max((recorded.erased_us for recorded in self.events), default=0)
 
     def stream_of(self, stream: Stream) -> Stream:
         """Return the stream that this one is a part of: itself, or the fork that shares it."""
@@ -144,6 +150,24 @@ async def load_history(store: EventStore, run_id: RunId) -> RunHistory:
     if not events:
         raise NotFound("run", str(run_id))
     return RunHistory(run_id, tuple(events), follows=successors(events))
+
+
+def refuse_erased(history: RunHistory, what: str) -> None:
+    """Refuse something that needs what was said in a run.
+
+    Args:
+        what: what cannot be done with it, such as `forked`.
+
+    Raises:
+        ContractError: the data of its person was erased.
+    """
+    if history.erased_us:
+        raise ContractError(f"run {history.run_id} cannot be {what}: {erased_text(history.erased_us)}")
+
+
+def erased_text(erased_us: int) -> str:
+    """Say when a person's data was erased, to the second."""
+    return f"its person's data was erased on {datetime.fromtimestamp(erased_us // 1_000_000, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 async def with_texts(store: EventStore, history: RunHistory, payloads: Iterable[Payload]) -> RunHistory:

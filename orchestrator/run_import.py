@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from crewlog.events.clock import Clock
 from crewlog.events.connections import Connections
+from crewlog.events.personal_store import PersonalStore
 from crewlog.events.prefix import fork_of
 from crewlog.events.run_files import write_imported
 from crewlog.events.store import EventStore, Recorded
@@ -23,6 +24,7 @@ from crewlog.orchestrator.replay import ReplayReport, replay
 from crewlog.schemas.errors import ContractError, TerminalError
 from crewlog.schemas.ids import Hash, RunId, Stream, category
 from crewlog.schemas.system_events import RunImported
+from crewlog.schemas.task_events import TaskForked, TaskMoved, TaskStarted
 
 BLOBS_PER_CALL: Final = 64
 
@@ -59,12 +61,11 @@ async def import_run(store: EventStore, connections: Connections, bundle: Bundle
     there = await replay(bundle.store(), run_id, verify=verify)
     if there.divergence is not None:
         raise ContractError(f"the file does not follow from itself: {there.divergence}\nimport it all the same with --unverified")
-    blobs = list(bundle.blobs.values())
-    for begin in range(0, len(blobs), BLOBS_PER_CALL):
-        await store.put_blobs(blobs[begin : begin + BLOBS_PER_CALL])
+    incomplete = [member for member, events in missing.items() if events]
+    stored = {member: await store.adopt(member, family[member]) if isinstance(store, PersonalStore) else family[member] for member in incomplete}
+    await _put_blobs(store, bundle)
     first = 0
-    for member in (member for member, events in missing.items() if events):
-        events = family[member]
+    for member, events in stored.items():
         fact = marker if member == run_id else replace(marker, run_id=member, events=len(events), blobs=0, is_beginning=True)
         first, _ = await write_imported(connections, fact, events, marker_id=clock.new_id(), now_us=clock.now_us())
     here = await replay(store, run_id, verify=verify)
@@ -72,6 +73,16 @@ async def import_run(store: EventStore, connections: Connections, bundle: Bundle
         raise TerminalError(f"run {run_id} was imported at position {first}, but replays to {here.state_hash}, in the file to {there.state_hash}")
     beginnings = tuple(member for member, events in missing.items() if events and member != run_id)
     return Imported(run_id, len(family[run_id]), len(bundle.blobs), first, here, beginnings)
+
+
+async def _put_blobs(store: EventStore, bundle: Bundle) -> None:
+    """Store the texts of a file: setups of agents for everybody, all others as the run's own."""
+    setups = {event.setup.ref for recorded in bundle.events if isinstance(event := recorded.event(), TaskStarted | TaskMoved)}
+    setups |= {event.setup.ref for recorded in bundle.events if isinstance(event := recorded.event(), TaskForked) and event.setup is not None}
+    for own in (False, True):
+        blobs = [data for hash_, data in bundle.blobs.items() if (hash_ not in setups) is own]
+        for begin in range(0, len(blobs), BLOBS_PER_CALL):
+            await store.put_blobs(blobs[begin : begin + BLOBS_PER_CALL], run_id=bundle.run_id if own else None)
 
 
 def family_of(bundle: Bundle) -> dict[RunId, list[Recorded]]:

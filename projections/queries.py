@@ -295,6 +295,11 @@ class Queries:
                    ORDER BY position DESC LIMIT $4"""
         return await self._read(MemoryView, "list memories", f"{_MEMORIES} {where}", tenant, user, prefix, limit)
 
+    async def archive_files(self, run_ids: Sequence[UUID]) -> list[str]:
+        """List the names of the files to which these runs went, if they were archived."""
+        rows = await self._connections.fetch("list archives", "SELECT file FROM crewlog.archives WHERE run_id = ANY ($1) ORDER BY file", list(run_ids))
+        return [row[0] for row in rows]
+
     async def standstills(self, tenant: str) -> list[StandstillView]:
         """List runs of a tenant that stand still although nothing is known that they wait for, the oldest first."""
         return await self._read(StandstillView, "list what stands still", f"{_STANDSTILLS} WHERE tenant = $1 ORDER BY since_at, run_id", tenant)

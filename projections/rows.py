@@ -264,6 +264,17 @@ class ImportRow(msgspec.Struct, eq=False, gc=False):
     imported_us: int
 
 
+class ErasureRow(msgspec.Struct, eq=False, gc=False):
+    """A run whose person's data was erased."""
+
+    run_id: UUID
+    tenant: str
+    user_name: str
+    actor: str
+    reason: str
+    erased_us: int
+
+
 class ArchiveRow(msgspec.Struct, eq=False, gc=False):
     """A run that went to a file and is no longer in the log."""
 

@@ -16,6 +16,7 @@ import msgspec
 
 from crewlog.events.store import EventStore
 from crewlog.projections.calls import call_settled
+from crewlog.projections.erasures import ERASURES, ErasureChanges
 from crewlog.projections.projection import Begins, Fact, fact_of
 from crewlog.projections.rows import ApprovalRow, ModelCallRow, RunRow, TaskRow, ToolCallRow
 from crewlog.projections.run_files import ARCHIVES, IMPORTS, FileChanges
@@ -27,7 +28,7 @@ from crewlog.projections.waiting import waiting_reason
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import RunId
 from crewlog.schemas.run_events import RUN_EVENTS, RunSubmitted
-from crewlog.schemas.system_events import CallSettled, RunArchived, RunImported
+from crewlog.schemas.system_events import CallSettled, PersonErased, RunArchived, RunImported
 from crewlog.schemas.task_events import TASK_EVENTS
 
 RUNS: Final = Table("runs", RunRow, key=("run_id",))
@@ -49,15 +50,17 @@ class RunChanges(msgspec.Struct):
     """Rows to write: of runs that may have some in the tables, and of runs that certainly have none."""
 
     files: FileChanges
+    erasures: ErasureChanges
     rows: Sequence[Changed]
     new: Sequence[Changed] = ()
 
     async def apply(self, connection: asyncpg.Connection) -> None:
-        """Take out the runs that were archived, then write each table once."""
+        """Take out the runs that were archived, write each table once, then mark the runs that were erased."""
         await self.files.apply(connection, OF_RUNS)
         for table in _TABLES:
             await table.insert(connection, _rows(table, self.new))
         await write_together(connection, _UPSERTS, [_rows(table, self.rows) for table in _TABLES])
+        await self.erasures.apply(connection)
 
 
 def _rows(table: Table[Any], changes: Sequence[Changed]) -> list[Any]:
@@ -69,8 +72,8 @@ class RunProjection:
 
     name = "runs"
     version = 6
-    types: frozenset[type] = frozenset((*RUN_EVENTS, *TASK_EVENTS, CallSettled, RunImported, RunArchived))
-    tables = (*OF_RUNS, IMPORTS.name, ARCHIVES.name)
+    types: frozenset[type] = frozenset((*RUN_EVENTS, *TASK_EVENTS, CallSettled, RunImported, RunArchived, PersonErased))
+    tables = (*OF_RUNS, IMPORTS.name, ARCHIVES.name, ERASURES.name)
     facts_max = None
 
     def __init__(self, store: EventStore, *, open_runs_max: int = OPEN_RUNS_MAX) -> None:
@@ -82,7 +85,7 @@ class RunProjection:
         """Runs under way whose rows were not handed out when others were."""
         self._unbegun: set[UUID] = set()
         """Runs forgotten between the first event of one of their tasks and their own."""
-        self._files = FileChanges()
+        self._files, self._erasures = FileChanges(), ErasureChanges()
 
     async def load(self, begins: Begins, *, after: int, skipped: Collection[int]) -> None:
         """Fold again the runs that the page goes on with and that are not remembered."""
@@ -110,6 +113,9 @@ class RunProjection:
 
     def _fold_file(self, fact: Fact) -> None:
         event = fact.event
+        if isinstance(event, PersonErased):
+            self._erasures.fold(event)
+            return
         assert isinstance(event, RunImported | RunArchived)
         self._files.fold(fact, event)
         if isinstance(event, RunArchived):  # what is not written yet need not be
@@ -127,7 +133,7 @@ class RunProjection:
                 self._open.move_to_end(run_id)
         while len(self._open) > self._open_runs_max:
             self._forget_idlest()
-        return RunChanges(self._take_files(), [_hand_out(run) for run in {**held, **touched}.values()])
+        return RunChanges(*self._take_files(), [_hand_out(run) for run in {**held, **touched}.values()])
 
     def take_done(self, *, keep_max: int) -> RunChanges:
         """Hand out the rows of runs that are over, and of those idle longest while there are more than may be kept."""
@@ -148,7 +154,7 @@ class RunProjection:
             if self._held.pop(run_id, None) is not None:
                 done.append(run)
         new, again = [run for run in done if not run.is_written], [run for run in done if run.is_written]
-        return RunChanges(self._take_files(), rows=list(map(_hand_out, again)), new=list(map(_hand_out, new)))
+        return RunChanges(*self._take_files(), rows=list(map(_hand_out, again)), new=list(map(_hand_out, new)))
 
     def _forget_idlest(self) -> tuple[UUID, RunState]:
         run_id, run = self._open.popitem(last=False)
@@ -156,9 +162,10 @@ class RunProjection:
             self._unbegun.add(run_id)
         return run_id, run
 
-    def _take_files(self) -> FileChanges:
-        files, self._files = self._files, FileChanges()
-        return files
+    def _take_files(self) -> tuple[FileChanges, ErasureChanges]:
+        taken = self._files, self._erasures
+        self._files, self._erasures = FileChanges(), ErasureChanges()
+        return taken
 
     def forget(self) -> None:
         """Drop all states: they will be folded again."""
@@ -166,7 +173,7 @@ class RunProjection:
         self._touched.clear()
         self._held.clear()
         self._unbegun.clear()
-        self._files = FileChanges()
+        self._files, self._erasures = FileChanges(), ErasureChanges()
 
     async def _fold_again(self, run_id: UUID, after: int, skipped: Collection[int]) -> RunState:
         run = RunState(RunRow(run_id))

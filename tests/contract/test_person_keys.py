@@ -18,11 +18,11 @@ from crewlog.events.person_keys import PersonKey
 from crewlog.events.personal_store import ERASED, Person, PersonalStore, personal
 from crewlog.events.store import NO_STREAM, AppendRequest, Write
 from crewlog.schemas.errors import ConfigError, ContractError, NotAuthorised, TerminalError
-from crewlog.schemas.ids import RunId, TaskId, memory_stream, run_stream, schedule_stream, task_stream
+from crewlog.schemas.ids import RunId, TaskId, document_stream, memory_stream, run_stream, schedule_stream, task_stream
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.public_form import PERSONAL
 from crewlog.schemas.run_events import RunSubmitted
-from crewlog.schemas.system_events import MemoryRemembered, ScheduleAdded
+from crewlog.schemas.system_events import DocumentErased, DocumentIngested, MemoryRemembered, ScheduleAdded
 from crewlog.schemas.task_events import Nudged, TaskCancelled, TaskOpened
 
 pytestmark = pytest.mark.hand_written("tries the log with texts of a person in events of a few kinds")
@@ -132,6 +132,59 @@ async def test_after_the_key_is_gone_the_public_form_is_left(log: Log) -> None:
         await fresh.append(to_run(run_id, dispatched(new_task())))
 
 
+async def test_whoever_reads_a_whole_run_learns_at_once_that_its_key_is_gone(log: Log) -> None:
+    store = await opened(log)
+    run_id = await ended(store)
+    assert not any(recorded.erased_us for recorded in await store.read_run(run_id))
+    await (await log.open(ARCHIVIST)).person_keys.destroy("default", "ada", [run_id], 1)
+    assert [recorded.erased_us for recorded in await store.read_run(run_id)] == [1, 1]
+
+
+async def test_files_go_with_the_last_key_that_refers_to_them(log: Log) -> None:
+    store, shared, own = await opened(log), content_hash(b"shared"), content_hash(b"own")
+    runs = []
+    for user, files in (("ada", (shared, own)), ("bob", (shared,))):
+        runs.append(run_id := new_run())
+        attached = [{"name": "a", "hash": hash_, "size": 1} for hash_ in files]
+        task = msgspec.Raw(msgspec.json.encode({"objective": MARKER, "user": user, "attachments": attached}))
+        await store.append(to_run(run_id, RunSubmitted(run_id, "default", user, MARKER, task, "api"), expected=NO_STREAM))
+    keys = (await log.open(ARCHIVIST)).person_keys
+    assert await keys.files_of([runs[0]]) == [own]
+    assert sorted(await keys.files_of(runs)) == sorted([own, shared])
+    await keys.drop_files([runs[1]])
+    assert sorted(await keys.files_of([runs[0]])) == sorted([own, shared])
+
+
+async def test_the_text_of_a_document_goes_when_the_log_says_so_and_nobody_else_has_it(log: Log) -> None:
+    research, archivist = await log.open(RESEARCH), await log.open(ARCHIVIST)
+    (text,) = await research.put_blobs([MARKER.encode() * 50])
+    one, two = content_hash(b"one"), content_hash(b"two")
+    for content in (one, two):
+        document = DocumentIngested("default", content, library=False, name="a", media_type="text/plain", size=1, text=text, lines=1, title="a")
+        await research.append(request(Write(document_stream("default", content), [document], NO_STREAM)))
+    with pytest.raises(ContractError, match="does not say that it is erased"):
+        await archivist.person_keys.drop_text("default", one)
+    for content, dropped in ((one, False), (two, True)):
+        await archivist.append(request(Write(document_stream("default", content), [DocumentErased("default", content, "ops")], 1)))
+        assert await archivist.person_keys.drop_text("default", content) is dropped
+    assert await (await log.open(RESEARCH)).get_blobs([text]) == {}
+
+
+async def test_a_run_from_a_file_gets_a_key_and_one_that_was_erased_stays_so(log: Log) -> None:
+    elsewhere, store, run_id = await opened(InMemory()), await opened(log), new_run()
+    await elsewhere.append(opening(run_id))
+    here = await store.adopt(run_id, await elsewhere.read_run(run_id))
+    assert MARKER.encode() not in b"".join(recorded.data for recorded in here)
+    assert [recorded.event() for recorded in await store.disclose(here)] == [submitted(run_id)]
+    gone = await ended(elsewhere)
+    await elsewhere.inner.person_keys.destroy("default", "ada", [gone], 7)
+    left = await elsewhere.read_run(gone)
+    adopted = await store.adopt(gone, left)
+    assert list(await store.disclose(adopted)) == list(left)
+    with pytest.raises(ContractError, match="erased here"):
+        await store.adopt(gone, [msgspec.structs.replace(recorded, erased_us=0) for recorded in left])
+
+
 async def test_a_later_run_of_the_person_has_a_key_of_its_own(log: Log) -> None:
     store = await opened(log)
     run_id = await ended(store)
@@ -139,7 +192,10 @@ async def test_a_later_run_of_the_person_has_a_key_of_its_own(log: Log) -> None:
     await keys.destroy("default", "ada", [run_id], 1)
     later = await ended(store)
     assert next(recorded.event() for recorded in await (await opened(log)).read_run(later)) == submitted(later)
-    assert [key.erased_us for key in await keys.of_person("default", "ada")] == [1, None]
+    assert [(use.key.erased_us, use.stream, use.is_open) for use in await keys.of_person("default", "ada")] == [
+        (1, run_stream(run_id), False),
+        (None, run_stream(later), False),
+    ]
 
 
 async def test_the_key_of_an_open_run_stays_and_so_do_the_others(log: Log) -> None:
@@ -149,7 +205,7 @@ async def test_the_key_of_an_open_run_stays_and_so_do_the_others(log: Log) -> No
     keys = (await log.open(ARCHIVIST)).person_keys
     with pytest.raises(ContractError, match=f"run {run_id} has not ended"):
         await keys.destroy("default", "ada", [over, run_id], 1)
-    assert all(key.wrapped is not None for key in await keys.of_person("default", "ada"))
+    assert [(use.key.wrapped is None, use.is_open) for use in await keys.of_person("default", "ada")] == [(False, False), (False, True)]
 
 
 async def test_keys_of_others_are_not_destroyed_by_mistake(log: Log) -> None:
@@ -189,7 +245,7 @@ async def test_a_schedule_has_a_key_of_its_own(log: Log) -> None:
     await store.append(append)
     assert [recorded.event() for recorded in await (await opened(log)).read_streams({stream: 0})] == [added]
     keys = (await log.open(ARCHIVIST)).person_keys
-    assert [key.key_id for key in await keys.of_person("default", "ada")] == list(append.event_ids)
+    assert [(use.key.key_id, use.stream, use.is_open) for use in await keys.of_person("default", "ada")] == [(append.event_ids[0], stream, False)]
 
 
 async def test_another_key_encryption_key_is_named_and_opens_nothing(log: Log) -> None:

@@ -67,7 +67,7 @@ class LiveCrew:
             return []
         url = load_credentials(self.home).postgres_url("crewlog_operator", state.database_port)
         with ThreadPoolExecutor(1) as apart:  # the test may have a loop of its own
-            return apart.submit(asyncio.run, self._replayed.violations(url)).result()
+            return apart.submit(asyncio.run, self._replayed.violations(url, self.home)).result()
 
     def log(self) -> str:
         """Return what the supervisor and all processes said."""

@@ -16,7 +16,9 @@ import pytest
 
 from crewlog.agents.rederive import replay_task
 from crewlog.events.clock import SystemClock
+from crewlog.events.kek import kek_source
 from crewlog.events.memory_store import MemoryLog, MemoryStore
+from crewlog.events.personal_store import personal
 from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.store import EventStore, Recorded
 from crewlog.orchestrator.rederive import verify_run
@@ -63,6 +65,8 @@ async def _violations(store: EventStore, runs: Iterable[RunId]) -> list[str]:
     found: list[str] = []
     for run_id in runs:
         history = await load_history(store, run_id)
+        if history.erased_us:
+            continue  # there is nothing left that it could be derived from
         found += run_violations(await with_texts(store, history, all_payloads(history.events)))
     return found
 
@@ -91,11 +95,12 @@ class Replayed:
     def __init__(self) -> None:
         self._position = 0
 
-    async def violations(self, url: str) -> list[str]:
+    async def violations(self, url: str, home: Path | None = None) -> list[str]:
         """Replay the runs that have grown.
 
         Args:
             url: a login that may read the log.
+            home: of a crew, where the key to persons' keys is; None for a log without any.
         """
         connection = await asyncpg.connect(url)
         try:
@@ -107,6 +112,7 @@ class Replayed:
         self._position = max(position for _, position in rows)
         store = await PostgresStore.open(url, actor="replay", clock=SystemClock())
         try:
-            return await _violations(store, [RunId(run_id) for run_id, _ in rows])
+            disclosed = store if home is None else await personal(store, kek_source(None, home), SystemClock(), gives_keys=False)
+            return await _violations(disclosed, [RunId(run_id) for run_id, _ in rows])
         finally:
             await store.close()

@@ -36,6 +36,9 @@ class MemoryArtifacts:
             raise NotFound("artifact", hash_)
         return self.files[hash_]
 
+    async def delete(self, hash_: Hash) -> bool:
+        return self.files.pop(hash_, None) is not None
+
 
 @dataclass
 class Bench:

@@ -135,7 +135,7 @@ def try_every_command(path: Path, tmp_path: Path) -> None:
     """Try every command on a file, as a person without a crew does."""
     report = printed("replay", path, "--verify")
     assert report["divergence"] is None
-    assert {"run_id", "events", "streams", "model_calls", "state_hash", "divergence", "unknown"} == set(report)
+    assert {"run_id", "events", "streams", "model_calls", "state_hash", "divergence", "unknown", "erased_us"} == set(report)
     events = report["events"]
     moment = printed("replay", path, "--to", 12)
     assert set(moment) == {"event", "index", "of", "run", "tasks", "task", "conversation"}

@@ -1,0 +1,115 @@
+"""The command that erases a person's data: erase."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from crewlog.orchestrator.cli_options import HomeOption, OutputOption
+from crewlog.orchestrator.cli_output import Exit, Output, complain, confirm, load_config, print_json, run_async, say
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from uuid import UUID
+
+    from crewlog.events.postgres_store import PostgresStore
+    from crewlog.orchestrator.client import Client
+    from crewlog.orchestrator.erasure import Erased, Found
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command."""
+    app.command()(run_async(erase))
+
+
+async def erase(
+    user: Annotated[str, typer.Argument(metavar="USER", help="Whose data: the `user` of runs.", show_default=False)],
+    tenant: Annotated[str | None, typer.Option("--tenant", help="Of which tenant; else CREWLOG_TENANT.")] = None,
+    terminate: Annotated[bool, typer.Option("--terminate", help="End runs of the user that are still under way first.")] = False,
+    reason: Annotated[str, typer.Option("--reason", help="Why; recorded with it for good, so name nobody.")] = "",
+    actor: Annotated[str, typer.Option("--as", metavar="NAME", help="Who wants it; else CREWLOG_USER.")] = "",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    home: HomeOption = None,
+    output: OutputOption = Output.TABLE,
+) -> int:
+    """Destroy the keys under which what was said in a user's runs is stored, and delete their files.
+
+    Nothing brings it back. The log stays as it is and verifies: ids, times, money and states are left. Runs that were recorded while
+    CREWLOG_PERSON_KEYS was off have no key: they stay readable and are named, and the command ends with code 1.
+    """
+    from crewlog.events.clock import SystemClock
+    from crewlog.events.personal_store import Person
+    from crewlog.events.postgres_store import PostgresStore
+    from crewlog.orchestrator.client import Client
+    from crewlog.orchestrator.endpoints import database_url
+    from crewlog.orchestrator.erasure import Eraser, find, refuse_hindrances
+
+    config = load_config(home)
+    person, actor = Person(tenant or config.tenant, user), actor or config.user
+    async with Client.connect(config) as client:
+        store = await PostgresStore.open(database_url(config, "archivist"), actor=f"archivist@{config.user}", clock=SystemClock(), lanes=1)
+        try:
+            found = await find(store, client.queries(), person)
+            if found.keys or found.open_runs:
+                confirm(f"erase {_what(found)} of {user} (tenant {person.tenant}) for good?", yes=yes)
+            if terminate and found.open_runs:
+                found = await _terminated(client, store, found, actor)
+            refuse_hindrances(found)
+            eraser = Eraser(store, store.person_keys, await client.artifact_store(), client.queries(), SystemClock())
+            done = await eraser.erase(found, actor=actor, reason=reason)
+        finally:
+            await store.close()
+        letters = await _drop_letters(client, [use.key.key_id for use in (*found.keys, *found.gone)])
+        if done.position:
+            await client.indexed(done.position, "runs")
+    print_json({**done._asdict(), "person": person._asdict(), "letters": letters}) if output is Output.JSON else _print(done, letters)
+    return _judge(done)
+
+
+def _what(found: Found) -> str:
+    under_way = f" and {len(found.open_runs)} that are under way" if found.open_runs else ""
+    return f"what was said in {len(found.keys)} runs and schedules{under_way}"
+
+
+async def _terminated(client: Client, store: PostgresStore, found: Found, actor: str) -> Found:
+    """End what is under way, and look again."""
+    from crewlog.orchestrator.erasure import find
+
+    await client.control.runs("terminate", found.open_runs, reason="erasure", actor=actor, tenant=found.person.tenant)
+    for run_id in found.open_runs:
+        await client.wait(run_id)
+    return await find(store, client.queries(), found.person)
+
+
+async def _drop_letters(client: Client, run_ids: Sequence[UUID]) -> int:
+    """Delete dead letters of these runs: they hold tasks as they were sent."""
+    own = frozenset(run_ids)
+    going = [letter.sequence async for letter in client.letters.all() if letter.run_id in own] if own else []
+    return sum([await client.letters.drop(sequence) for sequence in going])
+
+
+def _print(done: Erased, letters: int) -> None:
+    from crewlog.orchestrator.run_history import erased_text
+
+    name, tenant = done.person.name, done.person.tenant
+    if done.keys:
+        typer.echo(
+            f"erased {name} (tenant {tenant}): {done.keys} keys of {done.runs} runs, {done.blobs} large texts, {done.files} files, "
+            f"{done.documents} documents, {done.memories} memories, {letters} dead letters"
+        )
+    elif done.erased_us:
+        say(f"{name} (tenant {tenant}): {erased_text(done.erased_us)}; nothing else was left to erase")
+    for file in done.archived:
+        say(f"one of these runs was archived to {file}: what was written under a key opens no more; delete the file if it was written without")
+
+
+def _judge(done: Erased) -> int:
+    if not done.in_clear:
+        return Exit.OK
+    complain(
+        f"{len(done.in_clear)} runs of {done.person.name} have no key and stay readable, such as {done.in_clear[0]}",
+        why="they were recorded while CREWLOG_PERSON_KEYS was off, or imported",
+        next_step="take them out of the log: crewlog archive --older-than 0s --out FOLDER; new runs get a key with CREWLOG_PERSON_KEYS=on",
+    )
+    return Exit.RUN_FAILED
