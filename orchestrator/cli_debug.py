@@ -38,17 +38,20 @@ async def replay(
     trace: Annotated[bool, typer.Option("--trace", help="Send the replay to the tracing tool, as a trace linked to the original.")] = False,
     reasoning: Annotated[bool, typer.Option("--reasoning", help="With --to: also what the models thought.")] = False,
     subject: Annotated[str | None, typer.Option("--subject", help="Publish the events again, with their timing, to this subject of NATS.")] = None,
-    speed: Annotated[float, typer.Option("--speed", min=0.001, help="With --subject: how many times as fast as it happened.")] = 1.0,
+    speed: Annotated[float | None, typer.Option("--speed", min=0.001, help="With --subject: how many times as fast as it happened.")] = None,
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
 ) -> int:
     """Fold the recorded events of a run again, or publish them again: no model, no tool, no cost."""
     from crewlog.orchestrator.replay import replay as replay_run
+    from crewlog.schemas.errors import ContractError
 
+    if subject is None and speed is not None:
+        raise ContractError("--speed is how fast events are published again: say where to with --subject, such as --subject replay.mine")
     if subject is not None:
         from crewlog.orchestrator.cli_republish import publish_again
 
-        await publish_again(run, subject, speed, home)
+        await publish_again(run, subject, 1.0 if speed is None else speed, home)
         return Exit.OK
     if to is not None or step:
         history = await whole_run(run, home)

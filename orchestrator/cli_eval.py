@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from crewlog.orchestrator.trials import Interval, Summary
 
 GOAL_COLUMN_CHARS = 40
-WHY_COLUMN_CHARS = 60
+WHY_COLUMN_CHARS = 100
 
 _CHECK = "A command that gets run and trial as JSON on stdin and ends with 0 when the trial is good enough."
 
@@ -46,10 +46,13 @@ async def evaluate(
 ) -> int:
     """Try finished runs again on another model or prompt, with effects stubbed, and compare them.
 
-    Compared are outcome, decisions, cost and time. Ends with code 1 when a trial ended worse, and with 6 when --max-usd did not suffice for all.
+    Compared are outcome, decisions, cost and time. Ends with code 1 when a trial ended worse or none could be compared, and with 6 when --max-usd did
+    not suffice for all.
     """
     import shlex
+    import shutil
 
+    from crewlog.agents.models import named_models
     from crewlog.events.clock import SystemClock
     from crewlog.orchestrator.client import Client
     from crewlog.orchestrator.client_trials import Evaluation, finished_runs, kept_prompts
@@ -61,6 +64,11 @@ async def evaluate(
     prompts = named_prompts(prompt or ())
     if not model and not prompts:
         raise ContractError("what is to be different? name other models with --model, or other instructions with --prompt")
+    if model:
+        named_models(model)
+    command = shlex.split(check)
+    if command and shutil.which(command[0]) is None:
+        raise ContractError(f"--check: there is no program {command[0]!r} here")
     name = f"eval-{clock.random_id().hex[:8]}"
     async with Client.connect(config) as client:
         runs = await finished_runs(client, last=last, type_=kind, tenant=config.tenant)
@@ -71,7 +79,7 @@ async def evaluate(
             hard_micro_usd=parse_usd(max_usd),
             prompts=await kept_prompts(await client.store(), prompts),
         )
-        evaluation = Evaluation(client, clock, trial, tenant=config.tenant, at_once=at_once, check=shlex.split(check))
+        evaluation = Evaluation(client, clock, trial, tenant=config.tenant, at_once=at_once, check=command)
         say(f"{name}: {len(runs)} runs, at most {max_usd} USD from budget {evaluation.scope}")
         tried = [one async for one in _told(evaluation.run(runs), output)]
         bill = await evaluation.bill()
@@ -95,6 +103,7 @@ async def shadow(
 
     Shadows are the work of agents that were started for them: crewlog scale research.shadow=1, or crewlog agent research --shadow.
     """
+    from crewlog.events.grants import BUILT_IN_KINDS
     from crewlog.orchestrator.client import Client
     from crewlog.orchestrator.client_trials import finished_runs, shadows
 
@@ -104,7 +113,9 @@ async def shadow(
         workers = [worker for worker in await client.workers() if worker.is_shadow]
         tried = [one async for one in _told(shadows(client, runs), output)]
     if not workers:
-        say("no agent is up that takes the work of shadows: start one with crewlog scale KIND.shadow=1, or crewlog agent KIND --shadow")
+        kinds = sorted({one.run.type for one in tried} & set(BUILT_IN_KINDS)) or ["KIND"]
+        groups = " ".join(f"{kind}.shadow=1" for kind in kinds)
+        say(f"no agent is up that takes the work of shadows: start one with crewlog scale {groups}, or crewlog agent {kinds[0]} --shadow")
     if not tried:
         say("none of these runs has a shadow: CREWLOG_SHADOW says which share of which runs gets one, such as research=0.1:offline")
     return _report("shadow", tried, output, fail_over)
@@ -135,7 +146,8 @@ def _report(name: str, tried: list[Tried], output: Output, fail_over: float | No
         rows = [{"what": what, "runs": here, "trials": there} for what, here, there in (*_rows(summary), *_paid(bill))]
         print_rows(rows, {"": "what", "RUNS": "runs", "TRIALS": "trials"}, output, empty="nothing to compare", right=frozenset({"RUNS", "TRIALS"}))
     is_over = fail_over is not None and summary.diverging.low > fail_over
-    return Exit.RUN_FAILED if summary.worse.count or is_over else Exit.OK
+    is_mute = bill is not None and bool(tried) and not pairs
+    return Exit.RUN_FAILED if summary.worse.count or is_over or is_mute else Exit.OK
 
 
 def _rows(summary: Summary) -> list[tuple[str, str, str]]:

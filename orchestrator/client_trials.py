@@ -22,7 +22,7 @@ from crewlog.schemas.ids import RunId, run_stream, shadow_run_id
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.run_events import RunCancelled, RunCompleted, RunFailed, RunHeld, RunReleased, RunSubmitted
 from crewlog.schemas.task import AgentTask, parse_task
-from crewlog.schemas.task_events import TERMINAL_TYPES, TaskStarted
+from crewlog.schemas.task_events import TERMINAL_TYPES, ModelCallStarted, TaskStarted
 from crewlog.schemas.trial import Trial
 
 AT_ONCE: Final = 4
@@ -121,7 +121,8 @@ class Evaluation:
             held = await self._until_over(trial_id)
             if held is not None:
                 return Tried(run, None, f"{STOPPED}: {held.scope} has no room for its next call")
-            return Tried(run, await compared(store, RunId(run.run_id), trial_id, check=self._check))
+            why = why_incomparable(await load_history(store, trial_id))
+            return Tried(run, None, why) if why else Tried(run, await compared(store, RunId(run.run_id), trial_id, check=self._check))
 
     def _changed(self, task: AgentTask, run: RunView) -> AgentTask:
         trial = Trial(**{**{name: getattr(self._trial, name) for name in Trial.__slots__}, "source": run.run_id})
@@ -234,18 +235,22 @@ async def shadows(client: Client, runs: Sequence[RunView]) -> AsyncIterator[Trie
             history = await load_history(store, shadow)
         except NotFound:
             continue
-        why = _why_incomparable(history)
+        why = why_incomparable(history)
         yield Tried(run, None, why) if why else Tried(run, await compared(store, RunId(run.run_id), shadow))
 
 
-def _why_incomparable(shadow: RunHistory) -> str:
-    end = next((r.event() for r in shadow.run_events if r.type in TERMINAL_TYPES), None)
-    is_begun = any(r.type == TaskStarted.__name__ for r in shadow.events)
+def why_incomparable(trial: RunHistory) -> str:
+    """Say why a trial or shadow says nothing about what is tried; empty when it does. One that failed before any model was asked, for want of a worker
+    or of a key, is no worse than its run."""
+    end = next((r.event() for r in trial.run_events if r.type in TERMINAL_TYPES), None)
+    types = {r.type for r in trial.events}
     if end is None:
-        return "its shadow is not over" if is_begun else "its shadow waits for a worker"
+        return "it is not over" if TaskStarted.__name__ in types else "it waits for a worker"
     if isinstance(end, RunCancelled):
-        return f"its shadow was stopped: {end.reason}"
-    return "" if is_begun else "no worker took its shadow in time"
+        return f"it was stopped: {end.reason}"
+    if isinstance(end, RunFailed) and ModelCallStarted.__name__ not in types:
+        return f"no model was asked for it: {end.error.message}"
+    return ""
 
 
 async def kept_prompts(store: EventStore, prompts: Mapping[str, str]) -> dict[str, str] | None:

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from crewlog.events.bus import Bus
-from crewlog.orchestrator.why import Held, Known, Wait, why_run, why_task
+from crewlog.orchestrator.why import Held, Known, Wait, why_imported, why_run, why_task
 from crewlog.projections.queries import Queries
 from crewlog.projections.query_rows import AgentView, RunView, TaskView
 from crewlog.projections.runs import SHADOW
@@ -49,6 +49,8 @@ class ClientWhy:
             Unavailable: the log cannot be reached.
         """
         run, tasks = await self._meant(name)
+        if run.finished_at is None and await self._read().is_imported(run.run_id):
+            return [Explained(run.run_id, None, why_imported())]
         found = await asyncio.gather(self._workers(), self._queue(run.run_id))
         waits = []
         for task in tasks:

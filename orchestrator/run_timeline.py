@@ -37,7 +37,7 @@ def timeline(history: RunHistory) -> list[Span]:
             for call in task.calls()
             if call.status not in ("asked", "waits", "refused", "skipped")
         ]
-    first_us = tree.began_us
+    first_us = history.events[0].occurred_us if history.events else 0  # of a fork, what it shares took its time as well
     moved = (_moved(span, first_us) for span in spans)
     return sorted(moved, key=lambda span: (span.began_us, span.index))
 

@@ -177,7 +177,7 @@ def build_tree(history: RunHistory) -> RunTree:
         goal=goal,
         status=type(end).__name__.removeprefix("Run").lower() if end else "open",
         events=len(history.events),
-        began_us=history.events[0].occurred_us if history.events else 0,
+        began_us=history.events[history.first_own - 1].occurred_us if history.events else 0,
         ended_us=ended_us,
         cost_micro_usd=sum(call.cost_micro_usd or 0 for call in _own_calls(nodes, shared)),
         unpriced_calls=sum(call.cost_micro_usd is None for call in _own_calls(nodes, shared)),

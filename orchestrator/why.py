@@ -90,6 +90,11 @@ def why_run(run: RunView) -> Wait:
     return Wait("none", "nothing is under way and nothing is due", f"crewlog events {short} says what happened last; crewlog status lists what stands still")
 
 
+def why_imported() -> Wait:
+    """Say what a run waits for that came from a file without its end."""
+    return Wait("none", "it was imported, to be looked at: nobody carries it out", "nothing; the file of the whole run completes it here: crewlog import FILE")
+
+
 def _queued(task: TaskView, known: Known) -> Wait:
     if known.out is None:
         return Wait("orchestrator", "no orchestrator answers, so nobody can say where it stands", "an orchestrator that starts; crewlog status shows them")

@@ -304,6 +304,10 @@ class Queries:
         """List runs of a tenant that stand still although nothing is known that they wait for, the oldest first."""
         return await self._read(StandstillView, "list what stands still", f"{_STANDSTILLS} WHERE tenant = $1 ORDER BY since_at, run_id", tenant)
 
+    async def is_imported(self, run_id: UUID) -> bool:
+        """Say whether a run, or the beginning of it, came from a file and is only looked at."""
+        return bool(await self._connections.fetch(f"look where run {run_id} comes from", "SELECT FROM crewlog.imports WHERE run_id = $1", run_id))
+
     async def controls(self, run_id: UUID | None = None) -> list[ControlView]:
         """List what is paused and in quarantine, the oldest first: everywhere, or what concerns one run, whichever scope it is of."""
         view, where = (_CONTROLS, "") if run_id is None else (_RUN_CONTROLS, "WHERE run_id = $1 ")

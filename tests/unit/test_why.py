@@ -9,7 +9,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from crewlog.orchestrator.why import Held, Known, why_run, why_task
+from crewlog.orchestrator.why import Held, Known, why_imported, why_run, why_task
 from crewlog.projections.query_rows import AgentView, ApprovalView, ProviderView, RunView, TaskView
 
 AT = datetime(2026, 5, 4, 3, 2, 1, tzinfo=UTC)
@@ -78,6 +78,11 @@ def test_a_task_has_one_reason_and_what_ends_it(waiting: TaskView, known: dict[s
     assert wait.reason == reason
     assert detail in wait.detail
     assert ends in wait.ends
+
+
+def test_an_imported_run_waits_for_nobody() -> None:
+    assert why_imported().reason == "none"
+    assert "crewlog import FILE" in why_imported().ends
 
 
 def test_a_run_without_a_waiting_task_is_in_quarantine_or_stands_still() -> None:
