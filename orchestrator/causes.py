@@ -14,6 +14,7 @@ from uuid import UUID
 from crewlog.events.store import Recorded
 from crewlog.schemas.ids import Stream, category, task_stream
 from crewlog.schemas.run_events import (
+    RollbackContinued,
     RunEvent,
     RunForked,
     RunPlanned,
@@ -161,6 +162,8 @@ class _Fold:
             case RunReleased():
                 self._released = n
                 yield Cause(before, "hold")
+            case RollbackContinued():  # it is through with what it had
+                yield Cause(before, "next step")
             case RunForked():
                 yield Cause(n - 1, "fork")
                 for fork in event.tasks:
