@@ -136,7 +136,14 @@ class RunProjection:
         return RunChanges(*self._take_files(), [_hand_out(run) for run in {**held, **touched}.values()])
 
     def take_done(self, *, keep_max: int) -> RunChanges:
-        """Hand out the rows of runs that are over, and of those idle longest while there are more than may be kept."""
+        """Hand out the rows of runs that are over, and of those idle longest while there are more than may be kept.
+
+        For tables that were empty and that nobody reads yet: each row is written once, and as new. What changes tables by statements of its own,
+        as archiving does, must drop or hand out what is kept of the runs it is about.
+
+        Args:
+            keep_max: most rows of runs under way to keep for later.
+        """
         touched, self._touched = self._touched, {}
         done = []
         for run_id, run in touched.items():

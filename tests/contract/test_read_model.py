@@ -31,11 +31,12 @@ from crewlog.projections.run_projection import APPROVALS, MODEL_CALLS, RUNS, TAS
 from crewlog.projections.table import Table
 from crewlog.projections.view_connection import connect_views, lead
 from crewlog.schemas.errors import ConfigError, ConflictError
-from crewlog.schemas.ids import RunId, document_stream, run_stream
+from crewlog.schemas.ids import RunId, TaskId, document_stream, run_stream
 from crewlog.schemas.payload import content_hash
-from crewlog.schemas.run_events import RunCancelled, RunSubmitted
+from crewlog.schemas.run_events import RunCancelled, RunSubmitted, TaskRetryScheduled
 from crewlog.schemas.subjects import POKE
 from crewlog.schemas.system_events import DocumentIngested
+from crewlog.schemas.values import Failure
 
 pytestmark = pytest.mark.hand_written("the views are tried on histories of every shape")
 
@@ -115,8 +116,13 @@ async def test_a_rebuild_that_is_interrupted_changes_nothing_and_can_be_started_
     in_small_batches(monkeypatch, random)
     async with log_of(database) as store, model_of(database, store) as model:
         await fill(store, seed + 20)
+        run_id, of_nobody = RunId(SystemClock().random_id()), TaskId(SystemClock().random_id())
+        events = [submitted(run_id), TaskRetryScheduled(of_nobody, "a", 2, BEGIN_US, Failure("timeout", "late"))]
+        await store.append(AppendRequest([Write(run_stream(run_id), events)], [SystemClock().new_id() for _ in events], BEGIN_US, run_id))
+        await fill(store, seed + 30, moves=60)
         await follow(model, store)
         live = await digest(url)
+        assert (await query(database.admin_url, "SELECT count(*) FROM crewlog.problems"))[0][0] == 1
         await query(database.admin_url, "UPDATE rm.tasks SET objective = 'damaged'")
         await query(database.admin_url, "DELETE FROM rm.tool_calls")
         damaged = await digest(url)
@@ -277,18 +283,17 @@ async def test_only_one_rebuild_and_known_names(database: Database) -> None:
 
 
 async def test_poison_is_recorded_and_the_rest_goes_on(database: Database) -> None:
-    run_id = RunId(SystemClock().random_id())
-    task = msgspec.Raw(msgspec.json.encode({"task_id": run_id, "type": "run"}))
-    poison = RunSubmitted(run_id, "default", "ann", "a goal with a NUL \u0000 in it", task, "api")
+    run_id, poison = RunId(SystemClock().random_id()), RunCancelled("a reason with a NUL \u0000 in it", "ann")
     async with log_of(database) as store, model_of(database, store) as model:
         await fill(store, 5, moves=60)
+        await store.append(AppendRequest([Write(run_stream(run_id), [submitted(run_id)])], [SystemClock().new_id()], BEGIN_US, run_id))
         admin = await database.admin()
         try:  # around the gate, which refuses such a text
             position = await admin.fetchval("SELECT nextval('es.event_position')")
-            await admin.execute("INSERT INTO es.streams (stream_id, version, run_id) VALUES ($1, 1, $2)", run_stream(run_id), run_id)
+            await admin.execute("UPDATE es.streams SET version = 2 WHERE stream_id = $1", run_stream(run_id))
             await admin.execute(
                 """INSERT INTO es.events (position, version, occurred_us, event_id, run_id, schema_version, stream_id, type, actor, writer, data)
-                   VALUES ($1, 1, 1, $2, $3, 1, $4, 'RunSubmitted', 'test', 'test', $5)""",
+                   VALUES ($1, 2, 1, $2, $3, 1, $4, 'RunCancelled', 'test', 'test', $5)""",
                 position,
                 SystemClock().new_id(),
                 run_id,
@@ -301,7 +306,7 @@ async def test_poison_is_recorded_and_the_rest_goes_on(database: Database) -> No
         await store.append(AppendRequest([Write(run_stream(run_id), [RunCancelled("odd", "ann")])], [SystemClock().new_id()], BEGIN_US, run_id))
         await follow(model, store)
         problems = await query(database.url("crewlog_operator"), "SELECT projection, position, type, error FROM crewlog.problems")
-        assert [(row["projection"], row["position"], row["type"]) for row in problems] == [("runs", position, "RunSubmitted")]
+        assert [(row["projection"], row["position"], row["type"]) for row in problems] == [("runs", position, "RunCancelled")]
         assert "unsupported Unicode escape sequence" in problems[0]["error"]
         assert model.position == (await store.read_all(0, 10_000)).events[-1].position
         live = await digest(database.url(PROJECTOR))
