@@ -70,8 +70,6 @@ class EventLine(msgspec.Struct, frozen=True, omit_defaults=True):
     trace_id: UUID | None = None
     actor: str = ""
     writer: str = ""
-    erased_us: int = 0
-    """When what was personal in it was erased."""
 
 
 class BlobLine(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -211,7 +209,7 @@ def _recorded(line: EventLine) -> Recorded:
     task_id = TaskId(line.task_id) if line.task_id else None
     return Recorded(
         *(line.position, Stream(line.stream), line.stream_version, line.event_id, line.type, line.schema_version, line.data.encode(), line.occurred_us),
-        *(RunId(line.run_id) if line.run_id else None, task_id, line.causation_id, line.trace_id, line.actor, line.writer, line.erased_us),
+        *(RunId(line.run_id) if line.run_id else None, task_id, line.causation_id, line.trace_id, line.actor, line.writer),
     )
 
 

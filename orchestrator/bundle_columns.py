@@ -56,6 +56,8 @@ class Columns(msgspec.Struct, frozen=True):
     writer: Named
     lines: list[int] = []
     """Lines that the data of each event takes; empty: one each."""
+    erased_us: list[int] | msgspec.UnsetType = msgspec.UNSET
+    """When what was personal in each event was erased, 0: it was not; left out when that is so of all."""
 
 
 _NAMED: Final = ("stream", "type", "schema_version", "run_id", "task_id", "trace_id", "actor", "writer")
@@ -78,6 +80,7 @@ def columns_of(events: Sequence[Recorded]) -> Columns:
         cause=[_cause(n, event.causation_id, places) for n, event in enumerate(events)],
         **{name: _named([getattr(event, name) for event in events]) for name in _NAMED},
         lines=[] if set(lines) <= {1} else lines,
+        erased_us=[event.erased_us for event in events] if any(event.erased_us for event in events) else msgspec.UNSET,
     )
 
 
@@ -89,7 +92,9 @@ def events_of(columns: Columns, data: Sequence[bytes]) -> list[Recorded]:
     """
     rows = len(data)
     named = {name: getattr(columns, name).all() for name in _NAMED}
-    lengths = {len(c) for c in (columns.position, columns.occurred_us, columns.version, columns.cause, *named.values())} | {len(columns.event_id) // _ID_CHARS}
+    erased_us = columns.erased_us or [0] * rows
+    counted = (columns.position, columns.occurred_us, columns.version, columns.cause, erased_us, *named.values())
+    lengths = {len(column) for column in counted} | {len(columns.event_id) // _ID_CHARS}
     if lengths != {rows}:
         raise ContractError(f"{rows} events were written, and columns of {', '.join(map(str, sorted(lengths - {rows})))}")
     ids = [UUID(columns.event_id[n * _ID_CHARS : (n + 1) * _ID_CHARS]) for n in range(rows)]
@@ -103,7 +108,7 @@ def events_of(columns: Columns, data: Sequence[bytes]) -> list[Recorded]:
             Recorded(
                 *(position, stream, seen[stream], ids[n], str(own["type"]), int(own["schema_version"] or 1), data[n], occurred_us),
                 *(_run(own["run_id"]), _task(own["task_id"]), _caused(n, columns.cause[n], ids), _uuid(own["trace_id"])),
-                *(own["actor"] or "", own["writer"] or ""),
+                *(own["actor"] or "", own["writer"] or "", erased_us[n]),
             )
         )
     return events

@@ -67,6 +67,16 @@ def test_blobs_of_any_bytes_and_events_of_any_text_survive() -> None:
     assert read.events[-1] == strange
 
 
+def test_a_run_that_was_erased_says_so_in_its_file() -> None:
+    log = quiet_log()
+    bundle = asyncio.run(collect(MemoryStore(log), planned_run(log).run_id))
+    erased = bundle._replace(events=[replace(event, erased_us=7 * (n % 2)) for n, event in enumerate(bundle.events)])
+    read = unpack_bundle(pack_bundle(erased), "file")
+    assert list(read.events) == list(erased.events)
+    report = asyncio.run(replay(read.store(), bundle.run_id))
+    assert (report.erased_us, report.divergence) == (7, None)
+
+
 def test_a_file_is_hardly_larger_than_its_distinct_content_packed_alone() -> None:
     """Recordings of golden tasks, in files of version 1, which are read and written anew: data of events and texts, each once, are all that counts."""
     files = alone = 0
