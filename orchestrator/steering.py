@@ -33,17 +33,30 @@ Verb = Literal["pause", "resume", "quarantine", "release"]
 log = logging.getLogger(__name__)
 
 
-def event_of(verb: Verb, scope: str, controls: Controls, *, actor: str, reason: str) -> SystemEvent | None:
-    """Decide what a command about a scope adds to what is in force; None when it is in force, or not, as wanted already. Pure."""
+def event_of(verb: Verb, scope: str, *, actor: str, reason: str) -> SystemEvent:
+    """Return what a command adds to the log. Pure."""
     match verb:
         case "pause":
-            return None if scope in controls.pauses else ScopePaused(scope, actor, reason)
+            return ScopePaused(scope, actor, reason)
         case "resume":
-            return ScopeResumed(scope, actor, reason) if scope in controls.pauses else None
+            return ScopeResumed(scope, actor, reason)
         case "quarantine":
-            return None if scope in controls.quarantines else ScopeQuarantined(scope, actor, reason)
+            return ScopeQuarantined(scope, actor, reason)
         case "release":
-            return ScopeReleased(scope, actor, reason) if scope in controls.quarantines else None
+            return ScopeReleased(scope, actor, reason)
+
+
+def is_news(verb: Verb, scope: str, controls: Controls) -> bool:
+    """Say whether a command changes what is in force. Pure."""
+    match verb:
+        case "pause":
+            return scope not in controls.pauses
+        case "resume":
+            return scope in controls.pauses
+        case "quarantine":
+            return scope not in controls.quarantines
+        case "release":
+            return scope in controls.quarantines
 
 
 class Steering:
@@ -100,17 +113,19 @@ class Steering:
         """Record a command about scopes and tell everybody; returns for which of them it was news.
 
         Args:
-            command_id: names the command, so that a repetition that arrives late, when its contrary was said already, changes nothing.
+            command_id: names the command, so that a repetition that arrives late, when its contrary was said already, changes nothing. A named
+                command is recorded in any case: were it not because it was in force already, its repetition would count later.
 
         Raises:
             Unavailable: the log cannot be reached; saying it again is safe.
         """
         controls = await self._driver.folds.read_controls()
-        events = {scope: event_of(verb, scope, controls, actor=actor, reason=reason) for scope in scopes}
-        command_id = command_id or self._clock.random_id()
-        await asyncio.gather(*(self._append(event, control_event_id(command_id, scope)) for scope, event in events.items() if event is not None))
+        news = {scope: is_news(verb, scope, controls) for scope in scopes}
+        named = command_id or self._clock.random_id()
+        recorded = [scope for scope in scopes if news[scope] or command_id is not None]
+        await asyncio.gather(*(self._append(event_of(verb, scope, actor=actor, reason=reason), control_event_id(named, scope)) for scope in recorded))
         await self.tell()
-        return {scope: event is not None for scope, event in events.items()}
+        return news
 
     async def drain(self, worker: str, *, actor: str, reason: str) -> bool:
         """Record that a worker is to leave, and tell it; False when it was told before.

@@ -174,10 +174,8 @@ def _interrupt(task: TaskState, changed: Changed) -> None:
 
 def _rest(task: TaskState, changed: Changed) -> None:
     """A task whose every open call waits for a person is suspended, from the moment it asked."""
-    if not task.approvals:
-        return
     asked = {approval.call_id for approval in task.approvals.values()}
-    if task.row.status == "running" and asked.issuperset(task.tool_calls):
+    if asked and task.row.status == "running" and asked.issuperset(task.tool_calls):
         task.row.status = "suspended"
         changed.tasks[task.row] = None
 

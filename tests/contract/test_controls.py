@@ -104,6 +104,16 @@ async def test_a_paused_tenant_concerns_all_its_runs_and_those_that_come_later()
         await crew.ended(later)
 
 
+async def test_a_named_command_that_comes_again_late_changes_nothing_even_if_it_was_no_news_at_first() -> None:
+    crew, named = Crew(), {**BY, "command_id": uuid4()}
+    async with crew.orchestrator():
+        assert (await crew.ask("tenants.pause", BY))["changed"] is True
+        assert (await crew.ask("tenants.pause", named))["changed"] is False
+        assert (await crew.ask("tenants.resume", BY))["changed"] is True
+        await crew.ask("tenants.pause", named)
+        assert controls(crew) == ["ScopePaused", "ScopePaused", "ScopeResumed"]
+
+
 async def test_an_orchestrator_that_was_not_told_or_starts_later_reads_it_from_the_log() -> None:
     crew = Crew(lazy)
     async with crew.orchestrator():

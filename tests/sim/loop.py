@@ -17,6 +17,8 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, NoReturn
 
+import msgspec
+
 ACTOR: Final[contextvars.ContextVar[int]] = contextvars.ContextVar("actor", default=0)
 """Actor 0 is the world itself: the network and the servers. It is never killed."""
 
@@ -67,16 +69,15 @@ class _Future(asyncio.Future[Any]):
         return self is other
 
 
-class _Handle:
+class _Handle(msgspec.Struct, eq=False):
     """A callback that waits for its turn: what asyncio asks of a handle, without what it keeps for debugging."""
 
-    __slots__ = ("actor", "args", "callback", "context", "has_run", "is_cancelled", "when_s")
-
-    def __init__(self, callback: Callable[..., object], args: tuple[Any, ...], context: contextvars.Context | None, when_s: float) -> None:
-        self.callback, self.args, self.when_s = callback, args, when_s
-        self.context = context = contextvars.copy_context() if context is None else context
-        self.actor = context.get(ACTOR, 0)
-        self.is_cancelled = self.has_run = False
+    callback: Callable[..., object]
+    args: tuple[Any, ...]
+    context: contextvars.Context
+    actor: int
+    when_s: float
+    is_cancelled: bool = False
 
     def cancel(self) -> None:
         self.is_cancelled = True
@@ -94,7 +95,7 @@ class SimLoop(asyncio.BaseEventLoop):
     def __init__(self, rng: random.Random, *, steps_max: int = 200_000, time_max_s: float = 100_000.0) -> None:
         super().__init__()
         self._rng, self._steps_max, self._time_max_s = rng, steps_max, time_max_s
-        self._now = 0.0
+        self._now, self._now_us = 0.0, 0
         self._count = 0
         self._tasks: list[asyncio.Task[Any]] = []
         """All of them: what is collected early runs its `finally` blocks at a moment nobody chose."""
@@ -103,6 +104,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self.dead: set[int] = set()
         self.frozen: set[int] = set()
         self.failures: list[dict[str, Any]] = []
+        self._world = contextvars.copy_context()
         self._queues: dict[int, deque[_Handle]] = {}
         self._ready_actors: list[int] = []
         self._timers: list[tuple[float, int, _Handle]] = []
@@ -126,18 +128,27 @@ class SimLoop(asyncio.BaseEventLoop):
         return _Future(loop=self, number=self._count)
 
     def call_soon(self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> Any:
-        handle = _Handle(callback, args, context, self._now)
+        if context is None:
+            context = contextvars.copy_context()
+        handle = _Handle(callback, args, context, context.get(ACTOR, 0), self._now)
         self._enqueue(handle)
         return handle
 
     def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> Any:
-        handle = _Handle(callback, args, context, when)
+        if context is None:
+            context = contextvars.copy_context()
+        handle = _Handle(callback, args, context, context.get(ACTOR, 0), when)
         self._count += 1
         heapq.heappush(self._timers, (when, self._count, handle))
         return handle
 
     def call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> Any:
         return self.call_at(self._now + delay if delay > 0 else self._now, callback, *args, context=context)
+
+    def expire_at(self, when: float, actor: int, callback: Callable[..., object], *args: Any) -> None:
+        """Have a timer of another actor expire: if it stands still then, it hears of that when it wakes up."""
+        self._count += 1
+        heapq.heappush(self._timers, (when, self._count, _Handle(callback, args, self._world, actor, when)))
 
     def kill(self, actor: int) -> None:
         """Let an actor vanish between two of its callbacks."""
@@ -202,7 +213,7 @@ class SimLoop(asyncio.BaseEventLoop):
     def _run_once(self) -> None:
         """Run callbacks until somebody stops the loop; asyncio would ask after each of them."""
         ready, queues, draw = self._ready_actors, self._queues, self._rng.random
-        while not self._stopping:  # type: ignore[attr-defined]  # set by `stop`
+        while not self._stopping:  # set by `stop`
             if not ready:
                 self._advance()
             actor = ready[0] if len(ready) == 1 else ready[int(draw() * len(ready))]
@@ -215,8 +226,7 @@ class SimLoop(asyncio.BaseEventLoop):
             self.steps += 1
             if self.steps > self._steps_max:
                 raise StepLimit(f"{self._steps_max} steps and no end, at {self._now:.3f} s")
-            self.digest = (self.digest * 1_000_003 + actor * 7919 + int(self._now * 1e6)) & 0xFFFFFFFF
-            handle.has_run = True
+            self.digest = (self.digest * 1_000_003 + actor * 7919 + self._now_us) & 0xFFFFFFFF
             try:
                 handle.context.run(handle.callback, *handle.args)
             except (SystemExit, KeyboardInterrupt):
@@ -233,7 +243,8 @@ class SimLoop(asyncio.BaseEventLoop):
             when, _, handle = pop(timers)
             if handle.is_cancelled:
                 continue
-            self._now = max(self._now, when)
+            if when > self._now:
+                self._now, self._now_us = when, int(when * 1e6)
             self._enqueue(handle)
             while timers and timers[0][0] <= self._now:
                 handle = pop(timers)[2]

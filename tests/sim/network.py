@@ -61,6 +61,8 @@ class Network:
     def __init__(self, loop: SimLoop, rng: random.Random, mix: Mix) -> None:
         self.loop, self.rng, self.mix = loop, rng, mix
         self.calls: Counter[int] = Counter()
+        self.happened: Counter[str] = Counter()
+        """What the explorer counts, to show that it explores."""
         self.cut: set[int] = set()
         """Actors that hear and are heard by nobody."""
         self.log_is_away = False
@@ -90,9 +92,16 @@ class Network:
         loop = self.loop
         answer: asyncio.Future[T] = loop.create_future()
         number = self.calls[actor] = self.calls[actor] + 1
+        until = loop.time() + CALL_TIMEOUT_S
+
+        def lost() -> None:
+            self.happened["unanswered"] += 1
+            # only who gets no answer ever runs out of patience: both ways together take less
+            loop.expire_at(until, actor, _fail, answer, TimeoutError())
 
         def arrive() -> None:
             if self._lost(actor) or (to_log and self.log_is_away):
+                lost()
                 return
             try:
                 result = serve()
@@ -100,29 +109,25 @@ class Network:
                 reply: tuple[Any, ...] = (_fail, answer, error)
             else:
                 reply = (_resolve, answer, result)
-            if not self.on_call(actor, number) and not self._lost(actor):
+            if self.on_call(actor, number) or self._lost(actor):
+                lost()
+            else:
                 loop.call_later(self._delay(), *reply, context=self._world)
 
         loop.call_later(self._delay(), arrive, context=self._world)
-        patience = loop.call_later(CALL_TIMEOUT_S, _fail, answer, TimeoutError())
-        try:
-            result = await answer
-        finally:
-            patience.cancel()
-        if patience.has_run:  # who stood still meanwhile learns first that it is late, as with `asyncio.timeout`
-            raise TimeoutError
-        return result
+        return await answer
 
     def cast(self, serve: Callable[[], object], *, repeatable: bool = True) -> None:
         """Send something nobody answers; it may vanish, or arrive twice."""
         actor = self.alive()
         copies = 2 if repeatable and self.rng.random() < self.mix.duplication else 1
+        self.happened["repeated"] += copies - 1
         for _ in range(copies):
             self.loop.call_later(self._delay(), lambda: None if self._lost(actor) else serve(), context=self._world)
 
-    def hand_over(self, context: contextvars.Context, make: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+    def hand_over(self, context: contextvars.Context, work: Coroutine[Any, Any, Any]) -> None:
         """Start a coroutine that belongs to the actor of this context."""
-        self.loop.call_soon(lambda: self.loop.create_task(make()), context=context)
+        self.loop.create_task(work, context=context)
 
     def in_the_world(self, serve: Callable[[], T]) -> T:
         """Do something on the servers' side; tasks made there belong to nobody who can die."""
@@ -179,9 +184,10 @@ class SimStore:
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         method = getattr(self._store, name)
 
-        async def asked(*args: Any, **kwargs: Any) -> Any:
-            return await self._ask(lambda: method(*args, **kwargs))
+        def asked(*args: Any, **kwargs: Any) -> Awaitable[Any]:
+            return self._ask(lambda: method(*args, **kwargs))
 
+        setattr(self, name, asked)
         return asked
 
     async def _ask(self, make: Callable[[], Coroutine[Any, Any, T]], deadline: float | None = None) -> T:
@@ -199,6 +205,18 @@ def store_of(network: Network, store: MemoryStore) -> EventStore:
     sim: Any = SimStore(network, store)
     port: EventStore = sim
     return port
+
+
+class _Subscription(MemorySubscription):
+    """A core subscription: what comes is handled by its actor, if it arrives there."""
+
+    def __init__(self, network: Network, broker: MemoryBroker, subject: str, handler: Handler, queue: str) -> None:
+        super().__init__(broker, subject, handler, queue)
+        self._network, self._actor, self._context = network, ACTOR.get(), contextvars.copy_context()
+
+    def receive(self, message: Message) -> None:
+        if self._network.reaches(self._actor):
+            self._network.hand_over(self._context, self._handle(message))
 
 
 class SimDelivery:
@@ -273,14 +291,7 @@ class SimBus:
     async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> MemorySubscription:
         self._network.alive()
 
-        async def forward(message: Message) -> None:
-            async def handle() -> None:
-                await handler(message)
-
-            if self._network.reaches(self._actor):
-                self._network.hand_over(self._context, handle)
-
-        subscription = MemorySubscription(self._server.broker, subject, forward, queue)
+        subscription = _Subscription(self._network, self._server.broker, subject, handler, queue)
         self._server.broker.subscribe(subscription)
         self._subscriptions.append(subscription)
         return subscription
@@ -304,7 +315,7 @@ class SimBus:
                         handled.set_result(None)
 
             if self._network.reaches(self._actor):
-                self._network.hand_over(self._context, handle)
+                self._network.hand_over(self._context, handle())
                 await self._watch(delivery, handled)
             else:
                 await asyncio.sleep(ACK_WAIT_S)

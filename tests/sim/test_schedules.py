@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,10 @@ from sim.explore import explain, play
 
 TESTS: Final = Path(__file__).parents[1]
 FOUND_MAX: Final = 5
+ENOUGH: Final = 1_000
+"""From so many schedules on an average says something."""
+AT_LEAST: Final = {"events": 100.0, "calls": 500.0, "crashes": 0.4, "freeze": 0.35, "cut": 0.15, "unanswered": 20.0, "repeated": 7.0, "orders": 0.6}
+"""What happens in a schedule on average. A search that became faster because less happens is no better."""
 
 
 def on_every_core(first: int, count: int) -> list[dict[str, Any]]:
@@ -43,3 +48,8 @@ def test_schedules(request: pytest.FixtureRequest) -> None:
     if one is None:
         histories = {history for part in played for history in part["histories"]}
         assert len(histories) > count // 3, f"{count} schedules gave only {len(histories)} different histories: the faults do not bite"
+        happened = sum((Counter(part["happened"]) for part in played), Counter())
+        on_average = {what: times / count for what, times in sorted(happened.items())}
+        print(f"{count} schedules, on average:", ", ".join(f"{times:.3g} {what}" for what, times in on_average.items()))
+        thin = [what for what, times in AT_LEAST.items() if on_average.get(what, 0) < times]
+        assert count < ENOUGH or not thin, f"too few {', '.join(thin)}: {on_average}"

@@ -27,6 +27,7 @@ from sim.invariants import check, control_violations, ledger_violations, rollbac
 from sim.loop import ACTOR, Deadlock, Killed, SimLoop, StepLimit
 from sim.network import CALL_TIMEOUT_S, WAIT_S, Network, SimBus, SimClock, store_of
 from sim.plan import FAULTS_UNTIL_S, ORCHESTRATORS, WORKERS, Fault, Mix, Order, OrderVerb, Plan
+from sim.sink import Sink
 from support.toolbox import MemoryArtifacts
 
 from crewlog.agents.model import ModelError, OnText
@@ -76,35 +77,8 @@ class Report(NamedTuple):
     history: int
     """Hash of the order of event types: how different two schedules were."""
     steps: int
-
-
-class Sink:
-    """The outside world: counts what reaches it, and does each key once, as a receiver that knows idempotency keys. What was taken back does
-    not happen later either, should it still be on its way."""
-
-    def __init__(self) -> None:
-        self.arrivals: Counter[str] = Counter()
-        self.explained: dict[str, str] = {}
-        """Key -> `task/tool/text` of its first arrival."""
-        self.undone: dict[str, str] = {}
-        """Key of what was taken back -> the key under which it was."""
-        self.confused: list[str] = []
-        """Keys that came a second time with something else."""
-
-    def take(self, key: str, what: str) -> None:
-        """Do something, once per key."""
-        self.arrivals[key] += 1
-        if key not in self.undone and self.explained.setdefault(key, what) != what:
-            self.confused.append(f"{key} came as {self.explained[key]} and as {what}")
-
-    def undo(self, key: str, under: str) -> None:
-        """Take something back, whether it has happened or not."""
-        if self.undone.setdefault(key, under) != under:
-            self.confused.append(f"{key} was taken back under {self.undone[key]} and under {under}")
-
-    def holds(self, key: str) -> bool:
-        """Say whether something has happened and was not taken back."""
-        return key in self.explained and key not in self.undone
+    happened: Counter[str]
+    """How often what happened: events recorded, calls of ports, processes that crashed, froze or were cut off, messages lost and repeated, …"""
 
 
 class Words(BaseModel):
@@ -125,6 +99,7 @@ class Puppet:
     async def complete(self, request: ModelRequest, *, timeout_s: float, on_text: OnText | None = None) -> ModelReply:
         await asyncio.sleep(self._world.effects.random() * 2)
         if self._world.effects.random() < self._world.network.mix.model_failures:
+            self._world.happened["model failures"] += 1
             raise ModelError("overloaded", "try again")
         self._world.billed_micro_usd += CALL_MICRO_USD
         turn = sum(message.role == "assistant" for message in request.messages)
@@ -201,6 +176,7 @@ class World:
         self.effects = random.Random(f"{plan.seed}/effects")
         self.clock = SimClock(self.loop, random.Random(f"{plan.seed}/ids"))
         self.log, self.broker, self.sink = MemoryLog(), MemoryBroker(), Sink()
+        self.happened = self.network.happened
         self.accepted: set[RunId] = set()
         self.rollbacks: dict[RunId, RunId] = {}
         """A run that is taken back once it has ended -> its rollback, which is known beforehand."""
@@ -291,6 +267,7 @@ class World:
         """Let a process die, and another one take its place a little later."""
         if actor in self.loop.dead:
             return
+        self.happened["crashes"] += 1
         self.loop.kill(actor)
         self._buses[actor].vanish()
         place = next(place for place, holder in self._places.items() if holder == actor)
@@ -322,6 +299,7 @@ class World:
                 self._in_the_world(fault.at, lambda: self._strike(fault, self._places[place]))
 
     def _strike(self, fault: Fault, actor: int) -> None:
+        self.happened[fault.kind] += 1
         match fault.kind:
             case "kill":
                 self.kill(actor)
@@ -386,6 +364,7 @@ class World:
             await self._ask_until_answered(bus, *self._request(verb, run_id, order))
             await asyncio.sleep(order.lasts_s)
         self._ordered += 1
+        self.happened["orders"] += 1
 
     def _request(self, verb: str, run_id: str, order: Order) -> tuple[str, dict[str, Any]]:
         who = {"actor": "operator", "reason": "a test", "command_id": str(uuid5(_NAMES, f"{self.plan.seed}/{order}/{verb}"))}
@@ -497,7 +476,8 @@ def run(plan: Plan, *, world: Callable[[Plan], World] = World) -> Report:
         for recorded in made.log.events:
             loop.note(f"{recorded.stream}/{recorded.version}/{recorded.type}")
         history = zlib.crc32(" ".join(recorded.type for recorded in made.log.events).encode())
-        return Report(violations, loop.digest, history, loop.steps)
+        made.happened.update({"steps": loop.steps, "events": len(made.log.events), "calls": sum(made.network.calls.values())})
+        return Report(violations, loop.digest, history, loop.steps, made.happened)
     finally:
         loop.forget()
         faults.hook = None
