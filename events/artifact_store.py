@@ -1,7 +1,7 @@
 """Artifacts in a local folder or an S3 bucket, by one library: a file is stored once, under the sha-256 of its bytes.
 
-Keys are `<first two digits>/<hash>`. Writing is a conditional create, so two writers of the same bytes cannot disturb each other; reading
-checks the bytes against the hash. The library is loaded with the first file: a worker that has nothing to do holds memory only for what it
+Keys are `<first two digits>/<hash>`. Each write is atomic and of the same bytes, so two writers cannot disturb each other; reading checks the bytes
+against the hash. The library is loaded with the first file: a worker that has nothing to do holds memory only for what it
 needs to wait.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import mimetypes
 import unicodedata
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -132,6 +133,22 @@ class ObjectArtifacts:
             raise Unavailable(f"deleting artifact {hash_[:12]} from {self._where}: {_first_line(error)}") from None
         return True
 
+    async def untouched(self, before: datetime) -> list[tuple[Hash, int]]:
+        """List files that nobody has put since `before`, with their sizes.
+
+        Raises:
+            Unavailable: the store cannot be read.
+        """
+        import obstore
+        from obstore.exceptions import BaseError
+
+        try:
+            found = [entry async for page in obstore.list(self._store) for entry in page]
+        except (BaseError, OSError) as error:
+            raise Unavailable(f"listing {self._where}: {_first_line(error)}") from None
+        names = ((entry["path"].rpartition("/")[2], entry) for entry in found if entry["last_modified"] < before)
+        return [(Hash(name), entry["size"]) for name, entry in names if len(name) == 64 and set(name) <= set("0123456789abcdef")]
+
     async def _create(self, key: str, data: bytes) -> None:
         import obstore
         from obstore.exceptions import AlreadyExistsError
@@ -139,9 +156,8 @@ class ObjectArtifacts:
         try:
             await obstore.put_async(self._store, key, data, mode="create")
         except AlreadyExistsError:
-            # it is the same file, unless a power cut left one that is too short: that one is mended
-            if (await obstore.head_async(self._store, key))["size"] != len(data):
-                await obstore.put_async(self._store, key, data, mode="overwrite")
+            # it is the same file, unless a power cut left one that is too short. Written anew either way: its time says when somebody needed it last
+            await obstore.put_async(self._store, key, data, mode="overwrite")
 
 
 def clean_name(name: str) -> str:

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Final
 
+from crewlog.events.clock import Clock
 from crewlog.schemas.errors import TerminalError
 from crewlog.schemas.ids import Hash
 from crewlog.schemas.payload import content_hash
@@ -16,6 +17,8 @@ ZLIB: Final = 1
 
 COMPRESS_BYTES_MIN: Final = 256
 STORED_HASHES_MAX: Final = 20_000
+STORED_FOR_S: Final = 3600.0
+"""A blob that was put longer ago is put again when it is needed, so that the log knows that it is still in use."""
 CACHE_BYTES_MAX: Final = 16 * 1024 * 1024
 
 
@@ -58,23 +61,27 @@ def unpack_packed(codec: int, data: bytes, *, size_max: int) -> bytes:
 class BlobCache:
     """What this process knows to be stored, and the blobs it used last, both bounded."""
 
-    def __init__(self, *, bytes_max: int = CACHE_BYTES_MAX, hashes_max: int = STORED_HASHES_MAX) -> None:
+    def __init__(self, clock: Clock, *, bytes_max: int = CACHE_BYTES_MAX, hashes_max: int = STORED_HASHES_MAX) -> None:
+        self._clock = clock
         self._bytes_max, self._hashes_max = bytes_max, hashes_max
-        self._stored: OrderedDict[Hash, None] = OrderedDict()
+        self._stored: OrderedDict[Hash, float] = OrderedDict()
+        """When each was put."""
         self._blobs: OrderedDict[Hash, bytes] = OrderedDict()
         self._bytes = 0
 
     def is_stored(self, hash_: Hash) -> bool:
         """Say whether the log is known to have this blob, so that it need not be sent again."""
-        if hash_ not in self._stored:
+        put_s = self._stored.get(hash_)
+        if put_s is None or self._clock.monotonic() - put_s >= STORED_FOR_S:
             return False
         self._stored.move_to_end(hash_)
         return True
 
     def note_stored(self, hashes: Iterable[Hash]) -> None:
         """Remember that the log has these blobs."""
+        now_s = self._clock.monotonic()
         for hash_ in hashes:
-            self._stored[hash_] = None
+            self._stored[hash_] = now_s
             self._stored.move_to_end(hash_)
         while len(self._stored) > self._hashes_max:
             self._stored.popitem(last=False)

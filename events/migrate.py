@@ -247,7 +247,7 @@ async def _grant_rights(connection: Any, role: str) -> None:
         "EXECUTE ON FUNCTION es.high_water, es.read_all",
     ]
     if writes:
-        rights += ["EXECUTE ON FUNCTION es.append, es.append_one", "INSERT ON es.blobs"]
+        rights += ["EXECUTE ON FUNCTION es.append, es.append_one", "INSERT, UPDATE (put_at) ON es.blobs"]
     if role != grants.PROJECTOR:  # views hold nothing that is personal, so whoever keeps them needs no keys
         rights.append("SELECT ON es.person_keys, es.person_blobs, es.person_files")
     if writes and role != grants.ARCHIVIST:
@@ -259,7 +259,7 @@ async def _grant_rights(connection: Any, role: str) -> None:
     if role == grants.OPERATOR:
         rights.append("EXECUTE ON FUNCTION es.import_run")
     if role == grants.ARCHIVIST:
-        rights.append("EXECUTE ON FUNCTION es.run_digest, es.archive_hindrance, es.archive_run, es.destroy_person_keys, es.drop_erased_text")
+        rights.append("EXECUTE ON FUNCTION es.run_digest, es.archive_hindrance, es.archive_run, es.prune_blobs, es.destroy_person_keys, es.drop_erased_text")
         rights.append("DELETE ON es.person_files")
     if role == grants.ORCHESTRATOR:
         rights.append("SELECT, INSERT, UPDATE, DELETE ON es.timers")

@@ -38,7 +38,7 @@ SELECT e.run_id FROM es.events e
 """
 _PUT_BLOBS: Final = """
 INSERT INTO es.blobs (hash, codec, size, data) SELECT * FROM unnest($1::bytea[], $2::smallint[], $3::integer[], $4::bytea[]) b (hash, codec, size, data)
- ORDER BY b.hash ON CONFLICT (hash) DO NOTHING
+ ORDER BY b.hash ON CONFLICT (hash) DO UPDATE SET put_at = now() WHERE blobs.put_at < now() - interval '1 hour'
 """
 _GET_BLOBS: Final = "SELECT hash, codec, size, data FROM es.blobs WHERE hash = ANY ($1::bytea[])"
 _SET_TIMERS: Final = """
@@ -65,9 +65,9 @@ _NIL: Final = RunId(UUID(int=0))
 class PostgresStore:
     """`EventStore` over one database. The login in the URL decides what may be written."""
 
-    def __init__(self, appender: Appender, connections: Connections) -> None:
+    def __init__(self, appender: Appender, connections: Connections, clock: Clock) -> None:
         self._appender, self._connections = appender, connections
-        self._blobs = BlobCache()
+        self._blobs = BlobCache(clock)
 
     @property
     def person_keys(self) -> PersonKeys:
@@ -91,7 +91,7 @@ class PostgresStore:
         connect = connector(url, application=f"crewlog {actor}")
         connections = Connections(connect, clock, size=readers)
         await connections.fetch("open the log", _CHECK)
-        return cls(Appender(connect, actor=actor, clock=clock, lanes=lanes, on_commit=on_commit), connections)
+        return cls(Appender(connect, actor=actor, clock=clock, lanes=lanes, on_commit=on_commit), connections, clock)
 
     async def append(self, request: AppendRequest) -> Appended:
         return await self._appender.submit(request)

@@ -31,6 +31,7 @@ COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
     "cli_fork": ("fork",),
     "cli_bisect": ("bisect",),
     "cli_files": ("import", "archive"),
+    "cli_prune": ("prune",),
     "cli_erase": ("erase",),
     "cli_sql": ("sql",),
     "cli_golden": ("golden",),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,17 @@ async def test_damaged_bytes_are_noticed_and_mended_by_storing_again(tmp_path: P
         await artifacts.get(ref.hash)
     await artifacts.put("answer.md", b"forty-two")
     assert await artifacts.get(ref.hash) == b"forty-two"
+
+
+async def test_what_nobody_has_stored_lately_is_listed_and_storing_it_again_says_that_it_is_in_use(artifacts: ObjectArtifacts) -> None:
+    kept, left = await artifacts.put("kept", b"kept"), await artifacts.put("left", b"left")
+    seen = datetime.now(UTC)
+    assert await artifacts.untouched(seen - timedelta(days=1)) == []
+    assert sorted(await artifacts.untouched(seen + timedelta(days=1))) == sorted([(kept.hash, 4), (left.hash, 4)])
+    async with asyncio.timeout(10):
+        while kept.hash in dict(await artifacts.untouched(seen)):  # stores count in their own steps of time
+            await artifacts.put("kept", b"kept")
+    assert dict(await artifacts.untouched(seen)) == {left.hash: 4}
 
 
 async def test_places_that_cannot_hold_artifacts_are_named(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from crewlog.events.connections import Connections
 from crewlog.events.grants import ARCHIVIST, OPERATOR, ORCHESTRATOR, READER
 from crewlog.events.memory_store import MemoryLog, MemoryStore
 from crewlog.events.postgres_store import PostgresStore
+from crewlog.events.prune import mentioned, prune_blobs, unused_blobs
 from crewlog.events.run_files import half_archived, run_digest, take_out
 from crewlog.events.store import AppendRequest, Write
 from crewlog.events.verify import open_connections, seal, verify
@@ -38,6 +40,7 @@ from crewlog.projections.query_rows import RunView
 from crewlog.projections.rebuild import rebuild
 from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, NotFound
 from crewlog.schemas.ids import Hash, RunId, Stream, archive_stream, run_stream
+from crewlog.schemas.payload import content_hash
 from crewlog.schemas.run_events import RunCancelled, RunForked
 from crewlog.schemas.system_events import RunArchived
 
@@ -207,6 +210,50 @@ async def test_an_archived_run_comes_back_from_its_file_and_may_go_again(home: H
             assert await digest(url) == live
     await home.seal()
     assert (await verify(home.connections(OPERATOR))).faults == []
+
+
+async def test_texts_that_only_archives_have_are_pruned_and_come_back_with_them(home: Home, quiet: list[Bundle], tmp_path: Path) -> None:
+    """What a run in the log refers to stays, what was put lately stays, and what went is in the files."""
+    (shared,) = quiet[0].blobs.keys() & quiet[1].blobs.keys()
+    admin, connections, store = await home.database.admin(), home.connections(ARCHIVIST), await home.store(ORCHESTRATOR)
+    for bundle in quiet:
+        await home.takes_in(bundle)
+    async with model_of(home.database, store) as model:
+        await follow(model, store)
+    await home.seal()
+    before = datetime.now(UTC) - timedelta(days=1, seconds=1)
+
+    async def pruned() -> int:
+        return (await prune_blobs(connections, await unused_blobs(connections, await mentioned(connections), before), before)).blobs
+
+    async def a_day_goes_by() -> None:
+        await admin.execute("UPDATE es.blobs SET put_at = put_at - interval '2 days'")
+
+    first = await home.archive(quiet[0].run_id, tmp_path)
+    await store.put_blobs([b"said by nobody"])
+    assert await pruned() == 0, "all were put just now"
+    with pytest.raises(ContractError, match="within the last day stay"):
+        await prune_blobs(connections, [bytes.fromhex(shared)], before + timedelta(hours=2))
+    await a_day_goes_by()
+    found = await unused_blobs(connections, await mentioned(connections), before)
+    assert found == [bytes.fromhex(content_hash(b"said by nobody"))], "the other run refers to the setup that both had"
+    await (await home.store(ORCHESTRATOR)).put_blobs([b"said by nobody"])
+    assert (await prune_blobs(connections, found, before)).blobs == 0, "somebody has just put it again"
+    await a_day_goes_by()
+    assert await pruned() == 1
+    assert (await replay(store, quiet[1].run_id)).divergence is None
+
+    await home.archive(quiet[1].run_id, tmp_path)
+    await a_day_goes_by()
+    assert await pruned() == 1
+    assert await (await home.store(OPERATOR)).get_blobs([shared]) == {}
+    await home.takes_in(read_bundle(first.file))
+    assert (await collect(await home.store(OPERATOR), quiet[0].run_id)).blobs == quiet[0].blobs
+
+    await admin.execute("INSERT INTO es.person_keys (key_id, tenant, person, wrapped, kek_id, made_us) VALUES (gen_random_uuid(), 't', 'p', 'x', 'k', 0)")
+    with pytest.raises(ContractError, match="nobody can tell which texts"):
+        await mentioned(connections)
+    await admin.close()
 
 
 async def test_nothing_of_an_imported_run_is_carried_out(home: Home, quiet: list[Bundle]) -> None:

@@ -5,7 +5,8 @@ import zlib
 
 import pytest
 
-from crewlog.events.blobs import PLAIN, ZLIB, BlobCache, pack_blob, unpack_blob
+from crewlog.events.blobs import PLAIN, STORED_FOR_S, ZLIB, BlobCache, pack_blob, unpack_blob
+from crewlog.events.clock import SystemClock
 from crewlog.schemas.errors import TerminalError
 from crewlog.schemas.ids import Hash
 from crewlog.schemas.payload import content_hash
@@ -31,7 +32,7 @@ def test_other_bytes_than_the_hash_says_are_refused() -> None:
 
 
 def test_the_cache_is_bounded_and_forgets_what_was_not_used() -> None:
-    cache = BlobCache(bytes_max=1000, hashes_max=3)
+    cache = BlobCache(SystemClock(), bytes_max=1000, hashes_max=3)
     hashes = [Hash(f"{number:064}") for number in range(12)]
     for hash_ in hashes[:10]:
         cache.keep(hash_, b"x" * 100)
@@ -43,3 +44,18 @@ def test_the_cache_is_bounded_and_forgets_what_was_not_used() -> None:
     assert cache.is_stored(hashes[0])
     cache.note_stored(hashes[3:4])
     assert [cache.is_stored(hash_) for hash_ in hashes[:4]] == [True, False, True, True]
+
+
+def test_what_was_put_long_ago_is_put_again() -> None:
+    class Late(SystemClock):
+        at_s = 0.0
+
+        def monotonic(self) -> float:
+            return self.at_s
+
+    clock = Late()
+    cache = BlobCache(clock)
+    cache.note_stored([Hash("0" * 64)])
+    assert cache.is_stored(Hash("0" * 64))
+    clock.at_s = STORED_FOR_S
+    assert not cache.is_stored(Hash("0" * 64))

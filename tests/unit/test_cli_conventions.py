@@ -46,7 +46,7 @@ def test_commands_are_those_of_the_manual() -> None:
     commands = get_command(command_line()).commands  # type: ignore[attr-defined]
     manual = (
         "demo up down status providers doctor submit watch runs show events costs why approvals approve deny resolve cancel replay explain diff fork export "
-        "pause resume quarantine release terminate drain scale docs agent orchestrator projector db seal verify import archive effects "
+        "pause resume quarantine release terminate drain scale docs agent orchestrator projector db seal verify import archive prune effects "
         "rollback eval shadow lineage bisect erase"
     )
     assert set(commands) == {*manual.split(), "sql", "budget", "dlq", "schedule", "nats", "mcp", "memory", "chaos", "golden", "version"}
