@@ -16,9 +16,13 @@ from typing import Final
 
 from crewlog.agents.spec import ToolFailed
 from crewlog.events.clock import Clock
+from crewlog.schemas.errors import Unavailable
 
 LOOKS_MAX: Final = 5
 """Looks at the log before an effect is left alone, because each took longer than what it says is worth."""
+
+
+_NOTHING_DONE: Final = "nothing was done: this worker could not make sure in time that the task is still its own"
 
 
 class Hold:
@@ -46,13 +50,15 @@ class Hold:
 
         Raises:
             ConflictError: another worker has the task.
-            ToolFailed: nobody knows, as the log takes too long to answer. The effect must not begin.
-            Unavailable: the log cannot be reached.
+            ToolFailed: nobody knows, as the log does not answer, or takes too long. The effect must not begin, and that is its outcome.
         """
         for _ in range(LOOKS_MAX):
             now = self._now()
             if max(at - since for at, since in zip(now, self._since, strict=True)) <= self._fresh_s:
                 return
-            await self._look()
+            try:
+                await self._look()
+            except Unavailable as error:
+                raise ToolFailed(f"{_NOTHING_DONE}: {error}") from error
             self._since = now
-        raise ToolFailed("nothing was done: this worker could not make sure in time that the task is still its own; call it again")
+        raise ToolFailed(f"{_NOTHING_DONE}; call it again")

@@ -7,7 +7,7 @@ import pytest
 from crewlog.agents.hold import LOOKS_MAX, Hold
 from crewlog.agents.spec import ToolFailed
 from crewlog.events.clock import SystemClock
-from crewlog.schemas.errors import ConflictError
+from crewlog.schemas.errors import ConflictError, Unavailable
 
 
 class Passing(SystemClock):
@@ -76,3 +76,14 @@ async def test_a_log_that_answers_too_slowly_allows_nothing() -> None:
     with pytest.raises(ToolFailed, match="nothing was done"):
         await hold.check()
     assert log.looks == LOOKS_MAX
+
+
+async def test_a_log_that_is_away_allows_nothing() -> None:
+    async def look() -> None:
+        raise Unavailable("the log is away")
+
+    clock = Passing()
+    hold = Hold(clock, look, fresh_s=15)
+    clock.passes(16)
+    with pytest.raises(ToolFailed, match=r"nothing was done.*the log is away"):
+        await hold.check()

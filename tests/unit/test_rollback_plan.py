@@ -8,10 +8,18 @@ from uuid import UUID
 import msgspec
 from msgspec.structs import replace
 
-from crewlog.events.store import EVENT_BYTES_MAX
+from crewlog.events.store import EVENT_BYTES_MAX, Recorded
 from crewlog.orchestrator.rollback import Known, RunEffect, plan_page
-from crewlog.schemas.effects import Compensation, RollbackPage
-from crewlog.schemas.ids import Hash, RunId, TaskId
+from crewlog.orchestrator.run import evolve, initial_state
+from crewlog.projections import run_state
+from crewlog.projections.projection import fact_of
+from crewlog.projections.rows import RunRow
+from crewlog.projections.run_state import Changed
+from crewlog.projections.runs import RUN_FOLDS
+from crewlog.schemas.codec import encode, type_name
+from crewlog.schemas.effects import Compensation, Rollback, RollbackPage
+from crewlog.schemas.ids import Hash, RunId, TaskId, run_stream
+from crewlog.schemas.run_events import RollbackContinued, RunPlanned
 from crewlog.schemas.undo_steps import undo_steps
 
 RUN = RunId(UUID(int=1))
@@ -82,3 +90,18 @@ def test_pages_fit_into_events_and_hold_every_effect_once_in_one_order() -> None
 def test_what_was_taken_back_meanwhile_is_on_no_page() -> None:
     undone = frozenset(f"{n:032x}" for n in range(100))
     assert plan(*map(effect, range(100)), undone=undone) == RollbackPage((), (), (), 0)
+
+
+def test_views_and_runs_name_the_steps_of_all_pages_alike() -> None:
+    first, second = plan(effect(3), effect(2)), plan(effect(1))
+    rollback = Rollback(RUN, 1, first.orders, first.kinds, first.left, "maria", "wrong", 1, is_paged=True)
+    planned = RunPlanned(undo_steps(first.orders, first.kinds), "rollback")
+    state = replace(initial_state(), run_id=RUN, status="open", rollback=rollback)
+    view = run_state.RunState(RunRow(RUN, status="running"))
+    for event in (planned, RollbackContinued(second)):
+        state = evolve(state, event)
+        recorded = Recorded(1, run_stream(RUN), 1, UUID(int=9), type_name(event), 1, encode(event), 0)
+        RUN_FOLDS[type(event)](view, fact_of(recorded), event, Changed())
+    assert [step.key for step in state.steps] == list(view.latest) == ["undo-1", "undo-2", "undo-3"]
+    assert state.rollback is not None
+    assert ([order.key[-1] for order in state.rollback.orders], state.rollback.more) == (["3", "2", "1"], 0)
