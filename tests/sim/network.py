@@ -66,6 +66,8 @@ class Network:
         self.cut: set[int] = set()
         """Actors that hear and are heard by nobody."""
         self.log_is_away = False
+        self.disturbed_s = 0.0
+        """When a call was left unanswered last, or somebody died, went on or could be reached again."""
         self.on_call: Callable[[int, int], bool] = lambda _actor, _number: False
         """Asked after call `number` of `actor` was carried out; True means that the actor dies before it hears of it."""
         self._world = contextvars.copy_context()
@@ -96,6 +98,7 @@ class Network:
 
         def lost() -> None:
             self.happened["unanswered"] += 1
+            self.disturbed()
             # only who gets no answer ever runs out of patience: both ways together take less
             loop.expire_at(until, actor, _fail, answer, TimeoutError())
 
@@ -116,6 +119,10 @@ class Network:
 
         loop.call_later(self._delay(), arrive, context=self._world)
         return await answer
+
+    def disturbed(self) -> None:
+        """Take note that somebody may have to find out now what became of its last call."""
+        self.disturbed_s = self.loop.time()
 
     def cast(self, serve: Callable[[], object], *, repeatable: bool = True) -> None:
         """Send something nobody answers; it may vanish, or arrive twice."""

@@ -247,7 +247,8 @@ class World:
             async with asyncio.timeout(FAULTS_UNTIL_S + LIVENESS_S):
                 while not self._is_over():  # noqa: ASYNC110  (a moment of virtual time costs nothing)
                     await asyncio.sleep(1.0)
-                await asyncio.sleep(WAIT_S + CALL_TIMEOUT_S)  # whoever woke up late comes to its end, too
+                # whoever woke up late comes to its end, too
+                await asyncio.sleep(max(CALL_TIMEOUT_S, self.network.disturbed_s + WAIT_S + CALL_TIMEOUT_S - self.loop.time()))
         except TimeoutError:
             return  # the checks say what is missing
         finally:
@@ -268,16 +269,17 @@ class World:
         if actor in self.loop.dead:
             return
         self.happened["crashes"] += 1
+        self.network.disturbed()
         self.loop.kill(actor)
         self._buses[actor].vanish()
         place = next(place for place, holder in self._places.items() if holder == actor)
         self._in_the_world(self.effects.random() * 5, lambda: self.spawn(*place))
 
     def _is_over(self) -> bool:
-        is_quiet = not (self.broker.messages("WORK") or self.log.ledger.held or self.loop.frozen or self.network.cut)
-        wanted = [*self.accepted, *self.rollbacks.values()]
         are_all_there = self._ordered == len(self.plan.orders) and len(self.accepted) == self.plan.runs
-        return are_all_there and all(map(self._ended, wanted)) and is_quiet
+        if not are_all_there or not all(map(self._ended, (*self.accepted, *self.rollbacks.values()))):
+            return False
+        return not (self.broker.messages("WORK") or self.log.ledger.held or self.loop.frozen or self.network.cut)
 
     def _ended(self, run_id: RunId) -> bool:
         stream = self.log.streams.get(run_stream(run_id))
@@ -305,19 +307,26 @@ class World:
                 self.kill(actor)
             case "freeze":
                 self.loop.freeze(actor)
-                self._in_the_world(fault.lasts_s, lambda: self.loop.thaw(actor))
+                self._over_after(fault, lambda: self.loop.thaw(actor))
             case "cut":
                 self.network.cut.add(actor)
-                self._in_the_world(fault.lasts_s, lambda: self.network.cut.discard(actor))
+                self._over_after(fault, lambda: self.network.cut.discard(actor))
             case "wipe_queues":
                 for message in list(self.broker._streams["WORK"].messages.values()):
                     if not message.in_flight:
                         self.broker._streams["WORK"].messages.pop(message.sequence)
             case "log_away":
                 self.network.log_is_away = True
-                self._in_the_world(fault.lasts_s, lambda: setattr(self.network, "log_is_away", False))
+                self._over_after(fault, lambda: setattr(self.network, "log_is_away", False))
             case _:
                 raise AssertionError(fault)
+
+    def _over_after(self, fault: Fault, end: Callable[[], object]) -> None:
+        def ended() -> None:
+            end()
+            self.network.disturbed()
+
+        self._in_the_world(fault.lasts_s, ended)
 
     def _dies_at_call(self, actor: int, number: int) -> bool:
         if self._doomed_calls.get(actor) != number:
