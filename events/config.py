@@ -168,10 +168,11 @@ class Config(BaseSettings):
     """How long a run may wait for its budget to be raised before it fails with what it has, in seconds; None: as long as an approval."""
     shadow: str = ""
     """Which share of the runs of a type is run once more on other models, with effects stubbed, to be compared and never used:
-    `research=0.1:anthropic:<model>, data=0.05:offline`. Empty: none."""
+    `research=0.1:anthropic:<model>, data=0.05:offline`. Empty: none. Only agents take this work that were started for it, such as with
+    `crewlog scale research.shadow=1`; while there are none it waits, and everything else goes on."""
     shadow_max_micro_usd: Annotated[int, Field(ge=0)] = 1_000_000
-    """The most that the shadows of one tenant and type may spend on one day, in micro-USD: they are charged to a budget of their own besides the
-    usual ones. The default is 1 USD, since nobody waits for them."""
+    """The most that the shadows of one tenant and type may spend on one day, in micro-USD: they are charged to a budget of their own, and to
+    none of their tenant, user or kind. The default is 1 USD, since nobody waits for them."""
     settle_grace_s: Annotated[float, Field(gt=0)] = 900.0
     """How old a reservation of a task that is over must be before the orchestrator settles it at the reserved price, in seconds: longer than
     any model call takes, since a worker that is alive settles its own."""

@@ -29,6 +29,7 @@ from crewlog.schemas.codec import type_name
 from crewlog.schemas.effects import Rollback
 from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, NotFound, OrchestrationError, TenantFull, Unavailable
 from crewlog.schemas.ids import RunId, TaskId
+from crewlog.schemas.subjects import SHADOW_LANE
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import TERMINAL_TYPES
 from crewlog.schemas.text import shorten
@@ -134,18 +135,23 @@ class Driver:
         siblings.add(ended)
         return not siblings.issuperset(task.task_id for task in active_tasks(state))
 
-    async def submit(self, task: AgentTask, source: Literal["subject", "api"], *, caller: str = "", rollback: Rollback | None = None) -> Submitted:
+    async def submit(
+        self, task: AgentTask, source: Literal["subject", "api"], *, caller: str = "", rollback: Rollback | None = None, is_shadow: bool = False
+    ) -> Submitted:
         """Start a run, or recognise one that was started before. It is durable when this returns.
 
         Args:
             caller: the `traceparent` that came with it, if any: the run's trace is linked to it.
             rollback: what the run is to take back, when that is what it is for.
+            is_shadow: the orchestrator itself makes it. Nobody else may: what a shadow costs is charged to no day of its tenant.
 
         Raises:
             ContractError: the task cannot be carried out, or its ids belong to another task.
             TenantFull: its tenant may have no more runs now.
             Unavailable: the log cannot be reached; submitting the same task again is safe.
         """
+        if task.priority == SHADOW_LANE and not is_shadow:
+            raise ContractError("only orchestrators make shadows", problems=(("/priority", "say high, normal or low; CREWLOG_SHADOW has runs shadowed"),))
         try:
             self._admit(task.tenant)
         except TenantFull:

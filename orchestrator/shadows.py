@@ -128,7 +128,7 @@ class Shadows:
         try:
             task = await self._shadow_of(state, rule)
             if task is not None:
-                await self._driver.submit(task, "api")
+                await self._driver.submit(task, "api", is_shadow=True)
         except OrchestrationError as error:
             log.warning("run %s gets no shadow: %s", state.run_id, error)
 

@@ -102,7 +102,8 @@ class AgentTask(BaseModel):
     output_schema: dict[str, Any] | None = None
     """JSON Schema that the outcome's `output` must satisfy."""
     priority: Literal["high", "normal", "low", "shadow"] = "normal"
-    """Orders a tenant's own work. `shadow`: a trial that only workers started for shadows take (`crewlog agent KIND --shadow`)."""
+    """Orders a tenant's own work. `shadow` is set by orchestrators alone, for trials that only workers started for shadows take
+    (`crewlog agent KIND --shadow`)."""
     auto_approve: bool = False
     """Run consequential tools without asking a person. Recorded with the run; off unless the sender says so."""
     plan: Plan | None = None

@@ -34,7 +34,7 @@ class Trial:
     only_recorded: bool = False
     """Nothing runs that reads or reaches beyond its task: what the record does not have is an error."""
     name: str = ""
-    """Of the evaluation or shadow it is part of: all its runs are charged to one budget, `trial/<tenant>/<name>`, besides the usual ones."""
+    """Of the evaluation or shadow it is part of: all its runs are charged to one budget, `trial/<tenant>/<name>`, an evaluation's besides the usual ones."""
     hard_micro_usd: int | None = None
     """The most that may be spent under this name; what the budget begins with."""
     prompts: dict[str, str] | None = None

@@ -11,6 +11,7 @@ from crewlog.orchestrator.shadows import parse_shadow
 from crewlog.orchestrator.window import UNHEARD
 from crewlog.schemas.ids import RunId, TaskId, shadow_run_id, task_stream
 from crewlog.schemas.subjects import SHADOW_LANE
+from crewlog.schemas.task import parse_task
 
 RUNS = UNHEARD + 10
 """More shadows than may lie on their queue, so that some of them wait in the orchestrator."""
@@ -59,8 +60,11 @@ async def test_a_shadow_is_charged_to_a_scope_of_its_own_and_to_no_day_of_its_te
 
 async def test_a_fork_of_a_shadow_is_somebodys_work_like_any_other() -> None:
     crew = Crew()
-    async with crew.orchestrator():
-        run = await crew.submit(type="data", priority=SHADOW_LANE, trial={"name": "shadow-data-x"})
+    async with crew.orchestrator() as service:
+        task = {"task_id": str(crew.clock.random_id()), "type": "data", "objective": "Do it", "priority": SHADOW_LANE, "trial": {"name": "shadow-data-x"}}
+        refused = await crew.ask("tasks.submit", task)
+        assert (refused["ok"], refused["error"]["problems"][0]["pointer"]) == (False, "/priority"), "its costs would be charged to no day of its tenant"
+        run = (await service.driver.submit(parse_task(task), "api", is_shadow=True)).run_id
         assert lying(crew, SHADOW_LANE) == 1
         forked = await crew.ask("runs.fork", {"run_id": run, "at": 2, "actor": "ann", "fork_id": str(uuid4())})
         assert forked["ok"], forked

@@ -9,9 +9,15 @@ from uuid import UUID, uuid4
 import pytest
 from support.live_crew import LiveCrew
 
+from crewlog.events.clock import SystemClock
+from crewlog.events.credentials import load_credentials
+from crewlog.events.nats_bus import NatsBus
+from crewlog.events.postgres_store import PostgresStore
+from crewlog.orchestrator.home import Home
 from crewlog.orchestrator.replay import replay
+from crewlog.orchestrator.service import OrchestratorService
 from crewlog.schemas.ids import RunId, shadow_run_id
-from crewlog.schemas.task import parse_task
+from crewlog.schemas.task import AgentTask, parse_task
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +57,28 @@ def test_finished_runs_are_tried_again_and_their_budget_is_listed(crew: LiveCrew
     assert (budget["kind"], budget["hard_micro_usd"]) == ("trial", 250_000)
 
 
+async def shadow_made(crew: LiveCrew, task: AgentTask) -> None:
+    """Do what an orchestrator does whose CREWLOG_SHADOW says so, with its logins."""
+    state, credentials, clock = Home(crew.home).state(), load_credentials(crew.home), SystemClock()
+    assert state is not None
+    assert state.nats_port is not None
+    assert state.database_port is not None
+    bus = await NatsBus.connect(credentials.nats_url("orchestrator", state.nats_port), name="shadows")
+    store = await PostgresStore.open(credentials.postgres_url("crewlog_orchestrator", state.database_port), actor="orchestrator@shadows", clock=clock)
+    try:
+        await OrchestratorService(store, bus, clock).driver.submit(task, "api", is_shadow=True)
+        await bus.flush()
+    finally:
+        await store.close()
+        await bus.close()
+
+
 async def test_a_shadow_waits_for_workers_of_its_own_and_is_then_held_against_its_run(crew: LiveCrew, run: dict[str, Any]) -> None:
     shadow = str(shadow_run_id(RunId(UUID(run["run_id"]))))
     trial = {"source": run["run_id"], "models": "offline", "name": "shadow-data-2026-11-26", "hard_micro_usd": 100_000}
     task = {"task_id": shadow, "run_id": shadow, "type": "data", "objective": "Count the rows", "priority": "shadow", "trial": trial}
     async with crew.client() as client:
-        await client.submit(parse_task(task))
+        await shadow_made(crew, parse_task(task))
         await client.indexed(max([recorded.position async for recorded in client.events(RunId(UUID(shadow)))]), "runs")
         (waiting,) = await client.waits.why(shadow)
         assert (waiting.wait.reason, waiting.workers) == ("no_worker", ())
