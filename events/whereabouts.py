@@ -7,7 +7,6 @@ the two together.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +62,8 @@ def _sources() -> Iterator[Mapping[str, Any]]:
     yield {name[len(_PREFIX) :].lower(): value for name, value in os.environ.items() if name.upper().startswith(_PREFIX)}
     for path in (Path("crewlog.toml"), user_file()):
         if path.is_file():
+            import tomllib  # most crews have no such file, and loading this takes as long as finding that out
+
             try:
                 yield tomllib.loads(path.read_text())
             except tomllib.TOMLDecodeError as error:
