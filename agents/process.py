@@ -76,7 +76,7 @@ async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | N
         closing.push_async_callback(knowledge.close)
         log_store = await PostgresStore.open(database_url, actor=f"agent@{worker_id}", clock=clock, on_commit=poke.notify)
         closing.push_async_callback(log_store.close)
-        store = await personal_log(log_store, config, clock)
+        store = await personal_log(log_store, config, clock, works=True)
         watch = ProviderWatch(store, clock, worker_id)
         closing.push_async_callback(watch.stop)
         chain, roles = ((model,), {}) if model is not None else _chains(kind, config)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FILE: Final = "person.kek"
 VARIABLE: Final = "CREWLOG_PERSON_KEK"
-_HINT: Final = f"set {VARIABLE} to the 32 bytes in base64 that this crew has used so far, or restore {FILE} in its home folder"
+HINT: Final = f"set {VARIABLE} to the 32 bytes in base64 that this crew has used so far, or restore {FILE} in its home folder"
 
 LoadKek = Callable[[], KeyEncryptionKey]
 """Called once, when the first data key must be wrapped or unwrapped: a process that meets none needs no key-encryption key."""
@@ -67,9 +67,9 @@ def _read(path: Path) -> bytes:
             raise ConfigError(f"key file {path} may be read by others", hint=f"run: chmod 600 {path}")
         return _secret(path.read_text(), f"key file {path}")
     except FileNotFoundError:
-        raise ConfigError(f"there is no key-encryption key: {VARIABLE} is not set and {path} does not exist", hint=_HINT) from None
+        raise ConfigError(f"there is no key-encryption key: {VARIABLE} is not set and {path} does not exist", hint=HINT) from None
     except OSError as error:
-        raise ConfigError(f"key file {path}: {error.strerror}", hint=_HINT) from error
+        raise ConfigError(f"key file {path}: {error.strerror}", hint=HINT) from error
 
 
 def _secret(text: str, where: str) -> bytes:
@@ -78,5 +78,5 @@ def _secret(text: str, where: str) -> bytes:
     except (Base64Error, ValueError):
         secret = b""
     if len(secret) != KEY_BYTES:
-        raise ConfigError(f"{where} is no key: it must be {KEY_BYTES} bytes in base64", hint=_HINT)
+        raise ConfigError(f"{where} is no key: it must be {KEY_BYTES} bytes in base64", hint=HINT)
     return secret

@@ -20,6 +20,7 @@ INSERT INTO es.person_keys (key_id, tenant, person, wrapped, kek_id, made_us, er
 """
 _GET: Final = "SELECT key_id, tenant, person, wrapped, kek_id, made_us, erased_us FROM es.person_keys WHERE key_id = ANY ($1::uuid[])"
 _ANY: Final = "SELECT EXISTS (SELECT FROM es.person_keys)"
+_KEK_IN_USE: Final = "SELECT kek_id FROM es.person_keys WHERE wrapped IS NOT NULL LIMIT 1"
 _OF_PERSON: Final = """
 SELECT k.key_id, k.tenant, k.person, k.wrapped, k.kek_id, k.made_us, k.erased_us,
        coalesce((SELECT s.stream_id FROM es.streams s WHERE s.stream_id = 'run/' || k.key_id),
@@ -95,6 +96,9 @@ class PersonKeys(Protocol):
     async def exist(self) -> bool:
         """Say whether there ever was a key."""
 
+    async def kek_in_use(self) -> str | None:
+        """Name the key-encryption key that wraps the keys there are; None without any."""
+
     async def of_person(self, tenant: str, person: str) -> Sequence[KeyUse]:
         """List the keys of a person, the oldest first, destroyed ones among them."""
 
@@ -138,6 +142,10 @@ class PostgresPersonKeys:
 
     async def exist(self) -> bool:
         return bool((await self._connections.fetch("look for persons' keys", _ANY))[0][0])
+
+    async def kek_in_use(self) -> str | None:
+        rows = await self._connections.fetch("look for persons' keys", _KEK_IN_USE)
+        return rows[0][0] if rows else None
 
     async def of_person(self, tenant: str, person: str) -> Sequence[KeyUse]:
         rows = await self._connections.fetch(f"list the keys of {person}", _OF_PERSON, tenant, person)

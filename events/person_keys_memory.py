@@ -48,6 +48,9 @@ class MemoryPersonKeys:
     async def exist(self) -> bool:
         return bool(self._tables.keys)
 
+    async def kek_in_use(self) -> str | None:
+        return next((key.kek_id for key in self._tables.keys.values() if key.wrapped is not None), None)
+
     async def of_person(self, tenant: str, person: str) -> Sequence[KeyUse]:
         own = [key for key in self._tables.keys.values() if (key.tenant, key.person) == (tenant, person)]
         return [KeyUse(k, self._first_stream(k.key_id), self._is_open(k.key_id)) for k in sorted(own, key=lambda key: (key.made_us, key.key_id))]

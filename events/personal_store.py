@@ -20,7 +20,7 @@ import msgspec
 
 from crewlog.events.clock import Clock
 from crewlog.events.envelope import DataKey, Enclosed, KeyEncryptionKey, enclosed, hollow, new_secret
-from crewlog.events.kek import LoadKek, kek_source
+from crewlog.events.kek import HINT, LoadKek, kek_source
 from crewlog.events.person_keys import PersonBlob, PersonKey, PersonKeys
 from crewlog.events.store import Appended, AppendRequest, BudgetState, EventStore, OpenReservation, Page, Recorded
 from crewlog.schemas.codec import Event, Unknown
@@ -77,9 +77,19 @@ async def personal(store: KeepsKeys, kek: LoadKek, clock: Clock, *, gives_keys: 
     return store
 
 
-async def personal_log(store: KeepsKeys, config: Config, clock: Clock) -> EventStore:
-    """Return the store as the configuration wants it used, see `personal`."""
-    return await personal(store, kek_source(config.person_kek, config.home), clock, gives_keys=config.person_keys == "on")
+async def personal_log(store: KeepsKeys, config: Config, clock: Clock, *, works: bool = False) -> EventStore:
+    """Return the store as the configuration wants it used, see `personal`.
+
+    Args:
+        works: for a process of the crew, which must not find out in the middle of a run that it has no key.
+
+    Raises:
+        ConfigError: with `works`, the key-encryption key is missing or another one.
+    """
+    made = await personal(store, kek_source(config.person_kek, config.home), clock, gives_keys=config.person_keys == "on")
+    if works and isinstance(made, PersonalStore):
+        await made.check()
+    return made
 
 
 class PersonalStore:
@@ -90,6 +100,16 @@ class PersonalStore:
         self._keys, self._load, self._clock, self._gives_keys = inner.person_keys, kek, clock, gives_keys
         self._kek: KeyEncryptionKey | None = None
         self._known: OrderedDict[UUID, _Known] = OrderedDict()
+
+    async def check(self) -> None:
+        """Make sure that the key-encryption key is the one of this crew.
+
+        Raises:
+            ConfigError: it is missing or another one.
+        """
+        kek, in_use = self._key_encryption_key(), await self._keys.kek_in_use()
+        if in_use not in (None, kek.kek_id):
+            raise ConfigError(f"persons' keys were wrapped by key-encryption key {in_use}; this process has {kek.kek_id}", hint=HINT)
 
     async def append(self, request: AppendRequest) -> Appended:
         key = await self._key_for(request)
@@ -244,7 +264,7 @@ class PersonalStore:
         if secret is None:
             raise ConfigError(
                 f"the key {row.key_id} of {row.person} (tenant {row.tenant}) was wrapped by key-encryption key {row.kek_id}; this process has {kek.kek_id}",
-                hint="give it the one that this crew has used so far: CREWLOG_PERSON_KEK, or person.kek in its home folder",
+                hint=HINT,
             )
         return _Known(DataKey(row.key_id, secret), 0, until)
 

@@ -204,7 +204,7 @@ async def run_orchestrator(config: Config) -> None:
     try:
         log_store = await PostgresStore.open(config.database_url.get_secret_value(), actor=f"orchestrator@{name}", clock=clock, on_commit=poke.notify)
         try:
-            store = await personal_log(log_store, config, clock)
+            store = await personal_log(log_store, config, clock, works=True)
             await ensure_topology(bus, provision=config.provision)
             allowance = Allowance(config.budgets, config.hold_ttl_s or math.ceil(config.approval_ttl_s))
             trace_share = None if config.otlp_endpoint is None else config.trace_share

@@ -256,6 +256,15 @@ async def test_another_key_encryption_key_is_named_and_opens_nothing(log: Log) -
     assert "CREWLOG_PERSON_KEK" in str(caught.value.hint)
 
 
+async def test_a_process_that_begins_with_another_key_encryption_key_is_told_so(log: Log) -> None:
+    store = await opened(log)
+    await store.check()
+    await ended(store)
+    await store.check()
+    with pytest.raises(ConfigError, match=f"wrapped by key-encryption key {KEK.kek_id}"):
+        await (await opened(log, RESEARCH, kek=KeyEncryptionKey(new_secret()))).check()
+
+
 async def test_a_missing_key_encryption_key_is_an_error_only_where_it_is_needed(log: Log) -> None:
     plain, run_id = await log.open(), new_run()
     await plain.append(opening(run_id))

@@ -142,3 +142,4 @@ def test_keys_come_from_the_environment_and_are_not_shown(environment: pytest.Mo
 def test_keys_are_handed_to_agents_only(variable: str) -> None:
     assert [kind for kind in (*BUILT_IN_KINDS, "orchestrator", "projector") if may_have(kind, variable)] == list(BUILT_IN_KINDS)
     assert may_have("orchestrator", "CREWLOG_HOME")
+    assert [kind for kind in ("orchestrator", "code", "projector") if may_have(kind, "CREWLOG_PERSON_KEK")] == ["orchestrator", "code"]
