@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from crewlog.schemas.blocks import Message, ModelReply, ModelRequest, Text, ToolResult, ToolUse
+from crewlog.schemas.blocks import Message, ModelReply, ModelRequest, Text, ToolDef, ToolResult, ToolUse
 from crewlog.schemas.usage import Usage
 
 PER_MESSAGE: Final = 10
@@ -24,6 +24,8 @@ PER_BLOCK: Final = 10
 REMEMBERED_CHARS_MIN: Final = 200
 TEXTS_REMEMBERED: Final = 1_024
 """Texts whose estimate is kept: a conversation is estimated again at every turn, and all but its last texts are the same then."""
+TOOLS_REMEMBERED: Final = 512
+"""Tools whose estimate is kept: a task offers the same ones at every turn, and writing out their schemas takes most of an estimate."""
 PREAMBLE: Final = 600
 """Most that a provider puts in front of a request that has tools or asks for a structured answer."""
 FACTORS: Final[Mapping[str, float]] = {"openai": 1.0, "google": 1.1, "anthropic": 1.4, "offline": 1.0}
@@ -56,6 +58,8 @@ def _weigh(text: str) -> int:
     return int(0.28 * letters + 0.06 * spaces + 0.5 * newlines + 0.87 * others + wider) + 1
 
 
+_tools: Final[dict[int, tuple[ToolDef, int]]] = {}
+"""Address -> the tool, which stays there as long as it is in here, and its estimate."""
 _weigh_once = lru_cache(maxsize=TEXTS_REMEMBERED)(_weigh)
 
 
@@ -93,7 +97,16 @@ def _of_texts(texts: Iterable[str]) -> int:
 
 
 def _of_tools(request: ModelRequest) -> int:
-    return _of_texts(f"{tool.name} {tool.description} {tool.parameters}" for tool in request.tools)
+    return sum(map(_of_tool, request.tools))
+
+
+def _of_tool(tool: ToolDef) -> int:
+    known = _tools.get(id(tool))  # by identity: a schema is a dict and has no hash
+    if known is None or known[0] is not tool:
+        if len(_tools) >= TOOLS_REMEMBERED:
+            _tools.clear()
+        known = _tools[id(tool)] = tool, estimate_tokens(f"{tool.name} {tool.description} {tool.parameters}")
+    return known[1]
 
 
 def _of_json(value: object) -> int:

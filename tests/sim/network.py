@@ -10,7 +10,7 @@ import asyncio
 import contextvars
 import random
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
@@ -266,6 +266,10 @@ class SimBus:
 
     async def publish(self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None) -> None:
         self._network.cast(lambda: self._server.broker.publish(Message(subject, data, dict(headers or {}))))
+
+    async def publish_all(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            await self.publish(message.subject, message.data, headers=message.headers)
 
     async def flush(self) -> None:
         self._network.alive()
