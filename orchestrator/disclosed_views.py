@@ -111,8 +111,8 @@ def _with_texts(row: V, said: _Said) -> V:
         case ToolCallView():
             changed = _of_call(row, said)
         case MemoryView():
-            (*_, memory) = said.of(memory_stream(row.tenant, row.user_name or "", Hash(row.content)), MemoryRemembered)
-            changed = {"memory": memory.text, "about": memory.about}
+            stream = memory_stream(row.tenant, row.user_name or "", Hash(row.content))
+            changed = next(({"memory": m.text, "about": m.about} for m in reversed(said.of(stream, MemoryRemembered))), {})
         case _:
             changed = {}
     return msgspec.structs.replace(row, **changed)
@@ -120,7 +120,8 @@ def _with_texts(row: V, said: _Said) -> V:
 
 def _of_run(row: RunView, said: _Said) -> dict[str, Any]:
     stream = run_stream(RunId(row.run_id))
-    changed: dict[str, Any] = {"goal": said.of(stream, RunSubmitted, RunForked)[0].goal}
+    begun = said.of(stream, RunSubmitted, RunForked)
+    changed: dict[str, Any] = {"goal": begun[0].goal if begun else row.goal}  # it may have been archived just now
     for event in said.of(stream, RunCompleted, RunFailed, RunCancelled, RunHeld)[-1:]:
         match event:
             case RunCompleted(answer=text):
