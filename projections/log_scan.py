@@ -14,7 +14,7 @@ from crewlog.projections.projection import Begins, Fact
 from crewlog.schemas.codec import Event, Unknown, decode
 from crewlog.schemas.errors import ContractError
 
-PAGE_EVENTS: Final = 5_000
+PAGE_EVENTS: Final = 2_000
 """Events in one page: few enough to stay in the processor's cache, enough for the answer to be worth the question."""
 KNOWN_IDS_MAX: Final = 100_000
 """Ids remembered at once."""

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 import asyncpg
 
+from crewlog.events.connections import explain, is_retryable
 from crewlog.events.store import EventStore
 from crewlog.projections.bulk import Progress, fold_all
 from crewlog.projections.catalog import all_projections
@@ -25,7 +26,7 @@ from crewlog.projections.log_scan import scan_log
 from crewlog.projections.projection import Projection
 from crewlog.projections.read_model import REFUSED, ReadModel
 from crewlog.projections.view_connection import REBUILDER, connect_views
-from crewlog.schemas.errors import ConfigError
+from crewlog.schemas.errors import ConfigError, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ async def rebuild(url: str, store: EventStore, *, names: Collection[str] | None 
         progress: told how far it is.
 
     Raises:
-        ConfigError: a name nobody knows, or another rebuild is running.
+        ConfigError: a name nobody knows, another rebuild is running, or the database is not migrated.
         Unavailable: the server went away.
     """
     known = all_projections(store)
@@ -86,7 +87,12 @@ async def rebuild(url: str, store: EventStore, *, names: Collection[str] | None 
         writing, reading = [await closing.enter_async_context(_views(url)) for _ in range(2)]
         if not await writing.fetchval("SELECT pg_try_advisory_lock($1)", REBUILDER):
             raise ConfigError("another process is rebuilding the views", hint="wait for it; nothing was changed")
-        return await _Rebuild(writing, reading, store, chosen, progress).run()
+        try:
+            return await _Rebuild(writing, reading, store, chosen, progress).run()
+        except (asyncpg.PostgresError, OSError) as error:
+            if is_retryable(error, writing):
+                raise Unavailable(f"rebuild the views: Postgres went away: {error or type(error).__name__}") from error
+            raise explain(error, "rebuild the views") from error
 
 
 @asynccontextmanager
