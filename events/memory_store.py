@@ -6,7 +6,7 @@ Several stores may share one `MemoryLog`, as processes share a database, each wi
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -160,6 +160,13 @@ class MemoryStore:
         submitted = (stream.events[0] for name, stream in self.log.streams.items() if category(name) == "run" and stream.events)
         return [RunId(first.run_id) for first in submitted if first.run_id is not None and _parent(first) in parents]
 
+    async def count_open(self, *, after: RunId | None, limit: int) -> Mapping[RunId, int]:
+        found = dict.fromkeys(await self.open_runs(after=after, limit=limit), 0)
+        for stream in self.log.streams.values():
+            if stream.run_id in found:
+                found[stream.run_id] += len(stream.events)
+        return found
+
     async def put_blobs(self, blobs: Sequence[bytes], *, run_id: RunId | None = None) -> Sequence[Hash]:  # noqa: ARG002  (stored for all runs alike)
         hashes = [content_hash(blob) for blob in blobs]
         self.log.blobs.update(zip(hashes, blobs, strict=True))
@@ -183,6 +190,10 @@ class MemoryStore:
 
     async def budgets(self, scopes: Sequence[str]) -> Mapping[str, BudgetState]:
         return self.log.ledger.states(scopes)
+
+    async def budgets_with_room(self, needed: Mapping[str, int]) -> Collection[str]:
+        states = self.log.ledger.states(tuple(needed))
+        return {scope for scope, found in states.items() if found.hard is None or found.spent + found.reserved + needed[scope] <= found.hard}
 
     async def budgets_of(self, stream: Stream) -> Mapping[str, BudgetState]:
         known = self.log.streams.get(stream)

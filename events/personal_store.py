@@ -12,7 +12,7 @@ that are over, whose streams are closed.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 from uuid import UUID
 
@@ -155,6 +155,9 @@ class PersonalStore:
     async def child_runs(self, run_ids: Sequence[RunId]) -> Sequence[RunId]:
         return await self.inner.child_runs(run_ids)
 
+    async def count_open(self, *, after: RunId | None, limit: int) -> Mapping[RunId, int]:
+        return await self.inner.count_open(after=after, limit=limit)
+
     async def set_timers(self, due: Mapping[RunId, int | None]) -> None:
         await self.inner.set_timers(due)
 
@@ -163,6 +166,9 @@ class PersonalStore:
 
     async def budgets(self, scopes: Sequence[str]) -> Mapping[str, BudgetState]:
         return await self.inner.budgets(scopes)
+
+    async def budgets_with_room(self, needed: Mapping[str, int]) -> Collection[str]:
+        return await self.inner.budgets_with_room(needed)
 
     async def budgets_of(self, stream: Stream) -> Mapping[str, BudgetState]:
         return await self.inner.budgets_of(stream)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, Self
 from uuid import UUID
 
@@ -36,6 +36,11 @@ WITH parents AS (
 SELECT e.run_id FROM es.events e
  WHERE e.type = 'RunSubmitted' AND e.data -> 'task' ->> 'parent_task_id' = ANY (ARRAY(SELECT id FROM parents)) ORDER BY e.position
 """
+_COUNT_OPEN: Final = """
+SELECT o.run_id, (SELECT sum(s.version)::bigint FROM es.streams s WHERE s.run_id = o.run_id)
+  FROM (SELECT run_id FROM es.streams WHERE closed_at IS NULL AND starts_with(stream_id, 'run/') AND run_id > $1 ORDER BY run_id LIMIT $2) o
+ ORDER BY o.run_id
+"""
 _PUT_BLOBS: Final = """
 INSERT INTO es.blobs (hash, codec, size, data) SELECT * FROM unnest($1::bytea[], $2::smallint[], $3::integer[], $4::bytea[]) b (hash, codec, size, data)
  ORDER BY b.hash ON CONFLICT (hash) DO UPDATE SET put_at = now() WHERE blobs.put_at < now() - interval '1 hour'
@@ -51,6 +56,10 @@ DELETE FROM es.timers WHERE run_id IN (SELECT run_id FROM es.timers WHERE due_us
 RETURNING run_id
 """
 _BUDGETS: Final = "SELECT scope, soft, hard, spent, reserved FROM es.budgets WHERE scope = ANY ($1::text[])"
+_BUDGETS_WITH_ROOM: Final = """
+SELECT b.scope FROM unnest($1::text[], $2::bigint[]) AS w (scope, needed) JOIN es.budgets b ON b.scope = w.scope
+ WHERE b.hard IS NULL OR b.spent + b.reserved + w.needed <= b.hard
+"""
 _BUDGETS_OF: Final = """
 SELECT b.scope, b.soft, b.hard, b.spent, b.reserved FROM es.streams s JOIN es.budgets b ON b.scope_id = ANY (s.scopes) WHERE s.stream_id = $1
 """
@@ -114,6 +123,9 @@ class PostgresStore:
         rows = await self._connections.fetch("list open runs", _OPEN_RUNS, after or _NIL, limit)
         return [RunId(row[0]) for row in rows]
 
+    async def count_open(self, *, after: RunId | None, limit: int) -> Mapping[RunId, int]:
+        return {RunId(row[0]): row[1] for row in await self._connections.fetch("count what open runs hold", _COUNT_OPEN, after or _NIL, limit)}
+
     async def put_blobs(self, blobs: Sequence[bytes], *, run_id: RunId | None = None) -> Sequence[Hash]:  # noqa: ARG002  (stored for all runs alike)
         hashes = [content_hash(blob) for blob in blobs]
         fresh = {hash_: blob for hash_, blob in zip(hashes, blobs, strict=True) if not self._blobs.is_stored(hash_)}
@@ -153,6 +165,10 @@ class PostgresStore:
     async def budgets(self, scopes: Sequence[str]) -> Mapping[str, BudgetState]:
         rows = await self._connections.fetch("look at budgets", _BUDGETS, list(scopes))
         return {row[0]: BudgetState(*row[1:]) for row in rows}
+
+    async def budgets_with_room(self, needed: Mapping[str, int]) -> Collection[str]:
+        rows = await self._connections.fetch("look for budgets with room", _BUDGETS_WITH_ROOM, list(needed), list(needed.values()))
+        return {row[0] for row in rows}
 
     async def budgets_of(self, stream: Stream) -> Mapping[str, BudgetState]:
         rows = await self._connections.fetch("look at the budgets of a stream", _BUDGETS_OF, stream)

@@ -6,7 +6,7 @@ Positions order all events of all streams; they rise, with gaps. A reader of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 from uuid import UUID
 
@@ -186,6 +186,9 @@ class EventStore(Protocol):
     async def child_runs(self, run_ids: Sequence[RunId]) -> Sequence[RunId]:
         """List the runs whose submission names one of these runs, or a task of one, as what it came from."""
 
+    async def count_open(self, *, after: RunId | None, limit: int) -> Mapping[RunId, int]:
+        """List the same runs in the same order -> how many events all of their streams have together: a number that only grows."""
+
     async def put_blobs(self, blobs: Sequence[bytes], *, run_id: RunId | None = None) -> Sequence[Hash]:
         """Store blobs under the sha-256 of their bytes; what is there already is left alone. Write them before the event.
 
@@ -207,6 +210,9 @@ class EventStore(Protocol):
 
     async def budgets(self, scopes: Sequence[str]) -> Mapping[str, BudgetState]:
         """Look at budgets; a scope that nothing was ever bound to is missing from the answer."""
+
+    async def budgets_with_room(self, needed: Mapping[str, int]) -> Collection[str]:
+        """Return those of these scopes whose budget has room for so many micro-USD, or no hard limit."""
 
     async def budgets_of(self, stream: Stream) -> Mapping[str, BudgetState]:
         """Look at the budgets that what happens on a stream is charged to: those bound to it when it was opened, with their limits of now."""

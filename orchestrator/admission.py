@@ -66,12 +66,13 @@ class Admission:
         """Begin to count anew; what is noted meanwhile counts."""
         self._counted = defaultdict(set)
 
-    def count(self, states: Iterable[RunState]) -> None:
-        """Count open runs that the log has."""
-        for state in states:
-            if state.status == "open" and state.brief.priority != SHADOW_LANE:
-                self._counted[state.brief.tenant].add(state.run_id)
+    def end_count(self, runs: Iterable[tuple[RunId, str]]) -> None:
+        """Let the new count be the one that counts.
 
-    def end_count(self) -> None:
-        """Let the new count be the one that counts."""
-        self._open = defaultdict(set, {tenant: set(runs) for tenant, runs in self._counted.items() if runs})
+        Args:
+            runs: the open runs that the log has, with their tenants.
+        """
+        for run_id, tenant in runs:
+            self._counted[tenant].add(run_id)
+        self._open = self._counted
+        self._counted = defaultdict(set)

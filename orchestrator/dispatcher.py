@@ -4,8 +4,9 @@ The log stays the truth: a task is dispatched when `TaskDispatched` is committed
 in which messages are sent is no decision that a replay must find again, a queue costs no write, and a process that dies loses nothing:
 
 - While there is room and nobody waits for the kind, a message is sent at once. Nothing is asked and nothing is written.
-- Otherwise it waits in this process. Whatever has an end makes room for the next; every `LOOK_S` the bus is asked what is really out,
-  because other orchestrators send, too, and hear of the ends of each other's tasks.
+- Otherwise it waits in this process. Whatever has an end makes room for the next; from time to time the bus is asked what is really out,
+  because other orchestrators send, too, and hear of the ends of each other's tasks. That is every `LOOK_S` while tasks come and go, and
+  hardly ever beside agents that think for minutes, or where nobody takes anything.
 - Turns are taken within one queue for each kind of agent: others give what they would hold back to the orchestrator that does (`dispatch_peers`).
 - Shadows have queues and windows of their own, and wait without a look at the bus while no worker is there for them.
 - An orchestrator that holds something back says so. When one falls silent or leaves, the others take over what the log says
@@ -35,6 +36,11 @@ from crewlog.schemas.subjects import SHADOW_LANE, control_kind, worker_group
 
 LOOK_S: Final = 0.02
 """Pause between two looks at the bus while something waits for room, in seconds."""
+LOOK_SHARE: Final = 0.05
+"""While nothing changes it grows to this part of the time since something did: no agent is idle for longer beside tasks that take so long."""
+LOOK_LONGEST_S: Final = 1.0
+PLACES_TOLD_MAX: Final = 32
+"""Who asks about more messages at once, as a sweep does, wants to know whether they wait and not where."""
 STARVED_LOOKS: Final = 5
 """After so many looks without room, while others went on sending, one is sent all the same: another orchestrator was always quicker."""
 WORKER_SILENCE_S: Final = 25.0
@@ -73,6 +79,10 @@ class Dispatcher:
         """Group -> worker -> its slots, and when it was heard."""
         self._starved: Counter[str] = Counter()
         self._sequence = 0
+        self._out_last: Mapping[str, int] = {}
+        """What was out when the bus was asked last."""
+        self._changed_s = 0.0
+        """When anything was last sent, or seen to end."""
         self._all_heard_s = clock.monotonic() + ANSWER_S
         self._more = asyncio.Event()
         self._loops: list[asyncio.Task[None]] = []
@@ -205,6 +215,10 @@ class Dispatcher:
         """Say whether this process has seen to a message: it waits here, or was sent and nothing came of it yet."""
         return task_id in self._out.get(run_id, ()) or any(task_id in queue for queue in self._queues.values())
 
+    def waits(self, task_id: TaskId, group: str) -> bool:
+        """Say whether a message waits here for its turn."""
+        return task_id in self._queues.get(group, ())
+
     async def held(self, task_ids: Collection[TaskId]) -> dict[TaskId, Held]:
         """Find out which of these messages wait for their turn, here or with another orchestrator that answers."""
         return self._held_here(task_ids) | await self._holders.held(task_ids)
@@ -218,12 +232,13 @@ class Dispatcher:
         return _by_group(await self._bus.queued("WORK"))
 
     def _held_here(self, task_ids: Collection[TaskId]) -> dict[TaskId, Held]:
-        return {
-            task_id: Held(group, queue.ahead_of(task_id), self._windows[group].in_flight, self._size(group), group in self._in_flight_max)
-            for group, queue in self._queues.items()
-            for task_id in task_ids
-            if task_id in queue
-        }
+        is_exact = len(task_ids) <= PLACES_TOLD_MAX
+        found: dict[TaskId, Held] = {}
+        for group, queue in self._queues.items():
+            for task_id in filter(queue.__contains__, task_ids):
+                ahead = queue.ahead_of(task_id) if is_exact else len(queue) - 1
+                found[task_id] = Held(group, ahead, self._windows[group].in_flight, self._size(group), group in self._in_flight_max)
+        return found
 
     def capacity(self, group: str) -> int:
         """Count the slots of the workers of a group that were heard lately."""
@@ -245,6 +260,7 @@ class Dispatcher:
 
     async def _send(self, entry: Waiting) -> None:
         dispatch = entry.dispatch
+        self._changed_s = self._clock.monotonic()
         self._windows[dispatch.group].sent(dispatch.task_id)
         self._out[entry.run_id][dispatch.task_id] = dispatch.group
         await self._publisher.publish(entry.run_id, dispatch, nonce=entry.nonce)
@@ -261,7 +277,8 @@ class Dispatcher:
                 except OrchestrationError as error:
                     log.info("the bus does not say what is out: %s", error)
                 await self._send_waiting()
-                await self._send_until(self._clock.monotonic() + LOOK_S)
+                now_s = self._clock.monotonic()
+                await self._send_until(now_s + min(max(LOOK_S, (now_s - self._changed_s) * LOOK_SHARE), LOOK_LONGEST_S))
 
     async def _send_until(self, until_s: float) -> None:
         """Fill every place that becomes free, until it is time to look again."""
@@ -314,6 +331,8 @@ class Dispatcher:
         now_s = self._clock.monotonic()
         others_send, self._sequence = queued.last_sequence > self._sequence, queued.last_sequence
         out = _by_group(queued)
+        if others_send or out != self._out_last:
+            self._changed_s, self._out_last = now_s, out
         for group, sent in own.items():
             gone = set(self._windows[group].seen(out[group], sent, now_s))
             if gone:

@@ -67,6 +67,7 @@ class Driver:
         kinds: KindDirectory,
         *,
         on_state: Callable[[RunState], None],
+        on_left: Callable[[RunId], None],
         admit: Callable[[str], None],
         allowance: Allowance = NOTHING_LIMITED,
     ) -> None:
@@ -75,11 +76,12 @@ class Driver:
         Args:
             admit: called with the tenant of a new run; raises `TenantFull` when it may have no more.
             on_state: called with the state of a run after each step that read or changed it.
+            on_left: called with a run that could not be looked at to the end: the sweep must come back to it.
             allowance: what runs that are submitted from now on may spend.
         """
         self._allowance = allowance
         self._store, self._publisher, self._dispatcher = store, publisher, dispatcher
-        self._clock, self._kinds, self._on_state, self._admit = clock, kinds, on_state, admit
+        self._clock, self._kinds, self._on_state, self._on_left, self._admit = clock, kinds, on_state, on_left, admit
         self.folds = Folds(store)
         self._woken: dict[RunId, None] = {}
         self._busy: set[RunId] = set()
@@ -279,6 +281,7 @@ class Driver:
             if not news and fold.run_id not in self._asked:
                 return
         log.warning("run %s: lost %d races in a row, the sweep comes back to it", fold.run_id, RACES_MAX)
+        self._on_left(fold.run_id)
 
     async def _commit(self, fold: Fold, batch: Batch, now_us: int) -> None:
         if batch.blobs:
@@ -324,6 +327,7 @@ class Driver:
     def _leave(self, fold: Fold, error: Exception) -> None:
         """Forget what is known about a run after a failure, and look at it again later if the log was away."""
         self.folds.forget(fold.run_id)
+        self._on_left(fold.run_id)
         for ask in self._asked.pop(fold.run_id, ()):
             if not ask.answer.done():
                 ask.answer.set_exception(error)

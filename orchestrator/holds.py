@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from crewlog.events.store import BudgetState, EventStore
 from crewlog.orchestrator.commands import ReleaseRun
@@ -74,6 +74,15 @@ class Holds:
                 log.warning("run %s stays held: %s", state.run_id, error)
             else:
                 log.info("run %s goes on: %s has room", state.run_id, command.scope)
+
+
+def needed_of(held: Mapping[RunId, Sequence[tuple[str, int]]]) -> dict[str, int]:
+    """Return budgets that hold runs -> the least that any of them needs, in micro-USD. Pure."""
+    needed: dict[str, int] = {}
+    for short in held.values():
+        for scope, micro_usd in short:
+            needed[scope] = min(micro_usd, needed.get(scope, micro_usd))
+    return needed
 
 
 def release_of(state: RunState, budgets: Mapping[str, BudgetState]) -> ReleaseRun | None:

@@ -81,7 +81,11 @@ class OrchestratorService:
         self.dispatcher = Dispatcher(publisher, bus, clock, in_flight_max=settings.in_flight_max, is_heard_idle=settings.is_heard_idle)
         self._admission = Admission(settings.open_runs_max, settings.waiting_tasks_max, self.dispatcher.waiting_of)
         self.driver = Driver(
-            *(store, publisher, self.dispatcher, clock, self.kinds), on_state=self._note, admit=self._admission.check, allowance=settings.allowance
+            *(store, publisher, self.dispatcher, clock, self.kinds),
+            on_state=self._note,
+            on_left=self._left,
+            admit=self._admission.check,
+            allowance=settings.allowance,
         )
         self._holds = Holds(store, self.driver)
         self._shadows = Shadows(store, clock, self.driver, settings.shadow, hard_micro_usd=settings.shadow_max_micro_usd)
@@ -168,6 +172,10 @@ class OrchestratorService:
         self._steering.note(state)
         self._shadows.note(state)
         self._rollbacks.note(state)
+        self.sweep.note(state)
+
+    def _left(self, run_id: RunId) -> None:
+        self.sweep.left(run_id)
 
     async def _woken(self, message: Message) -> None:
         try:

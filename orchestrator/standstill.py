@@ -95,6 +95,10 @@ class Standstills:
             elif now_s - seen[1] >= self._patience_s and self._recorded.get(state.run_id) != stands:
                 await self._record(state, found._replace(since_us=found.since_us or seen[2]), stands)
 
+    def suspects(self, run_id: RunId) -> bool:
+        """Say whether a run stood still when it was looked at: then it is looked at again until it does not."""
+        return run_id in self._seen
+
     async def _record(self, state: RunState, found: Standstill, stands: str) -> None:
         event = RunStoodStill(state.run_id, found.what, found.since_us, found.task_id)
         write = Write(alert_stream(state.run_id), (event,), ANY)

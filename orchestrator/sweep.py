@@ -1,9 +1,12 @@
 """Find what stands still: wakes that were lost, dispatched tasks whose message was, queues that the server has lost with its store, runs
 held by a budget that has room again, and money that dead workers left reserved.
 
-It runs all the time, at a slow pace, over the runs that are open. A task counts as alive while a worker's heartbeat names it, its
-stream grows, or an orchestrator holds its message back until its turn comes. Publishing one again that is alive after all does no harm:
-the version of its stream fences the second worker.
+It runs all the time, at a slow pace, over the runs that are open, and looks at those that give cause for it (`looks`): nothing can follow
+from a second look at a run to which nothing happened. All are looked at when this process starts, when another orchestrator is gone, and
+when operators have paused, resumed or released anything.
+
+A task counts as alive while a worker's heartbeat names it, its stream grows, or an orchestrator holds its message back until its turn
+comes. Publishing one again that is alive after all does no harm: the version of its stream fences the second worker.
 
 When an orchestrator starts, and when another one is gone that held messages back, nobody knows which messages were sent. Then every
 dispatched task that no worker has begun is queued for its turn under its own message id: what was sent already is dropped by the stream.
@@ -30,11 +33,12 @@ from crewlog.orchestrator.dispatch import Dispatch
 from crewlog.orchestrator.dispatcher import Dispatcher
 from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.fair_queue import Waiting
-from crewlog.orchestrator.holds import Holds
+from crewlog.orchestrator.holds import Holds, needed_of
 from crewlog.orchestrator.interventions import due_interventions
 from crewlog.orchestrator.kinds import KindDirectory
 from crewlog.orchestrator.left_over import settle_left_over
-from crewlog.orchestrator.run import RunState, TaskState, active_tasks, next_due_us
+from crewlog.orchestrator.looks import Looks
+from crewlog.orchestrator.run import RunState, TaskState, active_tasks, current_task, next_due_us
 from crewlog.orchestrator.standstill import Standstills
 from crewlog.schemas.errors import OrchestrationError
 from crewlog.schemas.ids import RunId, Stream, TaskId, task_stream
@@ -42,6 +46,7 @@ from crewlog.schemas.subjects import worker_group
 from crewlog.schemas.task_events import TaskStarted
 
 PAGE: Final = 500
+"""Runs that are listed, or tasks that are asked about, with one query."""
 BUSY_QUEUE_LEASES: Final = 10
 """While its queue is not empty a task may just be waiting: it is published again only after this many leases."""
 
@@ -104,6 +109,9 @@ class Sweep:
         self._store, self._bus, self._clock, self._driver, self._dispatcher, self._kinds = store, bus, clock, driver, dispatcher, kinds
         self._interval_s, self._lease_s = interval_s, lease_s
         self._standstills = Standstills(store, clock, patience_s=lease_s)
+        self._looks = Looks()
+        self._controls = -1
+        """Version of what operators have in force that all runs were looked at under."""
         self._signs: dict[TaskId, _Sign] = {}
         self._adopts = True
         """Whether the next round takes over what no worker has begun: nobody is known to hold it."""
@@ -154,8 +162,17 @@ class Sweep:
         self._doubts = True
         self.adopt()
 
+    def note(self, state: RunState) -> None:
+        """Take note of a run that is over."""
+        if state.status != "open":
+            self._looks.forget(state.run_id)
+
+    def left(self, run_id: RunId) -> None:
+        """Take note of a run that could not be looked at: the next round comes back to it."""
+        self._looks.forget(run_id)
+
     async def sweep(self) -> None:
-        """Look at every open run once.
+        """Look at every open run that gives cause for it.
 
         Raises:
             Unavailable: the log or the bus cannot be reached; the next round begins anew.
@@ -163,39 +180,59 @@ class Sweep:
         await self._bus.ensure_kinds(self._kinds.offers)
         adopts, self._adopts = self._adopts, False
         doubts, self._doubts = self._doubts, False
+        controls = await self._driver.folds.read_controls()
         try:
-            await self._look_at_all(adopts=adopts, doubts=doubts)
+            await self._look_at_open(adopts=adopts, doubts=doubts, all_of_them=adopts or controls.version != self._controls)
         except OrchestrationError:
             self._adopts |= adopts
             self._doubts |= doubts
             raise
+        self._controls = controls.version
 
-    async def _look_at_all(self, *, adopts: bool, doubts: bool) -> None:
+    async def _look_at_open(self, *, adopts: bool, doubts: bool, all_of_them: bool) -> None:
         after: RunId | None = None
-        dispatched: set[TaskId] = set()
+        listed: set[RunId] = set()
         self._admission.begin_count()
         while True:
-            page = await self._store.open_runs(after=after, limit=PAGE)
-            states = await self._driver.folds.states(page)
-            for run_id in page:
-                if run_id not in states or self._may_go_on(states[run_id]):
-                    self._driver.wake(run_id)
-            self._admission.count(states.values())
-            dispatched_now = [(state, task) for state in states.values() for task in active_tasks(state) if task.phase == "dispatched"]
-            dispatched.update(task.task_id for _, task in dispatched_now)
-            if adopts:
-                await self._take_over(dispatched_now, doubts=doubts)
-            paused = self._driver.folds.controls.pauses
-            waiting = [(state, task) for state, task in dispatched_now if kind_scope(task.kind) not in paused]  # nobody takes theirs
-            await self._check(waiting)
-            await self._standstills.look(states.values(), self._sent_again)
-            await self._holds.release(states.values())
+            page = await self._store.count_open(after=after, limit=PAGE)
+            now_us = self._clock.now_us()
+            due = {run_id: events for run_id, events in page.items() if all_of_them or self._looks.is_due(run_id, events, now_us)}
+            await self._look_at(due, adopts=adopts, doubts=doubts)
+            listed.update(page)
             if len(page) < PAGE:
                 break
-            after = page[-1]
-        self._admission.end_count()
-        self._signs = {task_id: sign for task_id, sign in self._signs.items() if task_id in dispatched}
+            after = list(page)[-1]
+        self._looks.keep(listed)
+        self._admission.end_count(self._looks.tenants())
+        await self._check(now_s=self._clock.monotonic())
+        await self._release()
         await settle_left_over(self._store, self._clock, grace_s=self._settle_grace_s)
+
+    async def _look_at(self, due: Mapping[RunId, int], *, adopts: bool, doubts: bool) -> None:
+        """Look at some runs. `due`: how many events each had."""
+        if not due:
+            return
+        states = await self._driver.folds.states(due)
+        for run_id, events in due.items():
+            if run_id in states:
+                self._looks.note(states[run_id], events)
+            if run_id not in states or self._may_go_on(states[run_id]):
+                self._driver.wake(run_id)
+        if adopts:
+            dispatched = [(state, task) for state in states.values() for task in active_tasks(state) if task.phase == "dispatched"]
+            await self._take_over(dispatched, doubts=doubts)
+        await self._standstills.look(states.values(), self._sent_again)
+        for state in states.values():
+            sent_again = any(self._sent_again(state, task) for task in active_tasks(state))
+            self._looks.mark(state.run_id, restless=sent_again or self._standstills.suspects(state.run_id))
+
+    async def _release(self) -> None:
+        """Let runs go on whose budget has room again."""
+        held = self._looks.held()
+        roomy = await self._store.budgets_with_room(needed_of(held)) if held else ()
+        for_some = [run_id for run_id, short in held.items() if any(scope in roomy for scope, _ in short)] if roomy else []
+        for page in (for_some[first : first + PAGE] for first in range(0, len(for_some), PAGE)):
+            await self._holds.release((await self._driver.folds.states(page)).values())
 
     def _may_go_on(self, state: RunState) -> bool:
         """Say whether anything can follow from a look at a run. Nothing does while all of its tasks wait for a person: nobody writes to them, and the
@@ -218,27 +255,43 @@ class Sweep:
                 taken.append(_again(state, task))
         await self._dispatcher.offer(taken)
 
-    async def _check(self, waiting: Iterable[tuple[RunState, TaskState]]) -> None:
-        now_s = self._clock.monotonic()
-        silent: list[tuple[RunState, TaskState, _Sign]] = []
-        for state, task in waiting:
-            sign = self._signs.get(task.task_id)
-            if sign is None or sign.dispatches != task.dispatches:
-                self._signs[task.task_id] = _Sign(now_s, task.dispatches)
-            elif now_s - sign.at_s >= self._lease_s:
-                silent.append((state, task, sign))
-        if not silent:
-            return
-        await self._note_progress({task_stream(task.task_id): sign for _, task, sign in silent}, now_s)
-        for task_id in await self._dispatcher.held([task.task_id for _, task, _ in silent]):
+    async def _check(self, *, now_s: float) -> None:
+        """Find dispatched tasks that have given no sign of life for too long, and put them on their queue again if their message is lost."""
+        paused = self._driver.folds.controls.pauses
+        dispatched: dict[TaskId, _Sign] = {}
+        silent: dict[TaskId, RunId] = {}
+        for run_id, (task_id, kind, group, dispatches) in self._looks.dispatched():
+            sign = self._signs.get(task_id)
+            if sign is None or sign.dispatches != dispatches:
+                sign = _Sign(now_s, dispatches)
+            elif now_s - sign.at_s >= self._lease_s and kind_scope(kind) not in paused:  # of a paused kind nobody takes any
+                if self._dispatcher.waits(task_id, group):
+                    sign.at_s = now_s
+                else:
+                    silent[task_id] = run_id
+            dispatched[task_id] = sign
+        self._signs = dispatched
+        for page in (list(silent.items())[first : first + PAGE] for first in range(0, len(silent), PAGE)):
+            await self._check_silent(dict(page), now_s)
+
+    async def _check_silent(self, silent: Mapping[TaskId, RunId], now_s: float) -> None:
+        await self._note_progress({task_stream(task_id): self._signs[task_id] for task_id in silent}, now_s)
+        for task_id in await self._dispatcher.held(silent):
             self._signs[task_id].at_s = now_s
+        left = {task_id: run_id for task_id, run_id in silent.items() if now_s - self._signs[task_id].at_s >= self._lease_s}
+        states = await self._driver.folds.states(set(left.values())) if left else {}
         backlogs: dict[tuple[str, str], int] = {}
-        for state, task, sign in silent:
-            if now_s - sign.at_s >= self._lease_s and await self._is_lost(state, task, sign, backlogs, now_s):
-                log.warning("task %s of run %s gave no sign of life for %.0f s, published again", task.task_id, state.run_id, now_s - sign.at_s)
+        for task_id, run_id in left.items():
+            state, sign = states.get(run_id), self._signs[task_id]
+            task = None if state is None else current_task(state, task_id)
+            if state is None or task is None or task.phase != "dispatched" or task.dispatches != sign.dispatches:
+                continue  # it went on since it was noted
+            if await self._is_lost(state, task, sign, backlogs, now_s):
+                log.warning("task %s of run %s gave no sign of life for %.0f s, published again", task_id, run_id, now_s - sign.at_s)
                 await self._dispatcher.offer([_again(state, task, self._clock.random_id().hex[:8])])
                 sign.at_s = now_s
                 sign.again += 1
+                self._looks.mark(run_id, restless=True)
 
     def _sent_again(self, state: RunState, task: TaskState) -> int:
         sign = self._signs.get(task.task_id)

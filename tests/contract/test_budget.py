@@ -80,6 +80,13 @@ async def test_a_stream_knows_the_budgets_it_is_charged_to(store: EventStore, wo
     assert await worker.budgets_of(task_stream(free)) == await worker.budgets_of(task_stream(new_task())) == {}
 
 
+async def test_budgets_with_room_are_found_by_what_is_needed_of_each(store: EventStore, worker: EventStore) -> None:
+    charged = await task(store, ScopeLimit("run/1", 70, 100), ScopeLimit("run/2", 70, 100), ScopeLimit(TENANT, None, None))
+    await worker.append(calling(charged, 60))
+    assert set(await store.budgets_with_room({"run/1": 40, "run/2": 41, TENANT: 10**9, "run/unknown": 0})) == {"run/1", TENANT}
+    assert not await store.budgets_with_room({"run/1": 41})
+
+
 async def test_a_known_scope_keeps_its_limits(store: EventStore, worker: EventStore) -> None:
     first = await task(store, ScopeLimit("run/1", 70, 100))
     await worker.append(calling(first, 60))

@@ -102,7 +102,7 @@ async def test_messages_of_a_run_that_is_over_are_forgotten() -> None:
 async def test_a_sweep_leaves_alone_what_waits_for_its_turn_with_any_orchestrator() -> None:
     crew = Crew()
     async with crew.orchestrator(**ONE) as one, crew.orchestrator(**ONE) as other:
-        await submit(crew, "default", 9)
+        await submit(crew, "default", 9, timeout_seconds=86_400)
         holder, sweeper = (one, other) if one.dispatcher.waiting else (other, one)
         await holder.sweep.sweep()
         await sweeper.sweep.sweep()

@@ -323,6 +323,17 @@ async def test_the_whole_log_is_read_in_pages(store: EventStore) -> None:
     assert page.high_water >= positions[-1]
 
 
+async def test_open_runs_are_listed_with_how_many_events_they_have_in_all_of_their_streams(store: EventStore) -> None:
+    runs = sorted(new_run() for _ in range(3))
+    task_id = new_task()
+    await asyncio.gather(*map(store.append, (opening(runs[0]), opening(runs[1], task_id), opening(runs[2]))))
+    assert list((await store.count_open(after=None, limit=2)).items()) == [(runs[0], 1), (runs[1], 2)]
+    await store.append(to_run(runs[1], dispatched(task_id), expected=1))
+    assert await store.count_open(after=runs[0], limit=10) == {runs[1]: 3, runs[2]: 1}
+    await store.append(to_run(runs[1], cancelled(), expected=2))
+    assert await store.count_open(after=None, limit=10) == {runs[0]: 1, runs[2]: 1}
+
+
 async def test_open_runs_are_listed_in_id_order(store: EventStore) -> None:
     runs = sorted(new_run() for _ in range(6))
     for run_id in reversed(runs):
