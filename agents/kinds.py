@@ -68,9 +68,11 @@ def _data(services: Services) -> AgentSpec:
 
 def _communicate(services: Services) -> AgentSpec:
     from crewlog.agents.specialist_communicate import MailSettings, communicate_agent
+    from crewlog.agents.webhook import parse_status
 
     config = services.config
-    return communicate_agent(MailSettings.from_config(config), config.webhook_hosts, outbox=config.outbox)
+    status = parse_status(config.webhook_status)
+    return communicate_agent(MailSettings.from_config(config), config.webhook_hosts, webhook_status=status, outbox=config.outbox)
 
 
 BUILT_IN: Final[Mapping[str, Callable[[Services], AgentSpec]]] = {

@@ -214,6 +214,8 @@ class ToolSpec:
     """Kept for tasks that began with this version, offered to no new one."""
     probe: ProbeTool | None = None
     """Finds out whether a call whose outcome nobody recorded had its effect."""
+    how_to_look: Callable[[Any, str], str] | None = None
+    """From arguments and idempotency key, how a person finds out the same, for a tool without a probe or whose probe does not know."""
     undo: Callable[[Any, str], Undo] | None = None
     """From arguments and idempotency key, how to take the effect back, as far as that can be said before it happens. `ToolFailed` refuses the call."""
     nonces: tuple[str, ...] = ()

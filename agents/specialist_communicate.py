@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from http import HTTPStatus
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
 
 import msgspec
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -14,7 +17,7 @@ from crewlog.agents import webhook
 from crewlog.agents.files import TaskFiles
 from crewlog.agents.mail import ADDRESSES, MailFile, MailSettings, NotSent, OutcomeUnknown, address_problem, compose, message_id, send
 from crewlog.agents.outbox import Outbox
-from crewlog.agents.spec import AgentSpec, ToolContext, ToolFailed, ToolOutcomeUnknown, ToolOutput, ToolSpec
+from crewlog.agents.spec import AgentSpec, Probed, ToolContext, ToolFailed, ToolOutcomeUnknown, ToolOutput, ToolSpec
 from crewlog.agents.url_guard import URL_CHARS_MAX, Hosts, Refused, resolve
 from crewlog.events.clock import Clock, SystemClock
 from crewlog.schemas.checks import SafeText
@@ -107,11 +110,15 @@ class SubmitReport(BaseModel):
     summary: Annotated[SafeText, Field(min_length=1, max_length=SUMMARY_CHARS_MAX, description="What was sent to whom, and what was not and why.")]
 
 
+NOWHERE: Final[Mapping[str, str]] = MappingProxyType({})
+
+
 class CommunicateTools:
     """The four tools over one mail server and one list of hosts."""
 
-    def __init__(self, mail: MailSettings, webhook_hosts: Sequence[str], clock: Clock) -> None:
+    def __init__(self, mail: MailSettings, webhook_hosts: Sequence[str], webhook_status: Mapping[str, str], clock: Clock) -> None:
         self._mail, self._hosts, self._clock = mail, Hosts(tuple(webhook_hosts), webhook.HOSTS_SETTING), clock
+        self._status = webhook_status
 
     async def draft_message(self, context: ToolContext, args: DraftMessage) -> ToolOutput:
         """Store a draft after the checks that sending makes, too."""
@@ -167,6 +174,19 @@ class CommunicateTools:
         name = _next_name(context, "post", "json")
         ref = await context.artifacts.put(name, json.dumps(record, ensure_ascii=False, indent=2).encode(), _POST_TYPE)
         return ToolOutput(f"Posted {len(body)} bytes to {target.url.host}, status {answer.status}; kept as {name}.\n{text}".rstrip(), artifacts=(ref,))
+
+    async def probe_webhook(self, context: ToolContext, args: PostWebhook) -> Probed:
+        """Ask the receiver whether it has a post with this key: it has with 200, it has not with 404; anything else says nothing."""
+        where = self._status.get((urlsplit(args.url).hostname or "").lower())
+        if where is None:
+            return Probed("unknown")
+        try:
+            answer = await webhook.status(await resolve(where.replace(webhook.KEY, context.idempotency_key), self._hosts))
+        except (Refused, webhook.OutcomeUnknown) as error:
+            return Probed("unknown", str(error))
+        if answer.status == HTTPStatus.OK:
+            return Probed("happened", f"The receiver has a post with Idempotency-Key {context.idempotency_key}: {shorten(answer.text, ANSWER_CHARS_SHOWN)}")
+        return Probed("did_not_happen" if answer.status == HTTPStatus.NOT_FOUND else "unknown", f"The receiver answered with status {answer.status}.")
 
     async def submit_report(self, context: ToolContext, args: SubmitReport) -> ToolOutput:
         """End the task with what was done."""
@@ -228,16 +248,24 @@ def _next_name(context: ToolContext, stem: str, suffix: str) -> str:
     return next(name for n in range(1, len(made) + 2) if (name := f"{stem}-{n}.{suffix}") not in made)
 
 
-def communicate_agent(mail: MailSettings, webhook_hosts: tuple[str, ...], *, outbox: Path | None = None, clock: Clock | None = None) -> AgentSpec:
+def communicate_agent(
+    mail: MailSettings,
+    webhook_hosts: tuple[str, ...],
+    *,
+    webhook_status: Mapping[str, str] = NOWHERE,
+    outbox: Path | None = None,
+    clock: Clock | None = None,
+) -> AgentSpec:
     """Make the communicate specialist.
 
     Args:
         mail: the server to send through; without one, sending fails with a hint and drafts still work.
         webhook_hosts: entries of `url_guard.Hosts`; empty for none.
+        webhook_status: host of a webhook -> where it says what it took, see `webhook.parse_status`.
         outbox: folder that files are published into; None for no such tool.
         clock: None for the real one.
     """
-    tools = CommunicateTools(mail, webhook_hosts, clock or SystemClock())
+    tools = CommunicateTools(mail, webhook_hosts, webhook_status, clock or SystemClock())
     return AgentSpec(
         kind="communicate",
         description="Drafts and sends e-mail with attachments and posts to webhooks, from the results of the steps it depends on, to addresses the goal names.",
@@ -258,7 +286,8 @@ def communicate_agent(mail: MailSettings, webhook_hosts: tuple[str, ...], *, out
                 "Send a mail. It cannot be taken back, and a person may have to approve it first.",
                 SendEmail,
                 tools.send_email,
-                effect="irreversible",
+                effect="irreversible",  # and no probe: SMTP has no question for what a server has taken
+                how_to_look=lambda _args, key: f"search the mail server's log, or a recipient's mailbox, for Message-ID {message_id(mail, key)}",
                 trust="trusted",
                 needs_approval=True,
                 timeout_s=150,
@@ -269,6 +298,8 @@ def communicate_agent(mail: MailSettings, webhook_hosts: tuple[str, ...], *, out
                 PostWebhook,
                 tools.post_webhook,
                 effect="irreversible",
+                probe=tools.probe_webhook if webhook_status else None,
+                how_to_look=lambda args, key: f"ask whoever runs {urlsplit(args.url).hostname} for a post with Idempotency-Key {key}",
                 trust="untrusted",
                 needs_approval=True,
             ),

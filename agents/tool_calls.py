@@ -77,7 +77,7 @@ class ToolCalls:
                 case Answer():
                     self._finish(call, "ok", verdict.message, spec)
                 case Ask():
-                    self._ask(call, verdict)
+                    self._ask(call, verdict, spec, arguments)
                 case Found():
                     self._found(call, setup, verdict.probed)
                 case Probe():
@@ -175,9 +175,12 @@ class ToolCalls:
         event = ToolFinished(call.call.call_id, call.call.tool, "ok", self._journal.pack(message), 0)
         self._record_outcome(call, msgspec.structs.replace(event, status=status), spec)
 
-    def _ask(self, call: Call, asked: Ask) -> None:
+    def _ask(self, call: Call, asked: Ask, spec: ToolSpec | None, arguments: str) -> None:
+        reason = asked.reason
+        if asked.question == "outcome" and spec is not None and spec.how_to_look is not None:
+            reason = f"{reason}. To look: {spec.how_to_look(spec.args.model_validate_json(arguments or '{}'), self._key(call))}"
         expires_us = self._shop.clock.now_us() + round(self._shop.approval_ttl_s * 1e6)
-        said = (asked.approval_id, call.call.call_id, call.call.tool, call.call.arguments, Hash(asked.digest), asked.reason, expires_us)
+        said = (asked.approval_id, call.call.call_id, call.call.tool, call.call.arguments, Hash(asked.digest), reason, expires_us)
         self._journal.record(ApprovalRequested(*said, question=asked.question))
 
     # ── calls in doubt ──

@@ -196,6 +196,9 @@ class Config(BaseSettings):
     mail_from: str = "crewlog@localhost"
     webhook_hosts: HostNames = ()
     """Hosts that `post_webhook` may reach; empty means none. Entries as for `fetch_hosts`."""
+    webhook_status: str = ""
+    """Where receivers of webhooks say whether they have a post: `HOST=URL` with `{key}` for its idempotency key in the URL, several separated by
+    blanks. They answer 200 when they have it and 404 when they have not. Without it a person is asked about a post that broke off."""
     outbox: Path | None = None
     """Folder into which the communicate agent may publish files for others to see, such as one that a web server serves; a rollback withdraws
     them. None means that it has no such tool. Agents on several machines need the same folder."""

@@ -34,6 +34,8 @@ class ErasureChanges(msgspec.Struct):
     """Erasures in a page of the log."""
 
     rows: dict[UUID, ErasureRow] = msgspec.field(default_factory=dict)
+    again: set[UUID] = msgspec.field(default_factory=set)
+    """Runs that something happened to after their end. Rows that are written then say what events say, so they are marked if the run was erased."""
 
     def fold(self, event: PersonErased) -> None:
         """Note an erasure. The first one of a run counts: nothing was left for another."""
@@ -42,10 +44,12 @@ class ErasureChanges(msgspec.Struct):
 
     async def apply(self, connection: asyncpg.Connection) -> None:
         """Write the rows and mark the texts of the runs, after everything else of the page."""
-        if not self.rows:
-            return
         await ERASURES.write(connection, self.rows.values())
-        runs = list(self.rows)
+        runs = [*self.rows]
+        if self.again:
+            runs += [row[0] for row in await connection.fetch("SELECT run_id FROM erasures WHERE run_id = ANY ($1)", list(self.again))]
+        if not runs:
+            return
         for table, columns in _TEXTS.items():
             await _mark(connection, table, {column: f"replace({column}, $2, $3)" for column in columns}, runs)
         for table, columns in _JSON.items():

@@ -91,7 +91,8 @@ class ReadModel:
     def _stretches(self, events: Sequence[Recorded]) -> Iterator[Sequence[Recorded]]:
         """Cut a page so that no projection gets more facts in one transaction than it can take."""
         if self._limits.keys().isdisjoint(recorded.type for recorded in events):
-            yield events
+            if events:
+                yield events
             return
         begin, used = 0, dict.fromkeys(self._limits.values(), 0)
         for at, recorded in enumerate(events):

@@ -133,10 +133,18 @@ class RunProjection:
                 self._open.move_to_end(run_id)
         while len(self._open) > self._open_runs_max:
             self._forget_idlest()
-        return RunChanges(*self._take_files(), [_hand_out(run) for run in {**held, **touched}.values()])
+        rows = [self._hand_out(run) for run in {**held, **touched}.values()]
+        return RunChanges(*self._take_files(), rows)
 
     def take_done(self, *, keep_max: int) -> RunChanges:
-        """Hand out the rows of runs that are over, and of those idle longest while there are more than may be kept."""
+        """Hand out the rows of runs that are over, and of those idle longest while there are more than may be kept.
+
+        For tables that were empty and that nobody reads yet: each row is written once, and as new. What changes tables by statements of its own,
+        as archiving does, must drop or hand out what is kept of the runs it is about.
+
+        Args:
+            keep_max: most rows of runs under way to keep for later.
+        """
         touched, self._touched = self._touched, {}
         done = []
         for run_id, run in touched.items():
@@ -154,13 +162,19 @@ class RunProjection:
             if self._held.pop(run_id, None) is not None:
                 done.append(run)
         new, again = [run for run in done if not run.is_written], [run for run in done if run.is_written]
-        return RunChanges(*self._take_files(), rows=list(map(_hand_out, again)), new=list(map(_hand_out, new)))
+        rows, fresh = [self._hand_out(run) for run in again], [self._hand_out(run) for run in new]
+        return RunChanges(*self._take_files(), rows, fresh)
 
     def _forget_idlest(self) -> tuple[UUID, RunState]:
         run_id, run = self._open.popitem(last=False)
         if not run.row.submitted_us:
             self._unbegun.add(run_id)
         return run_id, run
+
+    def _hand_out(self, run: RunState) -> Changed:
+        if run.was_over:
+            self._erasures.again.add(run.row.run_id)
+        return _hand_out(run)
 
     def _take_files(self) -> tuple[FileChanges, ErasureChanges]:
         taken = self._files, self._erasures
@@ -195,7 +209,7 @@ def _hand_out(run: RunState) -> Changed:
             task.row.waiting_reason = reason
             run.changed.tasks[task.row] = None
     changed, run.changed = run.changed, Changed()
-    run.is_written = True
+    run.is_written, run.was_over = True, run.is_over
     return changed
 
 

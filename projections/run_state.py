@@ -77,6 +77,8 @@ class RunState(msgspec.Struct, eq=False):
     """What has not been handed out to be written."""
     is_written: bool = False
     """Some of its rows may be in the tables already."""
+    was_over: bool = False
+    """It was over when they were handed out last."""
     submitted_task_id: UUID | None = None
     is_fork: bool = False
     tasks: dict[tuple[str, int], TaskState] = msgspec.field(default_factory=dict)

@@ -174,8 +174,10 @@ def _interrupt(task: TaskState, changed: Changed) -> None:
 
 def _rest(task: TaskState, changed: Changed) -> None:
     """A task whose every open call waits for a person is suspended, from the moment it asked."""
+    if not task.approvals:
+        return
     asked = {approval.call_id for approval in task.approvals.values()}
-    if asked and task.row.status == "running" and asked.issuperset(task.tool_calls):
+    if task.row.status == "running" and asked.issuperset(task.tool_calls):
         task.row.status = "suspended"
         changed.tasks[task.row] = None
 

@@ -15,6 +15,7 @@ from support.views import PROJECTOR, follow, log_of, model_of
 
 from crewlog.events.clock import SystemClock
 from crewlog.events.memory_bus import MemoryBus
+from crewlog.events.personal_store import ERASED
 from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.store import AppendRequest, Write
 from crewlog.projections import bulk, log_scan
@@ -30,12 +31,16 @@ from crewlog.projections.rows import AgentRow, ApprovalRow, DocumentRow, Json, M
 from crewlog.projections.run_projection import APPROVALS, MODEL_CALLS, RUNS, TASKS, TOOL_CALLS
 from crewlog.projections.table import Table
 from crewlog.projections.view_connection import connect_views, lead
+from crewlog.schemas.codec import Event
 from crewlog.schemas.errors import ConfigError, ConflictError
-from crewlog.schemas.ids import RunId, document_stream, run_stream
+from crewlog.schemas.ids import RunId, Stream, TaskId, document_stream, person_stream, run_stream, spend_stream
 from crewlog.schemas.payload import content_hash
-from crewlog.schemas.run_events import RunCancelled, RunSubmitted
+from crewlog.schemas.public_form import PERSONAL
+from crewlog.schemas.run_events import RunCancelled, RunPlanned, RunSubmitted, Step, TaskDispatched, TaskRetryScheduled
 from crewlog.schemas.subjects import POKE
-from crewlog.schemas.system_events import DocumentIngested
+from crewlog.schemas.system_events import CallSettled, DocumentIngested, PersonErased
+from crewlog.schemas.usage import Price, Usage
+from crewlog.schemas.values import Failure
 
 pytestmark = pytest.mark.hand_written("the views are tried on histories of every shape")
 
@@ -115,8 +120,13 @@ async def test_a_rebuild_that_is_interrupted_changes_nothing_and_can_be_started_
     in_small_batches(monkeypatch, random)
     async with log_of(database) as store, model_of(database, store) as model:
         await fill(store, seed + 20)
+        run_id, of_nobody = RunId(SystemClock().random_id()), TaskId(SystemClock().random_id())
+        events = [submitted(run_id), TaskRetryScheduled(of_nobody, "a", 2, BEGIN_US, Failure("timeout", "late"))]
+        await store.append(AppendRequest([Write(run_stream(run_id), events)], [SystemClock().new_id() for _ in events], BEGIN_US, run_id))
+        await fill(store, seed + 30, moves=60)
         await follow(model, store)
         live = await digest(url)
+        assert (await query(database.admin_url, "SELECT count(*) FROM crewlog.problems"))[0][0] == 1
         await query(database.admin_url, "UPDATE rm.tasks SET objective = 'damaged'")
         await query(database.admin_url, "DELETE FROM rm.tool_calls")
         damaged = await digest(url)
@@ -278,17 +288,17 @@ async def test_only_one_rebuild_and_known_names(database: Database) -> None:
 
 async def test_poison_is_recorded_and_the_rest_goes_on(database: Database) -> None:
     run_id = RunId(SystemClock().random_id())
-    task = msgspec.Raw(msgspec.json.encode({"task_id": run_id, "type": "run"}))
-    poison = RunSubmitted(run_id, "default", "ann", "a goal with a NUL \u0000 in it", task, "api")
+    poison = RunPlanned((Step("task", "data", "an objective with a NUL \u0000 in it", (), msgspec.Raw(b"{}")),), "single")
     async with log_of(database) as store, model_of(database, store) as model:
         await fill(store, 5, moves=60)
+        await store.append(AppendRequest([Write(run_stream(run_id), [submitted(run_id)])], [SystemClock().new_id()], BEGIN_US, run_id))
         admin = await database.admin()
         try:  # around the gate, which refuses such a text
             position = await admin.fetchval("SELECT nextval('es.event_position')")
-            await admin.execute("INSERT INTO es.streams (stream_id, version, run_id) VALUES ($1, 1, $2)", run_stream(run_id), run_id)
+            await admin.execute("UPDATE es.streams SET version = 2 WHERE stream_id = $1", run_stream(run_id))
             await admin.execute(
                 """INSERT INTO es.events (position, version, occurred_us, event_id, run_id, schema_version, stream_id, type, actor, writer, data)
-                   VALUES ($1, 1, 1, $2, $3, 1, $4, 'RunSubmitted', 'test', 'test', $5)""",
+                   VALUES ($1, 2, 1, $2, $3, 1, $4, 'RunPlanned', 'test', 'test', $5)""",
                 position,
                 SystemClock().new_id(),
                 run_id,
@@ -301,12 +311,37 @@ async def test_poison_is_recorded_and_the_rest_goes_on(database: Database) -> No
         await store.append(AppendRequest([Write(run_stream(run_id), [RunCancelled("odd", "ann")])], [SystemClock().new_id()], BEGIN_US, run_id))
         await follow(model, store)
         problems = await query(database.url("crewlog_operator"), "SELECT projection, position, type, error FROM crewlog.problems")
-        assert [(row["projection"], row["position"], row["type"]) for row in problems] == [("runs", position, "RunSubmitted")]
+        assert [(row["projection"], row["position"], row["type"]) for row in problems] == [("runs", position, "RunPlanned")]
         assert "unsupported Unicode escape sequence" in problems[0]["error"]
         assert model.position == (await store.read_all(0, 10_000)).events[-1].position
         live = await digest(database.url(PROJECTOR))
         await rebuild(database.url(PROJECTOR), store)
         assert await digest(database.url(PROJECTOR)) == live
+
+
+async def test_what_is_settled_after_an_erasure_brings_back_no_text(database: Database) -> None:
+    """Whatever comes in one page with it, live or in a rebuild."""
+    run_id, clock = RunId(SystemClock().random_id()), SystemClock()
+    task_id, url = TaskId(run_id), database.url(PROJECTOR)
+    plan = RunPlanned((Step("task", "data", PERSONAL, (), msgspec.Raw(b"{}")),), "single")
+    facts: list[tuple[Stream, list[Event]]] = [
+        (run_stream(run_id), [submitted(run_id), plan, TaskDispatched(task_id, "task", "data", 1, 0, 0), RunCancelled("enough", "ann")]),
+        (person_stream("default", "ann"), [PersonErased("default", "ann", "bob", BEGIN_US, (run_id,))]),
+        (spend_stream(task_id), [CallSettled(task_id, run_id, "m1-1", "p", "m", Usage(), Price(9, "config"))]),
+    ]
+    digests = []
+    async with log_of(database) as store, model_of(database, store) as model:
+        for stream, events in facts:
+            await store.append(AppendRequest([Write(stream, events)], [clock.new_id() for _ in events], BEGIN_US, run_id))
+        for page_max in (1, 100):
+            await query(database.admin_url, "TRUNCATE rm.runs, rm.tasks, rm.model_calls, rm.erasures")
+            await query(database.admin_url, "UPDATE rm.checkpoints SET position = 0")
+            await model.open()
+            await follow(model, store, page_max)
+            digests.append(await digest(url))
+        assert (await rebuild(url, store)).corrected == {}
+    assert digests[0] == digests[1]
+    assert [tuple(row) for row in await query(database.admin_url, "SELECT objective, cost_micro_usd FROM rm.tasks")] == [(ERASED, 9)]
 
 
 async def test_unknown_and_broken_events_are_counted(database: Database) -> None:

@@ -21,6 +21,7 @@ from crewlog.agents.mail import MailSettings
 from crewlog.agents.smtp_sink import SmtpSink
 from crewlog.agents.spec import AgentSpec, ToolFailed, ToolOutcomeUnknown
 from crewlog.agents.specialist_communicate import communicate_agent
+from crewlog.agents.webhook import parse_status
 from crewlog.events.config import load
 from crewlog.schemas.errors import ConfigError
 from crewlog.schemas.plan import Constraints
@@ -236,6 +237,35 @@ async def test_what_a_webhook_answers_badly(answer: bytes | None, problem: str, 
         with pytest.raises(ToolFailed if certain else ToolOutcomeUnknown, match=problem):
             await (await desk()).call(agent, "post_webhook", {"url": f"http://127.0.0.1:{receiver.port}/", "body": {}})
     assert len(receiver.requests) == 1
+
+
+@pytest.mark.parametrize(("status", "verdict"), [("200 OK", "happened"), ("404 Not Found", "did_not_happen"), ("503 Busy", "unknown")])
+async def test_a_receiver_is_asked_by_the_key_whether_it_has_a_post(status: str, verdict: str) -> None:
+    async with receiving(f"HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nok".encode()) as receiver:
+        where = parse_status(f"127.0.0.1=http://127.0.0.1:{receiver.port}/took/{{key}}")
+        agent = communicate_agent(MailSettings(), (f"127.0.0.1:{receiver.port}",), webhook_status=where)
+        tool = next(tool for tool in agent.tools if tool.name == "post_webhook")
+        assert tool.probe is not None
+        context = (await desk()).context()
+        probed = await tool.probe(context, tool.args.model_validate({"url": f"http://127.0.0.1:{receiver.port}/hook", "body": {}}))
+        elsewhere = await tool.probe(context, tool.args.model_validate({"url": "http://other.example.org/hook", "body": {}}))
+    assert (probed.verdict, elsewhere.verdict) == (verdict, "unknown")
+    assert [line for line, _, _ in receiver.requests] == [f"GET /took/{context.idempotency_key} HTTP/1.1"]
+
+
+def test_where_a_receiver_says_what_it_took_is_read_strictly() -> None:
+    assert parse_status("") == {}
+    for wrong in ("hook.example.org", "hook.example.org=https://hook.example.org/took", "=https://x/{key}", "h=ftp://x/{key}"):
+        with pytest.raises(ConfigError, match="CREWLOG_WEBHOOK_STATUS"):
+            parse_status(wrong)
+
+
+async def test_a_person_is_told_how_to_look(agent: AgentSpec) -> None:
+    tools = {tool.name: tool for tool in agent.tools}
+    look = tools["send_email"].how_to_look
+    assert look is not None
+    assert look(None, "ab12") == "search the mail server's log, or a recipient's mailbox, for Message-ID <ab12@example.net>"
+    assert tools["send_email"].probe is tools["post_webhook"].probe is None
 
 
 async def test_endless_answers_are_cut() -> None:
