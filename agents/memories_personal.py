@@ -39,6 +39,4 @@ class PersonalMemories:
             event = recorded.event()
             if isinstance(event, MemoryRemembered) and not recorded.erased_us:
                 said[event.user or TENANT, event.content] = event
-        return {
-            key: memory._replace(text=said[key].text, about=said[key].about) for memory in hidden if (key := (memory.user, memory.content)) in said
-        }
+        return {key: memory._replace(text=said[key].text, about=said[key].about) for memory in hidden if (key := (memory.user, memory.content)) in said}

@@ -102,12 +102,15 @@ class PersonalStore:
         self._known: OrderedDict[UUID, _Known] = OrderedDict()
 
     async def check(self) -> None:
-        """Make sure that the key-encryption key is the one of this crew.
+        """Make sure that the key-encryption key is the one of this crew, if anything needs it: keys that were destroyed do not.
 
         Raises:
             ConfigError: it is missing or another one.
         """
-        kek, in_use = self._key_encryption_key(), await self._keys.kek_in_use()
+        in_use = await self._keys.kek_in_use()
+        if in_use is None and not self._gives_keys:
+            return
+        kek = self._key_encryption_key()
         if in_use not in (None, kek.kek_id):
             raise ConfigError(f"persons' keys were wrapped by key-encryption key {in_use}; this process has {kek.kek_id}", hint=HINT)
 

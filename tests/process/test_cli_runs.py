@@ -69,10 +69,10 @@ SHAPES = {
     "saved_micro_usd failed_calls failed_micro_usd unused_calls unused_micro_usd worst_case_calls worst_case_micro_usd open_calls",
     "repriced": "group calls repriced_calls repriced_micro_usd recorded_micro_usd unlisted_calls unlisted_models unlisted_micro_usd "
     "unmeasured_calls unmeasured_micro_usd",
-    "replay": "run_id events streams model_calls state_hash divergence unknown",
+    "replay": "run_id events streams model_calls state_hash divergence unknown erased_us",
     "status": "home processes agents providers views problems held controls standstills",
     "process": "name kind state pid restarts",
-    "agent": "kind worker slots model simulated unavailable started_at",
+    "agent": "kind worker slots model simulated unavailable started_at is_shadow",
     "view": "name position head waiting_since",
 }
 

@@ -63,7 +63,7 @@ LIVENESS_S: Final = 900.0
 """Virtual time in which everything must end once the faults are over."""
 ROLLED_BACK_EVERY: Final = 4
 """So many runs: one of them is taken back when it has ended."""
-rollback.PAGE_BYTES_MAX = 700
+ROLLBACK_PAGE_BYTES: Final = 700
 """Of a rollback: one effect or two, so that it has pages, and dies between them too."""
 CALM: Final = Mix(0.01, 0.0, 0.0, 0.0)
 _NAMES: Final = UUID("7a1d4c52-9f0e-4b53-8e0a-0d6a5f6c1b77")
@@ -465,9 +465,9 @@ async def _start_in_the_end(start: Callable[[], Coroutine[Any, Any, Any]]) -> No
 def run(plan: Plan, *, world: Callable[[Plan], World] = World) -> Report:
     """Play one plan and check everything that must hold."""
     made = world(plan)
-    loop, before = made.loop, logging.root.manager.disable
+    loop, before, page_bytes = made.loop, logging.root.manager.disable, rollback.PAGE_BYTES_MAX
     logging.disable(logging.CRITICAL)
-    faults.hook = made.point
+    faults.hook, rollback.PAGE_BYTES_MAX = made.point, ROLLBACK_PAGE_BYTES
     stopped: list[str] = []
     try:
         try:
@@ -489,5 +489,5 @@ def run(plan: Plan, *, world: Callable[[Plan], World] = World) -> Report:
         return Report(violations, loop.digest, history, loop.steps, made.happened)
     finally:
         loop.forget()
-        faults.hook = None
+        faults.hook, rollback.PAGE_BYTES_MAX = None, page_bytes
         logging.disable(before)

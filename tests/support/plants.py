@@ -47,6 +47,7 @@ def key_of_the_process() -> None:
 
 def lost_tasks_go_on() -> None:
     """Whoever lost a task to another worker goes on with it."""
+    from crewlog.agents.hold import Hold
     from crewlog.agents.journal import Journal
     from crewlog.events.store import Appended
     from crewlog.schemas.errors import ConflictError
@@ -60,7 +61,11 @@ def lost_tasks_go_on() -> None:
             first, count = request.writes[0].expected + 1, len(request.event_ids)
             return Appended(list(range(first, first + count)), list(range(count)))
 
+    async def trusting(_: Hold) -> None:
+        return
+
     Journal._append = unfenced  # type: ignore[method-assign]
+    Hold.check = trusting  # type: ignore[method-assign]
 
 
 def ack_before_append() -> None:
