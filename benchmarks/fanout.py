@@ -225,7 +225,7 @@ class Floor:
 
 async def measure_idle(crew: Crew, seconds: float) -> None:
     """Print what a crew that has nothing to do costs."""
-    await asyncio.sleep(5)  # let start-up settle
+    await asyncio.sleep(40)  # let start-up settle: connections that only it needed are closed within half a minute
     cpu, began = cpu_seconds(crew.pids()), time.perf_counter()
     await asyncio.sleep(seconds)
     share = (cpu_seconds(crew.pids()) - cpu) / (time.perf_counter() - began) * 100
