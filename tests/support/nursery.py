@@ -36,6 +36,7 @@ class Forked:
     def __init__(self, nursery: Nursery, pid: int) -> None:
         self.pid, self.returncode = pid, None
         self._nursery, self._fd = nursery, os.pidfd_open(pid)
+        self._collecting = threading.Lock()
 
     returncode: int | None
 
@@ -44,8 +45,10 @@ class Forked:
         if self.returncode is None:
             if not select.select([self._fd], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(f"pid {self.pid}", timeout or 0)
-            self.returncode = self._nursery.reap(self.pid)
-            os.close(self._fd)
+            with self._collecting:  # two may wait for one process, and it can be collected only once
+                if self.returncode is None:
+                    self.returncode = self._nursery.reap(self.pid)
+                    os.close(self._fd)
         return self.returncode
 
     def send_signal(self, number: int) -> None:
