@@ -1,11 +1,9 @@
-"""How soon work goes on when somebody dies, and what it costs to look after many open runs. With the product's own settings.
+"""How soon work goes on when somebody dies. With the product's own settings.
 
-    uv run python benchmarks/recovery.py [worker] [orchestrator] [open] [--runs 10000] [--watch 60]
+    uv run python benchmarks/recovery.py [worker] [orchestrator]
 
 worker        kill -9 of a worker with tasks at work, and how long until another one has taken each over; bound: ack wait (30 s) + 1 s
 orchestrator  kill -9 of one of two orchestrators under a steady load of short runs, several times; bound: 1 s more than without
-open          runs that wait for a person: what they hold (processes, connections, messages), and what looking after them costs; bound: 1 %
-              of a core. They are made by appends through the product's own decisions, without a process each.
 """
 
 from __future__ import annotations
@@ -17,35 +15,24 @@ import random
 import shutil
 import signal
 import tempfile
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NamedTuple
-from uuid import uuid4
 
-import asyncpg
-from measure import cpu_seconds, machine, percentile
+from measure import machine, percentile
 
 from crewlog.events import jetstream
 from crewlog.events.clock import SystemClock
 from crewlog.events.config import load
-from crewlog.events.credentials import ADMIN, load_credentials
-from crewlog.events.memory_bus import MemoryBroker, MemoryBus
 from crewlog.events.nats_bus import NatsBus
-from crewlog.events.postgres_store import PostgresStore
-from crewlog.events.store import ANY, AppendRequest, Write
 from crewlog.orchestrator.chaos_agent import KIND
 from crewlog.orchestrator.chaos_crew import ChaosCrew
 from crewlog.orchestrator.chaos_sink import Sink
 from crewlog.orchestrator.client import Client
 from crewlog.orchestrator.endpoints import with_login
-from crewlog.orchestrator.home import Home
-from crewlog.orchestrator.service import OrchestratorService
-from crewlog.schemas.ids import Hash, RunId, TaskId, derived_approval_id, run_stream, task_stream
-from crewlog.schemas.payload import Payload
-from crewlog.schemas.task import AgentTask, parse_task
-from crewlog.schemas.task_events import TERMINAL_TYPES, ApprovalRequested, TaskStarted
+from crewlog.schemas.ids import RunId, run_stream
+from crewlog.schemas.task_events import TERMINAL_TYPES, TaskStarted
 
 CLOCK = SystemClock()
 
@@ -161,99 +148,17 @@ async def orchestrator(kills: int) -> None:
         print(f"        {'kept' if extra <= 1 else 'MISSED'}: at most 1 s more; it was {extra:.2f} s more than 95 % of the others took", flush=True)
 
 
-async def waiting(runs: int, watch_s: float) -> None:
-    """Make many runs that wait for a person, and look at what they hold and cost."""
-    async with a_bench(workers=0, orchestrators=1) as bench:
-        state = Home(bench.home).state()
-        assert state is not None
-        assert state.database_port is not None
-        url = load_credentials(bench.home).postgres_url(ADMIN, state.database_port)
-        idle = await cost(bench, watch_s)
-        before = await held(bench, url)
-        began = time.monotonic()
-        await make_suspended(url, runs)
-        print(f"open: {runs} runs that wait for a person, made in {time.monotonic() - began:.0f} s", flush=True)
-        async with asyncio.timeout(600):
-            while [view for view in await bench.client.queries().lag() if view.waiting_since is not None]:
-                await asyncio.sleep(1)
-        await asyncio.sleep(15)  # the first look at each of them folds it; what is measured is looking again
-        busy = await cost(bench, watch_s)
-        after = await held(bench, url)
-        print(f"        held before: {before}; with them: {after}")
-        print(f"        orchestrator {idle:.2%} of a core without them, {busy:.2%} with them")
-        print(f"        {'kept' if busy - idle <= 0.01 else 'MISSED'}: at most 1 % of a core more", flush=True)
-
-
-async def cost(bench: Bench, watch_s: float) -> float:
-    """Return the share of a core that the orchestrator uses."""
-    pid = bench.pids("orchestrators")["orchestrator-1"]
-    before = cpu_seconds([pid])
-    await asyncio.sleep(watch_s)
-    return (cpu_seconds([pid]) - before) / watch_s
-
-
-async def held(bench: Bench, url: str) -> str:
-    """Count processes of the crew, connections to Postgres and messages in the queues."""
-    connection = await asyncpg.connect(url)
-    connections = await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()")
-    await connection.close()
-    infos = [await jetstream.api(bench.bus, f"STREAM.INFO.{stream}") for stream in ("WORK", "TASKS")]
-    processes = sum(victim.name != "a backend" for victim in bench.crew.victims())
-    return f"{processes} processes, {connections} connections, {sum(info['state']['messages'] for info in infos)} queued messages"
-
-
-async def make_suspended(url: str, runs: int) -> None:
-    """Submit runs through the product's own decisions, each with a task that has asked a person."""
-    store = await PostgresStore.open(url, actor="bench", clock=CLOCK, lanes=2)
-    service = OrchestratorService(store, MemoryBus(MemoryBroker()), CLOCK)
-    await service.kinds.start()
-    driving = service.driver.start()
-    tasks = [parse_task({"task_id": uuid4(), "type": "research", "objective": f"Wait {n}"}) for n in range(runs)]
-    for page in (tasks[at : at + 200] for at in range(0, runs, 200)):
-        await asyncio.gather(*(suspend(service, store, task) for task in page))
-    async with asyncio.timeout(120):
-        while any(service.driver.folds.get(RunId(task.run_id)).state.status == "running" and not is_suspended(service, task) for task in tasks[-200:]):
-            await asyncio.sleep(0.2)
-    await service.driver.stop(grace_s=30)
-    await asyncio.gather(driving, return_exceptions=True)
-    await store.close()
-
-
-async def suspend(service: OrchestratorService, store: PostgresStore, task: AgentTask) -> None:
-    run_id, task_id = RunId(task.run_id), TaskId(task.task_id)
-    await service.driver.submit(task, "api")
-    asked = ApprovalRequested(
-        derived_approval_id(task_id, call_id="c"),
-        "c",
-        "send_email",
-        Payload(2, inline="{}"),
-        Hash("0" * 64),
-        "it needs a person",
-        CLOCK.now_us() + 86_400_000_000,
-    )
-    await store.append(AppendRequest((Write(task_stream(task_id), (asked,), ANY),), [CLOCK.new_id()], CLOCK.now_us(), run_id, task_id))
-    service.driver.wake(run_id)
-
-
-def is_suspended(service: OrchestratorService, task: AgentTask) -> bool:
-    return any(found.phase == "suspended" for found in service.driver.folds.get(RunId(task.run_id)).state.tasks.values())
-
-
-async def main(what: Sequence[str], runs: int, watch_s: float) -> None:
+async def main(what: Sequence[str]) -> None:
     """Measure what was asked for."""
     print(f"{machine()}\n", flush=True)
     if "orchestrator" in what:
         await orchestrator(kills=5)
     if "worker" in what:
         await worker(kills=1)
-    if "open" in what:
-        await waiting(runs, watch_s)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["worker", "orchestrator", "open"])
-    parser.add_argument("--runs", type=int, default=10_000)
-    parser.add_argument("--watch", type=float, default=60.0)
+    parser.add_argument("what", nargs="*", default=["worker", "orchestrator"])
     given = parser.parse_args()
-    asyncio.run(main(given.what, given.runs, given.watch))
+    asyncio.run(main(given.what))

@@ -7,7 +7,7 @@ in which messages are sent is no decision that a replay must find again, a queue
 - Otherwise it waits in this process. Whatever has an end makes room for the next; from time to time the bus is asked what is really out,
   because other orchestrators send, too, and hear of the ends of each other's tasks. That is every `LOOK_S` while tasks come and go, and
   hardly ever beside agents that think for minutes, or where nobody takes anything.
-- Turns are taken within one queue for each kind of agent: others give what they would hold back to the orchestrator that does (`dispatch_peers`).
+- Turns are taken within one queue for each kind of agent: others give what they would hold back to the orchestrator that does (`holders`).
 - Shadows have queues and windows of their own, and wait without a look at the bus while no worker is there for them.
 - An orchestrator that holds something back says so. When one falls silent or leaves, the others take over what the log says
   is dispatched, as an orchestrator does that starts. A message sent twice has the same id, and the stream drops the second.
@@ -24,9 +24,9 @@ from typing import Final
 from crewlog.events.bus import Bus, Queued
 from crewlog.events.clock import Clock
 from crewlog.orchestrator.dispatch import Dispatch
-from crewlog.orchestrator.dispatch_peers import GIVEN_AT_ONCE_MAX, Held, Holders
 from crewlog.orchestrator.fair_queue import FairQueue, Waiting
 from crewlog.orchestrator.folds import Folds
+from crewlog.orchestrator.holders import GIVEN_AT_ONCE_MAX, Held, Holders
 from crewlog.orchestrator.publisher import Publisher
 from crewlog.orchestrator.run import RunState, current_task
 from crewlog.orchestrator.window import Window

@@ -33,7 +33,7 @@ ASK_TIMEOUT_S: Final = 1.0
 WAIT_MIN_S: Final = 0.001
 """A wait that rounding makes shorter than a clock can tell would never end."""
 _ARE_YOU_THERE: Final = b"{}"
-"""A question about no message, see `dispatch_peers.Question`."""
+"""A question about no message, see `holders.Question`."""
 
 log = logging.getLogger(__name__)
 

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,15 @@ def test_package_roots_only_reexport() -> None:
 
 def test_the_front_door_stays_open() -> None:
     assert not (ROOT / "crewlog").exists(), "crewlog is a namespace package: a folder of that name closes it"
+
+
+def test_every_module_has_its_place_in_the_picture() -> None:
+    """A stranger finds each file in ARCHITECTURE.md, and nothing there that is gone."""
+    picture = (ROOT / "ARCHITECTURE.md").read_text().partition("## The modules")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`([a-z0-9_*]+)`", picture)) - set(PACKAGES)
+    modules = {path.stem for path in sources() if not path.stem.startswith("__")}
+    assert not {module for module in modules if not any(fnmatch(module, name) for name in named)}
+    assert not {name for name in named if not any(fnmatch(module, name) for module in modules)}
 
 
 def test_type_ignores_do_not_grow() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from uuid import UUID
 
 import pytest
 import pytest_asyncio
-from support.logs import CLOCK, InMemory, InPostgres, Log, asked, completed, new_run, new_task, opening, request, started, to_task
+from support.logs import CLOCK, InPostgres, Log, asked, completed, new_run, new_task, opening, request, started, to_task
 from support.money import calling, changing, opened, over, scoped, settling
 
 from crewlog.events.grants import OPERATOR, ORCHESTRATOR, PROJECTOR, SPECIALIST
@@ -21,17 +21,6 @@ from crewlog.schemas.task_events import TaskCancelled
 
 TENANT = tenant_scope("default", "2026-11-25")
 FAR_US = 2**60
-
-
-@pytest.fixture(params=["memory", "postgres"])
-def kept_in(request: pytest.FixtureRequest) -> Log:
-    return InMemory() if request.param == "memory" else InPostgres(request.getfixturevalue("database"))
-
-
-@pytest_asyncio.fixture
-async def log(kept_in: Log) -> AsyncIterator[Log]:
-    yield kept_in
-    await kept_in.close()
 
 
 @pytest_asyncio.fixture

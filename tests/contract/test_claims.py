@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
-import pytest_asyncio
-from support.logs import CLOCK, InMemory, InPostgres, Log, new_run, new_task, opening, request
+from support.logs import CLOCK, Log, new_run, new_task, opening, request
 
 from crewlog.agents.claims import Claim, read_claim, settlement
 from crewlog.events.grants import kind_role
@@ -24,17 +22,6 @@ pytestmark = pytest.mark.hand_written("tries claims without the calls that make 
 OPENED = ClaimsOpened("default", "research", "book", Hash("a" * 64))
 STREAM = claim_stream("default", OPENED.fingerprint)
 WORKERS = 6
-
-
-@pytest.fixture(params=["memory", "postgres"])
-def kept_in(request: pytest.FixtureRequest) -> Log:
-    return InMemory() if request.param == "memory" else InPostgres(request.getfixturevalue("database"))
-
-
-@pytest_asyncio.fixture
-async def log(kept_in: Log) -> AsyncIterator[Log]:
-    yield kept_in
-    await kept_in.close()
 
 
 async def claim(store: EventStore, run_id: RunId, task_id: TaskId, found: Claim) -> bool:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import asyncpg
 import msgspec
 import pytest
-import pytest_asyncio
 from support.logs import (
     CLOCK,
-    InMemory,
-    InPostgres,
     Log,
     asked,
     completed,
@@ -40,17 +35,6 @@ from crewlog.schemas.task_events import TASK_EVENTS, TERMINAL_TYPES, ApprovalDec
 from crewlog.schemas.values import Failure
 
 pytestmark = pytest.mark.hand_written("tries who may write what")
-
-
-@pytest.fixture(params=["memory", "postgres"])
-def kept_in(request: pytest.FixtureRequest) -> Log:
-    return InMemory() if request.param == "memory" else InPostgres(request.getfixturevalue("database"))
-
-
-@pytest_asyncio.fixture
-async def log(kept_in: Log) -> AsyncIterator[Log]:
-    yield kept_in
-    await kept_in.close()
 
 
 def ingested() -> DocumentIngested:

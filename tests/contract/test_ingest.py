@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
-import pytest_asyncio
-from support.logs import InMemory, InPostgres, Log
+from support.logs import Log
 
 from crewlog.agents.ingest import ingest
 from crewlog.events.clock import SystemClock
@@ -20,17 +18,6 @@ from crewlog.schemas.system_events import DocumentIngested
 CLOCK = SystemClock()
 RULES = b"# Refunds\r\n\r\nWithin 14 days.\r\n"
 STREAM = document_stream("default", content_hash(RULES))
-
-
-@pytest.fixture(params=["memory", "postgres"])
-def kept_in(request: pytest.FixtureRequest) -> Log:
-    return InMemory() if request.param == "memory" else InPostgres(request.getfixturevalue("database"))
-
-
-@pytest_asyncio.fixture
-async def log(kept_in: Log) -> AsyncIterator[Log]:
-    yield kept_in
-    await kept_in.close()
 
 
 async def test_the_fact_holds_what_the_index_needs(log: Log) -> None:

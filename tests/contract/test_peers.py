@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from crewlog.events.clock import SystemClock
 from crewlog.events.memory_bus import MemoryBroker, MemoryBus
-from crewlog.orchestrator.dispatch_peers import Holders
+from crewlog.orchestrator.holders import Holders
 from crewlog.orchestrator.peers import ALONE_S, BEAT_S
 from crewlog.schemas.subjects import ORCHESTRATORS, control_orchestrator
 

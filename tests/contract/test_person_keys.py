@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
 import asyncpg
 import msgspec
 import pytest
-import pytest_asyncio
 from support.logs import CLOCK, InMemory, InPostgres, Log, cancelled, dispatched, new_run, new_task, request, to_run, to_task
 
 from crewlog.events.envelope import KeyEncryptionKey, new_secret
@@ -30,17 +28,6 @@ pytestmark = pytest.mark.hand_written("tries the log with texts of a person in e
 MARKER = "Ada was born in 1815"
 RESEARCH = kind_role("research")
 KEK = KeyEncryptionKey(new_secret())
-
-
-@pytest.fixture(params=["memory", "postgres"])
-def kept_in(request: pytest.FixtureRequest) -> Log:
-    return InMemory() if request.param == "memory" else InPostgres(request.getfixturevalue("database"))
-
-
-@pytest_asyncio.fixture
-async def log(kept_in: Log) -> AsyncIterator[Log]:
-    yield kept_in
-    await kept_in.close()
 
 
 async def opened(log: Log, role: str = ORCHESTRATOR, *, kek: KeyEncryptionKey = KEK) -> PersonalStore:

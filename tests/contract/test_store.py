@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from uuid import UUID
 
 import msgspec
@@ -11,8 +10,6 @@ import pytest
 import pytest_asyncio
 from support.logs import (
     CLOCK,
-    InMemory,
-    InPostgres,
     Log,
     asked,
     cancelled,
@@ -38,17 +35,6 @@ from crewlog.schemas.system_events import DocumentIngested
 from crewlog.schemas.task_events import TaskCancelled, TaskOpened
 
 pytestmark = pytest.mark.hand_written("tries the log with events of every kind")
-
-
-@pytest.fixture(params=["memory", "postgres"])
-def kept_in(request: pytest.FixtureRequest) -> Log:
-    return InMemory() if request.param == "memory" else InPostgres(request.getfixturevalue("database"))
-
-
-@pytest_asyncio.fixture
-async def log(kept_in: Log) -> AsyncIterator[Log]:
-    yield kept_in
-    await kept_in.close()
 
 
 @pytest_asyncio.fixture
