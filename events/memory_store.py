@@ -18,13 +18,13 @@ from crewlog.events.appender import OnCommit
 from crewlog.events.grants import GRANTS, Grant, owner_grants
 from crewlog.events.memory_ledger import MemoryLedger
 from crewlog.events.person_keys_memory import KeyTables, MemoryPersonKeys
-from crewlog.events.store import Appended, AppendRequest, BudgetState, OpenReservation, Page, Recorded, Write
+from crewlog.events.store import Appended, AppendRequest, ArchivedRun, BudgetState, OpenReservation, Page, Recorded, Write
 from crewlog.schemas.codec import type_name
 from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, Unavailable
-from crewlog.schemas.ids import Hash, RunId, Stream, category, document_stream, run_stream
+from crewlog.schemas.ids import Hash, RunId, Stream, TaskId, category, document_stream, run_stream, task_stream
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.run_events import RunSubmitted
-from crewlog.schemas.system_events import DocumentErased, DocumentIngested
+from crewlog.schemas.system_events import DocumentErased, DocumentIngested, RunArchived
 from crewlog.schemas.task_events import TERMINAL_TYPES, ModelCallStarted
 
 OWNER = "owner"
@@ -51,7 +51,6 @@ class MemoryLog:
     timers: dict[RunId, int] = field(default_factory=dict)
     ledger: MemoryLedger = field(default_factory=MemoryLedger)
     key_tables: KeyTables = field(default_factory=KeyTables)
-
 
     def is_open(self, run_id: UUID) -> bool:
         """Say whether a run, or a task of it, has not ended."""
@@ -155,10 +154,21 @@ class MemoryStore:
         return found[:limit]
 
     async def child_runs(self, run_ids: Sequence[RunId]) -> Sequence[RunId]:
-        tasks = {name.removeprefix("task/") for name, stream in self.log.streams.items() if stream.run_id in run_ids and category(name) == "task"}
-        parents = tasks.union(map(str, run_ids))
+        parents = self._run_and_task_ids(run_ids)
         submitted = (stream.events[0] for name, stream in self.log.streams.items() if category(name) == "run" and stream.events)
         return [RunId(first.run_id) for first in submitted if first.run_id is not None and _parent(first) in parents]
+
+    async def archived_runs(self, *, came_from: Collection[RunId] = (), with_tasks: Collection[UUID] = ()) -> Sequence[ArchivedRun]:
+        parents = self._run_and_task_ids(came_from)
+        owners = {stream.run_id for one in with_tasks for name in (task_stream(TaskId(one)), run_stream(RunId(one))) if (stream := self.log.streams.get(name))}
+        said = [recorded.event() for name, stream in self.log.streams.items() if category(name) == "archive" for recorded in stream.events]
+        told = {event.run_id: event for event in said if isinstance(event, RunArchived)}
+        found = {run_id: last.file for run_id, last in told.items() if str(last.parent_task_id) in parents or run_id in owners or run_id in with_tasks}
+        return [ArchivedRun(run_id, file) for run_id, file in found.items() if run_stream(run_id) not in self.log.streams]
+
+    def _run_and_task_ids(self, run_ids: Collection[RunId]) -> set[str]:
+        tasks = {name.removeprefix("task/") for name, stream in self.log.streams.items() if stream.run_id in run_ids and category(name) == "task"}
+        return tasks.union(map(str, run_ids))
 
     async def count_open(self, *, after: RunId | None, limit: int) -> Mapping[RunId, int]:
         found = dict.fromkeys(await self.open_runs(after=after, limit=limit), 0)

@@ -22,7 +22,7 @@ from crewlog.events.clock import Clock
 from crewlog.events.envelope import DataKey, Enclosed, KeyEncryptionKey, enclosed, hollow, new_secret
 from crewlog.events.kek import HINT, LoadKek, kek_source
 from crewlog.events.person_keys import PersonBlob, PersonKey, PersonKeys
-from crewlog.events.store import Appended, AppendRequest, BudgetState, EventStore, OpenReservation, Page, Recorded
+from crewlog.events.store import Appended, AppendRequest, ArchivedRun, BudgetState, EventStore, OpenReservation, Page, Recorded
 from crewlog.schemas.codec import Event, Unknown
 from crewlog.schemas.errors import ConfigError, ContractError, TerminalError
 from crewlog.schemas.ids import Hash, RunId, Stream
@@ -157,6 +157,9 @@ class PersonalStore:
 
     async def child_runs(self, run_ids: Sequence[RunId]) -> Sequence[RunId]:
         return await self.inner.child_runs(run_ids)
+
+    async def archived_runs(self, *, came_from: Collection[RunId] = (), with_tasks: Collection[UUID] = ()) -> Sequence[ArchivedRun]:
+        return await self.inner.archived_runs(came_from=came_from, with_tasks=with_tasks)
 
     async def count_open(self, *, after: RunId | None, limit: int) -> Mapping[RunId, int]:
         return await self.inner.count_open(after=after, limit=limit)

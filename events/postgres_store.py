@@ -11,8 +11,8 @@ from crewlog.events.blobs import BlobCache, pack_blob, unpack_blob
 from crewlog.events.clock import Clock
 from crewlog.events.connections import Connections, connector
 from crewlog.events.person_keys import PersonKeys, PostgresPersonKeys
-from crewlog.events.store import Appended, AppendRequest, BudgetState, OpenReservation, Page, Recorded
-from crewlog.schemas.ids import Hash, RunId, Stream
+from crewlog.events.store import Appended, AppendRequest, ArchivedRun, BudgetState, OpenReservation, Page, Recorded
+from crewlog.schemas.ids import Hash, RunId, Stream, TaskId, run_stream, task_stream
 from crewlog.schemas.payload import content_hash
 
 _COLUMNS: Final = (
@@ -35,6 +35,20 @@ WITH parents AS (
   UNION SELECT id::text FROM unnest($1::uuid[]) id)
 SELECT e.run_id FROM es.events e
  WHERE e.type = 'RunSubmitted' AND e.data -> 'task' ->> 'parent_task_id' = ANY (ARRAY(SELECT id FROM parents)) ORDER BY e.position
+"""
+_ARCHIVED_RUNS: Final = """
+WITH own AS (
+  SELECT substring(stream_id FROM 6) AS id FROM es.streams WHERE run_id = ANY ($1::uuid[]) AND starts_with(stream_id, 'task/')
+  UNION SELECT id::text FROM unnest($1::uuid[]) id),
+said AS (
+  SELECT e.version, e.data ->> 'run_id' AS run, e.data ->> 'file' AS file FROM es.events e
+   WHERE e.type = 'RunArchived' AND e.data ->> 'parent_task_id' = ANY (ARRAY(SELECT id FROM own))
+  UNION ALL
+  SELECT e.version, t.run_id::text, e.data ->> 'file' FROM es.streams t JOIN es.events e ON e.stream_id = 'archive/' || t.run_id
+   WHERE t.stream_id = ANY ($2))
+SELECT DISTINCT ON (run) run::uuid, file FROM said
+ WHERE NOT EXISTS (SELECT FROM es.events r WHERE r.stream_id = 'run/' || run AND r.version = 1)
+ ORDER BY run, version DESC
 """
 _COUNT_OPEN: Final = """
 SELECT o.run_id, (SELECT sum(s.version)::bigint FROM es.streams s WHERE s.run_id = o.run_id)
@@ -150,6 +164,10 @@ class PostgresStore:
 
     async def child_runs(self, run_ids: Sequence[RunId]) -> Sequence[RunId]:
         return [RunId(row[0]) for row in await self._connections.fetch("list child runs", _CHILD_RUNS, list(run_ids))]
+
+    async def archived_runs(self, *, came_from: Collection[RunId] = (), with_tasks: Collection[UUID] = ()) -> Sequence[ArchivedRun]:
+        streams = [stream for one in with_tasks for stream in (task_stream(TaskId(one)), run_stream(RunId(one)))]
+        return [ArchivedRun(RunId(row[0]), row[1]) for row in await self._connections.fetch("list archived runs", _ARCHIVED_RUNS, list(came_from), streams)]
 
     async def set_timers(self, due: Mapping[RunId, int | None]) -> None:
         later = {run_id: due_us for run_id, due_us in due.items() if due_us is not None}

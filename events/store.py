@@ -107,6 +107,13 @@ class BudgetState(NamedTuple):
     reserved: int
 
 
+class ArchivedRun(NamedTuple):
+    """A run whose events are in a file of this name."""
+
+    run_id: RunId
+    file: str
+
+
 class OpenReservation(NamedTuple):
     """Money that is held back for a call nobody has settled; run and task are those of the append that reserved it."""
 
@@ -185,6 +192,14 @@ class EventStore(Protocol):
 
     async def child_runs(self, run_ids: Sequence[RunId]) -> Sequence[RunId]:
         """List the runs whose submission names one of these runs, or a task of one, as what it came from."""
+
+    async def archived_runs(self, *, came_from: Collection[RunId] = (), with_tasks: Collection[UUID] = ()) -> Sequence[ArchivedRun]:
+        """List runs that went to files and are not back, in no order.
+
+        Args:
+            came_from: those that `child_runs` would list if they were here; programs of before did not say what an archived run came from.
+            with_tasks: those that have one of these as a task, or as their own id.
+        """
 
     async def count_open(self, *, after: RunId | None, limit: int) -> Mapping[RunId, int]:
         """List the same runs in the same order -> how many events all of their streams have together: a number that only grows."""

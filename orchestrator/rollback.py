@@ -45,9 +45,9 @@ class RunEffect(msgspec.Struct, frozen=True):
     key: str
     fingerprint: Hash
     began: int
-    """Position of its intent: effects are taken back in the reverse order of these."""
+    """Position of its intent, or its time: effects are taken back in the reverse order of these."""
     position: int
-    """Of its outcome, or of its intent while it has none."""
+    """Of its outcome, or of its intent while it has none; or the time of that."""
     worker: str
     status: Literal["open", "ok", "error", "unknown"] = "open"
     """`open`: it has an intent and no outcome."""
@@ -56,12 +56,13 @@ class RunEffect(msgspec.Struct, frozen=True):
     """All that it did is in its result."""
 
 
-def effects_of(run_id: RunId, events: Iterable[Recorded], contained: Mapping[Hash, frozenset[str]]) -> list[RunEffect]:
+def effects_of(run_id: RunId, events: Iterable[Recorded], contained: Mapping[Hash, frozenset[str]], *, by_clock: bool = False) -> list[RunEffect]:
     """Read the effects of a run off its events.
 
     Args:
         events: of all its streams, in the order of the log.
         contained: blob of a setup -> names of the tools in it that reach nothing outside.
+        by_clock: place effects by the times of their events, for a run, or beside one, whose positions are those of its return from a file.
     """
     kinds: dict[UUID, str] = {}
     workers: dict[UUID, str] = {}
@@ -71,6 +72,7 @@ def effects_of(run_id: RunId, events: Iterable[Recorded], contained: Mapping[Has
         if category(recorded.stream) != "task":
             continue
         event, task_id = recorded.event(), UUID(recorded.stream.removeprefix("task/"))
+        place = recorded.occurred_us if by_clock else recorded.position
         match event:
             case TaskOpened() | TaskForked():
                 kinds[task_id] = event.kind
@@ -89,14 +91,14 @@ def effects_of(run_id: RunId, events: Iterable[Recorded], contained: Mapping[Has
                     effect=event.effect,
                     key=event.idempotency_key,
                     fingerprint=event.fingerprint,
-                    began=recorded.position,
-                    position=recorded.position,
+                    began=place,
+                    position=place,
                     worker=workers.get(task_id, ""),
                     compensation=event.compensation,
                     is_contained=event.tool in inside.get(task_id, ()),
                 )
             case ToolProbed() | CompensationFinished() | ToolFinished() if (task_id, event.call_id) in found:
-                found[task_id, event.call_id] = _later(found[task_id, event.call_id], event, recorded.position)
+                found[task_id, event.call_id] = _later(found[task_id, event.call_id], event, place)
             case _:
                 continue
     return list(found.values())

@@ -19,13 +19,13 @@ from crewlog.events.store import EventStore, Recorded
 from crewlog.orchestrator.commands import ContinueRollback, TooLate
 from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.kinds import KindDirectory
-from crewlog.orchestrator.rollback import Known, RunEffect, effects_of, plan_page, planned_keys, undone_keys, wants_more
+from crewlog.orchestrator.rollback import Known, RunEffect, effects_of, plan_page, planned_keys, wants_more
+from crewlog.orchestrator.rollback_family import Families, Family
 from crewlog.orchestrator.run import RunState
 from crewlog.orchestrator.run_history import erased_text
-from crewlog.orchestrator.terms import run_with
 from crewlog.schemas.effects import Rollback, RollbackPage
 from crewlog.schemas.errors import ContractError, NotFound, OrchestrationError
-from crewlog.schemas.ids import Hash, RunId, import_stream, rollback_run_id
+from crewlog.schemas.ids import Hash, RunId, rollback_run_id
 from crewlog.schemas.task import RUN, parse_task
 from crewlog.schemas.task_events import TaskMoved, TaskStarted
 
@@ -33,7 +33,6 @@ ATTEMPTS_MAX: Final = 8
 """Attempts at one compensation, with growing waits: it may be that what it acts on is away for a while."""
 TIMEOUT_S: Final = 86_400
 """Longest time of a rollback, in seconds."""
-ROLLBACKS_PER_LOOK: Final = 16
 
 log = logging.getLogger(__name__)
 
@@ -48,18 +47,12 @@ class Begun(NamedTuple):
     more: int
 
 
-class _Family(NamedTuple):
-    """A run and those that came from it, and the keys of what rollbacks of any of them have taken back."""
-
-    runs: Sequence[RunState]
-    undone: frozenset[str]
-
-
 class Rollbacks:
     """Takes runs back."""
 
     def __init__(self, store: EventStore, driver: Driver, kinds: KindDirectory) -> None:
         self._store, self._driver, self._kinds = store, driver, kinds
+        self._families = Families(store, driver.folds)
         self._reading: dict[RunId, asyncio.Task[None]] = {}
 
     def note(self, state: RunState) -> None:
@@ -82,25 +75,21 @@ class Rollbacks:
         Raises:
             NotFound: the tenant has no such run.
             TooLate: the run is not over yet.
-            ContractError: it is a rollback itself, or was imported.
+            ContractError: it is a rollback itself, was carried out elsewhere, or it or a run of its family is archived.
             Unavailable: the log cannot be reached.
         """
-        state = (await self._driver.folds.states([run_id])).get(run_id)
-        if state is None or state.brief.tenant != tenant:
-            raise NotFound("run", str(run_id))
+        state = await self._families.run(tenant, run_id)
         if state.rollback is not None:
             raise ContractError(f"run {run_id} is the rollback of run {state.rollback.run_id}, and is not rolled back itself")
         if state.status == "open":
             raise TooLate(f"run {run_id} is not over: it could do more while it is rolled back. End it first: crewlog cancel {run_id} --reason …")
-        if await self._store.read_streams({import_stream(run_id): 0}):
-            raise ContractError(f"run {run_id} was imported: what it did, it did elsewhere; roll it back where it ran")
-        earlier = await self._earlier(run_id)
+        earlier = await self._families.earlier(run_id)
         if earlier and earlier[-1].status == "open":
             return _begun(earlier[-1], is_new=False)
         return await self._submit(state, len(earlier) + 1, actor=actor, reason=reason)
 
     async def _submit(self, state: RunState, number: int, *, actor: str, reason: str) -> Begun:
-        family = await self._family(state)
+        family = await self._families.of(state)
         for one in family.runs:
             if one.status == "open":
                 raise TooLate(f"run {one.run_id}, which came from run {state.run_id}, is not over: crewlog cancel {one.run_id} --reason … ends it")
@@ -133,66 +122,22 @@ class Rollbacks:
                 rolled_back = (await self._driver.folds.states([run_id])).get(run_id)
                 if rolled_back is None:
                     raise NotFound("run", str(run_id))
-                page = await self._page(run_id, await self._family(rolled_back, but=state.run_id), planned=planned_keys(state.rollback))
+                page = await self._page(run_id, await self._families.of(rolled_back, but=state.run_id), planned=planned_keys(state.rollback))
                 state = await self._driver.execute(state.run_id, ContinueRollback(page, len(state.rollback.orders)))
         except OrchestrationError as error:
             log.warning("rollback %s does not go on yet: %s", state.run_id, error)
 
-    async def _page(self, run_id: RunId, family: _Family, *, planned: frozenset[str] = frozenset()) -> RollbackPage:
+    async def _page(self, run_id: RunId, family: Family, *, planned: frozenset[str] = frozenset()) -> RollbackPage:
         await self._kinds.refresh()
         effects: list[RunEffect] = []
         for run in family.runs:
             events = await self._store.read_run(run.run_id)
+            if not events:
+                raise TooLate(f"run {run.run_id} is being archived: ask again when that is over")
             if erased_us := max((recorded.erased_us for recorded in events), default=0):
                 raise ContractError(f"run {run.run_id} cannot be rolled back: {erased_text(erased_us)}, and how to take its effects back with it")
-            effects += effects_of(run.run_id, events, await self._contained(events))
+            effects += effects_of(run.run_id, events, await self._contained(events), by_clock=family.by_clock)
         return plan_page(run_id, effects, Known(family.undone, self._kinds.offers), planned=planned)
-
-    async def _family(self, state: RunState, *, but: RunId | None = None) -> _Family:
-        """Find the runs that came from a run, and theirs; and what was taken back of any of them, also by rollbacks of what they came from.
-
-        Args:
-            but: the rollback that asks.
-
-        Raises:
-            TooLate: another rollback is at some of them right now.
-        """
-        runs = {state.run_id: state}
-        rollbacks: dict[RunId, RunState] = {}
-        fresh = [state]
-        while fresh:
-            children = await self._store.child_runs([run.run_id for run in fresh])
-            found = (await self._driver.folds.states(children)).values()
-            rollbacks |= {run.run_id: run for run in found if run.rollback is not None}
-            fresh = [run for run in found if run.rollback is None and run.run_id not in runs]
-            runs |= {run.run_id: run for run in fresh}
-        for ancestor in await self._ancestors(state):
-            rollbacks |= {run.run_id: run for run in await self._earlier(ancestor)}
-        for one in rollbacks.values():
-            if one.status == "open" and one.run_id != but and one.rollback is not None:
-                raise TooLate(f"run {one.rollback.run_id} is being rolled back by run {one.run_id}: ask again when that is over")
-        return _Family(list(runs.values()), frozenset[str]().union(*map(undone_keys, rollbacks.values())))
-
-    async def _ancestors(self, state: RunState) -> list[RunId]:
-        found: list[RunId] = []
-        parent = state.brief.parent_task_id
-        while parent is not None:
-            run = await run_with(parent, state.brief.tenant, self._store, self._driver.folds)
-            if run is None or run.run_id in found:
-                break
-            found.append(run.run_id)
-            parent = run.brief.parent_task_id
-        return found
-
-    async def _earlier(self, run_id: RunId) -> list[RunState]:
-        """Return the rollbacks of a run so far, the first one first."""
-        found: list[RunState] = []
-        while True:
-            ids = [rollback_run_id(run_id, number=len(found) + n) for n in range(1, ROLLBACKS_PER_LOOK + 1)]
-            states = await self._driver.folds.states(ids)
-            found += [states[one] for one in ids if one in states]
-            if len(states) < ROLLBACKS_PER_LOOK:
-                return found
 
     async def _contained(self, events: Sequence[Recorded]) -> dict[Hash, frozenset[str]]:
         """Return for each setup of a run's tasks which tools reach nothing outside."""

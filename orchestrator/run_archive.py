@@ -11,6 +11,9 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
 from typing import Final, NamedTuple
+from uuid import UUID
+
+import msgspec
 
 from crewlog.events.artifacts import ArtifactStore
 from crewlog.events.clock import Clock
@@ -18,13 +21,14 @@ from crewlog.events.connections import Connections
 from crewlog.events.run_files import hindrance, run_digest, take_out
 from crewlog.events.store import AppendRequest, EventStore, Write
 from crewlog.orchestrator.archived_files import files_of, keep_files, write_durably
-from crewlog.orchestrator.bundle import collect, pack_bundle, unpack_bundle
+from crewlog.orchestrator.bundle import Bundle, collect, pack_bundle, unpack_bundle
 from crewlog.orchestrator.replay import replay
 from crewlog.projections.queries import Queries
 from crewlog.projections.query_rows import RunView
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import RunId, archive_stream
 from crewlog.schemas.payload import content_hash
+from crewlog.schemas.run_events import RunForked, RunSubmitted
 from crewlog.schemas.system_events import RunArchived
 
 SUFFIX: Final = ".crewlog"
@@ -79,7 +83,7 @@ async def archive_run(
         raise ContractError(f"{path} does not replay to what run {run_id} is in the log: the run stays there")
     fact = RunArchived(
         *(run_id, run.tenant, run.user_name, run.type, run.goal, run.status, _us(run.submitted_at), _us(run.finished_at), run.cost_micro_usd),
-        *(before.events, before.digest, path.name, content_hash(data), actor),
+        *(before.events, before.digest, path.name, content_hash(data), actor, _parent(bundle)),
     )
     await store.append(AppendRequest((Write(archive_stream(run_id), (fact,)),), (clock.new_id(),), clock.now_us()))
     return Archived(run_id, path, await take_out(connections, run_id), len(data), len(files))
@@ -93,6 +97,13 @@ async def finished_before(queries: Queries, at: datetime, *, tenant: str | None)
             if run.finished_at is not None and run.finished_at < at:
                 yield run
         before = page[-1].submitted_at
+
+
+def _parent(bundle: Bundle) -> UUID | None:
+    """Return the task or run that a run says it came from. A fork says so of none: it is the beginning of a tree."""
+    opening = next(event for recorded in bundle.events if isinstance(event := recorded.event(), RunSubmitted | RunForked) and recorded.run_id == bundle.run_id)
+    parent: str | None = msgspec.json.decode(opening.task).get("parent_task_id") if isinstance(opening, RunSubmitted) else None
+    return None if parent is None else UUID(parent)
 
 
 def _us(at: datetime | None) -> int:

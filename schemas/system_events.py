@@ -8,6 +8,7 @@ runs that come from a file or go to one (`import/<run_id>`, `archive/<run_id>`),
 from __future__ import annotations
 
 from typing import ClassVar, Literal
+from uuid import UUID
 
 import msgspec
 
@@ -284,7 +285,7 @@ class RunImported(SystemEvent, frozen=True, omit_defaults=True):
     """Only as much of it was read as a fork in the same file shares."""
 
 
-class RunArchived(SystemEvent, frozen=True):
+class RunArchived(SystemEvent, frozen=True, omit_defaults=True):
     """A run that is over went to a file that was proved to replay; its events leave the log, and tombstones keep their place in the seals."""
 
     run_id: RunId
@@ -304,6 +305,8 @@ class RunArchived(SystemEvent, frozen=True):
     sha256: Hash
     """Of the file."""
     actor: str
+    parent_task_id: UUID | None = None
+    """The task or run that it came from: whoever rolls that one back must know that this one is missing."""
 
 
 class ClaimsOpened(SystemEvent, frozen=True):

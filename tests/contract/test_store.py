@@ -25,13 +25,13 @@ from support.logs import (
     to_task,
 )
 
-from crewlog.events.grants import OPERATOR
-from crewlog.events.store import EVENT_BYTES_MAX, NO_STREAM, STREAMS_PER_APPEND_MAX, EventStore, Write
+from crewlog.events.grants import ARCHIVIST, OPERATOR
+from crewlog.events.store import EVENT_BYTES_MAX, NO_STREAM, STREAMS_PER_APPEND_MAX, AppendRequest, ArchivedRun, EventStore, Write
 from crewlog.schemas.errors import ConflictError, ContractError, Unavailable
-from crewlog.schemas.ids import Hash, RunId, document_stream, run_stream, task_stream
+from crewlog.schemas.ids import Hash, RunId, archive_stream, document_stream, run_stream, task_stream
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.run_events import RunSubmitted
-from crewlog.schemas.system_events import DocumentIngested
+from crewlog.schemas.system_events import DocumentIngested, RunArchived
 from crewlog.schemas.task_events import TaskCancelled, TaskOpened
 
 pytestmark = pytest.mark.hand_written("tries the log with events of every kind")
@@ -345,6 +345,26 @@ async def test_runs_that_came_from_a_run_are_those_that_name_it_or_a_task_of_it(
     assert list(await store.child_runs([parent])) == [first, second]
     assert list(await store.child_runs([parent, other])) == list(named)[:3]
     assert list(await store.child_runs([new_run()])) == []
+
+
+async def test_archived_runs_are_found_by_what_they_came_from_and_by_their_tasks(log: Log) -> None:
+    def went(run_id: RunId, file: str, parent: UUID | None) -> AppendRequest:
+        fact = RunArchived(run_id, "default", "anna", "data", "goal", "completed", 1, 2, 0, 9, Hash("0" * 64), file, Hash("0" * 64), "anna", parent)
+        return request(Write(archive_stream(run_id), [fact]))
+
+    store, archivist = await log.open(), await log.open(ARCHIVIST)
+    parent, task, here = new_run(), new_task(), new_run()
+    await store.append(opening(parent, task))
+    await store.append(opening(here))
+    gone = {new_run(): origin for origin in (parent, task, new_run(), None)}
+    for run_id, origin in (gone | {here: parent}).items():
+        await archivist.append(went(run_id, "first", origin))
+        await archivist.append(went(run_id, "last", origin))
+    first, second, third, fourth = gone
+    assert set(await store.archived_runs(came_from=[parent])) == {ArchivedRun(first, "last"), ArchivedRun(second, "last")}, "one is here: it came back"
+    assert await store.archived_runs(came_from=[third, fourth]) == []
+    assert await store.archived_runs(with_tasks=[parent, task, here]) == []
+    assert await store.archived_runs() == []
 
 
 async def test_streams_outside_runs_have_no_run(log: Log) -> None:

@@ -1,16 +1,21 @@
-"""Runs move between homes as files: exported, imported into another database, archived; the log verifies all along."""
+"""Runs move between homes as files: exported, imported into another database, archived, and back to be taken back; the log verifies all along."""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
 
+from support.audit import ended_well
+from support.gate import a_gate, gated_agents
+from support.gated_agent import KIND
 from support.live_crew import DEMO, LiveCrew
 from support.played import histories, quiet_log
 
 from crewlog.events.memory_store import MemoryStore
 from crewlog.orchestrator.bundle import collect, pack_bundle
+from crewlog.orchestrator.client import Client
 from crewlog.orchestrator.replay import replay
+from crewlog.schemas.ids import RunId
 from crewlog.schemas.payload import content_hash
 
 
@@ -49,3 +54,30 @@ def test_a_run_of_another_crew_is_read_in_and_replays_here(crew: LiveCrew, tmp_p
     assert "is in this log already" in crew.run("import", file, code=2).stderr
     told = crew.run("export", "--as", "cloudevents", "--tenant", "default", "--out", "-").stdout.splitlines()
     assert sum(f'"runid":"{run}"' in line for line in told) == there.events
+
+
+async def test_a_run_is_rolled_back_once_the_archived_run_that_came_from_it_is_back(crew: LiveCrew, client: Client, tmp_path: Path) -> None:
+    async def rented(parent: RunId | None = None) -> RunId:
+        task = (await client.prepare("rent finish", kind=KIND)).model_copy(update={"parent_task_id": parent})
+        run_id = (await client.submit(task)).run_id
+        await ended_well(client, [run_id])
+        return run_id
+
+    async with a_gate() as gate, gated_agents(crew, gate) as agents:
+        gate.open()
+        await agents.start()
+        first = await rented()
+        second = await rented(first)
+        (archived,) = (await asyncio.to_thread(crew.json, "archive", "--older-than", "0s", "--out", tmp_path, "--limit", "1", "--yes"))["archived"]
+        assert archived["run_id"] == str(second)
+        third = await rented(first)
+        begin = ("rollback", str(first), "--reason", "wrong venue")
+        refused = (await asyncio.to_thread(crew.run, *begin, code=2)).stderr
+        assert f"run {first} cannot be rolled back as long as a run of its family is archived" in refused
+        assert f"crewlog import FOLDER/{second}.crewlog  brings back run {second}" in refused
+        assert f"run {second} cannot be rolled back" in (await asyncio.to_thread(crew.run, "rollback", str(second), "--reason", "x", code=2)).stderr
+        assert [call.tool for call in gate.seen] == ["rent"] * 3, "nothing was taken back"
+        await asyncio.to_thread(crew.json, "import", archived["file"])
+        done = await asyncio.to_thread(crew.json, *begin)
+        assert [item["run_id"] for item in done["undone"]] == [str(third), str(second), str(first)], "the last one first, wherever it was meanwhile"
+        assert [call.tool for call in gate.seen] == ["rent"] * 3 + ["leave"] * 3
