@@ -21,6 +21,8 @@ from crewlog.schemas.values import Failure
 if TYPE_CHECKING:
     from genai_prices.types import ModelPrice, TieredPrices
 
+    from crewlog.agents.model import Model
+
 FREE: Final = Price(0, OFFLINE)
 NO_PRICE: Final = Price(None, UNPRICED)
 NO_TABLE: Final[Mapping[str, TokenPrices]] = {}
@@ -134,6 +136,14 @@ def _column(price: Decimal | TieredPrices | None) -> _Column | None:
 def _tiers(price: TieredPrices) -> Iterator[tuple[int, Decimal]]:
     for tier in price.tiers:
         yield tier.start, tier.price
+
+
+def load_prices(models: Iterable[Model]) -> None:
+    """Load what is known of models before there is work: importing genai-prices takes a third of a second of CPU, for which every task of the
+    process that happened to have the first one would wait. It is left out where all models are simulated."""
+    for model in models:
+        if not model.simulated:
+            context_window(model.provider, model.name)
 
 
 @lru_cache(maxsize=256)

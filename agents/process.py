@@ -19,6 +19,7 @@ from crewlog.agents.memories_postgres import PostgresMemories
 from crewlog.agents.memory_tools import with_memory
 from crewlog.agents.model import Closable, Model
 from crewlog.agents.models import PLANNERS_TASKS, build_chain, chain_of, parse_models, trial_chain
+from crewlog.agents.prices import load_prices
 from crewlog.agents.provider_watch import ProviderWatch
 from crewlog.agents.spec import AgentSpec, Requirement
 from crewlog.agents.work import Workshop
@@ -83,6 +84,7 @@ async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | N
         for link in {id(m): m for models in (chain, *roles.values()) for m in models}.values():
             if isinstance(link, Closable):
                 closing.push_async_callback(link.close)
+        load_prices(link for models in (chain, *roles.values()) for link in models)
         spec = BUILT_IN[agent](Services(config, store, knowledge)) if isinstance(agent, str) else agent
         spec = await _with_mcp(spec, config, store, clock, closing)
         spec = _with_memory(spec, config, store, clock, closing)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from decimal import Decimal
 from pathlib import Path
 from typing import Final
@@ -125,3 +127,14 @@ def test_prices_in_a_file_are_what_is_written(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "crewlog.toml").write_text('[prices."local:*"]\ninput = 0.1\noutput = 0.4\ncache_read = "0.01"\n')
     monkeypatch.chdir(tmp_path)
     assert load().prices == {"local:*": TokenPrices(input=Decimal("0.1"), output=Decimal("0.4"), cache_read=Decimal("0.01"))}
+
+
+@pytest.mark.parametrize(("simulated", "is_loaded"), [(True, False), (False, True)])
+def test_the_table_is_loaded_before_there_is_work_where_it_will_be_needed(simulated: bool, is_loaded: bool) -> None:
+    program = (
+        "import sys; from support.scripted import ScriptedModel; from crewlog.agents.prices import load_prices\n"
+        f"load_prices([ScriptedModel([], provider='anthropic', name='claude-sonnet-4-5', simulated={simulated})])\n"
+        "print('genai_prices' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == str(is_loaded)
