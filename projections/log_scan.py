@@ -78,16 +78,19 @@ async def scan_log(connection: asyncpg.Connection, *, after: int = 0) -> AsyncGe
     """
     await connection.set_type_codec("uuid", schema="pg_catalog", encoder=lambda id_: id_.bytes, decoder=_Ids().__getitem__, format="binary")
     await connection.execute("SET enable_seqscan = off")  # whatever is known of the table: by position, not by sorting what is left
-    reading = asyncio.create_task(_read(connection, after))
-    try:
-        while len(page := await reading):
-            reading = asyncio.create_task(_read(connection, page.end))
-            yield page
-    finally:
-        reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
+    high_water = 0
+    while high_water < (high_water := await connection.fetchval(_HIGH_WATER)):
+        reading = asyncio.create_task(_read(connection, after, high_water))
+        try:
+            while len(page := await reading):
+                after = page.end
+                reading = asyncio.create_task(_read(connection, after, high_water))
+                await asyncio.sleep(0)  # asked now, so that the server reads it while this one is folded, which waits for nothing
+                yield page
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
 
 
-async def _read(connection: asyncpg.Connection, after: int) -> ScannedPage:
-    high_water = await connection.fetchval(_HIGH_WATER)
+async def _read(connection: asyncpg.Connection, after: int, high_water: int) -> ScannedPage:
     return ScannedPage(await connection.fetch(_PAGE, after, high_water, PAGE_EVENTS), high_water)
