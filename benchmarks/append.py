@@ -33,7 +33,7 @@ from uuid import UUID
 
 import msgspec
 
-from crewlog.events.append_call import SQL_ONE
+from crewlog.events.append_call import SQL_PLAIN
 from crewlog.events.appender import REQUESTS_PER_CALL_MAX, Appender
 from crewlog.events.clock import SystemClock
 from crewlog.events.credentials import ADMIN, POSTGRES_ROLES, Credentials
@@ -129,9 +129,9 @@ class PlainInsert:
 
     SQL = (
         "INSERT INTO floor_one (position, version, occurred_us, event_id, run_id, task_id, schema_version, stream_id, type, actor, writer, data) "
-        "SELECT nextval('floor_position'), v + 1, t, i, r, k, 1, ($7::text[])[s], ($8::text[])[y], $9, 'bench', d "
-        "FROM unnest($1::int[], $2::bigint[], $3::uuid[], $4::json[], $5::bigint[], $6::uuid[], $10::uuid[], $11::int[]) u (s, v, i, d, t, r, k, y) "
-        "RETURNING version, position"
+        "SELECT nextval('floor_position'), v + 1, t, i, r, k, 1, s, ($9::text[])[y], $10, 'bench', d "
+        "FROM unnest($1::text[], $2::bigint[], $3::uuid[], $4::json[], $5::bigint[], $6::uuid[], $7::uuid[], $8::int[]) u (s, v, i, d, t, r, k, y) "
+        "RETURNING position"
     )
 
     def __init__(self, connection: Any) -> None:
@@ -139,13 +139,10 @@ class PlainInsert:
         self._connection = connection
 
     async def fetch(self, asked: str, *given: Any) -> list[Any]:
-        if asked == SQL_ONE:
-            stream, expected, occurred, run, task, _, _, types, _, e_id, e_data, actor, _ = given
-            rows = await self._connection.fetch(self.SQL, [1], [expected], e_id, e_data, [occurred], [run], [stream], types, actor, [task], [1])
-            return [([row[1] for row in rows],)]
-        streams, _, w_stream, w_expected, _, _, occurred, run, task, _, _, types, _, e_type, e_id, e_data, actor = given
-        rows = await self._connection.fetch(self.SQL, w_stream, w_expected, e_id, e_data, occurred, run, streams, types, actor, task, e_type)
-        return [([row[0] for row in rows], [row[1] for row in rows], None)]
+        assert asked == SQL_PLAIN, "all that is appended here is plain"
+        streams, expected, _, occurred, run, task, _, _, types, _, e_type, e_id, e_data, actor = given
+        rows = await self._connection.fetch(self.SQL, streams, expected, e_id, e_data, occurred, run, task, e_type, types, actor)
+        return [([row[0] for row in rows],)]
 
 
 async def floor_one(url: str) -> Appender:

@@ -1,6 +1,6 @@
 """One call of the gate: a batch of requests as arrays, and the answer taken apart again.
 
-A plain request that travels alone goes to `es.append_one`, which writes it or leaves it to `es.append`.
+A batch of plain requests goes to `es.append_plain`, which writes it or leaves it to `es.append`.
 """
 
 from __future__ import annotations
@@ -9,20 +9,21 @@ from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
-import asyncpg
 import msgspec
 
-from crewlog.events.append_money import CALL_ARGUMENTS, LIMIT_ARGUMENTS, call_arguments, limit_arguments
+from crewlog.events.append_money import CALL_ARGUMENTS, LIMIT_ARGUMENTS, call_arguments, limit_arguments, plain_call_arguments
 from crewlog.events.append_request import Encoded
 from crewlog.events.connections import fetch
-from crewlog.events.store import Appended, AppendRequest, Settlement
+from crewlog.events.store import Appended, AppendRequest
 from crewlog.schemas.codec import Event
 from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, OrchestrationError, OverBudget
+from crewlog.schemas.ids import category
 
 SQL: Final = "SELECT * FROM es.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"
 SQL_WITH_CALLS: Final = SQL.removesuffix(")") + "".join(f", {name} => ${number}" for number, name in enumerate(CALL_ARGUMENTS, 18)) + ")"
 SQL_WITH_LIMITS: Final = SQL_WITH_CALLS.removesuffix(")") + "".join(f", {name} => ${number}" for number, name in enumerate(LIMIT_ARGUMENTS, 25)) + ")"
-SQL_ONE: Final = "SELECT * FROM es.append_one($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+SQL_PLAIN: Final = "SELECT es.append_plain($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
+SQL_PLAIN_WITH_CALLS: Final = "SELECT es.append_plain($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"
 
 T = TypeVar("T")
 
@@ -54,31 +55,40 @@ async def call(connection: Any, batch: Sequence[Encoded], actor: str, *, timeout
     Raises:
         Exception: whatever the connection or the server raise; the batch may be written all the same.
     """
-    if len(batch) == 1 and (one := one_argument_list(batch[0], actor)) is not None:
-        try:
-            ((positions,),) = await fetch(connection, SQL_ONE, one, timeout_s=timeout_s)
-        except asyncpg.UniqueViolationError:
-            positions = None  # an event id is known: es.append says which, and where
+    if (plain := plain_arguments(batch, actor)) is not None:
+        ((positions,),) = await fetch(connection, SQL_PLAIN if len(plain) == 14 else SQL_PLAIN_WITH_CALLS, plain, timeout_s=timeout_s)
         if positions is not None:
-            expected = batch[0].request.writes[0].expected
-            return [Appended(list(range(expected + 1, expected + 1 + len(positions))), positions)]
+            return plain_answers(batch, positions)
     given = arguments(batch, actor)
     (row,) = await fetch(connection, statement(given), given, timeout_s=timeout_s)
     return answers(batch, row, actor)
 
 
-def one_argument_list(encoded: Encoded, actor: str) -> list[Any] | None:
-    """Lay out a request as the parameters of `es.append_one`, see there; None when it is not plain."""
-    request = encoded.request
-    stream, events, expected, _, scopes = request.writes[0]
-    is_free = request.reserve is not None and request.reserve.amount_micro_usd == 0 and list(request.settle) == [Settlement(request.reserve.reservation_id, 0)]
-    if len(request.writes) > 1 or expected < 1 or scopes or (encoded.has_money and not is_free):
+def plain_arguments(batch: Sequence[Encoded], actor: str) -> list[Any] | None:
+    """Lay out a batch as the parameters of `es.append_plain`, see there; None when it is not plain."""
+    requests = [encoded.request for encoded in batch]
+    writes = [request.writes[0] for request in requests]
+    streams = [write.stream for write in writes]
+    if not all(encoded.is_plain for encoded in batch) or len(set(streams)) < len(streams) or len(set(map(category, streams))) > 1:
         return None
-    types = [event.__class__ for event in events]
-    return [
-        *(stream, expected, request.occurred_us, request.run_id, request.task_id, request.causation_id, request.trace_id),
-        *([cls.__name__ for cls in types], [cls.schema_version for cls in types], request.event_ids, encoded.documents, actor, is_free),
+    e_type, types = _numbered([event.__class__ for write in writes for event in write.events])
+    given = [
+        *(streams, [write.expected for write in writes], [len(write.events) for write in writes], *_columns_of(requests)),
+        *([cls.__name__ for cls in types], [cls.schema_version for cls in types], e_type),
+        *([event_id for request in requests for event_id in request.event_ids], [text for encoded in batch for text in encoded.documents], actor),
     ]
+    return given + plain_call_arguments(requests) if any(encoded.has_money for encoded in batch) else given
+
+
+def plain_answers(batch: Sequence[Encoded], positions: Sequence[int]) -> list[Appended | OrchestrationError]:
+    """Take the answer of `es.append_plain` apart: one result for each request."""
+    found: list[Appended | OrchestrationError] = []
+    at = 0
+    for request, documents, *_ in batch:
+        first, count = request.writes[0].expected + 1, len(documents)
+        found.append(Appended(list(range(first, first + count)), positions[at : at + count]))
+        at += count
+    return found
 
 
 def statement(given: Sequence[Any]) -> str:
@@ -95,8 +105,7 @@ def arguments(batch: Sequence[Encoded], actor: str) -> list[Any]:
     w_expected: list[int] = []
     w_events: list[int] = []
     w_kind: list[str | None] = []
-    types: dict[type[Event], int] = {}
-    e_type: list[int] = []
+    classes: list[type[Event]] = []
     e_id: list[Any] = []
     e_data: list[str] = []
     for index, (request, documents, *_) in enumerate(batch, 1):
@@ -106,16 +115,14 @@ def arguments(batch: Sequence[Encoded], actor: str) -> list[Any]:
             w_expected.append(expected)
             w_events.append(len(events))
             w_kind.append(kind)
-            for event in events:
-                cls = event.__class__
-                e_type.append(types.get(cls) or types.setdefault(cls, len(types) + 1))
+            classes += [event.__class__ for event in events]
         e_id += request.event_ids
         e_data += documents
+    e_type, types = _numbered(classes)
     requests = [request for request, *_ in batch]
     given = [
         *(names, w_request, w_stream, w_expected, w_events, _sparse(w_kind)),
-        *([r.occurred_us for r in requests], _sparse([r.run_id for r in requests]), _sparse([r.task_id for r in requests])),
-        *(_sparse([r.causation_id for r in requests]), _sparse([r.trace_id for r in requests])),
+        *_columns_of(requests),
         *([cls.__name__ for cls in types], [cls.schema_version for cls in types]),
         *(e_type, e_id, e_data, actor),
     ]
@@ -184,6 +191,20 @@ def unreserved(stream: str) -> ContractError:
     return ContractError(
         f"append to {stream}: ModelCallStarted on a stream with budgets is one per append, in its first write, and needs a reservation, of 0 if it is free"
     )
+
+
+def _columns_of(requests: Sequence[AppendRequest]) -> list[list[Any]]:
+    """Lay out q_occurred_us … q_trace."""
+    return [
+        *([r.occurred_us for r in requests], _sparse([r.run_id for r in requests]), _sparse([r.task_id for r in requests])),
+        *(_sparse([r.causation_id for r in requests]), _sparse([r.trace_id for r in requests])),
+    ]
+
+
+def _numbered(classes: Sequence[type[Event]]) -> tuple[list[int], list[type[Event]]]:
+    """Return for each event the number of its type, from 1, and the types."""
+    numbers: dict[type[Event], int] = {}
+    return [numbers.setdefault(cls, len(numbers) + 1) for cls in classes], list(numbers)
 
 
 def _sparse(values: list[T]) -> list[T]:

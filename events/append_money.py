@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import Any, Final
 from uuid import UUID
 
-from crewlog.events.store import NO_STREAM, SCOPES_PER_STREAM_MAX, SETTLEMENTS_PER_APPEND_MAX, AppendRequest, Write
+from crewlog.events.store import NO_STREAM, SCOPES_PER_STREAM_MAX, SETTLEMENTS_PER_APPEND_MAX, AppendRequest, Reservation, Settlement, Write
 from crewlog.schemas.budget import MICRO_USD_MAX, SCOPE_CHARS_MAX, ScopeLimit
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import budget_stream, category
@@ -66,6 +66,41 @@ def call_arguments(requests: Sequence[AppendRequest]) -> list[Any]:
             t_held.append(held[reservation_id])
             t_actual.append(actual)
     return [list(held), r_request, r_held, r_amount, t_request, t_held, t_actual]
+
+
+def is_plain(request: AppendRequest) -> bool:
+    """Tell whether `es.append_plain` takes a request: one write to a stream that is there, and one reservation or one settlement, or none."""
+    stream, _, expected, _, scopes = request.writes[0]
+    reserve, settle = request.reserve, request.settle
+    if len(request.writes) > 1 or expected < 1 or scopes or request.limits or stream.startswith("budget/") or len(settle) > 1:
+        return False
+    if not settle:
+        return True
+    return settle[0].actual_micro_usd is not None if reserve is None else _is_free(reserve, settle[0])
+
+
+def plain_call_arguments(requests: Sequence[AppendRequest]) -> list[Any]:
+    """Lay out what plain requests reserve or settle as the last parameters of `es.append_plain`, see there."""
+    ids: list[UUID | None] = []
+    amounts: list[int | None] = []
+    prices: list[int | None] = []
+    for request in requests:
+        reserve, settle = request.reserve, request.settle[0] if request.settle else None
+        held, amount, price = None, None, None
+        if reserve is not None and settle is not None:
+            amount = 0  # a free call leaves nothing to keep
+        elif reserve is not None:
+            held, amount = reserve
+        elif settle is not None:
+            held, price = settle
+        ids.append(held)
+        amounts.append(amount)
+        prices.append(price)
+    return [ids if any(ids) else [], amounts, prices]
+
+
+def _is_free(reserve: Reservation, settlement: Settlement) -> bool:
+    return reserve.amount_micro_usd == 0 and settlement == (reserve.reservation_id, 0)
 
 
 def limit_arguments(requests: Sequence[AppendRequest]) -> list[Any]:

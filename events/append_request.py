@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 from uuid import UUID
 
-from crewlog.events.append_money import check_money
+from crewlog.events.append_money import check_money, is_plain
 from crewlog.events.envelope import DataKey
 from crewlog.events.store import ANY, EVENT_BYTES_MAX, EVENTS_PER_APPEND_MAX, STREAMS_PER_APPEND_MAX, AppendRequest
 from crewlog.schemas.codec import encode, type_name
@@ -22,12 +22,13 @@ _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 class Encoded(NamedTuple):
-    """A request, the JSON of its events in the order of the writes, their size in bytes, and whether anything in it is about money."""
+    """A request, the JSON of its events in the order of the writes, their size in bytes, whether anything in it is about money, and whether it is plain."""
 
     request: AppendRequest
     documents: Sequence[str]
     size: int
-    has_money: bool = False
+    has_money: bool
+    is_plain: bool
 
 
 def encode_request(request: AppendRequest) -> Encoded:
@@ -69,7 +70,7 @@ def encode_request(request: AppendRequest) -> Encoded:
     if request.key is not None:
         documents = _enclosed(request.key, request, documents)
         size = sum(map(len, documents))
-    return Encoded(request, documents, size, has_money)
+    return Encoded(request, documents, size, has_money, is_plain(request))
 
 
 def _enclosed(key: DataKey, request: AppendRequest, documents: Sequence[str]) -> list[str]:

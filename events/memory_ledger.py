@@ -35,10 +35,10 @@ class MemoryLedger:
     accounts: dict[str, _Account] = field(default_factory=dict)
     held: dict[UUID, _Held] = field(default_factory=dict)
 
-    def stream_of(self, reservation_id: UUID) -> Stream | None:
-        """Return the stream a reservation was made on, as long as it can be settled."""
-        held = self.held.get(reservation_id)
-        return held.reservation.stream if held else None
+    def stream_of(self, settlement: Settlement, request: AppendRequest) -> Stream | None:
+        """Return the stream of the reservation that a request settles, as long as it can be settled by that."""
+        held = self.held.get(settlement.reservation_id)
+        return held.reservation.stream if held and held.reservation.stream == _settles_on(request) else None
 
     def book(self, request: AppendRequest, scopes: tuple[str, ...], opened: Sequence[ScopeLimit]) -> None:
         """Do what a request says about money, or nothing at all.
@@ -54,16 +54,16 @@ class MemoryLedger:
         draft = _Draft(self, opened)
         for limit in request.limits:
             draft.set_limit(limit)
-        reserve = request.reserve
+        reserve, settled_on = request.reserve, _settles_on(request)
         for settlement in request.settle:
             if reserve is None or settlement.reservation_id != reserve.reservation_id:
-                draft.settle(settlement)
+                draft.settle(settlement, settled_on)
         if reserve is not None:
             run_id, task_id, stream = request.run_id, request.task_id, request.writes[0].stream
             draft.reserve(OpenReservation(reserve.reservation_id, stream, run_id, task_id, reserve.amount_micro_usd, request.occurred_us), scopes)
             for settlement in request.settle:
                 if settlement.reservation_id == reserve.reservation_id:
-                    draft.settle(settlement)
+                    draft.settle(settlement, settled_on)
         self.accounts.update(draft.accounts)
         self.held.update(draft.held)
         for reservation_id in draft.forgotten:
@@ -122,9 +122,9 @@ class _Draft:
             self.account(scope).reserved += needed
         self.held[reservation.reservation_id] = _Held(reservation, scopes)
 
-    def settle(self, settlement: Settlement) -> None:
+    def settle(self, settlement: Settlement, stream: Stream) -> None:
         held = self.find(settlement.reservation_id)
-        if held is None:
+        if held is None or held.reservation.stream != stream:
             return
         actual, amount = settlement.actual_micro_usd, held.reservation.amount_micro_usd
         for scope in held.scopes:
@@ -135,6 +135,11 @@ class _Draft:
             self.held[settlement.reservation_id] = replace(held, is_released=True)
         else:
             self.forgotten.add(settlement.reservation_id)
+
+
+def _settles_on(request: AppendRequest) -> Stream:
+    stream = request.writes[0].stream
+    return Stream("task/" + stream.removeprefix("spend/")) if stream.startswith("spend/") else stream
 
 
 def _is_warning(account: _Account) -> bool:

@@ -209,8 +209,12 @@ class MemoryStore:
         known = self.log.streams.get(stream)
         return self.log.ledger.states(known.scopes if known is not None else ())
 
-    async def open_reservations(self, older_than_us: int, limit: int) -> Sequence[OpenReservation]:
-        found = (reservation for reservation in self.log.ledger.open_reservations() if reservation.since_us < older_than_us)
+    async def open_reservations(self, older_than_us: int, limit: int, *, left_over: bool = False) -> Sequence[OpenReservation]:
+        found = (
+            reservation
+            for reservation in self.log.ledger.open_reservations()
+            if reservation.since_us < older_than_us and (not left_over or self.log.streams[reservation.stream].closed)
+        )
         return sorted(found, key=lambda reservation: (reservation.since_us, reservation.reservation_id))[:limit]
 
     async def close(self) -> None:
@@ -227,7 +231,7 @@ class MemoryStore:
 
     def _authorise_settlements(self, request: AppendRequest) -> None:
         for settlement in request.settle:
-            stream = self.log.ledger.stream_of(settlement.reservation_id)
+            stream = self.log.ledger.stream_of(settlement, request)
             grant = self._grants.get(category(stream)) if stream else None
             if stream and (grant is None or not grant.covers(self.log.streams[stream].kind)):
                 raise NotAuthorised(self._actor, "append", reason=f"reservation {settlement.reservation_id} of {stream} is not for {self._role}")

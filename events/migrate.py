@@ -242,12 +242,12 @@ async def _grant_rights(connection: Any, role: str) -> None:
     writes = any(grant.role == role for grant in grants.GRANTS)
     rights = [
         "USAGE ON SCHEMA es",
-        "SELECT ON es.streams, es.events, es.blobs, es.budgets, es.reservations, es.seals, es.tombstones",
+        "SELECT ON es.streams, es.events, es.blobs, es.budgets, es.reservations, es.open_reservations, es.seals, es.tombstones",
         "SELECT ON SEQUENCE es.event_position",
         "EXECUTE ON FUNCTION es.high_water, es.read_all",
     ]
     if writes:
-        rights += ["EXECUTE ON FUNCTION es.append, es.append_one", "INSERT, UPDATE (put_at) ON es.blobs"]
+        rights += ["EXECUTE ON FUNCTION es.append, es.append_plain, es.append_one", "INSERT, UPDATE (put_at) ON es.blobs"]
     if role != grants.PROJECTOR:  # views hold nothing that is personal, so whoever keeps them needs no keys
         rights.append("SELECT ON es.person_keys, es.person_blobs, es.person_files")
     if writes and role != grants.ARCHIVIST:

@@ -179,8 +179,8 @@ class PersonalStore:
     async def budgets_of(self, stream: Stream) -> Mapping[str, BudgetState]:
         return await self.inner.budgets_of(stream)
 
-    async def open_reservations(self, older_than_us: int, limit: int) -> Sequence[OpenReservation]:
-        return await self.inner.open_reservations(older_than_us, limit)
+    async def open_reservations(self, older_than_us: int, limit: int, *, left_over: bool = False) -> Sequence[OpenReservation]:
+        return await self.inner.open_reservations(older_than_us, limit, left_over=left_over)
 
     async def close(self) -> None:
         await self.inner.close()

@@ -78,8 +78,11 @@ _BUDGETS_OF: Final = """
 SELECT b.scope, b.soft, b.hard, b.spent, b.reserved FROM es.streams s JOIN es.budgets b ON b.scope_id = ANY (s.scopes) WHERE s.stream_id = $1
 """
 _OPEN_RESERVATIONS: Final = """
-SELECT reservation_id, stream_id, run_id, task_id, amount, since_us FROM es.reservations
- WHERE since_us < $1 AND released_at IS NULL ORDER BY since_us, reservation_id LIMIT $2
+SELECT reservation_id, stream_id, run_id, task_id, amount, since_us FROM es.open_reservations WHERE since_us < $1 ORDER BY since_us, reservation_id LIMIT $2
+"""
+_LEFT_OVER: Final = """
+SELECT r.reservation_id, r.stream_id, r.run_id, r.task_id, r.amount, r.since_us FROM es.reservations r JOIN es.streams s ON s.stream_id = r.stream_id
+ WHERE r.since_us < $1 AND r.released_at IS NULL AND s.closed_at IS NOT NULL ORDER BY r.since_us, r.reservation_id LIMIT $2
 """
 _CHECK: Final = "SELECT FROM es.streams WHERE stream_id = ''"
 _NIL: Final = RunId(UUID(int=0))
@@ -192,8 +195,8 @@ class PostgresStore:
         rows = await self._connections.fetch("look at the budgets of a stream", _BUDGETS_OF, stream)
         return {row[0]: BudgetState(*row[1:]) for row in rows}
 
-    async def open_reservations(self, older_than_us: int, limit: int) -> Sequence[OpenReservation]:
-        rows = await self._connections.fetch("list open reservations", _OPEN_RESERVATIONS, older_than_us, limit)
+    async def open_reservations(self, older_than_us: int, limit: int, *, left_over: bool = False) -> Sequence[OpenReservation]:
+        rows = await self._connections.fetch("list open reservations", _LEFT_OVER if left_over else _OPEN_RESERVATIONS, older_than_us, limit)
         return [OpenReservation(*row) for row in rows]
 
     async def close(self) -> None:

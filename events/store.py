@@ -54,7 +54,8 @@ class Settlement(NamedTuple):
     """What became of a reservation: the price in fact, also when it is above the reserved amount; None gives the money back.
 
     Only the first one counts, so sending it again is harmless; but a price that comes after the money was given back is charged all the
-    same: the call did happen. A reservation that was never made is left alone.
+    same: the call did happen. It is about a reservation made on the stream of the first write, or on task/<task> if that is spend/<task>;
+    one that was never made there is left alone.
     """
 
     reservation_id: UUID
@@ -232,8 +233,12 @@ class EventStore(Protocol):
     async def budgets_of(self, stream: Stream) -> Mapping[str, BudgetState]:
         """Look at the budgets that what happens on a stream is charged to: those bound to it when it was opened, with their limits of now."""
 
-    async def open_reservations(self, older_than_us: int, limit: int) -> Sequence[OpenReservation]:
-        """List reservations nobody has settled or given back, made before a time in microseconds since 1970, oldest first."""
+    async def open_reservations(self, older_than_us: int, limit: int, *, left_over: bool = False) -> Sequence[OpenReservation]:
+        """List reservations nobody has settled or given back, made before a time in microseconds since 1970, oldest first.
+
+        Args:
+            left_over: only those whose stream has ended. They are found at once; the others by a look at every stream.
+        """
 
     async def close(self) -> None:
         """Write what is queued, then let go of the connections. Safe to call twice."""

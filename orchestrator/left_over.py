@@ -17,7 +17,7 @@ from crewlog.events.store import ANY, AppendRequest, EventStore, OpenReservation
 from crewlog.schemas.errors import ContractError, NotAuthorised
 from crewlog.schemas.ids import Stream, TaskId, reservation_id, settled_event_id, spend_stream
 from crewlog.schemas.system_events import CallSettled
-from crewlog.schemas.task_events import TERMINAL_TYPES, ModelCallStarted
+from crewlog.schemas.task_events import ModelCallStarted
 from crewlog.schemas.usage import WORST_CASE, Price, Usage
 
 AT_ONCE_MAX: Final = 500
@@ -33,12 +33,11 @@ async def settle_left_over(store: EventStore, clock: Clock, *, grace_s: float) -
         Unavailable: the log cannot be reached.
     """
     now_us = clock.now_us()
-    found = await store.open_reservations(now_us - round(grace_s * 1e6), AT_ONCE_MAX)
+    found = await store.open_reservations(now_us - round(grace_s * 1e6), AT_ONCE_MAX, left_over=True)
     if not found:
         return 0
     streams: dict[Stream, list[Recorded]] = defaultdict(list)
-    types = TERMINAL_TYPES | {ModelCallStarted.__name__}
-    for recorded in await store.read_streams({Stream(reservation.stream): 0 for reservation in found}, types=types):
+    for recorded in await store.read_streams({Stream(reservation.stream): 0 for reservation in found}, types=frozenset({ModelCallStarted.__name__})):
         streams[recorded.stream].append(recorded)
     settled = 0
     for reservation in found:
@@ -60,13 +59,13 @@ async def settle_left_over(store: EventStore, clock: Clock, *, grace_s: float) -
 
 
 def settlement_of(reservation: OpenReservation, events: Sequence[Recorded], now_us: int) -> AppendRequest | None:
-    """Return the append that settles a reservation, or None while its task is not over. Pure.
+    """Return the append that settles a reservation, or None if it belongs to no model call of a task. Pure.
 
     Args:
-        events: the beginnings of model calls, and the end, if there is one, of the stream it was made on.
+        events: the beginnings of model calls of the stream it was made on.
     """
     run_id, task_id = reservation.run_id, reservation.task_id
-    if run_id is None or task_id is None or not any(recorded.type in TERMINAL_TYPES for recorded in events):
+    if run_id is None or task_id is None:
         return None
     call = _call_of(reservation, task_id, events)
     if call is None:

@@ -12,7 +12,7 @@ import pytest_asyncio
 from support.logs import CLOCK, dispatched, new_run, new_task, opening, to_run
 from support.postgres import Database
 
-from crewlog.events.append_call import SQL_ONE
+from crewlog.events.append_call import SQL_PLAIN
 from crewlog.events.appender import REQUESTS_PER_CALL_MAX, WAITING_PER_LANE, Appender
 from crewlog.events.connections import connector
 from crewlog.events.grants import ORCHESTRATOR
@@ -49,7 +49,7 @@ class Counted:
         self.terminate, self.is_closed = connection.terminate, connection.is_closed
 
     async def fetch(self, sql: str, *arguments: Any) -> Any:
-        self._line.calls.append(1 if sql == SQL_ONE else len(arguments[6]))
+        self._line.calls.append(len(arguments[3 if sql == SQL_PLAIN else 6]))
         return await self._connection.fetch(sql, *arguments)
 
 

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 import pytest_asyncio
 from support.logs import CLOCK, InPostgres, Log, asked, completed, new_run, new_task, opening, request, started, to_task
-from support.money import calling, changing, opened, over, scoped, settling
+from support.money import calling, changing, opened, over, scoped, settling, settling_elsewhere
 
 from crewlog.events.grants import OPERATOR, ORCHESTRATOR, PROJECTOR, SPECIALIST
 from crewlog.events.store import ANY, NO_STREAM, AppendRequest, BudgetState, EventStore, Reservation, Settlement, Write
@@ -365,24 +365,23 @@ async def test_requests_of_one_batch_see_each_other_in_order(store: EventStore, 
 async def test_the_orchestrator_settles_what_a_dead_worker_left(store: EventStore, worker: EventStore) -> None:
     task_id = await task(store, ScopeLimit("run/1", None, 100))
     await worker.append(calling(task_id, 80))
-    dead = Settlement(reservation_id(task_id, "m1-1"), 80)
-    await store.append(request(Write(Stream("agent/research"), [AgentStopped("research", "w")]))._replace(settle=[dead]))
+    await store.append(settling_elsewhere(task_id, 80))
     assert (await state(store), await open_ids(store)) == ((80, 0), [])
 
 
 async def test_a_kind_settles_only_its_own(store: EventStore, worker: EventStore, log: Log) -> None:
     mine, other = await task(store, ScopeLimit("run/1", None, 100)), await task(store, ScopeLimit("run/1", None, 100))
     await worker.append(calling(mine, 30))
-    data = await task(store, ScopeLimit("run/1", None, 100), kind="data")
     for role in ("crewlog_data", SPECIALIST):
         stranger = await log.open(role)
-        kind = await task(store, kind="shouter") if role == SPECIALIST else data
         with pytest.raises(NotAuthorised, match="reservation"):
-            await stranger.append(settling(mine, 1)._replace(writes=[Write(task_stream(kind), [started()])]))
+            await stranger.append(settling_elsewhere(mine, 1))
     assert await state(store) == (0, 30)
-    # of its own kind it is, whichever stream the settlement is written to: its task may be closed
-    await store.append(to_task(mine, TaskCancelled("late", "test"), expected=2))
+    # written to the stream of another task it is left alone; beside its own it counts, which may be closed
     await worker.append(settling(mine, 20)._replace(writes=[Write(task_stream(other), [started()], 1)]))
+    assert await state(store) == (0, 30)
+    await store.append(to_task(mine, TaskCancelled("late", "test"), expected=2))
+    await worker.append(settling_elsewhere(mine, 20))
     assert await state(store) == (20, 0)
 
 
@@ -390,10 +389,7 @@ async def test_one_foreign_settlement_refuses_only_its_own_request(store: EventS
     mine, theirs = await task(store, ScopeLimit("run/1", None, 100)), await task(store, ScopeLimit("run/1", None, 100), kind="data")
     data = await log.open("crewlog_data")
     await data.append(calling(theirs, 10))
-    foreign = Settlement(reservation_id(theirs, "m1-1"), 0)
-    answers = await asyncio.gather(
-        worker.append(to_task(mine, started(), expected=1)._replace(settle=[foreign])), worker.append(calling(mine, 20, expected=1)), return_exceptions=True
-    )
+    answers = await asyncio.gather(worker.append(settling_elsewhere(theirs, 0)), worker.append(calling(mine, 20, expected=1)), return_exceptions=True)
     assert isinstance(answers[0], NotAuthorised)
     assert not isinstance(answers[1], BaseException)
     assert await state(store) == (0, 30)
@@ -495,6 +491,64 @@ async def test_every_login_may_look(store: EventStore, log: Log) -> None:
         reader = await log.open(role)
         assert await reader.budgets(["run/1"]) == {"run/1": BudgetState(1, 1, 0, 0)}
         assert await reader.open_reservations(FAR_US, 1) == []
+
+
+async def test_plain_appends_reserve_and_settle_on_their_own_streams(store: EventStore, worker: EventStore) -> None:
+    """Batches of what comes most: at the version that is expected, one reservation or settlement each."""
+    tasks = [await task(store, ScopeLimit("run/1", None, 100), ScopeLimit(f"tree/{n % 2}", None, None)) for n in range(4)]
+    await asyncio.gather(*(worker.append(calling(task_id, 10 + n, expected=1)) for n, task_id in enumerate(tasks)))
+    assert (await state(store), await state(store, "tree/0"), await state(store, "tree/1")) == ((0, 46), (0, 22), (0, 24))
+    assert sorted(await open_ids(store)) == sorted(reservation_id(task_id, "m1-1") for task_id in tasks)
+    await asyncio.gather(*(worker.append(settling(task_id, n, expected=2)) for n, task_id in enumerate(tasks)))
+    assert (await state(store), await state(store, "tree/0"), await open_ids(store)) == ((6, 0), (2, 0), [])
+    again = await worker.append(settling(tasks[3], 50, expected=3))
+    assert (again.versions, await state(store)) == ([4], (6, 0)), "only the first one counts"
+
+
+async def test_a_plain_reservation_that_does_not_fit_is_refused_alone(store: EventStore, worker: EventStore) -> None:
+    tasks = [await task(store, ScopeLimit("run/1", 50, 100)) for _ in range(3)]
+    answers = await asyncio.gather(*(worker.append(calling(task_id, 45, expected=1)) for task_id in tasks), return_exceptions=True)
+    assert over(answers[2]) == ("run/1", 100, 90, 45)
+    assert [list(answer.warned) for answer in answers[:2] if not isinstance(answer, BaseException)] == [[], ["run/1"]]
+    assert (await state(store), len(await open_ids(store))) == ((0, 90), 2)
+    assert (await worker.append(calling(tasks[2], 10, expected=1))).versions == [2]
+
+
+async def test_a_plain_reservation_is_settled_from_anywhere_it_may_be(store: EventStore, worker: EventStore) -> None:
+    """What one append keeps in the plainest way, another finds: a late worker's, one with more to say, one that gives it back."""
+    tasks = [await task(store, ScopeLimit("run/1", None, 1000)) for _ in range(4)]
+    late, several, released, twice = tasks
+    await asyncio.gather(*(worker.append(calling(task_id, 10, expected=1)) for task_id in tasks))
+    await worker.append(settling_elsewhere(late, 3))
+    await worker.append(calling(several, 20, "m1-2", expected=2)._replace(settle=[Settlement(reservation_id(several, "m1-1"), 4)]))
+    await worker.append(settling(released, None, expected=2))
+    with pytest.raises(ContractError, match="reserved already"):
+        await worker.append(calling(twice, 10, expected=2))
+    assert await state(store) == (7, 30)
+    assert sorted(await open_ids(store)) == sorted([reservation_id(several, "m1-2"), reservation_id(twice, "m1-1")])
+    await worker.append(calling(twice, 1, "second", expected=2))
+    assert (await state(store), len(await open_ids(store))) == ((7, 31), 3), "a stream may have two"
+    for call_id, version in (("m1-1", 3), ("second", 4)):
+        await worker.append(settling(twice, 1, call_id, expected=version))
+    await worker.append(settling(released, 5, expected=3))
+    await worker.append(settling(several, 6, "m1-2", expected=3))
+    assert (await state(store), await open_ids(store)) == ((20, 0), [])
+
+
+@pytest.mark.hand_written("tries the ledger")
+@pytest.mark.parametrize("by_worker", [True, False])
+async def test_what_is_reserved_when_a_task_ends_is_left_over(store: EventStore, worker: EventStore, *, by_worker: bool) -> None:
+    ended, open_, idle = [await task(store, ScopeLimit("run/1", None, 1000)) for _ in range(3)]
+    for task_id in (ended, open_):
+        await worker.append(calling(task_id, 10, expected=1)._replace(run_id=new_run(), task_id=task_id))
+    (before,) = [r for r in await store.open_reservations(FAR_US, 9) if r.task_id == ended]
+    assert await store.open_reservations(FAR_US, 9, left_over=True) == []
+    await (worker if by_worker else store).append(to_task(ended, completed() if by_worker else TaskCancelled("late", "test"), expected=2))
+    await worker.append(to_task(idle, completed(), expected=1))
+    assert await store.open_reservations(FAR_US, 9, left_over=True) == [before]
+    await store.append(settling_elsewhere(ended, 10))
+    assert (await state(store), await open_ids(store)) == ((10, 10), [reservation_id(open_, "m1-1")])
+    assert await store.open_reservations(FAR_US, 9, left_over=True) == []
 
 
 async def test_the_end_of_a_task_leaves_its_reservations_to_be_settled(store: EventStore, worker: EventStore) -> None:

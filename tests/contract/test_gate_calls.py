@@ -13,20 +13,23 @@ from support.logs import asked, cancelled, completed, dispatched, new_run, new_t
 from support.money import calling, changing, opened, settling
 from support.postgres import Database
 
-from crewlog.events.append_call import SQL_ONE, arguments, one_argument_list, statement
+from crewlog.events.append_call import SQL_PLAIN, SQL_PLAIN_WITH_CALLS, arguments, plain_arguments, statement
 from crewlog.events.append_request import encode_request
 from crewlog.events.grants import ORCHESTRATOR
 from crewlog.events.store import AppendRequest, Reservation, Settlement, Write
 from crewlog.schemas.budget import ScopeLimit
-from crewlog.schemas.ids import reservation_id, run_stream, task_stream
+from crewlog.schemas.ids import TaskId, reservation_id, run_stream, task_stream
 
 pytestmark = pytest.mark.hand_written("tries the gate with events of every kind")
 
 # places of the arguments of es.append
 STREAMS, W_REQUEST, W_STREAM, W_EVENTS, TYPES, E_TYPE, E_ID, E_DATA = 0, 1, 2, 4, 11, 13, 14, 15
 HELD, R_REQUEST, R_HELD, R_AMOUNT, T_REQUEST, T_HELD, T_ACTUAL, SCOPE, SOFT, HARD, B_WRITE, B_LIMIT, L_REQUEST, L_LIMIT = range(17, 31)
-ONE = ("stream", "expected", "occurred_us", "run", "task", "cause", "trace", "types", "schemas", "ids", "documents", "actor", "free")
-"""Places of the arguments of es.append_one."""
+PLAIN = (
+    *("streams", "expected", "events", "occurred_us", "run", "task", "cause", "trace", "types", "schemas", "e_type", "e_id", "documents", "actor"),
+    *("ids", "amounts", "prices"),
+)
+"""Places of the arguments of es.append_plain."""
 
 
 @pytest_asyncio.fixture
@@ -186,86 +189,107 @@ async def test_one_reservation_in_two_streams_of_a_batch_is_made_once(owner: Any
 
 
 @pytest.mark.parametrize("trees", [1, 2])
-async def test_what_is_summed_up_at_once_is_looked_at_as_closely(owner: Any, trees: int) -> None:
+async def test_money_of_a_batch_is_looked_at_one_by_one(owner: Any, trees: int) -> None:
     """Batches of calls and settlements without anything special, and such that claim to be, charged to the same rows or not."""
     limit = ScopeLimit("run/1", None, 1000)
     tasks = [new_task() for _ in range(6)]
     await call(owner, by_hand(*(opened(task_id, limit, ScopeLimit(f"tree/{number % trees}", None, 1000)) for number, task_id in enumerate(tasks))))
 
     async def books() -> tuple[int, int, int]:
-        sums = "SELECT sum(spent)::int, sum(reserved)::int, (SELECT count(*)::int FROM es.reservations) FROM es.budgets GROUP BY scope LIKE 'run/%'"
+        sums = "SELECT sum(spent)::int, sum(reserved)::int, (SELECT count(*)::int FROM es.open_reservations) FROM es.budgets GROUP BY scope LIKE 'run/%'"
         rows = await owner.fetch(sums)
         assert rows[0] == rows[1]
         return tuple(rows[0])
 
     assert await told(owner, by_hand(*(calling(task_id, 10) for task_id in tasks))) == {}
     assert await books() == (0, 60, 6)
-    given = by_hand(*(settling(task_id, 4) for task_id in tasks[:4]))
-    given[T_HELD] = [1, 1, 2, 4]  # one is settled twice, one not at all
-    assert await told(owner, given) == {}
+    first = settling(tasks[0], 4)
+    foreign = settling(tasks[1], 4)._replace(settle=first.settle)
+    assert await told(owner, by_hand(first, foreign, settling(tasks[2], 4), settling(tasks[2], 4), settling(tasks[3], 4))) == {}
     assert await books() == (12, 30, 3)
-    given = by_hand(*(calling(task_id, 1, "again") for task_id in tasks))
-    given[R_HELD] = [1, 1, 2, 3, 4, 5]
-    assert await told(owner, given) == {2: "reserved"}
+    again = [calling(task_id, 1, "again") for task_id in tasks]
+    again[1] = again[1]._replace(reserve=again[0].reserve)
+    assert await told(owner, by_hand(*again)) == {2: "reserved"}
     assert await books() == (12, 35, 8)
     stale = [to_task(task_id, started(), expected=99) for task_id in tasks[:1]]
     assert await told(owner, by_hand(*stale, *(calling(task_id, 5, "more") for task_id in tasks[1:]))) == {1: "conflict"}
     assert await books() == (12, 60, 13)
 
 
-async def test_budgets_are_charged_in_the_order_of_their_numbers(owner: Any) -> None:
-    """The plan that keeps batches from deadlocking: rows are reached one by one from a sorted list."""
+async def test_rows_are_locked_in_one_order(owner: Any) -> None:
+    """The plans that keep batches from deadlocking: rows are reached one by one from a sorted list."""
     for setting in ("enable_seqscan", "enable_hashjoin", "enable_mergejoin"):
         await owner.execute(f"SET {setting} = off")
-    plan = await owner.fetch(
-        "EXPLAIN WITH c AS MATERIALIZED (SELECT x AS id, sum(x) AS n FROM unnest('{3,1,2}'::bigint[]) x GROUP BY x ORDER BY x) "
-        "UPDATE es.budgets b SET spent = b.spent + c.n FROM c WHERE b.scope_id = c.id"
-    )
-    text = "\n".join(row[0] for row in plan)
-    assert "Nested Loop" in text
-    assert text.index("CTE Scan on c") < text.index("Index Scan using budgets_pkey")
+    sums = "WITH c AS MATERIALIZED (SELECT x AS id, sum(x) AS n FROM unnest('{3,1,2}'::bigint[]) x GROUP BY x ORDER BY x)"
+    names = "(SELECT * FROM unnest('{b,a}'::text[]) x (name) ORDER BY name COLLATE \"C\") u"
+    for outer, inner, update in (
+        ("CTE Scan on c", "budgets_pkey", f"{sums} UPDATE es.budgets b SET spent = b.spent + c.n FROM c WHERE b.scope_id = c.id"),
+        ("Function Scan on unnest c", "budgets_pkey", "UPDATE es.budgets b SET spent = b.spent + c FROM unnest('{1,2,3}'::bigint[]) c WHERE b.scope_id = c"),
+        ("Subquery Scan on u", "streams_pkey", f"UPDATE es.streams t SET version = t.version + 1 FROM {names} WHERE t.stream_id = u.name"),
+    ):
+        text = "\n".join(row[0] for row in await owner.fetch(f"EXPLAIN {update}"))
+        assert "Nested Loop" in text
+        assert text.index(outer) < text.index(f"Index Scan using {inner}")
 
 
-async def test_one_plain_request_is_written_or_left_to_the_whole_gate(database: Database, connection: Any, owner: Any) -> None:
-    """es.append_one as a kind: whatever is not plain changes nothing, and es.append says why."""
+async def test_plain_requests_are_written_or_left_to_the_whole_gate(database: Database, connection: Any, owner: Any) -> None:
+    """es.append_plain as a kind: what is not plain changes nothing, also not what travels with it, and es.append says why."""
     worker = await asyncpg.connect(database.url("crewlog_research"))
-    task_id, theirs, charged = new_task(), new_task(), new_task()
-    await call(owner, by_hand(opened(task_id), opened(theirs, kind="data"), opened(charged, ScopeLimit("run/1", None, 100))))
+    task_id, theirs, charged, beside = new_task(), new_task(), new_task(), new_task()
+    await call(owner, by_hand(opened(task_id), opened(beside), opened(theirs, kind="data"), opened(charged, ScopeLimit("run/1", None, 100))))
 
-    async def one(request: AppendRequest, **changes: Any) -> Any:
-        given = one_argument_list(encode_request(request), "by hand")
+    async def plain(*requests: AppendRequest, **changes: Any) -> Any:
+        given = plain_arguments([encode_request(request) for request in requests], "by hand")
         assert given is not None
         for place, value in changes.items():
-            given[ONE.index(place)] = value
-        return await worker.fetchval(SQL_ONE, *given)
+            given[PLAIN.index(place)] = value
+        return await worker.fetchval(SQL_PLAIN if len(given) == 14 else SQL_PLAIN_WITH_CALLS, *given)
 
-    plain = to_task(task_id, started(), asked("m1-1"), expected=1)
-    assert len(await one(plain)) == 2
-    with pytest.raises(asyncpg.UniqueViolationError):
-        await one(plain, expected=3)
-    refused = [
-        one(to_task(task_id, started(), expected=1)),
-        one(to_task(new_task(), started(), expected=1)),
-        one(to_task(theirs, started(), expected=1)),
-        one(to_task(charged, asked("m1-1"), expected=1)),
-        one(to_task(task_id, started(), expected=3), types=["BudgetChanged"]),
-        one(to_task(task_id, started(), expected=3), types=["RunCompleted"]),
-        one(to_task(task_id, started(), expected=3), expected=0),
-        one(to_task(task_id, started(), expected=3), expected=-1),
-        one(to_task(task_id, started(), started(), expected=3), types=["TaskCompleted", "TaskStarted"]),
+    fine = to_task(beside, started(), expected=1)
+    call_ = calling(charged, 5, expected=1)
+    first = to_task(task_id, started(), asked("m1-1"), expected=1)._replace(**free_call(task_id))
+    assert len(await plain(first)) == 2
+    refused: list[tuple[AppendRequest, dict[str, Any]]] = [
+        (first._replace(writes=[first.writes[0]._replace(expected=3)]), {}),  # a duplicate
+        (to_task(task_id, started(), expected=1), {}),
+        (to_task(new_task(), started(), expected=1), {}),
+        (to_task(theirs, started(), expected=1), {}),
+        (to_task(charged, asked("m1-1"), expected=1), {}),
+        (to_task(charged, asked("m1-1"), asked("m1-2"), expected=1)._replace(reserve=call_.reserve), {}),
+        (settling(charged, 1, expected=1), {}),
+        (calling(charged, 101, expected=1), {}),
+        (call_, {"amounts": [None, -1]}),
+        (call_, {"amounts": [None, 10**15 + 1]}),
+        (call_, {"amounts": [None, None]}),
+        (call_, {"ids": []}),
+        (call_, {"prices": [None, 3]}),
+        (to_task(task_id, started(), expected=3), {"types": ["BudgetChanged"]}),
+        (to_task(task_id, started(), expected=3), {"types": ["RunCompleted"]}),
+        (to_task(task_id, started(), expected=3), {"expected": [1, 0]}),
+        (to_task(task_id, started(), expected=3), {"expected": [1, None]}),
+        (to_task(task_id, started(), expected=3), {"streams": [task_stream(beside), task_stream(beside)]}),
+        (to_task(task_id, started(), expected=3), {"streams": [task_stream(beside), "run/" + str(task_id)]}),
+        (to_task(task_id, started(), started(), expected=3), {"types": ["TaskCompleted", "TaskStarted"], "e_type": [2, 1, 2]}),
     ]
-    assert [await answer for answer in refused] == [None] * len(refused)
-    for misfit in ({"types": []}, {"schemas": [1, 1]}, {"documents": []}, {"ids": []}):
+    for request_, changes in refused:
+        assert await plain(fine, request_, **changes) is None, (request_, changes)
+    misfits = ({"e_type": [1]}, {"documents": []}, {"events": [1]}, {"events": [2, 0]}, {"events": [1, 2]}, {"events": [3, -1]}, {"expected": [1]})
+    for misfit in misfits:
         with pytest.raises(asyncpg.PostgresError) as caught:
-            await one(to_task(task_id, started(), expected=3), **misfit)
-        assert caught.value.sqlstate == "ES006"
-    free = to_task(charged, asked("m1-1"), expected=1)._replace(reserve=Reservation(reservation_id(charged, "m1-1"), 0))
-    assert one_argument_list(encode_request(free), "by hand") is None, "it stays reserved"
-    assert len(await one(free._replace(settle=[Settlement(reservation_id(charged, "m1-1"), 0)]))) == 1
-    assert len(await one(to_task(task_id, completed(), expected=3))) == 1
-    assert await one(to_task(task_id, started(), expected=4)) is None, "it is closed"
+            await plain(fine, to_task(task_id, started(), expected=3), **misfit)
+        assert caught.value.sqlstate == "ES006", misfit
+    assert len(await plain(to_task(charged, asked("m1-1"), expected=1)._replace(**free_call(charged)))) == 1
+    assert len(await plain(fine, to_task(task_id, completed(), expected=3))) == 2
+    assert await plain(to_task(task_id, started(), expected=4)) is None, "it is closed"
     assert await told(owner, by_hand(to_task(task_id, started(), expected=4))) == {1: "conflict"}
-    versions = await owner.fetch("SELECT stream_id, version, closed_at IS NULL FROM es.streams ORDER BY opened_at, stream_id")
-    assert sorted(map(tuple, versions)) == sorted([(task_stream(task_id), 4, False), (task_stream(theirs), 1, True), (task_stream(charged), 2, True)])
-    assert await owner.fetchval("SELECT count(*) FROM es.reservations") == 0
+    versions = await owner.fetch("SELECT stream_id, version, closed_at IS NULL FROM es.streams")
+    there = [(task_stream(task_id), 4, False), (task_stream(beside), 2, True), (task_stream(theirs), 1, True), (task_stream(charged), 2, True)]
+    assert sorted(map(tuple, versions)) == sorted(there)
+    assert await owner.fetch("SELECT spent, reserved, (SELECT count(*) FROM es.open_reservations) FROM es.budgets") == [(0, 0, 0)]
     await worker.close()
+
+
+def free_call(task_id: TaskId) -> dict[str, Any]:
+    """What the request of a call that costs nothing says about money."""
+    held = reservation_id(task_id, "m1-1")
+    return {"reserve": Reservation(held, 0), "settle": [Settlement(held, 0)]}

@@ -38,9 +38,10 @@ class Model:
     def __init__(self) -> None:
         self.seen: set[UUID] = set()
         self.scopes: dict[Stream, list[str]] = {}
+        self.versions: dict[Stream, int] = {}
         self.limits: dict[str, tuple[int | None, int | None]] = {}
         self.entries: list[tuple[list[str], int, int]] = []  # scopes, reserved, spent
-        self.reservations: dict[UUID, tuple[str, int, list[str]]] = {}
+        self.reservations: dict[UUID, tuple[str, int, Stream]] = {}
 
     def total(self, scope: str) -> tuple[int, int]:
         """Return what is spent and reserved."""
@@ -58,9 +59,11 @@ class Model:
         write = request.writes[0]
         if request.event_ids[0] in self.seen:
             return "again", self.warned(request)
-        if write.expected == 0 and write.stream in self.scopes:
+        version = self.versions.get(write.stream, 0)
+        if write.expected not in (-1, version):
             return ("conflict",)
         self.seen.update(request.event_ids)
+        self.versions[write.stream] = version + len(write.events)
         for limit in write.scopes:
             self.limits.setdefault(limit.scope, (limit.soft_micro_usd, limit.hard_micro_usd))
         self.scopes.setdefault(write.stream, [limit.scope for limit in write.scopes])
@@ -69,7 +72,7 @@ class Model:
         own = [s for s in request.settle if request.reserve and s.reservation_id == request.reserve.reservation_id]
         for settlement in request.settle:
             if settlement not in own:
-                self.settle(settlement)
+                self.settle(settlement, write.stream)
         if request.reserve:
             id_, amount = request.reserve
             if id_ in self.reservations:
@@ -78,22 +81,23 @@ class Model:
                 used, hard = sum(self.total(scope)), self.limits[scope][1]
                 if amount and hard is not None and used + amount > hard:
                     return "over", scope, hard, used, amount
-            self.reservations[id_] = ("open", amount, self.scopes[write.stream])
+            self.reservations[id_] = ("open", amount, write.stream)
             self.entries.append((self.scopes[write.stream], amount, 0))
         for settlement in own:
-            self.settle(settlement)
+            self.settle(settlement, write.stream)
         return "new", self.warned(request)
 
-    def settle(self, settlement: Settlement) -> None:
+    def settle(self, settlement: Settlement, settled_on: Stream) -> None:
         id_, actual = settlement
-        if id_ not in self.reservations:
+        state, amount, stream = self.reservations.get(id_, ("unknown", 0, None))
+        if stream != settled_on:
             return
-        state, amount, scopes = self.reservations[id_]
+        scopes = self.scopes[stream]
         if state == "open":
             self.entries.append((scopes, -amount, 0))
         self.entries.append((scopes, 0, actual or 0))
         if actual is None:
-            self.reservations[id_] = ("released", amount, scopes)
+            self.reservations[id_] = ("released", amount, stream)
         else:
             del self.reservations[id_]
 
@@ -173,6 +177,14 @@ class MoneyMachine(RuleBasedStateMachine):
         st.tuples(st.just("call"), tasks_, calls, amounts, st.just([])),
         st.tuples(st.just("settle"), tasks_, st.lists(st.tuples(st.just(False), calls, amounts), min_size=1, max_size=1)),
     )
+
+    @rule(target=requests, several=st.lists(paid, min_size=1, max_size=TASKS, unique_by=lambda move: move[1]))
+    def plain(self, several: list[Move]) -> AppendRequest:
+        """Send such as `es.append_plain` takes, once the streams are there."""
+        requests = [self.make(move) for move in several]
+        exact = [r._replace(writes=[w._replace(expected=self.model.versions.get(w.stream, 0) or -1) for w in r.writes]) for r in requests]
+        self.send(exact)
+        return exact[0]
 
     @rule(target=requests, several=st.one_of(st.lists(moves, min_size=2, max_size=6), st.lists(paid, min_size=4, max_size=9)))
     def together(self, several: list[Move]) -> AppendRequest:

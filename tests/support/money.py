@@ -8,9 +8,10 @@ from support.logs import asked, request, started, to_task
 from crewlog.events.store import ANY, NO_STREAM, AppendRequest, Reservation, Settlement, Write
 from crewlog.schemas.budget import ScopeLimit
 from crewlog.schemas.errors import OverBudget
-from crewlog.schemas.ids import TaskId, budget_stream, reservation_id, task_stream
-from crewlog.schemas.system_events import BudgetChanged
+from crewlog.schemas.ids import RunId, TaskId, budget_stream, reservation_id, spend_stream, task_stream
+from crewlog.schemas.system_events import BudgetChanged, CallSettled
 from crewlog.schemas.task_events import TaskOpened
+from crewlog.schemas.usage import Price, Usage
 
 
 def scoped(*limits: ScopeLimit) -> tuple[ScopeLimit, ...]:
@@ -30,6 +31,12 @@ def calling(task_id: TaskId, amount: int, call_id: str = "m1-1", *, expected: in
 def settling(task_id: TaskId, actual: int | None, call_id: str = "m1-1", *, expected: int = ANY) -> AppendRequest:
     """Say what a call cost; None gives its money back."""
     return to_task(task_id, started(), expected=expected)._replace(settle=[Settlement(reservation_id(task_id, call_id), actual)])
+
+
+def settling_elsewhere(task_id: TaskId, actual: int, call_id: str = "m1-1") -> AppendRequest:
+    """Say what a call cost beside its task's stream."""
+    event = CallSettled(task_id, RunId(task_id), call_id, "provider", "model", Usage(), Price(actual, "config"))
+    return request(Write(spend_stream(task_id), [event]), task_id=task_id)._replace(settle=[Settlement(reservation_id(task_id, call_id), actual)])
 
 
 def changing(*limits: ScopeLimit) -> AppendRequest:
