@@ -31,6 +31,7 @@ MESSAGE_BYTES_MAX: Final = 1024 * 1024
 
 _log = logging.getLogger(__name__)
 _serial = attrgetter("serial")
+_ANY: Final = "*"
 
 
 @lru_cache(maxsize=4096)
@@ -53,6 +54,11 @@ def _fits(wanted: list[str], got: list[str]) -> bool:
 @lru_cache(maxsize=4096)
 def _stream_name(subject: str) -> str | None:
     return next((spec.name for spec in jetstream.STREAMS.values() if matches(spec.subjects, subject)), None)
+
+
+def _first_token(subject: str) -> str:
+    first = subject.partition(".")[0]
+    return _ANY if first == ">" else first
 
 
 class _Stored:
@@ -85,8 +91,8 @@ class MemoryBroker:
         self._pulling: list[MemoryConsuming] = []
         self._subscriptions: dict[str, list[MemorySubscription]] = {}
         """By subject or pattern, those that came first in front."""
-        self._patterns: list[str] = []
-        """Subjects of subscriptions that stand for more than one."""
+        self._patterns: dict[str, list[str]] = {}
+        """First token -> subjects of subscriptions that stand for more than one; under `_ANY` those whose first token is a wildcard."""
         self._turn = itertools.count()
         self._inboxes, self._serials = itertools.count(1), itertools.count()
 
@@ -153,7 +159,7 @@ class MemoryBroker:
         subscription.serial = next(self._serials)
         fellows = self._subscriptions.setdefault(subscription.subject, [])
         if not fellows and subscription.is_pattern:
-            self._patterns.append(subscription.subject)
+            self._patterns.setdefault(_first_token(subscription.subject), []).append(subscription.subject)
         fellows.append(subscription)
 
     def unsubscribe(self, subscription: MemorySubscription) -> None:
@@ -162,7 +168,7 @@ class MemoryBroker:
         if subscription in fellows:
             fellows.remove(subscription)
         if not fellows and self._subscriptions.pop(subscription.subject, None) is not None and subscription.is_pattern:
-            self._patterns.remove(subscription.subject)
+            self._patterns[_first_token(subscription.subject)].remove(subscription.subject)
 
     def pull(self, consuming: MemoryConsuming) -> None:
         """Add a pull loop."""
@@ -213,7 +219,8 @@ class MemoryBroker:
 
     def _notify(self, message: Message) -> int:
         named = self._subscriptions.get(message.subject, ())
-        wider = [self._subscriptions[pattern] for pattern in self._patterns if matches(pattern, message.subject)]
+        patterns = chain(self._patterns.get(_first_token(message.subject), ()), self._patterns.get(_ANY, ()))
+        wider = [self._subscriptions[pattern] for pattern in patterns if matches(pattern, message.subject)]
         found = sorted(chain(named, *wider), key=_serial) if wider else list(named)
         taken = 0
         groups: dict[tuple[str, str], list[MemorySubscription]] = {}

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import heapq
 import random
 import zlib
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Coroutine
+from heapq import heappop, heappush
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -46,27 +46,30 @@ class RealIO(SimError):
 class _Task(asyncio.Task[Any]):
     """Sets of tasks iterate by hash: a counter instead of an address keeps their order the same in every process."""
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], *, loop: SimLoop, number: int, **options: Any) -> None:
-        self._number = number
-        super().__init__(coroutine, loop=loop, **options)
+    _number = 0
 
     def __hash__(self) -> int:
+        # counted when it is first asked for, which is a moment of the schedule like any other, and never for most futures
+        if not self._number:
+            self._number = _loop_of(self).number()
         return self._number
-
-    def __eq__(self, other: object) -> bool:
-        return self is other
 
 
 class _Future(asyncio.Future[Any]):
-    def __init__(self, *, loop: SimLoop, number: int) -> None:
-        self._number = number
-        super().__init__(loop=loop)
+    """The same of futures."""
+
+    _number = 0
 
     def __hash__(self) -> int:
+        if not self._number:
+            self._number = _loop_of(self).number()
         return self._number
 
-    def __eq__(self, other: object) -> bool:
-        return self is other
+
+def _loop_of(future: asyncio.Future[Any]) -> SimLoop:
+    loop = future.get_loop()
+    assert isinstance(loop, SimLoop)
+    return loop
 
 
 class _Handle(msgspec.Struct, eq=False):
@@ -105,10 +108,9 @@ class SimLoop(asyncio.BaseEventLoop):
         self.frozen: set[int] = set()
         self.failures: list[dict[str, Any]] = []
         self._world = contextvars.copy_context()
-        self._queues: dict[int, deque[_Handle]] = {}
+        self._queues: defaultdict[int, deque[_Handle]] = defaultdict(deque)
         self._ready_actors: list[int] = []
         self._timers: list[tuple[float, int, _Handle]] = []
-        self.set_task_factory(self._make_task)  # type: ignore[arg-type]  # the stub wants a Future, we give a Task
         self.set_exception_handler(lambda _, context: self.failures.append(context))
 
     def number(self) -> int:
@@ -124,14 +126,28 @@ class SimLoop(asyncio.BaseEventLoop):
         return self._now
 
     def create_future(self) -> asyncio.Future[Any]:
-        self._count += 1
-        return _Future(loop=self, number=self._count)
+        return _Future(loop=self)
+
+    def create_task(self, coro: Coroutine[Any, Any, Any], **options: Any) -> asyncio.Task[Any]:  # type: ignore[override]  # of coroutines alone
+        task = _Task(coro, loop=self, **options)
+        self._tasks.append(task)
+        return task
+
+    def get_debug(self) -> bool:
+        return False
+
+    # the next three run for every step, so each does the whole of it by itself
 
     def call_soon(self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> Any:
         if context is None:
             context = contextvars.copy_context()
-        handle = _Handle(callback, args, context, context.get(ACTOR, 0), self._now)
-        self._enqueue(handle)
+        actor = context.get(ACTOR, 0)
+        handle = _Handle(callback, args, context, actor, self._now)
+        if actor not in self.dead:
+            queue = self._queues[actor]
+            if not queue and actor not in self.frozen:
+                self._ready_actors.append(actor)
+            queue.append(handle)
         return handle
 
     def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> Any:
@@ -139,16 +155,22 @@ class SimLoop(asyncio.BaseEventLoop):
             context = contextvars.copy_context()
         handle = _Handle(callback, args, context, context.get(ACTOR, 0), when)
         self._count += 1
-        heapq.heappush(self._timers, (when, self._count, handle))
+        heappush(self._timers, (when, self._count, handle))
         return handle
 
     def call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> Any:
-        return self.call_at(self._now + delay if delay > 0 else self._now, callback, *args, context=context)
+        if context is None:
+            context = contextvars.copy_context()
+        when = self._now + delay if delay > 0 else self._now
+        handle = _Handle(callback, args, context, context.get(ACTOR, 0), when)
+        self._count += 1
+        heappush(self._timers, (when, self._count, handle))
+        return handle
 
     def expire_at(self, when: float, actor: int, callback: Callable[..., object], *args: Any) -> None:
         """Have a timer of another actor expire: if it stands still then, it hears of that when it wakes up."""
         self._count += 1
-        heapq.heappush(self._timers, (when, self._count, _Handle(callback, args, self._world, actor, when)))
+        heappush(self._timers, (when, self._count, _Handle(callback, args, self._world, actor, when)))
 
     def kill(self, actor: int) -> None:
         """Let an actor vanish between two of its callbacks."""
@@ -193,23 +215,6 @@ class SimLoop(asyncio.BaseEventLoop):
         self._ready_actors.clear()
         self.close()
 
-    def _make_task(self, _: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any) -> asyncio.Task[Any]:
-        self._count += 1
-        task = _Task(coroutine, loop=self, number=self._count, **options)
-        self._tasks.append(task)
-        return task
-
-    def _enqueue(self, handle: _Handle) -> None:
-        actor = handle.actor
-        if actor in self.dead:
-            return
-        queue = self._queues.get(actor)
-        if queue is None:
-            queue = self._queues[actor] = deque()
-        if not queue and actor not in self.frozen:
-            self._ready_actors.append(actor)
-        queue.append(handle)
-
     def _run_once(self) -> None:
         """Run callbacks until somebody stops the loop; asyncio would ask after each of them."""
         ready, queues, draw = self._ready_actors, self._queues, self._rng.random
@@ -236,20 +241,22 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def _advance(self) -> None:
         """Move the time to the next timer that still means something."""
-        timers, pop = self._timers, heapq.heappop
-        while not self._ready_actors:
-            if not timers:
-                raise Deadlock(f"nothing can run any more at {self._now:.3f} s, step {self.steps}")
-            when, _, handle = pop(timers)
+        timers, queues, ready = self._timers, self._queues, self._ready_actors
+        while timers and (not ready or timers[0][0] <= self._now):
+            when, _, handle = heappop(timers)
+            actor = handle.actor
             if handle.is_cancelled:
                 continue
             if when > self._now:
                 self._now, self._now_us = when, int(when * 1e6)
-            self._enqueue(handle)
-            while timers and timers[0][0] <= self._now:
-                handle = pop(timers)[2]
-                if not handle.is_cancelled:
-                    self._enqueue(handle)
+            if actor in self.dead:
+                continue
+            queue = queues[actor]
+            if not queue and actor not in self.frozen:
+                ready.append(actor)
+            queue.append(handle)
+        if not ready:
+            raise Deadlock(f"nothing can run any more at {self._now:.3f} s, step {self.steps}")
         if self._now > self._time_max_s:
             raise StepLimit(f"no end after {self._time_max_s:g} s of virtual time")
 

@@ -11,7 +11,8 @@ import contextvars
 import random
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeVar
 from uuid import UUID
 
 from sim.loop import ACTOR, Killed, SimLoop
@@ -55,6 +56,18 @@ class SimClock:
         return self._rng.random()
 
 
+class _Request(NamedTuple):
+    """One call on its way."""
+
+    actor: int
+    number: int
+    until_s: float
+    """When its caller runs out of patience."""
+    serve: Callable[[], Any]
+    answer: asyncio.Future[Any]
+    to_log: bool
+
+
 class Network:
     """All messages go through here."""
 
@@ -91,34 +104,34 @@ class Network:
             TimeoutError: no answer; it may have been carried out all the same.
         """
         actor = self.alive()
-        loop = self.loop
-        answer: asyncio.Future[T] = loop.create_future()
+        answer: asyncio.Future[T] = self.loop.create_future()
         number = self.calls[actor] = self.calls[actor] + 1
-        until = loop.time() + CALL_TIMEOUT_S
-
-        def lost() -> None:
-            self.happened["unanswered"] += 1
-            self.disturbed()
-            # only who gets no answer ever runs out of patience: both ways together take less
-            loop.expire_at(until, actor, _fail, answer, TimeoutError())
-
-        def arrive() -> None:
-            if self._lost(actor) or (to_log and self.log_is_away):
-                lost()
-                return
-            try:
-                result = serve()
-            except OrchestrationError as error:
-                reply: tuple[Any, ...] = (_fail, answer, error)
-            else:
-                reply = (_resolve, answer, result)
-            if self.on_call(actor, number) or self._lost(actor):
-                lost()
-            else:
-                loop.call_later(self._delay(), *reply, context=self._world)
-
-        loop.call_later(self._delay(), arrive, context=self._world)
+        request = _Request(actor, number, self.loop.time() + CALL_TIMEOUT_S, serve, answer, to_log)
+        self.loop.call_later(self._delay(), self._arrive, request, context=self._world)
         return await answer
+
+    def _arrive(self, request: _Request) -> None:
+        """Have a request carried out, and send the answer back."""
+        actor, answer = request.actor, request.answer
+        if self._lost(actor) or (request.to_log and self.log_is_away):
+            self._leave_unanswered(request)
+            return
+        try:
+            result = request.serve()
+        except OrchestrationError as error:
+            reply: tuple[Any, ...] = (_fail, answer, error)
+        else:
+            reply = (_resolve, answer, result)
+        if self.on_call(actor, request.number) or self._lost(actor):
+            self._leave_unanswered(request)
+        else:
+            self.loop.call_later(self._delay(), *reply, context=self._world)
+
+    def _leave_unanswered(self, request: _Request) -> None:
+        self.happened["unanswered"] += 1
+        self.disturbed()
+        # only who gets no answer ever runs out of patience: both ways together take less
+        self.loop.expire_at(request.until_s, request.actor, _fail, request.answer, TimeoutError())
 
     def disturbed(self) -> None:
         """Take note that somebody may have to find out now what became of its last call."""
@@ -130,7 +143,11 @@ class Network:
         copies = 2 if repeatable and self.rng.random() < self.mix.duplication else 1
         self.happened["repeated"] += copies - 1
         for _ in range(copies):
-            self.loop.call_later(self._delay(), lambda: None if self._lost(actor) else serve(), context=self._world)
+            self.loop.call_later(self._delay(), self._land, actor, serve, context=self._world)
+
+    def _land(self, actor: int, serve: Callable[[], object]) -> None:
+        if not self._lost(actor):
+            serve()
 
     def hand_over(self, context: contextvars.Context, work: Coroutine[Any, Any, Any]) -> None:
         """Start a coroutine that belongs to the actor of this context."""
@@ -173,6 +190,10 @@ def at_once(coroutine: Coroutine[Any, Any, T]) -> T:
     raise AssertionError(f"{coroutine} waits")
 
 
+def _carried_out(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    return at_once(make())
+
+
 class SimStore:
     """The log as one actor sees it: every call crosses the network, and is asked again with the same ids until it is answered."""
 
@@ -183,7 +204,7 @@ class SimStore:
     async def append(self, request: AppendRequest) -> Any:
         deadline = self._network.loop.time() + WAIT_S
         async with self._in_order[request.run_id]:  # what the port promises: appends of a run reach the log in the order in which they were made
-            return await self._ask(lambda: self._store.append(request), deadline)
+            return await self._ask(partial(self._store.append, request), deadline)
 
     async def close(self) -> None:
         """Nothing is queued."""
@@ -192,16 +213,17 @@ class SimStore:
         method = getattr(self._store, name)
 
         def asked(*args: Any, **kwargs: Any) -> Awaitable[Any]:
-            return self._ask(lambda: method(*args, **kwargs))
+            return self._ask(partial(method, *args, **kwargs))
 
         setattr(self, name, asked)
         return asked
 
     async def _ask(self, make: Callable[[], Coroutine[Any, Any, T]], deadline: float | None = None) -> T:
+        serve = partial(_carried_out, make)
         deadline = self._network.loop.time() + WAIT_S if deadline is None else deadline
         while True:
             try:
-                return await self._network.call(lambda: at_once(make()), to_log=True)
+                return await self._network.call(serve, to_log=True)
             except TimeoutError:
                 if self._network.loop.time() >= deadline:
                     raise Unavailable(f"no answer from the log for {WAIT_S:g} s") from None
