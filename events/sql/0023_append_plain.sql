@@ -275,7 +275,7 @@ DECLARE
   was_spent bigint[]; was_reserved bigint[]; was_freed bigint[]; was_used bigint[]; was_soft bigint[]; was_hard bigint[]; was_limit int[];
   was_state int[]; was_amount bigint[]; was_set int[]; was_write int[];
   r int; t0 int; b0 int; l0 int; next_r int; next_t int; next_b int; next_l int;
-  scopes text; last_scopes text; last_set int; own boolean; plain_money boolean; x int; first_set int; charges boolean; amount bigint; warned text[];
+  scopes text; last_scopes text; last_set int; own boolean; x int; first_set int; charges boolean; amount bigint; warned text[];
   h int; i int; n int;
 BEGIN
   IF current_setting('transaction_isolation') <> 'read committed' THEN
@@ -467,11 +467,8 @@ BEGIN
         END LOOP;
       END IF;
       IF money THEN
-        r := 0;
+        r := 0; t0 := next_t; charges := false; own := false;
         IF r_request[next_r] = q THEN r := next_r; next_r := next_r + 1; END IF;
-      END IF;
-      IF money THEN
-        t0 := next_t; charges := false; own := false;
         WHILE t_request[next_t] = q LOOP next_t := next_t + 1; END LOOP;
         IF f_scope IS NOT NULL THEN
           b0 := next_b; l0 := next_l;
@@ -579,12 +576,6 @@ BEGIN
               END LOOP;
             END IF;
           END IF;
-          plain_money := NOT (exact OR own);
-          IF r > 0 AND plain_money THEN                           -- the common case: any order is fine
-            h := r_held[r]; amount := r_amount[r]; reserves := true;
-            now_state[h] := 1; now_amount[h] := amount; now_set[h] := first_set; now_write[h] := w0;
-            IF first_set > 0 THEN set_reserved[first_set] := set_reserved[first_set] + amount; END IF;
-          END IF;
           FOR round IN 1..2 LOOP                                  -- settle, reserve, then settle what was reserved just now
             FOR k IN t0..next_t - 1 LOOP
               h := t_held[k];
@@ -604,7 +595,7 @@ BEGIN
                 FOR y IN coalesce(set_end[i - 1], 0) + 1..set_end[i] LOOP used[set_row[y]] := used[set_row[y]] + v - amount; END LOOP;
               END IF;
             END LOOP;
-            EXIT WHEN r = 0 OR round = 2 OR plain_money;
+            EXIT WHEN r = 0 OR round = 2;
             h := r_held[r]; amount := r_amount[r];
             now_state[h] := 1; now_amount[h] := amount; now_set[h] := first_set; now_write[h] := w0; reserves := true;
             IF first_set > 0 THEN set_reserved[first_set] := set_reserved[first_set] + amount; END IF;
