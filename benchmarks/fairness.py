@@ -1,6 +1,6 @@
 """Measure what a noisy tenant costs a quiet one: the same small runs alone, and again while another tenant has thousands of tasks waiting.
 
-    python benchmarks/fairness.py [--tasks 10000] [--slots 8] [--thinks 0.1] [--runs 20] [--pause 0.3] [--orchestrators 1]
+    python benchmarks/fairness.py [--published] [--tasks 10000] [--slots 8] [--thinks 0.1] [--runs 20] [--pause 0.3] [--orchestrators 1]
 
 A real crew: `crewlog up` with both servers, one agent process whose model thinks for a fixed time. The quiet tenant submits one run at a
 time: a single task, then a run of as many steps as there are slots. The noisy one has submitted runs of a hundred steps before, until
@@ -8,6 +8,10 @@ that many tasks wait. Prints medians and 95th percentiles, alone and beside the 
 
 Between two runs the quiet tenant pauses for a random time up to `--pause` seconds. With 0 it is not quiet: it asks for all slots all the
 time, and half of them, which is what two tenants get, makes a run take twice as long.
+
+With `--published` both publish to `tasks.<tenant>.<type>` instead, the noisy one all of its tasks at once, each of them a run; the quiet
+one publishes its next single task when the last one has ended, for as long as tasks of the noisy one wait to be taken in. Printed is when
+the verdict came and when the run ended.
 """
 
 from __future__ import annotations
@@ -96,6 +100,35 @@ class FairCrew(Crew):
         await asyncio.wait_for(ended, ENDED_WITHIN_S)
         return (time.perf_counter() - began) * 1000
 
+    async def quiet_task_ms(self) -> tuple[float, float]:
+        """Publish one task of the quiet tenant; return when it was taken in, and when it had ended, in milliseconds."""
+        assert self.client is not None
+        run_id, inbox = str(uuid4()), self.client.new_inbox()
+        ended = self._waiting[run_id] = asyncio.get_running_loop().create_future()
+        verdict = await self.client.subscribe(inbox, max_msgs=1)
+        began = time.perf_counter()
+        await self.client.publish(f"tasks.quiet.{KIND}", small_task(run_id), headers={"Reply-To": inbox})
+        answer = json.loads((await verdict.next_msg(timeout=ENDED_WITHIN_S)).data)
+        taken_s = time.perf_counter() - began
+        if not answer["ok"]:
+            raise ValueError(answer["error"]["message"])
+        await asyncio.wait_for(ended, ENDED_WITHIN_S)
+        return taken_s * 1000, (time.perf_counter() - began) * 1000
+
+    async def publish_noise(self, tasks: int) -> None:
+        """Let the noisy tenant publish that many tasks at once."""
+        assert self.client is not None
+        for _ in range(tasks - 1):
+            await self.client.publish(f"tasks.noisy.{KIND}", small_task(str(uuid4())))
+        await self.client.request(f"tasks.noisy.{KIND}", small_task(str(uuid4())), timeout=60)  # confirmed: all before it are stored too
+
+    async def not_taken(self) -> int:
+        """Count the tasks that wait to be taken in, those of the quiet tenant left out."""
+        assert self.client is not None
+        body = json.dumps({"subjects_filter": "tasks.noisy.>"}).encode()
+        info = json.loads((await self.client.request("$JS.API.STREAM.INFO.TASKS", body, timeout=30)).data)
+        return sum((info["state"].get("subjects") or {}).values())
+
     async def tasks_done(self) -> int:
         """Count the tasks of all tenants that have ended."""
         import asyncpg
@@ -114,6 +147,10 @@ class FairCrew(Crew):
             await self.submit("noisy", min(STEPS_PER_RUN, tasks))
 
 
+def small_task(run_id: str) -> bytes:
+    return json.dumps({"task_id": run_id, "type": KIND, "objective": "Write a note about the benchmark.", "timeout_seconds": 86_400}).encode()
+
+
 async def measured(crew: FairCrew, steps: tuple[int, ...], runs: int, pause_s: float) -> dict[int, list[float]]:
     """Run the quiet tenant's runs one after the other."""
     found: dict[int, list[float]] = {}
@@ -125,6 +162,34 @@ async def measured(crew: FairCrew, steps: tuple[int, ...], runs: int, pause_s: f
     return found
 
 
+async def published(crew: FairCrew, tasks: int, runs: int, pause_s: float) -> None:
+    """Compare single tasks of the quiet tenant, published alone and behind those of the noisy one, and print what was found."""
+    alone: list[tuple[float, float]] = []
+    for _ in range(3 + runs):
+        await asyncio.sleep(random.uniform(0, pause_s))
+        alone.append(await crew.quiet_task_ms())
+    alone = alone[3:]
+    began = time.perf_counter()
+    await crew.publish_noise(tasks)
+    print(f"the noisy tenant published {tasks} tasks in {time.perf_counter() - began:.1f} s", flush=True)
+    beside: list[tuple[float, float]] = []
+    while left := await crew.not_taken():
+        beside.append(await crew.quiet_task_ms())
+        print(f"    {left} wait; taken in after {beside[-1][0]:.0f} ms, ended after {beside[-1][1]:.0f} ms")
+    took_s = time.perf_counter() - began
+    print(f"all of them taken in after {took_s:.1f} s: {tasks / took_s:.0f} a second")
+    print(f"{'':>9} {'alone p50':>10} {'p95 ms':>8}   {'beside p50':>10} {'p95 ms':>8}   {'p50 ×':>6} {'p95 ×':>6}")
+    for what, a, b in (("taken in", [x[0] for x in alone], [x[0] for x in beside]), ("ended", [x[1] for x in alone], [x[1] for x in beside])):
+        print_line(f"{what:>9}", a, b)
+
+
+def print_line(what: str, alone: list[float], beside: list[float]) -> None:
+    """Print medians, 95th percentiles and their ratios."""
+    figures = [percentile(alone, 0.5), percentile(alone, 0.95), percentile(beside, 0.5), percentile(beside, 0.95)]
+    print(f"{what} {figures[0]:>10.0f} {figures[1]:>8.0f}   {figures[2]:>10.0f} {figures[3]:>8.0f}", end="")
+    print(f"   {figures[2] / figures[0]:>6.2f} {figures[3] / figures[1]:>6.2f}", flush=True)
+
+
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tasks", type=int, default=10_000)
@@ -133,6 +198,7 @@ async def main() -> None:
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--pause", type=float, default=0.3, help="longest pause between two runs of the quiet tenant, in seconds")
     parser.add_argument("--orchestrators", type=int, default=1)
+    parser.add_argument("--published", action="store_true", help="measure the way in by `tasks.<tenant>.<type>`")
     given = parser.parse_args()
     print(machine(), flush=True)
     folder = Path(tempfile.mkdtemp(prefix="crewlog-bench-", dir="/tmp"))
@@ -144,6 +210,9 @@ async def main() -> None:
     try:
         crew.start("--agents", ",".join(f"{kind}=0" for kind in BUILT_IN))
         await crew.begin(given.slots, given.thinks, given.orchestrators)
+        if given.published:
+            await published(crew, given.tasks, given.runs, given.pause)
+            return
         await measured(crew, steps, 3, 0.0)
         alone = await measured(crew, steps, given.runs, given.pause)
         await crew.make_noise(given.tasks)
@@ -153,10 +222,7 @@ async def main() -> None:
         print(f"quiet tenant, {given.slots} slots, tasks of {given.thinks:g} s; noisy tenant: {given.tasks} tasks submitted before")
         print(f"{'steps':>6} {'alone p50':>10} {'p95 ms':>8}   {'beside p50':>10} {'p95 ms':>8}   {'p50 ×':>6} {'p95 ×':>6}")
         for count in steps:
-            a, b = alone[count], beside[count]
-            figures = [percentile(a, 0.5), percentile(a, 0.95), percentile(b, 0.5), percentile(b, 0.95)]
-            print(f"{count:>6} {figures[0]:>10.0f} {figures[1]:>8.0f}   {figures[2]:>10.0f} {figures[3]:>8.0f}", end="")
-            print(f"   {figures[2] / figures[0]:>6.2f} {figures[3] / figures[1]:>6.2f}", flush=True)
+            print_line(f"{count:>6}", alone[count], beside[count])
         print(f"both together: {rate:.0f} tasks/s, {rate * given.thinks / given.slots:.0%} of what the slots can think", flush=True)
     finally:
         crew.stop()

@@ -107,11 +107,15 @@ async def cost(bench: Bench, watch_s: float) -> Mapping[str, float]:
 async def held(bench: Bench, url: str) -> str:
     """Count processes of the crew, connections to Postgres and messages in the queues."""
     connection = await asyncpg.connect(url)
-    connections = await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()")
+    rows = await connection.fetch(
+        """SELECT split_part(split_part(application_name, ' ', 2), '@', 1) AS whose, count(*) FROM pg_stat_activity
+            WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() GROUP BY 1 ORDER BY 1"""
+    )
     await connection.close()
+    connections = f"{sum(count for _, count in rows)} connections ({', '.join(f'{whose or chr(63)} {count}' for whose, count in rows)})"
     infos = [await jetstream.api(bench.bus, f"STREAM.INFO.{stream}") for stream in ("WORK", "TASKS")]
     processes = sum(victim.name != "a backend" for victim in bench.crew.victims())
-    return f"{processes} processes, {connections} connections, {sum(info['state']['messages'] for info in infos)} queued messages"
+    return f"{processes} processes, {connections}, {sum(info['state']['messages'] for info in infos)} queued messages"
 
 
 async def submit_all(bench: Bench, runs: int) -> None:

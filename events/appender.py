@@ -3,7 +3,7 @@
 Each lane has a connection and one call in flight. A second lane helps out only when many are waiting, because small calls cost more
 than they save; requests of one run never travel in two lanes at once, so they keep their order. A call that fails is sent again with
 the same event ids until its callers give up: what had been written is then answered as a duplicate. A call that Postgres refuses is
-halved until the request at fault stands alone.
+halved until the request at fault stands alone. A connection that no call has used for a while is closed: most processes wait most of the time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from crewlog.events import faults
 from crewlog.events.append_call import call
 from crewlog.events.append_request import Encoded, encode_request
 from crewlog.events.clock import Clock
-from crewlog.events.connections import CALL_TIMEOUT_S, WAIT_S, Connect, explain, is_retryable
+from crewlog.events.connections import CALL_TIMEOUT_S, SPARE_S, WAIT_S, Connect, explain, is_retryable
 from crewlog.events.store import Appended, AppendRequest
 from crewlog.schemas.errors import ContractError, OrchestrationError, Unavailable
 
@@ -43,6 +43,8 @@ class _Lane:
     def __init__(self) -> None:
         self.wake = asyncio.Event()
         self.connection: Any = None
+        self.is_needed = False
+        """Whether it had anything to do since idle connections were closed last."""
         self.in_flight: frozenset[Hashable] = frozenset()
 
     def hang_up(self) -> None:
@@ -64,14 +66,16 @@ class Appender:
         queue_max: int = QUEUE_MAX,
         call_timeout_s: float = CALL_TIMEOUT_S,
         wait_s: float = WAIT_S,
+        spare_s: float = SPARE_S,
         on_commit: OnCommit | None = None,
     ) -> None:
         self._connect, self._actor, self._clock, self._on_commit = connect, actor, clock, on_commit
-        self._queue_max, self._call_timeout_s, self._wait_s = queue_max, call_timeout_s, wait_s
+        self._queue_max, self._call_timeout_s, self._wait_s, self._spare_s = queue_max, call_timeout_s, wait_s, spare_s
         self._queue: deque[_Waiting] = deque()
         self._closing = False
         self._lanes = [_Lane() for _ in range(lanes)]
         self._idle: list[_Lane] = []
+        self._thinning: asyncio.TimerHandle | None = None
         self._tasks = [asyncio.create_task(self._serve(lane)) for lane in self._lanes]
 
     def submit(self, request: AppendRequest) -> asyncio.Future[Appended]:
@@ -102,6 +106,24 @@ class Appender:
         while self._idle:
             self._idle.pop().wake.set()
         await asyncio.gather(*self._tasks)
+        if self._thinning is not None:
+            self._thinning.cancel()
+
+    def _thin(self) -> None:
+        """Close the connections of lanes that had nothing to do since the last time."""
+        for lane in self._idle:
+            if not lane.is_needed:
+                lane.hang_up()
+        for lane in self._lanes:
+            lane.is_needed = False
+        is_any_left = any(lane.connection is not None for lane in self._lanes)
+        self._thinning = None
+        if is_any_left:
+            self._thin_later()
+
+    def _thin_later(self) -> None:
+        if self._thinning is None:
+            self._thinning = asyncio.get_running_loop().call_later(self._spare_s, self._thin)
 
     def _worth_a_lane(self, *, busy: int) -> bool:
         return len(self._queue) >= max(1, busy * WAITING_PER_LANE)
@@ -110,6 +132,7 @@ class Appender:
         try:
             while True:
                 if batch := self._take(lane):
+                    lane.is_needed = True
                     await self._send(lane, batch)
                     lane.in_flight = frozenset()
                 elif self._closing:
@@ -152,6 +175,7 @@ class Appender:
             try:
                 if lane.connection is None or lane.connection.is_closed():
                     lane.connection = await self._connect()
+                    self._thin_later()
                     batch = [item for item in batch if not item.future.done()]
                 sent = [item.encoded for item in batch]
                 if not sent:

@@ -18,7 +18,7 @@ from crewlog.events.appender import OnCommit
 from crewlog.events.grants import GRANTS, Grant, owner_grants
 from crewlog.events.memory_ledger import MemoryLedger
 from crewlog.events.person_keys_memory import KeyTables, MemoryPersonKeys
-from crewlog.events.store import Appended, AppendRequest, ArchivedRun, BudgetState, OpenReservation, Page, Recorded, Write
+from crewlog.events.store import Appended, AppendRequest, ArchivedRun, BudgetState, Changes, OpenReservation, Page, Recorded, Write
 from crewlog.schemas.codec import type_name
 from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, Unavailable
 from crewlog.schemas.ids import Hash, RunId, Stream, TaskId, category, document_stream, run_stream, task_stream
@@ -176,6 +176,18 @@ class MemoryStore:
             if stream.run_id in found:
                 found[stream.run_id] += len(stream.events)
         return found
+
+    async def changed_runs(self, after: int, *, positions_max: int) -> Changes:
+        page = await self.read_all(after, positions_max + 1)
+        if page.high_water - after > positions_max:
+            return Changes(page.high_water, {}, [], is_complete=False)
+        changed = {RunId(recorded.run_id) for recorded in page.events if recorded.run_id is not None and run_stream(RunId(recorded.run_id)) in self.log.streams}
+        over = [run_id for run_id in changed if self.log.streams[run_stream(run_id)].closed]
+        found = dict.fromkeys(changed.difference(over), 0)
+        for stream in self.log.streams.values():
+            if stream.run_id in found:
+                found[stream.run_id] += len(stream.events)
+        return Changes(page.high_water, found, over)
 
     async def put_blobs(self, blobs: Sequence[bytes], *, run_id: RunId | None = None) -> Sequence[Hash]:  # noqa: ARG002  (stored for all runs alike)
         hashes = [content_hash(blob) for blob in blobs]

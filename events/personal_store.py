@@ -22,7 +22,7 @@ from crewlog.events.clock import Clock
 from crewlog.events.envelope import DataKey, Enclosed, KeyEncryptionKey, enclosed, hollow, new_secret
 from crewlog.events.kek import HINT, LoadKek, kek_source
 from crewlog.events.person_keys import PersonBlob, PersonKey, PersonKeys
-from crewlog.events.store import Appended, AppendRequest, ArchivedRun, BudgetState, EventStore, OpenReservation, Page, Recorded
+from crewlog.events.store import Appended, AppendRequest, ArchivedRun, BudgetState, Changes, EventStore, OpenReservation, Page, Recorded
 from crewlog.schemas.codec import Event, Unknown
 from crewlog.schemas.errors import ConfigError, ContractError, TerminalError
 from crewlog.schemas.ids import Hash, RunId, Stream
@@ -163,6 +163,9 @@ class PersonalStore:
 
     async def count_open(self, *, after: RunId | None, limit: int) -> Mapping[RunId, int]:
         return await self.inner.count_open(after=after, limit=limit)
+
+    async def changed_runs(self, after: int, *, positions_max: int) -> Changes:
+        return await self.inner.changed_runs(after, positions_max=positions_max)
 
     async def set_timers(self, due: Mapping[RunId, int | None]) -> None:
         await self.inner.set_timers(due)

@@ -11,7 +11,7 @@ from crewlog.events.blobs import BlobCache, pack_blob, unpack_blob
 from crewlog.events.clock import Clock
 from crewlog.events.connections import Connections, connector
 from crewlog.events.person_keys import PersonKeys, PostgresPersonKeys
-from crewlog.events.store import Appended, AppendRequest, ArchivedRun, BudgetState, OpenReservation, Page, Recorded
+from crewlog.events.store import Appended, AppendRequest, ArchivedRun, BudgetState, Changes, OpenReservation, Page, Recorded
 from crewlog.schemas.ids import Hash, RunId, Stream, TaskId, run_stream, task_stream
 from crewlog.schemas.payload import content_hash
 
@@ -55,6 +55,7 @@ SELECT o.run_id, (SELECT sum(s.version)::bigint FROM es.streams s WHERE s.run_id
   FROM (SELECT run_id FROM es.streams WHERE closed_at IS NULL AND starts_with(stream_id, 'run/') AND run_id > $1 ORDER BY run_id LIMIT $2) o
  ORDER BY o.run_id
 """
+_CHANGED_RUNS: Final = "SELECT * FROM es.changed_runs($1, $2)"
 _PUT_BLOBS: Final = """
 INSERT INTO es.blobs (hash, codec, size, data) SELECT * FROM unnest($1::bytea[], $2::smallint[], $3::integer[], $4::bytea[]) b (hash, codec, size, data)
  ORDER BY b.hash ON CONFLICT (hash) DO UPDATE SET put_at = now() WHERE blobs.put_at < now() - interval '1 hour'
@@ -142,6 +143,12 @@ class PostgresStore:
 
     async def count_open(self, *, after: RunId | None, limit: int) -> Mapping[RunId, int]:
         return {RunId(row[0]): row[1] for row in await self._connections.fetch("count what open runs hold", _COUNT_OPEN, after or _NIL, limit)}
+
+    async def changed_runs(self, after: int, *, positions_max: int) -> Changes:
+        (_, _, high_water), *rows = await self._connections.fetch("list what changed", _CHANGED_RUNS, after, positions_max)
+        open_ = {RunId(run_id): events for run_id, events, _ in rows if events is not None}
+        over = [RunId(run_id) for run_id, events, _ in rows if events is None]
+        return Changes(high_water, open_, over, is_complete=high_water - after <= positions_max)
 
     async def put_blobs(self, blobs: Sequence[bytes], *, run_id: RunId | None = None) -> Sequence[Hash]:  # noqa: ARG002  (stored for all runs alike)
         hashes = [content_hash(blob) for blob in blobs]

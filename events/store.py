@@ -161,6 +161,17 @@ class Page(NamedTuple):
     high_water: int
 
 
+class Changes(NamedTuple):
+    """Which runs have events behind a position, and the position up to which nothing can appear any more."""
+
+    high_water: int
+    open: Mapping[RunId, int]
+    """Those that are open -> how many events all of their streams have together."""
+    over: Collection[RunId]
+    is_complete: bool = True
+    """False: so much has happened that it was not looked at; `count_open` costs less."""
+
+
 class EventStore(Protocol):
     """The log. All methods raise `Unavailable` when the server stays away longer than the call may wait."""
 
@@ -204,6 +215,13 @@ class EventStore(Protocol):
 
     async def count_open(self, *, after: RunId | None, limit: int) -> Mapping[RunId, int]:
         """List the same runs in the same order -> how many events all of their streams have together: a number that only grows."""
+
+    async def changed_runs(self, after: int, *, positions_max: int) -> Changes:
+        """List the runs to which something happened behind position `after`.
+
+        Args:
+            positions_max: with more positions than that behind `after` nothing but the watermark is returned.
+        """
 
     async def put_blobs(self, blobs: Sequence[bytes], *, run_id: RunId | None = None) -> Sequence[Hash]:
         """Store blobs under the sha-256 of their bytes; what is there already is left alone. Write them before the event.

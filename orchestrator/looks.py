@@ -1,8 +1,9 @@
 """Which open runs the sweep must look at, and what it knows of the others without looking. Reads no log.
 
 A run gives cause for a look when something happened to it since the last one, when it is known too little, or when its time has come. The
-first shows in one number: how many events all of its streams have together. It only ever grows, whoever appends, and the log lists it with
-the open runs. So thousands that wait, for a person, for money, for a time or for their turn, cost a comparison each and no reading.
+first shows in one number: how many events all of its streams have together. It only ever grows, whoever appends; the log tells it of runs that
+have grown, and with the list of those that are open. So thousands that wait, for a person, for money, for a time or for their turn, cost no
+reading.
 
 What the sweep checks of runs that stand still all the same, because it is no event of theirs (a worker that died, a message that was lost,
 a budget with room again), it finds in what was noted at the last look.
@@ -57,6 +58,12 @@ class Looks:
         """Say whether a run must be looked at, given how many events its streams have now."""
         noted = self._noted.get(run_id)
         return noted is None or noted.events != events or (noted.due_us is not None and noted.due_us <= now_us) or run_id in self._restless
+
+    def timed(self, now_us: int) -> Iterator[tuple[RunId, int]]:
+        """Yield the runs that must be looked at although nothing happened to them, with how many events they had."""
+        for run_id, noted in self._noted.items():
+            if (noted.due_us is not None and noted.due_us <= now_us) or run_id in self._restless:
+                yield run_id, noted.events
 
     def note(self, state: RunState, events: int) -> None:
         """Take note of a run that is looked at; `events` was counted before its state was read."""

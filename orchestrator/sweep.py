@@ -2,8 +2,9 @@
 held by a budget that has room again, and money that dead workers left reserved.
 
 It runs all the time, at a slow pace, over the runs that are open, and looks at those that give cause for it (`looks`): nothing can follow
-from a second look at a run to which nothing happened. All are looked at when this process starts, when another orchestrator is gone, and
-when operators have paused, resumed or released anything.
+from a second look at a run to which nothing happened. A round asks the log which runs have grown since the last one; every `COUNT_ROUNDS`
+it lists all that are open with one number for each, so that nothing rests on one way of finding out. All are looked at when this process
+starts, when another orchestrator is gone, and when operators have paused, resumed or released anything.
 
 A task counts as alive while a worker's heartbeat names it, its stream grows, or an orchestrator holds its message back until its turn
 comes. Publishing one again that is alive after all does no harm: the version of its stream fences the second worker.
@@ -27,7 +28,7 @@ import msgspec
 from crewlog.events.bus import Bus, Message, Subscription
 from crewlog.events.clock import Clock
 from crewlog.events.controls import kind_scope
-from crewlog.events.store import EventStore
+from crewlog.events.store import Changes, EventStore
 from crewlog.orchestrator.admission import Admission
 from crewlog.orchestrator.dispatch import Dispatch
 from crewlog.orchestrator.dispatcher import Dispatcher
@@ -47,6 +48,10 @@ from crewlog.schemas.task_events import TaskStarted
 
 PAGE: Final = 500
 """Runs that are listed, or tasks that are asked about, with one query."""
+COUNT_ROUNDS: Final = 6
+"""Rounds from one list of all open runs to the next: thousands of them cost the log and this process more than all the rounds in between."""
+CHANGED_POSITIONS_MAX: Final = 20_000
+"""With more events than that between two rounds the list costs less than to find out which runs they are of."""
 BUSY_QUEUE_LEASES: Final = 10
 """While its queue is not empty a task may just be waiting: it is published again only after this many leases."""
 
@@ -113,6 +118,10 @@ class Sweep:
         self._controls = -1
         """Version of what operators have in force that all runs were looked at under."""
         self._signs: dict[TaskId, _Sign] = {}
+        self._seen = 0
+        """Position of the log up to which it is known what happened."""
+        self._rounds_to_count = 0
+        """Rounds before all open runs are listed again."""
         self._adopts = True
         """Whether the next round takes over what no worker has begun: nobody is known to hold it."""
         self._doubts = False
@@ -170,6 +179,7 @@ class Sweep:
     def left(self, run_id: RunId) -> None:
         """Take note of a run that could not be looked at: the next round comes back to it."""
         self._looks.forget(run_id)
+        self._rounds_to_count = 0  # it is found again among all that are open
 
     async def sweep(self) -> None:
         """Look at every open run that gives cause for it.
@@ -186,13 +196,29 @@ class Sweep:
         except OrchestrationError:
             self._adopts |= adopts
             self._doubts |= doubts
+            self._rounds_to_count = 0
             raise
         self._controls = controls.version
 
     async def _look_at_open(self, *, adopts: bool, doubts: bool, all_of_them: bool) -> None:
+        self._admission.begin_count()
+        changes = await self._store.changed_runs(self._seen, positions_max=CHANGED_POSITIONS_MAX)
+        if all_of_them or not changes.is_complete or self._rounds_to_count <= 0:
+            await self._look_at_listed(adopts=adopts, doubts=doubts, all_of_them=all_of_them)
+        else:
+            self._rounds_to_count -= 1
+            await self._look_at_changed(changes)
+        self._seen = changes.high_water
+        self._admission.end_count(self._looks.tenants())
+        await self._check(now_s=self._clock.monotonic())
+        await self._release()
+        await settle_left_over(self._store, self._clock, grace_s=self._settle_grace_s)
+
+    async def _look_at_listed(self, *, adopts: bool, doubts: bool, all_of_them: bool) -> None:
+        """Look at what gives cause for it among all that are open."""
+        self._rounds_to_count = COUNT_ROUNDS
         after: RunId | None = None
         listed: set[RunId] = set()
-        self._admission.begin_count()
         while True:
             page = await self._store.count_open(after=after, limit=PAGE)
             now_us = self._clock.now_us()
@@ -203,10 +229,17 @@ class Sweep:
                 break
             after = list(page)[-1]
         self._looks.keep(listed)
-        self._admission.end_count(self._looks.tenants())
-        await self._check(now_s=self._clock.monotonic())
-        await self._release()
-        await settle_left_over(self._store, self._clock, grace_s=self._settle_grace_s)
+
+    async def _look_at_changed(self, changes: Changes) -> None:
+        """Look at what gives cause for it among those to which something happened, and at those whose time has come."""
+        for run_id in changes.over:
+            self._looks.forget(run_id)
+        now_us = self._clock.now_us()
+        due = dict(self._looks.timed(now_us))
+        due |= {run_id: events for run_id, events in changes.open.items() if self._looks.is_due(run_id, events, now_us)}
+        runs = list(due.items())
+        for page in (runs[first : first + PAGE] for first in range(0, len(runs), PAGE)):
+            await self._look_at(dict(page), adopts=False, doubts=False)
 
     async def _look_at(self, due: Mapping[RunId, int], *, adopts: bool, doubts: bool) -> None:
         """Look at some runs. `due`: how many events each had."""

@@ -220,6 +220,19 @@ async def test_closing_sends_what_is_queued_and_leaves_no_connection(make: Make,
     assert all(connection.is_closed() for connection in line.connections)
 
 
+async def test_a_lane_that_nobody_needs_is_hung_up_and_opened_again(make: Make, line: Line) -> None:
+    appender = make(spare_s=0.05)
+    line.open.clear()
+    futures = [appender.submit(opening(new_run())) for _ in range(2 * REQUESTS_PER_CALL_MAX)]
+    line.open.set()
+    await asyncio.gather(*futures)
+    async with asyncio.timeout(PATIENCE_S):
+        while not all(connection.is_closed() for connection in line.connections):  # noqa: ASYNC110  (a connection tells nobody)
+            await asyncio.sleep(0.02)
+    assert (await appender.submit(opening(new_run()))).versions == [1]
+    assert len(line.connections) == 3
+
+
 async def test_readers_are_poked_after_each_commit(make: Make) -> None:
     poked: list[int] = []
     appender = make(on_commit=poked.append)

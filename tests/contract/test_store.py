@@ -26,7 +26,7 @@ from support.logs import (
 )
 
 from crewlog.events.grants import ARCHIVIST, OPERATOR
-from crewlog.events.store import EVENT_BYTES_MAX, NO_STREAM, STREAMS_PER_APPEND_MAX, AppendRequest, ArchivedRun, EventStore, Write
+from crewlog.events.store import EVENT_BYTES_MAX, NO_STREAM, STREAMS_PER_APPEND_MAX, AppendRequest, ArchivedRun, Changes, EventStore, Write
 from crewlog.schemas.errors import ConflictError, ContractError, Unavailable
 from crewlog.schemas.ids import Hash, RunId, archive_stream, document_stream, run_stream, task_stream
 from crewlog.schemas.payload import content_hash
@@ -318,6 +318,21 @@ async def test_open_runs_are_listed_with_how_many_events_they_have_in_all_of_the
     assert await store.count_open(after=runs[0], limit=10) == {runs[1]: 3, runs[2]: 1}
     await store.append(to_run(runs[1], cancelled(), expected=2))
     assert await store.count_open(after=None, limit=10) == {runs[0]: 1, runs[2]: 1}
+
+
+async def test_the_log_tells_which_runs_something_happened_to(store: EventStore) -> None:
+    start = (await store.changed_runs(0, positions_max=0)).high_water
+    first, second, third = (new_run() for _ in range(3))
+    await store.append(opening(first))
+    known = (await store.append(opening(second, task_id := new_task()))).positions[-1]
+    assert await store.changed_runs(start, positions_max=100) == Changes(known, {first: 1, second: 2}, [])
+    assert await store.changed_runs(known, positions_max=100) == Changes(known, {}, [])
+
+    await store.append(opening(third))
+    await store.append(to_run(first, cancelled(), expected=1))
+    last = (await store.append(to_run(second, dispatched(task_id), expected=1))).positions[0]
+    assert await store.changed_runs(known, positions_max=100) == Changes(last, {second: 3, third: 1}, [first])
+    assert await store.changed_runs(known, positions_max=2) == Changes(last, {}, [], is_complete=False)
 
 
 async def test_open_runs_are_listed_in_id_order(store: EventStore) -> None:

@@ -37,6 +37,8 @@ def test_a_run_is_looked_at_when_its_time_has_come() -> None:
     looks = looked_at(state)
     assert not looks.is_due(state.run_id, 5, due_us - 1)
     assert looks.is_due(state.run_id, 5, due_us)
+    assert not list(looks.timed(due_us - 1))
+    assert list(looks.timed(due_us)) == [(state.run_id, 5)]
 
 
 def test_a_run_that_stands_still_is_looked_at_every_time_until_it_does_not() -> None:
@@ -44,8 +46,10 @@ def test_a_run_that_stands_still_is_looked_at_every_time_until_it_does_not() -> 
     looks = looked_at(state)
     looks.mark(state.run_id, restless=True)
     assert looks.is_due(state.run_id, 5, SOON_US)
+    assert list(looks.timed(SOON_US)) == [(state.run_id, 5)]
     looks.mark(state.run_id, restless=False)
     assert not looks.is_due(state.run_id, 5, SOON_US)
+    assert not list(looks.timed(SOON_US))
 
 
 def test_dispatched_tasks_and_tenants_are_known_without_a_look() -> None:
