@@ -15,7 +15,7 @@ from crewlog.events.limits import parse_limits
 from crewlog.events.store import ANY, AppendRequest, Reservation, Settlement, Write
 from crewlog.orchestrator.terms import Allowance
 from crewlog.schemas.errors import OverBudget
-from crewlog.schemas.ids import Hash, RunId, TaskId, reservation_id, spend_stream, task_stream
+from crewlog.schemas.ids import Hash, RunId, TaskId, reservation_id, settled_event_id, spend_stream, task_stream
 from crewlog.schemas.run_events import RunCompleted, RunFailed, RunHeld, RunReleased
 from crewlog.schemas.system_events import BudgetChanged, CallSettled
 from crewlog.schemas.task import AgentTask, parse_task
@@ -287,6 +287,19 @@ async def test_what_a_dead_worker_left_reserved_is_settled_once_its_task_is_over
     state = (await crew.store().budgets([f"run/{run_id}"]))[f"run/{run_id}"]
     assert (state.spent, state.reserved) == (COST, 0)
     assert not await crew.store().open_reservations(crew.clock.now_us(), 10)
+
+    real = CallSettled(TaskId(run_id), run_id, "1", "fake", "model-1", Usage(10, 5), Price(COST // 2, "config"))
+    late = AppendRequest(
+        (Write(spend_stream(TaskId(run_id)), (real,)),),
+        (settled_event_id(TaskId(run_id), "1"),),
+        crew.clock.now_us(),
+        run_id,
+        TaskId(run_id),
+        settle=(Settlement(reservation_id(TaskId(run_id), "1"), COST // 2),),
+    )
+    assert (await spender.store.append(late)).duplicate, "a worker that wakes up with the real bill: the first settlement counts"
+    assert (await crew.store().budgets([f"run/{run_id}"]))[f"run/{run_id}"] == state
+    assert len(crew.log.streams[spend_stream(TaskId(run_id))].events) == 1
 
 
 async def test_room_that_a_settlement_makes_releases_a_run_without_anybody() -> None:
