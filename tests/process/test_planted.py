@@ -1,13 +1,16 @@
-"""Tests of the tests: defects planted in real processes, each of which a row of the matrix of fault points must report.
+"""Tests of the tests: defects planted in real processes, each of which a row of the matrix of fault points, or the audit of a chaos run, must report.
 
 A defect is a function that is replaced in a process before it begins (`support.plants`), never a switch in the product. The rows are those
 of `test_fault_points`; each is played here on processes that have the defect. What nobody makes good shows by waiting in vain, so that these
-rows wait at the same time, each for as long as all of them together took on sound processes just before.
+rows wait at the same time, each for as long as all of them together took on sound processes just before. The audit of a chaos run is held to
+what it claims in the same way, on a crew that is struck.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import re
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -20,10 +23,11 @@ from support.gate import a_gate
 from support.live_crew import LiveCrew
 from support.nursery import Nursery, a_nursery
 from support.plants import PLANTED, PLANTS
-from support.struck import IMPATIENT, Asked, Case, a_process, strike_an_agent, strike_an_orchestrator
+from support.struck import IMPATIENT, Asked, Case, a_process, hand_out_twice, strike_an_agent, strike_an_orchestrator
 
 from crewlog.events.clock import SystemClock
 from crewlog.events.config import load
+from crewlog.orchestrator import chaos, chaos_load
 from crewlog.orchestrator.chaos_crew import ChaosCrew
 from crewlog.orchestrator.client import Client
 
@@ -33,6 +37,14 @@ OF_AGENTS: Final[dict[str, tuple[Case, str]]] = {
     "key_of_the_process": (("after_tool_effect", "kill"), "started under several keys|idempotency_key"),
 }
 """Defect -> the row that reports it, and what it says."""
+TWICE: Final = ("lost_tasks_go_on", "a_run_for_each_message")
+"""Without what these take away, a message that comes again when NATS has forgotten it is done again."""
+OF_CHAOS: Final = {
+    "blind_repeat": r"was repeated and nobody was asked|cannot be taken back and was done \d times",
+    "settled_for_less": r"budget run/.* micro-USD spent and 0 reserved in the ledger",
+    "views_for_nothing": r"view runs: \d+ rows differ from a rebuild|view tasks: \d+ rows differ from a rebuild",
+}
+"""Defect -> what the audit of a chaos run says."""
 OF_ORCHESTRATORS: Final = {
     "intake_before_append": "was taken and is not in the log",
     "nothing_sent_again": "has no end",
@@ -84,8 +96,12 @@ async def reported(servers: LiveCrew, nursery: Nursery) -> dict[str, str]:
     async with servers.client() as client, a_gate() as gate:
         gate.open()
         rows = Rows(servers, nursery, client)
+        async with a_process(nursery, "orchestrator", {**servers.env, PLANTED: TWICE[1]}):
+            twice = await reports({f"twice {TWICE[1]}": rows.twice()}, SOUND_WITHIN_S)
         async with a_process(nursery, "orchestrator", servers.env), a_process(nursery, "gated", {**servers.env, "GATE": str(gate.path)}) as agent:
-            found = await reports({name: rows.of_agents(name) for name in OF_AGENTS}, SOUND_WITHIN_S)
+            assert await reports({"twice": rows.twice()}, SOUND_WITHIN_S) == {"twice": ""}
+            twice |= await reports({f"twice {TWICE[0]}": rows.twice(TWICE[0])}, SOUND_WITHIN_S)
+            found = twice | await reports({name: rows.of_agents(name) for name in OF_AGENTS}, SOUND_WITHIN_S)
             clock = SystemClock()
             began = clock.monotonic()
             sound = await reports(rows.of_orchestrators(), SOUND_WITHIN_S)
@@ -106,6 +122,10 @@ class Rows:
     def of_agents(self, name: str) -> Row:
         """Return the row that reports a defect of agents."""
         return lambda within_s: strike_an_agent(*self._place, OF_AGENTS[name][0], within_s=within_s, planted=name)
+
+    def twice(self, planted: str = "") -> Row:
+        """Return the row of messages that come again, on agents that have a defect."""
+        return lambda within_s: hand_out_twice(*self._place, within_s=within_s, planted=planted)
 
     def of_orchestrators(self, planted: str = "") -> dict[str, Row]:
         """Return rows that show whether what was left half done is done. Each begins when the one before it has struck: none may get in another's way."""
@@ -141,5 +161,24 @@ def test_a_row_reports_what_nobody_makes_good(reported: dict[str, str], name: st
     assert OF_ORCHESTRATORS[name] in reported[name], reported[name]
 
 
+@pytest.mark.parametrize("name", TWICE)
+def test_a_message_that_nats_has_forgotten_is_done_once_because_of_what_the_defect_takes_away(reported: dict[str, str], name: str) -> None:
+    assert "what cannot be repeated was not" in reported[f"twice {name}"], reported[f"twice {name}"]
+
+
+async def test_the_audit_of_a_chaos_run_reports_every_defect_of_the_crew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crew of the command itself, struck as in its short mode: all of it has the defects, the audit has not."""
+    (tmp_path / "sitecustomize.py").write_text("import os\nfrom support.plants import PLANTED, plant\nplant(os.environ.get(PLANTED, ''))\n")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path(__file__).parents[1]}")
+    monkeypatch.setenv(PLANTED, " ".join(OF_CHAOS))
+    monkeypatch.setattr(chaos_load, "SCRIPTS", ("send send finish",))  # whoever is killed is killed in a call that nobody may repeat
+    options = chaos.Options(seed=1, kills=4, seconds=15, parts=("agents",), in_flight=8, workers=2, orchestrators=1, pause_s=(0.0, 0.1))
+    report = await chaos.run_chaos(options, SystemClock(), home=None, keep=False, say=print)
+    assert report.home is not None, "it is kept when a promise was broken"
+    shutil.rmtree(report.home)
+    for name, said in OF_CHAOS.items():
+        assert any(re.search(said, violation) for violation in report.violations), (name, report.violations)
+
+
 def test_every_defect_has_its_row() -> None:
-    assert {*OF_AGENTS, *OF_ORCHESTRATORS} == set(PLANTS)
+    assert {*OF_AGENTS, *OF_ORCHESTRATORS, *TWICE, *OF_CHAOS} == set(PLANTS)

@@ -6,7 +6,9 @@ claims to find, and `tests/process/test_planted.py` holds the level to that.
 
 from __future__ import annotations
 
+import json
 import os
+import uuid
 from typing import Any, Final
 
 PLANTED: Final = "PLANTED"
@@ -110,11 +112,57 @@ def nothing_settled() -> None:
     module.settle_left_over = _nothing
 
 
+def a_run_for_each_message() -> None:
+    """Whatever comes on the queue of submissions is a task of its own, also what has come before."""
+    from crewlog.orchestrator import intake
+
+    read = intake.read_submission
+
+    def as_if_new(data: bytes, **known: Any) -> Any:
+        return read(json.dumps({**json.loads(data), "task_id": str(uuid.uuid4()), "run_id": None}).encode(), **known)
+
+    intake.read_submission = as_if_new  # type: ignore[assignment]
+
+
+def blind_repeat() -> None:
+    """What may have happened is done again, and nobody is asked."""
+    from crewlog.agents import tool_runner
+
+    tool_runner.REPEATABLE = frozenset({"read", "idempotent", "compensable", "irreversible"})  # type: ignore[misc]
+
+
+def settled_for_less() -> None:
+    """The ledger is told of one micro-USD less than a call cost."""
+    from crewlog.agents import journal
+    from crewlog.events.store import Settlement
+
+    def less(reservation_id: uuid.UUID, actual_micro_usd: int | None) -> Settlement:
+        return Settlement(reservation_id, actual_micro_usd and actual_micro_usd - 1)
+
+    journal.Settlement = less  # type: ignore[assignment, misc]
+
+
+def views_for_nothing() -> None:
+    """What calls cost does not get into the view of their task."""
+    from crewlog.projections import calls
+
+    bill = calls._bill
+
+    def free(task: Any, *rest: Any) -> Any:
+        call, task.row.cost_micro_usd = bill(task, *rest), 0
+        return call
+
+    calls._bill = free
+
+
 async def _nothing(*_: Any, **__: Any) -> int:
     return 0
 
 
 PLANTS: Final = {
     defect.__name__: defect
-    for defect in (effect_before_intent, key_of_the_process, lost_tasks_go_on, ack_before_append, intake_before_append, nothing_sent_again, nothing_settled)
+    for defect in (
+        *(effect_before_intent, key_of_the_process, lost_tasks_go_on, ack_before_append, intake_before_append, nothing_sent_again, nothing_settled),
+        *(a_run_for_each_message, blind_repeat, settled_for_less, views_for_nothing),
+    )
 }

@@ -25,14 +25,15 @@ from support.plants import PLANTED
 
 from crewlog.events.clock import SystemClock
 from crewlog.events.credentials import ADMIN, load_credentials
+from crewlog.events.nats_bus import NatsBus
 from crewlog.events.postgres_store import PostgresStore
 from crewlog.orchestrator.client import Client
 from crewlog.orchestrator.home import Home
 from crewlog.schemas.budget import ScopeLimit, tree_scope
 from crewlog.schemas.errors import Unavailable
-from crewlog.schemas.ids import RunId, TaskId
+from crewlog.schemas.ids import RunId, TaskId, task_stream
 from crewlog.schemas.task import parse_task
-from crewlog.schemas.task_events import TaskFailed
+from crewlog.schemas.task_events import TaskFailed, TaskOpened
 from crewlog.schemas.values import Failure
 
 Action = Literal["kill", "stop"]
@@ -139,6 +140,47 @@ async def strike_an_agent(
                     await victim.wake_and_stop()
                     await follows_the_rules(client, run_id)
         effects_are_right(gate, 1)
+
+
+async def hand_out_twice(crew: LiveCrew, nursery: Nursery, client: Client, *, within_s: float, planted: str = "") -> None:
+    """Put a submission, and then the work that came of it, on their queues once more under other message ids, as NATS takes what comes again when
+    it has forgotten the first one; and check that everything was done once. Nothing else may be under way.
+
+    Args:
+        within_s: how long until everything is over, in seconds.
+        planted: defects of the agent, see `support.plants`.
+    """
+    kind = f"gated-twice-{planted}"
+    state = Home(crew.home).state()
+    assert state is not None
+    async with a_gate() as gate, a_process(nursery, "gated", {**crew.env, "GATE": str(gate.path), "GATED_KIND": kind, PLANTED: planted}):
+        gate.open()
+        bus = await NatsBus.connect(load_credentials(crew.home).nats_url("orchestrator", state.nats_port or 0), name="test")
+        try:
+            task = parse_task({"task_id": str(uuid.uuid4()), "type": kind, "objective": "stamp send finish"})
+            for _ in range(2):
+                await bus.enqueue(f"tasks.default.{kind}", task.model_dump_json().encode(), message_id=str(uuid.uuid4()))
+                await all_is_over(bus, client, kind, within_s)
+            store = await client.store()
+            for opening in await store.read_streams({task_stream(TaskId(task.task_id)): 0}, types=frozenset({TaskOpened.__name__})):
+                event = opening.event()
+                assert isinstance(event, TaskOpened)
+                headers = {"Run-Id": str(task.run_id), "Task-Id": str(task.task_id), "Attempt": "1", "Task-Version": "1"}
+                await bus.enqueue(f"work.{kind}.normal", bytes(event.task), message_id=f"{task.task_id}:1:0-again", headers=headers)
+            await all_is_over(bus, client, kind, within_s)
+        finally:
+            await bus.close()
+    effects_are_right(gate, 1)
+    await ended_well(client, [RunId(task.run_id)], within_s=within_s)
+
+
+async def all_is_over(bus: NatsBus, client: Client, kind: str, within_s: float) -> None:
+    """Wait until nothing is on the queues, and no run is open."""
+    store = await client.store()
+    with failing("not everything came to its end"):
+        async with asyncio.timeout(within_s):
+            while await bus.backlog("TASKS", "intake") or await store.open_runs(after=None, limit=1) or await bus.backlog("WORK", f"{kind}-normal"):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
 
 
 def effects_are_right(gate: Gate, runs: int) -> None:
