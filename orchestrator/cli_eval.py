@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,12 +13,17 @@ from crewlog.orchestrator.cli_options import HomeOption, OutputOption
 from crewlog.orchestrator.cli_output import Exit, Output, load_config, plain, print_json, print_rows, run_async, say
 
 if TYPE_CHECKING:
-    from crewlog.orchestrator.client_trials import Bill, Tried
+    from collections.abc import AsyncIterator, Sequence
+
+    from crewlog.orchestrator.client_evaluation import Bill, Evaluation
+    from crewlog.orchestrator.client_trials import Tried
     from crewlog.orchestrator.trials import Interval, Summary
+    from crewlog.projections.query_rows import RunView
 
 GOAL_COLUMN_CHARS = 40
 WHY_COLUMN_CHARS = 100
 
+_PATIENCE = "Give a trial up in which nothing has happened for so many seconds."
 _CHECK = "A command that gets run and trial as JSON on stdin and ends with 0 when the trial is good enough."
 
 LastOption = Annotated[int, typer.Option("--last", min=1, max=1000, help="How many runs, those that ended last.")]
@@ -38,6 +45,7 @@ async def evaluate(
     prompt: Annotated[list[str] | None, typer.Option("--prompt", metavar="[KIND=]TEXT", help="Other instructions; @FILE reads a file.")] = None,
     max_usd: Annotated[str, typer.Option("--max-usd", metavar="USD", help="The most that all trials may spend together.")] = "1",
     at_once: Annotated[int, typer.Option("--at-once", min=1, max=64, help="Trials under way at the same time.")] = 4,
+    patience: Annotated[float, typer.Option("--patience", metavar="SECONDS", min=1.0, max=86_400.0, help=_PATIENCE)] = 900.0,
     fresh_reads: Annotated[bool, typer.Option("--fresh-reads", help="Let reading tools run, although the record has the same call.")] = False,
     check: Annotated[str, typer.Option("--check", metavar="COMMAND", help=_CHECK)] = "",
     fail_over: FailOption = None,
@@ -47,7 +55,7 @@ async def evaluate(
     """Try finished runs again on another model or prompt, with effects stubbed, and compare them.
 
     Compared are outcome, decisions, cost and time. Ends with code 1 when a trial ended worse or none could be compared, and with 6 when --max-usd did
-    not suffice for all.
+    not suffice for all. Ctrl-C cancels the trials under way.
     """
     import shlex
     import shutil
@@ -55,7 +63,8 @@ async def evaluate(
     from crewlog.agents.models import named_models
     from crewlog.events.clock import SystemClock
     from crewlog.orchestrator.client import Client
-    from crewlog.orchestrator.client_trials import Evaluation, finished_runs, kept_prompts
+    from crewlog.orchestrator.client_evaluation import Evaluation, Pace
+    from crewlog.orchestrator.client_trials import finished_runs, kept_prompts
     from crewlog.schemas.errors import ContractError
     from crewlog.schemas.money import parse_usd
     from crewlog.schemas.trial import Trial
@@ -79,17 +88,35 @@ async def evaluate(
             hard_micro_usd=parse_usd(max_usd),
             prompts=await kept_prompts(await client.store(), prompts),
         )
-        evaluation = Evaluation(client, clock, trial, tenant=config.tenant, at_once=at_once, check=command)
+        pace = Pace(at_once=at_once, patience_s=patience)
+        evaluation = Evaluation(client, clock, trial, tenant=config.tenant, tell=lambda text: say(f"{name}: {text}"), pace=pace, check=command)
         say(f"{name}: {len(runs)} runs, at most {max_usd} USD from budget {evaluation.scope}")
-        tried = [one async for one in _told(evaluation.run(runs), output)]
+        tried = await _tried(evaluation, runs, output)
         bill = await evaluation.bill()
     code = _report(name, tried, output, fail_over, bill)
-    if not evaluation.is_over_budget:
+    if not evaluation.full:
         return code
     if output is Output.TABLE:
         left = sum(one.pair is None for one in tried)
-        say(f"stopped at its limit: {len(tried) - left} of {len(tried)} runs were compared, {left} are left; go on with a higher --max-usd")
+        more = "go on with a higher --max-usd" if evaluation.full == bill.scope else f"budget {evaluation.full} has no room: crewlog budget raise it"
+        say(f"stopped at its limit: {len(tried) - left} of {len(tried)} runs were compared, {left} are left; {more}")
     return Exit.WAITING_FOR_PERSON
+
+
+async def _tried(evaluation: Evaluation, runs: Sequence[RunView], output: Output) -> list[Tried]:
+    """Let an evaluation take its course; whoever interrupts it is told what was done and what is left."""
+    from crewlog.schemas.errors import OrchestrationError
+
+    try:
+        async with aclosing(evaluation.run(runs)) as trying:
+            return [one async for one in _told(trying, output)]
+    except (asyncio.CancelledError, OrchestrationError):
+        left = " ".join(str(trial)[:8] for trial in evaluation.left)
+        say(
+            f"given up: {evaluation.compared} of {len(runs)} runs were compared; "
+            + (f"still under way: crewlog terminate {left}" if left else "nothing is under way")
+        )
+        raise
 
 
 async def shadow(
@@ -121,7 +148,7 @@ async def shadow(
     return _report("shadow", tried, output, fail_over)
 
 
-async def _told(tried: Any, output: Output) -> Any:
+async def _told(tried: AsyncIterator[Tried], output: Output) -> AsyncIterator[Tried]:
     """Pass results on, and say each as it comes."""
     from crewlog.schemas.text import shorten
 

@@ -93,10 +93,10 @@ class RequestRefused(OrchestrationError):
 class Client:
     """One connection to a crew. Made by `connect`; connections to Postgres and to the artifacts are opened when they are first needed."""
 
-    def __init__(self, config: Config, bus: Bus, *, clock: Clock, exits: AsyncExitStack) -> None:
+    def __init__(self, config: Config, bus: Bus, *, clock: Clock, exits: AsyncExitStack, store: EventStore | None = None) -> None:
         self._config, self._bus, self._clock, self._exits = config, bus, clock, exits
         self._opening = asyncio.Lock()
-        self._store: EventStore | None = None
+        self._store = store
         self._artifacts: ArtifactStore | None = None
         self._queries: Queries | None = None
         self.budgets, self.letters = ClientBudgets(config, self._request, self.queries), ClientLetters(bus, self._request)
@@ -180,7 +180,7 @@ class Client:
         async with AsyncExitStack() as exits:
             hint = asyncio.Event()
             if follow:  # listen first, then read: what happens in between is seen twice, never missed
-                await _hear(self._bus, subjects.events(self._config.tenant, run_id, "*"), hint, exits)
+                exits.push_async_callback((await self.hear_of(run_id, hint)).stop)
             batch = await store.read_run(run_id)
             if not batch:
                 raise NotFound("run", str(run_id))
@@ -198,9 +198,18 @@ class Client:
                     return
                 if not batch:
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(hint.wait(), LOOK_AGAIN_S)
+                        async with asyncio.timeout(LOOK_AGAIN_S):  # `wait_for` would swallow a cancel that comes together with a hint
+                            await hint.wait()
                 hint.clear()
                 batch = await store.read_streams(seen)
+
+    async def hear_of(self, run_id: RunId, hint: asyncio.Event) -> Subscription:
+        """Set `hint` whenever something is recorded of a run; the caller stops it. A hint may be lost: look at the log now and then all the same."""
+
+        async def wake(_: Message) -> None:
+            hint.set()
+
+        return await self._bus.subscribe(subjects.events(self._config.tenant, run_id, "*"), wake)
 
     async def hear(self, run_id: RunId, heard: Handler) -> Subscription:
         """Hand over answers of a run while they are being written, as `agents.live_text` tells them; the caller stops it."""
@@ -377,15 +386,6 @@ class Client:
         data = body.model_dump_json().encode() if isinstance(body, AgentTask) else msgspec.json.encode(body)
         reply = await self._bus.request(subjects.api(tenant or self._config.tenant, noun, verb), data, timeout_s=REQUEST_TIMEOUT_S, headers=headers)
         return _accepted(json.loads(reply.data))
-
-
-async def _hear(bus: Bus, subject: str, hint: asyncio.Event, exits: AsyncExitStack) -> None:
-    """Set `hint` with each message on a subject, until the stack is closed."""
-
-    async def wake(_: Message) -> None:
-        hint.set()
-
-    exits.push_async_callback((await bus.subscribe(subject, wake)).stop)
 
 
 def _accepted(answer: dict[str, Any]) -> dict[str, Any]:
