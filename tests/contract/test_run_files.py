@@ -369,6 +369,28 @@ async def test_a_run_that_is_not_what_was_proved_stays(home: Home, quiet: list[B
     assert await half_archived(home.connections(ARCHIVIST)) == [bundle.run_id]
 
 
+async def test_an_archive_that_was_interrupted_is_brought_to_its_end(home: Home, quiet: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = planned(quiet)
+    await home.takes_in(bundle)
+    store = await home.store(ORCHESTRATOR)
+    async with model_of(home.database, store) as model:
+        await follow(model, store)
+    await home.seal()
+
+    async def dies(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_archive, "take_out", dies)
+    with pytest.raises(KeyboardInterrupt):
+        await home.archive(bundle.run_id, tmp_path)
+    assert (await replay(store, bundle.run_id)).divergence is None, "it is in both places"
+    (left,) = await half_archived(home.connections(ARCHIVIST))
+    assert await take_out(home.connections(ARCHIVIST), left) == len(bundle.events)
+    assert await half_archived(home.connections(ARCHIVIST)) == []
+    assert await store.read_run(bundle.run_id) == []
+    await home.takes_in(read_bundle(tmp_path / f"{bundle.run_id}{run_archive.SUFFIX}"))
+
+
 @pytest.mark.hand_written("tries the triggers of the log")
 async def test_nobody_deletes_events_without_their_tombstones(home: Home, quiet: list[Bundle]) -> None:
     bundle = planned(quiet)
