@@ -17,7 +17,6 @@ from typing import Final, Literal, NamedTuple
 import msgspec
 
 from crewlog.agents.conversation import ReadText, build_request, payloads_of
-from crewlog.agents.recall import RECALL
 from crewlog.agents.setup import Room, Setup
 from crewlog.agents.task_state import Exchange, TaskState
 from crewlog.agents.tokens import FACTOR_UNKNOWN, FACTORS, estimate_request, estimate_tokens
@@ -26,6 +25,8 @@ from crewlog.schemas.task_events import CallPurpose, Link, Replaced
 from crewlog.schemas.usage import OFFLINE
 from crewlog.schemas.values import Failure
 
+RECALL: Final = "recall_result"
+"""The tool that shows a result that was left out."""
 REPLACED_MAX: Final = 256
 """Texts one event replaces, so that it stays small; what is left follows in the next one."""
 RATIO_MIN: Final = 0.5

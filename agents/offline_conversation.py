@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from pydantic import ValidationError
 
 from crewlog.agents.escalation import ESCALATE
 from crewlog.agents.recall import READ_CONTEXT
 from crewlog.schemas.blocks import ModelRequest, Text, ToolDef, ToolResult, ToolUse
+from crewlog.schemas.errors import ContractError
+from crewlog.schemas.parse import parse
 from crewlog.schemas.plan import Constraints
 from crewlog.schemas.values import ArtifactRef, ContextItem
 
@@ -241,8 +242,8 @@ def _item(data: Any) -> ContextItem | None:
 
 def _constraints(data: Any) -> Constraints:
     try:
-        return Constraints.model_validate(data or {})
-    except ValidationError:
+        return parse(Constraints, data or {}, "these are no constraints")
+    except ContractError:
         return Constraints()
 
 

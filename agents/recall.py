@@ -11,9 +11,9 @@ from typing import Annotated, Final
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field
 
+from crewlog.agents.compaction import RECALL
 from crewlog.agents.spec import ToolContext, ToolFailed, ToolOutput, ToolSpec
 
-RECALL: Final = "recall_result"
 READ_CONTEXT: Final = "read_context"
 PART_CHARS: Final = 12_000
 """Characters of one part: a text that is longer is read in several."""

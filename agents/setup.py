@@ -5,16 +5,13 @@ Recorded with `TaskStarted`, so a replay rebuilds every model request although p
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, Literal
 
 import msgspec
 
-from crewlog.agents.escalation import ESCALATE_TOOL
-from crewlog.agents.recall import READ_CONTEXT_TOOL, RECALL_TOOL
-from crewlog.agents.spec import AgentSpec, ToolSpec
 from crewlog.schemas.blocks import ToolDef
 from crewlog.schemas.effects import Effect
+from crewlog.schemas.sparse import sparse_json
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.values import ContextItem, Trust
 
@@ -111,46 +108,9 @@ class Setup(msgspec.Struct, frozen=True, omit_defaults=True):
         return next((t for t in self.tools if t.definition.name == name), None)
 
 
-@lru_cache(maxsize=256)
-def make_setup(
-    spec: AgentSpec, tools: tuple[ToolSpec, ...], context: ContextMode = "inject", window: int = WINDOW, *, has_schema: bool = False
-) -> tuple[Setup, str]:
-    """Fix an agent's prompt and tool rules; returns them and their JSON. Most tasks of a kind share one, so it is made once.
-
-    Args:
-        tools: the agent's own; those that every agent has come behind them.
-        has_schema: the task has an `output_schema`.
-        window: tokens of a context window of which nobody knows the size.
-    """
-    ends = [t.name for t in tools if t.ends_task]
-    names = {t.name for t in tools}
-    more = (*((ESCALATE_TOOL,) if spec.may_escalate else ()), *((READ_CONTEXT_TOOL,) if context == "retrieve" else ()), RECALL_TOOL)
-    added = [t for t in more if t.name not in names]
-    setup = Setup(
-        kind=spec.kind,
-        version=spec.version,
-        system=spec.instructions.strip() + "\n" + CONDUCT,
-        tools=tuple(_setup_tool(t, is_late=t is RECALL_TOOL) for t in (*tools, *added)),
-        max_tokens=MAX_TOKENS,
-        nudge=f"Plain text does not finish this task. Finish it by calling {' or '.join(ends)}." if ends else "",
-        repeats_max=REPEATS_MAX,
-        room=Room(window=window),
-        context=context,
-        output_prompt=OUTPUT_PROMPT if has_schema else "",
-        correction_prompt=CORRECTION_PROMPT if has_schema else "",
-    )
-    return setup, msgspec.json.encode(setup).decode()
-
-
 def instructed(setup: Setup, instructions: str) -> Setup:
     """Return the same setup with other instructions."""
     return msgspec.structs.replace(setup, system=instructions.strip() + "\n" + CONDUCT)
-
-
-def _setup_tool(tool: ToolSpec, *, is_late: bool) -> SetupTool:
-    definition, approval, ends_task = tool.definition(), tool.needs_approval, tool.ends_task
-    rules = (definition, tool.version, tool.effect, tool.trust, approval, ends_task, tool.calls_max, tool.refusals_max)
-    return SetupTool(*rules, is_late=is_late, asks_person=tool.asks_person, is_contained=tool.is_contained, has_probe=tool.probe is not None)
 
 
 def opening_message(task: AgentTask, context: ContextMode = "inject") -> str:
@@ -165,7 +125,7 @@ def opening_message(task: AgentTask, context: ContextMode = "inject") -> str:
         "key": task.key,
         "attachments": [{"name": a.name, "media_type": a.media_type, "size": a.size} for a in task.attachments],
         "context": msgspec.to_builtins(told),
-        "constraints": task.constraints.model_dump(exclude_defaults=True),
+        "constraints": msgspec.Raw(sparse_json(task.constraints)),
         "output_schema": task.output_schema,
     }
     if context == "retrieve":

@@ -208,7 +208,7 @@ def _check_recipients(task: AgentTask, to: Iterable[str]) -> None:
 
     Text that came from outside (a document, a web page) may name one only when a person looks at the call; with `auto_approve` nobody does.
     """
-    trusted = [task.objective, *_texts(task.constraints.model_dump())]
+    trusted = [task.objective, *_texts(msgspec.to_builtins(task.constraints))]
     for item in task.context:
         believed = item.outcome.trust == "trusted" or not task.auto_approve
         trusted += _texts(msgspec.to_builtins(item)) if believed else [item.objective]

@@ -5,15 +5,15 @@ Which of these a task is shows in its key.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from crewlog.agents.citations import unknown_references, used_citations
 from crewlog.agents.planner_roles import CRITIC_PREFIX, JUDGE_INSTRUCTIONS, ROUTE_INSTRUCTIONS, ROUTE_TOOL, ROUTER, VERDICT_TOOL
 from crewlog.agents.spec import AgentSpec, MemoryAccess, ToolContext, ToolFailed, ToolOutput, ToolSpec
 from crewlog.schemas.checks import Kind, Objective, SafeText, StepKey
-from crewlog.schemas.plan import RUBRIC_MAX, STEPS_MAX, Constraints, Plan, PlanStep
+from crewlog.schemas.plan import RUBRIC_MAX, STEPS_MAX, check_order
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.values import SUMMARY_CHARS_MAX, ContextItem, Outcome
 
@@ -48,8 +48,10 @@ With submit_answer: write the answer to the objective from the outcomes in the c
 _INSTRUCTIONS: Final = INSTRUCTIONS + ROUTE_INSTRUCTIONS + JUDGE_INSTRUCTIONS
 
 
-class ConstraintArgs(Constraints):
+class ConstraintArgs(BaseModel):
     """Constraints with a description for the model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     words_max: Annotated[int | None, Field(ge=1, description="Most words of the outcome's summary.")] = None
     citations_min: Annotated[int, Field(ge=0, description="Fewest citations.")] = 0
@@ -60,8 +62,10 @@ class ConstraintArgs(Constraints):
     rubric: Annotated[tuple[SafeText, ...], Field(max_length=RUBRIC_MAX, description="Criteria in words, for what no rule above can check.")] = ()
 
 
-class StepArgs(PlanStep):
+class StepArgs(BaseModel):
     """A step with a description for the model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     key: Annotated[StepKey, Field(description="Short unique name such as `measure` or `rules`.")]
     type: Annotated[Kind, Field(description="Kind of the specialist that does it.")]
@@ -72,11 +76,18 @@ class StepArgs(PlanStep):
     timeout_seconds: Annotated[int | None, Field(ge=1, le=86_400, description="Longest time it may take; null for the run's.")] = None
 
 
-class SubmitPlan(Plan):
+class SubmitPlan(BaseModel):
     """A plan is checked as it is parsed: unique keys, known dependencies, no cycle."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     steps: Annotated[tuple[StepArgs, ...], Field(min_length=1, max_length=STEPS_MAX, description="The steps, in any order.")]
     note: Annotated[SafeText, Field(max_length=2_000, description="One or two sentences for people: why these steps.")] = ""
+
+    @model_validator(mode="after")
+    def _is_in_order(self) -> Self:
+        check_order(self.steps)
+        return self
 
 
 class SubmitAnswer(BaseModel):

@@ -57,7 +57,7 @@ def forked_state(state: TaskState, event: TaskForked) -> TaskState:
 
 def forked_task(task: AgentTask, event: TaskForked) -> AgentTask:
     """Return what the agent of a forked task is given."""
-    return AgentTask.model_validate(merged(task.model_dump(mode="json", exclude_defaults=True), msgspec.json.decode(event.changes)))
+    return msgspec.convert(merged(msgspec.to_builtins(task), msgspec.json.decode(event.changes)), AgentTask)
 
 
 def _reopened(call: Call, *, is_done: bool) -> Call:

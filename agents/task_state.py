@@ -25,7 +25,7 @@ from crewlog.agents.undo import undo_call
 from crewlog.schemas.effects import Compensation
 from crewlog.schemas.ids import ApprovalId, Hash
 from crewlog.schemas.payload import EMPTY, Payload
-from crewlog.schemas.task import AgentTask
+from crewlog.schemas.task import AgentTask, read_task
 from crewlog.schemas.task_events import (
     ApprovalDecided,
     ApprovalRequested,
@@ -243,7 +243,7 @@ def evolve(state: TaskState, event: TaskEvent) -> TaskState:  # noqa: C901, PLR0
         case ModelCallFinished():
             return _answered(state, event, version)
         case TaskOpened():
-            return opened_state(AgentTask.model_validate_json(bytes(event.task)))
+            return opened_state(read_task(event.task))
         case TaskStarted():
             return _started(state, event, version)
         case TaskCompleted():

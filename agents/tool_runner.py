@@ -19,7 +19,7 @@ from crewlog.events.clock import Clock
 from crewlog.schemas.effects import Compensation
 from crewlog.schemas.errors import ConflictError, ContractError, OrchestrationError, Unavailable
 from crewlog.schemas.ids import ApprovalId
-from crewlog.schemas.task import contract_error
+from crewlog.schemas.parse import contract_error
 from crewlog.schemas.task_events import Question, ToolProbed
 from crewlog.schemas.text import clean
 

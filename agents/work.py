@@ -14,6 +14,7 @@ from crewlog.agents.breaker import Breakers
 from crewlog.agents.compaction import Compact, make_room
 from crewlog.agents.conversation import payloads_of
 from crewlog.agents.escalation import ESCALATE_TOOL
+from crewlog.agents.fresh_setup import make_setup
 from crewlog.agents.journal import Journal
 from crewlog.agents.live_text import LiveText
 from crewlog.agents.model import Model
@@ -21,7 +22,7 @@ from crewlog.agents.model_call import ModelCalls, given_up
 from crewlog.agents.models import PLANNERS_TASKS
 from crewlog.agents.orders import Orders
 from crewlog.agents.recall import READ_CONTEXT_TOOL, RECALL_TOOL
-from crewlog.agents.setup import WINDOW, ContextMode, Setup, instructed, make_setup, opening_message
+from crewlog.agents.setup import WINDOW, ContextMode, Setup, instructed, opening_message
 from crewlog.agents.spec import AgentSpec, ToolSpec
 from crewlog.agents.task_state import open_model_calls
 from crewlog.agents.tool_calls import ToolCalls

@@ -105,7 +105,7 @@ async def carry_out(store: PostgresStore, folder: Path, model: Reader, said: lis
     limits = {"turns_max": 1000, "tool_calls_max": 10_000}
     task = parse_task({"task_id": str(uuid4()), "run_id": str(uuid4()), "type": "reader", "objective": "Read all of it.", "limits": limits})
     run_id, task_id = RunId(UUID(str(task.run_id))), TaskId(UUID(str(task.task_id)))
-    opened = TaskOpened("reader", "a", 0, msgspec.Raw(task.model_dump_json().encode()))
+    opened = TaskOpened("reader", "a", 0, msgspec.Raw(msgspec.json.encode(task)))
     write = Write(task_stream(task_id), (opened,), NO_STREAM, "reader")
     await store.append(AppendRequest((write,), [clock.new_id()], clock.now_us(), run_id, task_id))
     shop = Workshop("w1", agent(said), (model,), await open_artifacts(folder / "artifacts"), clock, folder / "work", context_window=window)

@@ -98,7 +98,7 @@ def task_history() -> tuple[AgentTask, list[TaskEvent]]:
     """Make a finished task of `TURNS` turns."""
     task = parse_task({"task_id": str(uuid4()), "run_id": str(RUN_ID), "type": "data", "objective": "Count the penguins."})
     history = History(task)
-    history.record(TaskOpened("data", "a", 0, msgspec.Raw(task.model_dump_json().encode())))
+    history.record(TaskOpened("data", "a", 0, msgspec.Raw(msgspec.json.encode(task))))
     setup, opening = pack(msgspec.json.encode(SETUP).decode())[0], pack(opening_message(task))[0]
     history.record(TaskStarted("w1", 1, "1", "script-1", "offline", simulated=True, setup=setup, opening=opening))
     for number in range(1, TURNS):

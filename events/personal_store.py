@@ -333,7 +333,7 @@ def _whose(request: AppendRequest) -> tuple[Person | None, UUID | None]:
                 return None, event.run_id
             case ScheduleAdded():
                 task = msgspec.json.decode(event.task)
-                return Person(event.tenant, task.get("user", AgentTask.model_fields["user"].default)), event_id
+                return Person(event.tenant, task.get("user", AgentTask.user)), event_id
     return None, request.run_id
 
 

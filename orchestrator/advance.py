@@ -37,7 +37,7 @@ from crewlog.orchestrator.run import (
 )
 from crewlog.orchestrator.run_controls import is_at_rest
 from crewlog.schemas.ids import TaskId
-from crewlog.schemas.plan import Constraints
+from crewlog.schemas.plan import read_constraints
 from crewlog.schemas.run_events import ResultsHeld, RunCompleted, RunFailed, RunHeld, Step
 from crewlog.schemas.values import ContextItem, Failure, Outcome
 
@@ -195,7 +195,7 @@ def _complete(draft: Draft) -> None:
         if _is_synthesised(state):
             extra.append("synthesis_failed")
         if bytes(state.brief.constraints) != b"{}":
-            rules = Constraints.model_validate_json(bytes(state.brief.constraints))
+            rules = read_constraints(state.brief.constraints)
             if critic.review(Outcome(text, artifacts=artifacts, citations=citations), rules):
                 extra.append("review_failed")
     draft.emit(RunCompleted(draft.pack(text), artifacts, citations, answer.flags(state, extra), state.usage, state.cost_micro_usd))

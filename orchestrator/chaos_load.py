@@ -14,6 +14,8 @@ from collections.abc import Container
 from typing import Final
 from uuid import UUID
 
+import msgspec
+
 from crewlog.events.bus import Bus
 from crewlog.events.store import EventStore
 from crewlog.orchestrator.chaos_agent import KIND
@@ -97,7 +99,7 @@ class Load:
         while True:
             try:
                 if by_queue:
-                    await self._bus.enqueue(subjects.tasks(task.tenant, task.type), task.model_dump_json().encode(), message_id=str(task.task_id))
+                    await self._bus.enqueue(subjects.tasks(task.tenant, task.type), msgspec.json.encode(task), message_id=str(task.task_id))
                 else:
                     await self._client.submit(task)
             except OrchestrationError:

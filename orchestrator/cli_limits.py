@@ -20,12 +20,13 @@ def read_limits(given: Sequence[str], what: str | AgentTask | Plan) -> TaskField
     Raises:
         ContractError: a limit has no such name, or no such value.
     """
-    from pydantic import ValidationError
+    import msgspec
 
     from crewlog.schemas.errors import ContractError
-    from crewlog.schemas.task import AgentTask, Limits, contract_error
+    from crewlog.schemas.parse import parse
+    from crewlog.schemas.task import AgentTask, Limits
 
-    names = (*Limits.model_fields, TIMEOUT)
+    names = (*Limits.__slots__, TIMEOUT)
     values: dict[str, int] = {}
     for text in given:
         name, _, number = text.partition("=")
@@ -38,9 +39,6 @@ def read_limits(given: Sequence[str], what: str | AgentTask | Plan) -> TaskField
     if TIMEOUT in values:
         fields["timeout_seconds"] = values.pop(TIMEOUT)
     if values:
-        before = what.limits.model_dump(exclude_unset=True) if isinstance(what, AgentTask) else {}
-        try:
-            fields["limits"] = Limits(**{**before, **values})
-        except ValidationError as error:
-            raise contract_error("this limit cannot be set", error) from None
+        before = msgspec.to_builtins(what.limits) if isinstance(what, AgentTask) else {}
+        fields["limits"] = parse(Limits, {**before, **values}, "this limit cannot be set")
     return fields

@@ -78,13 +78,14 @@ def task_fields(budget: str | None, soft: str | None, surface: str | None, *, ye
         ContractError: an amount is none.
     """
     from crewlog.orchestrator.cli_budget import read_budget
+    from crewlog.schemas.parse import parse
     from crewlog.schemas.task import Budget
 
     fields: TaskFields = {}
     if yes:
         fields["auto_approve"] = True
     if amounts := read_budget(budget, soft):
-        fields["budget"] = Budget(**amounts)
+        fields["budget"] = parse(Budget, amounts, "this budget cannot be set")
     if surface is not None:
         fields["surface"] = surface
     if route:
@@ -264,12 +265,11 @@ def _read_submission(goal: str, file: Path | None, config: Config) -> Any:
     """Return what to submit: the goal, or what a JSON file holds. A task in a file needs no id, tenant and user: this command knows them."""
     import json
 
-    from pydantic import ValidationError
-
     from crewlog.events.clock import SystemClock
     from crewlog.schemas.errors import ContractError
+    from crewlog.schemas.parse import parse
     from crewlog.schemas.plan import Plan
-    from crewlog.schemas.task import contract_error, parse_task
+    from crewlog.schemas.task import parse_task
 
     if (file is None) == (not goal.strip()):
         raise ContractError("give either a goal or --file, for example: crewlog submit 'Summarise the table' --attach table.csv")
@@ -281,7 +281,7 @@ def _read_submission(goal: str, file: Path | None, config: Config) -> Any:
         if not isinstance(given, dict):
             return parse_task(text)
         if "steps" in given:
-            return Plan.model_validate(given)
+            return parse(Plan, given, f"{file} is not a valid plan")
         return parse_task({"task_id": SystemClock().random_id(), "tenant": config.tenant, "user": config.user, **given})
     except OSError as error:
         raise ContractError(f"{file} cannot be read: {error.strerror}") from None
@@ -289,5 +289,3 @@ def _read_submission(goal: str, file: Path | None, config: Config) -> Any:
         raise ContractError(f"{file} is not UTF-8 text: {error}") from None
     except json.JSONDecodeError as error:
         raise ContractError(f"{file} is not JSON: {error}") from None
-    except ValidationError as error:
-        raise contract_error(f"{file} is not a valid plan", error) from None

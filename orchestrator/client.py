@@ -131,7 +131,7 @@ class Client:
         """Make the task that `submit` with these arguments sends, and store its files. Its id is known before anybody else has it."""
         files = await upload(collect(attachments), await self.artifact_store()) if attachments else ()
         if isinstance(what, AgentTask):
-            return parse_task({**what.model_dump(), **fields, "attachments": [*what.attachments, *files]}) if files or fields else what
+            return parse_task({**vars(what), **fields, "attachments": (*what.attachments, *files)})
         plan = what if isinstance(what, Plan) else None
         objective = what if isinstance(what, str) else "; ".join(step.objective for step in what.steps)[:2000]
         whose = {"task_id": self._clock.random_id(), "tenant": self._config.tenant, "user": self._config.user, "type": RUN if plan else kind}
@@ -383,7 +383,7 @@ class Client:
         self, what: str, body: AgentTask | dict[str, Any], *, headers: Mapping[str, str] | None = None, tenant: str | None = None
     ) -> dict[str, Any]:
         noun, verb = what.split(".")
-        data = body.model_dump_json().encode() if isinstance(body, AgentTask) else msgspec.json.encode(body)
+        data = msgspec.json.encode(body)
         reply = await self._bus.request(subjects.api(tenant or self._config.tenant, noun, verb), data, timeout_s=REQUEST_TIMEOUT_S, headers=headers)
         return _accepted(json.loads(reply.data))
 

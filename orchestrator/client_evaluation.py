@@ -172,7 +172,7 @@ class Evaluation:
     def _changed(self, task: AgentTask, run: RunView) -> AgentTask:
         trial = replace(self._trial, source=run.run_id)
         own = {"task_id": str(self._clock.random_id()), "run_id": None, "parent_task_id": None, "surface": SURFACE, "priority": "low", "auto_approve": True}
-        return parse_task({**task.model_dump(mode="json", exclude_defaults=True), **own, "trial": msgspec.to_builtins(trial)})
+        return parse_task({**msgspec.to_builtins(task), **own, "trial": msgspec.to_builtins(trial)})
 
     async def _look(self) -> bool:
         """Read what the trials have recorded, and stop those that wait in vain; says whether anything was new."""

@@ -11,6 +11,7 @@ import msgspec
 from crewlog.events.config import Config
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import RunId
+from crewlog.schemas.sparse import sparse_json
 from crewlog.schemas.system_events import CatchUp
 from crewlog.schemas.task import AgentTask
 
@@ -50,7 +51,7 @@ class ClientSchedules:
             ContractError: cron, zone or task cannot be understood, or the task could not be carried out.
             RequestRefused: there is another schedule of this name.
         """
-        recorded = msgspec.Raw(task.model_dump_json(exclude_unset=True, exclude={"run_id"}).encode())
+        recorded = msgspec.Raw(sparse_json(task, without={"run_id"}))
         body = {"name": name, "task": recorded, "cron": cron, "zone": zone, "catch_up": catch_up, "actor": actor or self._config.user}
         return _view((await self._request("schedules.add", body))["schedule"])
 

@@ -19,7 +19,7 @@ from crewlog.schemas.errors import NotFound
 from crewlog.schemas.ids import RunId, run_stream, shadow_run_id
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.run_events import RunCancelled, RunCompleted, RunFailed, RunSubmitted
-from crewlog.schemas.task import AgentTask, parse_task
+from crewlog.schemas.task import AgentTask, read_task
 from crewlog.schemas.task_events import TERMINAL_TYPES, ModelCallStarted, TaskStarted
 
 PAGE: Final = 200
@@ -42,7 +42,7 @@ async def submitted_task(store: EventStore, run_id: RunId) -> AgentTask | None:
     for recorded in await store.read_streams({run_stream(run_id): 0}, types=frozenset({RunSubmitted.__name__})):
         event = recorded.event()
         if isinstance(event, RunSubmitted) and not recorded.erased_us:
-            task = parse_task(bytes(event.task))
+            task = read_task(event.task)
             return None if task.trial is not None else task
     return None
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.json_output import schema_problems
-from crewlog.schemas.plan import Constraints
+from crewlog.schemas.plan import Constraints, read_constraints
 from crewlog.schemas.run_events import Step
 from crewlog.schemas.text import shorten
 from crewlog.schemas.values import Issue, Outcome
@@ -69,7 +69,7 @@ def rubric_of(step: Step) -> tuple[str, ...]:
     """Return the criteria that a model judges a step's outcome by; none for most steps."""
     if b'"rubric"' not in bytes(step.constraints):
         return ()
-    return Constraints.model_validate_json(bytes(step.constraints)).rubric
+    return read_constraints(step.constraints).rubric
 
 
 def read_judgement(output: Any, rubric: tuple[str, ...]) -> tuple[Issue, ...]:

@@ -14,7 +14,7 @@ from crewlog.schemas.blocks import Block, Text, ToolResult, ToolUse
 from crewlog.schemas.text import shorten
 from crewlog.schemas.usage import format_usd
 
-if TYPE_CHECKING:  # what reads a conversation loads pydantic, which a tree or a timeline can do without
+if TYPE_CHECKING:  # a tree or a timeline can do without what reads a conversation
     from crewlog.agents.recorded_task import Conversation, Line
     from crewlog.orchestrator.explain import Explanation
     from crewlog.orchestrator.moments import Moment

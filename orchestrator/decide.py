@@ -62,7 +62,7 @@ from crewlog.orchestrator.run import (
 from crewlog.orchestrator.run_controls import is_paused
 from crewlog.schemas.errors import ContractError, NotFound
 from crewlog.schemas.ids import ApprovalId, RunId
-from crewlog.schemas.plan import Constraints
+from crewlog.schemas.plan import read_constraints
 from crewlog.schemas.retry import RetryPolicy
 from crewlog.schemas.run_events import (
     RollbackContinued,
@@ -78,6 +78,7 @@ from crewlog.schemas.run_events import (
     TaskReviewed,
     TaskSuspended,
 )
+from crewlog.schemas.sparse import sparse_json
 from crewlog.schemas.task import RUN, AgentTask
 from crewlog.schemas.task_events import ApprovalDecided, TaskFailed
 from crewlog.schemas.text import shorten
@@ -198,8 +199,7 @@ def _checked_json(task: AgentTask) -> bytes:
                 problems=(("/output_schema", "set synthesis to 'planner', or leave the schema out: a run that collects its steps' outcomes has no output"),),
             )
         critic.check_schema(task.output_schema)
-    # version 1 of the contract fixes its defaults, so they need not be stored
-    recorded = task.model_dump_json(exclude_defaults=True).encode()
+    recorded = sparse_json(task)
     if len(recorded) > SUBMITTED_BYTES_MAX:
         raise ContractError(f"the task is {len(recorded)} bytes of JSON, at most {SUBMITTED_BYTES_MAX} are kept in the log; attach larger texts as files")
     return recorded
@@ -298,7 +298,7 @@ def _judge(state: RunState, task: TaskState, step: Step, outcome: Outcome) -> tu
     schema: Mapping[str, Any] | None = state.brief.output_schema if state.origin == "single" or task.key == SYNTHESIS else None
     if schema is None and bytes(step.constraints) == b"{}":
         return ()
-    return critic.review(outcome, Constraints.model_validate_json(bytes(step.constraints)), schema)
+    return critic.review(outcome, read_constraints(step.constraints), schema)
 
 
 def _plan_arrived(draft: Draft, command: TaskEnded, task: TaskState, outcome: Outcome) -> None:

@@ -30,6 +30,7 @@ from crewlog.schemas.ids import Hash, RunId, task_stream
 from crewlog.schemas.merge_patch import merged
 from crewlog.schemas.payload import Payload, content_hash, pack
 from crewlog.schemas.run_events import RunForked, RunSubmitted
+from crewlog.schemas.sparse import sparse_json
 from crewlog.schemas.subjects import SHADOW_LANE
 from crewlog.schemas.task import parse_task
 from crewlog.schemas.task_events import EditedResult, TaskForked
@@ -171,8 +172,8 @@ class _Making:
         submitted = self._submitted()
         lane = {"priority": "normal"} if submitted.get("priority") == SHADOW_LANE else {}  # somebody waits for this one
         changes = {**lane, **request.changes, **ids, "trial": msgspec.to_builtins(trial)}
-        checked = parse_task(merged(submitted, changes))
-        return {**changes, **{name: checked.model_dump(mode="json", exclude_defaults=True).get(name) for name in request.changes if name != "budget"}}
+        checked = msgspec.json.decode(sparse_json(parse_task(merged(submitted, changes))))
+        return {**changes, **{name: checked.get(name) for name in request.changes if name != "budget"}}
 
     def _submitted(self) -> Any:
         task: Any = {}

@@ -12,6 +12,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from crewlog.agents.model import Model
 from crewlog.agents.spec import AgentSpec
 from crewlog.agents.work import Workshop
@@ -50,8 +52,8 @@ class MemoryCrew:
         Raises:
             ContractError: it was refused.
         """
-        data = body.model_dump_json() if isinstance(body, AgentTask) else json.dumps(body, default=str)
-        answer: dict[str, Any] = json.loads((await self.bus.request(f"api.{tenant}.{what}", data.encode(), timeout_s=REQUEST_TIMEOUT_S)).data)
+        data = msgspec.json.encode(body, enc_hook=str)
+        answer: dict[str, Any] = json.loads((await self.bus.request(f"api.{tenant}.{what}", data, timeout_s=REQUEST_TIMEOUT_S)).data)
         if not answer["ok"]:
             error = answer["error"]
             raise ContractError(error["message"], problems=tuple((problem["pointer"], problem["message"]) for problem in error["problems"]))

@@ -6,14 +6,15 @@ from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 import msgspec
-from pydantic import ValidationError
 
 from crewlog.orchestrator.brief import Brief
 from crewlog.orchestrator.run import RunState
 from crewlog.schemas.errors import ContractError
-from crewlog.schemas.plan import Constraints, Plan, PlanStep
+from crewlog.schemas.parse import parse
+from crewlog.schemas.plan import Plan, PlanStep, read_constraints
 from crewlog.schemas.run_events import Step
-from crewlog.schemas.task import RUN, AgentTask, contract_error
+from crewlog.schemas.sparse import sparse_json
+from crewlog.schemas.task import RUN, AgentTask
 from crewlog.schemas.text import shorten
 from crewlog.schemas.values import Outcome
 
@@ -21,6 +22,7 @@ PLANNER: Final = "planner"
 SINGLE_KEY: Final = "task"
 NO_CONSTRAINTS: Final = msgspec.Raw(b"{}")
 NOTE_CHARS_MAX: Final = 2_000
+_NO_PLAN: Final = "this is not a valid plan"
 
 
 class Offer(NamedTuple):
@@ -40,7 +42,7 @@ def given_steps(plan: Plan) -> tuple[Step, ...]:
 
 def single_step(task: AgentTask) -> Step:
     """Make the one step of a run that is a single task."""
-    return Step(task.key or SINGLE_KEY, task.type, task.objective, (), msgspec.Raw(task.constraints.model_dump_json(exclude_defaults=True).encode()))
+    return Step(task.key or SINGLE_KEY, task.type, task.objective, (), msgspec.Raw(sparse_json(task.constraints)))
 
 
 def check_kinds(task: AgentTask, kinds: Kinds) -> None:
@@ -86,11 +88,8 @@ def planned_steps(state: RunState, outcome: Outcome, offered: Iterable[str]) -> 
         raise ContractError("the outcome has no plan", problems=(("/output/steps", "expected a list of steps"),))
     done = [step for step in state.steps if (task := state.tasks.get(step.key)) is not None and task.is_finished]
     kept = {step.key for step in done}
-    try:
-        new = [PlanStep.model_validate(step) for step in output["steps"] if not (isinstance(step, dict) and step.get("key") in kept)]
-        Plan(steps=(*map(_as_plan_step, done), *new))
-    except ValidationError as error:
-        raise contract_error("this is not a valid plan", error) from None
+    new = [parse(PlanStep, step, _NO_PLAN) for step in output["steps"] if not (isinstance(step, dict) and step.get("key") in kept)]
+    parse(Plan, {"steps": (*map(_as_plan_step, done), *new)}, _NO_PLAN)
     _check_names(new, state.brief, frozenset(offered))
     return (*done, *map(_recorded, new)), shorten(str(output.get("note") or ""), NOTE_CHARS_MAX)
 
@@ -109,7 +108,7 @@ def _check_names(steps: list[PlanStep], brief: Brief, offered: frozenset[str]) -
 
 
 def _recorded(step: PlanStep) -> Step:
-    constraints = msgspec.Raw(step.constraints.model_dump_json(exclude_defaults=True).encode())
+    constraints = msgspec.Raw(sparse_json(step.constraints))
     return Step(step.key, step.type, step.objective, step.depends_on, constraints, step.attachments, step.timeout_seconds)
 
 
@@ -120,6 +119,6 @@ def _as_plan_step(step: Step) -> PlanStep:
         objective=step.objective,
         depends_on=step.depends_on,
         attachments=step.attachments,
-        constraints=Constraints.model_validate_json(bytes(step.constraints)),
+        constraints=read_constraints(step.constraints),
         timeout_seconds=step.timeout_seconds,
     )

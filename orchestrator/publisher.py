@@ -16,8 +16,9 @@ from crewlog.schemas.codec import encode, type_name
 from crewlog.schemas.errors import OrchestrationError
 from crewlog.schemas.ids import RunId, TaskId, task_stream
 from crewlog.schemas.run_events import RunEvent
+from crewlog.schemas.sparse import sparse_json
 from crewlog.schemas.subjects import control_kind, outcome, work
-from crewlog.schemas.task import parse_task
+from crewlog.schemas.task import read_task
 from crewlog.schemas.task_events import TaskForked, TaskOpened
 from crewlog.schemas.trace_context import TRACEPARENT, is_traced, span_id, traceparent
 
@@ -106,7 +107,7 @@ class Publisher:
             if isinstance(event, TaskOpened):
                 task = bytes(event.task)
             elif isinstance(event, TaskForked) and task is not None:
-                task = forked_task(parse_task(task), event).model_dump_json(exclude_defaults=True).encode()
+                task = sparse_json(forked_task(read_task(task), event))
         if task is None:
             log.error("task %s has no TaskOpened, nothing can be published", task_id)
         return task

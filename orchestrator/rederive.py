@@ -66,7 +66,7 @@ from crewlog.schemas.run_events import (
     TaskReviewed,
     TaskSuspended,
 )
-from crewlog.schemas.task import RUN, AgentTask, parse_task
+from crewlog.schemas.task import RUN, read_task
 from crewlog.schemas.task_events import (
     ApprovalDecided,
     ApprovalRequested,
@@ -214,7 +214,7 @@ def _submitted(event: RunSubmitted, run_events: Sequence[Recorded], at: int) -> 
     pauses = tuple(_control(event, event.since_us) for event in noted if isinstance(event, RunPaused))
     quarantines = tuple(_control(event) for event in noted if isinstance(event, RunQuarantined))
     terms = Terms(event.limits, event.tree, event.hold_s, event.caller)
-    return SubmitRun(parse_task(bytes(event.task)), event.source, terms, pauses, quarantines, event.rollback)
+    return SubmitRun(read_task(event.task), event.source, terms, pauses, quarantines, event.rollback)
 
 
 def _intervention(event: RunPaused | RunQuarantined | RunResumed | QuarantineLifted) -> Command:
@@ -296,7 +296,7 @@ def _kinds(command: Command, run_events: Sequence[Recorded], at: int, tasks: _Ta
 def _told(task_id: TaskId, tasks: _Tasks) -> dict[str, Offer]:
     for event in tasks.of(task_id):
         if isinstance(event, TaskOpened):
-            asked = AgentTask.model_validate_json(bytes(event.task))
+            asked = read_task(event.task)
             return {kind["kind"]: Offer(kind["description"]) for item in asked.context if item.key == "@kinds" for kind in item.outcome.output}
     return {}
 

@@ -23,7 +23,6 @@ from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import Hash, RunId, Stream, category, run_stream
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.run_events import RunEvent
-from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import TaskEvent
 
 
@@ -111,8 +110,6 @@ async def _texts(store: EventStore, history: RunHistory) -> Mapping[Hash, str]:
 
 
 def _builtin(value: Any) -> Any:
-    if isinstance(value, AgentTask):
-        return value.model_dump(mode="json")
     if isinstance(value, msgspec.Raw):
         return msgspec.json.decode(value)
     if isinstance(value, frozenset | set):

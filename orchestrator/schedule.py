@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from crewlog.orchestrator.commands import TooLate
 from crewlog.schemas.errors import ContractError, NotFound
 from crewlog.schemas.ids import TOKEN, RunId, scheduled_run_id
+from crewlog.schemas.sparse import sparse_json
 from crewlog.schemas.system_events import CatchUp, ScheduleAdded, ScheduleFired, SchedulePaused, ScheduleRemoved, ScheduleResumed
 from crewlog.schemas.task import AgentTask, parse_task
 
@@ -128,7 +129,7 @@ def _add(command: AddSchedule, state: Schedule, now_us: int) -> Sequence[Schedul
         raise ContractError(f"schedule name {command.name!r} must match [A-Za-z0-9_-]{{1,64}}", problems=(("/name", "is no name"),))
     if command.task.parent_task_id is not None or command.task.run_id != command.task.task_id:
         raise ContractError("a goal that recurs begins runs of its own", problems=(("/task", "leave run_id and parent_task_id out"),))
-    recorded = msgspec.Raw(command.task.model_dump_json(exclude_defaults=True, exclude={"run_id"}).encode())
+    recorded = msgspec.Raw(sparse_json(command.task, without={"run_id"}))
     event = ScheduleAdded(command.tenant, command.name, command.cron, command.zone, command.catch_up, recorded, now_us, command.actor)
     if next_due_us(evolve(Schedule(), event), now_us) is None:
         raise ContractError(f"cron {command.cron!r} is never due", problems=(("/cron", "names no day that there is"),))

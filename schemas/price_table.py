@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from crewlog.schemas.errors import ContractError
-from crewlog.schemas.task import contract_error
+from crewlog.schemas.parse import contract_error
 
 UsdPerMillion = Annotated[Decimal, Field(ge=0, le=1_000_000, max_digits=16, decimal_places=9, allow_inf_nan=False)]
 """USD per million tokens, exact: the same number is micro-USD per token."""
@@ -71,7 +71,7 @@ def read_prices(given: Any) -> Any:
     try:
         return json.loads(given, parse_float=Decimal) if given.strip() else {}
     except json.JSONDecodeError as error:
-        raise ValueError(f"it must be JSON such as {{\"local:*\": {{\"input\": 0.1, \"output\": 0.4}}}}: {error}") from None
+        raise ValueError(f'it must be JSON such as {{"local:*": {{"input": 0.1, "output": 0.4}}}}: {error}') from None
 
 
 def find_prices(table: Mapping[str, TokenPrices], provider: str, model: str) -> TokenPrices | None:

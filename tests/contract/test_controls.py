@@ -17,7 +17,7 @@ from crewlog.events.store import ANY, AppendRequest, Write
 from crewlog.schemas.ids import CONTROL_STREAM, RunId
 from crewlog.schemas.subjects import outcome
 from crewlog.schemas.system_events import ScopePaused
-from crewlog.schemas.task import AgentTask
+from crewlog.schemas.task import AgentTask, parse_task
 from crewlog.schemas.task_events import TaskEvent, TaskHandedBack
 
 BY = {"actor": "ada", "reason": "looking into it"}
@@ -69,7 +69,7 @@ async def test_a_paused_run_takes_what_ends_and_starts_nothing_until_it_is_resum
 
 def _ended(crew: Crew, run_id: RunId) -> tuple[AgentTask, TaskEvent]:
     (opened,) = [r for r in crew.log.events if r.type == "TaskOpened" and r.run_id == run_id]
-    task = AgentTask.model_validate(json.loads(opened.data)["task"])
+    task = parse_task(json.loads(opened.data)["task"])
     return task, diligent(task, 1)
 
 

@@ -110,7 +110,7 @@ async def minds(database_or_none: Database | None) -> AsyncIterator[Minds]:
 
 async def desk_of(user: str = "ann", tenant: str = "default", trust: Trust = "trusted") -> Bench:
     desk = await bench(kind="planner", tenant=tenant)
-    return replace(desk, task=desk.task.model_copy(update={"user": user}), trust=trust, calls=1_000 * next(TASKS))
+    return replace(desk, task=replace(desk.task, user=user), trust=trust, calls=1_000 * next(TASKS))
 
 
 def texts(found: Sequence[Memory]) -> list[str]:

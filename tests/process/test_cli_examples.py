@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -67,7 +68,7 @@ async def test_an_effect_is_listed_until_a_rollback_takes_it_back(crew: LiveCrew
         assert (done["tool"], done["status"], done["resource"], done["is_open"]) == ("book_room", "ok", "booking 1", True)
         assert crew.json("effects", again["run_id"]) == [], "it got the outcome of the first"
         task = await client.prepare('Book "Red room"', kind="rooms")
-        came_of_it = await client.submit(task.model_copy(update={"parent_task_id": UUID(first["run_id"])}))
+        came_of_it = await client.submit(replace(task, parent_task_id=UUID(first["run_id"])))
         assert (await client.wait(came_of_it.run_id)).status == "completed"
         assert booked() == [(1, "Blue room"), (2, "Red room")]
         rolled = crew.json("rollback", first["run_id"], "--reason", "the meeting is off", "--as", "maria")

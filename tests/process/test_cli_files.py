@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 from support.audit import ended_well
@@ -58,7 +59,7 @@ def test_a_run_of_another_crew_is_read_in_and_replays_here(crew: LiveCrew, tmp_p
 
 async def test_a_run_is_rolled_back_once_the_archived_run_that_came_from_it_is_back(crew: LiveCrew, client: Client, tmp_path: Path) -> None:
     async def rented(parent: RunId | None = None) -> RunId:
-        task = (await client.prepare("rent finish", kind=KIND)).model_copy(update={"parent_task_id": parent})
+        task = replace(await client.prepare("rent finish", kind=KIND), parent_task_id=parent)
         run_id = (await client.submit(task)).run_id
         await ended_well(client, [run_id])
         return run_id

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import msgspec
 import pytest
 from support.audit import ended_well
 from support.gate import a_gate, gated_agents
@@ -61,7 +62,7 @@ async def test_a_cluster_loses_the_leader_of_its_queue_under_load() -> None:
                         call.let_through()
                     tasks = [await client.prepare("stamp finish", kind=KIND) for _ in range(10)]
                     for task in tasks:
-                        await bus.enqueue(f"tasks.{task.tenant}.{KIND}", task.model_dump_json().encode(), message_id=str(task.task_id))
+                        await bus.enqueue(f"tasks.{task.tenant}.{KIND}", msgspec.json.encode(task), message_id=str(task.task_id))
                     async with asyncio.timeout_at(killed_s + RECOVERS_WITHIN_S):
                         while len([run for run in await client.runs() if run.finished_at is not None]) < 30:  # noqa: ASYNC110
                             await asyncio.sleep(0.1)

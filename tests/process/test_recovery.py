@@ -28,6 +28,7 @@ from crewlog.orchestrator.commands import Answer
 from crewlog.orchestrator.home import Home
 from crewlog.schemas.errors import Unavailable
 from crewlog.schemas.ids import RunId
+from crewlog.schemas.parse import parse
 from crewlog.schemas.plan import Plan
 from crewlog.schemas.run_events import TaskSuspended
 from crewlog.schemas.task_events import TaskStarted, ToolStarted
@@ -78,7 +79,7 @@ def plan(**steps: str) -> Plan:
     for key, text in steps.items():
         kind, _, objective = text.partition(": ")
         made.append({"key": key, "type": kind, "objective": objective, "depends_on": [made[-1]["key"]] if made else []})
-    return Plan.model_validate({"steps": made})
+    return parse(Plan, {"steps": made}, "no plan")
 
 
 async def test_agent_orchestrator_and_projector_are_killed_in_the_middle_of_a_run(sturdy: LiveCrew, client: Client, gate: Gate, agents: GatedAgents) -> None:

@@ -11,6 +11,7 @@ from support.gated_agent import KIND
 from support.live_crew import LiveCrew
 
 from crewlog.orchestrator.client import Client
+from crewlog.schemas.parse import parse
 from crewlog.schemas.plan import Plan
 
 
@@ -31,7 +32,7 @@ async def test_every_state_of_a_task_has_one_reason_that_says_what_ends_it(crew:
         first = await agents.start(slots=1)
         keys = ("a", "b", "c", "d", "e")
         steps = [{"key": key, "type": KIND, "objective": "stamp finish"} for key in keys]
-        plan = Plan.model_validate({"steps": [*steps, {"key": "z", "type": KIND, "objective": "stamp finish", "depends_on": ["a"]}]})
+        plan = parse(Plan, {"steps": [*steps, {"key": "z", "type": KIND, "objective": "stamp finish", "depends_on": ["a"]}]}, "no plan")
         run_id = (await client.submit(plan)).run_id
         call = await gate.call()
         await until(client, run_id, "running")

@@ -12,8 +12,8 @@ from msgspec.structs import replace
 
 from crewlog.agents.chain import HEDGE_LOST, TRIES_PER_LINK
 from crewlog.agents.conversation import build_request
+from crewlog.agents.fresh_setup import make_setup
 from crewlog.agents.model_call import given_up
-from crewlog.agents.setup import make_setup
 from crewlog.agents.spec import AgentSpec
 from crewlog.agents.task_state import TaskState, evolve, initial_state, open_model_calls
 from crewlog.agents.turn import AskModel, Fail, Finish, GiveUpCall, hedge_of, next_step
@@ -124,7 +124,7 @@ def ending(state: TaskState, step: AskModel, how: str, worker: str) -> Iterator[
 @settings(deadline=None)
 @given(hows=st.lists(st.sampled_from(ENDINGS), min_size=CALLS_MAX, max_size=CALLS_MAX))
 def test_a_task_comes_to_its_end(hows: list[str]) -> None:
-    state = evolve(initial_state(), TaskOpened("data", "a", 0, msgspec.Raw(TASK.model_dump_json().encode())))
+    state = evolve(initial_state(), TaskOpened("data", "a", 0, msgspec.Raw(msgspec.json.encode(TASK))))
     state = evolve(state, began("w0"))
     money, changes = 0, 0
     for number, how in enumerate(hows):

@@ -8,9 +8,10 @@ from typing import Any
 
 from support.toolbox import Bench
 
+from crewlog.agents.fresh_setup import make_setup
 from crewlog.agents.model import Model
 from crewlog.agents.recall import READ_CONTEXT_TOOL
-from crewlog.agents.setup import ContextMode, make_setup, opening_message
+from crewlog.agents.setup import ContextMode, opening_message
 from crewlog.agents.spec import AgentSpec, ToolOutput, ToolSpec
 from crewlog.agents.tool_runner import arguments_problem, run_tool
 from crewlog.agents.tool_ways import ToolHealth

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final, Literal
 
+import msgspec
 from support.audit import ended_well, follows_the_rules
 from support.gate import Gate, a_gate
 from support.live_crew import LiveCrew
@@ -159,7 +160,7 @@ async def hand_out_twice(crew: LiveCrew, nursery: Nursery, client: Client, *, wi
         try:
             task = parse_task({"task_id": str(uuid.uuid4()), "type": kind, "objective": "stamp send finish"})
             for _ in range(2):
-                await bus.enqueue(f"tasks.default.{kind}", task.model_dump_json().encode(), message_id=str(uuid.uuid4()))
+                await bus.enqueue(f"tasks.default.{kind}", msgspec.json.encode(task), message_id=str(uuid.uuid4()))
                 await all_is_over(bus, client, kind, within_s)
             store = await client.store()
             for opening in await store.read_streams({task_stream(TaskId(task.task_id)): 0}, types=frozenset({TaskOpened.__name__})):
@@ -226,7 +227,7 @@ async def _tell(victim: Victim, on_struck: Callable[[], None]) -> None:
 async def publish(client: Client, *, within_s: float) -> RunId:
     """Put a task on the queue and wait until it is in the log."""
     task = parse_task({"task_id": str(uuid.uuid4()), "type": "gated", "objective": "stamp send finish"})
-    await client._bus.enqueue("tasks.default.gated", task.model_dump_json().encode(), message_id=str(task.task_id))
+    await client._bus.enqueue("tasks.default.gated", msgspec.json.encode(task), message_id=str(task.task_id))
     store = await client.store()
     with failing(f"task {task.task_id} was taken and is not in the log"):
         async with asyncio.timeout(within_s):

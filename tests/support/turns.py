@@ -9,7 +9,8 @@ from uuid import UUID
 import msgspec
 from msgspec.structs import replace
 
-from crewlog.agents.setup import Setup, make_setup, opening_message
+from crewlog.agents.fresh_setup import make_setup
+from crewlog.agents.setup import Setup, opening_message
 from crewlog.agents.spec import AgentSpec
 from crewlog.agents.task_state import Exchange, Result, TaskState, evolve, initial_state
 from crewlog.schemas.payload import Payload, pack
@@ -55,7 +56,7 @@ def turns(*rounds: Sequence[Used] | Used, texts: Texts | None = None) -> tuple[E
 def state_behind(exchanges: Sequence[Exchange], objective: str = "count") -> TaskState:
     """A task that is at work and has these turns behind it."""
     task = parse_task({"task_id": str(UUID(int=1)), "type": "data", "objective": objective})
-    state = evolve(initial_state(), TaskOpened("data", "a", 0, msgspec.Raw(task.model_dump_json().encode())))
+    state = evolve(initial_state(), TaskOpened("data", "a", 0, msgspec.Raw(msgspec.json.encode(task))))
     setup, opening = pack(msgspec.json.encode(SETUP).decode())[0], pack(opening_message(task), inline_max=1 << 30)[0]
     state = evolve(state, TaskStarted("w1", 1, "1", "script-1", "offline", simulated=True, setup=setup, opening=opening))
     return replace(state, exchanges=tuple(exchanges), turn=len(exchanges))

@@ -62,14 +62,14 @@ class Bench:
 
     async def open(self, *, number: int = 1, scopes: Sequence[ScopeLimit] = (), **changes: object) -> AgentTask:
         task = parse_task({"task_id": str(UUID(int=number)), "run_id": str(RUN_ID), "type": "data", "key": "a", "objective": "count", **changes})
-        body = task.model_dump_json().encode()
+        body = msgspec.json.encode(task)
         await self.append(task, TaskOpened("data", "a", 0, msgspec.Raw(body)), expected=NO_STREAM, scopes=scopes)
         return task
 
     async def dispatch(self, task: AgentTask, *, attempt: int = 1, version: int = 1) -> None:
         headers = {"Attempt": str(attempt), "Task-Version": str(version)}
         message_id = f"{task.task_id}:{attempt}:{version}"
-        await self.bus.enqueue(work("data", "normal"), task.model_dump_json().encode(), message_id=message_id, headers=headers)
+        await self.bus.enqueue(work("data", "normal"), msgspec.json.encode(task), message_id=message_id, headers=headers)
 
     async def append(self, task: AgentTask, *events: TaskEvent, expected: int, scopes: Sequence[ScopeLimit] = ()) -> None:
         write = Write(task_stream(TaskId(task.task_id)), events, expected, "data", scopes)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from support.toolbox import TASK_ID, MemoryArtifacts, earlier
 
+from crewlog.agents.fresh_setup import make_setup
 from crewlog.agents.recall import PART_CHARS, READ_CONTEXT, RECALL, ReadContext, RecallResult, read_context, recall_result
-from crewlog.agents.setup import make_setup, opening_message
+from crewlog.agents.setup import opening_message
 from crewlog.agents.spec import AgentSpec, ToolContext, ToolFailed, ToolOutput
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.values import ContextItem, Outcome

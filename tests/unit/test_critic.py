@@ -8,6 +8,7 @@ import pytest
 
 from crewlog.orchestrator.critic import REFERENCES_MAX, check_schema, review
 from crewlog.schemas.errors import ContractError
+from crewlog.schemas.parse import parse
 from crewlog.schemas.plan import Constraints
 from crewlog.schemas.values import ArtifactRef, Citation, Outcome
 
@@ -36,7 +37,7 @@ GOOD = Outcome(
     ],
 )
 def test_rules(rules: dict[str, Any], issue: str | None) -> None:
-    found = review(GOOD, Constraints.model_validate(rules))
+    found = review(GOOD, parse(Constraints, rules, "no constraints"))
 
     assert [i.message for i in found] == ([] if issue is None else [issue])
     assert [i.rule for i in found] == ([] if issue is None else list(rules))

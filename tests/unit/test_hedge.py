@@ -66,7 +66,7 @@ def given(start: TaskStarted, *events: TaskEvent) -> TaskState:
     state, first = initial_state(), start.chain[0]
     plain = ModelCallFinished("m1-1", 1, "end_turn", pack("42")[0], (), Usage(), Price(0, "test"), first.provider, first.model, False, 1, wire=first.wire)
     turn = ModelCallStarted("m1-1", 1, first.provider, first.model, Hash("0" * 64), 1, wire=first.wire)
-    for event in (TaskOpened("data", "a", 0, msgspec.Raw(TASK.model_dump_json().encode())), start, turn, plain, *events):
+    for event in (TaskOpened("data", "a", 0, msgspec.Raw(msgspec.json.encode(TASK))), start, turn, plain, *events):
         state = evolve(state, event)
     return state
 

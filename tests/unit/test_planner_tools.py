@@ -8,8 +8,8 @@ from support.toolbox import Bench, bench, earlier
 
 from crewlog.agents.spec import ToolFailed
 from crewlog.agents.specialist_planner import planner_agent
+from crewlog.schemas.parse import contract_error, parse
 from crewlog.schemas.plan import Plan
-from crewlog.schemas.task import contract_error
 from crewlog.schemas.values import Citation, ContextItem, Outcome
 
 PLANNER = planner_agent()
@@ -44,7 +44,7 @@ async def test_a_plan_is_handed_on_as_data_that_is_a_plan() -> None:
     output = await desk.call(PLANNER, "submit_plan", {"steps": [STEP, second], "note": "Two steps."})
     assert output.outcome is not None
     assert output.outcome.output["note"] == "Two steps."
-    plan = Plan.model_validate({"steps": output.outcome.output["steps"]})
+    plan = parse(Plan, {"steps": output.outcome.output["steps"]}, "no plan")
     assert [(s.key, s.type, s.depends_on, s.attachments, s.constraints.words_max) for s in plan.steps] == [
         ("rules", "research", (), None, None),
         ("count", "data", ("rules",), ("a.md",), 50),

@@ -77,7 +77,7 @@ def test_a_task_keeps_how_it_runs_and_not_what_it_is_about() -> None:
         "plan": {"steps": [{"key": "one", "type": "code", "objective": "about Ada", "constraints": {"banned_phrases": ["Ada"]}}]},
         "budget": {"hard_micro_usd": 7},
     })  # fmt: skip
-    event = RunSubmitted(task.run_id, "default", "ada", task.objective, msgspec.Raw(task.model_dump_json().encode()), "api")  # type: ignore[arg-type]
+    event = RunSubmitted(task.run_id, "default", "ada", task.objective, msgspec.Raw(msgspec.json.encode(task)), "api")  # type: ignore[arg-type]
     public = public_form(event)
     assert isinstance(public, RunSubmitted)
     left: AgentTask = parse_task(bytes(public.task))

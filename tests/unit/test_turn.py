@@ -57,7 +57,7 @@ def a_task(**changes: object) -> AgentTask:
 
 
 def opened(task: AgentTask | None = None) -> TaskOpened:
-    return TaskOpened("data", "a", 0, msgspec.Raw((task or a_task()).model_dump_json().encode()))
+    return TaskOpened("data", "a", 0, msgspec.Raw(msgspec.json.encode(task or a_task())))
 
 
 def started(attempt: int = 1, worker: str = "w1") -> TaskStarted:

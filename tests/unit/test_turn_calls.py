@@ -45,7 +45,7 @@ SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required"
 
 def opened(**changes: object) -> TaskOpened:
     task = parse_task({"task_id": str(UUID(int=1)), "type": "data", "objective": "count", **changes})
-    return TaskOpened("data", "a", 0, msgspec.Raw(task.model_dump_json().encode()))
+    return TaskOpened("data", "a", 0, msgspec.Raw(msgspec.json.encode(task)))
 
 
 def started(*chain: Link, attempt: int = 1, worker: str = "w1", refusals_fall_through: bool = False, deadline_us: int = 0) -> TaskStarted:
