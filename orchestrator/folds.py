@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, TypeVar
 
 from crewlog.events import controls
@@ -72,6 +72,8 @@ class Folds:
         self._store = store
         self.controls = Controls()
         """What operators have in force, as of the last read of anything."""
+        self.on_controls: Callable[[], None] = lambda: None
+        """Called behind each read that brought a command; set by whoever follows them."""
         self._open: OrderedDict[RunId, Fold] = OrderedDict()
         self._ended: OrderedDict[RunId, None] = OrderedDict()
         self._open_max, self._ended_max = open_max, ended_max
@@ -117,7 +119,7 @@ class Folds:
             seen |= after.keys()
             for recorded in await self._store.read_streams(after, types=WATCHED_TYPES):
                 if recorded.stream == CONTROL_STREAM:
-                    self.controls = controls.evolve(self.controls, recorded)
+                    self._take_command(recorded)
                     continue
                 if recorded.type in FORKS and not (fold := owners[recorded.stream]).version:
                     fold.state = await base_state(self._store, recorded)
@@ -132,8 +134,13 @@ class Folds:
             Unavailable: the log cannot be reached.
         """
         for recorded in await self._store.read_streams({CONTROL_STREAM: self.controls.version}):
-            self.controls = controls.evolve(self.controls, recorded)
+            self._take_command(recorded)
         return self.controls
+
+    def _take_command(self, recorded: Recorded) -> None:
+        before, self.controls = self.controls, controls.evolve(self.controls, recorded)
+        if self.controls is not before:
+            self.on_controls()
 
     async def states(self, run_ids: Iterable[RunId]) -> Mapping[RunId, RunState]:
         """Return what the log says about runs now, without caching it; unknown runs are missing."""

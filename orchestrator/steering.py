@@ -1,13 +1,13 @@
 """What operators say about runs, tenants, agent kinds and workers: recorded in the stream of controls, then told to everybody at once.
 
 A command is in force when it is in the log. Each orchestrator reads that stream whenever it looks at a run, so nothing is decided without it;
-what is told on the bus, and the look every second, only find the runs that nobody would look at for a while.
+what is told on the bus only finds the runs that nobody would look at for a while. Nobody polls: what a lost word was about is found with the
+next look at any run (a worker that hands a paused task back causes one), and by the sweep, which reads the stream in each of its rounds.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Literal
@@ -15,7 +15,7 @@ from uuid import UUID
 
 from crewlog.events.bus import Bus, Message, Subscription
 from crewlog.events.clock import Clock
-from crewlog.events.controls import FRESH_S, Control, Controls, run_scope
+from crewlog.events.controls import Control, Controls, run_scope
 from crewlog.events.store import AppendRequest, EventStore, Write
 from crewlog.orchestrator.draft import ORCHESTRATOR
 from crewlog.orchestrator.driver import Driver
@@ -28,6 +28,8 @@ from crewlog.schemas.system_events import ScopePaused, ScopeQuarantined, ScopeRe
 
 ORCHESTRATORS: Final = "orchestrator"
 """Stands for all orchestrators where a command is told: no worker can be of this kind, as it is a login of its own."""
+RETRY_S: Final = 1.0
+"""Pause behind a read or a command that found no log, in seconds."""
 Verb = Literal["pause", "resume", "quarantine", "release"]
 
 log = logging.getLogger(__name__)
@@ -62,22 +64,22 @@ def is_news(verb: Verb, scope: str, controls: Controls) -> bool:
 class Steering:
     """The stream of controls, as one orchestrator writes and follows it."""
 
-    def __init__(
-        self, store: EventStore, bus: Bus, clock: Clock, driver: Driver, kinds: KindDirectory, *, on_change: Callable[[], None], poll_s: float = FRESH_S
-    ) -> None:
+    def __init__(self, store: EventStore, bus: Bus, clock: Clock, driver: Driver, kinds: KindDirectory, *, on_change: Callable[[], None]) -> None:
         """Prepare.
 
         Args:
             on_change: has all open runs looked at soon.
-            poll_s: how often the stream is read although nobody said that it changed, in seconds.
         """
         self._store, self._bus, self._clock, self._driver, self._kinds = store, bus, clock, driver, kinds
-        self._on_change, self._poll_s = on_change, poll_s
+        self._on_change = on_change
         self._spread: Controls = Controls()
         """What runs were looked at for."""
         self._over: set[RunId] = set()
         """Runs that have ended and that something of their own is in force for."""
-        self._told = asyncio.Event()
+        self._was_told = False
+        """Whether there may be commands that were not read yet."""
+        self._stirred = asyncio.Event()
+        """Set when there is something to read, or to look at runs for."""
         self._hearing: Subscription | None = None
         self._following: asyncio.Task[None] | None = None
 
@@ -88,6 +90,7 @@ class Steering:
             Unavailable: the log or the bus cannot be reached.
         """
         self._spread = await self._driver.folds.read_controls()
+        self._driver.folds.on_controls = self._stirred.set
         self._hearing = await self._bus.subscribe(control_kind(ORCHESTRATORS), self._hear)
         self._following = asyncio.create_task(self._follow(), name="steering")
         return self._following
@@ -107,7 +110,7 @@ class Steering:
         scope, controls = run_scope(state.run_id), self._driver.folds.controls
         if state.status not in ("new", "open") and (scope in controls.pauses or scope in controls.quarantines):
             self._over.add(state.run_id)
-            self._told.set()
+            self._stirred.set()
 
     async def say(self, verb: Verb, scopes: Sequence[str], *, actor: str, reason: str, command_id: UUID | None = None) -> Mapping[str, bool]:
         """Record a command about scopes and tell everybody; returns for which of them it was news.
@@ -141,9 +144,8 @@ class Steering:
         return True
 
     async def tell(self) -> None:
-        """Have every process read the stream now. A hint: those that do not hear it do so within a second, or before they start anything."""
+        """Have every process read the stream now. A hint: those that do not hear it read before they start anything."""
         await self._driver.folds.read_controls()
-        self._told.set()
         for kind in (*self._kinds.offers, ORCHESTRATORS):
             await self._bus.publish(control_kind(kind))
 
@@ -152,19 +154,25 @@ class Steering:
         await self._store.append(AppendRequest([Write(CONTROL_STREAM, (event,))], [event_id], self._clock.now_us()))
 
     async def _hear(self, _: Message) -> None:
-        self._told.set()
+        self._was_told = True
+        self._stirred.set()
 
     async def _follow(self) -> None:
+        folds = self._driver.folds
         while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._poll_s):  # `wait_for` would swallow a `stop` that comes together with a word
-                    await self._told.wait()
-            self._told.clear()
+            await self._stirred.wait()
+            self._stirred.clear()
+            was_told, self._was_told = self._was_told, False
             try:
-                self._wake_for(await self._driver.folds.read_controls())
+                if was_told:
+                    await folds.read_controls()
+                self._wake_for(folds.controls)
                 await self._take_back()
             except OrchestrationError as error:
-                log.warning("reading the stream of controls: %s", error)
+                log.warning("the stream of controls: %s", error)
+                await asyncio.sleep(RETRY_S)
+                self._was_told = True
+                self._stirred.set()
 
     async def _take_back(self) -> None:
         over = set(self._over)

@@ -20,7 +20,8 @@ from crewlog.schemas.errors import OrchestrationError
 from crewlog.schemas.ids import RunId
 
 WRITE_DELAY_S: Final = 1.0
-POLL_S: Final = 2.0
+POLL_S: Final = 5.0
+"""How often rows of others are looked for: only those of a process whose death nobody noticed, as all of its runs are looked at otherwise."""
 LATE_US: Final = 2_000_000
 """A row this late belongs to a process that is gone: a living one acts in time and then moves the row."""
 TAKE_MAX: Final = 256

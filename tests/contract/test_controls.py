@@ -12,10 +12,10 @@ from support.crew import WITHIN_S, Crew, diligent
 from support.decider import a_plan
 
 from crewlog.events.bus import Message
-from crewlog.events.controls import FRESH_S, kind_scope, run_scope, tenant_scope
+from crewlog.events.controls import kind_scope, run_scope, tenant_scope
 from crewlog.events.store import ANY, AppendRequest, Write
 from crewlog.schemas.ids import CONTROL_STREAM, RunId
-from crewlog.schemas.subjects import outcome
+from crewlog.schemas.subjects import outcome, wake
 from crewlog.schemas.system_events import ScopePaused
 from crewlog.schemas.task import AgentTask, parse_task
 from crewlog.schemas.task_events import TaskEvent, TaskHandedBack
@@ -114,14 +114,31 @@ async def test_a_named_command_that_comes_again_late_changes_nothing_even_if_it_
         assert controls(crew) == ["ScopePaused", "ScopePaused", "ScopeResumed"]
 
 
-async def test_an_orchestrator_that_was_not_told_or_starts_later_reads_it_from_the_log() -> None:
+async def pause_without_a_word(crew: Crew, tenant: str) -> None:
+    write = Write(CONTROL_STREAM, (ScopePaused(tenant_scope(tenant), "ada"),), ANY)
+    await crew.store().append(AppendRequest((write,), [crew.clock.new_id()], crew.clock.now_us()))
+
+
+async def test_an_orchestrator_that_was_not_told_finds_out_with_its_next_look_at_any_run() -> None:
     crew = Crew(lazy)
     async with crew.orchestrator():
-        run_id = await crew.submit(plan=a_plan(a="data"))
-        write = Write(CONTROL_STREAM, (ScopePaused(tenant_scope("default"), "ada"),), ANY)
-        await crew.store().append(AppendRequest((write,), [crew.clock.new_id()], crew.clock.now_us()))
-        async with asyncio.timeout(2 * FRESH_S):  # by whom or where, it was said to nobody
-            await crew.until(lambda: "RunPaused" in crew.types(run_id))
+        run_id, looked_at = [await crew.submit(type="data") for _ in range(2)]
+        await pause_without_a_word(crew, "default")
+        await crew.bus.publish(wake(looked_at))
+        await crew.until(lambda: "RunPaused" in crew.types(run_id))
+
+
+async def test_an_orchestrator_that_has_nothing_to_look_at_finds_out_when_it_sweeps() -> None:
+    crew = Crew(lazy)
+    async with crew.orchestrator(sweep_interval_s=0.05):
+        run_id = await crew.submit(type="data")
+        await pause_without_a_word(crew, "default")
+        await crew.until(lambda: "RunPaused" in crew.types(run_id))
+
+
+async def test_an_orchestrator_that_starts_later_reads_it_from_the_log() -> None:
+    crew = Crew(lazy)
+    await pause_without_a_word(crew, "default")
     async with crew.orchestrator():
         assert "RunPaused" in crew.types(await crew.submit(type="data"))
 
