@@ -12,6 +12,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from crewlog.events.store import Recorded
+from crewlog.schemas.codec import Event, Unknown
 from crewlog.schemas.ids import Stream, category, task_stream
 from crewlog.schemas.run_events import (
     RollbackContinued,
@@ -118,21 +119,24 @@ class _Fold:
 
     def take(self, n: int, recorded: Recorded) -> Iterable[Cause]:
         event = recorded.event()
+        if category(recorded.stream) == "task":
+            known = self._of(recorded.stream)
+            found = list(self._task_event(n, recorded, event, known))
+            known.last = n
+            return found
         if isinstance(event, RunEvent):
             found = list(self._run_event(n, recorded, event))
             self._run_last = (n, recorded.occurred_us)
             return found
         if isinstance(event, CallSettled):
             return [Cause(self._of(task_stream(event.task_id)).calls.get(event.call_id, 0), "intent")]
-        if category(recorded.stream) != "task":
-            return []
-        known = self._of(recorded.stream)
-        found = list(self._task_event(n, recorded, known))
-        known.last = n
-        return found
+        return []
 
     def _of(self, stream: Stream) -> _Known:
-        return self._tasks.setdefault(stream, _Known())
+        known = self._tasks.get(stream)
+        if known is None:
+            known = self._tasks[stream] = _Known()
+        return known
 
     def _run_event(self, n: int, recorded: Recorded, event: RunEvent) -> Iterable[Cause]:
         before, before_us = self._run_last
@@ -191,8 +195,7 @@ class _Fold:
         if event.key not in self._depends and not event.revision:
             yield beside
 
-    def _task_event(self, n: int, recorded: Recorded, known: _Known) -> Iterable[Cause]:
-        event = recorded.event()
+    def _task_event(self, n: int, recorded: Recorded, event: Event | Unknown, known: _Known) -> Iterable[Cause]:
         match event:
             case TaskOpened() | TaskForked():
                 yield Cause(known.dispatched, "dispatch")
@@ -233,10 +236,9 @@ class _Fold:
                 at, at_us = self._run_last
                 yield Cause(at if at_us == recorded.occurred_us else known.attempt_failed or known.last, "decision")
             case _:
-                yield from self._other_event(n, recorded, known)
+                yield from self._other_event(n, recorded, event, known)
 
-    def _other_event(self, n: int, recorded: Recorded, known: _Known) -> Iterable[Cause]:
-        event = recorded.event()
+    def _other_event(self, n: int, recorded: Recorded, event: Event | Unknown, known: _Known) -> Iterable[Cause]:
         match event:
             case ToolInDoubt() | ToolProbed() | CompensationStarted() | CompensationFinished():
                 yield Cause(known.tools.get(event.call_id, 0), "intent")

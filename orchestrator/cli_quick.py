@@ -61,6 +61,11 @@ QUICK: Final[Mapping[str, Command]] = {
 }
 
 
+def looks(words: Sequence[str]) -> bool:
+    """Say whether these words of the command line name a command that only looks: it leaves nothing behind but what it printed."""
+    return bool(words) and words[0] in QUICK and QUICK[words[0]].looks
+
+
 def run_quickly(words: Sequence[str]) -> int | None:
     """Run the command that these words of the command line name, and return its exit code; None when it must begin the whole way."""
     command = QUICK.get(words[0]) if words else None

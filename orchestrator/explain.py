@@ -16,7 +16,6 @@ from crewlog.events.store import Recorded
 from crewlog.orchestrator.causes import Cause, causes, effects
 from crewlog.orchestrator.event_text import REASONING, describe, event_json
 from crewlog.orchestrator.explain_calls import ModelEvent, ToolEvent, model_request, needed_texts, tool_call
-from crewlog.orchestrator.explain_decision import decision_of
 from crewlog.orchestrator.run_history import RunHistory, payloads_in
 from crewlog.schemas.ids import category
 from crewlog.schemas.payload import Payload
@@ -72,7 +71,6 @@ def explain(history: RunHistory, index: int, *, with_reasoning: bool = False) ->
     recorded = history.events[index - 1]
     event, found = recorded.event(), causes(history.events)
     in_front = _in_front(history, recorded)
-    is_orchestrators = isinstance(event, RunEvent | TaskOpened | TaskForked | ApprovalDecided | TaskFailed | TaskCancelled)
     return Explanation(
         run_id=str(history.run_id),
         index=index,
@@ -84,8 +82,16 @@ def explain(history: RunHistory, index: int, *, with_reasoning: bool = False) ->
         led_to=_linked(history, effects(found)[index - 1]),
         request=model_request(history, in_front, event, with_native=with_reasoning) if isinstance(event, ModelEvent) else None,
         call=tool_call(history, in_front, event) if isinstance(event, ToolEvent) else None,
-        decision=decision_of(history, recorded) if is_orchestrators else None,
+        decision=_decision(history, recorded, event),
     )
+
+
+def _decision(history: RunHistory, recorded: Recorded, event: Any) -> dict[str, Any] | None:
+    if not isinstance(event, RunEvent | TaskOpened | TaskForked | ApprovalDecided | TaskFailed | TaskCancelled):
+        return None
+    from crewlog.orchestrator.explain_decision import decision_of  # all that decides: nobody else needs it
+
+    return decision_of(history, recorded)
 
 
 def _in_front(history: RunHistory, recorded: Recorded) -> Sequence[Recorded]:
