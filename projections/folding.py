@@ -67,7 +67,7 @@ class Folding:
             if taker is None:
                 continue
             fold, after, skipped, name = taker
-            if fact.position <= after or fact.position in skipped:
+            if fact.position <= after or (skipped and fact.position in skipped):
                 continue
             try:
                 fold(fact)

@@ -23,7 +23,7 @@ from crewlog.projections.run_files import ARCHIVES, IMPORTS, FileChanges
 from crewlog.projections.run_state import Changed, RunState
 from crewlog.projections.runs import RUN_FOLDS
 from crewlog.projections.table import Table, together, write_together
-from crewlog.projections.tasks import fold_task_event
+from crewlog.projections.tasks import IN_TASK_STREAM, TASK_FOLDS, unknown_task
 from crewlog.projections.waiting import waiting_reason
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import RunId
@@ -67,6 +67,10 @@ def _rows(table: Table[Any], changes: Sequence[Changed]) -> list[Any]:
     return [row for changed in changes for row in getattr(changed, table.name)]
 
 
+_Runs = dict[UUID | None, RunState]
+"""Runs by their id; there is none under None, which an event has that is of no run."""
+
+
 class RunProjection:
     """Keeps the tables of runs and of all that happens in them."""
 
@@ -79,9 +83,9 @@ class RunProjection:
     def __init__(self, store: EventStore, *, open_runs_max: int = OPEN_RUNS_MAX) -> None:
         self._store, self._open_runs_max = store, open_runs_max
         self._open: OrderedDict[UUID, RunState] = OrderedDict()
-        self._touched: dict[UUID, RunState] = {}
+        self._touched: _Runs = {}
         """Runs that something happened to since rows were taken last."""
-        self._held: dict[UUID, RunState] = {}
+        self._held: _Runs = {}
         """Runs under way whose rows were not handed out when others were."""
         self._unbegun: set[UUID] = set()
         """Runs forgotten between the first event of one of their tasks and their own."""
@@ -91,25 +95,30 @@ class RunProjection:
         """Fold again the runs that the page goes on with and that are not remembered."""
         for run_id in begins.keys() - self._open.keys() - {None}:
             if run_id is not None and (begins[run_id] != RunSubmitted.__name__ or run_id in self._unbegun):
-                self._open[run_id] = await self._fold_again(run_id, after, skipped)
+                await self._fold_again(run_id, after, skipped)
                 self._unbegun.discard(run_id)
 
     def fold(self, fact: Fact) -> None:
-        """Apply one event to its run."""
-        fold = _FOLDS.get(type(fact.event))
-        if fold is None:
+        """Apply one event to its task, or to its run, or to what is known of files and persons."""
+        event = fact.event
+        if (fold_task := TASK_FOLDS.get(type(event))) is not None:
+            run = self._touched.get(fact.run_id) or self._touch(fact)
+            if (task := run.by_stream.get(fact.stream)) is None:
+                raise unknown_task(run, fact)
+            fold_task(task, fact, event, run.changed)
+        elif (fold_run := _RUN_FOLDS.get(type(event))) is not None:
+            run = self._touched.get(fact.run_id) or self._touch(fact)
+            fold_run(run, fact, event, run.changed)
+        else:
             self._fold_file(fact)
-            return
-        run_id = fact.run_id
-        if run_id is None:
+
+    def _touch(self, fact: Fact) -> RunState:
+        if (run_id := fact.run_id) is None:
             raise ContractError(f"{fact.stream} version {fact.version} is a {fact.type} without a run id")
-        run = self._touched.get(run_id)
-        if run is None:
-            run = self._open.get(run_id)
-            if run is None:
-                run = self._open[run_id] = RunState(RunRow(run_id))
-            self._touched[run_id] = run
-        fold(run, fact, fact.event, run.changed)
+        if (run := self._open.get(run_id)) is None:
+            run = self._open[run_id] = RunState(RunRow(run_id))
+        self._touched[run_id] = run
+        return run
 
     def _fold_file(self, fact: Fact) -> None:
         event = fact.event
@@ -126,14 +135,14 @@ class RunProjection:
         """Settle the waiting reasons of the runs touched, and hand out the rows that changed."""
         touched, self._touched = self._touched, {}
         held, self._held = self._held, {}
-        for run_id, run in touched.items():
+        for run in touched.values():
             if run.is_over:
-                self._open.pop(run_id, None)
+                self._open.pop(run.row.run_id, None)
             else:
-                self._open.move_to_end(run_id)
+                self._open.move_to_end(run.row.run_id)
         while len(self._open) > self._open_runs_max:
             self._forget_idlest()
-        rows = [self._hand_out(run) for run in {**held, **touched}.values()]
+        rows = [self._hand_out(run) for run in (held | touched).values()]
         return RunChanges(*self._take_files(), rows)
 
     def take_done(self, *, keep_max: int) -> RunChanges:
@@ -147,7 +156,8 @@ class RunProjection:
         """
         touched, self._touched = self._touched, {}
         done = []
-        for run_id, run in touched.items():
+        for run in touched.values():
+            run_id = run.row.run_id
             if run.is_over:
                 self._open.pop(run_id, None)
                 self._held.pop(run_id, None)
@@ -189,17 +199,17 @@ class RunProjection:
         self._unbegun.clear()
         self._files, self._erasures = FileChanges(), ErasureChanges()
 
-    async def _fold_again(self, run_id: UUID, after: int, skipped: Collection[int]) -> RunState:
-        run = RunState(RunRow(run_id))
-        for recorded in await self._store.read_run(RunId(run_id)):
+    async def _fold_again(self, run_id: UUID, after: int, skipped: Collection[int]) -> None:
+        events = await self._store.read_run(RunId(run_id))
+        run = self._open[run_id] = self._touched[run_id] = RunState(RunRow(run_id))
+        for recorded in events:
             if recorded.position > after:
                 break
             fact = fact_of(recorded)
-            fold = _FOLDS.get(type(fact.event))
-            if fold is not None and fact.position not in skipped:
-                fold(run, fact, fact.event, run.changed)
+            if type(fact.event) in _OF_RUNS and fact.position not in skipped:
+                self.fold(fact)
+        del self._touched[run_id]
         _hand_out(run)  # all of that is in the tables
-        return run
 
 
 def _hand_out(run: RunState) -> Changed:
@@ -213,8 +223,5 @@ def _hand_out(run: RunState) -> Changed:
     return changed
 
 
-_FOLDS: Final[dict[type, Callable[[RunState, Fact, Any, Changed], None]]] = {
-    **RUN_FOLDS,
-    **dict.fromkeys(TASK_EVENTS, fold_task_event),
-    CallSettled: call_settled,
-}
+_RUN_FOLDS: Final[dict[type, Callable[[RunState, Fact, Any, Changed], None]]] = {**RUN_FOLDS, **IN_TASK_STREAM, CallSettled: call_settled}
+_OF_RUNS: Final = _RUN_FOLDS.keys() | TASK_FOLDS.keys()

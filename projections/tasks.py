@@ -1,4 +1,7 @@
-"""Fold of task streams: the life of one task."""
+"""Fold of task streams: the life of one task.
+
+Nearly all of its events are about a task that is known (`TASK_FOLDS`); the others open one, or concern the whole run (`IN_TASK_STREAM`).
+"""
 
 from __future__ import annotations
 
@@ -51,26 +54,9 @@ class _SentTask(msgspec.Struct):
 _decode_sent = msgspec.json.Decoder(_SentTask).decode
 
 
-def fold_task_event(run: RunState, fact: Fact, event: TaskEvent, changed: Changed) -> None:
-    """Apply one event of a task stream to its run.
-
-    Raises:
-        ContractError: the event belongs to a task that was never opened.
-    """
-    task = run.by_stream.get(fact.stream)
-    fold = _FOLDS.get(type(event))
-    if task is not None and fold is not None:
-        fold(task, fact, event, changed)
-    elif isinstance(event, TaskOpened):
-        _opened(run, fact, event, changed)
-    elif isinstance(event, TaskForked):
-        task_id = task_of(fact.stream)
-        open_task(run, key=event.key, revision=event.revision, task_id=task_id, kind=event.kind, at_us=fact.occurred_us, changed=changed)
-    elif task is None:
-        raise ContractError(f"{fact.stream} version {fact.version} is a {fact.type}, but run {run.row.run_id} knows no such task")
-    else:
-        assert isinstance(event, BudgetWarned)
-        _warned(run, event, changed)
+def unknown_task(run: RunState, fact: Fact) -> ContractError:
+    """Return the error that says that an event belongs to a task that was never opened."""
+    return ContractError(f"{fact.stream} version {fact.version} is a {fact.type}, but run {run.row.run_id} knows no such task")
 
 
 def task_of(stream: Stream) -> TaskId:
@@ -93,7 +79,14 @@ def _opened(run: RunState, fact: Fact, event: TaskOpened, changed: Changed) -> N
     task.row.objective = _decode_sent(event.task).objective or task.row.objective
 
 
-def _warned(run: RunState, event: BudgetWarned, changed: Changed) -> None:
+def _forked(run: RunState, fact: Fact, event: TaskForked, changed: Changed) -> None:
+    task_id = task_of(fact.stream)
+    open_task(run, key=event.key, revision=event.revision, task_id=task_id, kind=event.kind, at_us=fact.occurred_us, changed=changed)
+
+
+def _warned(run: RunState, fact: Fact, event: BudgetWarned, changed: Changed) -> None:
+    if fact.stream not in run.by_stream:
+        raise unknown_task(run, fact)
     run.warned[event.scope] = None
     run.row.warnings = to_json(list(run.warned))
     changed.runs[run.row] = None
@@ -186,7 +179,12 @@ def _no_row(task: TaskState, fact: Fact, event: TaskEvent, changed: Changed) -> 
     """For what happens inside a task and no view shows: it stands in the log."""
 
 
-_FOLDS: Final[dict[type[TaskEvent], Callable[[TaskState, Fact, Any, Changed], None]]] = {
+IN_TASK_STREAM: Final[dict[type[TaskEvent], Callable[[RunState, Fact, Any, Changed], None]]] = {
+    TaskOpened: _opened,
+    TaskForked: _forked,
+    BudgetWarned: _warned,
+}
+TASK_FOLDS: Final[dict[type, Callable[[TaskState, Fact, Any, Changed], None]]] = {
     TaskStarted: _started,
     ModelCallStarted: model_call_started,
     ModelCallFinished: model_call_finished,
