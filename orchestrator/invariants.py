@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Final
 from uuid import UUID
 
 from crewlog.events.store import BudgetState, Recorded
 from crewlog.schemas.ids import RunId, Stream, category
 from crewlog.schemas.system_events import CallSettled
 from crewlog.schemas.task_events import TERMINAL_TYPES, ApprovalDecided, ModelCallFailed, ModelCallFinished, ToolFinished, ToolProbed, ToolStarted
+
+_OF_CALLS: Final = frozenset(cls.__name__ for cls in (ToolStarted, ToolProbed, ApprovalDecided, ToolFinished))
+_BILLS: Final = frozenset(cls.__name__ for cls in (ModelCallFinished, ModelCallFailed, CallSettled))
 
 
 def run_violations(run_id: RunId, events: Iterable[Recorded]) -> Iterator[str]:
@@ -41,6 +45,8 @@ def _call_violations(stream: Stream, events: Sequence[Recorded]) -> Iterator[str
     """Calls that may run again: a probe found nothing, or a person said so."""
     asked: set[str] = set()
     for recorded in events:
+        if recorded.type not in _OF_CALLS:
+            continue
         match event := recorded.event():
             case ToolStarted():
                 if keys[event.call_id] and event.effect not in ("read", "idempotent") and event.call_id not in told:
@@ -70,8 +76,7 @@ def charged_micro_usd(events: Iterable[Recorded]) -> int:
     """Add up what the events of one run say that its model calls cost, in micro-USD. The first bill of a call counts."""
     bills: dict[tuple[UUID | None, str], int] = {}
     for recorded in events:
-        event = recorded.event()
-        if isinstance(event, ModelCallFinished | ModelCallFailed | CallSettled):
+        if recorded.type in _BILLS and isinstance(event := recorded.event(), ModelCallFinished | ModelCallFailed | CallSettled):
             bills.setdefault((recorded.task_id, event.call_id), event.price.cost_micro_usd or 0)
     return sum(bills.values())
 

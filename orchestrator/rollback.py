@@ -56,6 +56,11 @@ class RunEffect(msgspec.Struct, frozen=True):
     """All that it did is in its result."""
 
 
+_OF_EFFECTS: Final = frozenset(
+    cls.__name__ for cls in (TaskOpened, TaskForked, TaskStarted, TaskMoved, ToolStarted, ToolProbed, CompensationFinished, ToolFinished)
+)
+
+
 def effects_of(run_id: RunId, events: Iterable[Recorded], contained: Mapping[Hash, frozenset[str]], *, by_clock: bool = False) -> list[RunEffect]:
     """Read the effects of a run off its events.
 
@@ -69,7 +74,7 @@ def effects_of(run_id: RunId, events: Iterable[Recorded], contained: Mapping[Has
     inside: dict[UUID, frozenset[str]] = {}
     found: dict[tuple[UUID, str], RunEffect] = {}
     for recorded in events:
-        if category(recorded.stream) != "task":
+        if recorded.type not in _OF_EFFECTS or category(recorded.stream) != "task":
             continue
         event, task_id = recorded.event(), UUID(recorded.stream.removeprefix("task/"))
         place = recorded.occurred_us if by_clock else recorded.position

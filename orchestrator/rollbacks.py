@@ -34,6 +34,9 @@ ATTEMPTS_MAX: Final = 8
 TIMEOUT_S: Final = 86_400
 """Longest time of a rollback, in seconds."""
 
+_SETUPS: Final = frozenset({TaskStarted.__name__, TaskMoved.__name__})
+"""Events that say which setup a task has."""
+
 log = logging.getLogger(__name__)
 
 
@@ -141,7 +144,8 @@ class Rollbacks:
 
     async def _contained(self, events: Sequence[Recorded]) -> dict[Hash, frozenset[str]]:
         """Return for each setup of a run's tasks which tools reach nothing outside."""
-        setups = {event.setup.ref for recorded in events if isinstance(event := recorded.event(), TaskStarted | TaskMoved)}
+        begun = (recorded.event() for recorded in events if recorded.type in _SETUPS)
+        setups = {event.setup.ref for event in begun if isinstance(event, TaskStarted | TaskMoved)}
         blobs = await self._store.get_blobs([ref for ref in setups if ref is not None])
         decoded = {ref: msgspec.json.decode(data, type=Setup) for ref, data in blobs.items()}
         return {ref: frozenset(tool.definition.name for tool in setup.tools if tool.is_contained) for ref, setup in decoded.items()}

@@ -35,6 +35,11 @@ from crewlog.schemas.task_events import CompensationFinished, ModelCallStarted, 
 
 BEGINNINGS: Final = frozenset({ModelCallStarted.__name__, ToolStarted.__name__})
 """What a paused task may not do."""
+OF_EFFECTS: Final = frozenset({ToolStarted.__name__, ToolFinished.__name__, CompensationFinished.__name__})
+"""What is recorded about effects: nothing else is decoded to check them."""
+ENDS: Final = frozenset({TaskCompleted.__name__, RunCompleted.__name__})
+PLANS: Final = frozenset({RunSubmitted.__name__, RollbackContinued.__name__})
+"""What holds orders of a rollback."""
 
 
 class Receiver(Protocol):
@@ -80,8 +85,7 @@ def rollback_violations(log: MemoryLog, rollbacks: Mapping[RunId, RunId], receiv
         yield from replay_violations(rollback, events, texts)
         planned = Counter(order.key for recorded in events for order in _orders(recorded))
         yield from (f"rollback {rollback} takes {key} back {count} times" for key, count in planned.items() if count > 1)
-        for recorded in events:
-            event = recorded.event()
+        for event in (recorded.event() for recorded in events if recorded.type in ENDS):
             if isinstance(event, TaskCompleted) and event.outcome.output["undone"] not in receiver.undone:
                 yield f"{event.outcome.output['undone']} is still there, although rollback {rollback} says that it is not"
             if isinstance(event, RunCompleted) and event.flags == () and any(e.effect == "irreversible" for e in _effects(log, rollbacks, rollback)):
@@ -89,6 +93,8 @@ def rollback_violations(log: MemoryLog, rollbacks: Mapping[RunId, RunId], receiv
 
 
 def _orders(recorded: Recorded) -> tuple[UndoOrder, ...]:
+    if recorded.type not in PLANS:
+        return ()
     match recorded.event():
         case RunSubmitted(rollback=Rollback(orders=orders)) | RollbackContinued(page=RollbackPage(orders=orders)):
             return orders
@@ -133,6 +139,8 @@ def effect_violations(events: Iterable[Recorded], receiver: Receiver) -> Iterato
     keys: dict[tuple[Stream, str], ToolStarted] = {}
     taken_back: set[tuple[Stream, str]] = set()
     for recorded in events:
+        if recorded.type not in OF_EFFECTS:
+            continue
         match event := recorded.event():
             case ToolStarted() if event.effect != "read":
                 keys[recorded.stream, event.call_id] = event
@@ -162,8 +170,8 @@ def control_violations(log: MemoryLog, committed_us: Mapping[int, int]) -> Itera
         committed_us: last position of an append -> when it was in the log, in microseconds since 1970.
     """
     pauses = _pauses(log, committed_us)
-    tenants = {r.run_id: event.tenant for r in log.events if isinstance(event := r.event(), RunSubmitted)}
-    kinds = {r.stream: event.kind for r in log.events if isinstance(event := r.event(), TaskOpened)}
+    tenants = {r.run_id: event.tenant for r in log.events if r.type == RunSubmitted.__name__ and isinstance(event := r.event(), RunSubmitted)}
+    kinds = {r.stream: event.kind for r in log.events if r.type == TaskOpened.__name__ and isinstance(event := r.event(), TaskOpened)}
     for recorded in log.events:
         if recorded.type not in BEGINNINGS:
             continue

@@ -30,6 +30,12 @@ CALL_TIMEOUT_S: Final = 3.0
 WAIT_S: Final = 20.0
 """How long a caller of the log asks again before it gives up."""
 ACK_WAIT_S: Final = 10.0
+PROGRESS_S: Final = ACK_WAIT_S / 3
+"""How often a consumer says that it still works on a message, as often as that of the product does."""
+VERDICT_S: Final = ACK_WAIT_S / 20
+"""How soon to look for a verdict that is on its way, longer than the slowest message takes."""
+MOMENT_S: Final = 0.001
+"""A wait that rounding makes shorter would never end."""
 
 T = TypeVar("T")
 
@@ -360,17 +366,22 @@ class SimBus:
 
     async def _watch(self, delivery: OpenDelivery, handled: asyncio.Future[None]) -> None:
         loop = self._network.loop
-        heard = loop.time()
+        heard_s = loop.time()
         while not delivery.ended:
+            now_s = loop.time()
             if handled.done():
                 if error := handled.exception():
                     raise error
             elif self._actor not in loop.dead and self._actor not in loop.frozen and self._actor not in self._network.cut:
-                heard = loop.time()  # a consumer keeps what it works on by itself
-            if loop.time() - heard >= ACK_WAIT_S:
+                heard_s = now_s  # a consumer keeps what it works on by itself
+            if now_s - heard_s >= ACK_WAIT_S:
                 await _unanswered(delivery)
                 return
-            await asyncio.sleep(ACK_WAIT_S / 20)
+            left_s = max(heard_s + ACK_WAIT_S - now_s, MOMENT_S)
+            if handled.done():
+                await asyncio.sleep(min(left_s, VERDICT_S))
+            else:
+                await asyncio.wait([handled], timeout=min(left_s, PROGRESS_S))
 
     async def backlog(self, stream: str, consumer: str) -> int:
         try:
