@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 from crewlog.agents.task_state import TaskState, evolve
@@ -27,6 +28,13 @@ class _Blobs(NamedTuple):
 
     own: list[bytes]
     shared: list[bytes]
+
+
+@lru_cache(maxsize=64)
+def _packed_setup(text: str) -> tuple[Payload, bytes]:
+    payload, blob = pack(text, inline_max=0)
+    assert blob is not None
+    return payload, blob
 
 
 class Journal:
@@ -65,8 +73,7 @@ class Journal:
 
     def pack_setup(self, text: str) -> Payload:
         """Turn the JSON of a setup into a payload: most tasks of a kind share one, so it is stored once, not with each, and under no person's key."""
-        payload, blob = pack(text, inline_max=0)
-        assert blob is not None
+        payload, blob = _packed_setup(text)
         self._shared.append(blob)
         self._texts[str(payload.ref)] = text
         return payload

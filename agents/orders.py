@@ -160,5 +160,8 @@ class Orders:
     def _against(self, task: AgentTask) -> str:
         if self._leaves or self.is_drained:
             return worker_scope(self._worker)
+        pauses = self._controls.pauses
+        if not pauses:
+            return ""
         scopes = (run_scope(RunId(task.run_id)), tenant_scope(task.tenant), kind_scope(self._kind))
-        return next((scope for scope in scopes if scope in self._controls.pauses), "")
+        return next((scope for scope in scopes if scope in pauses), "")

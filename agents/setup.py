@@ -105,7 +105,10 @@ class Setup(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def tool(self, name: str) -> SetupTool | None:
         """Return the tool of this name."""
-        return next((t for t in self.tools if t.definition.name == name), None)
+        for tool in self.tools:
+            if tool.definition.name == name:
+                return tool
+        return None
 
 
 def instructed(setup: Setup, instructions: str) -> Setup:

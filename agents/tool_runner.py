@@ -177,7 +177,9 @@ async def run_tool(spec: ToolSpec, context: ToolContext, arguments: str, clock: 
         if must_be_known:
             await context.check_hold()
         ways = await carry_out(spec, context, spec.args.model_validate_json(arguments or "{}"), health, clock)
-        is_ok, output = True, replace(ways.output, content=shown(ways.output.content))
+        is_ok, output, content = True, ways.output, shown(ways.output.content)
+        if content is not output.content:
+            output = replace(output, content=content)
     except ToolOutcomeUnknown as error:
         is_ok, output = False, ToolOutput(shown(str(error)))
         doubt = output.content

@@ -77,12 +77,11 @@ class ToolHealth:
         self._degraded.pop((tool, implementation), None)
 
     async def admit(self, tool: ToolSpec) -> None:
-        """Wait until the tool's rate has room for one more call."""
-        if tool.rate is None:
-            return
+        """Wait until the rate of a tool that has one leaves room for one more call."""
         # imported here: most tools have no rate
         from aiolimiter import AsyncLimiter
 
+        assert tool.rate is not None
         limiter = self._limiters.get((tool.name, tool.version))
         if limiter is None:
             limiter = self._limiters[tool.name, tool.version] = AsyncLimiter(tool.rate.calls, tool.rate.per_s)
@@ -99,7 +98,8 @@ async def carry_out(tool: ToolSpec, context: ToolContext, args: Any, health: Too
         Exception: whatever the last implementation raised.
     """
     ends = clock.monotonic() + tool.timeout_s
-    await _admitted(tool, health)
+    if tool.rate is not None:
+        await _admitted(tool, health)
     left = health.in_order(tool, clock.monotonic())
     degraded: list[str] = []
     tries = 0

@@ -10,13 +10,18 @@ _BAD: Final = re.compile("[\x00\ud800-\udfff]")
 
 def find_bad(text: str) -> int | None:
     """Return the index of the first NUL or lone surrogate, or None."""
-    found = _BAD.search(text)
+    found = None if _is_plain(text) else _BAD.search(text)
     return found.start() if found else None
 
 
 def clean(text: str) -> str:
     """Replace NUL and lone surrogates by U+FFFD, so that what a tool or model returned can be stored and read everywhere."""
-    return _BAD.sub("\ufffd", text) if _BAD.search(text) else text
+    return text if _is_plain(text) else _BAD.sub("\ufffd", text)
+
+
+def _is_plain(text: str) -> bool:
+    """Say of most texts that they are good without looking at each character: ASCII has no surrogates, and knows that of itself."""
+    return text.isascii() and "\0" not in text
 
 
 def shorten(text: str, limit: int) -> str:
