@@ -52,6 +52,14 @@ class Delivery(Protocol):
     def sequence(self) -> int:
         """Number of the message in its JetStream stream."""
 
+    @property
+    def kept_us(self) -> int:
+        """When the stream took it, in microseconds since 1970; with the sequence it names the message even if the stream is made anew."""
+
+    @property
+    def waiting(self) -> int:
+        """How many messages of its consumer were still waiting when it was handed out."""
+
     async def ack(self) -> None: ...
     async def nak(self, delay_s: float = 0.0) -> None: ...
     async def term(self, reason: str) -> None: ...
@@ -132,8 +140,11 @@ class Bus(Protocol):
             Unavailable: the server cannot be reached.
         """
 
-    async def first_kept(self, stream: str, sequence: int) -> Kept | None:
+    async def first_kept(self, stream: str, sequence: int, *, subject: str = "") -> Kept | None:
         """Return the first message that a stream still has at or behind `sequence`; None when there is none.
+
+        Args:
+            subject: only messages that fit this subject or pattern; empty: all.
 
         Raises:
             Unavailable: the server cannot be reached.

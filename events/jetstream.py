@@ -297,11 +297,11 @@ async def queued(bus: Requester, stream: str) -> Queued:
     return Queued(state["last_seq"], state.get("subjects") or {})
 
 
-async def first_kept(bus: Requester, stream: str, sequence: int) -> Kept | None:
-    """Return the first message that a stream still has at or behind `sequence`; None when there is none."""
+async def first_kept(bus: Requester, stream: str, sequence: int, *, subject: str = "") -> Kept | None:
+    """Return the first message that a stream still has at or behind `sequence`, of those that fit `subject` if one is given; None when there is none."""
     try:
         # from the leader: a replica that is asked directly may still show what was just deleted
-        answer = await api(bus, f"STREAM.MSG.GET.{stream}", {"seq": max(sequence, 1), "next_by_subj": STREAMS[stream].subjects})
+        answer = await api(bus, f"STREAM.MSG.GET.{stream}", {"seq": max(sequence, 1), "next_by_subj": subject or STREAMS[stream].subjects})
     except ApiError as error:
         if error.err_code in {MESSAGE_NOT_FOUND, STREAM_NOT_FOUND}:
             return None

@@ -154,6 +154,10 @@ class MemoryBroker:
         spec = self._consumers.get((stream, consumer))
         return 0 if spec is None else sum(matches(spec.filter, m.subject) and not m.is_done for m in self._streams[stream].messages.values())
 
+    def waiting(self, stream: str) -> int:
+        """Count what a stream has that nobody was handed yet."""
+        return sum(not m.in_flight and not m.is_done for m in self._streams[stream].messages.values())
+
     def queued(self, stream: str) -> Queued:
         """Count what a stream keeps, by subject."""
         found = self._streams[stream]
@@ -208,9 +212,10 @@ class MemoryBroker:
             self.remove(stream, stored.sequence)
         self.hand_out()
 
-    def first_kept(self, stream: str, sequence: int) -> Kept | None:
-        """Return the first message at or behind a sequence."""
-        found = next((m for m in self._streams[stream].messages.values() if m.sequence >= sequence), None)
+    def first_kept(self, stream: str, sequence: int, subject: str = "") -> Kept | None:
+        """Return the first message at or behind a sequence, of those that fit a pattern if one is given."""
+        messages = self._streams[stream].messages.values()
+        found = next((m for m in messages if m.sequence >= sequence and (not subject or matches(subject, m.subject))), None)
         return None if found is None else Kept(found.sequence, found.subject, found.data, found.headers, found.kept_us)
 
     def remove(self, stream: str, sequence: int) -> bool:
@@ -264,7 +269,7 @@ class MemoryDelivery:
     def __init__(self, broker: MemoryBroker, stream: str, stored: _Stored) -> None:
         self._broker, self._stream, self._stored = broker, stream, stored
         self.subject, self.data, self.headers, self.sequence = stored.subject, stored.data, stored.headers, stored.sequence
-        self.deliveries = stored.deliveries
+        self.deliveries, self.kept_us, self.waiting = stored.deliveries, stored.kept_us, broker.waiting(stream)
         self.ended = False
 
     async def ack(self) -> None:
@@ -410,8 +415,8 @@ class MemoryBus:
     async def queued(self, stream: str) -> Queued:
         return self.broker.queued(stream)
 
-    async def first_kept(self, stream: str, sequence: int) -> Kept | None:
-        return self.broker.first_kept(stream, sequence)
+    async def first_kept(self, stream: str, sequence: int, *, subject: str = "") -> Kept | None:
+        return self.broker.first_kept(stream, sequence, subject)
 
     async def remove(self, stream: str, sequence: int) -> bool:
         return self.broker.remove(stream, sequence)

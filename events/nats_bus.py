@@ -212,8 +212,8 @@ class NatsBus:
     async def queued(self, stream: str) -> Queued:
         return await jetstream.queued(self, stream)
 
-    async def first_kept(self, stream: str, sequence: int) -> Kept | None:
-        return await jetstream.first_kept(self, stream, sequence)
+    async def first_kept(self, stream: str, sequence: int, *, subject: str = "") -> Kept | None:
+        return await jetstream.first_kept(self, stream, sequence, subject=subject)
 
     async def remove(self, stream: str, sequence: int) -> bool:
         return await jetstream.remove(self, stream, sequence)

@@ -46,7 +46,7 @@ _log = logging.getLogger(__name__)
 class NatsDelivery:
     """One delivery of a JetStream message. Its counters stand in the subject that acknowledgements go to."""
 
-    __slots__ = ("_nc", "_reply", "consumer", "data", "deliveries", "ended", "headers", "sequence", "subject", "waiting")
+    __slots__ = ("_nc", "_reply", "consumer", "data", "deliveries", "ended", "headers", "kept_us", "sequence", "subject", "waiting")
 
     def __init__(self, nc: Client, msg: Msg) -> None:
         # $JS.ACK.<stream>.<consumer>.<delivered>.<stream seq>.<consumer seq>.<time>.<pending>; newer servers may put
@@ -61,8 +61,8 @@ class NatsDelivery:
         self.consumer = tokens[first + 1]
         self.deliveries = int(tokens[first + 2])
         self.sequence = int(tokens[first + 3])
+        self.kept_us = int(tokens[first + 5]) // 1000
         self.waiting = int(tokens[first + 6])
-        """Messages of this consumer that were still waiting when this one was handed out."""
         self.ended = False
 
     async def ack(self) -> None:

@@ -163,6 +163,14 @@ class Worn:
         return self.inner.sequence
 
     @property
+    def kept_us(self) -> int:
+        return self.inner.kept_us
+
+    @property
+    def waiting(self) -> int:
+        return self.inner.waiting
+
+    @property
     def ended(self) -> bool:
         return self.inner.ended
 

@@ -1,19 +1,21 @@
 """Take tasks from the public queue `tasks.<tenant>.<type>`: start a run, or refuse with a reason. Nothing is lost on the way.
 
 A good message is acknowledged after the commit. A bad one is kept on `rejected.<tenant>.<type>` with the reason before it is
-terminated. When the log or the bus is away, the message goes back to the queue and comes again.
+terminated, and so is one whose tenant may have no more now (`admission`). When the log or the bus is away, the message goes back to the queue
+and comes again. While many wait, tenants overtake each other (`overtaking`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 from typing import Final
 
 from crewlog.events import faults
 from crewlog.events.bus import Bus, Consuming, Delivery
-from crewlog.events.clock import Clock
 from crewlog.orchestrator.driver import Driver, Submitted
+from crewlog.orchestrator.overtaking import Overtaking
 from crewlog.orchestrator.replies import accepted, refused
 from crewlog.orchestrator.submission import queued_task_id, read_submission
 from crewlog.schemas.errors import ContractError, TenantFull
@@ -22,7 +24,8 @@ from crewlog.schemas.subjects import TaskSubject, parse_tasks, rejected
 from crewlog.schemas.text import shorten
 from crewlog.schemas.trace_context import TRACEPARENT
 
-SLOTS: Final = 256
+SLOTS: Final = 6
+"""Messages that are dealt with at once. More of them fill larger commits, but then whatever else this process decides waits behind all of them."""
 REASON_CHARS_MAX: Final = 1_000
 
 _SUBJECT: Final = re.compile(r"[A-Za-z0-9_$-]+(?:\.[A-Za-z0-9_$-]+)+")
@@ -33,19 +36,22 @@ log = logging.getLogger(__name__)
 class Intake:
     """Consumes the stream TASKS."""
 
-    def __init__(self, bus: Bus, clock: Clock, driver: Driver) -> None:
-        self._bus, self._clock, self._driver = bus, clock, driver
+    def __init__(self, bus: Bus, driver: Driver) -> None:
+        self._bus, self._driver = bus, driver
+        self._overtaking = Overtaking(bus, self.handle)
         self._consuming: Consuming | None = None
 
-    async def start(self) -> None:
-        """Begin to fetch."""
-        self._consuming = await self._bus.consume("TASKS", {"intake": 0}, self.handle, slots=SLOTS)
+    async def start(self) -> asyncio.Task[None]:
+        """Begin to fetch; the returned task ends only with `stop` or a defect."""
+        overtaking = self._overtaking.start()
+        self._consuming = await self._bus.consume("TASKS", {"intake": 0}, self._overtaking.take, slots=SLOTS)
+        return overtaking
 
     async def stop(self, *, grace_s: float) -> None:
         """Stop fetching and let running handlers finish. Safe to call twice."""
         if self._consuming is not None:
             consuming, self._consuming = self._consuming, None
-            await consuming.stop(grace_s=grace_s)
+            await asyncio.gather(consuming.stop(grace_s=grace_s), self._overtaking.stop(grace_s=grace_s))
 
     async def handle(self, delivery: Delivery) -> None:
         """Deal with one message.
@@ -67,14 +73,9 @@ class Intake:
                 faults.hook("after_intake_ack")
 
     async def _submit(self, delivery: Delivery, subject: TaskSubject) -> Submitted:
-        derived = queued_task_id(delivery.data, delivery.sequence)
+        derived = queued_task_id(delivery.data, delivery.sequence, delivery.kept_us)
         task = read_submission(delivery.data, tenant=subject.tenant, type_=subject.type, task_id=derived)
-        submitted = await self._driver.submit(task, "subject", caller=delivery.headers.get(TRACEPARENT, ""))
-        if submitted.status == "duplicate" and task.task_id == derived and delivery.deliveries == 1:
-            # delivered for the first time and known already: the queue was recreated and counts from 1 again
-            task = read_submission(delivery.data, tenant=subject.tenant, type_=subject.type, task_id=self._clock.random_id())
-            submitted = await self._driver.submit(task, "subject", caller=delivery.headers.get(TRACEPARENT, ""))
-        return submitted
+        return await self._driver.submit(task, "subject", caller=delivery.headers.get(TRACEPARENT, ""))
 
     async def _reject(self, delivery: Delivery, error: ContractError | TenantFull) -> None:
         tokens = delivery.subject.split(".")

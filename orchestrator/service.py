@@ -112,7 +112,7 @@ class OrchestratorService:
             rollbacks=self._rollbacks,
             dispatcher=self.dispatcher,
         )
-        self._intake = Intake(bus, clock, self.driver)
+        self._intake = Intake(bus, self.driver)
         self._wakes: Subscription | None = None
         self._loops: list[asyncio.Task[None]] = []
 
@@ -128,7 +128,7 @@ class OrchestratorService:
         self._wakes = await self._bus.subscribe("wake.*", self._woken, queue=QUEUE)
         self._loops.append(await self._steering.start())
         await self._api.start()
-        await self._intake.start()
+        self._loops.append(await self._intake.start())
         await self._letters.start()
         self._loops += [await self.sweep.start(), self.schedules.start()]
         await self.dispatcher.ask_workers(self.kinds.offers)

@@ -59,6 +59,11 @@ def _object(data: bytes) -> dict[str, Any]:
     return fields
 
 
-def queued_task_id(data: bytes, sequence: int) -> UUID:
-    """Derive an id for a queued task that came without one, so that the same message delivered twice is the same task."""
-    return uuid5(_NAMESPACE, f"{sequence}/{content_hash(data)}")
+def queued_task_id(data: bytes, sequence: int, kept_us: int) -> UUID:
+    """Derive an id for a queued task that came without one, so that the same message delivered twice is the same task.
+
+    Args:
+        sequence: of the message in its stream.
+        kept_us: when the stream took it: a stream that is made anew counts from 1 again.
+    """
+    return uuid5(_NAMESPACE, f"{sequence}/{kept_us}/{content_hash(data)}")

@@ -441,6 +441,34 @@ async def test_a_stream_is_read_by_sequence_and_loses_single_messages(bus: Bus) 
     assert await bus.first_kept("DLQ", 1) is None
 
 
+async def test_a_stream_is_read_by_subject(bus: Bus) -> None:
+    for n, tenant in enumerate(("a", "a", "b", "a", "b")):
+        await bus.enqueue(f"tasks.{tenant}.data", str(n).encode(), message_id=str(n))
+    third, fifth = await bus.first_kept("TASKS", 1, subject="tasks.b.*"), await bus.first_kept("TASKS", 4, subject="tasks.b.*")
+    assert third is not None
+    assert fifth is not None
+    assert (third.sequence, third.data, fifth.sequence, fifth.data) == (3, b"2", 5, b"4")
+    assert await bus.first_kept("TASKS", 6, subject="tasks.b.*") is None
+    assert await bus.first_kept("TASKS", 1, subject="tasks.c.*") is None
+
+
+async def test_a_delivery_says_when_its_message_was_kept_and_how_many_wait_behind_it(bus: Bus) -> None:
+    seen = Seen()
+
+    async def handle(delivery: Delivery) -> None:
+        await delivery.ack()
+        await seen.add(f"{delivery.sequence} {delivery.kept_us} {delivery.waiting}")
+
+    kept: list[int] = []
+    for n in range(1, 4):
+        await bus.enqueue("tasks.a.data", b"", message_id=str(n))
+        found = await bus.first_kept("TASKS", n)
+        assert found is not None
+        kept.append(found.kept_us)
+    await bus.consume("TASKS", {"intake": 0}, handle, slots=1)
+    assert await seen.until(3) == [f"1 {kept[0]} 2", f"2 {kept[1]} 1", f"3 {kept[2]} 0"]
+
+
 async def test_letters_that_were_taken_note_of_stay_and_come_to_nobody_else(bus: Bus, connect: Connect) -> None:
     seen = Seen()
 

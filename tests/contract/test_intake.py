@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,6 +15,8 @@ from support.decider import a_plan
 from crewlog.events.bus import Message
 from crewlog.events.grants import ORCHESTRATOR
 from crewlog.events.memory_bus import MemoryBroker
+from crewlog.events.memory_store import MemoryStore
+from crewlog.events.store import Appended, AppendRequest
 from crewlog.orchestrator.intake import is_reply_subject
 from crewlog.schemas.errors import Unavailable
 from crewlog.schemas.ids import RunId
@@ -167,3 +172,69 @@ async def test_a_queue_that_counts_from_one_again_loses_nothing() -> None:
         assert (await sender.verdict())["status"] == "accepted"
 
     assert len(runs(second)) == 2
+
+
+async def publish(crew: Crew, tenant: str, count: int) -> None:
+    for n in range(count):
+        await crew.bus.publish(f"tasks.{tenant}.data", json.dumps({"objective": f"Count {n}"}).encode())
+
+
+def tenants(crew: Crew) -> list[str]:
+    """Return whose the runs are, in the order in which they were recorded."""
+    submitted = [event for recorded in crew.log.events if isinstance(event := recorded.event(), RunSubmitted)]
+    return [event.tenant for event in submitted]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  (a queue tells nobody that it is empty)
+            await asyncio.sleep(0.005)
+
+
+async def all_taken(crew: Crew) -> None:
+    await until(lambda: not crew.broker.messages("TASKS"))
+
+
+async def test_one_task_is_taken_in_before_the_hundreds_that_another_tenant_published_first() -> None:
+    crew = Crew()
+    await publish(crew, "noisy", 400)
+    await publish(crew, "quiet", 1)
+    await crew.bus.publish("tasks.wrong.data", b"{}")
+    async with crew.orchestrator(), crew.orchestrator():
+        await until(crew.rejected)
+        assert tenants(crew).count("noisy") < 100, "a bad task hears of it early, too"
+        await all_taken(crew)
+    assert Counter(tenants(crew)) == {"noisy": 400, "quiet": 1}
+    assert tenants(crew).index("quiet") < 100
+
+
+async def test_tenants_with_hundreds_of_tasks_are_taken_in_side_by_side() -> None:
+    crew = Crew()
+    for tenant in ("first", "second", "third"):
+        await publish(crew, tenant, 200)
+    async with crew.orchestrator():
+        await all_taken(crew)
+    order = tenants(crew)
+    assert Counter(order) == {"first": 200, "second": 200, "third": 200}
+    assert min(Counter(order[:300]).values()) >= 75
+
+
+async def test_a_task_that_overtakes_and_gets_no_verdict_comes_in_its_turn() -> None:
+    class AwayForTheQuiet(MemoryStore):
+        failed = 0
+
+        async def append(self, request: AppendRequest) -> Appended:
+            (first, *_), *_ = (write.events for write in request.writes)
+            if isinstance(first, RunSubmitted) and first.tenant == "quiet" and not self.failed:
+                self.failed += 1
+                raise Unavailable("the log is away")
+            return await super().append(request)
+
+    crew = Crew()
+    store = AwayForTheQuiet(crew.log, role=ORCHESTRATOR, on_commit=crew._on_commit)
+    await publish(crew, "noisy", 100)
+    await publish(crew, "quiet", 1)
+    async with crew.orchestrator(store=store):
+        await all_taken(crew)
+    assert store.failed == 1
+    assert Counter(tenants(crew)) == {"noisy": 100, "quiet": 1}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from typing import Any
 from uuid import UUID
 
@@ -11,7 +12,7 @@ import pytest
 from support.decider import a_plan
 from support.postgres import Database
 
-from crewlog.events.bus import Delivery
+from crewlog.events.bus import Delivery, Message
 from crewlog.events.clock import SystemClock
 from crewlog.events.grants import BUILT_IN_KINDS, ORCHESTRATOR, kind_role
 from crewlog.events.jetstream import ensure_topology
@@ -21,6 +22,7 @@ from crewlog.events.store import AppendRequest, Write
 from crewlog.orchestrator.rederive import verify_run
 from crewlog.orchestrator.service import OrchestratorService, Settings
 from crewlog.schemas.ids import RunId, TaskId, run_stream, task_stream
+from crewlog.schemas.run_events import RunSubmitted
 from crewlog.schemas.subjects import LANES, wake
 from crewlog.schemas.task import parse_task
 from crewlog.schemas.task_events import TERMINAL_TYPES, TaskCompleted
@@ -73,6 +75,43 @@ async def test_runs_on_real_servers(database: Database, nats_url: str) -> None:
             await store.close()
         for one in (bus, *buses):
             await one.close()
+
+
+@pytest.mark.timeout(60)
+async def test_a_task_overtakes_those_of_another_tenant_on_real_servers(database: Database, nats_url: str) -> None:
+    clock, heard = SystemClock(), asyncio.Event()
+
+    async def note(_: Message) -> None:
+        heard.set()
+
+    bus, own = await NatsBus.connect(nats_url, name="senders"), await NatsBus.connect(nats_url, name="o")
+    store = await PostgresStore.open(database.url(ORCHESTRATOR), actor="orchestrator@o", clock=clock)
+    service = OrchestratorService(store, own, clock, Settings(shutdown_grace_s=2))
+    try:
+        await ensure_topology(bus)
+        await bus.subscribe("replies.quiet.me", note)
+        for n in range(400):
+            await bus.publish("tasks.noisy.data", json.dumps({"objective": f"Count {n}"}).encode())
+        await bus.enqueue("tasks.quiet.data", b'{"objective": "Count"}', message_id="quiet", headers={"Reply-To": "replies.quiet.me"})
+        await service.start()
+        async with asyncio.timeout(20):
+            await heard.wait()
+            assert await _tenants(store) < Counter({"noisy": 200, "quiet": 2})
+            while (await bus.queued("TASKS")).subjects:  # noqa: ASYNC110  (the server sends no signal for it)
+                await asyncio.sleep(0.02)
+        assert await _tenants(store) == Counter({"noisy": 400, "quiet": 1}), "each message once, whichever way it came"
+    finally:
+        await service.stop()
+        await store.close()
+        await own.close()
+        await bus.close()
+
+
+async def _tenants(store: PostgresStore) -> Counter[str]:
+    """Count the open runs of each tenant."""
+    runs = await store.open_runs(after=None, limit=1000)
+    events = await store.read_streams({run_stream(run_id): 0 for run_id in runs}, types=frozenset({RunSubmitted.__name__}))
+    return Counter(event.tenant for recorded in events if isinstance(event := recorded.event(), RunSubmitted))
 
 
 async def _submit(bus: NatsBus, run_id: UUID) -> RunId:

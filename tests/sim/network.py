@@ -260,7 +260,7 @@ class SimDelivery:
     def __init__(self, network: Network, inner: OpenDelivery) -> None:
         self._network, self.inner = network, inner
         self.subject, self.data, self.headers = inner.subject, inner.data, inner.headers
-        self.deliveries, self.sequence = inner.deliveries, inner.sequence
+        self.deliveries, self.sequence, self.kept_us, self.waiting = inner.deliveries, inner.sequence, inner.kept_us, inner.waiting
 
     async def ack(self) -> None:
         self._network.cast(lambda: at_once(self.inner.ack()))
@@ -398,9 +398,9 @@ class SimBus:
     async def watch(self, stream: str, on_gap: Callable[[], None]) -> None:
         """Say nothing: what is lost must be found without a hint."""
 
-    async def first_kept(self, stream: str, sequence: int) -> Kept | None:
+    async def first_kept(self, stream: str, sequence: int, *, subject: str = "") -> Kept | None:
         try:
-            return await self._network.call(lambda: self._server.broker.first_kept(stream, sequence))
+            return await self._network.call(lambda: self._server.broker.first_kept(stream, sequence, subject))
         except TimeoutError:
             raise Unavailable("no answer about a stream") from None
 
