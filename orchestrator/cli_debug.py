@@ -1,24 +1,17 @@
-"""Commands that look into past runs: show --as, replay, explain, diff. They read the log and change nothing; nothing is asked, nothing costs."""
+"""Commands that look into past runs: replay, explain, diff, lineage. They read the log and change nothing; nothing is asked, nothing costs.
+
+What they do is in `cli_look` and `cli_past`, which do without Typer; here is how they are asked.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 import typer
 
-from crewlog.orchestrator import cli_look
-from crewlog.orchestrator.cli_look import opened, whole_run
+from crewlog.orchestrator import cli_look, cli_past
 from crewlog.orchestrator.cli_options import HomeOption, OutputOption
-from crewlog.orchestrator.cli_output import Exit, Output, complain, load_config, plain, print_json, print_json_line, print_lines, run_async, say
-
-if TYPE_CHECKING:
-    from uuid import UUID
-
-    from crewlog.events.store import EventStore
-    from crewlog.orchestrator.run_history import RunHistory
-    from crewlog.schemas.ids import RunId
-
+from crewlog.orchestrator.cli_output import Output, run_async
 
 _RUN_HELP: Final = "Id of the run, or its first characters; - or @last for the one submitted last; or a file that `export` wrote."
 RecordedRun = Annotated[str, typer.Argument(metavar="RUN|FILE", help=_RUN_HELP)]
@@ -26,7 +19,7 @@ RecordedRun = Annotated[str, typer.Argument(metavar="RUN|FILE", help=_RUN_HELP)]
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (replay, explain, diff):
+    for command in (replay, explain, diff, lineage):
         app.command()(run_async(command))
 
 
@@ -43,99 +36,7 @@ async def replay(
     output: OutputOption = Output.TABLE,
 ) -> int:
     """Fold the recorded events of a run again, or publish them again: no model, no tool, no cost."""
-    from crewlog.orchestrator.replay import replay as replay_run
-    from crewlog.schemas.errors import ContractError
-
-    if subject is None and speed is not None:
-        raise ContractError("--speed is how fast events are published again: say where to with --subject, such as --subject replay.mine")
-    if subject is not None:
-        from crewlog.orchestrator.cli_republish import publish_again
-
-        await publish_again(run, subject, 1.0 if speed is None else speed, home)
-        return Exit.OK
-    if to is not None or step:
-        history = await whole_run(run, home)
-        if to is not None:
-            _show_moment(history, _index(history, to), output, with_reasoning=reasoning)
-        else:
-            _step_through(history, output)
-        return Exit.OK
-    async with opened(run, home) as (store, run_id):
-        report = await replay_run(store, run_id, verify=verify)
-        if trace:
-            say(f"trace {(await _send_trace(store, run_id, home)).hex}")
-    if output is Output.JSON:
-        print_json(plain(report))
-    else:
-        typer.echo(f"{report.events} events in {report.streams} streams, {report.model_calls} recorded model calls, 0 made")
-        typer.echo(f"state hash {report.state_hash}")
-        for type_, count in report.unknown.items():
-            say(f"passed over: {count} of type {type_}, which this program does not know")
-    if report.divergence is not None:
-        complain("the log does not follow from itself", why=str(report.divergence))
-        return Exit.RUN_FAILED
-    if report.erased_us:
-        from crewlog.orchestrator.run_history import erased_text
-
-        say(f"{erased_text(report.erased_us)}: its events are all there and in order, what was said in them is gone, and nothing is derived from them again")
-    elif verify:
-        say("identical: every decision and every model request follows from the events before it")
-    return Exit.OK
-
-
-async def _send_trace(store: EventStore, run_id: RunId, home: Path | None) -> UUID:
-    from crewlog.events.clock import SystemClock
-    from crewlog.orchestrator.replay_trace import send_replay
-
-    return await send_replay(load_config(home), store, run_id, SystemClock())
-
-
-def _index(history: RunHistory, given: str) -> int:
-    from crewlog.orchestrator.run_history import parse_place
-    from crewlog.schemas.errors import ContractError
-
-    text = given if given.startswith("@") else f":{given}"
-    if not text[1:].isdigit():
-        raise ContractError(f"--to {given}: expected the index of an event in its run, such as 12, or a position of the log, such as @4711")
-    return history.index_of(parse_place(f"{str(history.run_id)[:8]}{text}"))
-
-
-def _show_moment(history: RunHistory, index: int, output: Output, *, with_reasoning: bool) -> None:
-    from crewlog.orchestrator.debug_text import conversation_lines, moment_lines
-    from crewlog.orchestrator.event_text import event_json
-    from crewlog.orchestrator.moments import conversation_at, describe_moment, moment_at
-
-    moment = moment_at(history, index)
-    described, talk = describe_moment(history, moment), conversation_at(history, moment, with_reasoning=with_reasoning)
-    if output is Output.JSON:
-        print_json({"event": event_json(moment.recorded, with_reasoning=with_reasoning), **described, "conversation": plain(talk)})
-        return
-    print_lines(moment_lines(moment, described, history.events[0].occurred_us))
-    if talk is not None:
-        print_lines(conversation_lines(f"conversation of task {described['task']['key']}", talk))
-
-
-def _step_through(history: RunHistory, output: Output) -> None:
-    """Show moment after moment; in a terminal, Enter goes on and q ends."""
-    import sys
-
-    from crewlog.orchestrator.debug_text import moment_lines
-    from crewlog.orchestrator.event_text import event_json
-    from crewlog.orchestrator.moments import describe_moment, moments
-
-    is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    for moment in moments(history):
-        described = describe_moment(history, moment)
-        if output is Output.JSON:
-            print_json_line({"event": event_json(moment.recorded, with_reasoning=False), **described})
-            continue
-        print_lines(moment_lines(moment, described, history.events[0].occurred_us))
-        if is_terminal and moment.index < len(history.events):
-            sys.stdout.flush()
-            sys.stderr.write("Enter: next, q: end ")
-            sys.stderr.flush()
-            if sys.stdin.readline().strip().lower() == "q":
-                return
+    return await cli_past.replay(run, verify=verify, to=to, step=step, trace=trace, reasoning=reasoning, subject=subject, speed=speed, home=home, output=output)
 
 
 async def explain(
@@ -157,19 +58,16 @@ async def diff(
     output: OutputOption = Output.TABLE,
 ) -> int:
     """Compare two runs step by step; ends with code 1 when they differ."""
-    import shutil
+    return await cli_past.diff(a, b, home=home, output=output)
 
-    from crewlog.orchestrator.diff_text import diff_lines
-    from crewlog.orchestrator.run_diff import diff_runs
-    from crewlog.orchestrator.run_history import parse_place
 
-    runs = []
-    for place in map(parse_place, (a, b)):
-        history = await whole_run(place.name, home)
-        runs.append(history.until(history.index_of(place)))
-    found = diff_runs(*runs)
-    if output is Output.JSON:
-        print_json(plain(found))
-    else:
-        print_lines(diff_lines(found, shutil.get_terminal_size((160, 24)).columns))
-    return Exit.OK if found.is_identical else Exit.RUN_FAILED
+async def lineage(
+    run: RecordedRun = "-",
+    sentence: Annotated[str | None, typer.Option("--sentence", metavar="TEXT", help="A sentence of the answer, or of something that was sent.")] = None,
+    artifact: Annotated[str | None, typer.Option("--artifact", metavar="NAME", help="A file that a task made: its name or hash.")] = None,
+    effect: Annotated[str | None, typer.Option("--effect", metavar="ID", help="Something done outside: its idempotency key or call id.")] = None,
+    home: HomeOption = None,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Say which source led to the answer, a sentence of it, a file or an effect, and how sure that is."""
+    await cli_past.lineage(run, sentence=sentence, artifact=artifact, effect=effect, home=home, output=output)

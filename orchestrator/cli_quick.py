@@ -28,14 +28,14 @@ class Command(NamedTuple):
 
     Attributes:
         function: where its coroutine function is, as `module:name`.
-        argument: the parameter that its one argument fills; "" when it takes none.
-        is_needed: it does not run without that argument.
+        arguments: the parameters that its arguments fill, in their order.
+        is_needed: it does not run without all of them.
         works: it is a process of the crew.
         looks: it looks at a run and ends.
     """
 
     function: str
-    argument: str
+    arguments: tuple[str, ...]
     options: Mapping[str, Option]
     is_needed: bool = False
     works: bool = False
@@ -49,15 +49,21 @@ def _view(text: str) -> Any:
 
 
 _HOME: Final = {"--home": Option("home", Path)}
-_LOOK: Final = {**_HOME, "--output": Option("output", Output), "-o": Option("output", Output), "--reasoning": Option("reasoning", None)}
+_PRINTED: Final = {**_HOME, "--output": Option("output", Output), "-o": Option("output", Output)}
+_LOOK: Final = {**_PRINTED, "--reasoning": Option("reasoning", None)}
+_REPLAY: Final = {**_LOOK, "--verify": Option("verify", None), "--to": Option("to", str), "--step": Option("step", None)}
+_LINEAGE: Final = {**_PRINTED, **{f"--{what}": Option(what, str) for what in ("sentence", "artifact", "effect")}}
 QUICK: Final[Mapping[str, Command]] = {
-    "show": Command("cli_look:look", "run", {**_LOOK, "--as": Option("view", _view)}, looks=True),
-    "events": Command("cli_look:list_events", "run", _LOOK, looks=True),
-    "explain": Command("cli_look:explain", "event", _LOOK, is_needed=True, looks=True),
-    "up": Command("cli_work:up", "", {**_HOME, "--agents": Option("agents", str, is_list=True)}),
-    "orchestrator": Command("cli_work:orchestrator", "", _HOME, works=True),
-    "projector": Command("cli_work:projector", "", _HOME, works=True),
-    "agent": Command("cli_work:agent", "kind", {**_HOME, "--shadow": Option("shadow", None)}, is_needed=True, works=True),
+    "show": Command("cli_look:look", ("run",), {**_LOOK, "--as": Option("view", _view)}, looks=True),
+    "events": Command("cli_look:list_events", ("run",), _LOOK, looks=True),
+    "explain": Command("cli_look:explain", ("event",), _LOOK, is_needed=True, looks=True),
+    "replay": Command("cli_past:replay", ("run",), _REPLAY, looks=True),
+    "diff": Command("cli_past:diff", ("a", "b"), _PRINTED, is_needed=True, looks=True),
+    "lineage": Command("cli_past:lineage", ("run",), _LINEAGE, looks=True),
+    "up": Command("cli_work:up", (), {**_HOME, "--agents": Option("agents", str, is_list=True)}),
+    "orchestrator": Command("cli_work:orchestrator", (), _HOME, works=True),
+    "projector": Command("cli_work:projector", (), _HOME, works=True),
+    "agent": Command("cli_work:agent", ("kind",), {**_HOME, "--shadow": Option("shadow", None)}, is_needed=True, works=True),
 }
 
 
@@ -82,12 +88,12 @@ def run_quickly(words: Sequence[str]) -> int | None:
 def read_words(command: Command, words: Sequence[str]) -> dict[str, Any] | None:
     """Read the words behind the name of a command; None when one of them is not plain."""
     given: dict[str, Any] = {}
-    rest = iter(words)
+    rest, unfilled = iter(words), list(command.arguments)
     for word in rest:
         if word == "-" or not word.startswith("-"):
-            if not command.argument or command.argument in given:
+            if not unfilled:
                 return None
-            given[command.argument] = word
+            given[unfilled.pop(0)] = word
             continue
         name, is_joined, value = word.partition("=") if word.startswith("--") else (word, "", "")
         option = command.options.get(name)
@@ -104,4 +110,4 @@ def read_words(command: Command, words: Sequence[str]) -> dict[str, Any] | None:
         except ValueError:
             return None
         given[option.parameter] = [*given.get(option.parameter, ()), read] if option.is_list else read
-    return None if command.is_needed and command.argument not in given else given
+    return None if command.is_needed and unfilled else given

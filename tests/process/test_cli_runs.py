@@ -154,6 +154,9 @@ LOOKS = (
     ("show", "--as", "conversation", "{}"),
     ("events", "{}"),
     ("explain", "{}:5"),
+    ("replay", "{}", "--to", "5"),
+    ("diff", "{}:9", "{}:9"),
+    ("lineage", "{}"),
 )
 
 

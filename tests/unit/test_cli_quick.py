@@ -48,9 +48,9 @@ def test_options_fill_the_same_parameters_with_the_same_defaults(name: str) -> N
     command, params = QUICK[name], {param.name: param for param in whole(name).params}
     module, _, function = command.function.partition(":")
     takes = inspect.signature(getattr(import_module(f"crewlog.orchestrator.{module}"), function)).parameters
-    if command.argument:
-        assert params[command.argument].param_type_name == "argument"
-        assert params[command.argument].required is command.is_needed
+    assert [name for name, param in params.items() if param.param_type_name == "argument"] == [*command.arguments]
+    for argument in command.arguments:
+        assert params[argument].required is command.is_needed
     for word, option in command.options.items():
         assert word in params[option.parameter].opts
         assert params[option.parameter].is_flag is (option.read is None)
@@ -67,6 +67,9 @@ READ = {
     "show --as=events --reasoning 12ab --home /tmp/x": {"run": "12ab", "view": View.EVENTS, "reasoning": True, "home": Path("/tmp/x")},
     "events --output=table": {"output": Output.TABLE},
     "explain 12ab:7": {"event": "12ab:7"},
+    "replay 12ab --to 7 --reasoning": {"run": "12ab", "to": "7", "reasoning": True},
+    "diff 12ab:7 x.crew -o json": {"a": "12ab:7", "b": "x.crew", "output": Output.JSON},
+    "lineage --sentence=yes": {"sentence": "yes"},
     "agent research --home=h": {"kind": "research", "home": Path("h")},
     "orchestrator": {},
     "up --agents research=2 --agents=code=1,data=0": {"agents": ["research=2", "code=1,data=0"]},
@@ -92,6 +95,9 @@ NOT_PLAIN = (
     "show -- 12ab",
     "events --follow",
     "explain",
+    "replay 12ab --subject mine",
+    "diff 12ab",
+    "diff a b c",
     "agent",
     "up --detach",
     "orchestrator now",
