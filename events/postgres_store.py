@@ -29,16 +29,17 @@ _READ_ALL: Final = "SELECT * FROM es.read_all($1, $2)"
 _OPEN_RUNS: Final = """
 SELECT run_id FROM es.streams WHERE closed_at IS NULL AND starts_with(stream_id, 'run/') AND run_id > $1 ORDER BY run_id LIMIT $2
 """
+# ids are compared as the indexes of what JSON says are ordered, not as streams are
 _CHILD_RUNS: Final = """
 WITH parents AS (
-  SELECT substring(stream_id FROM 6) AS id FROM es.streams WHERE run_id = ANY ($1::uuid[]) AND starts_with(stream_id, 'task/')
+  SELECT substring(stream_id FROM 6) COLLATE "default" AS id FROM es.streams WHERE run_id = ANY ($1::uuid[]) AND starts_with(stream_id, 'task/')
   UNION SELECT id::text FROM unnest($1::uuid[]) id)
 SELECT e.run_id FROM es.events e
  WHERE e.type = 'RunSubmitted' AND e.data -> 'task' ->> 'parent_task_id' = ANY (ARRAY(SELECT id FROM parents)) ORDER BY e.position
 """
 _ARCHIVED_RUNS: Final = """
 WITH own AS (
-  SELECT substring(stream_id FROM 6) AS id FROM es.streams WHERE run_id = ANY ($1::uuid[]) AND starts_with(stream_id, 'task/')
+  SELECT substring(stream_id FROM 6) COLLATE "default" AS id FROM es.streams WHERE run_id = ANY ($1::uuid[]) AND starts_with(stream_id, 'task/')
   UNION SELECT id::text FROM unnest($1::uuid[]) id),
 said AS (
   SELECT e.version, e.data ->> 'run_id' AS run, e.data ->> 'file' AS file FROM es.events e
@@ -47,7 +48,7 @@ said AS (
   SELECT e.version, t.run_id::text, e.data ->> 'file' FROM es.streams t JOIN es.events e ON e.stream_id = 'archive/' || t.run_id
    WHERE t.stream_id = ANY ($2))
 SELECT DISTINCT ON (run) run::uuid, file FROM said
- WHERE NOT EXISTS (SELECT FROM es.events r WHERE r.stream_id = 'run/' || run AND r.version = 1)
+ WHERE (SELECT r.position FROM es.events r WHERE r.stream_id = 'run/' || run AND r.version = 1) IS NULL   -- looked up one by one
  ORDER BY run, version DESC
 """
 _COUNT_OPEN: Final = """

@@ -14,7 +14,7 @@ from support.postgres import Database
 from crewlog.events.appender import Appender
 from crewlog.events.connections import Connections, connector
 from crewlog.events.grants import ORCHESTRATOR, ROLES
-from crewlog.events.postgres_store import PostgresStore
+from crewlog.events.postgres_store import _ARCHIVED_RUNS, _CHILD_RUNS, PostgresStore
 from crewlog.schemas.errors import ConflictError, Unavailable
 from crewlog.schemas.ids import task_stream
 from crewlog.schemas.task_events import TaskCancelled
@@ -201,3 +201,13 @@ async def test_connections_that_nobody_needs_are_closed_and_opened_again(databas
     assert (await connections.fetch("ask", "SELECT 1"))[0][0] == 1
     assert await open_ones() == 1
     await connections.close()
+
+
+@pytest.mark.parametrize(("query", "index"), [(_CHILD_RUNS, "events_child_runs"), (_ARCHIVED_RUNS, "events_archived_children")])
+async def test_what_came_of_a_run_is_found_without_reading_the_log(admin: Any, query: str, index: str) -> None:
+    """A comparison under another collation than the index has would read all of it."""
+    await admin.execute("SET enable_seqscan = off")
+    arguments = ([new_run()], [task_stream(new_task())])[: query.count("ANY ($")]
+    plan = [row[0] for row in await admin.fetch(f"EXPLAIN {query}", *arguments)]
+    at = next(n for n, line in enumerate(plan) if index in line)
+    assert "Index Cond: " in plan[at + 1], "\n".join(plan)
