@@ -45,7 +45,7 @@ class Journal:
         self.state, self.store = state, store
         self._store, self._clock = store, clock
         self._run_id, self._task_id = RunId(state.task.run_id), TaskId(state.task.task_id)
-        self._stream: Stream = task_stream(self._task_id)
+        self.stream: Stream = task_stream(self._task_id)
         self._sent = state.version
         self._pending: list[TaskEvent] = []
         self._beside: list[Write] = []
@@ -99,7 +99,7 @@ class Journal:
         found = await self._store.get_blobs(missing)
         for ref in missing:
             if ref not in found:
-                raise ContractError(f"{self._stream} refers to blob {ref}, which does not exist")
+                raise ContractError(f"{self.stream} refers to blob {ref}, which does not exist")
             self._texts[ref] = found[ref].decode()
 
     def record(self, event: TaskEvent, *beside: Write) -> None:
@@ -132,7 +132,7 @@ class Journal:
     async def is_limited(self) -> bool:
         """Say whether a hard limit holds for the task now: its own, or that of any budget it is charged to."""
         own = self.state.task.budget.hard_micro_usd if self.state.task is not None else None
-        return own is not None or any(budget.hard is not None for budget in (await self._store.budgets_of(self._stream)).values())
+        return own is not None or any(budget.hard is not None for budget in (await self._store.budgets_of(self.stream)).values())
 
     async def begin_call(self, event: ModelCallStarted) -> OverBudget | None:
         """Record a model call that costs money and make it durable together with its reservation.
@@ -170,8 +170,8 @@ class Journal:
         Raises:
             ConflictError: somebody has: this worker has lost the task and must stop.
         """
-        if found := await self._store.read_streams({self._stream: self._sent}):
-            raise ConflictError(self._stream, expected=self._sent, actual=found[-1].version)
+        if found := await self._store.read_streams({self.stream: self._sent}):
+            raise ConflictError(self.stream, expected=self._sent, actual=found[-1].version)
 
     def send(self) -> None:
         """Start appending what was recorded, behind what was sent before."""
@@ -247,7 +247,7 @@ class Journal:
         settle, self._settle = self._settle, []
         reserve, self._reserve = self._reserve, None
         blobs, self._blobs, self._shared = _Blobs(self._blobs, self._shared), [], []
-        writes, self._beside = (Write(self._stream, events, self._sent), *self._beside), []
+        writes, self._beside = (Write(self.stream, events, self._sent), *self._beside), []
         begun = next((e for e in events if isinstance(e, ModelCallStarted)), None)
         if begun is not None and reserve is None:  # free: simulated, so it is not even durable before its outcome
             reserve = Reservation(reservation_id(self._task_id, begun.call_id), 0)

@@ -18,7 +18,7 @@ from crewlog.events.clock import Clock
 from crewlog.events.controls import CONTROL_TYPES, FRESH_S, Controls, kind_scope, run_scope, tenant_scope, worker_scope
 from crewlog.events.store import EventStore
 from crewlog.schemas.errors import OrchestrationError
-from crewlog.schemas.ids import CONTROL_STREAM, RunId, Stream, TaskId, task_stream
+from crewlog.schemas.ids import CONTROL_STREAM, RunId, Stream
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import TaskCancelled, TaskFailed
 
@@ -75,14 +75,14 @@ class Orders:
         self._leaves = True
         self._changed.set()
 
-    def hold(self, task: AgentTask, journal: Journal, cut: Callable[[], None]) -> None:
+    def hold(self, journal: Journal, cut: Callable[[], None]) -> None:
         """Look after a task from now on: `cut` is called once somebody else has ended it."""
-        self._held[task_stream(TaskId(task.task_id))] = _Held(journal, cut)
+        self._held[journal.stream] = _Held(journal, cut)
         self._stirred.set()
 
-    def drop(self, task: AgentTask) -> None:
+    def drop(self, journal: Journal) -> None:
         """Look after a task no more."""
-        self._held.pop(task_stream(TaskId(task.task_id)), None)
+        self._held.pop(journal.stream, None)
 
     async def against(self, task: AgentTask) -> str:
         """Return the scope that keeps a task's next step from beginning, or an empty string.

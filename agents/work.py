@@ -161,14 +161,14 @@ class _Stretch:
         try:
             async with self._limit:
                 if self._orders is not None:
-                    self._orders.hold(task, self._journal, self._cut)
+                    self._orders.hold(self._journal, self._cut)
                 try:
                     return await self._run()
                 finally:
                     if self._watch is not None:
                         self._watch.cancel()
                     if self._orders is not None:
-                        self._orders.drop(task)
+                        self._orders.drop(self._journal)
         except TimeoutError:
             if self._is_cut:
                 await self._journal.abandon()

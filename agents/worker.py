@@ -54,7 +54,7 @@ class Worker:
         """
         self._lanes = tuple(lanes)
         self._shop, self._store, self._bus, self._slots, self._unavailable = shop, store, bus, slots, unavailable
-        self._held: set[str] = set()
+        self._held: set[UUID] = set()
         self._orders = Orders(store, shop.clock, kind=shop.spec.kind, worker=shop.worker, on_change=self._obey)
         self.drained = asyncio.Event()
         """Set once somebody wants this worker to leave."""
@@ -116,7 +116,7 @@ class Worker:
                 if state.phase in {"ended", "absent"}:
                     break
                 # looked at once more after the question: another delivery of the same task may have begun here meanwhile
-                if await self._held_elsewhere(state) or str(task.task_id) in self._held:
+                if await self._held_elsewhere(state) or task.task_id in self._held:
                     await delivery.nak(HELD_ELSEWHERE_NAK_S)
                     return
                 if await self._work(task, state, attempt):
@@ -137,7 +137,7 @@ class Worker:
     async def _work(self, task: AgentTask, state: TaskState, attempt: int) -> bool:
         """Carry the task on; False when somebody else wrote to it meanwhile and it must be read again."""
         journal = Journal(self._store, self._shop.clock, state)
-        self._held.add(str(task.task_id))
+        self._held.add(task.task_id)
         try:
             ended = await work(self._shop, journal, attempt=attempt, orders=self._orders)
             if ended == "cut":
@@ -156,7 +156,7 @@ class Worker:
             await self._record_crash(task, attempt, error)
             ended = "failed"
         finally:
-            self._held.discard(str(task.task_id))
+            self._held.discard(task.task_id)
         if ended not in ("nothing", "cut"):
             # a good end names its task, so that the orchestrator may wait for those that end at the same time
             if faults.hook is not None:
@@ -199,7 +199,7 @@ class Worker:
         """Ask the worker that took the task last whether it still works on it; before an effect is taken back that has no recorded outcome,
         also the worker that may still be about to have it."""
         assert state.task is not None
-        if str(state.task.task_id) in self._held:
+        if state.task.task_id in self._held:
             return True
         undo = state.task.undo
         if undo is not None and undo.worker and await self._holds(undo.worker, undo.task_id):
@@ -208,7 +208,7 @@ class Worker:
 
     async def _holds(self, worker: str, task_id: UUID) -> bool:
         if worker in ("", self._shop.worker):
-            return str(task_id) in self._held
+            return task_id in self._held
         try:
             body = json.dumps({"task_id": str(task_id)}).encode()
             answer = await self._bus.request(control_worker(worker), body, timeout_s=ASK_HOLDER_TIMEOUT_S)
@@ -232,7 +232,7 @@ class Worker:
     async def _answer(self, message: Message) -> None:
         asked = json.loads(message.data)
         if message.reply:
-            await self._bus.publish(message.reply, json.dumps({"holds": asked.get("task_id") in self._held}).encode())
+            await self._bus.publish(message.reply, json.dumps({"holds": asked.get("task_id") in map(str, self._held)}).encode())
 
     async def _register(self) -> None:
         body = msgspec.json.encode(self._registration())
@@ -268,7 +268,7 @@ class Worker:
 
     async def _say_beat(self) -> None:
         shop = self._shop
-        beat = {"kind": shop.spec.kind, "worker": shop.worker, "slots": self._slots, "busy": sorted(self._held), "at_us": shop.clock.now_us()}
+        beat = {"kind": shop.spec.kind, "worker": shop.worker, "slots": self._slots, "busy": sorted(map(str, self._held)), "at_us": shop.clock.now_us()}
         if self._lanes == (SHADOW_LANE,):
             beat["lane"] = SHADOW_LANE
         if asked := shop.breakers.states():

@@ -7,6 +7,7 @@ Every identifier is a `NewType` over `uuid.UUID`, so a task id cannot be passed 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final, NewType
 from uuid import UUID, uuid5
 
@@ -147,6 +148,7 @@ def derived_approval_id(task_id: TaskId, *, call_id: str) -> ApprovalId:
     return ApprovalId(uuid5(_NAMESPACE, f"{task_id}/approval/{call_id}"))
 
 
+@lru_cache(maxsize=1024)  # asked for when a call begins and when it ends
 def reservation_id(task_id: TaskId, call_id: str) -> UUID:
     """Derive the id of the money reserved for one model call: whoever knows the task and the call can settle it."""
     return uuid5(_NAMESPACE, f"{task_id}/reservation/{call_id}")
