@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shlex
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from crewlog.orchestrator.cli_check import check_command
 from crewlog.orchestrator.cli_options import HomeOption, OutputOption
 from crewlog.orchestrator.cli_output import Exit, Output, load_config, plain, print_json, run_async, say
 from crewlog.orchestrator.cli_runs import RunArgument
@@ -19,13 +20,18 @@ if TYPE_CHECKING:
     from crewlog.orchestrator.bisect import Found, Verdict
     from crewlog.orchestrator.client import Client
     from crewlog.orchestrator.client_forks import ForkChanges
+    from crewlog.projections.query_rows import RunView
     from crewlog.schemas.ids import RunId
 
 SKIP: Final = 125
 """Exit code of a check that cannot tell, as in `git bisect`."""
 CANDIDATES_MAX: Final = 1_000
+TELL_S: Final = 10.0
+"""How often it is said what a fork waits for, in seconds; half as often each time."""
+TELL_AT_LEAST_S: Final = 120.0
 
 _OVER = "What changes, and its candidates from the one known to be good to the one known to be bad, with commas (or ; between chains of models)."
+_PATIENCE = "Give a run up in which nothing has happened for so many seconds: of it nothing can be told."
 _CHECK = "Command without a shell; gets the answer on stdin, CREWLOG_RUN and CREWLOG_STATUS. 0 is good, 125 cannot tell, else bad."
 
 
@@ -48,15 +54,16 @@ async def bisect(
     check: Annotated[str, typer.Option("--check", metavar="CMD", help=_CHECK)],
     at: Annotated[int, typer.Option("--at", min=1, help="Event up to which all of them share the recorded run.")] = 1,
     budget: Annotated[str | None, typer.Option("--budget", metavar="USD", help="The most that each of the runs may spend.")] = None,
+    patience: Annotated[float, typer.Option("--patience", metavar="SECONDS", min=1.0, max=86_400.0, help=_PATIENCE)] = 900.0,
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
 ) -> int:
-    """Find the first model, prompt or agent version with which a run goes wrong: forks, effects stubbed."""
+    """Find the first model, prompt or agent version with which a run goes wrong: forks, effects stubbed. Ctrl-C cancels the one under way."""
     from crewlog.orchestrator.bisect import conclude, next_probe
     from crewlog.orchestrator.cli_budget import read_budget
     from crewlog.orchestrator.client import Client
 
-    what, candidates, command = over[0], _candidates(over[1]), _command(check)
+    what, candidates, command = over[0], _candidates(over[1]), check_command(check)
     changes = [_changes(what, candidate) for candidate in candidates]
     if amounts := read_budget(budget, None):
         changes = [{**change, "changes": {"budget": {"soft_micro_usd": None, **amounts}}} for change in changes]
@@ -65,7 +72,7 @@ async def bisect(
     async with Client.connect(load_config(home)) as client:
         run_id = await client.find_run(run)
         while (n := next_probe(len(candidates), verdicts)) is not None:
-            fork, verdicts[n] = await _try(client, run_id, at, changes[n], command)
+            fork, verdicts[n] = await _try(client, run_id, at, changes[n], command, patience)
             tried.append({"candidate": candidates[n], "run_id": str(fork), "verdict": verdicts[n]})
             say(f"{verdicts[n]:<4}  {candidates[n]}  run {str(fork)[:8]}")
     found = conclude(len(candidates), verdicts)
@@ -85,23 +92,13 @@ def _candidates(listed: str) -> list[str]:
     return found
 
 
-def _command(check: str) -> list[str]:
-    from crewlog.schemas.errors import ContractError
-
-    try:
-        parts = shlex.split(check)
-    except ValueError as error:
-        raise ContractError(f"--check {check!r} is no command: {error}") from None
-    if not parts:
-        raise ContractError("--check is empty: name a command that ends with 0 when the answer is good")
-    return parts
-
-
 def _changes(what: Over, candidate: str) -> ForkChanges:
+    from crewlog.agents.models import named_models
     from crewlog.orchestrator.cli_fork import named_prompts
 
     match what:
         case Over.MODELS:
+            named_models(candidate)  # what is wrong with any of them is said before the first is tried
             return {"models": candidate, "reason": f"bisect over models: {candidate}"}
         case Over.PROMPTS:
             return {"prompts": named_prompts([f"@{candidate}"]), "reason": f"bisect over prompts: {Path(candidate).name}"}
@@ -109,12 +106,23 @@ def _changes(what: Over, candidate: str) -> ForkChanges:
             return {"agent_version": candidate, "reason": f"bisect over versions: {candidate}"}
 
 
-async def _try(client: Client, run_id: RunId, at: int, changes: ForkChanges, command: list[str]) -> tuple[RunId, Verdict]:
+async def _try(client: Client, run_id: RunId, at: int, changes: ForkChanges, command: list[str], patience_s: float) -> tuple[RunId, Verdict]:
     """Fork, wait for the end, and let the check look at the answer."""
-    forked = await client.forks.fork(run_id, at, **changes)
-    ended = await client.wait(forked.run_id)
+    making = asyncio.create_task(client.forks.fork(run_id, at, **changes))
+    try:
+        forked = (await asyncio.shield(making)).run_id
+        ended = await _ended(client, forked, patience_s)
+    except asyncio.CancelledError:
+        forked = (await making).run_id  # once it was asked for, there may be a run
+        await _give_up(client, forked, "the search was given up")
+        raise
+    if ended is None:
+        return forked, "skip"
+    if why := await _untold(client, ended):
+        say(f"run {str(forked)[:8]} tells nothing: {why}")
+        return forked, "skip"
     answer = await client.answer(ended)
-    env = {**os.environ, "CREWLOG_RUN": str(forked.run_id), "CREWLOG_STATUS": ended.status}
+    env = {**os.environ, "CREWLOG_RUN": str(forked), "CREWLOG_STATUS": ended.status}
     process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, env=env)
     try:
         await process.communicate(answer.encode())
@@ -122,7 +130,68 @@ async def _try(client: Client, run_id: RunId, at: int, changes: ForkChanges, com
         process.kill()
         await process.wait()
         raise
-    return forked.run_id, "good" if process.returncode == 0 else "skip" if process.returncode == SKIP else "bad"
+    return forked, "good" if process.returncode == 0 else "skip" if process.returncode == SKIP else "bad"
+
+
+async def _untold(client: Client, fork: RunView) -> str:
+    """Say why nothing can be told of a fork: somebody stopped it, or no model was asked, such as for want of a worker of the version; else nothing."""
+    from crewlog.schemas.ids import RunId
+    from crewlog.schemas.task_events import ModelCallStarted
+
+    if fork.status == "cancelled":
+        return "it was cancelled"
+    own = await (await client.store()).read_run(RunId(fork.run_id)) if fork.status == "failed" else ()
+    is_mute = bool(own) and not any(recorded.type == ModelCallStarted.__name__ for recorded in own)
+    return f"no model was asked for it: {fork.error}" if is_mute else ""
+
+
+async def _ended(client: Client, run_id: RunId, patience_s: float) -> RunView | None:
+    """Wait for the end of a fork, and say what it waits for; None when nothing happened in it for so long that it was cancelled."""
+    from crewlog.events.clock import SystemClock
+
+    clock, tell_s = SystemClock(), TELL_S
+    news_s = clock.monotonic()
+
+    async def follow() -> None:
+        nonlocal news_s
+        async for _ in client.events(run_id, follow=True):
+            news_s = clock.monotonic()
+
+    following = asyncio.create_task(follow())
+    try:
+        while not (await asyncio.wait({following}, timeout=min(tell_s, max(0.1, news_s + patience_s - clock.monotonic()))))[0]:
+            quiet_s, waits = clock.monotonic() - news_s, await _waits_for(client, run_id)
+            if quiet_s >= patience_s:
+                await _give_up(client, run_id, f"nothing has happened in it for {patience_s:g} s: {waits}")
+                return None
+            say(f"run {str(run_id)[:8]} for {quiet_s:.0f} s: {waits}")
+            tell_s = min(2 * tell_s, TELL_AT_LEAST_S)
+        following.result()
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+    return await client.ended(run_id)
+
+
+async def _waits_for(client: Client, run_id: RunId) -> str:
+    from crewlog.schemas.errors import NotFound
+
+    with suppress(NotFound):
+        return "; ".join(f"{found.wait.detail}; ended by: {found.wait.ends}" for found in await client.waits.why(str(run_id))) or "it has just ended"
+    return "the views have not heard of it"
+
+
+async def _give_up(client: Client, run_id: RunId, why: str) -> None:
+    """Cancel a fork and say so."""
+    from crewlog.orchestrator.client import RequestRefused
+    from crewlog.schemas.errors import Unavailable
+
+    try:
+        with suppress(RequestRefused):  # it has ended meanwhile
+            await client.cancel(run_id, reason=why)
+        say(f"run {str(run_id)[:8]} is cancelled: {why}")
+    except Unavailable as error:
+        say(f"run {str(run_id)[:8]} goes on, {error}: crewlog terminate {str(run_id)[:8]}")
 
 
 def _told(found: Found, candidates: list[str]) -> str:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from crewlog.orchestrator.cli_check import check_command
 from crewlog.orchestrator.cli_fork import named_prompts
 from crewlog.orchestrator.cli_options import HomeOption, OutputOption
-from crewlog.orchestrator.cli_output import Exit, Output, load_config, plain, print_json, print_rows, run_async, say
+from crewlog.orchestrator.cli_output import Exit, Output, complain, load_config, plain, print_json, print_rows, run_async, say
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -47,7 +48,7 @@ async def evaluate(
     at_once: Annotated[int, typer.Option("--at-once", min=1, max=64, help="Trials under way at the same time.")] = 4,
     patience: Annotated[float, typer.Option("--patience", metavar="SECONDS", min=1.0, max=86_400.0, help=_PATIENCE)] = 900.0,
     fresh_reads: Annotated[bool, typer.Option("--fresh-reads", help="Let reading tools run, although the record has the same call.")] = False,
-    check: Annotated[str, typer.Option("--check", metavar="COMMAND", help=_CHECK)] = "",
+    check: Annotated[str | None, typer.Option("--check", metavar="COMMAND", help=_CHECK)] = None,
     fail_over: FailOption = None,
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
@@ -57,9 +58,6 @@ async def evaluate(
     Compared are outcome, decisions, cost and time. Ends with code 1 when a trial ended worse or none could be compared, and with 6 when --max-usd did
     not suffice for all. Ctrl-C cancels the trials under way.
     """
-    import shlex
-    import shutil
-
     from crewlog.agents.models import named_models
     from crewlog.events.clock import SystemClock
     from crewlog.orchestrator.client import Client
@@ -75,9 +73,7 @@ async def evaluate(
         raise ContractError("what is to be different? name other models with --model, or other instructions with --prompt")
     if model:
         named_models(model)
-    command = shlex.split(check)
-    if command and shutil.which(command[0]) is None:
-        raise ContractError(f"--check: there is no program {command[0]!r} here")
+    command = () if check is None else check_command(check)
     name = f"eval-{clock.random_id().hex[:8]}"
     async with Client.connect(config) as client:
         runs = await finished_runs(client, last=last, type_=kind, tenant=config.tenant)
@@ -88,6 +84,9 @@ async def evaluate(
             hard_micro_usd=parse_usd(max_usd),
             prompts=await kept_prompts(await client.store(), prompts),
         )
+        if not runs:
+            complain(f"no run{f' of type {kind}' if kind else ''} has ended that could be tried again", next_step="crewlog runs lists them")
+            return Exit.NOT_FOUND
         pace = Pace(at_once=at_once, patience_s=patience)
         evaluation = Evaluation(client, clock, trial, tenant=config.tenant, tell=lambda text: say(f"{name}: {text}"), pace=pace, check=command)
         say(f"{name}: {len(runs)} runs, at most {max_usd} USD from budget {evaluation.scope}")

@@ -116,14 +116,23 @@ def named_prompts(texts: Iterable[str]) -> dict[str, str]:
 
 
 def _prompt(text: str) -> tuple[str, str]:
+    from crewlog.schemas.errors import ContractError
     from crewlog.schemas.ids import TOKEN
 
     name, equals, value = text.partition("=")
-    return (name, _text(value)) if equals and (TOKEN.fullmatch(name) or name == "*") else ("*", _text(text))
+    kind, value = (name, value) if equals and (TOKEN.fullmatch(name) or name == "*") else ("*", text)
+    if not (told := _text(value)).strip():
+        raise ContractError(f"--prompt {text!r} has no instructions in it")
+    return kind, told
 
 
 def _text(value: str) -> str:
-    return Path(value[1:]).read_text(encoding="utf-8") if value.startswith("@") and len(value) > 1 else value
+    from crewlog.schemas.errors import ContractError
+
+    try:
+        return Path(value[1:]).read_text(encoding="utf-8") if value.startswith("@") and len(value) > 1 else value
+    except UnicodeDecodeError as error:
+        raise ContractError(f"{value[1:]} is not UTF-8 text: {error}") from None
 
 
 def _models(model: str, provider: str) -> str:

@@ -32,6 +32,7 @@ SURFACE: Final = "trial"
 """Where trials come from: the operator may set budgets for that surface."""
 NOT_BEGUN: Final = f"not begun: {STOPPED}"
 LEFT: Final = "the evaluation was given up"
+TELL_AT_LEAST_S: Final = 120.0
 
 
 class Pace(NamedTuple):
@@ -44,7 +45,7 @@ class Pace(NamedTuple):
     look_s: float = LOOK_AGAIN_S
     """How long it trusts that a hint would have come, in seconds."""
     tell_s: float = 10.0
-    """How often it says what it waits for, in seconds."""
+    """How often it says what it waits for, in seconds; half as often each time, as long as nothing was done since."""
 
 
 USUAL: Final = Pace()
@@ -88,7 +89,7 @@ class Evaluation:
         self._hearing: dict[RunId, Subscription] = {}
         self._sending: asyncio.Task[object] | None = None
         self._comparing: set[asyncio.Task[Tried]] = set()
-        self._told_s = clock.monotonic()
+        self._told_s, self._tell_s = clock.monotonic(), pace.tell_s
 
     @property
     def scope(self) -> str:
@@ -112,6 +113,7 @@ class Evaluation:
                 self._hint.clear()
                 async for tried in self._next(waiting):
                     done += 1
+                    self._told_s, self._tell_s = self._clock.monotonic(), self._pace.tell_s
                     yield tried
                 is_news = await self._look()
                 if self._trials or self._comparing:
@@ -199,10 +201,12 @@ class Evaluation:
 
     async def _stop(self, trial_id: RunId, why: str) -> None:
         """Tell a trial to stop; its end, whichever it is, will be read. Without an answer it is told again with the next look."""
+        trial, now_s = self._trials[trial_id], self._clock.monotonic()
+        self._trials[trial_id] = trial = msgspec.structs.replace(trial, stop_s=now_s if trial.stop_s is None else trial.stop_s)
         with suppress(Unavailable):
             with suppress(RequestRefused):  # it has ended by itself meanwhile
                 await self._client.cancel(trial_id, reason=why)
-            self._trials[trial_id] = msgspec.structs.replace(self._trials[trial_id], told=True)
+            self._trials[trial_id] = msgspec.structs.replace(trial, told=True)
 
     def _compare(self, trial_id: RunId, why: str = "") -> None:
         del self._trials[trial_id]
@@ -224,13 +228,13 @@ class Evaluation:
 
     def _report(self, done: int, of: int) -> None:
         now_s = self._clock.monotonic()
-        if now_s - self._told_s >= self._pace.tell_s:
-            self._told_s = now_s
+        if now_s - self._told_s >= self._tell_s:
+            self._told_s, self._tell_s = now_s, min(2 * self._tell_s, TELL_AT_LEAST_S)
             self._tell(progress(self._trials, done=done, of=of, comparing=len(self._comparing), now_s=now_s))
 
     async def _rest(self) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._pace.look_s):
+            async with asyncio.timeout(min(self._pace.look_s, self._pace.patience_s)):
                 await self._hint.wait()
 
     async def _give_up(self) -> None:

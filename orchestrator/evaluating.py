@@ -12,7 +12,7 @@ Each state is left, whatever the crew does:
   nothing was recorded of any trial for `patience_s`.
 - *held* by a budget that cannot have room, because what is spent alone leaves too little and never becomes less: it is told to stop at once. Is
   the budget the trial's own, that is what came of it; any other has ended the evaluation: none begins any more, those at work go on.
-- *told to stop*: by its end. If that does not come for another `patience_s`, it is let go.
+- *told to stop*: by its end. If that does not come within `patience_s`, it is let go.
 """
 
 from __future__ import annotations
@@ -47,8 +47,10 @@ class UnderWay(msgspec.Struct, frozen=True):
     run: RunState = initial_state()
     begun: Mapping[TaskId, int] = {}
     """Task -> how many attempts of it a worker has begun."""
+    stop_s: float | None = None
+    """When it was told to stop for the first time."""
     told: bool = False
-    """Whether it was told to stop."""
+    """Whether an orchestrator has heard that."""
 
     @property
     def is_over(self) -> bool:
@@ -115,7 +117,8 @@ def choose(trials: Mapping[RunId, UnderWay], budgets: Mapping[str, BudgetState],
     for trial_id, quiet_s in quiet.items():
         if quiet_s >= patience_s and not trials[trial_id].told:
             stop.setdefault(trial_id, f"nothing has happened in it for {patience_s:g} s: {waits_for(trials[trial_id])}")
-    return Choice(stop, {trial_id: waits_for(trials[trial_id]) for trial_id, quiet_s in quiet.items() if quiet_s >= 2 * patience_s}, ended_by)
+    stopped = {trial_id: now_s - trial.stop_s for trial_id, trial in trials.items() if trial.stop_s is not None and not trial.is_over}
+    return Choice(stop, {trial_id: waits_for(trials[trial_id]) for trial_id, since_s in stopped.items() if since_s >= patience_s}, ended_by)
 
 
 def _full(trial: UnderWay, budgets: Mapping[str, BudgetState]) -> str:

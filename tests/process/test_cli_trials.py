@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import msgspec
 import pytest
 from support.live_crew import LiveCrew
 
@@ -55,6 +56,31 @@ def test_finished_runs_are_tried_again_and_their_budget_is_listed(crew: LiveCrew
     assert found["summary"]["diverging"]["high"] > 0.5  # one pair says little
     (budget,) = [row for row in crew.json("budget", "list", "--all") if row["scope"] == f"trial/default/{found['name']}"]
     assert (budget["kind"], budget["hard_micro_usd"]) == ("trial", 250_000)
+
+
+def test_a_search_does_not_wait_for_ever_and_says_what_it_waited_for(crew: LiveCrew, run: dict[str, Any]) -> None:
+    def tried(what: str, candidates: str, *more: str) -> tuple[str, str]:
+        done = crew.run("bisect", run["run_id"], "--over", what, candidates, "--check", "true", "-o", "json", *more, code=1)
+        found = msgspec.json.decode(done.stdout)
+        assert (found["outcome"], [one["verdict"] for one in found["tried"]]) == ("unknown", ["skip"])
+        return crew.json("show", found["tried"][0]["run_id"])["status"], done.stderr
+
+    status, said = tried("versions", "nobody-1,nobody-2")
+    assert status == "failed"
+    assert "tells nothing: no model was asked for it: " in said
+    crew.run("pause", "--kind", "data")
+    try:
+        status, said = tried("models", "offline,offline", "--patience", "1")
+    finally:
+        crew.run("resume", "--kind", "data")
+    assert status == "cancelled"
+    assert "is cancelled: nothing has happened in it for 1 s: " in said
+    assert "crewlog resume --kind data" in said
+    assert "unknown provider 'nobody'" in crew.run("bisect", run["run_id"], "--over", "models", "offline,nobody:x", "--check", "true", code=2).stderr
+
+
+def test_an_evaluation_without_runs_is_no_success(crew: LiveCrew) -> None:
+    assert "no run of type nosuch has ended" in crew.run("eval", "--type", "nosuch", "--model", "offline", code=3).stderr
 
 
 async def shadow_made(crew: LiveCrew, task: AgentTask) -> None:

@@ -66,9 +66,12 @@ def test_a_trial_in_which_nothing_happens_is_stopped_and_then_let_go() -> None:
     silent = at_work()
     assert chosen(silent, at_work(90.0), now_s=99.0) == ("", "")
     assert chosen(silent, at_work(90.0), now_s=100.0)[0] == "nothing has happened in it for 100 s: a data agent works on count"
-    told = replace(silent, told=True)
-    assert chosen(told, now_s=199.0) == ("", "")
-    assert choose({TRIALS[0]: told}, {}, asked_s=200.0, now_s=200.0, patience_s=PATIENCE_S).let_go == {TRIALS[0]: "a data agent works on count"}
+    told = replace(silent, told=True, stop_s=130.0)
+    assert chosen(told, now_s=229.0) == ("", "")
+    for stopped in (told, replace(told, told=False)):  # whether or not anybody could be told
+        let_go = choose({TRIALS[0]: stopped}, {}, asked_s=230.0, now_s=230.0, patience_s=PATIENCE_S).let_go
+        assert let_go == {TRIALS[0]: "a data agent works on count"}
+    assert not choose({TRIALS[0]: silent}, {}, asked_s=900.0, now_s=900.0, patience_s=PATIENCE_S).let_go, "a late look is no reason"
 
 
 def test_a_held_trial_waits_for_as_long_as_anything_happens_in_another() -> None:
@@ -91,12 +94,13 @@ STATES = st.one_of(
 
 @given(st.lists(STATES, min_size=1, max_size=3), st.integers(0, 100), st.integers(0, 100), st.booleans())
 def test_every_state_is_left(trials: list[UnderWay], spent: int, reserved: int, are_told: bool) -> None:
-    """Nothing is waited for behind the patience, and nothing is counted on behind twice of it."""
+    """Nothing is waited for behind the patience, and nothing that was told to stop behind another one."""
     known = {trial_id: replace(trial, told=are_told) for trial_id, trial in zip(TRIALS, trials, strict=False)}
     budgets = {SHARED: BudgetState(None, 100, spent, reserved), OWN: BudgetState(None, 100, spent, reserved)}
     late = choose(known, budgets, asked_s=50.0, now_s=50.0 + PATIENCE_S, patience_s=PATIENCE_S)
     assert are_told or set(late.stop) == set(known)
-    latest = choose(known, budgets, asked_s=50.0, now_s=50.0 + 2 * PATIENCE_S, patience_s=PATIENCE_S)
+    stopped = {trial_id: replace(trial, stop_s=50.0 + PATIENCE_S) for trial_id, trial in known.items()}
+    latest = choose(stopped, budgets, asked_s=50.0, now_s=50.0 + 2 * PATIENCE_S, patience_s=PATIENCE_S)
     assert set(latest.let_go) == set(known)
 
 
