@@ -233,6 +233,9 @@ def commands(admin_url: str, looks: Looks, rounds: int, folder: Path) -> None:
     named |= {
         f"crewlog explain {type_}": [*crewlog_, "explain", f"{run}:{looks.last_of(type_)}"] for type_ in ("ModelCallStarted", "ToolFinished", "TaskReviewed")
     }
+    middle = looks.last_of("ModelCallStarted")
+    named |= {"crewlog replay --to": [*crewlog_, "replay", run, "--to", str(middle)], "crewlog lineage": [*crewlog_, "lineage", run]}
+    named |= {"crewlog diff": [*crewlog_, "diff", f"{run}:{middle}", f"{run}:{middle}"]}
     for name, command in named.items():
         took, busy = [], []
         subprocess.run(command, env=env, check=True, stdout=subprocess.DEVNULL)  # the first one compiles
