@@ -7,6 +7,7 @@
     REJECTED   rejected.>    14 days or 1 GiB                     the oldest go                        files
     DLQ        dlq.>         30 days or 1 GiB                     the oldest go                        files
 
+TASKS takes a tenth of what it holds from each tenant for each type, so that one who publishes for ever is refused while others have room.
 WORK is in memory because the log has what lies there: a server that starts again finds an empty queue, and orchestrators fill it. In files it
 cost a file made and one removed whenever the last message was acknowledged.
 
@@ -64,7 +65,8 @@ AS_USUAL: Final = Provision()
 
 
 class StreamSpec(NamedTuple):
-    """One stream. `deliver_max`: after so many hand-outs without an end a message is moved to the DLQ; None means never."""
+    """One stream. `deliver_max`: after so many hand-outs without an end a message is moved to the DLQ; None means never. `subject_messages_max`: so
+    many may wait on one subject."""
 
     name: str
     subjects: str
@@ -77,10 +79,12 @@ class StreamSpec(NamedTuple):
     message_bytes_max: int = -1
     deliver_max: int | None = None
     storage: Literal["file", "memory"] = "file"
+    subject_messages_max: int | None = None
 
     def config(self, provision: Provision = AS_USUAL) -> dict[str, Any]:
         """Return the stream as the server's API wants it."""
         replicas = {} if provision.replicas is None else {"num_replicas": provision.replicas}
+        per_subject = {} if self.subject_messages_max is None else {"max_msgs_per_subject": self.subject_messages_max, "discard_new_per_subject": True}
         return {
             "name": self.name,
             "subjects": [self.subjects],
@@ -95,6 +99,7 @@ class StreamSpec(NamedTuple):
             "allow_direct": True,
             "storage": self.storage,
             **replicas,
+            **per_subject,
         }
 
 
@@ -127,7 +132,10 @@ class ConsumerSpec(NamedTuple):
 
 
 TASKS: Final = StreamSpec(
-    "TASKS", "tasks.>", "workqueue", "new", 4 * _GIB, 7 * _DAY_S, _HOUR_S, messages_max=1_000_000, message_bytes_max=TASK_BYTES_MAX + 8 * 1024
+    *("TASKS", "tasks.>", "workqueue", "new", 4 * _GIB, 7 * _DAY_S, _HOUR_S),
+    messages_max=1_000_000,
+    message_bytes_max=TASK_BYTES_MAX + 8 * 1024,
+    subject_messages_max=100_000,
 )
 WORK: Final = StreamSpec(
     # larger messages than TASKS: the orchestrator adds the outcomes a task depends on
@@ -257,12 +265,16 @@ async def ensure_stream(bus: Requester, spec: StreamSpec, *, provision: Provisio
     wanted = spec.config(provision)
     try:
         # asked first: a server that was restarted counts the stream's room twice when it is created again, and refuses
-        current = (await api(bus, f"STREAM.INFO.{spec.name}"))["config"]
+        info = await api(bus, f"STREAM.INFO.{spec.name}")
     except ApiError as error:
         if error.err_code != STREAM_NOT_FOUND:
             raise
         await api(bus, f"STREAM.CREATE.{spec.name}", wanted)
     else:
+        current = info["config"]
+        if spec.subject_messages_max is not None and info["state"]["messages"] > spec.subject_messages_max:
+            # a limit that is set later deletes what is over it: the next start with fewer messages sets it
+            wanted = spec._replace(subject_messages_max=None).config(provision)
         if spec.storage == "memory" and current["storage"] == "file":
             await api(bus, f"STREAM.DELETE.{spec.name}")
             await api(bus, f"STREAM.CREATE.{spec.name}", wanted)

@@ -403,6 +403,8 @@ def _raise_limit(subject: str, data: bytes, error: jetstream.ApiError) -> None:
         raise LimitExceeded(f"{spec.name}.message_bytes_max", used=len(data), limit_max=spec.message_bytes_max) from None
     if error.err_code == _STREAM_FULL:
         limit, limit_max = ("bytes_max", spec.bytes_max) if "bytes" in error.description else ("messages_max", spec.messages_max)
+        if "per subject" in error.description and spec.subject_messages_max is not None:
+            limit, limit_max = "subject_messages_max", spec.subject_messages_max
         raise LimitExceeded(f"{spec.name}.{limit}", used=limit_max, limit_max=limit_max) from None
 
 

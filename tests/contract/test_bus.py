@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -11,6 +12,7 @@ import pytest_asyncio
 from crewlog.events import slots
 from crewlog.events.bus import Bus, Delivery, Message
 from crewlog.events.clock import SystemClock
+from crewlog.events.jetstream import TASKS, api, ensure_stream
 from crewlog.events.memory_bus import MemoryBroker, MemoryBus
 from crewlog.events.nats_bus import NatsBus
 from crewlog.schemas.errors import LimitExceeded, Unavailable
@@ -194,6 +196,30 @@ async def test_a_message_over_the_limit_is_refused(bus: Bus) -> None:
         await bus.publish("wake.run-1", b"x" * (1024 * 1024 + 1))
     with pytest.raises(LimitExceeded):
         await bus.enqueue("tasks.default.data", b"x" * (600 * 1024), message_id="large")
+
+
+async def test_a_subject_of_the_tasks_takes_so_many_and_no_limit_deletes_what_is_there(nats_url: str) -> None:
+    bus = await NatsBus.connect(nats_url, name="limits")
+    small = TASKS._replace(subject_messages_max=3)
+
+    async def config() -> Any:
+        return (await api(bus, "STREAM.INFO.TASKS"))["config"]
+
+    try:
+        await ensure_stream(bus, TASKS._replace(subject_messages_max=None))
+        for n in range(5):
+            await bus.enqueue("tasks.noisy.data", b"", message_id=str(n))
+        await ensure_stream(bus, small)
+        assert (await bus.queued("TASKS")).subjects == {"tasks.noisy.data": 5}
+        assert (await config())["max_msgs_per_subject"] == -1
+        for sequence in (1, 2):
+            await bus.remove("TASKS", sequence)
+        await ensure_stream(bus, small)
+        with pytest.raises(LimitExceeded, match=r"TASKS\.subject_messages_max"):
+            await bus.enqueue("tasks.noisy.data", b"", message_id="one more")
+        assert await bus.enqueue("tasks.quiet.data", b"", message_id="of another") == 6
+    finally:
+        await bus.close()
 
 
 # ── queues ──
