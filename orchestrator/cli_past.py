@@ -83,7 +83,7 @@ def _index(history: RunHistory, given: str) -> int:
     from crewlog.schemas.errors import ContractError
 
     text = given if given.startswith("@") else f":{given}"
-    if not text[1:].isdigit():
+    if not (text.isascii() and text[1:].isdigit()):
         raise ContractError(f"--to {given}: expected the index of an event in its run, such as 12, or a position of the log, such as @4711")
     return history.index_of(parse_place(f"{str(history.run_id)[:8]}{text}"))
 
