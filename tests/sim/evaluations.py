@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 from contextlib import AsyncExitStack, aclosing
 from typing import Final
 
 from sim.network import SimBus, at_once, store_of
 from sim.plan import ORCHESTRATORS, WORKERS, Order, Plan
+from sim.stage import played
 from sim.world import CALM, LIVENESS_S, World
 from support.evaluated import view
 
-from crewlog.events import faults
 from crewlog.events.config import Config
 from crewlog.events.grants import OPERATOR
 from crewlog.events.memory_store import MemoryStore
@@ -110,15 +109,4 @@ class EvaluationWorld(World):
 
 def play(plan: Plan) -> EvaluationWorld:
     """Play a plan and evaluate its runs; returns the world as it was in the end."""
-    world, before = EvaluationWorld(plan), logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    faults.hook = world.point
-    try:
-        world.loop.run_until_complete(world.play())
-    finally:
-        asyncio.set_event_loop(world.loop)
-        world.loop.forget()
-        asyncio.set_event_loop(None)
-        faults.hook = None
-        logging.disable(before)
-    return world
+    return played(EvaluationWorld(plan))

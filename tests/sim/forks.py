@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import random
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from sim.network import SimBus
 from sim.plan import ORCHESTRATORS, WORKERS, Plan
+from sim.stage import played
 from sim.world import World
 
-from crewlog.events import faults
 from crewlog.events.memory_store import MemoryStore
 from crewlog.events.prefix import read_history
 from crewlog.schemas.errors import Unavailable
@@ -82,15 +81,4 @@ class ForkWorld(World):
 
 def play(plan: Plan, *, forks: int, effects: str = "stub") -> ForkWorld:
     """Play a plan and fork its runs; returns the world as it was in the end."""
-    world, before = ForkWorld(plan, forks=forks, effects=effects), logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    faults.hook = world.point
-    try:
-        world.loop.run_until_complete(world.play())
-    finally:
-        asyncio.set_event_loop(world.loop)
-        world.loop.forget()
-        asyncio.set_event_loop(None)
-        faults.hook = None
-        logging.disable(before)
-    return world
+    return played(ForkWorld(plan, forks=forks, effects=effects))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from functools import lru_cache
 
 from sim.plan import Mix, Plan, draw_plan
+from sim.stage import played
 from sim.world import World
 
-from crewlog.events import faults
 from crewlog.events.memory_store import MemoryLog
 from crewlog.orchestrator.run_history import RunHistory
 from crewlog.schemas.ids import RunId
@@ -20,31 +18,16 @@ SEEDS_MAX = 100
 """Far more than it takes to meet each of these."""
 
 
-def _played(plan: Plan) -> MemoryLog:
-    world, before = World(plan), logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    faults.hook = world.point
-    try:
-        world.loop.run_until_complete(world.play())
-    finally:
-        asyncio.set_event_loop(world.loop)  # a worker that is let go of asks for one, and must not make one of its own
-        world.loop.forget()
-        asyncio.set_event_loop(None)
-        faults.hook = None
-        logging.disable(before)
-    return world.log
-
-
 @lru_cache(maxsize=8)
 def quiet_log(seed: int = 1) -> MemoryLog:
     """A single task, and a plan of three steps, without any trouble."""
-    return _played(Plan(seed, QUIET, (), 2))
+    return played(World(Plan(seed, QUIET, (), 2))).log
 
 
 @lru_cache(maxsize=64)
 def troubled_log(seed: int) -> MemoryLog:
     """Runs in which models fail, processes die, and people are asked, as the seed has it."""
-    return _played(draw_plan(seed))
+    return played(World(draw_plan(seed))).log
 
 
 @lru_cache(maxsize=1)
