@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 
@@ -19,7 +20,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Name our marker, and let the hundreds of processes that tests start share compiled modules, wherever Python is told to keep none."""
+    """Name our marker, and let the hundreds of processes that tests start share compiled modules, wherever Python is told to keep none.
+
+    They also get a terminal's signals: a shell without job control ignores Ctrl-C for what it starts in the background, and so would they.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ.setdefault("PYTHONPYCACHEPREFIX", str(config.rootpath / ".pytest_cache" / "compiled"))
     config.addinivalue_line("markers", "long: takes longer than a suite that runs at every change should; run with --long")
