@@ -172,7 +172,7 @@ class ArgsModel(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # each is only like itself, which is asked for with every task
 class ToolSpec:
     """One tool: what the model sees, what runs, and what it does to the world.
 
@@ -258,7 +258,7 @@ class Requirement:
     extra: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class AgentSpec:
     """A kind of agent."""
 

@@ -27,7 +27,7 @@ from crewlog.agents.spec import AgentSpec, ToolSpec
 from crewlog.agents.task_state import open_model_calls
 from crewlog.agents.tool_calls import ToolCalls
 from crewlog.agents.tool_ways import ToolHealth
-from crewlog.agents.toolbox import Toolbox
+from crewlog.agents.toolbox import toolbox
 from crewlog.agents.turn import OPEN, AskModel, Done, Fail, Finish, GiveUpCall, Nudge, RunCalls, Start, Step, Wait, limit_failure, next_step
 from crewlog.events.artifacts import ArtifactStore
 from crewlog.events.clock import Clock
@@ -141,8 +141,8 @@ class _Stretch:
         self._is_cut = False
         self._task = journal.state.task
         own = shop.spec.tools_for(self._task)
-        self._own_tools = Toolbox(own)
-        tools = Toolbox((ESCALATE_TOOL, READ_CONTEXT_TOOL, RECALL_TOOL, *own))
+        self._own_tools = toolbox(own)
+        tools = toolbox((ESCALATE_TOOL, READ_CONTEXT_TOOL, RECALL_TOOL, *own))
         self._tool_calls = ToolCalls(shop, journal, self._task, tools, self._moved)
         self._setup: Setup | None = None
         self._calls = shop.model_calls(self._task)
@@ -338,7 +338,7 @@ class _Stretch:
     def _offered(self) -> tuple[ToolSpec, ...]:
         """Return the tools of a task that begins here: those a model is offered, or the one that takes an effect back."""
         if (order := self._task.undo) is None:
-            return self._own_tools.offered()
+            return self._own_tools.offered
         spec = self._own_tools.find(order.tool, order.version)
         return () if spec is None else (spec,)
 

@@ -28,7 +28,7 @@ from crewlog.schemas.errors import ConflictError, ContractError, OrchestrationEr
 from crewlog.schemas.ids import RunId, TaskId, task_stream
 from crewlog.schemas.subjects import LANES, SHADOW_LANE, control_kind, control_worker, telemetry, wake
 from crewlog.schemas.system_events import AgentRegistered, ToolInfo
-from crewlog.schemas.task import AgentTask, parse_task
+from crewlog.schemas.task import AgentTask, read_task
 from crewlog.schemas.task_events import AttemptFailed, TaskEvent
 from crewlog.schemas.values import Failure
 
@@ -105,7 +105,7 @@ class Worker:
         Raises:
             ContractError: the message, or the task's stream, cannot be read by this worker; after some tries it is a dead letter.
         """
-        task = parse_task(delivery.data)
+        task = _dispatched(delivery.data)
         attempt = int(delivery.headers.get("Attempt", "1"))
         fresh = delivery.deliveries == 1 and delivery.headers.get("Task-Version") == "1"
         try:
@@ -274,3 +274,15 @@ class Worker:
         if asked := shop.breakers.states():
             beat["providers"] = {f"{model.provider}/{model.name}": state for model, state in asked}
         await self._bus.publish(telemetry(shop.spec.kind, shop.worker), json.dumps(beat).encode())
+
+
+def _dispatched(data: bytes) -> AgentTask:
+    """Read a task as an orchestrator dispatched it: it was checked when it was accepted, and one of a newer version may say more than is known here.
+
+    Raises:
+        ContractError: it is none.
+    """
+    try:
+        return read_task(data)
+    except msgspec.MsgspecError as error:
+        raise ContractError(f"this is not a task that an orchestrator dispatched: {error}") from error

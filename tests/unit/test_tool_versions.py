@@ -16,14 +16,14 @@ TWO = replace(ONE, version="2")
 
 def test_the_last_version_is_offered_and_both_are_found() -> None:
     box = Toolbox((ONE, TWO))
-    assert [tool.version for tool in box.offered()] == ["2"]
+    assert [tool.version for tool in box.offered] == ["2"]
     assert box.find("look", "1") is ONE
     assert box.find("look", "2") is TWO
 
 
 def test_a_retired_version_is_kept_for_those_who_began_with_it() -> None:
     box = Toolbox((replace(ONE, retired=True), replace(TWO, retired=True)))
-    assert box.offered() == ()
+    assert box.offered == ()
     assert box.find("look", "1") is not None
 
 
