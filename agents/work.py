@@ -31,7 +31,7 @@ from crewlog.agents.toolbox import toolbox
 from crewlog.agents.turn import OPEN, AskModel, Done, Fail, Finish, GiveUpCall, Nudge, RunCalls, Start, Step, Wait, limit_failure, next_step
 from crewlog.events.artifacts import ArtifactStore
 from crewlog.events.clock import Clock
-from crewlog.schemas.errors import ConfigError, ContractError
+from crewlog.schemas.errors import ConfigError
 from crewlog.schemas.ids import Hash
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.price_table import TokenPrices
@@ -310,14 +310,12 @@ class _Stretch:
         """Fix prompt and tool rules of a task that begins here.
 
         Raises:
-            ContractError: it is a trial of another version of this agent, or its prompt is not in the log.
+            ContractError: it is a trial whose prompt is not in the log.
         """
         shop, task = self._shop, self._task
         made = make_setup(shop.spec, self._offered(), context, shop.context_window, has_schema=task.output_schema is not None)
         if task.trial is None:
             return made
-        if task.trial.agent_version not in ("", made[0].version):
-            raise ContractError(f"task {task.task_id} is a trial of {task.type} agent {task.trial.agent_version!r}; {shop.worker} has {made[0].version!r}")
         prompt = task.trial.prompt_of(shop.spec.kind)
         if prompt is None:
             return made

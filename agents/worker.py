@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_S: Final = 10.0
 HELD_ELSEWHERE_NAK_S: Final = 15.0
+OTHER_VERSION_NAK_S: Final = 2.0
+"""Until a task is handed out again that came to a worker of another version than it needs: hardly ever, see `version_lane`."""
 UNAVAILABLE_NAK_S: Final = 5.0
 ASK_HOLDER_TIMEOUT_S: Final = 1.0
 REGISTER_RETRY_S: Final = 1.0
@@ -54,6 +56,8 @@ class Worker:
         """
         self._lanes = tuple(lanes)
         self._shop, self._store, self._bus, self._slots, self._unavailable = shop, store, bus, slots, unavailable
+        self._lane_beside = ""
+        """Where it finds work that needs its version; empty while the orchestrator knows of no such lane."""
         self._held: set[UUID] = set()
         self._orders = Orders(store, shop.clock, kind=shop.spec.kind, worker=shop.worker, on_change=self._obey)
         self.drained = asyncio.Event()
@@ -72,7 +76,8 @@ class Worker:
         if self._unavailable:
             log.warning("%s is unavailable: %s", shop.spec.kind, self._unavailable)
             return
-        consumers = {f"{shop.spec.kind}-{lane}": priority for priority, lane in enumerate(self._lanes)}
+        lanes = filter(None, (*self._lanes, self._lane_beside))
+        consumers = {f"{shop.spec.kind}-{lane}": priority for priority, lane in enumerate(lanes)}
         self._consuming = await self._bus.consume("WORK", consumers, self.handle, slots=self._slots)
         self._obey()
         self._orders.tell()
@@ -115,6 +120,9 @@ class Worker:
                 fresh = False
                 if state.phase in {"ended", "absent"}:
                     break
+                if not self._may_take(task):
+                    await delivery.nak(OTHER_VERSION_NAK_S)
+                    return
                 # looked at once more after the question: another delivery of the same task may have begun here meanwhile
                 if await self._held_elsewhere(state) or task.task_id in self._held:
                     await delivery.nak(HELD_ELSEWHERE_NAK_S)
@@ -133,6 +141,14 @@ class Worker:
         await delivery.ack()
         if faults.hook is not None:
             faults.hook("after_work_ack")
+
+    def _may_take(self, task: AgentTask) -> bool:
+        """Say whether it has the version that a task needs, if that needs any."""
+        needed, spec = "" if task.trial is None else task.trial.version_of(task.type), self._shop.spec
+        if needed in ("", spec.version):
+            return True
+        log.info("task %s needs %s agent %r and is left to one; %s has %r", task.task_id, spec.kind, needed, self._shop.worker, spec.version)
+        return False
 
     async def _work(self, task: AgentTask, state: TaskState, attempt: int) -> bool:
         """Carry the task on; False when somebody else wrote to it meanwhile and it must be read again."""
@@ -244,6 +260,7 @@ class Worker:
                 continue
             if not answer.get("ok"):
                 raise ContractError(f"the orchestrator refused to register kind {self._shop.spec.kind!r}: {answer.get('error', {}).get('message')}")
+            self._lane_beside = answer.get("lane") or ""
             return
 
     def _registration(self) -> AgentRegistered:
@@ -271,6 +288,8 @@ class Worker:
         beat = {"kind": shop.spec.kind, "worker": shop.worker, "slots": self._slots, "busy": sorted(map(str, self._held)), "at_us": shop.clock.now_us()}
         if self._lanes == (SHADOW_LANE,):
             beat["lane"] = SHADOW_LANE
+        if self._lane_beside:
+            beat["lanes"] = [self._lane_beside]
         if asked := shop.breakers.states():
             beat["providers"] = {f"{model.provider}/{model.name}": state for model, state in asked}
         await self._bus.publish(telemetry(shop.spec.kind, shop.worker), json.dumps(beat).encode())

@@ -157,11 +157,18 @@ class Bus(Protocol):
             Unavailable: the server cannot be reached.
         """
 
-    async def ensure_kind(self, kind: str) -> None:
-        """Create the work consumers of an agent kind, one per lane. Idempotent; the orchestrator's duty."""
+    async def ensure_kind(self, kind: str, *, lanes: Collection[str] = ()) -> None:
+        """Create the work consumers of an agent kind, one per lane. Idempotent; the orchestrator's duty.
 
-    async def ensure_kinds(self, kinds: Collection[str]) -> None:
+        Args:
+            lanes: those that it has besides the ones that every kind has.
+        """
+
+    async def ensure_kinds(self, kinds: Mapping[str, Collection[str]]) -> None:
         """Create again whatever is missing of the streams and of these kinds' consumers: a server may lose its store. Cheap when nothing is.
+
+        Args:
+            kinds: kind -> `lanes` as in `ensure_kind`.
 
         Raises:
             Unavailable: the server cannot be reached.

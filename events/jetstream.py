@@ -18,9 +18,10 @@ an operator has set. Durations are seconds here and nanoseconds on the wire.
 from __future__ import annotations
 
 from base64 import b64decode
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, Protocol
 
 import msgspec
@@ -151,6 +152,7 @@ MEMORY_BYTES_MAX: Final = sum(spec.bytes_max for spec in STREAMS.values() if spe
 """What a server must be allowed to store: the sum of all streams' limits is reserved."""
 
 INTAKE: Final = ConsumerSpec("intake", "TASKS", "tasks.>", 256)
+NO_KINDS: Final[Mapping[str, Iterable[str]]] = MappingProxyType({})
 LETTERS: Final = ConsumerSpec("letters", "DLQ", "dlq.>", 256)
 """Which dead letters the orchestrators have taken note of; the letters themselves stay."""
 
@@ -220,21 +222,25 @@ def decode_reply(subject: str, data: bytes) -> dict[str, Any]:
     return answer
 
 
-async def ensure_topology(bus: Requester, kinds: Iterable[str] = (), *, provision: Provision = AS_USUAL) -> None:
-    """Create or update all streams, the orchestrators' consumers, and the work consumers of the given kinds. Idempotent."""
+async def ensure_topology(bus: Requester, kinds: Mapping[str, Iterable[str]] = NO_KINDS, *, provision: Provision = AS_USUAL) -> None:
+    """Create or update all streams, the orchestrators' consumers, and the work consumers of the given kinds. Idempotent.
+
+    Args:
+        kinds: kind -> lanes that it has besides `QUEUES`.
+    """
     for spec in STREAMS.values():
         await ensure_stream(bus, spec, provision=provision)
     for consumer in (INTAKE, LETTERS):
         await ensure_consumer(bus, consumer, provision=provision)
-    for kind in kinds:
-        await ensure_work_consumers(bus, kind, provision=provision)
+    for kind, lanes in kinds.items():
+        await ensure_work_consumers(bus, kind, lanes, provision=provision)
 
 
-async def missing(bus: Requester, kinds: Iterable[str] = ()) -> list[str]:
-    """Return which streams, and which consumers of the given kinds, the server does not have."""
+async def missing(bus: Requester, kinds: Mapping[str, Iterable[str]] = NO_KINDS) -> list[str]:
+    """Return which streams, and which consumers of the given kinds, the server does not have. `kinds`: as for `ensure_topology`."""
     streams = set((await api(bus, "STREAM.NAMES"))["streams"] or ())
     lost = [name for name in STREAMS if name not in streams]
-    wanted = [INTAKE, LETTERS, *(work_consumer(kind, lane) for kind in kinds for lane in subjects.QUEUES)]
+    wanted = [INTAKE, LETTERS, *(work_consumer(kind, lane) for kind, lanes in kinds.items() for lane in (*subjects.QUEUES, *lanes))]
     for stream in ("TASKS", "WORK", "DLQ"):
         if stream in streams:
             there = await _consumers(bus, stream)
@@ -251,9 +257,9 @@ async def _consumers(bus: Requester, stream: str) -> set[str]:
             return names
 
 
-async def ensure_work_consumers(bus: Requester, kind: str, *, provision: Provision = AS_USUAL) -> None:
-    """Create or update the consumers of one kind, one per lane. The stream must exist."""
-    for lane in subjects.QUEUES:
+async def ensure_work_consumers(bus: Requester, kind: str, lanes: Iterable[str] = (), *, provision: Provision = AS_USUAL) -> None:
+    """Create or update the consumers of one kind: one for each of `QUEUES`, and for each of `lanes`. The stream must exist."""
+    for lane in (*subjects.QUEUES, *lanes):
         await ensure_consumer(bus, work_consumer(kind, lane), provision=provision)
 
 

@@ -7,6 +7,8 @@ from typing import Final, TypeVar
 
 _FIRST: Final = (0, 0, 1, 0, 0, 1, 0, 0, 1, 0, 2, 0)
 """Which of three lanes is looked into first: 8 : 3 : 1, spread out."""
+_FIRST_OF_MORE: Final = (*_FIRST, 3)
+"""The same with one more, that of work which needs the worker's version: 8 : 3 : 1 : 1."""
 
 _Lane = TypeVar("_Lane")
 
@@ -17,5 +19,6 @@ def in_turn(lanes: Sequence[_Lane], turn: int) -> Sequence[_Lane]:
     Args:
         lanes: the most urgent first; any number.
     """
-    first = min(_FIRST[turn % len(_FIRST)], len(lanes) - 1)
+    order = _FIRST if len(lanes) <= 3 else _FIRST_OF_MORE
+    first = min(order[turn % len(order)], len(lanes) - 1)
     return lanes if first == 0 else (lanes[first], *lanes[:first], *lanes[first + 1 :])

@@ -142,9 +142,9 @@ class MemoryBroker:
         self.hand_out()
         return stream.last_sequence, spec.name
 
-    def add_consumers(self, kind: str) -> None:
-        """Create the work consumers of a kind."""
-        for lane in subjects.QUEUES:
+    def add_consumers(self, kind: str, lanes: Collection[str] = ()) -> None:
+        """Create the work consumers of a kind: for the lanes that every kind has, and for these."""
+        for lane in (*subjects.QUEUES, *lanes):
             spec = jetstream.work_consumer(kind, lane)
             self._consumers[spec.stream, spec.name] = spec
         self.hand_out()
@@ -421,12 +421,12 @@ class MemoryBus:
     async def remove(self, stream: str, sequence: int) -> bool:
         return self.broker.remove(stream, sequence)
 
-    async def ensure_kind(self, kind: str) -> None:
-        self.broker.add_consumers(kind)
+    async def ensure_kind(self, kind: str, *, lanes: Collection[str] = ()) -> None:
+        self.broker.add_consumers(kind, lanes)
 
-    async def ensure_kinds(self, kinds: Collection[str]) -> None:
-        for kind in kinds:
-            self.broker.add_consumers(kind)
+    async def ensure_kinds(self, kinds: Mapping[str, Collection[str]]) -> None:
+        for kind, lanes in kinds.items():
+            self.broker.add_consumers(kind, lanes)
 
     async def close(self) -> None:
         for consuming in self._running:

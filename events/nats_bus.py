@@ -218,11 +218,11 @@ class NatsBus:
     async def remove(self, stream: str, sequence: int) -> bool:
         return await jetstream.remove(self, stream, sequence)
 
-    async def ensure_kind(self, kind: str) -> None:
-        await jetstream.ensure_topology(self, (kind,), provision=self._provision)
+    async def ensure_kind(self, kind: str, *, lanes: Collection[str] = ()) -> None:
+        await jetstream.ensure_topology(self, {kind: lanes}, provision=self._provision)
 
-    async def ensure_kinds(self, kinds: Collection[str]) -> None:
-        kinds = tuple(kinds)  # one more may register while we ask
+    async def ensure_kinds(self, kinds: Mapping[str, Collection[str]]) -> None:
+        kinds = dict(kinds)  # one more may register while we ask
         missing = await jetstream.missing(self, kinds)
         if missing:
             _log.warning("NATS at %s was without %s: created", self._where, ", ".join(missing))

@@ -11,11 +11,12 @@ from typing import Any, Final
 
 from crewlog.events.grants import BUILT_IN_KINDS
 from crewlog.events.jetstream import consumer_elected, work_consumer
-from crewlog.schemas.subjects import QUEUES, REPLAY
+from crewlog.schemas.subjects import QUEUES, REPLAY, VERSION_LANES
 
 _REPLIES: Final = {"max": 16, "expires": "2m"}
 """Answers to requests that were received: how many each, and for how long."""
 _JETSTREAM: Final = "$JS.API"
+_LANES: Final = (*QUEUES, *VERSION_LANES)
 
 
 def permissions(user: str) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def permissions(user: str) -> dict[str, Any]:
 def _agent(kind: str) -> dict[str, Any]:
     return {
         "publish": {"allow": [*_agent_publish(), f"telemetry.{kind}.*", f"dlq.{kind}", *_work_of([kind])]},
-        "subscribe": {"allow": ["control.worker.*", f"control.{kind}", *_elections(work_consumer(kind, lane).name for lane in QUEUES)]},
+        "subscribe": {"allow": ["control.worker.*", f"control.{kind}", *_elections(work_consumer(kind, lane).name for lane in _LANES)]},
     }
 
 
@@ -51,7 +52,7 @@ def _agent_publish() -> list[str]:
 
 
 def _work_of(kinds: Iterable[str]) -> list[str]:
-    return [subject for kind in kinds for lane in QUEUES for subject in _work(work_consumer(kind, lane).name)]
+    return [subject for kind in kinds for lane in _LANES for subject in _work(work_consumer(kind, lane).name)]
 
 
 def _work(consumer: str) -> list[str]:

@@ -25,6 +25,7 @@ from nats.aio.subscription import Subscription
 from crewlog.events.jetstream import consumer_elected
 from crewlog.events.lanes import in_turn
 from crewlog.events.slots import OpenDelivery, Slots
+from crewlog.schemas.subjects import LANES
 
 PULL_EXPIRES_S: Final = 60.0
 IDLE_HEARTBEAT_S: Final = 5.0
@@ -260,7 +261,8 @@ class Puller:
                 await self._ask(lane, self._long, _LONG_PULL % (batch, int(PULL_EXPIRES_S * 1e9), int(IDLE_HEARTBEAT_S * 1e9)))
 
     def _share(self) -> int:
-        return max(1, self._slots.free // len(self._lanes))
+        # the lane of a worker's version is hardly ever used: what is too much then is handed back
+        return max(1, self._slots.free // min(len(self._lanes), len(LANES)))
 
     # ── what the server sends ──
 

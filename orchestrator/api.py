@@ -3,7 +3,8 @@
 tasks.submit       body: AgentTask                                        -> run_id, task_id, status
 runs.get           {"run_id"}                                             -> run
 runs.rollback      {"run_id", "reason", "actor"}                          -> run_id (of the rollback), status, orders, left, more
-runs.queue         {"run_id"}                                             -> held: task -> where it stands; out: kind -> tasks with agents
+runs.queue         {"run_id"}                                             -> held: task -> where it stands; out: kind -> tasks with agents;
+                                                                               needs: task -> version its agent must have
 runs.fork          {"run_id", "at", "actor", …}, see `forks.ForkRequest`  -> run_id, parent, at, tasks, status
 approvals.decide   {"run_id", "approval_id", "decision", "actor", "note"} -> approval_id, decision
 budgets.raise      {"scope", "hard_micro_usd", "soft_micro_usd", "actor", "reason"} -> scope and its state; runs that it held go on
@@ -13,7 +14,7 @@ schedules.add      {"name", "cron", "zone", "catch_up", "task", "actor"}  -> sch
 schedules.list     {}                                                     -> schedules
 schedules.change   {"name", "verb": pause|resume|remove, "actor", "reason"} -> schedule
 schedules.run      {"name", "actor"}                                      -> run_id, error
-agents.register    AgentRegistered as JSON (tenant `system`)              -> kind
+agents.register    AgentRegistered as JSON (tenant `system`)              -> kind, lane: where it finds work that needs its version
 agents.stop        {"kind", "worker"}      (tenant `system`)              -> kind
 
 What operators do to runs, tenants, kinds and workers stands in `api_control`.
@@ -39,7 +40,7 @@ from crewlog.orchestrator.decide import decide
 from crewlog.orchestrator.dispatcher import Dispatcher
 from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.forks import ForkRequest, Forks
-from crewlog.orchestrator.kinds import KindDirectory
+from crewlog.orchestrator.kinds import KindDirectory, lane_beside
 from crewlog.orchestrator.replies import accepted, bounded, decoded, person, refused
 from crewlog.orchestrator.report import run_report, schedule_report, text_of
 from crewlog.orchestrator.rollbacks import Rollbacks
@@ -232,7 +233,9 @@ class Api:
         state = await self._run_of(tenant, decoded(message.data, RunRequest).run_id)
         waiting = [task.task_id for task in active_tasks(state) if task.phase == "dispatched"]
         held, out = await self._dispatcher.held(waiting), await self._dispatcher.out()
-        return accepted(held=held, out=out)
+        trial = state.brief.trial
+        needs = {} if trial is None else {task.task_id: version for task in active_tasks(state) if (version := trial.version_of(task.kind))}
+        return accepted(held=held, out=out, needs=needs)
 
     async def _fork_run(self, tenant: str, message: Message) -> bytes:
         asked = decoded(message.data, ForkRequest)
@@ -294,7 +297,7 @@ class Api:
     async def _register(self, _: str, message: Message) -> bytes:
         event = _registration(message.data)
         await self._kinds.register(event)
-        return accepted(kind=event.kind)
+        return accepted(kind=event.kind, lane=lane_beside(event))
 
     async def _stop_agent(self, _: str, message: Message) -> bytes:
         event = decoded(message.data, AgentStopped)

@@ -9,6 +9,7 @@ import msgspec
 
 from crewlog.schemas.merge_patch import merged
 from crewlog.schemas.retry import RetryPolicy
+from crewlog.schemas.subjects import SHADOW_LANE, version_lane
 from crewlog.schemas.trial import Trial
 from crewlog.schemas.values import Trust
 
@@ -52,6 +53,11 @@ class Brief(msgspec.Struct, frozen=True):
     def attempts_max(self) -> int:
         """Attempts at one task whose failures are worth retrying."""
         return self.limits.get("attempts_max", RetryPolicy().attempts_max)
+
+    def lane_of(self, kind: str) -> str:
+        """Return the lane in which agents of a kind find the run's tasks."""
+        version = "" if self.trial is None or self.priority == SHADOW_LANE else self.trial.version_of(kind)
+        return version_lane(version) if version else self.priority
 
     @property
     def is_tainted(self) -> bool:

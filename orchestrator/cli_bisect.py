@@ -30,7 +30,7 @@ TELL_S: Final = 10.0
 """How often it is said what a fork waits for, in seconds; half as often each time."""
 TELL_AT_LEAST_S: Final = 120.0
 
-_OVER = "What changes, and its candidates from the one known to be good to the one known to be bad, with commas (or ; between chains of models)."
+_OVER = "What changes, and its candidates from the one known to be good to the one known to be bad, with commas (or ; between chains or several kinds)."
 _PATIENCE = "Give a run up in which nothing has happened for so many seconds: of it nothing can be told."
 _CHECK = "Command without a shell; gets the answer on stdin, CREWLOG_RUN and CREWLOG_STATUS. 0 is good, 125 cannot tell, else bad."
 
@@ -71,6 +71,8 @@ async def bisect(
     tried: list[dict[str, object]] = []
     async with Client.connect(load_config(home)) as client:
         run_id = await client.find_run(run)
+        if what is Over.VERSIONS:
+            await _check_versions(client, candidates)
         while (n := next_probe(len(candidates), verdicts)) is not None:
             fork, verdicts[n] = await _try(client, run_id, at, changes[n], command, patience)
             tried.append({"candidate": candidates[n], "run_id": str(fork), "verdict": verdicts[n]})
@@ -104,6 +106,17 @@ def _changes(what: Over, candidate: str) -> ForkChanges:
             return {"prompts": named_prompts([f"@{candidate}"]), "reason": f"bisect over prompts: {Path(candidate).name}"}
         case Over.VERSIONS:
             return {"agent_version": candidate, "reason": f"bisect over versions: {candidate}"}
+
+
+async def _check_versions(client: Client, candidates: list[str]) -> None:
+    """Refuse candidates that no kind has ever had, before the first is tried. One that was there, and is not now, is waited for."""
+    from crewlog.orchestrator.forks import CURRENT
+    from crewlog.orchestrator.kinds import known_versions, versions_meant
+
+    known = await known_versions(await client.store())
+    for candidate in candidates:
+        if candidate != CURRENT:
+            versions_meant(candidate, known)
 
 
 async def _try(client: Client, run_id: RunId, at: int, changes: ForkChanges, command: list[str], patience_s: float) -> tuple[RunId, Verdict]:

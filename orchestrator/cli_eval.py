@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 GOAL_COLUMN_CHARS = 40
 WHY_COLUMN_CHARS = 100
 
+_VERSION = "Only agents of this version, or of certain kinds: KIND=VERSION with commas."
 _PATIENCE = "Give a trial up in which nothing has happened for so many seconds."
 _CHECK = "A command that gets run and trial as JSON on stdin and ends with 0 when the trial is good enough."
 
@@ -44,6 +45,7 @@ async def evaluate(
     kind: TypeOption = None,
     model: Annotated[str, typer.Option("--model", help="Other models, as in CREWLOG_MODELS: PROVIDER:MODEL, or KIND=PROVIDER:MODEL.")] = "",
     prompt: Annotated[list[str] | None, typer.Option("--prompt", metavar="[KIND=]TEXT", help="Other instructions; @FILE reads a file.")] = None,
+    agent_version: Annotated[str, typer.Option("--agent-version", metavar="[KIND=]VERSION", help=_VERSION)] = "",
     max_usd: Annotated[str, typer.Option("--max-usd", metavar="USD", help="The most that all trials may spend together.")] = "1",
     at_once: Annotated[int, typer.Option("--at-once", min=1, max=64, help="Trials under way at the same time.")] = 4,
     patience: Annotated[float, typer.Option("--patience", metavar="SECONDS", min=1.0, max=86_400.0, help=_PATIENCE)] = 900.0,
@@ -53,7 +55,7 @@ async def evaluate(
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
 ) -> int:
-    """Try finished runs again on another model or prompt, with effects stubbed, and compare them.
+    """Try finished runs again on another model, prompt or version of an agent, with effects stubbed, and compare them.
 
     Compared are outcome, decisions, cost and time. Ends with code 1 when a trial ended worse or none could be compared, and with 6 when --max-usd did
     not suffice for all. Ctrl-C cancels the trials under way.
@@ -63,26 +65,29 @@ async def evaluate(
     from crewlog.orchestrator.client import Client
     from crewlog.orchestrator.client_evaluation import Evaluation, Pace
     from crewlog.orchestrator.client_trials import finished_runs, kept_prompts
+    from crewlog.orchestrator.kinds import known_versions, versions_meant
     from crewlog.schemas.errors import ContractError
     from crewlog.schemas.money import parse_usd
     from crewlog.schemas.trial import Trial
 
     config, clock = load_config(home), SystemClock()
     prompts = named_prompts(prompt or ())
-    if not model and not prompts:
-        raise ContractError("what is to be different? name other models with --model, or other instructions with --prompt")
+    if not model and not prompts and not agent_version:
+        raise ContractError("what is to be different? name other models with --model, other instructions with --prompt, or --agent-version")
     if model:
         named_models(model)
     command = () if check is None else check_command(check)
     name = f"eval-{clock.random_id().hex[:8]}"
     async with Client.connect(config) as client:
         runs = await finished_runs(client, last=last, type_=kind, tenant=config.tenant)
+        store = await client.store()
         trial = Trial(
             fresh_reads=fresh_reads,
             models=model,
+            agent_version=versions_meant(agent_version, await known_versions(store)) if agent_version else "",
             name=name,
             hard_micro_usd=parse_usd(max_usd),
-            prompts=await kept_prompts(await client.store(), prompts),
+            prompts=await kept_prompts(store, prompts),
         )
         if not runs:
             complain(f"no run{f' of type {kind}' if kind else ''} has ended that could be tried again", next_step="crewlog runs lists them")

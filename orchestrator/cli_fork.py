@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _AT = "Share everything up to this event: its index as `show --as events` numbers it, @POSITION, or an event id."
 _RESULT = "Another result of a tool call: CALL_ID=TEXT, or CALL_ID=@FILE; repeatable."
 _PROMPT = "Other instructions: [KIND=]TEXT, or [KIND=]@FILE; repeatable."
+_VERSION = "Only agents of this version: VERSION, KIND=VERSION or several with commas; `current`: tasks under way go on with what agents have now."
 _SET = "Another field of the submitted task, such as limits.turns_max=80 or constraints.words_max=120; repeatable."
 
 
@@ -40,7 +41,7 @@ async def fork(
     prompt: Annotated[list[str] | None, typer.Option("--prompt", metavar="[KIND=]TEXT", help=_PROMPT)] = None,
     model: Annotated[str, typer.Option("--model", help="Other models, as in CREWLOG_MODELS: PROVIDER:MODEL, a chain with >, or KIND=PROVIDER:MODEL.")] = "",
     provider: Annotated[str, typer.Option("--provider", help="With --model MODEL: whose model it is.")] = "",
-    agent_version: Annotated[str, typer.Option("--agent-version", help="`current`: with today's prompts and tools; else only agents of this version.")] = "",
+    agent_version: Annotated[str, typer.Option("--agent-version", help=_VERSION)] = "",
     budget: Annotated[str | None, typer.Option("--budget", metavar="USD", help="The most that the fork may spend, such as 0.50.")] = None,
     change: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=JSON", help=_SET)] = None,
     yes: Annotated[bool | None, typer.Option("--auto-approve/--ask", help="Let tools with consequences run without asking, or ask.")] = None,

@@ -86,10 +86,13 @@ class ClientWhy:
 
     async def _known(self, run: RunView, task: TaskView, workers: tuple[list[AgentView], list[AgentView]], queue: dict[str, Any] | None) -> Known:
         is_shadow = run.source == SHADOW
-        crew, ever = [[w for w in found if (w.kind, w.is_shadow) == (task.kind, is_shadow)] for found in workers]
+        version = "" if queue is None else queue.get("needs", {}).get(str(task.task_id), "")
+        of_kind, ever = [[w for w in found if (w.kind, w.is_shadow) == (task.kind, is_shadow)] for found in workers]
+        crew = [w for w in of_kind if version in ("", w.version)]
         gone = max(ever, key=lambda w: (w.stopped_at or w.started_at, w.worker), default=None)
         held = None if queue is None else queue["held"].get(str(task.task_id))
-        known = Known(is_shadow=is_shadow, crew=crew, gone=gone, out=None if queue is None else queue["out"])
+        versions = [w.version for w in of_kind]
+        known = Known(is_shadow=is_shadow, version=version, versions=versions, crew=crew, gone=gone, out=None if queue is None else queue["out"])
         if held is not None:
             known = known._replace(held=Held(held["ahead"], held["in_flight"], held["size"], held["is_limited"]))
         if task.status == "running" and task.worker is not None:

@@ -100,7 +100,7 @@ class DeadLetters:
             return Redriven("ended", _how_it_ended(letter, state))
         if task.phase != "dispatched":
             return Redriven("waits", f"task {task.task_id} ({task.key}) is {task.phase}: no agent is wanted for it now")
-        again = Dispatch(task.task_id, task.kind, state.brief.priority, task.attempt, task.dispatches, None)
+        again = Dispatch(task.task_id, task.kind, state.brief.lane_of(task.kind), task.attempt, task.dispatches, None)
         await self._publisher.publish_again(state.run_id, again, nonce=self._clock.random_id().hex[:8])
         log.info("task %s of run %s was published again: %s", task.task_id, state.run_id, letter.reason)
         return Redriven("published")

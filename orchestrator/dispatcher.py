@@ -8,7 +8,8 @@ in which messages are sent is no decision that a replay must find again, a queue
   because other orchestrators send, too, and hear of the ends of each other's tasks. That is every `LOOK_S` while tasks come and go, and
   hardly ever beside agents that think for minutes, or where nobody takes anything.
 - Turns are taken within one queue for each kind of agent: others give what they would hold back to the orchestrator that does (`holders`).
-- Shadows have queues and windows of their own, and wait without a look at the bus while no worker is there for them.
+- Shadows, and work that needs a certain version of its agent, have queues and windows of their own, and wait without a look at the bus while no
+  worker is there for them.
 - An orchestrator that holds something back says so. When one falls silent or leaves, the others take over what the log says
   is dispatched, as an orchestrator does that starts. A message sent twice has the same id, and the stream drops the second.
 """
@@ -253,8 +254,8 @@ class Dispatcher:
         return self._size(group) - self._windows[group].in_flight
 
     def _is_waiting_for_room(self) -> bool:
-        """Say whether it is worth asking the bus again and again: not for shadows that nobody is there for. A worker that comes is heard."""
-        return any(queue and (not _is_shadow(group) or self.capacity(group)) for group, queue in self._queues.items())
+        """Say whether it is worth asking the bus again and again: not for a lane apart that nobody is there for. A worker that comes is heard."""
+        return any(queue and ("." not in group or self.capacity(group)) for group, queue in self._queues.items())
 
     # ── what goes out ──
 

@@ -81,7 +81,7 @@ class Draft:
         self._writes.append(Write(task_stream(task_id), (opened,), NO_STREAM, step.type, scopes))
         deadline_us = self.deadline_us(step.timeout_seconds)
         self.emit(TaskDispatched(task_id, step.key, step.type, 1, revision, deadline_us, tuple(offered)))
-        self._dispatches.append(Dispatch(task_id, step.type, brief.priority, 1, 1, message))
+        self._dispatches.append(Dispatch(task_id, step.type, brief.lane_of(step.type), 1, 1, message))
 
     def fork_task(self, task_id: TaskId, event: TaskForked) -> None:
         """Open a task that goes on from another one. It is charged like a new one."""
@@ -92,7 +92,7 @@ class Draft:
         timeout_s = next((step.timeout_seconds for step in self.state.steps if step.key == task.key), None)
         self.emit(TaskDispatched(task.task_id, task.key, task.kind, attempt, task.revision, self.deadline_us(timeout_s), task.offered))
         serial = self.state.tasks[task.key].dispatches
-        self._dispatches.append(Dispatch(task.task_id, task.kind, self.state.brief.priority, attempt, serial, None))
+        self._dispatches.append(Dispatch(task.task_id, task.kind, self.state.brief.lane_of(task.kind), attempt, serial, None))
 
     def deadline_us(self, timeout_s: int | None) -> int:
         """Return when a task dispatched now must be done: its own time from now, waiting in the queue included, but not after the run's.

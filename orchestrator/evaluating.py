@@ -145,19 +145,20 @@ def waits_for(trial: UnderWay) -> str:
     tasks = sorted(active_tasks(run), key=lambda task: _ORDER.index(task.phase) if task.phase in _ORDER else len(_ORDER))
     if not tasks:
         return "its results are kept back in quarantine" if run.quarantines else "an orchestrator has yet to look at it"
-    return _task_waits_for(tasks[0], trial.begun)
+    version = "" if run.brief.trial is None else run.brief.trial.version_of(tasks[0].kind)
+    return _task_waits_for(tasks[0], trial.begun, version)
 
 
 _ORDER: Final = ("suspended", "dispatched", "retrying")
 """Of what several tasks wait for, that is told which is least likely to end by itself."""
 
 
-def _task_waits_for(task: TaskState, begun: Mapping[TaskId, int]) -> str:
+def _task_waits_for(task: TaskState, begun: Mapping[TaskId, int], version: str) -> str:
     match task.phase:
         case "suspended":
             return f"{task.key} asks a person, see crewlog approvals"
         case "dispatched" if begun.get(task.task_id, 0) < task.dispatches:
-            return f"{task.key} waits for a {task.kind} agent"
+            return f"{task.key} waits for a {task.kind} agent" + (f" of version {version}" if version else "")
         case "dispatched":
             return f"a {task.kind} agent works on {task.key}"
         case "retrying":

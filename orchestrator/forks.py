@@ -22,6 +22,7 @@ from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.folds import Fold
 from crewlog.orchestrator.fork_place import ForkPlace, fork_place, own_events
 from crewlog.orchestrator.forking import task_changes
+from crewlog.orchestrator.kinds import known_versions, versions_meant
 from crewlog.orchestrator.run import TaskState, active_tasks
 from crewlog.orchestrator.run_history import RunHistory, load_history, refuse_erased, with_texts
 from crewlog.orchestrator.terms import Allowance
@@ -41,6 +42,7 @@ CHANGEABLE: Final = frozenset(
     {"objective", "auto_approve", "limits", "constraints", "timeout_seconds", "priority", "budget", "routing", "synthesis", "output_schema"}
 )
 """What of the submitted task a fork may say differently."""
+CURRENT: Final = "current"
 
 
 class ForkRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,7 +65,8 @@ class ForkRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Agent kind, or `*`, -> instructions in place of its own."""
     models: str = ""
     agent_version: str = ""
-    """`current`: tasks under way go on with the prompt and tools that agents have now. Any other: agents must have this version."""
+    """`current`: tasks under way go on with the prompt and tools that agents have now. `KIND=VERSION` with commas: agents of these kinds must have these
+    versions, and theirs go on with the prompt and tools of those. `VERSION` alone is said of every kind that has had it."""
     effects: Effects = "stub"
     reads: bool = True
     """Reading tools are answered from the parent's record where it has the same call."""
@@ -102,7 +105,7 @@ class Forks:
             raise NotFound(f"event (run {request.run_id} has events 1 to {len(history.events)})", f"{request.run_id}:{request.at}")
         refuse_erased(history, "forked")
         history, at = await self._owner(history, request.at)
-        request = msgspec.structs.replace(request, at=at)
+        request = msgspec.structs.replace(request, at=at, agent_version=await self._versions(request.agent_version))
         place = fork_place(history, at)
         fork_id = RunId(request.fork_id or self._clock.random_id())
         made = await _Making(self._store, history, place, request, fork_id, self._allowance).command()
@@ -124,6 +127,9 @@ class Forks:
             history = await load_history(self._store, forked.parent)
             at = next(index for index, recorded in enumerate(history.events, 1) if recorded.position == position)
         return history, at
+
+    async def _versions(self, asked: str) -> str:
+        return asked if asked in ("", CURRENT) else versions_meant(asked, await known_versions(self._store))
 
     async def _known(self, command: ForkRun, keys: tuple[str, ...]) -> Forked:
         history = await load_history(self._store, command.run_id)
@@ -165,15 +171,18 @@ class _Making:
             raise ContractError(f"a fork cannot change {', '.join(unknown)} of its task; it may change {', '.join(sorted(CHANGEABLE))}")
         if request.models:
             named_models(request.models)
-        version = "" if request.agent_version == "current" else request.agent_version
         prompts: dict[str, str] | None = {kind: self._keep(text) for kind, text in request.prompts.items()} or None
-        trial = Trial(request.effects, request.run_id, not request.reads, request.models, version, prompts=prompts)
+        trial = Trial(request.effects, request.run_id, not request.reads, request.models, self._version, prompts=prompts)
         ids = {"task_id": str(self._fork_id), "run_id": str(self._fork_id), "parent_task_id": None}
         submitted = self._submitted()
         lane = {"priority": "normal"} if submitted.get("priority") == SHADOW_LANE else {}  # somebody waits for this one
         changes = {**lane, **request.changes, **ids, "trial": msgspec.to_builtins(trial)}
         checked = msgspec.json.decode(sparse_json(parse_task(merged(submitted, changes))))
         return {**changes, **{name: checked.get(name) for name in request.changes if name != "budget"}}
+
+    @property
+    def _version(self) -> str:
+        return "" if self._request.agent_version == CURRENT else self._request.agent_version
 
     def _submitted(self) -> Any:
         task: Any = {}
@@ -187,7 +196,8 @@ class _Making:
 
     async def _task(self, command: ForkRun, task: TaskState) -> TaskFork:
         request, version = self._request, self._place.versions[task.key]
-        plain = TaskFork(task.task_id, version, begins_anew=bool(request.agent_version))
+        begins_anew = request.agent_version == CURRENT or bool(Trial(agent_version=self._version).version_of(task.kind))
+        plain = TaskFork(task.task_id, version, begins_anew=begins_anew)
         if not self._is_edited:
             return plain
         events = own_events(self._history.events[: self._place.at], task, version)

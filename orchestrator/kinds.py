@@ -1,13 +1,13 @@
 """The agent kinds there are: from the log, and from every registration on the bus.
 
-Registrations are appended to `agent/<kind>`. Whenever one changes what is known of its kind, it goes into the directory stream as
-well, which therefore stays short: reading it tells an orchestrator that starts all kinds there ever were.
+Registrations are appended to `agent/<kind>`. Whenever one changes what is known of its kind, or is the first of its version, it goes into
+the directory stream as well, which therefore stays short: reading it tells an orchestrator that starts all kinds and versions there ever were.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -17,9 +17,12 @@ from crewlog.events.bus import Bus
 from crewlog.events.clock import Clock
 from crewlog.events.store import ANY, AppendRequest, EventStore, Write
 from crewlog.orchestrator.planning import Kinds, Offer
+from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import Stream, agent_stream
+from crewlog.schemas.subjects import version_lane
 from crewlog.schemas.system_events import AgentRegistered, AgentStopped, SystemEvent
 from crewlog.schemas.text import shorten
+from crewlog.schemas.trial import named_versions
 
 DIRECTORY: Final = Stream("agent/@kinds")
 """No kind can have this name: `@` is not allowed in one."""
@@ -51,6 +54,10 @@ class KindDirectory:
         """Kind -> workers heard of that can work."""
         self._recorded: dict[str, Offer] = {}
         """What the directory stream says, as far as it was read."""
+        self._versions: dict[str, list[str]] = {}
+        """Kind -> the versions that the directory stream names."""
+        self._lanes: dict[str, set[str]] = {}
+        """Kind -> the lanes that workers heard of serve besides the usual ones."""
         self._version = 0
 
     @property
@@ -58,11 +65,20 @@ class KindDirectory:
         """All known kinds."""
         return self._offers
 
+    @property
+    def versions(self) -> Mapping[str, Sequence[str]]:
+        """Kind -> the versions of it that have been there, the latest one last."""
+        return self._versions
+
+    def queues(self) -> dict[str, set[str]]:
+        """Return every kind, with the lanes that it has for work that needs one of its versions."""
+        return {kind: {*map(version_lane, self._versions.get(kind, ())), *self._lanes.get(kind, ())} for kind in self._offers}
+
     async def start(self) -> None:
         """Read the directory and make sure that every kind has its queues."""
         await self.refresh()
-        for kind in self._offers:
-            await self._bus.ensure_kind(kind)
+        for kind, lanes in self.queues().items():
+            await self._bus.ensure_kind(kind, lanes=lanes)
 
     async def refresh(self) -> bool:
         """Read what others have added to the directory; returns whether that changed anything."""
@@ -72,6 +88,7 @@ class KindDirectory:
             event = recorded.event()
             if isinstance(event, AgentRegistered):
                 self._offers[event.kind] = self._recorded[event.kind] = _offer(event, event.unavailable)
+                _note_version(self._versions, event)
         return self._offers != before
 
     def learn(self, event: AgentRegistered) -> None:
@@ -79,6 +96,8 @@ class KindDirectory:
         work but that of shadows say nothing about it."""
         if event.lane is not msgspec.UNSET:
             return
+        if (lane := lane_beside(event)) is not None:
+            self._lanes.setdefault(event.kind, set()).add(lane)
         able = self._able.setdefault(event.kind, set())
         (able.discard if event.unavailable else able.add)(event.worker)
         self._offers[event.kind] = _offer(event, "" if able else event.unavailable)
@@ -89,11 +108,12 @@ class KindDirectory:
         Raises:
             Unavailable: the log or the bus cannot be reached; the worker asks again.
         """
-        await self._bus.ensure_kind(event.kind)
+        await self._bus.ensure_kind(event.kind, lanes=() if (lane := lane_beside(event)) is None else (lane,))
         await self.refresh()
         self.learn(event)
         offer = self._offers.get(event.kind)
-        is_known = offer is None or self._recorded.get(event.kind) == offer or (event.unavailable and not offer.unavailable)
+        is_same = self._recorded.get(event.kind) == offer and (lane is None or event.version in self._versions.get(event.kind, ()))
+        is_known = offer is None or is_same or (event.unavailable and not offer.unavailable)
         await self._append(event, agent_stream(event.kind), *(() if is_known else (DIRECTORY,)))
         log.info("agent %s of kind %s registered%s", event.worker, event.kind, f" as unavailable: {event.unavailable}" if event.unavailable else "")
 
@@ -105,6 +125,50 @@ class KindDirectory:
     async def _append(self, event: SystemEvent, *streams: Stream) -> None:
         writes = [Write(stream, (event,), ANY) for stream in streams]
         await self._store.append(AppendRequest(writes, [self._clock.new_id() for _ in writes], self._clock.now_us()))
+
+
+async def known_versions(store: EventStore) -> dict[str, list[str]]:
+    """Read which versions of each kind have been there, the latest one last.
+
+    Raises:
+        Unavailable: the log cannot be reached.
+    """
+    versions: dict[str, list[str]] = {}
+    for recorded in await store.read_streams({DIRECTORY: 0}):
+        if isinstance(event := recorded.event(), AgentRegistered):
+            _note_version(versions, event)
+    return versions
+
+
+def versions_meant(text: str, known: Mapping[str, Sequence[str]]) -> str:
+    """Say of which kinds versions are wanted that somebody names: `KIND=VERSION` with commas. One without a kind is wanted of the kinds that had it.
+
+    Args:
+        text: see `named_versions`.
+        known: kind -> versions that have been there.
+
+    Raises:
+        ContractError: no kind ever had a version that is named without one.
+    """
+    versions = named_versions(text)
+    if (version := versions.pop("*", None)) is not None:
+        kinds = [kind for kind, had in known.items() if version in had and kind not in versions]
+        if not kinds:
+            had = "; ".join(f"{kind} {', '.join(had)}" for kind, had in sorted(known.items())) or "none"
+            told = f"no agent has been there in version {version!r}; versions known: {had}. Start one, or name the kind that is to wait for it: KIND={version}"
+            raise ContractError(told)
+        versions |= dict.fromkeys(kinds, version)
+    return ",".join(f"{kind}={version}" for kind, version in sorted(versions.items()))
+
+
+def lane_beside(event: AgentRegistered) -> str | None:
+    """Return the lane that a worker serves besides the usual ones: that of its version. None for one that takes the work of shadows or none."""
+    return None if event.unavailable or event.lane is not msgspec.UNSET else version_lane(event.version)
+
+
+def _note_version(versions: dict[str, list[str]], event: AgentRegistered) -> None:
+    if lane_beside(event) is not None and event.version not in (had := versions.setdefault(event.kind, [])):
+        had.append(event.version)
 
 
 def _offer(event: AgentRegistered, unavailable: str) -> Offer:

@@ -69,7 +69,7 @@ class Looks:
         """Take note of a run that is looked at; `events` was counted before its state was read."""
         lane = state.brief.priority
         dispatched = (task for task in active_tasks(state) if task.phase == "dispatched")
-        tasks = tuple(DispatchedTask(task.task_id, task.kind, worker_group(task.kind, lane), task.dispatches) for task in dispatched)
+        tasks = tuple(DispatchedTask(task.task_id, task.kind, worker_group(task.kind, state.brief.lane_of(task.kind)), task.dispatches) for task in dispatched)
         short = () if state.hold is None else tuple((t.shortfall.scope, t.shortfall.needed_micro_usd) for t in starving(state) if t.shortfall is not None)
         self._noted[state.run_id] = Noted(state.brief.tenant if lane != SHADOW_LANE else None, events, next_due_us(state), tasks, short)
 

@@ -149,7 +149,7 @@ class Servers:
 
     async def _prepare_streams(self) -> None:
         self.bus = await NatsBus.connect(self._nats_url("supervisor"), name="supervisor", provision=self._config.provision)
-        await ensure_topology(self.bus, BUILT_IN_KINDS, provision=self._config.provision)
+        await ensure_topology(self.bus, dict.fromkeys(BUILT_IN_KINDS, ()), provision=self._config.provision)
 
     async def _keep(self, server: Server) -> None:
         """Start a server again when it ends by itself: the processes reconnect, and the log is on disk."""

@@ -71,6 +71,8 @@ class Heartbeat(msgspec.Struct):
     slots: int = 0
     lane: str = ""
     """The one lane that it takes work from, when it does not serve the usual ones."""
+    lanes: tuple[str, ...] = ()
+    """Lanes that it serves besides: that of its version."""
 
 
 class _Sign(msgspec.Struct):
@@ -194,7 +196,7 @@ class Sweep:
         Raises:
             Unavailable: the log or the bus cannot be reached; the next round begins anew.
         """
-        await self._bus.ensure_kinds(self._kinds.offers)
+        await self._bus.ensure_kinds(self._kinds.queues())
         await self._take_over_begun()
         adopts, self._adopts = self._adopts, False
         doubts, self._doubts = self._doubts, False
@@ -344,7 +346,7 @@ class Sweep:
             self._signs[task_id].at_s = now_s
         left = {task_id: run_id for task_id, run_id in silent.items() if now_s - self._signs[task_id].at_s >= self._lease_s}
         states = await self._driver.folds.states(set(left.values())) if left else {}
-        backlogs: dict[tuple[str, str], int] = {}
+        backlogs: dict[str, int] = {}
         for task_id, run_id in left.items():
             state, sign = states.get(run_id), self._signs[task_id]
             task = None if state is None else current_task(state, task_id)
@@ -359,18 +361,18 @@ class Sweep:
 
     def _sent_again(self, state: RunState, task: TaskState) -> int:
         sign = self._signs.get(task.task_id)
-        return sign.again if sign is not None and self._dispatcher.capacity(worker_group(task.kind, state.brief.priority)) > 0 else 0
+        return sign.again if sign is not None and self._dispatcher.capacity(worker_group(task.kind, state.brief.lane_of(task.kind))) > 0 else 0
 
     async def _note_progress(self, signs: Mapping[Stream, _Sign], now_s: float) -> None:
         for recorded in await self._store.read_streams({stream: sign.version for stream, sign in signs.items()}):
             sign = signs[recorded.stream]
             sign.at_s, sign.version, sign.again = now_s, recorded.version, 0
 
-    async def _is_lost(self, state: RunState, task: TaskState, sign: _Sign, backlogs: dict[tuple[str, str], int], now_s: float) -> bool:
-        lane = task.kind, state.brief.priority
-        if lane not in backlogs:
-            backlogs[lane] = await self._bus.backlog("WORK", f"{task.kind}-{state.brief.priority}")
-        return backlogs[lane] == 0 or now_s - sign.at_s >= self._lease_s * BUSY_QUEUE_LEASES
+    async def _is_lost(self, state: RunState, task: TaskState, sign: _Sign, backlogs: dict[str, int], now_s: float) -> bool:
+        queue = f"{task.kind}-{state.brief.lane_of(task.kind)}"
+        if queue not in backlogs:
+            backlogs[queue] = await self._bus.backlog("WORK", queue)
+        return backlogs[queue] == 0 or now_s - sign.at_s >= self._lease_s * BUSY_QUEUE_LEASES
 
     async def _hear(self, message: Message) -> None:
         try:
@@ -378,7 +380,8 @@ class Sweep:
         except msgspec.MsgspecError as error:
             log.debug("a heartbeat on %s does not decode: %s", message.subject, error)
             return
-        self._dispatcher.heard(worker_group(beat.kind, beat.lane), beat.worker, beat.slots)
+        for lane in (beat.lane, *beat.lanes):
+            self._dispatcher.heard(worker_group(beat.kind, lane), beat.worker, beat.slots)
         now_s = self._clock.monotonic()
         for task_id in beat.busy:
             if sign := self._signs.get(task_id):
@@ -386,5 +389,5 @@ class Sweep:
 
 
 def _again(state: RunState, task: TaskState, nonce: str = "") -> Waiting:
-    dispatch = Dispatch(task.task_id, task.kind, state.brief.priority, task.attempt, task.dispatches, None)
+    dispatch = Dispatch(task.task_id, task.kind, state.brief.lane_of(task.kind), task.attempt, task.dispatches, None)
     return Waiting(state.brief.tenant, state.run_id, dispatch, nonce)

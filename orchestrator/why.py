@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Literal, NamedTuple
 
 from crewlog.projections.query_rows import AgentView, ApprovalView, ProviderView, RunView, TaskView
-from crewlog.schemas.subjects import SHADOW_LANE, worker_group
+from crewlog.schemas.subjects import SHADOW_LANE, version_lane, worker_group
 
 Reason = Literal[
     "dependency", "paused", "budget", "approval", "retry", "breaker", "quarantine", "fairness", "limit", "no_worker", "queue", "lease", "orchestrator", "none"
@@ -36,6 +36,10 @@ class Known(NamedTuple):
 
     is_shadow: bool = False
     """The task is one of a shadow: only workers that were started for those take it."""
+    version: str = ""
+    """Version that a worker must have to take it; empty: any."""
+    versions: Sequence[str] = ()
+    """Those of the workers of its kind that answer."""
     crew: Sequence[AgentView] = ()
     """Workers that may take the task and that answer."""
     gone: AgentView | None = None
@@ -100,11 +104,12 @@ def _queued(task: TaskView, known: Known) -> Wait:
         return Wait("orchestrator", "no orchestrator answers, so nobody can say where it stands", "an orchestrator that starts; crewlog status shows them")
     if not known.crew:
         return _nobody(task, known)
-    group = worker_group(task.kind, SHADOW_LANE if known.is_shadow else "")
+    group = worker_group(task.kind, SHADOW_LANE if known.is_shadow else version_lane(known.version) if known.version else "")
     if all(worker.unavailable for worker in known.crew):
         return Wait("no_worker", f"no {task.kind} agent can work: {known.crew[0].unavailable}", "installing that, then restarting the agent")
     slots = sum(worker.slots for worker in known.crew if not worker.unavailable)
-    more = f"the end of those before it, or more agents: crewlog scale {group}={len(known.crew) + 1}"
+    needed = f"more agents of version {known.version}" if known.version else f"more agents: crewlog scale {group}={len(known.crew) + 1}"
+    more = f"the end of those before it, or {needed}"
     if (held := known.held) is not None:
         turn = f"about {held.ahead} others go first, since tenants and runs take turns" if held.ahead else "it is next"
         if held.is_limited:
@@ -124,6 +129,10 @@ def _nobody(task: TaskView, known: Known) -> Wait:
         seen = f"the last one, {gone.worker}, left at {_time(gone.stopped_at)}"
     else:
         seen = f"{gone.worker} registered at {_time(gone.started_at)} and does not answer"
+    if known.version:
+        live = ", ".join(sorted(set(known.versions))) or f"none ({seen})"
+        detail = f"waits for a worker of version {known.version} of kind {task.kind}; versions live: {live}"
+        return Wait("no_worker", detail, f"a {task.kind} agent of version {known.version} that starts")
     if known.is_shadow:
         needed = f"crewlog scale {worker_group(task.kind, SHADOW_LANE)}=1, or crewlog agent {task.kind} --shadow"
         return Wait("no_worker", f"no {task.kind} agent is there for shadows, and others do not take their work: {seen}", needed)

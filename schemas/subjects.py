@@ -31,7 +31,11 @@ LANES: Final = ("high", "normal", "low")
 SHADOW_LANE: Final = "shadow"
 """That of work which only workers fetch that were started for shadows: they form a group of their own, and no other work waits behind theirs."""
 QUEUES: Final = (*LANES, SHADOW_LANE)
-"""All lanes: each kind has a queue for each of them."""
+"""Lanes that each kind has a queue for."""
+VERSION_LANES: Final = tuple(f"version{number}" for number in range(32))
+"""Those of work that needs a certain version of an agent. A kind has a queue for those of the versions it had. There are few, because the permissions
+of the bus name each; see `version_lane`."""
+_APART: Final = frozenset((SHADOW_LANE, *VERSION_LANES))
 POKE: Final = "poke.log"
 ORCHESTRATORS: Final = "control.orchestrators.all"
 OURS: Final = frozenset(
@@ -64,9 +68,22 @@ def work(kind: str, lane: str) -> str:
     return f"work.{_token('kind', kind)}.{_token('lane', lane)}"
 
 
+def version_lane(version: str) -> str:
+    """Return the lane of work that needs this version of an agent.
+
+    Versions that differ in one digit never share a lane; of other two, one pair in 32 does. Then a worker may be handed what the other one has to do,
+    and gives it back.
+    """
+    number = 0
+    for byte in version.encode():
+        number = (number * 37 + byte) % len(VERSION_LANES)  # odd, so that no place of the text is lost
+    return VERSION_LANES[number]
+
+
 def worker_group(kind: str, lane: str) -> str:
-    """Name the workers that take what lies in a lane of a kind: `research`, or `research.shadow`. A kind cannot be called like the latter."""
-    return f"{kind}.{SHADOW_LANE}" if lane == SHADOW_LANE else kind
+    """Name the workers that take what lies in a lane of a kind: `research` for the usual ones, `research.shadow` or `research.version7` for a lane that
+    only some of them serve. A kind cannot be called like the latter."""
+    return f"{kind}.{lane}" if lane in _APART else kind
 
 
 def events(tenant: str, run_id: RunId | str, type_: str) -> str:

@@ -19,13 +19,14 @@ from crewlog.schemas.ids import TOKEN
 from crewlog.schemas.parse import parse
 from crewlog.schemas.plan import UNCONSTRAINED, Constraints, Plan
 from crewlog.schemas.subjects import SHADOW_LANE
-from crewlog.schemas.trial import Trial
+from crewlog.schemas.trial import Trial, named_versions
 from crewlog.schemas.values import ContextItem
 
 RUN: Final = "run"
 """The `type` of a task that is a whole goal: it is planned first, or brings its own plan."""
 
 TASK_BYTES_MAX: Final = 512 * 1024
+VERSION_CHARS_MAX: Final = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +147,8 @@ def _consistent(task: AgentTask) -> AgentTask:
         raise ValueError(f"a plan needs type 'run', got {task.type!r}")
     if task.trial is not None and task.trial.name and not TOKEN.fullmatch(task.trial.name):
         raise ValueError(f"a trial is named with letters, digits, - and _, got {task.trial.name!r}")
+    if task.trial is not None and task.trial.agent_version:
+        _check_versions(task.trial.agent_version)
     if task.priority == SHADOW_LANE and (task.trial is None or not task.trial.name or not task.trial.stubs_effects):
         raise ValueError("priority 'shadow' is for trials with a name whose effects are stubbed")
     names = [a.name for a in task.attachments]
@@ -156,6 +159,12 @@ def _consistent(task: AgentTask) -> AgentTask:
         if unknown:
             raise ValueError(f"step {step.key!r} names unknown attachments {', '.join(unknown)}; attached: {', '.join(names) or 'none'}")
     return task
+
+
+def _check_versions(text: str) -> None:
+    for kind, version in named_versions(text).items():
+        if not (kind == "*" or TOKEN.fullmatch(kind)) or not version or not version.isprintable() or len(version) > VERSION_CHARS_MAX:
+            raise ValueError(f"{text!r} names no versions of agents: write VERSION, or KIND=VERSION of certain kinds with commas")
 
 
 def parse_task(data: bytes | str | dict[str, Any]) -> AgentTask:

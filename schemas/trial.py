@@ -30,7 +30,7 @@ class Trial:
     models: str = ""
     """Models in place of the crew's own, as in CREWLOG_MODELS; roles it does not name keep theirs."""
     agent_version: str = ""
-    """Version that an agent must have to take a task of the run; empty: any."""
+    """Version that an agent must have to take a task of the run, or `KIND=VERSION` of certain kinds with commas; empty: any."""
     only_recorded: bool = False
     """Nothing runs that reads or reaches beyond its task: what the record does not have is an error."""
     name: str = ""
@@ -49,3 +49,18 @@ class Trial:
         """Return the blob with the instructions of an agent kind, None when it keeps its own."""
         prompts = self.prompts or {}
         return prompts.get(kind, prompts.get("*"))
+
+    def version_of(self, kind: str) -> str:
+        """Return the version that an agent of a kind must have; empty: any."""
+        if not self.agent_version:
+            return ""
+        versions = named_versions(self.agent_version)
+        return versions.get(kind, versions.get("*", ""))
+
+
+def named_versions(text: str) -> dict[str, str]:
+    """Read `VERSION`, or `KIND=VERSION` of certain kinds with commas: agent kind -> version, `*` for all that are not named. Total."""
+    if "=" not in text:
+        return {"*": text.strip()}
+    entries = (entry.partition("=") for entry in text.split(","))
+    return {kind.strip() if equals else "*": (version if equals else kind).strip() for kind, equals, version in entries}

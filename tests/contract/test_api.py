@@ -12,6 +12,7 @@ from support.decider import a_plan
 
 from crewlog.schemas.ids import ApprovalId, Hash, Stream
 from crewlog.schemas.payload import EMPTY
+from crewlog.schemas.subjects import version_lane
 from crewlog.schemas.system_events import AgentRegistered
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import ApprovalRequested, TaskCompleted, TaskEvent
@@ -145,7 +146,8 @@ async def test_a_kind_of_ones_own_is_known_to_all_orchestrators_and_after_a_rest
     task = {"type": "weather", "objective": "Will it rain?"}
     async with crew.orchestrator() as one, crew.orchestrator() as two:
         assert not (await crew.ask("tasks.submit", task))["ok"]
-        assert await crew.ask("agents.register", registration(), tenant="system") == {"ok": True, "kind": "weather"}
+        registered = await crew.ask("agents.register", registration(), tenant="system")
+        assert registered == {"ok": True, "kind": "weather", "lane": version_lane("1")}
         await crew.until(lambda: "weather" in one.kinds.offers and "weather" in two.kinds.offers)
     async with crew.orchestrator(), crew.agents(["weather"]):
         answer = await crew.ask("tasks.submit", task)

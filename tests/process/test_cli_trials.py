@@ -65,9 +65,11 @@ def test_a_search_does_not_wait_for_ever_and_says_what_it_waited_for(crew: LiveC
         assert (found["outcome"], [one["verdict"] for one in found["tried"]]) == ("unknown", ["skip"])
         return crew.json("show", found["tried"][0]["run_id"])["status"], done.stderr
 
-    status, said = tried("versions", "nobody-1,nobody-2")
-    assert status == "failed"
-    assert "tells nothing: no model was asked for it: " in said
+    status, said = tried("versions", "data=no-1;data=no-2", "--patience", "1")
+    assert status == "cancelled"
+    assert "nothing has happened in it for 1 s: waits for a worker of version no-1 of kind data; versions live: 1; ended by: a data agent of version" in said
+    refused = crew.run("bisect", run["run_id"], "--over", "versions", "1,nobody-2", "--check", "true", code=2).stderr
+    assert "no agent has been there in version 'nobody-2'; versions known: " in refused
     crew.run("pause", "--kind", "data")
     try:
         status, said = tried("models", "offline,offline", "--patience", "1")

@@ -230,7 +230,7 @@ async def test_pulling_goes_on_after_the_server_was_killed_and_started_again(fle
         async with asyncio.timeout(10):  # what was published meanwhile may be lost, and is said to be
             await gap.wait()
         gap.clear()
-        await orchestrator.ensure_kinds(["research"])  # its queue was in memory
+        await orchestrator.ensure_kinds({"research": ()})  # its queue was in memory
         await waiting
         await orchestrator.enqueue("work.research.high", f"after {number}".encode(), message_id=f"after-{number}")
         await until(3 + 2 * number)
@@ -290,21 +290,23 @@ async def test_closing_does_not_wait_for_a_server_that_is_away(real_server: Nats
 
 async def test_what_the_server_has_lost_is_created_again(real_server: NatsServer, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     bus = await NatsBus.connect(real_server.url("orchestrator"), name="orchestrator")
-    await bus.ensure_kinds(["research", "code"])
-    await api(bus, "CONSUMER.DELETE.WORK.code-low")
-    assert await missing(bus, ["research", "code"]) == ["WORK/code-low"]
+    kinds = {"research": (), "code": ("version7",)}
+    await bus.ensure_kinds(kinds)
+    for lane in ("low", "version7"):
+        await api(bus, f"CONSUMER.DELETE.WORK.code-{lane}")
+    assert await missing(bus, kinds) == ["WORK/code-low", "WORK/code-version7"]
     await real_server.stop()
     shutil.rmtree(tmp_path / "nats" / "jetstream")
     await real_server.start()
     async with asyncio.timeout(10):
         while True:
             try:
-                await bus.ensure_kinds(["research", "code"])
+                await bus.ensure_kinds(kinds)
                 break
             except Unavailable:  # it is still on its way back
                 continue
     caplog.clear()
-    await bus.ensure_kinds(["research", "code"])
+    await bus.ensure_kinds(kinds)
     assert caplog.text == "", "nothing is missing"
     assert await bus.enqueue("work.code.low", b"", message_id="m") == 1
     await bus.close()

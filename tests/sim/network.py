@@ -410,13 +410,13 @@ class SimBus:
         except TimeoutError:
             raise Unavailable("no answer about a stream") from None
 
-    async def ensure_kind(self, kind: str) -> None:
-        await self.ensure_kinds([kind])
+    async def ensure_kind(self, kind: str, *, lanes: Collection[str] = ()) -> None:
+        await self.ensure_kinds({kind: lanes})
 
-    async def ensure_kinds(self, kinds: Collection[str]) -> None:
-        names = list(kinds)
+    async def ensure_kinds(self, kinds: Mapping[str, Collection[str]]) -> None:
+        wanted = dict(kinds)
         try:
-            await self._network.call(lambda: list(map(self._server.broker.add_consumers, names)))
+            await self._network.call(lambda: [self._server.broker.add_consumers(*one) for one in wanted.items()])
         except TimeoutError:
             raise Unavailable("the bus does not answer") from None
 

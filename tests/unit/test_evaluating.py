@@ -10,16 +10,21 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from crewlog.events.store import BudgetState
+from crewlog.orchestrator.brief import NO_BRIEF
 from crewlog.orchestrator.evaluating import STOPPED, UnderWay, choose, handed_in, progress, scopes_of_held, waits_for
 from crewlog.orchestrator.run import Phase, RunState, TaskState
 from crewlog.schemas.ids import RunId, TaskId
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.run_events import RunHeld, RunPaused
+from crewlog.schemas.trial import Trial
 from crewlog.schemas.values import Shortfall
 
 TRIALS = [RunId(UUID(int=n + 1, version=4)) for n in range(3)]
 SHARED, OWN = "trial/default/eval-1", f"run/{TRIALS[0]}"
 PATIENCE_S = 100.0
+
+
+TRIED = replace(NO_BRIEF, trial=Trial(agent_version="data=2"))
 
 
 def at_work(news_s: float = 0.0, phase: Phase = "dispatched", *, begun: int = 1) -> UnderWay:
@@ -109,6 +114,7 @@ def test_every_state_is_left(trials: list[UnderWay], spent: int, reserved: int, 
     [
         (handed_in(TRIALS[0], 0.0), "no orchestrator has taken it"),
         (at_work(begun=0), "count waits for a data agent"),
+        (replace(at_work(begun=0), run=replace(at_work().run, brief=TRIED)), "count waits for a data agent of version 2"),
         (at_work(), "a data agent works on count"),
         (at_work(phase="suspended"), "count asks a person, see crewlog approvals"),
         (at_work(phase="retrying"), "count failed and waits for its next attempt"),

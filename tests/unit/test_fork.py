@@ -208,14 +208,6 @@ async def test_a_prompt_holds_for_tasks_that_begin_in_the_fork(crew: Crew) -> No
     assert crew.models["script-1"].requests[-1].system.startswith("Be brief.\n")
 
 
-async def test_a_fork_of_a_version_that_nobody_has_fails_visibly(crew: Crew) -> None:
-    parent = await crew.run()
-    run_id = await crew.begin(parent, 1, agent_version="7")
-    end = await crew.crew.end(run_id)
-    assert end.type == "RunFailed"
-    assert "agent '7'; data-worker has '1'" in end.data.decode()
-
-
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
@@ -226,6 +218,7 @@ async def test_a_fork_of_a_version_that_nobody_has_fails_visibly(crew: Crew) -> 
         ({"at": 3, "changes": {"tenant": "other"}}, "a fork cannot change tenant"),
         ({"at": 3, "changes": {"limits": {"turns_max": 0}}}, "greater than or equal to 1"),
         ({"at": 3, "models": "nobody:x"}, "unknown provider 'nobody'"),
+        ({"at": 3, "agent_version": "7"}, "no agent has been there in version '7'; versions known: data 1. Start one, or name the kind"),
     ],
 )
 async def test_what_cannot_be_is_refused_with_a_way_out(crew: Crew, asked: dict[str, Any], message: str) -> None:
