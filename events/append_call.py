@@ -1,6 +1,6 @@
 """One call of the gate: a batch of requests as arrays, and the answer taken apart again.
 
-A batch of plain requests goes to `es.append_plain`, which writes it or leaves it to `es.append`.
+A batch of plain requests goes to `es.append_plain`, one of requests that open streams to `es.append_opening`: each writes it or leaves it to `es.append`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import msgspec
 from crewlog.events.append_money import CALL_ARGUMENTS, LIMIT_ARGUMENTS, call_arguments, limit_arguments, plain_call_arguments
 from crewlog.events.append_request import Encoded
 from crewlog.events.connections import fetch
-from crewlog.events.store import Appended, AppendRequest
+from crewlog.events.store import NO_STREAM, Appended, AppendRequest
 from crewlog.schemas.codec import Event
 from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, OrchestrationError, OverBudget
 from crewlog.schemas.ids import category
@@ -24,6 +24,7 @@ SQL_WITH_CALLS: Final = SQL.removesuffix(")") + "".join(f", {name} => ${number}"
 SQL_WITH_LIMITS: Final = SQL_WITH_CALLS.removesuffix(")") + "".join(f", {name} => ${number}" for number, name in enumerate(LIMIT_ARGUMENTS, 25)) + ")"
 SQL_PLAIN: Final = "SELECT es.append_plain($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
 SQL_PLAIN_WITH_CALLS: Final = "SELECT es.append_plain($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"
+SQL_OPENING: Final = f"SELECT es.append_opening({', '.join(f'${number}' for number in range(1, 21))})"
 
 T = TypeVar("T")
 
@@ -58,7 +59,11 @@ async def call(connection: Any, batch: Sequence[Encoded], actor: str, *, timeout
     if (plain := plain_arguments(batch, actor)) is not None:
         ((positions,),) = await fetch(connection, SQL_PLAIN if len(plain) == 14 else SQL_PLAIN_WITH_CALLS, plain, timeout_s=timeout_s)
         if positions is not None:
-            return plain_answers(batch, positions)
+            return narrow_answers(batch, positions)
+    elif (opening := opening_arguments(batch, actor)) is not None:
+        ((positions,),) = await fetch(connection, SQL_OPENING, opening, timeout_s=timeout_s)
+        if positions is not None:
+            return narrow_answers(batch, positions)
     given = arguments(batch, actor)
     (row,) = await fetch(connection, statement(given), given, timeout_s=timeout_s)
     return answers(batch, row, actor)
@@ -80,14 +85,34 @@ def plain_arguments(batch: Sequence[Encoded], actor: str) -> list[Any] | None:
     return given + plain_call_arguments(requests) if any(encoded.has_money for encoded in batch) else given
 
 
-def plain_answers(batch: Sequence[Encoded], positions: Sequence[int]) -> list[Appended | OrchestrationError]:
-    """Take the answer of `es.append_plain` apart: one result for each request."""
+def opening_arguments(batch: Sequence[Encoded], actor: str) -> list[Any] | None:
+    """Lay out a batch as the parameters of `es.append_opening`, see there; None when it does not only open streams."""
+    requests = [encoded.request for encoded in batch]
+    writes = [write for request in requests for write in request.writes]
+    streams = [write.stream for write in writes]
+    if any(write.expected != NO_STREAM for write in writes) or len(set(streams)) < len(streams):
+        return None
+    if any(request.reserve is not None or request.settle or request.limits for request in requests):
+        return None
+    e_type, types = _numbered([event.__class__ for write in writes for event in write.events])
+    return [
+        *(streams, _sparse([write.kind for write in writes]), [len(write.events) for write in writes]),
+        [number for number, request in enumerate(requests, 1) for _ in request.writes],
+        *_columns_of(requests),
+        *([cls.__name__ for cls in types], [cls.schema_version for cls in types], e_type),
+        *([event_id for request in requests for event_id in request.event_ids], [text for encoded in batch for text in encoded.documents], actor),
+        *limit_arguments(requests)[:5],
+    ]
+
+
+def narrow_answers(batch: Sequence[Encoded], positions: Sequence[int]) -> list[Appended | OrchestrationError]:
+    """Take the answer of a narrow function apart: one result for each request, at the versions it expected."""
     found: list[Appended | OrchestrationError] = []
     at = 0
     for request, documents, *_ in batch:
-        first, count = request.writes[0].expected + 1, len(documents)
-        found.append(Appended(list(range(first, first + count)), positions[at : at + count]))
-        at += count
+        versions = [version for write in request.writes for version in range(write.expected + 1, write.expected + 1 + len(write.events))]
+        found.append(Appended(versions, positions[at : at + len(documents)]))
+        at += len(documents)
     return found
 
 

@@ -12,7 +12,7 @@ import pytest_asyncio
 from support.logs import CLOCK, dispatched, new_run, new_task, opening, to_run
 from support.postgres import Database
 
-from crewlog.events.append_call import SQL_PLAIN
+from crewlog.events.append_call import SQL_OPENING, SQL_PLAIN
 from crewlog.events.appender import REQUESTS_PER_CALL_MAX, WAITING_PER_LANE, Appender
 from crewlog.events.connections import connector
 from crewlog.events.grants import ORCHESTRATOR
@@ -49,7 +49,7 @@ class Counted:
         self.terminate, self.is_closed = connection.terminate, connection.is_closed
 
     async def fetch(self, sql: str, *arguments: Any) -> Any:
-        self._line.calls.append(len(arguments[3 if sql == SQL_PLAIN else 6]))
+        self._line.calls.append(len(arguments[{SQL_PLAIN: 3, SQL_OPENING: 4}.get(sql, 6)]))
         return await self._connection.fetch(sql, *arguments)
 
 

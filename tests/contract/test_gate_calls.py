@@ -13,7 +13,7 @@ from support.logs import asked, cancelled, completed, dispatched, new_run, new_t
 from support.money import calling, changing, opened, settling
 from support.postgres import Database
 
-from crewlog.events.append_call import SQL_PLAIN, SQL_PLAIN_WITH_CALLS, arguments, plain_arguments, statement
+from crewlog.events.append_call import SQL_OPENING, SQL_PLAIN, SQL_PLAIN_WITH_CALLS, arguments, opening_arguments, plain_arguments, statement
 from crewlog.events.append_request import encode_request
 from crewlog.events.grants import ORCHESTRATOR
 from crewlog.events.store import AppendRequest, Reservation, Settlement, Write
@@ -30,6 +30,11 @@ PLAIN = (
     *("ids", "amounts", "prices"),
 )
 """Places of the arguments of es.append_plain."""
+OPENING = (
+    *("streams", "kinds", "events", "request", "occurred_us", "run", "task", "cause", "trace", "types", "schemas", "e_type", "e_id", "documents", "actor"),
+    *("scopes", "soft", "hard", "b_write", "b_limit"),
+)
+"""Places of the arguments of es.append_opening."""
 
 
 @pytest_asyncio.fixture
@@ -287,6 +292,53 @@ async def test_plain_requests_are_written_or_left_to_the_whole_gate(database: Da
     assert sorted(map(tuple, versions)) == sorted(there)
     assert await owner.fetch("SELECT spent, reserved, (SELECT count(*) FROM es.open_reservations) FROM es.budgets") == [(0, 0, 0)]
     await worker.close()
+
+
+async def test_requests_that_open_streams_are_written_or_left_to_the_whole_gate(database: Database, connection: Any, owner: Any) -> None:
+    """es.append_opening as an orchestrator: whatever is not as it must be changes nothing, also not what travels with it."""
+    there, limited, known = new_task(), new_task(), opening(new_run())
+    await call(owner, by_hand(opened(there), known))
+    limits = ScopeLimit("run/1", 5, 100), ScopeLimit("run/2", None, 7)
+
+    def laid_out(*requests: AppendRequest, **changes: Any) -> list[Any]:
+        given = opening_arguments([encode_request(request) for request in requests], "by hand")
+        assert given is not None
+        for place, value in changes.items():
+            given[OPENING.index(place)] = value
+        return given
+
+    fine, charged = opening(new_run(), new_task()), opened(limited, *limits)
+    copied = opening(new_run())._replace(event_ids=known.event_ids)
+    refused: list[tuple[AppendRequest, dict[str, Any]]] = [
+        (opened(there), {}),
+        (copied, {}),
+        (charged, {"types": ["RunSubmitted", "TaskOpened", "TaskStarted"], "e_type": [1, 2, 3]}),
+        *((charged, {"types": ["RunSubmitted", "TaskOpened", name], "e_type": [1, 2, 3]}) for name in ("ModelCallStarted", "BudgetChanged", "TaskCancelled")),
+        (charged, {"e_type": [1, 2, 9]}),
+        *((charged, {"b_write": bound}) for bound in ([1, 1], [3, 9], [None, 3])),
+        *((charged, {"b_limit": bound}) for bound in ([1, 1], [1, 3], [0, 1])),
+        (charged, {"b_write": [], "b_limit": []}),
+        *((charged, {name: [5, amount]}) for name in ("soft", "hard") for amount in (-1, 10**15 + 1)),
+        *((opened(new_task()), {"streams": ["run/x", "task/y", name]}) for name in ("task", "agents/research", "budget/run/1", "task/y")),
+    ]
+    for request_, changes in refused:
+        assert await connection.fetchval(SQL_OPENING, *laid_out(fine, request_, **changes)) is None, changes
+    misfits: list[dict[str, Any]] = [{"e_type": [1]}, {"documents": []}, {"events": [1, 1]}, {"events": [2, 1, 0]}, {"events": [1, 1, 2]}]
+    for misfit in (*misfits, {"request": [1, 1, 3]}, {"request": [0, 1, 2]}, {"soft": []}, {"b_limit": [1]}):
+        with pytest.raises(asyncpg.PostgresError) as caught:
+            await connection.fetchval(SQL_OPENING, *laid_out(fine, charged, **misfit))
+        assert caught.value.sqlstate == "ES006", misfit
+    worker = await asyncpg.connect(database.url("crewlog_research"))
+    assert await worker.fetchval(SQL_OPENING, *laid_out(fine)) is None, "a worker opens no runs"
+    await worker.close()
+    assert await owner.fetchval("SELECT count(*) FROM es.streams") == 2
+    assert await owner.fetchval("SELECT count(*) FROM es.budgets") == 0
+
+    assert len(await connection.fetchval(SQL_OPENING, *laid_out(fine, charged))) == 3
+    bound = await owner.fetchrow("SELECT scopes, kind, version FROM es.streams WHERE stream_id = $1", task_stream(limited))
+    rows = await owner.fetch("SELECT scope_id, scope, soft, hard FROM es.budgets ORDER BY scope_id")
+    assert [tuple(row)[1:] for row in rows] == [("run/1", 5, 100), ("run/2", None, 7)]
+    assert tuple(bound) == ([row[0] for row in rows], "research", 1)
 
 
 def free_call(task_id: TaskId) -> dict[str, Any]:
