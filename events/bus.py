@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
+
+LAST_SEQUENCE: Final = "Nats-Expected-Last-Sequence"
+"""Header: which message of its stream a message must follow; the stream refuses it otherwise."""
 
 
 class Message(NamedTuple):
@@ -95,8 +98,15 @@ class Bus(Protocol):
     async def publish(self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None) -> None:
         """Send a hint or a telemetry message; nobody confirms it."""
 
-    async def publish_all(self, messages: Sequence[Message]) -> None:
-        """Send messages in this order, as `publish` would one after the other; their `reply` is left out."""
+    async def publish_behind(self, sequence: int, messages: Sequence[tuple[str, bytes]]) -> None:
+        """Send messages that a stream takes one behind the other, the first of them behind its message `sequence`, or not at all.
+
+        Nobody confirms them: if one that is sent behind them is confirmed at its sequence, so were they.
+
+        Args:
+            sequence: number of the last message of the stream.
+            messages: subject and data of each.
+        """
 
     async def flush(self) -> None:
         """Wait until what was published has left this process."""

@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from crewlog.events import jetstream
-from crewlog.events.bus import DeliveryHandler, Handler, Kept, Message, Queued
+from crewlog.events.bus import LAST_SEQUENCE, DeliveryHandler, Handler, Kept, Message, Queued
 from crewlog.events.clock import Clock, SystemClock
 from crewlog.events.jetstream import ConsumerSpec, StreamSpec
 from crewlog.events.lanes import in_turn
@@ -360,11 +360,11 @@ class MemoryBus:
         _check_size(data)
         self.broker.publish(Message(subject, data, headers or {}))
 
-    async def publish_all(self, messages: Sequence[Message]) -> None:
-        for message in messages:
-            _check_size(message.data)
-        for message in messages:
-            self.broker.publish(message._replace(reply=""))
+    async def publish_behind(self, sequence: int, messages: Sequence[tuple[str, bytes]]) -> None:
+        for _, data in messages:
+            _check_size(data)
+        for last, (subject, data) in enumerate(messages, sequence):
+            self.broker.publish(Message(subject, data, {LAST_SEQUENCE: str(last)}))
 
     async def flush(self) -> None:
         """Nothing is buffered."""

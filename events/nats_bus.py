@@ -107,11 +107,11 @@ class NatsBus:
         except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError, nats.errors.ConnectionDrainingError) as error:
             self._log_once(f"a message was dropped while disconnected: {error}")
 
-    async def publish_all(self, messages: Sequence[Message]) -> None:
+    async def publish_behind(self, sequence: int, messages: Sequence[tuple[str, bytes]]) -> None:
         try:
-            await self._nc.publish_all(messages)
+            await self._nc.publish_behind(sequence, messages)
         except nats.errors.MaxPayloadError:
-            raise self._too_large(max((message.data for message in messages), key=len)) from None
+            raise self._too_large(max((data for _, data in messages), key=len)) from None
         except (nats.errors.OutboundBufferLimitError, nats.errors.ConnectionClosedError, nats.errors.ConnectionDrainingError) as error:
             self._log_once(f"{len(messages)} messages were dropped while disconnected: {error}")
 

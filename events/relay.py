@@ -27,7 +27,7 @@ from uuid import UUID
 import msgspec
 
 from crewlog.events import faults, jetstream
-from crewlog.events.bus import Bus, Message
+from crewlog.events.bus import LAST_SEQUENCE, Bus, Message
 from crewlog.events.clock import Clock
 from crewlog.events.jetstream import AS_USUAL, Provision
 from crewlog.events.shared_pages import PageReader
@@ -38,7 +38,8 @@ from crewlog.schemas.ids import TOKEN, RunId, run_stream
 from crewlog.schemas.run_events import RunForked, RunSubmitted
 from crewlog.schemas.system_events import RunArchived
 
-BATCH: Final = 256
+BATCH: Final = 1024
+"""Most events that are published before one is confirmed."""
 POLL_S: Final = 5.0
 """How long to wait for a poke before looking all the same, in seconds."""
 LINGER_S: Final = 0.1
@@ -54,10 +55,11 @@ NO_RUN: Final = "system"
 
 _NO_RUN: Final = subjects.events(NO_RUN, NO_RUN, "")
 _BEGINNINGS: Final = frozenset({RunSubmitted.__name__, RunForked.__name__})
+_ARCHIVED: Final = RunArchived.__name__
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _log = logging.getLogger(__name__)
-_encoder = msgspec.json.Encoder()
+_encode: Final = msgspec.json.Encoder().encode
 
 
 class Envelope(msgspec.Struct, frozen=True):
@@ -84,14 +86,8 @@ class Tail(NamedTuple):
     position: int
 
 
-class _Outgoing(NamedTuple):
-    subject: str
-    data: bytes
-    position: int
-
-    def behind(self, sequence: int) -> Message:
-        """Make the message that must follow message `sequence` of the copy."""
-        return Message(self.subject, self.data, {"Nats-Expected-Last-Sequence": str(sequence)})
+_Outgoing = tuple[str, bytes]
+"""Subject and data."""
 
 
 class _Last(msgspec.Struct, frozen=True):
@@ -165,13 +161,15 @@ class Relay:
         if not page.events:
             await self._wait()
             return
-        outgoing = await self._outgoing(page.events)
+        wanted = self._wanted(page.events)
+        await self._learn_runs(wanted)
+        outgoing = [self._message(event) for event in wanted]
         if faults.hook is not None:
             faults.hook("before_relay_publish")
-        sequence = await self._publish(outgoing)
+        sequence = await self._publish(outgoing, page.events[-1].position)
         if faults.hook is not None:
             faults.hook("after_relay_publish")
-        await self._remove_archived(page.events, outgoing)
+        await self._remove_archived(page.events, wanted)
         self._tail = Tail(sequence, page.events[-1].position)
         if len(page.events) < BATCH:
             await asyncio.sleep(LINGER_S)
@@ -185,36 +183,37 @@ class Relay:
 
     # ── publishing ──
 
-    async def _publish(self, outgoing: Sequence[_Outgoing]) -> int:
-        """Publish a batch and have its last message confirmed; returns the sequence it got."""
+    async def _publish(self, outgoing: Sequence[_Outgoing], position: int) -> int:
+        """Publish a batch up to a position and have its last message confirmed; returns the sequence it got."""
         sequence = self._tail.sequence
         if not outgoing:
             return sequence
         *before, last = outgoing
-        await self._bus.publish_all([message.behind(sequence + n) for n, message in enumerate(before)])
-        sequence += len(before)
-        stored = await self._confirmed(last, sequence)
+        if before:
+            await self._bus.publish_behind(sequence, before)
+            sequence += len(before)
+        stored = await self._confirmed(last, sequence, position)
         if stored != sequence + 1:
-            raise OutOfStep(f"the event at position {last.position} became message {stored} of EVENTS, expected {sequence + 1}")
+            raise OutOfStep(f"the batch up to position {position} ended at message {stored} of EVENTS, expected {sequence + 1}")
         return stored
 
-    async def _confirmed(self, message: _Outgoing, sequence: int) -> int:
-        subject, data, headers, _ = message.behind(sequence)
-        reply = await self._bus.request(subject, data, timeout_s=CONFIRM_TIMEOUT_S, headers=headers)
+    async def _confirmed(self, message: _Outgoing, sequence: int, position: int) -> int:
+        subject, data = message
+        reply = await self._bus.request(subject, data, timeout_s=CONFIRM_TIMEOUT_S, headers={LAST_SEQUENCE: str(sequence)})
         try:
-            answer = jetstream.decode_reply(message.subject, reply.data)
+            answer = jetstream.decode_reply(subject, reply.data)
         except jetstream.ApiError as error:
             if error.err_code == jetstream.WRONG_LAST_SEQUENCE:
-                raise OutOfStep(f"the event at position {message.position} was to follow message {sequence} of EVENTS: {error.description}") from None
+                raise OutOfStep(f"the batch up to position {position} was to end behind message {sequence} of EVENTS: {error.description}") from None
             raise
         return int(answer["seq"])
 
-    async def _remove_archived(self, events: Sequence[Recorded], outgoing: Sequence[_Outgoing]) -> None:
+    async def _remove_archived(self, events: Sequence[Recorded], published: Sequence[Recorded]) -> None:
         """Remove the copies of runs of which these events say that they went to files, up to that place: a run may come back behind it."""
         for recorded in events:
-            event = recorded.event() if recorded.type == RunArchived.__name__ else None
+            event = recorded.event() if recorded.type == _ARCHIVED else None
             if isinstance(event, RunArchived):
-                behind = self._tail.sequence + sum(message.position <= recorded.position for message in outgoing)
+                behind = self._tail.sequence + sum(message.position <= recorded.position for message in published)
                 tenant = event.tenant if TOKEN.fullmatch(event.tenant) else "invalid"
                 await jetstream.api(self._bus, "STREAM.PURGE.EVENTS", {"filter": subjects.events(tenant, event.run_id, ">"), "seq": behind + 1})
 
@@ -263,11 +262,10 @@ class Relay:
 
     # ── what is published ──
 
-    async def _outgoing(self, events: Sequence[Recorded]) -> list[_Outgoing]:
+    def _wanted(self, events: Sequence[Recorded]) -> Sequence[Recorded]:
+        """Leave out what the stream would remove at once for its age."""
         oldest_us = self._clock.now_us() - jetstream.EVENTS.age_max_s * 1_000_000
-        wanted = [event for event in events if event.occurred_us >= oldest_us]
-        await self._learn_runs(wanted)
-        return [self._message(event) for event in wanted]
+        return [event for event in events if event.occurred_us >= oldest_us]
 
     async def _learn_runs(self, events: Sequence[Recorded]) -> None:
         """Know the tenant of every run that has one among these events."""
@@ -289,19 +287,24 @@ class Relay:
             self._prefixes[event.run_id] = subjects.events(tenant, event.run_id, "")
 
     def _message(self, event: Recorded) -> _Outgoing:
-        prefix = _NO_RUN if event.run_id is None else self._prefixes.get(event.run_id) or subjects.events(NO_RUN, event.run_id, "")
-        envelope = Envelope(
-            event_id=event.event_id,
-            type=event.type,
-            schema_version=event.schema_version,
-            stream=event.stream,
-            version=event.version,
-            position=event.position,
-            run_id=event.run_id,
-            task_id=event.task_id,
-            occurred_at=_EPOCH + timedelta(microseconds=event.occurred_us),
-            causation_id=event.causation_id,
-            actor=event.actor,
-            data=msgspec.Raw(event.data),
-        )
-        return _Outgoing(prefix + event.type, _encoder.encode(envelope), event.position)
+        run_id = event.run_id
+        prefix = _NO_RUN if run_id is None else self._prefixes.get(run_id) or subjects.events(NO_RUN, run_id, "")
+        return prefix + event.type, _encode(envelope_of(event))
+
+
+def envelope_of(event: Recorded) -> Envelope:
+    """Return what followers get of an event."""
+    return Envelope(
+        event.event_id,
+        event.type,
+        event.schema_version,
+        event.stream,
+        event.version,
+        event.position,
+        event.run_id,
+        event.task_id,
+        _EPOCH + timedelta(0, 0, event.occurred_us),
+        event.causation_id,
+        event.actor,
+        msgspec.Raw(event.data),
+    )

@@ -18,7 +18,7 @@ from uuid import UUID
 from sim.loop import ACTOR, Killed, SimLoop
 from sim.plan import Mix
 
-from crewlog.events.bus import Delivery, DeliveryHandler, Handler, Kept, Message, Queued
+from crewlog.events.bus import LAST_SEQUENCE, Delivery, DeliveryHandler, Handler, Kept, Message, Queued
 from crewlog.events.memory_bus import MemoryBroker, MemoryBus, MemoryConsuming, MemoryDelivery, MemorySubscription
 from crewlog.events.memory_store import MemoryStore
 from crewlog.events.slots import OpenDelivery, Worn
@@ -295,9 +295,9 @@ class SimBus:
     async def publish(self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None) -> None:
         self._network.cast(lambda: self._server.broker.publish(Message(subject, data, dict(headers or {}))))
 
-    async def publish_all(self, messages: Sequence[Message]) -> None:
-        for message in messages:
-            await self.publish(message.subject, message.data, headers=message.headers)
+    async def publish_behind(self, sequence: int, messages: Sequence[tuple[str, bytes]]) -> None:
+        for last, (subject, data) in enumerate(messages, sequence):
+            await self.publish(subject, data, headers={LAST_SEQUENCE: str(last)})
 
     async def flush(self) -> None:
         self._network.alive()

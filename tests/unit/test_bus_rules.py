@@ -9,7 +9,6 @@ import nats.errors
 import pytest
 
 from crewlog.events import jetstream
-from crewlog.events.bus import Message
 from crewlog.events.credentials import NATS_USERS
 from crewlog.events.memory_bus import matches
 from crewlog.events.nats_client import OrderedClient
@@ -77,7 +76,7 @@ def test_agents_may_not_touch_streams(user: str) -> None:
     assert not any(subject.startswith(("tasks", "work", "events", "supervisor", ">")) for subject in allowed)
 
 
-@pytest.mark.parametrize("message", [Message("a b", b"", {}), Message("", b"", {}), Message("a", b"", {"X": "1\r\nY: 2"}), Message("a", b"", {"X": "1\r"})])
-async def test_nothing_in_a_message_can_become_a_command_to_the_server(message: Message) -> None:
-    with pytest.raises((nats.errors.BadSubjectError, nats.errors.BadHeaderError)):
-        await OrderedClient().publish_all([message])
+@pytest.mark.parametrize("subject", ["a b", "", "a\r\nPING", "a\nb"])
+async def test_nothing_in_a_message_can_become_a_command_to_the_server(subject: str) -> None:
+    with pytest.raises(nats.errors.BadSubjectError):
+        await OrderedClient().publish_behind(0, [(subject, b"")])
