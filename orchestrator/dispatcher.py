@@ -63,7 +63,7 @@ class Dispatcher:
         """Prepare; what is published before `start` is sent at once.
 
         Args:
-            in_flight_max: group -> most tasks of it that may be with agents at once; others are bounded by their workers' slots.
+            in_flight_max: kind, or kind of shadows -> most tasks of it that may be with agents at once; others are bounded by their workers' slots.
             is_heard_idle: see `Peers`.
         """
         self._publisher, self._bus, self._clock, self._in_flight_max = publisher, bus, clock, in_flight_max or {}
@@ -238,7 +238,7 @@ class Dispatcher:
         for group, queue in self._queues.items():
             for task_id in filter(queue.__contains__, task_ids):
                 ahead = queue.ahead_of(task_id) if is_exact else len(queue) - 1
-                found[task_id] = Held(group, ahead, self._windows[group].in_flight, self._size(group), group in self._in_flight_max)
+                found[task_id] = Held(group, ahead, self._windows[group].in_flight, self._size(group), self._most(group) is not None)
         return found
 
     def capacity(self, group: str) -> int:
@@ -248,7 +248,11 @@ class Dispatcher:
 
     def _size(self, group: str) -> int:
         now_s = self._clock.monotonic()
-        return self._windows[group].size(self.capacity(group), all_heard=now_s >= self._all_heard_s, most=self._in_flight_max.get(group))
+        return self._windows[group].size(self.capacity(group), all_heard=now_s >= self._all_heard_s, most=self._most(group))
+
+    def _most(self, group: str) -> int | None:
+        """Return the operator's limit; that of a kind holds as well for its work that needs a version."""
+        return self._in_flight_max.get(group if _is_shadow(group) else group.partition(".")[0])
 
     def _room(self, group: str) -> int:
         return self._size(group) - self._windows[group].in_flight
@@ -341,7 +345,7 @@ class Dispatcher:
         for group, queue in self._queues.items():
             if queue and self._room(group) <= 0 and others_send and not _is_shadow(group):
                 self._starved[group] += 1
-                if self._starved[group] >= STARVED_LOOKS and group not in self._in_flight_max:
+                if self._starved[group] >= STARVED_LOOKS and self._most(group) is None:
                     await self._send_next(queue, 1)
 
 

@@ -1,13 +1,17 @@
-"""Another version of an agent is rolled out while a hundred runs wait for people and some are being worked on."""
+"""Another version of an agent is rolled out while a hundred runs wait for people and some are being worked on, and past runs are tried again under each
+of several that are up."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
 
 import pytest
-from support.gate import a_gate, gated_agents
+from support.gate import GatedAgents, a_gate, gated_agents
 from support.gated_agent import KIND
 from support.live_crew import LiveCrew
 
@@ -30,6 +34,13 @@ async def asked(client: Client, runs: Sequence[RunId]) -> dict[RunId, str]:
             await asyncio.sleep(0.1)
 
 
+async def leave(agents: GatedAgents, pid: int) -> None:
+    """Let one leave in good order."""
+    process = agents.processes.pop(pid)
+    process.terminate()
+    assert await asyncio.to_thread(process.wait, 30) == 0
+
+
 @pytest.mark.timeout(180)
 async def test_runs_finish_under_the_version_they_planned_with_or_move_when_that_is_wanted(crew: LiveCrew, client: Client) -> None:
     async with a_gate() as gate, gated_agents(crew, gate) as agents:
@@ -44,9 +55,7 @@ async def test_runs_finish_under_the_version_they_planned_with_or_move_when_that
         # the new version beside the old one, which then leaves in good order
         later = {"GATED_VERSION": "2"}
         await asyncio.gather(agents.start(slots=64, env=later), agents.start(slots=64, env={**later, "CREWLOG_AGENT_CHANGE": "move"}))
-        old = agents.processes.pop(before)
-        old.terminate()
-        assert await asyncio.to_thread(old.wait, 30) == 0
+        await leave(agents, before)
         await asyncio.gather(*(client.decide(run_id, answers[run_id], "approved", actor="tester") for run_id in runs))  # type: ignore[arg-type]
         fresh = (await client.submit("pay finish", kind=KIND)).run_id
         answers = await asked(client, [fresh])
@@ -66,3 +75,45 @@ async def test_runs_finish_under_the_version_they_planned_with_or_move_when_that
         assert [event.tool_version for event in events if isinstance(event, ToolStarted) and event.tool == "pay"] == ["2"]
         for run_id in (suspended[0], working[0], fresh):
             assert "identical" in (await asyncio.to_thread(crew.run, "replay", str(run_id), "--verify")).stderr
+
+
+async def begun_by(client: Client, run_id: RunId) -> set[str]:
+    """Wait for the end of a run and return the versions that its tasks were begun under."""
+    assert (await client.wait(run_id)).status == "completed"
+    return {event.agent_version async for recorded in client.events(run_id) if isinstance(event := recorded.event(), TaskStarted)}
+
+
+@pytest.mark.timeout(120)
+async def test_past_runs_are_tried_again_under_the_version_that_is_named_whoever_fetches_first(crew: LiveCrew, client: Client) -> None:
+    def command(*arguments: str) -> Any:
+        return asyncio.to_thread(crew.json, *arguments)
+
+    async with a_gate() as gate, gated_agents(crew, gate) as agents:
+        gate.open()
+        second, _, _ = await asyncio.gather(*(agents.start(slots=slots, env={"GATED_VERSION": v}) for v, slots in (("2", 2), ("1", 64), ("3", 64))))
+        parent = (await client.submit("look finish", kind=KIND)).run_id
+        await client.wait(parent)
+        named = ["1", "2", "3"] * 4
+        forks = await asyncio.gather(*(client.forks.fork(parent, 1, agent_version=f"{KIND}={version}") for version in named))
+        assert [await begun_by(client, fork.run_id) for fork in forks] == [{version} for version in named]
+
+        is_first = f"{sys.executable} -c 'import sys; sys.exit(\"by version 1\" not in sys.stdin.read())'"
+        found = await command("bisect", str(parent), "--over", "versions", "1,2,3", "--check", is_first)
+        assert [(one["candidate"], one["verdict"]) for one in found["tried"]] == [("1", "good"), ("3", "bad"), ("2", "bad")]
+        assert (found["outcome"], found["candidates"][found["first_bad"]]) == ("first bad", "2")
+        for one, version in zip(found["tried"], "132", strict=True):
+            assert await begun_by(client, RunId(UUID(one["run_id"]))) == {version}
+        evaluated = await command("eval", "--last", "1", "--type", KIND, "--agent-version", f"{KIND}=2", "--model", "offline")
+        assert await begun_by(client, RunId(UUID(evaluated["pairs"][0]["trial_id"]))) == {"2"}
+
+        await leave(agents, second)
+        waiting = (await client.forks.fork(parent, 1, agent_version=f"{KIND}=2")).run_id
+        other = (await client.submit("look finish", kind=KIND)).run_id
+        assert len(await begun_by(client, other)) == 1, "nothing else waits behind it"
+        await client.indexed(max([recorded.position async for recorded in client.events(waiting)]), "runs")
+        (told,) = await command("why", str(waiting))
+        assert told["detail"] == f"waits for a worker of version 2 of kind {KIND}; versions live: 1, 3"
+        assert told["ended_by"] == f"a {KIND} agent of version 2 that starts"
+        await agents.start(env={"GATED_VERSION": "2"})
+        assert await begun_by(client, waiting) == {"2"}
+        assert "identical" in (await asyncio.to_thread(crew.run, "replay", str(waiting), "--verify")).stderr

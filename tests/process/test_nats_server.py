@@ -23,6 +23,7 @@ from crewlog.events.nats_bus import FLUSH_AT_END_S, NatsBus
 from crewlog.events.nats_permissions import permissions
 from crewlog.events.server_nats import NatsServer
 from crewlog.schemas.errors import ConfigError, NotAuthorised, Unavailable
+from crewlog.schemas.subjects import VERSION_LANES
 
 
 class Fleet:
@@ -49,15 +50,15 @@ async def fleet(real_server: NatsServer) -> AsyncIterator[Fleet]:
         await bus.close()
 
 
-async def _one(bus: NatsBus, kind: str) -> Delivery:
-    """Take one message of a kind's normal lane; the delivery is ended by the caller."""
+async def _one(bus: NatsBus, kind: str, lane: str) -> Delivery:
+    """Take one message of a kind's lane; the delivery is ended by the caller."""
     got: asyncio.Future[Delivery] = asyncio.get_running_loop().create_future()
 
     async def handle(delivery: Delivery) -> None:
         got.set_result(delivery)
         await delivery.ack()
 
-    consuming = await bus.consume("WORK", {f"{kind}-normal": 0}, handle, slots=1)
+    consuming = await bus.consume("WORK", {f"{kind}-{lane}": 0}, handle, slots=1)
     try:
         async with asyncio.timeout(5):
             return await got
@@ -68,17 +69,19 @@ async def _one(bus: NatsBus, kind: str) -> Delivery:
 # ── permissions ──
 
 
-async def test_each_agent_gets_its_own_work_and_no_other(fleet: Fleet) -> None:
+@pytest.mark.parametrize("lane", ["normal", VERSION_LANES[0], VERSION_LANES[-1]])
+async def test_each_agent_gets_its_own_work_and_no_other(fleet: Fleet, lane: str) -> None:
     orchestrator, research = await fleet.bus("orchestrator"), await fleet.bus("research")
     for kind in ("research", "code", "shouter"):
-        await orchestrator.enqueue(f"work.{kind}.normal", kind.encode(), message_id=kind)
-    assert (await _one(research, "research")).data == b"research"
-    with pytest.raises(NotAuthorised, match=r"CONSUMER\.MSG.NEXT.WORK.code-normal"):
-        await research.request("$JS.API.CONSUMER.MSG.NEXT.WORK.code-normal", b'{"batch":1,"no_wait":true}', timeout_s=5)
-    assert (await _one(await fleet.bus("specialist"), "shouter")).data == b"shouter"
+        await orchestrator.ensure_kind(kind, lanes={lane} & {*VERSION_LANES})
+        await orchestrator.enqueue(f"work.{kind}.{lane}", kind.encode(), message_id=f"{kind} {lane}")
+    assert (await _one(research, "research", lane)).data == b"research"
+    with pytest.raises(NotAuthorised, match=rf"CONSUMER\.MSG.NEXT.WORK.code-{lane}"):
+        await research.request(f"$JS.API.CONSUMER.MSG.NEXT.WORK.code-{lane}", b'{"batch":1,"no_wait":true}', timeout_s=5)
+    assert (await _one(await fleet.bus("specialist"), "shouter", lane)).data == b"shouter"
     with pytest.raises(NotAuthorised):
-        await (await fleet.bus("specialist")).request("$JS.API.CONSUMER.MSG.NEXT.WORK.code-normal", b"", timeout_s=5)
-    assert await orchestrator.backlog("WORK", "code-normal") == 1
+        await (await fleet.bus("specialist")).request(f"$JS.API.CONSUMER.MSG.NEXT.WORK.code-{lane}", b"", timeout_s=5)
+    assert await orchestrator.backlog("WORK", f"code-{lane}") == 1
 
 
 @pytest.mark.parametrize(

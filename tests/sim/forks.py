@@ -1,22 +1,29 @@
-"""Crews that fork runs: a played schedule goes on with forks at random places, which the same processes carry out, and some die meanwhile."""
+"""Crews that fork runs: a played schedule goes on with forks at random places, which the same processes carry out, and some die meanwhile.
+
+Each worker has another version of the agent, and many forks are only for one of them.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import random
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from sim.network import SimBus
 from sim.plan import ORCHESTRATORS, WORKERS, Plan
 from sim.stage import played
-from sim.world import World
+from sim.world import AGENT, KIND, World
 
+from crewlog.agents.spec import AgentSpec
 from crewlog.events.memory_store import MemoryStore
 from crewlog.events.prefix import read_history
 from crewlog.schemas.errors import Unavailable
 from crewlog.schemas.ids import RunId
+
+VERSIONS: Final = ("1", "2", "3")
 
 
 class Fork(NamedTuple):
@@ -38,10 +45,23 @@ class ForkWorld(World):
     def __init__(self, plan: Plan, *, forks: int, effects: str = "stub") -> None:
         super().__init__(plan)
         self.forks: list[Fork] = []
+        self.versions: dict[str, str] = {}
+        """Worker -> its version."""
         self.arrived_before = 0
         """What had reached the outside world when the first fork was made."""
         self._wanted, self._effects = forks, effects
         self._choices = random.Random(f"{plan.seed}/forks")
+
+    def spawn(self, role: str, index: int) -> int:
+        """Start a process, and keep in mind of which version a worker is."""
+        actor = super().spawn(role, index)
+        if role == "worker":
+            self.versions[f"worker-{actor}"] = VERSIONS[index]
+        return actor
+
+    def agent(self, index: int) -> AgentSpec:
+        """Give each worker a version of its own."""
+        return replace(AGENT, version=VERSIONS[index])
 
     async def play(self) -> None:
         """Play the plan, then fork and wait for each fork to end."""
@@ -70,6 +90,8 @@ class ForkWorld(World):
         events = await read_history(MemoryStore(self.log), parent)
         at = len(events) if self._choices.random() < 0.15 else self._choices.randint(1, len(events))
         asked = {"run_id": str(parent), "at": at, "actor": "somebody", "effects": self._effects}
+        if self._choices.random() < 0.6:
+            asked |= {"agent_version": f"{KIND}={self._choices.choice(VERSIONS)}"}
         asked |= {"fork_id": str(UUID(int=self._choices.getrandbits(128), version=4))}
         while True:
             try:

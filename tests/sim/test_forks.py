@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Final
 from uuid import UUID
 
 import pytest
-from sim.forks import ForkWorld, play
+from sim.forks import VERSIONS, ForkWorld, play
 from sim.plan import draw_plan
 from support.run_tables import fold_pages
 
@@ -20,7 +21,7 @@ from crewlog.orchestrator.run_tree import build_tree
 from crewlog.projections.rows import FINISHED
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import RunId
-from crewlog.schemas.task_events import ToolStarted
+from crewlog.schemas.task_events import TaskStarted, ToolStarted
 
 SEEDS: Final = range(4)
 FORKS: Final = 6
@@ -55,6 +56,19 @@ def test_a_place_is_refused_only_where_the_run_is_over(worlds: list[ForkWorld]) 
                     fork_place(history, fork.asked["at"])
                 refused += 1
     assert refused
+
+
+def test_a_fork_for_a_version_is_begun_by_that_version_alone_whoever_dies(worlds: list[ForkWorld]) -> None:
+    begun = Counter[str]()
+    for world in worlds:
+        for fork in world.forks:
+            wanted = fork.asked.get("agent_version", "").partition("=")[2]
+            if fork.answer["ok"] and wanted:
+                own = [recorded.event() for stream in world.log.streams.values() if stream.run_id == fork.run_id for recorded in stream.events]
+                started = [event for event in own if isinstance(event, TaskStarted)]
+                assert {(event.agent_version, world.versions[event.worker]) for event in started} <= {(wanted, wanted)}, (world.plan.seed, fork)
+                begun[wanted] += len(started)
+    assert set(begun) == set(VERSIONS), begun
 
 
 def test_nothing_of_a_stubbed_fork_reaches_the_world(worlds: list[ForkWorld]) -> None:

@@ -202,10 +202,14 @@ class World:
         context = contextvars.copy_context()
         context.run(ACTOR.set, actor)
         self._places[role, index] = actor
-        context.run(self._start, role, actor)
+        context.run(self._start, role, index, actor)
         return actor
 
-    def _start(self, role: str, actor: int) -> None:
+    def agent(self, _: int) -> AgentSpec:
+        """Return what the worker in a place is."""
+        return AGENT
+
+    def _start(self, role: str, index: int, actor: int) -> None:
         bus = self._buses[actor] = SimBus(self.network, self.broker)
         login = ORCHESTRATOR if role == "orchestrator" else SPECIALIST
         store = store_of(self.network, MemoryStore(self.log, role=login, actor=f"{role}@{actor}", on_commit=self._committed))
@@ -215,7 +219,7 @@ class World:
             self.loop.create_task(_start_in_the_end(service.start))
         else:
             models = (Puppet(self, simulated=False),)
-            shop = Workshop(f"worker-{actor}", AGENT, models, MemoryArtifacts(), self.clock, Path("/nonexistent"), prices=PRICES)
+            shop = Workshop(f"worker-{actor}", self.agent(index), models, MemoryArtifacts(), self.clock, Path("/nonexistent"), prices=PRICES)
             self.loop.create_task(self._work(actor, Worker(shop, store, bus, slots=2)))
 
     async def _work(self, actor: int, worker: Worker) -> None:

@@ -75,7 +75,7 @@ def gated(name: str, effect: Effect, *, probes: bool = False, undo: str = "", un
 
 async def finish(_: ToolContext, __: Nothing) -> ToolOutput:
     """End the task."""
-    return ToolOutput("finished", outcome=Outcome("finished"))
+    return ToolOutput("finished", outcome=Outcome(f"finished by version {VERSION}"))
 
 
 def pay(version: str, *, retired: bool = False) -> ToolSpec:
