@@ -136,7 +136,7 @@ async def status(home: HomeOption = None, output: OutputOption = Output.TABLE) -
         held, controls = await client.runs(status="held"), await client.queries().controls()
         still = await client.queries().standstills(config.tenant)
     if output is Output.JSON:
-        fields = ("kind", "worker", "slots", "model", "simulated", "unavailable", "started_at", "is_shadow")
+        fields = ("kind", "worker", "version", "slots", "model", "simulated", "unavailable", "started_at", "is_shadow")
         agents = [{f: plain(getattr(w, f)) for f in fields} for w in workers]
         views = {"providers": plain(troubled), "views": plain(lag), "problems": plain(problems)}
         views["held"] = [{"run_id": str(run.run_id), **plain(run.hold)} for run in held if run.hold is not None]
@@ -147,7 +147,7 @@ async def status(home: HomeOption = None, output: OutputOption = Output.TABLE) -
     if processes:
         print_table(["PROCESS", "STATE", "PID", "RESTARTS"], [[p.name, p.state, p.pid, p.restarts] for p in processes])
         typer.echo()
-    print_table(["AGENT", "WORKER", "SLOTS", "MODEL", ""], [[w.group, w.worker, w.slots, w.model, w.unavailable] for w in workers])
+    print_table(["AGENT", "WORKER", "VERSION", "SLOTS", "MODEL", ""], [[w.group, w.worker, w.version, w.slots, w.model, w.unavailable] for w in workers])
     typer.echo()
     for provider in troubled:
         until = f" until {provider.until_at.astimezone():%H:%M:%S}" if provider.until_at else ""

@@ -55,7 +55,7 @@ async def evaluate(
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
 ) -> int:
-    """Try finished runs again on another model, prompt or version of an agent, with effects stubbed, and compare them.
+    """Try finished runs again with another model, prompt or agent version, effects stubbed, and compare.
 
     Compared are outcome, decisions, cost and time. Ends with code 1 when a trial ended worse or none could be compared, and with 6 when --max-usd did
     not suffice for all. Ctrl-C cancels the trials under way.

@@ -55,6 +55,7 @@ async def fork(
 ) -> int:
     """Go on from an earlier event of a run as a new run, with something changed. What both share costs nothing."""
     from crewlog.orchestrator.client import Client
+    from crewlog.orchestrator.forks import CURRENT
 
     changes: ForkChanges = {
         "reason": reason,
@@ -78,6 +79,8 @@ async def fork(
                 typer.echo(forked.run_id)
                 goes_on = f"goes on with {', '.join(forked.tasks)}" if forked.tasks else "nothing was under way"
                 say(f"shares events 1 to {forked.at} of {str(run_id)[:8]}, {goes_on}; follow it with: crewlog watch {str(forked.run_id)[:8]}")
+                if agent_version not in ("", CURRENT):
+                    say(f"only agents {agent_version} take its tasks; whether one is there: crewlog why {str(forked.run_id)[:8]}")
                 say(f"compare them with: crewlog diff {str(run_id)[:8]} {str(forked.run_id)[:8]}")
             return Exit.OK
         return await follow_run(client, forked.run_id, home, output, timeout=timeout, fail_on_approval=False)

@@ -206,8 +206,11 @@ def _describe_fork(event: RunForked) -> str:
     changes = msgspec.json.decode(event.changes)
     changed = sorted(set(changes) - {"task_id", "run_id", "parent_task_id", "trial"})
     goes_on = f"goes on with {', '.join(task.key for task in event.tasks)}" if event.tasks else "nothing was under way"
-    effects = f"effects {'carried out' if changes.get('trial', {}).get('effects') == 'allow' else 'stubbed'}"
-    return "; ".join([f"from run {event.parent} behind event {event.at}, by {event.actor}", goes_on, effects, *(f"other {name}" for name in changed)])
+    trial = changes.get("trial", {})
+    effects = f"effects {'carried out' if trial.get('effects') == 'allow' else 'stubbed'}"
+    version = [f"only by agents {trial['agent_version']}"] if trial.get("agent_version") else []
+    from_where = f"from run {event.parent} behind event {event.at}, by {event.actor}"
+    return "; ".join([from_where, goes_on, effects, *version, *(f"other {name}" for name in changed)])
 
 
 def _describe_task(event: TaskEvent) -> str:  # noqa: C901, PLR0912  (one arm per event type)

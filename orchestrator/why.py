@@ -132,7 +132,7 @@ def _nobody(task: TaskView, known: Known) -> Wait:
     if known.version:
         live = ", ".join(sorted(set(known.versions))) or f"none ({seen})"
         detail = f"waits for a worker of version {known.version} of kind {task.kind}; versions live: {live}"
-        return Wait("no_worker", detail, f"a {task.kind} agent of version {known.version} that starts")
+        return Wait("no_worker", detail, f"a worker of kind {task.kind} that starts with version {known.version}")
     if known.is_shadow:
         needed = f"crewlog scale {worker_group(task.kind, SHADOW_LANE)}=1, or crewlog agent {task.kind} --shadow"
         return Wait("no_worker", f"no {task.kind} agent is there for shadows, and others do not take their work: {seen}", needed)

@@ -24,8 +24,9 @@ from crewlog.events.memory_store import MemoryStore
 from crewlog.orchestrator.brief import Brief
 from crewlog.orchestrator.memory_crew import QUIET, MemoryCrew, memory_crew
 from crewlog.orchestrator.replay import replay
+from crewlog.orchestrator.shadows import parse_shadow
 from crewlog.schemas.errors import ContractError
-from crewlog.schemas.ids import RunId
+from crewlog.schemas.ids import RunId, shadow_run_id
 from crewlog.schemas.subjects import VERSION_LANES, version_lane, work, worker_group
 from crewlog.schemas.task import parse_task
 from crewlog.schemas.task_events import TaskStarted
@@ -145,6 +146,18 @@ async def test_a_worker_that_is_handed_what_needs_another_version_gives_it_back(
         parent = await crew.run()
         forks = [await crew.fork(parent, version) for version in versions * FORKS]
         assert [await crew.carried_out_by(fork) for fork in forks] == [[version] for version in versions * FORKS]
+
+
+async def test_a_version_is_tried_on_live_work_by_workers_of_shadows_that_have_it(tmp_path: Path) -> None:
+    model = ScriptedModel([calls(("submit", '{"text":"done"}'))] * 2)
+    one, two = (replace(Recorder().agent(), version=version) for version in "12")
+    settings = QUIET._replace(shadow=parse_shadow("data=1:offline"))
+    shop = {"clock": SystemClock(), "artifacts": MemoryArtifacts(), "folder": tmp_path, "trial_chain": lambda *_: (model,)}
+    async with asyncio.timeout(30), memory_crew([one], lambda _: (model,), settings=settings, shadow_agents=[two], **shop) as made:  # type: ignore[arg-type]
+        crew = Versions(made, tmp_path)
+        run_id = await crew.run()
+        assert await crew.carried_out_by(run_id) == ["1"]
+        assert await crew.carried_out_by(shadow_run_id(run_id)) == ["2"]
 
 
 def test_versions_beside_each_other_never_share_a_lane() -> None:

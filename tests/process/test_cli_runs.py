@@ -72,7 +72,7 @@ SHAPES = {
     "replay": "run_id events streams model_calls state_hash divergence unknown erased_us",
     "status": "home processes agents providers views problems held controls standstills",
     "process": "name kind state pid restarts",
-    "agent": "kind worker slots model simulated unavailable started_at is_shadow",
+    "agent": "kind worker version slots model simulated unavailable started_at is_shadow",
     "view": "name position head waiting_since",
 }
 

@@ -113,7 +113,7 @@ async def test_past_runs_are_tried_again_under_the_version_that_is_named_whoever
         await client.indexed(max([recorded.position async for recorded in client.events(waiting)]), "runs")
         (told,) = await command("why", str(waiting))
         assert told["detail"] == f"waits for a worker of version 2 of kind {KIND}; versions live: 1, 3"
-        assert told["ended_by"] == f"a {KIND} agent of version 2 that starts"
+        assert told["ended_by"] == f"a worker of kind {KIND} that starts with version 2"
         await agents.start(env={"GATED_VERSION": "2"})
         assert await begun_by(client, waiting) == {"2"}
         assert "identical" in (await asyncio.to_thread(crew.run, "replay", str(waiting), "--verify")).stderr

@@ -17,6 +17,7 @@ from crewlog.agents.model import Model
 from crewlog.events.clock import SystemClock
 from crewlog.events.memory_store import MemoryStore
 from crewlog.orchestrator.bundle import collect, pack_bundle, unpack_bundle
+from crewlog.orchestrator.event_text import describe
 from crewlog.orchestrator.golden import golden_of
 from crewlog.orchestrator.memory_crew import MemoryCrew, memory_crew
 from crewlog.orchestrator.replay import replay
@@ -200,6 +201,11 @@ async def test_another_goal_is_the_first_message(crew: Crew) -> None:
 
     opening = crew.models["script-1"].requests[-1].messages[0].content[0].text  # type: ignore[union-attr]
     assert '"objective":"count twice"' in opening
+
+
+async def test_the_log_says_which_versions_may_carry_a_fork_out(crew: Crew) -> None:
+    (forked,) = own(await crew.fork(await crew.run(), 1, agent_version="1"), RunForked)
+    assert describe(forked).endswith("goes on with task; effects stubbed; only by agents data=1")
 
 
 async def test_a_prompt_holds_for_tasks_that_begin_in_the_fork(crew: Crew) -> None:

@@ -59,9 +59,9 @@ AGAIN = task("retrying", "retry: attempt 2 due at T after timeout", error="no wo
         (QUEUED, {"out": {}, "gone": worker(stopped_at=AT)}, "no_worker", f"data-1, left at {LOCAL}", "crewlog agent data"),
         (
             *(QUEUED, {"out": {}, "version": "3", "versions": ["2", "1", "2"]}, "no_worker"),
-            *("waits for a worker of version 3 of kind data; versions live: 1, 2", "a data agent of version 3 that starts"),
+            *("waits for a worker of version 3 of kind data; versions live: 1, 2", "a worker of kind data that starts with version 3"),
         ),
-        (QUEUED, {"out": {}, "version": "3"}, "no_worker", "versions live: none (none has ever registered)", "a data agent of version 3 that starts"),
+        (QUEUED, {"out": {}, "version": "3"}, "no_worker", "versions live: none (none has ever registered)", "that starts with version 3"),
         (QUEUED, {"out": {}, "version": "3", "crew": [worker(version="3")]}, "queue", "0 tasks are out for 4 slots", "an agent, any moment"),
         (QUEUED, {"out": {}, "crew": [worker(unavailable="pip install x")]}, "no_worker", "can work: pip install x", "installing that"),
         (QUEUED, {"out": {"data": 9}, "crew": [worker()]}, "queue", "9 tasks are out for 4 slots", "crewlog scale data=2"),
