@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 HEARTBEAT_S: Final = 10.0
 HELD_ELSEWHERE_NAK_S: Final = 15.0
 OTHER_VERSION_NAK_S: Final = 2.0
-"""Until a task is handed out again that came to a worker of another version than it needs: hardly ever, see `version_lane`."""
+"""Until a task is handed out again that came to a worker of another version than it needs, twice as long each time: hardly ever, see `version_lane`."""
 UNAVAILABLE_NAK_S: Final = 5.0
 ASK_HOLDER_TIMEOUT_S: Final = 1.0
 REGISTER_RETRY_S: Final = 1.0
@@ -121,7 +121,7 @@ class Worker:
                 if state.phase in {"ended", "absent"}:
                     break
                 if not self._may_take(task):
-                    await delivery.nak(OTHER_VERSION_NAK_S)
+                    await delivery.nak(OTHER_VERSION_NAK_S * 2 ** (delivery.deliveries - 1))
                     return
                 # looked at once more after the question: another delivery of the same task may have begun here meanwhile
                 if await self._held_elsewhere(state) or task.task_id in self._held:

@@ -110,8 +110,8 @@ def _changes(what: Over, candidate: str) -> ForkChanges:
 
 async def _check_versions(client: Client, candidates: list[str]) -> None:
     """Refuse candidates that no kind has ever had, before the first is tried. One that was there, and is not now, is waited for."""
-    from crewlog.orchestrator.forks import CURRENT
     from crewlog.orchestrator.kinds import known_versions, versions_meant
+    from crewlog.schemas.trial import CURRENT
 
     known = await known_versions(await client.store())
     for candidate in candidates:

@@ -55,7 +55,7 @@ async def fork(
 ) -> int:
     """Go on from an earlier event of a run as a new run, with something changed. What both share costs nothing."""
     from crewlog.orchestrator.client import Client
-    from crewlog.orchestrator.forks import CURRENT
+    from crewlog.schemas.trial import CURRENT
 
     changes: ForkChanges = {
         "reason": reason,

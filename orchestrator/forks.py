@@ -36,13 +36,12 @@ from crewlog.schemas.subjects import SHADOW_LANE
 from crewlog.schemas.task import parse_task
 from crewlog.schemas.task_events import EditedResult, TaskForked
 from crewlog.schemas.text import clean
-from crewlog.schemas.trial import Effects, Trial
+from crewlog.schemas.trial import CURRENT, Effects, Trial
 
 CHANGEABLE: Final = frozenset(
     {"objective", "auto_approve", "limits", "constraints", "timeout_seconds", "priority", "budget", "routing", "synthesis", "output_schema"}
 )
 """What of the submitted task a fork may say differently."""
-CURRENT: Final = "current"
 
 
 class ForkRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

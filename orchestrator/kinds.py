@@ -65,11 +65,6 @@ class KindDirectory:
         """All known kinds."""
         return self._offers
 
-    @property
-    def versions(self) -> Mapping[str, Sequence[str]]:
-        """Kind -> the versions of it that have been there, the latest one last."""
-        return self._versions
-
     def queues(self) -> dict[str, set[str]]:
         """Return every kind, with the lanes that it has for work that needs one of its versions."""
         return {kind: {*map(version_lane, self._versions.get(kind, ())), *self._lanes.get(kind, ())} for kind in self._offers}

@@ -7,7 +7,7 @@ A plain frozen dataclass, because both pydantic (messages) and msgspec (events) 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 from uuid import UUID
 
 Effects = Literal["stub", "allow"]
@@ -16,6 +16,9 @@ Effects = Literal["stub", "allow"]
 Stub = Literal["stubbed", "recorded", "missing"]
 """Instead of running, a call was answered with a note that nothing happened, with what the same call got in the run it is tried after, or, where
 nothing may run, with an error because there was no such call."""
+
+CURRENT: Final = "current"
+"""In place of a version, for a fork: tasks under way go on with the prompts and tools that agents have now, of whichever version they are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from crewlog.events.lanes import in_turn
 from crewlog.events.memory_bus import MemoryBus
 from crewlog.events.memory_store import MemoryStore
 from crewlog.orchestrator.brief import Brief
+from crewlog.orchestrator.kinds import DIRECTORY, KindDirectory, known_versions
 from crewlog.orchestrator.memory_crew import QUIET, MemoryCrew, memory_crew
 from crewlog.orchestrator.replay import replay
 from crewlog.orchestrator.shadows import parse_shadow
@@ -133,6 +134,19 @@ async def test_a_kind_that_never_had_the_version_keeps_its_own_and_one_that_is_n
         for wrong in ("data=", "da ta=1", "data=1,=2"):
             with pytest.raises(ContractError, match="names no versions of agents: write VERSION, or KIND=VERSION"):
                 await crew.fork(parent, wrong)
+
+
+async def test_the_directory_of_kinds_names_each_version_once_and_has_its_queue_also_behind_a_restart(crew: Versions) -> None:
+    for version in ("1", "1", "2", "1"):
+        async with crew.worker(version):
+            pass
+    store = MemoryStore(crew.crew.log)
+    assert (await known_versions(store))["data"] == ["1", "2"]
+    assert [recorded.event().version for recorded in await store.read_streams({DIRECTORY: 0})] == ["1", "2"]  # type: ignore[union-attr]
+    restarted = KindDirectory(store, MemoryBus(), SystemClock())
+    await restarted.start()
+    assert restarted.queues()["data"] == {version_lane("1"), version_lane("2")}
+    assert restarted.queues()["code"] == set()
 
 
 @pytest.mark.parametrize("versions", [CLASHING, ("1", "2")])
