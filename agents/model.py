@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, Protocol, runtime_checkable
+from typing import Final, Literal, Protocol, runtime_checkable
 
 from crewlog.schemas.blocks import ModelReply, ModelRequest
 from crewlog.schemas.errors import OrchestrationError
+from crewlog.schemas.text import clean, shorten
 from crewlog.schemas.usage import Usage
 from crewlog.schemas.values import Failure
 
@@ -26,6 +27,10 @@ ErrorKind = Literal[
     "bad_request",
 ]
 
+REQUEST_ID_CHARS_MAX: Final = 200
+"""Longest name of a call that is kept: providers use some forty characters."""
+HIDDEN: Final = "[key]"
+"""What stands where a provider repeated the key."""
 RETRYABLE: frozenset[ErrorKind] = frozenset({"rate_limit", "overloaded", "server", "timeout", "connection", "cut", "malformed"})
 
 
@@ -52,9 +57,16 @@ class ModelError(OrchestrationError):
             request_id: the provider's name for the call; empty when it gave none.
             usage: what was used, and is billed, although the call failed; None when nothing is known of it.
         """
+        message = clean(message)
         super().__init__(f"{kind}: {message}")
         self.kind, self.message, self.retry_after_s = kind, message, retry_after_s
-        self.status, self.request_id, self.usage = status, request_id, usage
+        self.status, self.request_id, self.usage = status, shorten(clean(request_id), REQUEST_ID_CHARS_MAX), usage
+
+    def hide(self, secret: str) -> None:
+        """Take a key out of the message: servers repeat what they were sent, and what they say is recorded."""
+        if secret and secret in self.message:
+            self.message = self.message.replace(secret, HIDDEN)
+            self.args = (f"{self.kind}: {self.message}",)
 
     def failure(self) -> Failure:
         """Return this error as data for an event."""

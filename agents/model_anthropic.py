@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from crewlog.agents.model import ModelError, OnText
-from crewlog.agents.model_calls import as_object, call_ids, check_tools, compact, native_items, raw_list, tool_name
+from crewlog.agents.model_calls import TokenCount, as_object, call_ids, check_tools, compact, native_items, raw_list, tool_name
 from crewlog.agents.model_errors import malformed, one_try, refusal, understanding, unreachable
+from crewlog.agents.model_http import client_options
 from crewlog.agents.model_sdk import load_sdk
 from crewlog.agents.model_stream import event_data
 from crewlog.agents.schema_dialect import NotStrict, express, instruction, original
 from crewlog.schemas.blocks import Message, ModelReply, ModelRequest, Native, StopReason, Text, ToolDef, ToolResult, ToolUse
+from crewlog.schemas.text import clean
 from crewlog.schemas.usage import Usage
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ class AnthropicModel:
 
         arguments = render(request)
         written = Written()
-        async with one_try(self.name, timeout_s, anthropic.AnthropicError, self._explain, used=written.usage):
+        async with one_try(self.name, timeout_s, anthropic.AnthropicError, self._explain, used=written.usage, secret=self._api_key):
             create = self._connected(anthropic).messages.with_streaming_response.create
             if on_text is None:
                 async with create(**arguments, timeout=timeout_s) as response:
@@ -76,7 +78,9 @@ class AnthropicModel:
             else:
                 async with create(**arguments, stream=True, timeout=timeout_s) as response:
                     request_id = response.request_id or ""
-                    body = await self._streamed(response.iter_bytes(), written, on_text)
+                    body = await self._streamed(
+                        event_data(response.iter_bytes(), self.name, media_type=response.headers.get("content-type", "")), written, on_text
+                    )
         return understand(body, request, request_id)
 
     async def close(self) -> None:
@@ -88,12 +92,16 @@ class AnthropicModel:
     def _connected(self, sdk: Any) -> anthropic.AsyncAnthropic:
         if self._client is None:
             self._client = sdk.AsyncAnthropic(
-                api_key=self._api_key, base_url=self._base_url, max_retries=0, open_telemetry={"traces": False, "propagation": False}
+                api_key=self._api_key,
+                base_url=self._base_url,
+                max_retries=0,
+                open_telemetry={"traces": False, "propagation": False},
+                http_client=sdk.DefaultAsyncHttpxClient(**client_options(self.name)),
             )
         return self._client
 
-    async def _streamed(self, chunks: AsyncIterable[bytes], written: Written, on_text: OnText) -> bytes:
-        async for data in event_data(chunks):
+    async def _streamed(self, events: AsyncIterable[bytes], written: Written, on_text: OnText) -> bytes:
+        async for data in events:
             with understanding(self.name):
                 text = written.take(json.loads(data))
             if written.refused:
@@ -176,14 +184,14 @@ def _blocks(message: Message) -> Iterator[dict[str, Any]]:
 
 
 class _Thoughts(msgspec.Struct):
-    thinking_tokens: int | None = None
+    thinking_tokens: TokenCount | None = None
 
 
 class _Used(msgspec.Struct):
-    input_tokens: int
-    output_tokens: int
-    cache_read_input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
+    input_tokens: TokenCount
+    output_tokens: TokenCount
+    cache_read_input_tokens: TokenCount | None = None
+    cache_creation_input_tokens: TokenCount | None = None
     output_tokens_details: _Thoughts | None = None
 
     def neutral(self) -> Usage:
@@ -310,7 +318,7 @@ class Written:
                 key = "thinking" if block["type"] == "thinking" else "text"
                 block[key] = (block.get(key) or "") + text
         self._pieces.clear()
-        return json.dumps({**self._message, "content": list(self._blocks.values())}, ensure_ascii=False, separators=(",", ":")).encode()
+        return clean(json.dumps({**self._message, "content": list(self._blocks.values())}, ensure_ascii=False, separators=(",", ":"))).encode()
 
 
 def _parsed(text: str) -> Any:

@@ -36,11 +36,14 @@ from crewlog.schemas.ids import RunId, TaskId
 from crewlog.schemas.json_output import answer_problems
 from crewlog.schemas.price_table import TokenPrices
 from crewlog.schemas.task_events import BudgetWarned, Link, ModelCallFailed, ModelCallFinished, ModelCallSkipped, ModelCallStarted, SkipReason, ToolCall
+from crewlog.schemas.text import clean, shorten
 from crewlog.schemas.usage import ESTIMATE, NOT_BILLED, WORST_CASE, Price, Usage
 from crewlog.schemas.values import Failure, Shortfall
 
 log = logging.getLogger(__name__)
 
+NAME_CHARS_MAX: Final = 200
+"""Longest name of a tool, a model or a call that is recorded as a provider said it: no true one has more than some sixty characters."""
 REPLY_INLINE_MAX: Final = 64 * 1024
 """A model's text stays in the event: it is the outcome when no tool ends the task."""
 _LOUD: Final = frozenset({"auth", "billing", "not_found"})
@@ -217,6 +220,7 @@ class _ModelCall:
         with self._telling(on_text) as tell:
 
             def heard(text: str) -> None:
+                text = clean(text)
                 self._heard.append(text)
                 tell(text)
 
@@ -347,25 +351,30 @@ class _ModelCall:
             text=journal.pack(text, inline_max=REPLY_INLINE_MAX),
             # a result must name its call as the provider's own items do, when those are sent back; adapters see to it that no id occurs twice
             tool_calls=tuple(
-                ToolCall(f"t{step.turn}-{n}" if reply.native is None else u.call_id, u.name, journal.pack(u.arguments)) for n, u in enumerate(uses, 1)
+                ToolCall(f"t{step.turn}-{n}" if reply.native is None else u.call_id, _name(u.name), journal.pack(u.arguments)) for n, u in enumerate(uses, 1)
             ),
             usage=reply.usage,
             price=self._calls.price(self.model, reply.model, reply.usage, latency_ms),
             provider=link.provider,
-            model=reply.model,
+            model=_name(reply.model),
             simulated=self.model.simulated,
             latency_ms=latency_ms,
             raw=journal.keep(reply.raw) if reply.raw else None,
             wire=link.wire,
             native=journal.pack(bytes(native.items).decode()) if native is not None else None,
             thinking=journal.pack(reply.thinking) if reply.thinking else None,
-            request_id=reply.request_id,
+            request_id=_name(reply.request_id),
             purpose=step.purpose,
             problems=problems,
         )
 
     def _latency_ms(self) -> int:
         return 0 if self._began is None else round((self._calls.clock.monotonic() - self._began) * 1000)
+
+
+def _name(said: str) -> str:
+    """Return a name that a provider gave, as the log can hold it."""
+    return shorten(clean(said), NAME_CHARS_MAX)
 
 
 def given_up(asking: Asking, *, code: str = INTERRUPTED, message: str = "the worker that made this call died before an answer was recorded") -> ModelCallFailed:

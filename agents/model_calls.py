@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -22,6 +22,8 @@ CALL_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,40}")
 TOOL_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")
 """Tool names that all providers take: Gemini wants no digit in front, OpenAI at most 64 characters and no dots."""
 _MADE: Final = "made_"
+TokenCount = Annotated[int, msgspec.Meta(ge=0, le=2**40)]
+"""Tokens that a provider says were used. Anything below zero would give money back to a budget, and nobody uses a million millions."""
 _OTHER: Final = re.compile(r"[^A-Za-z0-9_-]")
 
 

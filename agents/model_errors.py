@@ -83,7 +83,7 @@ def kind_of(status: int, names: tuple[object, ...], message: str) -> ErrorKind:
     """Say what a refusal means for whoever decides about another try.
 
     Args:
-        status: HTTP status; below 400 when the refusal came inside an answer or a stream.
+        status: HTTP status; below 300 when the refusal came inside an answer or a stream.
         names: the provider's machine-readable codes and types, the most exact first; what is no text among them says nothing.
         message: the provider's words, asked only where no code tells.
     """
@@ -92,6 +92,8 @@ def kind_of(status: int, names: tuple[object, ...], message: str) -> ErrorKind:
         return named
     if found := _BY_STATUS.get(status):
         return found
+    if 300 <= status < 400:
+        return "not_found"
     if status >= 500:
         return "server"
     if _CONTEXT.search(message):
@@ -121,10 +123,12 @@ def refusal(
     """
     words = " ".join(str(message or "").split())
     said = retry_after_s(headers or {})
+    if 300 <= status < 400:
+        words = f"it redirects to {(headers or {}).get('location') or 'nowhere'}, and a conversation is not sent on"
     return ModelError(
         kind_of(status, names, words),
         f"{asked} refused: {shorten(words or f'status {status}', MESSAGE_CHARS_MAX)}",
-        status=status if status >= 400 else None,
+        status=status if status >= 300 else None,
         retry_after_s=said if said is not None else retry_after,
         request_id=request_id or "",
     )
@@ -159,6 +163,7 @@ async def one_try(
     refused: type[Exception],
     explain: Callable[[Any], ModelError],
     *,
+    secret: str,
     used: Callable[[], Usage | None] = lambda: None,
 ) -> AsyncIterator[None]:
     """Bound one call in time and translate its failures.
@@ -166,6 +171,7 @@ async def one_try(
     Args:
         timeout_s: longest time for the whole call, in seconds: the timeouts of SDKs count from one read to the next.
         refused: what the SDK raises, and `explain` translates.
+        secret: the key that was sent; a server that repeats it must not bring it into the log.
         used: what the provider has reported as used so far, for errors that come after a part of the answer.
 
     Raises:
@@ -176,29 +182,39 @@ async def one_try(
     try:
         async with asyncio.timeout(timeout_s):
             yield
-    except ModelError as error:
-        error.usage = error.usage or used()
-        raise
-    except (TimeoutError, httpx2.TimeoutException) as error:
-        raise ModelError("timeout", f"no answer from {asked} within {timeout_s:g} s", usage=used()) from error
-    except httpx2.DecodingError as error:
-        raise malformed(asked, "a body that cannot be decompressed", usage=used()) from error
-    except httpx2.HTTPError as error:
-        raise unreachable(asked, error, usage=used()) from error
-    except refused as error:
-        explained = explain(error)
-        explained.usage = explained.usage or used()
-        raise explained from error
-    except (TypeError, ValueError) as error:
-        raise ModelError("bad_request", f"the request to {asked} could not be built: {type(error).__name__}: {error}") from error
+    except (ModelError, TimeoutError, httpx2.HTTPError, refused, TypeError, ValueError) as error:
+        found = explain(error) if isinstance(error, refused) else _explained(error, asked, timeout_s)
+        found.usage = found.usage or used()
+        found.hide(secret)
+        raise found from (None if found is error else error)
 
 
-def unreachable(asked: str, error: BaseException, *, usage: Usage | None = None) -> ModelError:
+def _explained(error: BaseException, asked: str, timeout_s: float) -> ModelError:
+    import httpx2
+
+    match error:
+        case ModelError():
+            return error
+        case TimeoutError() | httpx2.TimeoutException():
+            return ModelError("timeout", f"no answer from {asked} within {timeout_s:g} s")
+        case httpx2.HTTPError():
+            return unreachable(asked, error)
+        case _:
+            return ModelError("bad_request", f"the request to {asked} could not be built: {type(error).__name__}: {error}")
+
+
+def unreachable(asked: str, error: BaseException) -> ModelError:
     """Make the error of a connection that could not be opened, or that broke behind the request."""
     said = shorten(str(error) or type(error).__name__, MESSAGE_CHARS_MAX)
     if was_never_sent(error):
-        return ModelError("connection", f"{asked} cannot be reached: {said}", usage=usage)
-    return ModelError("cut", f"{asked} broke off the connection: {said}", usage=usage)
+        return ModelError("connection", f"{asked} cannot be reached{_address(error)}: {said}")
+    return ModelError("cut", f"{asked} broke off the connection: {said}")
+
+
+def _address(error: BaseException) -> str:
+    """Say where a request went, as far as its error knows: a wrong address is seen at once."""
+    request = getattr(error, "_request", None)
+    return f" at {request.url.scheme}://{request.url.netloc.decode()}" if request is not None else ""
 
 
 def was_never_sent(error: BaseException | None) -> bool:

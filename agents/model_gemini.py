@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import msgspec
 
 from crewlog.agents.model import ModelError, OnText
-from crewlog.agents.model_calls import as_object, call_ids, check_tools, compact, is_made, native_items, raw_list, tool_name
+from crewlog.agents.model_calls import TokenCount, as_object, call_ids, check_tools, compact, is_made, native_items, raw_list, tool_name
 from crewlog.agents.model_errors import malformed, one_try, refusal, understanding
+from crewlog.agents.model_http import client_options
 from crewlog.agents.model_sdk import load_sdk
 from crewlog.agents.schema_dialect import NotStrict, express, instruction, original
 from crewlog.schemas.blocks import Message, ModelReply, ModelRequest, Native, StopReason, Text, ToolDef, ToolResult, ToolUse
+from crewlog.schemas.text import clean
 from crewlog.schemas.usage import Usage
 
 if TYPE_CHECKING:
@@ -82,7 +84,7 @@ class GeminiModel:
             should_return_http_response=on_text is None,
         )
         written = Written()
-        async with one_try(self.name, timeout_s, errors.APIError, self._explain, used=written.usage):
+        async with one_try(self.name, timeout_s, errors.APIError, self._explain, used=written.usage, secret=self._api_key):
             models = self._connected().aio.models
             if on_text is None:
                 answer = await models.generate_content(model=self.name, contents=_UNUSED, config=config)
@@ -107,7 +109,7 @@ class GeminiModel:
             from google.genai import Client, types
 
             # a client of our own: the SDK would take aiohttp where that is installed, whose errors are others
-            self._http = httpx2.AsyncClient()
+            self._http = httpx2.AsyncClient(**client_options(self.name))
             options = types.HttpOptions(
                 base_url=self._base_url,
                 api_version=self._api_version,
@@ -229,11 +231,11 @@ class _Candidate(msgspec.Struct, rename="camel"):
 
 
 class _Used(msgspec.Struct, rename="camel"):
-    prompt_token_count: int | None = None
-    candidates_token_count: int | None = None
-    tool_use_prompt_token_count: int | None = None
-    thoughts_token_count: int | None = None
-    cached_content_token_count: int | None = None
+    prompt_token_count: TokenCount | None = None
+    candidates_token_count: TokenCount | None = None
+    tool_use_prompt_token_count: TokenCount | None = None
+    thoughts_token_count: TokenCount | None = None
+    cached_content_token_count: TokenCount | None = None
 
     def neutral(self) -> Usage:
         """Count output with thinking, which this provider counts apart."""
@@ -349,4 +351,4 @@ class Written:
         """Return the answer as JSON."""
         parts = [{**part, "text": "".join(text)} if text else part for part, text in zip(self._parts, self._texts, strict=True)]
         candidates = [{**self._candidate, "content": {"role": "model", "parts": parts}}] if self._candidate else []
-        return json.dumps({**self._answer, "candidates": candidates}, ensure_ascii=False, separators=(",", ":")).encode()
+        return clean(json.dumps({**self._answer, "candidates": candidates}, ensure_ascii=False, separators=(",", ":"))).encode()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from crewlog.agents.model import ModelError
 from crewlog.agents.model_errors import malformed, refusal, unreachable
+from crewlog.agents.model_http import client_options
 from crewlog.agents.schema_dialect import NotStrict, Schema, express
 from crewlog.schemas.blocks import OutputFormat, ToolResult
 
@@ -30,7 +31,9 @@ class Connection:
     def open(self, sdk: Any) -> openai.AsyncOpenAI:
         """Return the client."""
         if self._client is None:
-            self._client = sdk.AsyncOpenAI(api_key=self._api_key, base_url=self._base_url, max_retries=0)
+            self._client = sdk.AsyncOpenAI(
+                api_key=self._api_key, base_url=self._base_url, max_retries=0, http_client=sdk.DefaultAsyncHttpx2Client(**client_options(self._asked))
+            )
         return self._client
 
     async def close(self) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import msgspec
 
 from crewlog.agents.model import OnText
-from crewlog.agents.model_calls import as_json, call_ids, check_tools, tool_name
+from crewlog.agents.model_calls import TokenCount, as_json, call_ids, check_tools, tool_name
 from crewlog.agents.model_errors import malformed, one_try, understanding
 from crewlog.agents.model_openai import Connection, result_text
 from crewlog.agents.model_sdk import load_sdk
@@ -67,6 +67,7 @@ class OpenAIChatModel:
     ) -> None:
         self.name, self.provider = name, provider
         self._max_tokens_field, self._structured = max_tokens_field, structured
+        self._api_key = api_key
         self._connection = Connection(name, api_key=api_key or _NO_KEY, base_url=base_url)
 
     async def complete(self, request: ModelRequest, *, timeout_s: float, on_text: OnText | None = None) -> ModelReply:
@@ -80,7 +81,7 @@ class OpenAIChatModel:
 
         body_sent = render(request, max_tokens_field=self._max_tokens_field, structured=self._structured)
         written = Written()
-        async with one_try(self.name, timeout_s, openai.OpenAIError, self._connection.explain, used=written.usage):
+        async with one_try(self.name, timeout_s, openai.OpenAIError, self._connection.explain, used=written.usage, secret=self._api_key):
             create = self._connection.open(openai).chat.completions.with_streaming_response.create
             if on_text is None:
                 async with create(model=self.name, messages=(), extra_body=body_sent, timeout=timeout_s) as response:
@@ -89,15 +90,17 @@ class OpenAIChatModel:
                 body_sent["stream_options"] = {"include_usage": True}
                 async with create(model=self.name, messages=(), extra_body=body_sent, stream=True, timeout=timeout_s) as response:
                     request_id = response.headers.get("x-request-id", "")
-                    body = await self._streamed(response.iter_bytes(), written, on_text)
+                    body = await self._streamed(
+                        event_data(response.iter_bytes(), self.name, media_type=response.headers.get("content-type", "")), written, on_text
+                    )
         return understand(body, request, self._connection, request_id)
 
     async def close(self) -> None:
         """Let go of the connections. Safe to call twice."""
         await self._connection.close()
 
-    async def _streamed(self, chunks: AsyncIterable[bytes], written: Written, on_text: OnText) -> bytes:
-        async for data in event_data(chunks):
+    async def _streamed(self, events: AsyncIterable[bytes], written: Written, on_text: OnText) -> bytes:
+        async for data in events:
             if data == b"[DONE]":
                 break
             with understanding(self.name):
@@ -190,17 +193,17 @@ class _Said(msgspec.Struct):
 
 
 class _In(msgspec.Struct):
-    cached_tokens: int | None = None
-    cache_write_tokens: int | None = None
+    cached_tokens: TokenCount | None = None
+    cache_write_tokens: TokenCount | None = None
 
 
 class _Out(msgspec.Struct):
-    reasoning_tokens: int | None = None
+    reasoning_tokens: TokenCount | None = None
 
 
 class _Used(msgspec.Struct):
-    prompt_tokens: int
-    completion_tokens: int
+    prompt_tokens: TokenCount
+    completion_tokens: TokenCount
     prompt_tokens_details: _In | None = None
     completion_tokens_details: _Out | None = None
 

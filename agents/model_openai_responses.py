@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from crewlog.agents.model import OnText
-from crewlog.agents.model_calls import as_json, call_ids, check_tools, native_items, raw_list, tool_name
+from crewlog.agents.model_calls import TokenCount, as_json, call_ids, check_tools, native_items, raw_list, tool_name
 from crewlog.agents.model_errors import malformed, one_try, understanding
 from crewlog.agents.model_openai import Connection, output_schema, result_text, strict_or_plain
 from crewlog.agents.model_sdk import load_sdk
@@ -44,6 +44,7 @@ class OpenAIResponsesModel:
 
     def __init__(self, name: str, *, api_key: str, base_url: str | None = None) -> None:
         self.name = name
+        self._api_key = api_key
         self._connection = Connection(name, api_key=api_key, base_url=base_url)
 
     async def complete(self, request: ModelRequest, *, timeout_s: float, on_text: OnText | None = None) -> ModelReply:
@@ -56,7 +57,7 @@ class OpenAIResponsesModel:
         import openai
 
         body_sent = render(request)
-        async with one_try(self.name, timeout_s, openai.OpenAIError, self._connection.explain):
+        async with one_try(self.name, timeout_s, openai.OpenAIError, self._connection.explain, secret=self._api_key):
             create = self._connection.open(openai).responses.with_streaming_response.create
             if on_text is None:
                 async with create(extra_body=body_sent, timeout=timeout_s) as response:
@@ -64,16 +65,16 @@ class OpenAIResponsesModel:
             else:
                 async with create(extra_body=body_sent, stream=True, timeout=timeout_s) as response:
                     request_id = response.headers.get("x-request-id", "")
-                    body = await self._streamed(response.iter_bytes(), on_text)
+                    body = await self._streamed(event_data(response.iter_bytes(), self.name, media_type=response.headers.get("content-type", "")), on_text)
         return understand(body, request, self._connection, request_id)
 
     async def close(self) -> None:
         """Let go of the connections. Safe to call twice."""
         await self._connection.close()
 
-    async def _streamed(self, chunks: AsyncIterable[bytes], on_text: OnText) -> bytes:
+    async def _streamed(self, events: AsyncIterable[bytes], on_text: OnText) -> bytes:
         """Return the response that the last event carries: it holds the whole answer."""
-        async for data in event_data(chunks):
+        async for data in events:
             if data == b"[DONE]":
                 break
             with understanding(self.name):
@@ -152,17 +153,17 @@ class _Event(msgspec.Struct):
 
 
 class _In(msgspec.Struct):
-    cached_tokens: int | None = None
-    cache_write_tokens: int | None = None
+    cached_tokens: TokenCount | None = None
+    cache_write_tokens: TokenCount | None = None
 
 
 class _Out(msgspec.Struct):
-    reasoning_tokens: int | None = None
+    reasoning_tokens: TokenCount | None = None
 
 
 class _Used(msgspec.Struct):
-    input_tokens: int
-    output_tokens: int
+    input_tokens: TokenCount
+    output_tokens: TokenCount
     input_tokens_details: _In | None = None
     output_tokens_details: _Out | None = None
 

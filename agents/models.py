@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -26,6 +27,14 @@ PLANNERS_TASKS: Final = ("router", "critic", "synthesis")
 """Roles that are tasks of the planner, and use its chain unless they have their own."""
 OFFLINE: Final = "offline"
 LINKS_MAX: Final = 8
+_NOT_IN_NAMES: Final = re.compile(r"[\s;<>|\"'`]|-$")
+"""What no name of a model holds, and a slip of the pen does: `a; b`, `a -> b`."""
+_ADDRESS: Final = re.compile(r"(.*?)@(https?:.*)", re.IGNORECASE)
+_LIKE_KEY: Final = re.compile(r"key|token|secret|passw|sig=", re.IGNORECASE)
+_LIKE_ADDRESS: Final = re.compile(r"[:/]")
+"""Tells an address from a version: both stand behind an `@`."""
+_OTHER_NAMES: Final = {"claude": "anthropic", "gpt": "openai", "gemini": "google"}
+"""What people call providers by their models."""
 _SYNTAX: Final = (
     "write CREWLOG_MODELS as `offline`, `anthropic:<model>`, `openai:<model>`, `google:<model>`, `<name>:<model>@http://host:port/v1` for a server "
     "of your own, a chain `anthropic:<model> > openai:<model>`, or per kind: `planner=anthropic:<model>, research=offline`"
@@ -48,12 +57,18 @@ Chain = tuple[ModelChoice, ...]
 
 
 def parse_models(spec: str) -> Mapping[str, Chain]:
-    """Read a model setting: role -> chain, with `DEFAULT` for all others; without a default of its own that is `offline`.
+    """Read a model setting: role -> chain, with `DEFAULT` for all others.
+
+    Without a default of its own that is `offline`, but only while nothing else is named: a role that was forgotten, or misspelt, must not work with
+    rules beside others that ask real models.
 
     Raises:
         ConfigError: naming the entry that cannot be understood, and the providers there are.
     """
-    return {DEFAULT: (ModelChoice(OFFLINE),), **named_models(spec)}
+    named = named_models(spec)
+    if all(link.provider == OFFLINE for chain in named.values() for link in chain):
+        return {DEFAULT: (ModelChoice(OFFLINE),), **named}
+    return named
 
 
 def named_models(spec: str) -> Mapping[str, Chain]:
@@ -63,7 +78,11 @@ def named_models(spec: str) -> Mapping[str, Chain]:
         ConfigError: as `parse_models` does.
     """
     chains: dict[str, Chain] = {}
+    if not spec.strip():
+        raise ConfigError("models: the setting is empty", hint=_SYNTAX)
     for entry in re.split(r"\s*,\s*", spec.strip()):
+        if not entry:
+            raise ConfigError(f"models: {spec.strip()!r} has a comma with nothing beside it", hint=_SYNTAX)
         role, text = _split_role(entry)
         if role in chains:
             what = "the default" if role == DEFAULT else f"kind {role!r}"
@@ -73,9 +92,22 @@ def named_models(spec: str) -> Mapping[str, Chain]:
 
 
 def chain_of(role: str, chains: Mapping[str, Chain]) -> Chain:
-    """Return the chain of a role: its own, else for the planner's tasks the planner's, else the default."""
+    """Return the chain of a role: its own, else for the planner's tasks the planner's, else the default.
+
+    Raises:
+        ConfigError: it has none.
+    """
     order = (role, "planner", DEFAULT) if role in PLANNERS_TASKS else (role, DEFAULT)
-    return next(chains[key] for key in order if key in chains)
+    found = next((chains[key] for key in order if key in chains), None)
+    if found is None:
+        near = get_close_matches(role, chains, n=1)
+        hint = (
+            f"is {near[0]!r} a slip of the pen?"
+            if near
+            else f"write {role}=<provider>:<model>, or one chain without a kind for all others, such as `, {OFFLINE}`"
+        )
+        raise ConfigError(f"models: {role!r} has no model; the setting names {', '.join(chains)}", hint=hint)
+    return found
 
 
 def show_chain(chain: Chain) -> str:
@@ -104,16 +136,29 @@ def _chain(text: str, entry: str) -> Chain:
 
 
 def _link(text: str, entry: str) -> ModelChoice:
+    if not text:
+        raise ConfigError(f"models: {entry!r} has a '>' with nothing beside it", hint=_SYNTAX)
     provider, _, rest = text.partition(":")
-    model, base_url = _split_address(rest)
+    model, base_url = _split_address(rest.strip())
     if provider not in _BUILDERS and not (base_url and TOKEN.fullmatch(provider)):
-        hint = f"a server of your own needs an address: {provider or '<name>'}:<model>@http://host:port/v1\n{_SYNTAX}"
-        raise ConfigError(f"models: unknown provider {provider!r} in {entry!r}; known providers: {', '.join(_BUILDERS)}", hint=hint)
+        raise ConfigError(f"models: unknown provider {provider!r} in {entry!r}; known providers: {', '.join(_BUILDERS)}", hint=_meant(provider, text))
     if provider == OFFLINE:
         return ModelChoice(OFFLINE, _fault(rest))
     if not model:
         raise ConfigError(f"models: {entry!r} names no model", hint=f"write {provider}:<model>, with the model's id as the provider names it")
+    if odd := _NOT_IN_NAMES.search(model):
+        raise ConfigError(f"models: {model!r} in {entry!r} is no name of a model: it holds {odd[0]!r}", hint=_SYNTAX)
     return ModelChoice(provider, model, base_url)
+
+
+def _meant(provider: str, text: str) -> str:
+    """Say what somebody may have meant who named a provider that there is not."""
+    known = _OTHER_NAMES.get(provider.lower()) or next(iter(get_close_matches(provider.lower(), _BUILDERS, n=1)), None)
+    if known and ":" in text:
+        return f"did you mean {known}:{text.partition(':')[2]}?"
+    if maker := next((_OTHER_NAMES[word] for word in _OTHER_NAMES if ":" not in text and text.startswith(f"{word}-")), None):
+        return f"did you mean {maker}:{text}?"
+    return f"a server of your own needs an address: {provider}:<model>@http://host:port/v1\n{_SYNTAX}"
 
 
 def _fault(text: str) -> str:
@@ -128,17 +173,25 @@ def _split_address(text: str) -> tuple[str, str]:
     """Split `model@http://host/path`. A model's id may hold an `@` of its own.
 
     Raises:
-        ConfigError: the address is none, or holds a password: it would show up wherever the model's name does.
+        ConfigError: the address is none, or holds a password or a key: it would show up wherever the model's name does.
     """
-    model, at, address = text.rpartition("@http")
-    if not at:
+    found = _ADDRESS.fullmatch(text)
+    if found is None:
+        rest = text.rpartition("@")[2]
+        if rest != text and _LIKE_ADDRESS.search(rest):
+            raise ConfigError(f"models: {rest!r} is no address", hint="write http://host:port/v1 or https://…")
         return text, ""
-    parts = urlsplit("http" + address)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"models: {'http' + address!r} is no address", hint="write http://host:port/v1 or https://…")
-    if parts.username or parts.password:
-        raise ConfigError(f"models: the address of {model!r} holds a user or password", hint="put a key into CREWLOG_<NAME>_API_KEY instead")
-    return model, "http" + address
+    model, address = found.groups()
+    parts = urlsplit(address)
+    if parts.username or parts.password or _LIKE_KEY.search(parts.query):
+        raise ConfigError(f"models: the address of {model!r} holds a user, password or key", hint="put a key into CREWLOG_<NAME>_API_KEY instead")
+    try:
+        is_place = bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none
+        is_place = False
+    if not is_place:
+        raise ConfigError(f"models: {address!r} is no address", hint="write http://host:port/v1 or https://…")
+    return model, address
 
 
 def build_chain(role: str, config: Config) -> tuple[Model, ...]:

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 import httpx2
 
+from crewlog.agents.http_body import ACCEPTED, BadBody, unpacked
 from crewlog.agents.spec import ToolFailed
 from crewlog.agents.url_guard import Hosts, LookUp, Refused, guarded_client, look_up, resolve, send
 from crewlog.schemas.text import clean, shorten
@@ -70,7 +71,7 @@ async def _fetch_one(url: str, hosts: Hosts, look_up: LookUp, timeout_s: float) 
     """Fetch one hop: the page, or the URL it redirects to."""
     target = await resolve(url, hosts, look_up=look_up)
     async with guarded_client(timeout_s) as client:
-        response = await send(client, "GET", target, {"Accept": _ACCEPT, "Accept-Encoding": "gzip, deflate"})
+        response = await send(client, "GET", target, {"Accept": _ACCEPT, "Accept-Encoding": ACCEPTED})
         try:
             if response.status_code in _REDIRECTS:
                 return _redirect(target.url, response)
@@ -109,19 +110,11 @@ def _content_type(response: httpx2.Response) -> tuple[str, str]:
 
 async def _body(url: httpx2.URL, response: httpx2.Response) -> bytes:
     """Read at most `PAGE_BYTES_MAX` bytes, unpacking as they come: what is unpacked never grows past the limit either."""
-    packing = response.headers.get("content-encoding", "identity").strip().lower()
-    if packing not in ("identity", "", "gzip", "x-gzip", "deflate"):
-        raise ToolFailed(f"{url.host} packed its answer as {shorten(clean(packing), 40)!r}, which was not asked for")
-    # 32 + 15: zlib finds out itself whether a gzip or a zlib header comes
-    unpack = zlib.decompressobj(32 + zlib.MAX_WBITS) if packing not in ("identity", "") else None
-    data = bytearray()
-    sent = 0
-    async for part in response.aiter_raw():
-        sent += len(part)
-        data += unpack.decompress(part, PAGE_BYTES_MAX + 1 - len(data)) if unpack else part
-        if max(sent, len(data)) > PAGE_BYTES_MAX:
-            raise ToolFailed(f"{shorten(str(url), 300)} is larger than {PAGE_BYTES_MAX // 2**20} MiB; that is not read")
-    return bytes(data)
+    try:
+        parts = unpacked(response.aiter_raw(), response.headers.get("content-encoding", ""), bytes_max=PAGE_BYTES_MAX)
+        return b"".join([part async for part in parts])
+    except BadBody as error:
+        raise ToolFailed(f"{shorten(str(url), 300)} {error}; that is not read") from error
 
 
 def _as_utf8(data: bytes, media_type: str, charset: str) -> bytes:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from crewlog.orchestrator.cli_options import HomeOption, OutputOption
-from crewlog.orchestrator.cli_output import Exit, Output, complain, load_config, plain, print_json, print_table, run_async, say
+from crewlog.orchestrator.cli_output import Exit, Output, complain, load_config, plain, print_json, print_lines, print_table, run_async, say
 
 DETACH_WITHIN_S = 90.0
 STOP_WITHIN_S = 60.0
@@ -151,25 +151,25 @@ async def status(home: HomeOption = None, output: OutputOption = Output.TABLE) -
     typer.echo()
     for provider in troubled:
         until = f" until {provider.until_at.astimezone():%H:%M:%S}" if provider.until_at else ""
-        typer.echo(f"{provider.worker} does not ask {provider.provider}/{provider.model}{until}: {provider.reason}")
+        print_lines([f"{provider.worker} does not ask {provider.provider}/{provider.model}{until}: {provider.reason}"])
     for run in held:
         if run.hold is not None:
-            typer.echo(f"run {str(run.run_id)[:8]} is {hold_text(run.hold)}")
+            print_lines([f"run {str(run.run_id)[:8]} is {hold_text(run.hold)}"])
     for control in controls:
-        typer.echo(control_line(control))
+        print_lines([control_line(control)])
     for one in still:
         short = str(one.run_id)[:8]
-        typer.echo(f"run {short} stands still since {one.since_at.astimezone():%Y-%m-%d %H:%M:%S}: {one.what}; see: crewlog why {short}")
+        print_lines([f"run {short} stands still since {one.since_at.astimezone():%Y-%m-%d %H:%M:%S}: {one.what}; see: crewlog why {short}"])
     behind = [view for view in lag if view.waiting_since is not None]
     if behind:
         print_table(["VIEW BEHIND THE LOG", "AT", "LOG AT", "SINCE"], [[v.name, v.position, v.head, v.waiting_since] for v in behind])
     else:
-        typer.echo("views: level with the log")
+        print_lines(["views: level with the log"])
     if config.mcp:
         servers = "; ".join(f"{name} for {', '.join(server.kinds)}" for name, server in sorted(config.mcp.items()))
-        typer.echo(f"MCP servers: {servers} (crewlog doctor looks whether they answer)")
+        print_lines([f"MCP servers: {servers} (crewlog doctor looks whether they answer)"])
     for problem in problems:
-        typer.echo(f"left out by {problem.projection}: position {problem.position}: {problem.error}")
+        print_lines([f"left out by {problem.projection}: position {problem.position}: {problem.error}"])
 
 
 async def providers(home: HomeOption = None, output: OutputOption = Output.TABLE) -> None:
@@ -184,7 +184,7 @@ async def providers(home: HomeOption = None, output: OutputOption = Output.TABLE
         rows = [[p.provider, p.model, p.state, p.reason, f"{p.until_at.astimezone():%H:%M:%S}" if p.until_at else "", p.kind, p.worker] for p in found]
         print_table(["PROVIDER", "MODEL", "STATE", "REASON", "UNTIL", "AGENT", "WORKER"], rows)
     else:
-        typer.echo("no model failed an agent that runs")
+        print_lines(["every model is asked: no agent that runs keeps away from one"])
 
 
 async def scale(

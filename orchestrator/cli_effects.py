@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from crewlog.orchestrator.cli_options import HomeOption, OutputOption
-from crewlog.orchestrator.cli_output import Exit, Output, load_config, plain, print_json, print_rows, run_async, say
+from crewlog.orchestrator.cli_output import Exit, Output, load_config, plain, print_json, print_lines, print_rows, run_async, say
 
 if TYPE_CHECKING:
     from crewlog.orchestrator.client_effects import RollbackResult
@@ -88,7 +88,7 @@ async def roll_back(
     if output is Output.JSON:
         print_json({"rollback_id": str(begun.run_id), "status": ended.status, **plain(result)})
     else:
-        typer.echo(text or f"the rollback is {ended.status}: {ended.error}")
+        print_lines([text or f"the rollback is {ended.status}: {ended.error}"])
     return Exit.OK if ended.status == "completed" and not _is_left(result) else Exit.RUN_FAILED
 
 

@@ -9,10 +9,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
-import typer
 
 from crewlog.events.clock import SystemClock
-from crewlog.orchestrator.cli_output import printable, say, stderr_console
+from crewlog.orchestrator.cli_output import print_lines, printable, say, stderr_console
 from crewlog.orchestrator.cli_run import ICONS, elapsed, short_time
 from crewlog.orchestrator.event_text import event_line
 from crewlog.projections.query_rows import ApprovalView, RunView, TaskView
@@ -163,14 +162,14 @@ def show_approval(approval: ApprovalView, arguments: str) -> None:
     """Print one question to a person: the action first, then its arguments as they would be used, why, and how to answer."""
     short = str(approval.approval_id)[:8]
     asks = f"did {approval.tool} of {approval.kind} happen?" if approval.question else f"{approval.kind} wants to run {approval.tool}"
-    typer.echo(f"{short}  {asks}   run {str(approval.run_id)[:8]}, until {short_time(approval.expires_at)}")
+    print_lines([f"{short}  {asks}   run {str(approval.run_id)[:8]}, until {short_time(approval.expires_at)}"])
     for name, value in json.loads(arguments).items():
         shown = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         first, *rest = shown.splitlines() or [""]
-        typer.echo(f"    {name}: {printable(first)}")
+        print_lines([f"    {name}: {printable(first)}"])
         for line in rest:
-            typer.echo(f"        {printable(line)}")
-    typer.echo(f"    why: {approval.reason}")
+            print_lines([f"        {printable(line)}"])
+    print_lines([f"    why: {approval.reason}"])
     if approval.question:
         say(f"    answer: crewlog resolve {short} happened   or   did-not-happen (it runs again)   or   give-up")
     else:

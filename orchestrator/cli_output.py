@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from enum import IntEnum, StrEnum
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+_OBEYED: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+"""Characters that a terminal obeys: control characters but tab and line feed, and those that turn the direction of what follows."""
 
 
 class Exit(IntEnum):
@@ -159,7 +163,7 @@ def exit_code_of(error: BaseException) -> Exit:
 
 def say(text: str) -> None:
     """Tell the person something that is not data."""
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{readable(text)}\n")
     sys.stderr.flush()
 
 
@@ -167,10 +171,10 @@ def complain(what: str, why: str = "", next_step: str = "") -> None:
     """Report an error in at most three parts: what failed, why, and what to do next."""
     console = stderr_console()
     console.print("error: ", style="bold red", end="")
-    console.print(what, markup=False, highlight=False)
+    console.print(readable(what), markup=False, highlight=False)
     for label, text in (("why", why), ("next", next_step)):
         if text:
-            console.print(f"  {label}: {text}", markup=False, highlight=False)
+            console.print(readable(f"  {label}: {text}"), markup=False, highlight=False)
 
 
 def confirm(question: str, *, yes: bool) -> None:
@@ -201,18 +205,23 @@ def stderr_console() -> Console:
 def print_lines(lines: Iterable[str]) -> None:
     """Print lines to stdout, all in one piece: a terminal or pipe that is told each by itself costs more than making them."""
     if text := "".join(f"{line}\n" for line in lines):
-        sys.stdout.write(text)
+        sys.stdout.write(readable(text))
         sys.stdout.flush()
 
 
 def print_json(data: Any) -> None:
     """Print one JSON document to stdout."""
-    print_lines([json.dumps(data, ensure_ascii=False, indent=2, default=str)])
+    print_lines([_escaped(json.dumps(data, ensure_ascii=False, indent=2, default=str))])
 
 
 def json_line(data: Any) -> str:
     """Return one JSON document as one line, for streams of them."""
-    return json.dumps(data, ensure_ascii=False, default=str)
+    return _escaped(json.dumps(data, ensure_ascii=False, default=str))
+
+
+def _escaped(document: str) -> str:
+    """Write what a terminal would obey as JSON writes any character; the document says the same."""
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", document)
 
 
 def print_json_line(data: Any) -> None:
@@ -254,6 +263,14 @@ def print_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], ou
         print_table(list(columns), [[row[key] for key in columns.values()] for row in rows], right=right)
     else:
         say(empty)
+
+
+def readable(text: str) -> str:
+    """Replace what a terminal obeys instead of showing it: escape sequences of a model's answer, of a file or of a provider, and turned writing.
+
+    Line feeds and tabs stay, as does everything that is a part of writing.
+    """
+    return _OBEYED.sub("\ufffd", text.replace("\r\n", "\n"))
 
 
 def printable(text: str) -> str:

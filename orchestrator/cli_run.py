@@ -25,12 +25,17 @@ ICONS: Final[Mapping[str, tuple[str, str]]] = {
 }
 """What stands in front of a run or task in its state, and the colour of that."""
 
+_PROVIDERS: Final = "see which models are not asked for a while: crewlog providers; CREWLOG_MODELS may name others behind them: A > B"
 AFTER_ERROR: Final[Mapping[str, str]] = {
     "model_auth": "correct the key of that provider in the environment of `crewlog up`, start the crew again, and submit the goal again",
-    "model_not_found": "name a model that the provider has in CREWLOG_MODELS, start the crew again, and submit the goal again",
+    "model_bad_request": "the request itself is refused, so no other model was asked: correct the tool or output_schema it names; see it: crewlog explain",
+    "model_billing": "pay that provider, or name others behind it in CREWLOG_MODELS: A > B; then submit the goal again",
     "model_malformed": "is the address in CREWLOG_MODELS that of a model API? see what was answered: crewlog events",
-    "model_timeout": "see which models are not asked for a while: crewlog providers; CREWLOG_MODELS may name others behind them: A > B",
-    "model_unavailable": "see which models are not asked for a while: crewlog providers; CREWLOG_MODELS may name others behind them: A > B",
+    "model_not_found": "name a model that the provider has, at its own address, in CREWLOG_MODELS; start the crew again, and submit the goal again",
+    "unpriced": "name its price in CREWLOG_PRICES, or set CREWLOG_UNPRICED=allow; start the crew again, and submit the goal again",
+    **dict.fromkeys(
+        ("model_connection", "model_cut", "model_overloaded", "model_rate_limit", "model_server", "model_timeout", "model_unavailable"), _PROVIDERS
+    ),
 }
 """What a person can do about a run that failed, by the code of its error."""
 

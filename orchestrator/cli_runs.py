@@ -12,7 +12,20 @@ import typer
 from crewlog.orchestrator.cli_control import control_lines
 from crewlog.orchestrator.cli_look import View, is_file, list_events, look
 from crewlog.orchestrator.cli_options import HomeOption, OutputOption
-from crewlog.orchestrator.cli_output import Detached, Exit, Output, complain, load_config, plain, print_json, print_json_line, print_rows, run_async, say
+from crewlog.orchestrator.cli_output import (
+    Detached,
+    Exit,
+    Output,
+    complain,
+    load_config,
+    plain,
+    print_json,
+    print_json_line,
+    print_lines,
+    print_rows,
+    run_async,
+    say,
+)
 
 if TYPE_CHECKING:
     from crewlog.events.config import Config
@@ -225,7 +238,7 @@ async def events(
             if output is Output.JSON:
                 print_json_line(event_json(recorded, with_reasoning=reasoning))
             else:
-                typer.echo(event_line(recorded, first_us))
+                print_lines([event_line(recorded, first_us)])
 
 
 async def why(
@@ -243,15 +256,15 @@ async def why(
         print_json(list(map(_waiting, found)))
         return
     for line in lines:
-        typer.echo(line)
+        print_lines([line])
     if not found and not lines:
         say("nothing waits: every task has ended")
     for explained in found:
         task, wait = explained.task, explained.wait
         if lines and wait.reason == "quarantine":
             continue  # the line above says it, and by whom
-        typer.echo(f"{f'{task.key} ({task.kind})' if task else f'run {str(explained.run_id)[:8]}'}: {wait.detail}")
-        typer.echo(f"    ended by: {wait.ends}")
+        print_lines([f"{f'{task.key} ({task.kind})' if task else f'run {str(explained.run_id)[:8]}'}: {wait.detail}"])
+        print_lines([f"    ended by: {wait.ends}"])
 
 
 def _waiting(explained: Explained) -> dict[str, Any]:

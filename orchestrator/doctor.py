@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from crewlog.agents.models import missing_keys, parse_models
+from crewlog.agents.models import DEFAULT, missing_keys, parse_models
 from crewlog.events.config import Config
 from crewlog.events.config_mcp import McpServer
+from crewlog.events.grants import BUILT_IN_KINDS
 from crewlog.orchestrator.home import Home
 from crewlog.schemas.errors import ConfigError, OrchestrationError
 
@@ -95,8 +96,11 @@ def _models(config: Config) -> Finding:
         chains = parse_models(config.models)
     except ConfigError as error:
         return Finding("models", False, config.models, str(error))
-    lacking = missing_keys([link for chain in chains.values() for link in chain], config)
-    return Finding("models", not lacking, config.models, f"set {' and '.join(lacking)}")
+    if lacking := missing_keys([link for chain in chains.values() for link in chain], config):
+        return Finding("models", False, config.models, f"set {' and '.join(lacking)}")
+    if DEFAULT not in chains and (without := sorted(set(BUILT_IN_KINDS) - set(chains))):
+        return Finding("models", False, config.models, f"agents of {', '.join(without)} cannot start: name a model for all others, too", needed=False)
+    return Finding("models", True, config.models, "")
 
 
 def _mail(config: Config) -> Finding:

@@ -6,6 +6,8 @@ import re
 from typing import Final
 
 _BAD: Final = re.compile("[\x00\ud800-\udfff]")
+_PAIR: Final = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+"""One character in two halves, as it arrives when it is cut between two pieces of a stream."""
 
 
 def find_bad(text: str) -> int | None:
@@ -15,8 +17,12 @@ def find_bad(text: str) -> int | None:
 
 
 def clean(text: str) -> str:
-    """Replace NUL and lone surrogates by U+FFFD, so that what a tool or model returned can be stored and read everywhere."""
-    return text if _is_plain(text) else _BAD.sub("\ufffd", text)
+    """Replace NUL and lone surrogates by U+FFFD and put paired ones together, so that what a tool or model returned can be stored and read everywhere."""
+    return text if _is_plain(text) else _BAD.sub("\ufffd", _PAIR.sub(_joined, text))
+
+
+def _joined(pair: re.Match[str]) -> str:
+    return pair[0].encode("utf-16", "surrogatepass").decode("utf-16")
 
 
 def _is_plain(text: str) -> bool:

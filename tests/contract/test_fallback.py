@@ -108,6 +108,25 @@ async def test_a_is_rate_limited_b_breaks_in_the_middle_and_c_finishes(bench: Be
     assert (state.spent, state.reserved) == (paid, 0), "what is reserved is settled to the micro-dollar"
 
 
+async def test_what_the_log_cannot_hold_costs_a_provider_its_call_and_no_task(bench: Bench) -> None:
+    odd = Canned(500, ANTHROPIC.problem(500, "api_\0error", "boom \0 \ud800"), {"request-id": "r" * 1000})
+    answers = [
+        Canned(events=GEMINI.events(Said("", (("call\0", "look\0around", "{}"),)))),
+        Canned(events=GEMINI.events(Said("A\0", (("call-2", "submit", '{"text":"42"}'),)))),
+    ]
+    async with AsyncExitStack() as closing:
+        a, _ = await on_loopback(closing, ANTHROPIC, odd)
+        c, at_c = await on_loopback(closing, GEMINI, *answers)
+        events = await carried_out(bench, a, c)
+    failed = [e for e in events if isinstance(e, ModelCallFailed)]
+    assert {(e.error.code, e.error.message, len(e.request_id)) for e in failed} == {
+        ("model_server", "claude-test refused: boom \ufffd \ufffd", 200),
+    }
+    named = [call.tool for e in events if isinstance(e, ModelCallFinished) for call in e.tool_calls]
+    assert named == ["look\ufffdaround", "submit"], "the model is told that there is no such tool"
+    assert (type(events[-1]), len(at_c.requests)) == (TaskCompleted, 2)
+
+
 async def test_what_passes_is_tried_twice_and_the_next_model_answers(bench: Bench) -> None:
     a, b = a_model("a", fails("overloaded"), fails("overloaded")), a_model("b", calls(("submit", '{"text":"42"}')))
     events = await carried_out(bench, a, b)

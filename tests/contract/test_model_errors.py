@@ -257,7 +257,7 @@ async def test_a_tool_that_not_all_providers_take_is_refused_before_anybody_is_a
 
 async def test_a_request_that_cannot_be_built_is_our_mistake_and_stops_the_chain() -> None:
     with pytest.raises(ModelError) as caught:
-        async with one_try("m", 5, LookupError, lambda error: ModelError("server", "")):
+        async with one_try("m", 5, LookupError, lambda error: ModelError("server", ""), secret=""):
             json.dumps(object())  # what an SDK does when it is given a wrong argument
     assert caught.value.kind == "bad_request"
     assert "could not be built" in str(caught.value)

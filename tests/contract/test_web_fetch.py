@@ -114,7 +114,7 @@ async def refusal(desk: Bench, url: str, *entries: str) -> str:
         (page(b"\0\1\2", "text/plain"), "holds binary data, not text"),
         (page(b"%PDF-1.7 broken", "application/pdf"), "seems to be damaged"),
         (page("   ", "text/plain"), "holds no text"),
-        (page(b"x", "text/plain", Content_Encoding="br"), "packed its answer as 'br'"),
+        (page(b"x", "text/plain", Content_Encoding="br"), "packed as 'br'"),
         (page(b"not gzip", "text/plain", Content_Encoding="gzip"), "gave no complete answer"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nbroken off", "gave no complete answer"),
         (b"SSH-2.0-OpenSSH_9.9\r\n", "gave no complete answer"),

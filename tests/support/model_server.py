@@ -69,7 +69,7 @@ class ModelServer:
 
 
 async def _send(answer: Canned, writer: asyncio.StreamWriter) -> None:
-    data = answer.body.encode() if isinstance(answer.body, str) else json.dumps(answer.body).encode()
+    data = answer.body if isinstance(answer.body, bytes) else answer.body.encode() if isinstance(answer.body, str) else json.dumps(answer.body).encode()
     given = {"content-type": "application/json", "content-length": str(len(data)), **answer.headers}
     writer.write(_head(answer, given) + data[: answer.cut_at])
     await writer.drain()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import resource
 import subprocess
@@ -167,6 +168,21 @@ def test_tables_are_plain_aligned_text_and_cannot_move_the_cursor(capsys: pytest
     print_table(["NAME", "N"], [["a", 1], ["long", 200], ["\x1b[2Jevil\n", None]], right=frozenset({"N"}))
     assert capsys.readouterr().out == "NAME         N\na            1\nlong       200\n [2Jevil\n"
     assert printable("tab\tbell\a") == "tab bell "
+
+
+def test_no_text_of_others_steers_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    steering = "a\x1b[31mb\x9bc\rd\u202ee"
+    kept = "Käse\u00a0👩\u200d💻\ttab\nline\r\n"
+    cli_output.print_lines([kept + steering])
+    cli_output.say(steering)
+    cli_output.complain(steering)
+    told = capsys.readouterr()
+    assert told.out == "Käse\u00a0👩\u200d💻\ttab\nline\na\ufffd[31mb\ufffdc\ufffdd\ufffde\n"
+    assert not set("\x1b\x9b\r\u202e") & set(told.err)
+    cli_output.print_json({"text": steering})
+    document = capsys.readouterr().out
+    assert not set("\x1b\x9b\r\u202e") & set(document)
+    assert json.loads(document) == {"text": steering}, "data is what it was"
 
 
 def test_counts_of_agents() -> None:

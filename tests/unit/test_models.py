@@ -21,7 +21,8 @@ CLAUDE = ModelChoice("anthropic", "claude-test")
 
 def test_models_are_read_per_kind_with_a_default() -> None:
     assert parse_models("offline") == {DEFAULT: (OFFLINE,)}
-    assert parse_models("planner=anthropic:claude-test, research=offline") == {DEFAULT: (OFFLINE,), "planner": (CLAUDE,), "research": (OFFLINE,)}
+    assert parse_models("planner=anthropic:claude-test, research=offline") == {"planner": (CLAUDE,), "research": (OFFLINE,)}
+    assert parse_models("planner=offline:loop") == {DEFAULT: (OFFLINE,), "planner": (ModelChoice("offline", "loop"),)}
     assert parse_models("anthropic:claude-test,code=offline:loop") == {DEFAULT: (CLAUDE,), "code": (ModelChoice("offline", "loop"),)}
 
 
@@ -40,16 +41,37 @@ def test_an_id_may_hold_colons_and_ats_and_an_address_an_equals_sign() -> None:
 def test_tasks_of_the_planner_use_its_chain_unless_they_have_their_own() -> None:
     chains = parse_models("planner=anthropic:claude-test, critic=offline")
     assert chain_of("synthesis", chains) == chain_of("router", chains) == (CLAUDE,)
-    assert chain_of("critic", chains) == chain_of("data", chains) == (OFFLINE,)
+    assert chain_of("critic", chains) == (OFFLINE,)
+
+
+@pytest.mark.parametrize(
+    ("spec", "hint"),
+    [
+        ("reserch=anthropic:claude-test", "is 'reserch' a slip of the pen"),
+        ("planner=anthropic:claude-test", "write research=<provider>:<model>"),
+    ],
+)
+def test_whom_the_setting_forgot_does_not_work_with_rules_beside_real_models(spec: str, hint: str) -> None:
+    with pytest.raises(ConfigError, match="'research' has no model") as caught:
+        chain_of("research", parse_models(spec))
+    assert hint in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("", "unknown provider ''.*known providers: anthropic, "),
+        ("", "the setting is empty"),
         ("acme:x", "unknown provider 'acme'"),
         ("anthropic", "names no model"),
-        ("anthropic:a >", "unknown provider ''"),
+        ("anthropic:a >", "has a '>' with nothing beside it"),
+        ("offline,", "has a comma with nothing beside it"),
+        ("Anthropic:x", "did you mean anthropic:x"),
+        ("antropic:x", "did you mean anthropic:x"),
+        ("gemini:x", "did you mean google:x"),
+        ("claude-sonnet-5-5", "did you mean anthropic:claude-sonnet-5-5"),
+        ("anthropic:x;openai:y", "is no name of a model: it holds ';'"),
+        ("anthropic:x -> openai:y", "is no name of a model: it holds ' '"),
+        ("anthropic:x-> openai:y", "is no name of a model: it holds '-'"),
         ("offline,offline", "the default is set twice"),
         ("code=offline,code=offline", "kind 'code' is set twice"),
         ("=offline", "names no agent kind"),
@@ -58,8 +80,12 @@ def test_tasks_of_the_planner_use_its_chain_unless_they_have_their_own() -> None
         ("anthropic:a > anthropic:a", "names anthropic:a twice"),
         (" > ".join(f"anthropic:m{n}" for n in range(9)), "at most 8"),
         ("anthropic:a@http://", "is no address"),
-        ("anthropic:a@http://me:secret@host/v1", "holds a user or password"),
-        ("acme:a@http://me:secret@host/v1", "holds a user or password"),
+        ("anthropic:a@http://me:secret@host/v1", "holds a user, password or key"),
+        ("acme:a@HTTP://me:secret@host/v1", "holds a user, password or key"),
+        ("acme:a@http://host/v1?api_key=secret", "holds a user, password or key"),
+        ("acme:a@http://host:99999/v1", "is no address"),
+        ("acme:a@http://host:port/v1", "is no address"),
+        ("openai:a@localhost:8080/v1", "'localhost:8080/v1' is no address"),
         ("a.b:x@http://host/v1", "unknown provider 'a.b'"),
     ],
 )
@@ -123,11 +149,11 @@ def test_a_trial_decides_no_address_and_needs_a_key(environment: pytest.MonkeyPa
 
 
 async def test_a_crew_without_a_key_does_not_even_start_its_servers(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    crew = Supervisor(load(models="code=openai:b", home=tmp_path / "home"), {}, clock=SystemClock(), console=io.StringIO(), on_phase=print)
+    crew = Supervisor(load(models="code=openai:b, offline", home=tmp_path / "home"), {}, clock=SystemClock(), console=io.StringIO(), on_phase=print)
     with pytest.raises(ConfigError, match="'code' uses openai:b, but there is no key in OPENAI_API_KEY"):
         await crew.run(lambda: None)
     assert not (tmp_path / "home").exists()
-    check_models(["planner", "critic"], load(models="code=openai:b"))
+    check_models(["planner", "critic"], load(models="code=openai:b, offline"))
 
 
 def test_keys_come_from_the_environment_and_are_not_shown(environment: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from crewlog.schemas.text import clean, find_bad
         ("a\0b", 1, "a\ufffdb"),
         ("grün\0", 4, "grün\ufffd"),
         ("\ud800x\udfff", 0, "\ufffdx\ufffd"),
+        ("a\ud83d\ude00\ud83d", 1, "a😀\ufffd"),
     ],
 )
 def test_only_what_cannot_be_stored_is_found_and_replaced(text: str, at: int | None, cleaned: str) -> None:
