@@ -77,8 +77,9 @@ def plain_arguments(batch: Sequence[Encoded], actor: str) -> list[Any] | None:
     if not all(encoded.is_plain for encoded in batch) or len(set(streams)) < len(streams) or len(set(map(category, streams))) > 1:
         return None
     e_type, types = _numbered([event.__class__ for write in writes for event in write.events])
+    counts = [] if len(e_type) == len(writes) else [len(write.events) for write in writes]  # one each: nothing to say
     given = [
-        *(streams, [write.expected for write in writes], [len(write.events) for write in writes], *_columns_of(requests)),
+        *(streams, [write.expected for write in writes], counts, *_columns_of(requests)),
         *([cls.__name__ for cls in types], [cls.schema_version for cls in types], e_type),
         *([event_id for request in requests for event_id in request.event_ids], [text for encoded in batch for text in encoded.documents], actor),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -235,6 +236,9 @@ async def test_rows_are_locked_in_one_order(owner: Any) -> None:
         text = "\n".join(row[0] for row in await owner.fetch(f"EXPLAIN {update}"))
         assert "Nested Loop" in text
         assert text.index(outer) < text.index(f"Index Scan using {inner}")
+    await owner.execute("SET enable_bitmapscan = off")
+    text = "\n".join(row[0] for row in await owner.fetch("EXPLAIN UPDATE es.budgets b SET spent = b.spent + 1 WHERE b.scope_id = ANY ('{3,1,2}')"))
+    assert re.search(r"^ +->  Index Scan using budgets_pkey on budgets b .*\n +Index Cond: \(scope_id = ANY", text, re.MULTILINE), text
 
 
 async def test_plain_requests_are_written_or_left_to_the_whole_gate(database: Database, connection: Any, owner: Any) -> None:
@@ -283,6 +287,8 @@ async def test_plain_requests_are_written_or_left_to_the_whole_gate(database: Da
         with pytest.raises(asyncpg.PostgresError) as caught:
             await plain(fine, to_task(task_id, started(), expected=3), **misfit)
         assert caught.value.sqlstate == "ES006", misfit
+    with pytest.raises(asyncpg.PostgresError, match="do not fit"):
+        await plain(to_task(task_id, started(), started(), expected=3), events=[])
     assert len(await plain(to_task(charged, asked("m1-1"), expected=1)._replace(**free_call(charged)))) == 1
     assert len(await plain(fine, to_task(task_id, completed(), expected=3))) == 2
     assert await plain(to_task(task_id, started(), expected=4)) is None, "it is closed"
@@ -339,6 +345,31 @@ async def test_requests_that_open_streams_are_written_or_left_to_the_whole_gate(
     rows = await owner.fetch("SELECT scope_id, scope, soft, hard FROM es.budgets ORDER BY scope_id")
     assert [tuple(row)[1:] for row in rows] == [("run/1", 5, 100), ("run/2", None, 7)]
     assert tuple(bound) == ([row[0] for row in rows], "research", 1)
+
+
+async def test_plain_batches_charge_each_scope_with_the_sum_of_its_calls(database: Database, owner: Any) -> None:
+    """Streams with the same scopes, with some in common, and with none; up to the last micro-USD before a limit."""
+    worker = await asyncpg.connect(database.url("crewlog_research"))
+    run, tree, day = (ScopeLimit(scope, None, 1000) for scope in ("run/1", "tree/1", "tenant/1"))
+    one, same, other, unbound = (new_task() for _ in range(4))
+    bound = {one: (day, run), same: (day, run), other: (tree, day), unbound: ()}
+    await call(owner, by_hand(*(opened(task_id, *scopes) for task_id, scopes in bound.items())))
+
+    async def plain(*requests: AppendRequest) -> dict[str, tuple[int, int]] | None:
+        given = plain_arguments([encode_request(request) for request in requests], "by hand")
+        assert given is not None
+        is_written = await worker.fetchval(SQL_PLAIN_WITH_CALLS, *given) is not None
+        return {row[0]: (row[1], row[2]) for row in await owner.fetch("SELECT scope, spent, reserved FROM es.budgets")} if is_written else None
+
+    assert await plain(calling(one, 10, expected=1), calling(same, 5, expected=1)) == {"run/1": (0, 15), "tree/1": (0, 0), "tenant/1": (0, 15)}
+    mixed = (settling(one, 4, expected=2), calling(other, 3, expected=1), calling(unbound, 999, expected=1))
+    assert await plain(*mixed) == {"run/1": (4, 5), "tree/1": (0, 3), "tenant/1": (4, 8)}
+    free = to_task(one, asked("m1-1"), expected=3)._replace(**free_call(one))
+    assert await plain(free, settling(other, 7, expected=2), settling(unbound, 999, expected=2)) == {"run/1": (4, 5), "tree/1": (7, 0), "tenant/1": (11, 5)}
+    last = (settling(same, 0, expected=2), calling(other, 984, "last", expected=3))
+    assert await plain(*last) == {"run/1": (4, 0), "tree/1": (7, 984), "tenant/1": (11, 984)}
+    assert await plain(calling(one, 6, "more", expected=4), calling(unbound, 6, "more", expected=3)) is None, "one of them is left for the whole gate"
+    await worker.close()
 
 
 def free_call(task_id: TaskId) -> dict[str, Any]:
