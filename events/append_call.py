@@ -111,8 +111,11 @@ def narrow_answers(batch: Sequence[Encoded], positions: Sequence[int]) -> list[A
     found: list[Appended | OrchestrationError] = []
     at = 0
     for request, documents, *_ in batch:
-        versions = [version for write in request.writes for version in range(write.expected + 1, write.expected + 1 + len(write.events))]
-        found.append(Appended(versions, positions[at : at + len(documents)]))
+        if len(documents) == 1:
+            found.append(Appended((request.writes[0].expected + 1,), (positions[at],)))
+        else:
+            versions = [version for write in request.writes for version in range(write.expected + 1, write.expected + 1 + len(write.events))]
+            found.append(Appended(versions, positions[at : at + len(documents)]))
         at += len(documents)
     return found
 

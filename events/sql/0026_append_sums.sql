@@ -44,7 +44,7 @@ BEGIN
     RAISE EXCEPTION 'es.append_plain needs READ COMMITTED' USING ERRCODE = 'ES005';
   END IF;
   IF cardinality(p_expected) <> appends OR cardinality(q_occurred_us) <> appends
-     OR (cardinality(p_events) <> appends AND (p_events <> '{}' OR appends <> events_n))
+     OR (cardinality(p_events) IS DISTINCT FROM appends AND (p_events <> '{}' OR appends <> events_n) IS NOT FALSE)
      OR cardinality(e_type) <> events_n OR cardinality(e_data) <> events_n THEN
     RAISE EXCEPTION 'es.append_plain: arrays do not fit together' USING ERRCODE = 'ES006';
   END IF;

@@ -282,7 +282,16 @@ async def test_plain_requests_are_written_or_left_to_the_whole_gate(database: Da
     ]
     for request_, changes in refused:
         assert await plain(fine, request_, **changes) is None, (request_, changes)
-    misfits = ({"e_type": [1]}, {"documents": []}, {"events": [1]}, {"events": [2, 0]}, {"events": [1, 2]}, {"events": [3, -1]}, {"expected": [1]})
+    misfits = (
+        {"e_type": [1]},
+        {"documents": []},
+        {"events": [1]},
+        {"events": [2, 0]},
+        {"events": [1, 2]},
+        {"events": [3, -1]},
+        {"events": None},
+        {"expected": [1]},
+    )
     for misfit in misfits:
         with pytest.raises(asyncpg.PostgresError) as caught:
             await plain(fine, to_task(task_id, started(), expected=3), **misfit)
