@@ -13,7 +13,6 @@ import msgspec
 from crewlog.agents.breaker import Breakers
 from crewlog.agents.compaction import Compact, make_room
 from crewlog.agents.conversation import payloads_of
-from crewlog.agents.escalation import ESCALATE_TOOL
 from crewlog.agents.fresh_setup import make_setup
 from crewlog.agents.journal import Journal
 from crewlog.agents.live_text import LiveText
@@ -21,7 +20,6 @@ from crewlog.agents.model import Model
 from crewlog.agents.model_call import ModelCalls, given_up
 from crewlog.agents.models import PLANNERS_TASKS
 from crewlog.agents.orders import Orders
-from crewlog.agents.recall import READ_CONTEXT_TOOL, RECALL_TOOL
 from crewlog.agents.setup import WINDOW, ContextMode, Setup, instructed, opening_message
 from crewlog.agents.spec import AgentSpec, ToolSpec
 from crewlog.agents.task_state import open_model_calls
@@ -29,6 +27,7 @@ from crewlog.agents.tool_calls import ToolCalls
 from crewlog.agents.tool_ways import ToolHealth
 from crewlog.agents.toolbox import toolbox
 from crewlog.agents.turn import OPEN, AskModel, Done, Fail, Finish, GiveUpCall, Nudge, RunCalls, Start, Step, Wait, limit_failure, next_step
+from crewlog.agents.versions import tools_of
 from crewlog.events.artifacts import ArtifactStore
 from crewlog.events.clock import Clock
 from crewlog.schemas.errors import ConfigError
@@ -140,10 +139,8 @@ class _Stretch:
         self._shop, self._journal, self._attempt, self._orders = shop, journal, attempt, orders
         self._is_cut = False
         self._task = journal.state.task
-        own = shop.spec.tools_for(self._task)
-        self._own_tools = toolbox(own)
-        tools = toolbox((ESCALATE_TOOL, READ_CONTEXT_TOOL, RECALL_TOOL, *own))
-        self._tool_calls = ToolCalls(shop, journal, self._task, tools, self._moved)
+        self._own_tools = toolbox(shop.spec.tools_for(self._task))
+        self._tool_calls = ToolCalls(shop, journal, self._task, tools_of(shop.spec, self._task), self._moved)
         self._setup: Setup | None = None
         self._calls = shop.model_calls(self._task)
         self._deadline_us = journal.state.deadline_us or shop.clock.now_us() + self._task.timeout_seconds * 1_000_000

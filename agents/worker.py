@@ -19,6 +19,7 @@ from crewlog.agents.journal import Journal
 from crewlog.agents.model_call import given_up
 from crewlog.agents.orders import Orders
 from crewlog.agents.task_state import TaskState, evolve, initial_state, open_model_calls, opened_state
+from crewlog.agents.versions import Versions
 from crewlog.agents.work import Workshop, work
 from crewlog.events import faults
 from crewlog.events.bus import Bus, Consuming, Delivery, Message, Subscription
@@ -39,6 +40,9 @@ HELD_ELSEWHERE_NAK_S: Final = 15.0
 OTHER_VERSION_NAK_S: Final = 2.0
 """Until a task is handed out again that came to a worker of another version than it needs, twice as long each time: hardly ever, see `version_lane`."""
 UNAVAILABLE_NAK_S: Final = 5.0
+LEFT_MAX: Final = 3
+"""So often a task may be handed out before a worker carries it on that has not all of its tools, although another one may be there."""
+HAND_ON_TIMEOUT_S: Final = 5.0
 ASK_HOLDER_TIMEOUT_S: Final = 1.0
 REGISTER_RETRY_S: Final = 1.0
 RESTARTS_MAX: Final = 3
@@ -56,6 +60,7 @@ class Worker:
         """
         self._lanes = tuple(lanes)
         self._shop, self._store, self._bus, self._slots, self._unavailable = shop, store, bus, slots, unavailable
+        self._versions = Versions(shop.spec, store, moves_tasks=shop.moves_tasks)
         self._lane_beside = ""
         """Where it finds work that needs its version; empty while the orchestrator knows of no such lane."""
         self._held: set[UUID] = set()
@@ -120,11 +125,12 @@ class Worker:
                 fresh = False
                 if state.phase in {"ended", "absent"}:
                     break
-                if not self._may_take(task):
-                    await delivery.nak(OTHER_VERSION_NAK_S * 2 ** (delivery.deliveries - 1))
+                if await self._held_elsewhere(state):
+                    await delivery.nak(HELD_ELSEWHERE_NAK_S)
                     return
-                # looked at once more after the question: another delivery of the same task may have begun here meanwhile
-                if await self._held_elsewhere(state) or task.task_id in self._held:
+                if await self._left_to_another(delivery, task, state):
+                    return
+                if task.task_id in self._held:  # another delivery of the same task has begun here, while this one asked
                     await delivery.nak(HELD_ELSEWHERE_NAK_S)
                     return
                 if await self._work(task, state, attempt):
@@ -142,13 +148,26 @@ class Worker:
         if faults.hook is not None:
             faults.hook("after_work_ack")
 
-    def _may_take(self, task: AgentTask) -> bool:
-        """Say whether it has the version that a task needs, if that needs any."""
-        needed, spec = "" if task.trial is None else task.trial.version_of(task.type), self._shop.spec
-        if needed in ("", spec.version):
-            return True
-        log.info("task %s needs %s agent %r and is left to one; %s has %r", task.task_id, spec.kind, needed, self._shop.worker, spec.version)
-        return False
+    async def _left_to_another(self, delivery: Delivery, task: AgentTask, state: TaskState) -> bool:
+        """Leave a task to a worker of another version if it is for one, or began under one whose tools are not here; True when that is done."""
+        wanted = self._versions.refused(task)
+        may_ask = not wanted and self._lane_beside and delivery.deliveries < LEFT_MAX
+        version = await self._versions.better(state) if may_ask else wanted
+        if not version:
+            return False
+        if wanted or delivery.subject.endswith(f".{self._lane_beside}"):  # two versions share this lane
+            await delivery.nak(OTHER_VERSION_NAK_S * 2 ** (delivery.deliveries - 1))
+        elif await self._hand_on(task, version):
+            await delivery.ack()
+        else:
+            return False
+        log.info("task %s needs %s agent %r and is left to one; %s has %r", task.task_id, task.type, version, self._shop.worker, self._shop.spec.version)
+        return True
+
+    async def _hand_on(self, task: AgentTask, version: str) -> bool:
+        body = json.dumps({"run_id": str(task.run_id), "task_id": str(task.task_id), "version": version}).encode()
+        answer = await self._bus.request("api.system.agents.hand_on", body, timeout_s=HAND_ON_TIMEOUT_S)
+        return bool(json.loads(answer.data).get("handed_on"))
 
     async def _work(self, task: AgentTask, state: TaskState, attempt: int) -> bool:
         """Carry the task on; False when somebody else wrote to it meanwhile and it must be read again."""

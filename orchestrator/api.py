@@ -15,6 +15,7 @@ schedules.list     {}                                                     -> sch
 schedules.change   {"name", "verb": pause|resume|remove, "actor", "reason"} -> schedule
 schedules.run      {"name", "actor"}                                      -> run_id, error
 agents.register    AgentRegistered as JSON (tenant `system`)              -> kind, lane: where it finds work that needs its version
+agents.hand_on     {"run_id", "task_id", "version"} (tenant `system`)     -> handed_on: whether a worker of that version gets the task
 agents.stop        {"kind", "worker"}      (tenant `system`)              -> kind
 
 What operators do to runs, tenants, kinds and workers stands in `api_control`.
@@ -40,6 +41,7 @@ from crewlog.orchestrator.decide import decide
 from crewlog.orchestrator.dispatcher import Dispatcher
 from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.forks import ForkRequest, Forks
+from crewlog.orchestrator.handing_on import HandOnRequest, hand_on
 from crewlog.orchestrator.kinds import KindDirectory, lane_beside
 from crewlog.orchestrator.replies import accepted, bounded, decoded, person, refused
 from crewlog.orchestrator.report import run_report, schedule_report, text_of
@@ -182,6 +184,7 @@ class Api:
             "*.schedules.change": self._change_schedule,
             "*.schedules.run": self._run_schedule,
             f"{SYSTEM}.agents.register": self._register,
+            f"{SYSTEM}.agents.hand_on": self._hand_on,
             f"{SYSTEM}.agents.stop": self._stop_agent,
         }
         for name, endpoint in {**endpoints, **self._control.endpoints()}.items():
@@ -298,6 +301,10 @@ class Api:
         event = _registration(message.data)
         await self._kinds.register(event)
         return accepted(kind=event.kind, lane=lane_beside(event))
+
+    async def _hand_on(self, _: str, message: Message) -> bytes:
+        asked = decoded(message.data, HandOnRequest)
+        return accepted(handed_on=await hand_on(asked, self._bus, self._clock, self._driver, self._dispatcher))
 
     async def _stop_agent(self, _: str, message: Message) -> bytes:
         event = decoded(message.data, AgentStopped)

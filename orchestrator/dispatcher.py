@@ -243,8 +243,12 @@ class Dispatcher:
 
     def capacity(self, group: str) -> int:
         """Count the slots of the workers of a group that were heard lately."""
+        return sum(self.workers(group).values())
+
+    def workers(self, group: str) -> dict[str, int]:
+        """Return the workers of a group that were heard lately, with their slots."""
         now_s = self._clock.monotonic()
-        return sum(slots for slots, heard_s in self._workers.get(group, {}).values() if now_s - heard_s < WORKER_SILENCE_S)
+        return {worker: slots for worker, (slots, heard_s) in self._workers.get(group, {}).items() if now_s - heard_s < WORKER_SILENCE_S}
 
     def _size(self, group: str) -> int:
         now_s = self._clock.monotonic()

@@ -35,6 +35,7 @@ from crewlog.orchestrator.dispatch import Dispatch
 from crewlog.orchestrator.dispatcher import Dispatcher
 from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.fair_queue import Waiting
+from crewlog.orchestrator.handing_on import is_there
 from crewlog.orchestrator.holds import Holds, needed_of
 from crewlog.orchestrator.interventions import due_interventions
 from crewlog.orchestrator.kinds import KindDirectory
@@ -42,9 +43,9 @@ from crewlog.orchestrator.left_over import settle_left_over
 from crewlog.orchestrator.looks import Looks
 from crewlog.orchestrator.run import RunState, TaskState, active_tasks, current_task, next_due_us
 from crewlog.orchestrator.standstill import Standstills
-from crewlog.schemas.errors import OrchestrationError, Unavailable
+from crewlog.schemas.errors import OrchestrationError
 from crewlog.schemas.ids import RunId, Stream, TaskId, task_stream
-from crewlog.schemas.subjects import control_worker, worker_group
+from crewlog.schemas.subjects import worker_group
 from crewlog.schemas.task_events import TaskStarted
 
 PAGE: Final = 500
@@ -55,7 +56,6 @@ CHANGED_POSITIONS_MAX: Final = 20_000
 """With more events than that between two rounds the list costs less than to find out which runs they are of."""
 RECONNECTED_S: Final = 2.0
 """Time in which every process that is there has connected again to a bus that was away, in seconds."""
-ANSWER_TIMEOUT_S: Final = 1.0
 BUSY_QUEUE_LEASES: Final = 10
 """While its queue is not empty a task may just be waiting: it is published again only after this many leases."""
 
@@ -307,19 +307,12 @@ class Sweep:
         """Send again what workers have begun that are gone. A queue that still has such a message drops this one, and hands out its own in time."""
         begun = self._begun
         workers = list({worker for _, worker in begun.values()})
-        are_there = dict(zip(workers, await asyncio.gather(*map(self._is_there, workers)), strict=True))
+        are_there = dict(zip(workers, await asyncio.gather(*(is_there(self._bus, worker) for worker in workers)), strict=True))
         orphans = {task_id: run_id for task_id, (run_id, worker) in begun.items() if not are_there[worker]}
         states = await self._driver.folds.states(set(orphans.values())) if orphans else {}
         tasks = [(states[run_id], current_task(states[run_id], task_id)) for task_id, run_id in orphans.items() if run_id in states]
         await self._dispatcher.offer([_again(state, task) for state, task in tasks if task is not None and task.phase == "dispatched"])
         self._begun = {}
-
-    async def _is_there(self, worker: str) -> bool:
-        try:
-            await self._bus.request(control_worker(worker), b"{}", timeout_s=ANSWER_TIMEOUT_S)
-        except Unavailable:
-            return False
-        return True
 
     async def _check(self, *, now_s: float) -> None:
         """Find dispatched tasks that have given no sign of life for too long, and put them on their queue again if their message is lost."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -14,6 +15,7 @@ from support.scripted import Recorder, ScriptedModel, calls
 from support.toolbox import MemoryArtifacts
 
 from crewlog.agents import worker as worker_module
+from crewlog.agents.spec import AgentSpec
 from crewlog.agents.work import Workshop
 from crewlog.agents.worker import Worker
 from crewlog.events.clock import SystemClock
@@ -26,11 +28,12 @@ from crewlog.orchestrator.kinds import DIRECTORY, KindDirectory, known_versions
 from crewlog.orchestrator.memory_crew import QUIET, MemoryCrew, memory_crew
 from crewlog.orchestrator.replay import replay
 from crewlog.orchestrator.shadows import parse_shadow
+from crewlog.schemas.blocks import ModelReply, ModelRequest, Text
 from crewlog.schemas.errors import ContractError
-from crewlog.schemas.ids import RunId, shadow_run_id
+from crewlog.schemas.ids import RunId, TaskId, shadow_run_id, task_stream
 from crewlog.schemas.subjects import VERSION_LANES, version_lane, work, worker_group
 from crewlog.schemas.task import parse_task
-from crewlog.schemas.task_events import TaskStarted
+from crewlog.schemas.task_events import ApprovalRequested, TaskStarted, ToolFinished, ToolStarted
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -39,18 +42,29 @@ FORKS = 12
 CLASHING = ("1", "27")
 
 
+def by_objective(request: ModelRequest) -> ModelReply:
+    """Submit, or mail first if that is the objective."""
+    turn, opening = sum(message.role == "assistant" for message in request.messages), request.messages[0].content[0]
+    asked = "mail" if isinstance(opening, Text) and '"objective":"mail"' in opening.text and not turn else "submit"
+    return calls((asked, '{"text":"done"}'))
+
+
 class Versions:
-    """A crew of which a test starts and stops the workers: each says its version as the result."""
+    """A crew of which a test starts and stops the workers."""
 
     def __init__(self, crew: MemoryCrew, folder: Path) -> None:
         self.crew, self._folder = crew, folder
         self._clock = SystemClock()
 
     @asynccontextmanager
-    async def worker(self, version: str, *, kind: str = "data", slots: int = 4) -> AsyncIterator[None]:
-        spec = replace(Recorder().agent(kind), version=version)
-        model = ScriptedModel([calls(("submit", f'{{"text":"{version}"}}'))] * 1000)
-        shop = Workshop(f"{kind}-{version}-{self._clock.random_id().hex[:4]}", spec, (model,), MemoryArtifacts(), self._clock, self._folder)
+    async def worker(self, version: str, *, kind: str = "data", slots: int = 4, keeps: Sequence[str] = (), **own: Any) -> AsyncIterator[None]:
+        """Run a worker. Each version has a `mail` of its own, and some keep those of others."""
+        *tools, submit = Recorder().agent(kind).tools  # type: ignore[misc]
+        mail = next(tool for tool in tools if tool.name == "mail")
+        mails = (*(replace(mail, version=kept, retired=True) for kept in keeps), replace(mail, version=version))
+        spec = AgentSpec(kind, "test agent", "Do what you are told.", (*mails, submit), version=version)
+        model = ScriptedModel([by_objective] * 1000)
+        shop = Workshop(f"{kind}-{version}-{self._clock.random_id().hex[:4]}", spec, (model,), MemoryArtifacts(), self._clock, self._folder, **own)
         store = MemoryStore(self.crew.log, role=kind_role(kind), actor=f"agent@{kind}", on_commit=lambda _: self.crew.grown.set())
         worker = Worker(shop, store, MemoryBus(self.crew.bus.broker), slots=slots)
         await worker.start()
@@ -64,6 +78,21 @@ class Versions:
         run_id = await self.crew.submit(parse_task({"task_id": str(self._clock.random_id()), "type": kind, "objective": "count"}))
         assert (await self.crew.end(run_id)).type == "RunCompleted"
         return run_id
+
+    async def suspended(self) -> RunId:
+        """Submit a run and wait until a person is asked whether it may mail."""
+        run_id = await self.crew.submit(parse_task({"task_id": str(self._clock.random_id()), "type": "data", "objective": "mail"}))
+        await self.crew.until(lambda: bool(self.found(run_id, ApprovalRequested)))
+        return run_id
+
+    async def approve(self, run_id: RunId) -> None:
+        (asked,) = self.found(run_id, ApprovalRequested)
+        await self.crew.ask("approvals.decide", {"run_id": run_id, "approval_id": asked.approval_id, "decision": "approved", "actor": "ann"})
+
+    def found(self, run_id: RunId, type_: type) -> list[Any]:
+        """Return the events of a run's one task."""
+        stream = self.crew.log.streams.get(task_stream(TaskId(run_id)))
+        return [] if stream is None else [event for recorded in stream.events if isinstance(event := recorded.event(), type_)]
 
     async def fork(self, parent: RunId, version: str) -> RunId:
         answer = await self.crew.ask("runs.fork", {"run_id": parent, "at": 1, "actor": "ann", "agent_version": version})
@@ -136,6 +165,40 @@ async def test_a_kind_that_never_had_the_version_keeps_its_own_and_one_that_is_n
                 await crew.fork(parent, wrong)
 
 
+@pytest.mark.parametrize("other", ["2", CLASHING[1]])
+async def test_what_was_agreed_to_is_done_by_a_worker_that_has_it_whoever_fetches_first(crew: Versions, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "OTHER_VERSION_NAK_S", 0.005)
+    async with crew.worker("1", slots=1):
+        runs = [await crew.suspended() for _ in range(FORKS)]
+        async with crew.worker(other, slots=16):
+            await asyncio.gather(*map(crew.approve, runs))
+            for run_id in runs:
+                if version_lane(other) == version_lane("1"):  # the other one may be handed it each time, and goes on in the end
+                    assert "1" in await crew.carried_out_by(run_id)
+                else:
+                    assert await crew.carried_out_by(run_id) == ["1", "1"]
+                    assert [event.tool_version for event in crew.found(run_id, ToolStarted) if event.tool == "mail"] == ["1"]
+
+
+@pytest.mark.parametrize("how", ["nobody has it", "it is kept", "tasks move"])
+async def test_a_task_goes_on_where_it_is_when_that_has_its_tools_or_nobody_has(crew: Versions, how: str) -> None:
+    own: dict[str, Any] = {"it is kept": {"keeps": ("1",)}, "tasks move": {"keeps": ("1",), "moves_tasks": True}}.get(how, {})
+    async with crew.worker("1"):
+        run_id = await crew.suspended()
+    async with crew.worker("2", **own) as _, AsyncExitStack() as exits:
+        if how != "nobody has it":
+            await exits.enter_async_context(crew.worker("1", slots=1))
+            monopoly = [await crew.suspended() for _ in range(FORKS)]
+            await asyncio.gather(*map(crew.approve, monopoly))
+            for one in monopoly:
+                await crew.carried_out_by(one)
+        await crew.approve(run_id)
+        assert (await crew.crew.end(run_id)).type == "RunCompleted"
+    mailed = [event.tool_version for event in crew.found(run_id, ToolStarted) if event.tool == "mail"]
+    refused = [event.status for event in crew.found(run_id, ToolFinished) if event.tool == "mail"]
+    assert (mailed, refused) == (([], ["refused"]) if how == "nobody has it" else (["1"], ["ok"]))
+
+
 async def test_the_directory_of_kinds_names_each_version_once_and_has_its_queue_also_behind_a_restart(crew: Versions) -> None:
     for version in ("1", "1", "2", "1"):
         async with crew.worker(version):
@@ -163,7 +226,7 @@ async def test_a_worker_that_is_handed_what_needs_another_version_gives_it_back(
 
 
 async def test_a_version_is_tried_on_live_work_by_workers_of_shadows_that_have_it(tmp_path: Path) -> None:
-    model = ScriptedModel([calls(("submit", '{"text":"done"}'))] * 2)
+    model = ScriptedModel([by_objective] * 2)
     one, two = (replace(Recorder().agent(), version=version) for version in "12")
     settings = QUIET._replace(shadow=parse_shadow("data=1:offline"))
     shop = {"clock": SystemClock(), "artifacts": MemoryArtifacts(), "folder": tmp_path, "trial_chain": lambda *_: (model,)}

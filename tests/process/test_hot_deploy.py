@@ -106,6 +106,15 @@ async def test_past_runs_are_tried_again_under_the_version_that_is_named_whoever
         evaluated = await command("eval", "--last", "1", "--type", KIND, "--agent-version", f"{KIND}=2", "--model", "offline")
         assert await begun_by(client, RunId(UUID(evaluated["pairs"][0]["trial_id"]))) == {"2"}
 
+        # what people agree to is done by who has it, although most slots are with others
+        planned = [(await client.submit("pay finish", kind=KIND)).run_id for _ in range(8)]
+        answers = await asked(client, planned)
+        await asyncio.gather(*(client.decide(run_id, answers[run_id], "approved", actor="tester") for run_id in planned))  # type: ignore[arg-type]
+        for run_id in planned:
+            (version,) = await begun_by(client, run_id)
+            events = [recorded.event() async for recorded in client.events(run_id)]
+            assert [event.tool_version for event in events if isinstance(event, ToolStarted) and event.tool == "pay"] == [version]
+
         await leave(agents, second)
         waiting = (await client.forks.fork(parent, 1, agent_version=f"{KIND}=2")).run_id
         other = (await client.submit("look finish", kind=KIND)).run_id
