@@ -128,15 +128,15 @@ class PostgresStore:
         if not after:
             return []
         names = None if types is None else sorted(types)
-        return [_recorded(row) for row in await self._connections.fetch("read streams", _READ_STREAMS, list(after), list(after.values()), names)]
+        return _recorded(await self._connections.fetch("read streams", _READ_STREAMS, list(after), list(after.values()), names))
 
     async def read_run(self, run_id: RunId) -> Sequence[Recorded]:
-        return [_recorded(row) for row in await self._connections.fetch(f"read run {run_id}", _READ_RUN, run_id)]
+        return _recorded(await self._connections.fetch(f"read run {run_id}", _READ_RUN, run_id))
 
     async def read_all(self, after: int, limit: int) -> Page:
         rows = await self._connections.fetch("read the log", _READ_ALL, after, limit)
         high_water = rows[0][14]
-        return Page([], high_water) if rows[0][0] is None else Page([_recorded(row) for row in rows], high_water)
+        return Page([], high_water) if rows[0][0] is None else Page(_recorded(rows), high_water)
 
     async def open_runs(self, *, after: RunId | None, limit: int) -> Sequence[RunId]:
         rows = await self._connections.fetch("list open runs", _OPEN_RUNS, after or _NIL, limit)
@@ -212,9 +212,25 @@ class PostgresStore:
         await self._connections.close()
 
 
-def _recorded(row: Any) -> Recorded:
-    (position, stream, version, event_id, type_, schema_version, data, occurred_us, run_id, task_id, causation_id, trace_id, actor, writer, *_) = row
-    return Recorded(
-        *(position, stream, version, event_id, type_, schema_version, data.encode(), occurred_us),
-        *(run_id, task_id, causation_id, trace_id, actor, writer),
-    )
+def _recorded(rows: Sequence[Any]) -> list[Recorded]:
+    """Make events of rows. Those of one run have one object as its id: whoever follows runs hashes it, which takes long the first time."""
+    same = dict[Any, Any]().setdefault
+    return [
+        Recorded(
+            position,
+            stream,
+            version,
+            event_id,
+            type_,
+            schema_version,
+            data.encode(),
+            occurred_us,
+            same(run_id, run_id),
+            task_id,
+            causation_id,
+            trace_id,
+            actor,
+            writer,
+        )
+        for position, stream, version, event_id, type_, schema_version, data, occurred_us, run_id, task_id, causation_id, trace_id, actor, writer, *_ in rows
+    ]

@@ -38,7 +38,7 @@ from crewlog.schemas.ids import TOKEN, RunId, run_stream
 from crewlog.schemas.run_events import RunForked, RunSubmitted
 from crewlog.schemas.system_events import RunArchived
 
-BATCH: Final = 1024
+BATCH: Final = 512
 """Most events that are published before one is confirmed."""
 POLL_S: Final = 5.0
 """How long to wait for a poke before looking all the same, in seconds."""
@@ -62,7 +62,7 @@ _log = logging.getLogger(__name__)
 _encode: Final = msgspec.json.Encoder().encode
 
 
-class Envelope(msgspec.Struct, frozen=True):
+class Envelope(msgspec.Struct, frozen=True, gc=False):
     """One fact as followers get it, as JSON. `data` is the event as the log holds it."""
 
     event_id: UUID

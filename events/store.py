@@ -126,7 +126,7 @@ class OpenReservation(NamedTuple):
     since_us: int
 
 
-class Recorded(msgspec.Struct, frozen=True):
+class Recorded(msgspec.Struct, frozen=True, gc=False):
     """One event as the log holds it."""
 
     position: int

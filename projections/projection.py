@@ -6,7 +6,7 @@ other, `take` what changed, and `apply` that to the database. Only `fold` knows 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
@@ -14,7 +14,7 @@ import asyncpg
 import msgspec
 
 from crewlog.events.store import Recorded
-from crewlog.schemas.codec import Event, Unknown
+from crewlog.schemas.codec import Event, Unknown, decode
 from crewlog.schemas.errors import ConflictError, ContractError
 from crewlog.schemas.ids import Stream
 
@@ -106,13 +106,21 @@ class Problem(NamedTuple):
     error: str
 
 
+def facts_of(events: Iterable[Recorded]) -> Iterator[Fact]:
+    """Yield what events of the log say to folds, decoding one after the other; never raises."""
+    event: Event | Unknown | ContractError
+    for recorded in events:
+        type_, version = recorded.type, recorded.schema_version
+        try:
+            event = decode(type_, version, recorded.data)
+        except ContractError as error:
+            event = error
+        yield Fact(recorded.position, recorded.stream, recorded.version, type_, version, recorded.occurred_us, recorded.run_id, event)
+
+
 def fact_of(recorded: Recorded) -> Fact:
-    """Return what an event of the log says to folds; never raises."""
-    try:
-        event: Event | Unknown | ContractError = recorded.event()
-    except ContractError as error:
-        event = error
-    return Fact(recorded.position, recorded.stream, recorded.version, recorded.type, recorded.schema_version, recorded.occurred_us, recorded.run_id, event)
+    """Return what one event says."""
+    return next(facts_of((recorded,)))
 
 
 def begins(events: Sequence[Recorded], after: int) -> Begins:

@@ -14,8 +14,10 @@ from crewlog.events.shared_pages import PageReader
 from crewlog.projections.read_model import ReadModel
 from crewlog.schemas.subjects import POKE
 
-PAGE_EVENTS_MAX: Final = 2_000
-"""Most events in one transaction."""
+PAGE_EVENTS: Final = 512
+"""Events read and folded at once: few enough to stay in the processor's cache."""
+WRITE_EVENTS: Final = 2_048
+"""Events whose rows are written in one transaction, when there are so many."""
 GATHER_S: Final = 0.1
 """How long after a poke the log is read, in seconds: rows that change several times meanwhile are written once."""
 POLL_S: Final = 5.0
@@ -47,12 +49,14 @@ class Projector:
 
     async def catch_up(self) -> None:
         """Take in everything the log has now."""
-        while True:
-            page = await self._pages.read_all(self._model.position, PAGE_EVENTS_MAX)
-            if page.events:
-                await self._model.advance(page.events)
-            if len(page.events) < PAGE_EVENTS_MAX:
-                return
+        is_more = True
+        while is_more:
+            page = await self._pages.read_all(self._model.folded, PAGE_EVENTS)
+            await self._model.take_in(page.events)
+            is_more = len(page.events) == PAGE_EVENTS
+            if not is_more or self._model.unwritten >= WRITE_EVENTS:
+                await self._model.write()
+            await asyncio.sleep(0)  # the relay goes on meanwhile
 
     async def _wait(self) -> None:
         try:

@@ -1,12 +1,13 @@
 """The tables of one schema and how far they have come: takes pages of the log and writes what they change.
 
-Each stretch of the log is one transaction: checkpoints move by compare-and-set, then every projection writes its rows. An event whose
-rows the database refuses is found by halving the stretch, recorded in `problems`, and left out from then on; all others go through.
+Pages are folded as they come, small ones, so that an event is still in the processor's cache when it is folded; what several of them change is
+written together. Each such stretch of the log is one transaction: checkpoints move by compare-and-set, then every projection writes its rows.
+An event whose rows the database refuses is found by halving the stretch, recorded in `problems`, and left out from then on; all others go
+through.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
@@ -23,6 +24,7 @@ from crewlog.projections.projection import (
     Projection,
     begins,
     fact_of,
+    facts_of,
     move_checkpoints,
     problem,
     read_checkpoints,
@@ -34,10 +36,6 @@ log = logging.getLogger(__name__)
 
 REFUSED: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError, ValueError, OverflowError, ContractError)
 """Errors that lie in the data: another try would end the same way."""
-
-SLICE_EVENTS: Final = 500
-"""Events that are folded without a break."""
-
 
 class _Limit(NamedTuple):
     projection: str
@@ -51,11 +49,25 @@ class ReadModel:
         self._connection, self._projections = connection, projections
         self._folding = Folding(projections)
         self._limits = {type_.__name__: _Limit(p.name, p.facts_max) for p in projections if p.facts_max is not None for type_ in p.types}
+        self._unwritten: list[Recorded] = []
+        """What is folded and not written yet."""
+        self._problems: list[Problem] = []
+        """What of that makes no sense."""
 
     @property
     def position(self) -> int:
-        """Position up to which every projection has folded the log."""
+        """Position up to which the tables hold the log."""
         return self._folding.position
+
+    @property
+    def folded(self) -> int:
+        """Position up to which the log is folded, be it written or not: what to go on behind."""
+        return self._unwritten[-1].position if self._unwritten else self.position
+
+    @property
+    def unwritten(self) -> int:
+        """How many events are folded and not written."""
+        return len(self._unwritten)
 
     async def open(self) -> None:
         """Read where each projection stands.
@@ -71,6 +83,7 @@ class ReadModel:
                     f"projection {projection.name} is at version {stored.version} in the database, this program writes version {projection.version}",
                     hint="start the newer program, or rebuild with this one: crewlog db rebuild",
                 )
+        self._forget()
         skipped = await self._connection.fetch("SELECT projection, position FROM problems WHERE projection = ANY ($1)", list(checkpoints))
         self._folding.resume(checkpoints, skipped)
 
@@ -80,20 +93,48 @@ class ReadModel:
         return [p.name for p in self._projections if checkpoints[p.name].version < p.version]
 
     async def advance(self, events: Sequence[Recorded]) -> None:
-        """Take in a page of the log, in position order.
+        """Take in a page of the log, in position order, and write what it changes.
 
         Raises:
             ConflictError: another process has moved a checkpoint: it writes, this one must stop.
         """
+        await self.take_in(events)
+        await self.write()
+
+    async def take_in(self, events: Sequence[Recorded]) -> None:
+        """Fold a page of the log, in position order. What it changes waits for `write`, unless a projection can take no more at once.
+
+        Raises:
+            ConflictError: another process has moved a checkpoint: it writes, this one must stop.
+        """
+        if self._limits.keys().isdisjoint(recorded.type for recorded in events):
+            await self._fold(events)
+            return
+        await self.write()
         for stretch in self._stretches(events):
-            await self._advance(stretch)
+            await self._fold(stretch)
+            await self.write()
+
+    async def write(self) -> None:
+        """Write what was folded, in one transaction.
+
+        Raises:
+            ConflictError: another process has moved a checkpoint: it writes, this one must stop.
+        """
+        events, problems = self._unwritten, self._problems
+        if not events:
+            return
+        self._unwritten, self._problems = [], []
+        try:
+            await self._write(events[-1].position, self._folding.take(), problems)
+        except REFUSED as error:
+            await self._write_halves(events, error)
+        except BaseException:
+            self._forget()  # whether the transaction was committed is not known
+            raise
 
     def _stretches(self, events: Sequence[Recorded]) -> Iterator[Sequence[Recorded]]:
         """Cut a page so that no projection gets more facts in one transaction than it can take."""
-        if self._limits.keys().isdisjoint(recorded.type for recorded in events):
-            if events:
-                yield events
-            return
         begin, used = 0, dict.fromkeys(self._limits.values(), 0)
         for at, recorded in enumerate(events):
             limit = self._limits.get(recorded.type)
@@ -105,31 +146,33 @@ class ReadModel:
         if begin < len(events):
             yield events[begin:]
 
-    async def _advance(self, events: Sequence[Recorded]) -> None:
+    async def _fold(self, events: Sequence[Recorded]) -> None:
+        if not events:
+            return
         try:
-            await self._fold_and_write(events)
-        except REFUSED as error:
-            self._folding.forget()
-            if len(events) > 1:
-                middle = len(events) // 2
-                await self._advance(events[:middle])
-                await self._advance(events[middle:])
-                return
-            log.exception("the read model skips position %s, whose rows the database refuses", events[0].position)
-            fact = fact_of(events[0])
-            taker = self._folding.taker(fact)
-            await self._write(fact.position, [], [problem(taker.name, fact, error)] if taker else [])
+            await self._folding.load(partial(begins, events))
+            self._problems += self._folding.fold(facts_of(events))
         except BaseException:
-            self._folding.forget()  # whether the transaction was committed is not known
+            self._forget()
             raise
+        self._unwritten += events
 
-    async def _fold_and_write(self, events: Sequence[Recorded]) -> None:
-        await self._folding.load(partial(begins, events))
-        problems: list[Problem] = []
-        for begin in range(0, len(events), SLICE_EVENTS):
-            problems += self._folding.fold(map(fact_of, events[begin : begin + SLICE_EVENTS]))
-            await asyncio.sleep(0)  # the relay goes on meanwhile
-        await self._write(events[-1].position, self._folding.take(), problems)
+    async def _write_halves(self, events: Sequence[Recorded], error: Exception) -> None:
+        self._forget()
+        if len(events) > 1:
+            middle = len(events) // 2
+            for half in (events[:middle], events[middle:]):
+                await self._fold(half)
+                await self.write()
+            return
+        log.error("the read model skips position %s, whose rows the database refuses", events[0].position, exc_info=error)
+        fact = fact_of(events[0])
+        taker = self._folding.taker(fact)
+        await self._write(fact.position, [], [problem(taker.name, fact, error)] if taker else [])
+
+    def _forget(self) -> None:
+        self._folding.forget()
+        self._unwritten, self._problems = [], []
 
     async def _write(self, to: int, changes: Collection[Changes], problems: Collection[Problem]) -> None:
         async with self._connection.transaction():
