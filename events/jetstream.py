@@ -8,6 +8,8 @@
     DLQ        dlq.>         30 days or 1 GiB                     the oldest go                        files
 
 TASKS takes a tenth of what it holds from each tenant for each type, so that one who publishes for ever is refused while others have room.
+EVENTS is confirmed before it is in its file, and written there some milliseconds later, many messages at once: a quarter less of the server's
+work. What a killed server loses, the relay publishes again, as the same messages. Servers of a cluster keep it as any other stream.
 WORK is in memory because the log has what lies there: a server that starts again finds an empty queue, and orchestrators fill it. In files it
 cost a file made and one removed whenever the last message was acknowledged.
 
@@ -40,6 +42,8 @@ API_TIMEOUT_S: Final = 5.0
 ACK_WAIT_S: Final = 30.0
 """A delivery without any sign of life for this long is handed out again, unless the configuration says otherwise."""
 
+_WRITTEN_LATE: Final = "async"
+"""Persist mode of a stream whose messages are confirmed before they are in its file."""
 PULLS_MAX: Final = 2048
 """Pulls that may stand on one consumer at once: a few for each worker."""
 
@@ -67,7 +71,7 @@ AS_USUAL: Final = Provision()
 
 class StreamSpec(NamedTuple):
     """One stream. `deliver_max`: after so many hand-outs without an end a message is moved to the DLQ; None means never. `subject_messages_max`: so
-    many may wait on one subject."""
+    many may wait on one subject. `is_copy`: whatever its end loses is published again."""
 
     name: str
     subjects: str
@@ -81,6 +85,7 @@ class StreamSpec(NamedTuple):
     deliver_max: int | None = None
     storage: Literal["file", "memory"] = "file"
     subject_messages_max: int | None = None
+    is_copy: bool = False
 
     def config(self, provision: Provision = AS_USUAL) -> dict[str, Any]:
         """Return the stream as the server's API wants it."""
@@ -142,7 +147,9 @@ WORK: Final = StreamSpec(
     # larger messages than TASKS: the orchestrator adds the outcomes a task depends on
     "WORK", "work.>", "workqueue", "new", 256 * _MIB, _DAY_S, 600, messages_max=100_000, message_bytes_max=_MIB - 64 * 1024, deliver_max=5, storage="memory"
 )  # fmt: skip
-EVENTS: Final = StreamSpec("EVENTS", "events.>", "limits", "old", 8 * _GIB, 7 * _DAY_S, 10)  # a busy log would fill the server's memory with ids
+EVENTS: Final = StreamSpec(
+    "EVENTS", "events.>", "limits", "old", 8 * _GIB, 7 * _DAY_S, 10, is_copy=True  # a busy log would fill the server's memory with ids
+)  # fmt: skip
 REJECTED: Final = StreamSpec("REJECTED", "rejected.>", "limits", "old", _GIB, 14 * _DAY_S, 600)
 DLQ: Final = StreamSpec("DLQ", "dlq.>", "limits", "old", _GIB, 30 * _DAY_S, _HOUR_S)
 
@@ -266,24 +273,28 @@ async def ensure_work_consumers(bus: Requester, kind: str, lanes: Iterable[str] 
 async def ensure_stream(bus: Requester, spec: StreamSpec, *, provision: Provision = AS_USUAL) -> None:
     """Create or update one stream. What an operator set beyond this table (placement, and replicas unless configured) is kept.
 
-    No stream can move from files into memory. One that belongs there is made anew: what lay in it is in the log.
+    No stream can move from files into memory, and none that is written late to several servers. Such a one is made anew: what lay in it is in
+    the log.
     """
     wanted = spec.config(provision)
+    is_alone = wanted.get("num_replicas", 1) == 1
+    making = {**wanted, "persist_mode": _WRITTEN_LATE} if spec.is_copy and is_alone else wanted  # no update can change it
     try:
         # asked first: a server that was restarted counts the stream's room twice when it is created again, and refuses
         info = await api(bus, f"STREAM.INFO.{spec.name}")
     except ApiError as error:
         if error.err_code != STREAM_NOT_FOUND:
             raise
-        await api(bus, f"STREAM.CREATE.{spec.name}", wanted)
+        await api(bus, f"STREAM.CREATE.{spec.name}", making)
     else:
         current = info["config"]
         if spec.subject_messages_max is not None and info["state"]["messages"] > spec.subject_messages_max:
             # a limit that is set later deletes what is over it: the next start with fewer messages sets it
             wanted = spec._replace(subject_messages_max=None).config(provision)
-        if spec.storage == "memory" and current["storage"] == "file":
+        is_late = current.get("persist_mode") == _WRITTEN_LATE
+        if (spec.storage == "memory" and current["storage"] == "file") or (is_late and not is_alone):
             await api(bus, f"STREAM.DELETE.{spec.name}")
-            await api(bus, f"STREAM.CREATE.{spec.name}", wanted)
+            await api(bus, f"STREAM.CREATE.{spec.name}", making)
         elif any(current.get(key) != value for key, value in wanted.items()):
             await api(bus, f"STREAM.UPDATE.{spec.name}", {**current, **wanted})
 

@@ -12,7 +12,7 @@ import pytest_asyncio
 from crewlog.events import slots
 from crewlog.events.bus import LAST_SEQUENCE, Bus, Delivery, Message
 from crewlog.events.clock import SystemClock
-from crewlog.events.jetstream import TASKS, api, ensure_stream
+from crewlog.events.jetstream import EVENTS, TASKS, api, ensure_stream
 from crewlog.events.memory_bus import MemoryBroker, MemoryBus
 from crewlog.events.nats_bus import NatsBus
 from crewlog.schemas.errors import LimitExceeded, Unavailable
@@ -218,6 +218,25 @@ async def test_a_subject_of_the_tasks_takes_so_many_and_no_limit_deletes_what_is
         with pytest.raises(LimitExceeded, match=r"TASKS\.subject_messages_max"):
             await bus.enqueue("tasks.noisy.data", b"", message_id="one more")
         assert await bus.enqueue("tasks.quiet.data", b"", message_id="of another") == 6
+    finally:
+        await bus.close()
+
+
+async def test_the_copy_of_the_log_is_written_late_unless_it_was_made_otherwise(nats_url: str) -> None:
+    bus = await NatsBus.connect(nats_url, name="late")
+
+    async def persist_mode() -> str | None:
+        mode: str | None = (await api(bus, "STREAM.INFO.EVENTS"))["config"].get("persist_mode")
+        return mode
+
+    try:
+        await ensure_stream(bus, EVENTS)
+        await ensure_stream(bus, EVENTS._replace(age_max_s=3600))
+        assert await persist_mode() == "async"
+        await api(bus, "STREAM.DELETE.EVENTS")
+        await ensure_stream(bus, EVENTS._replace(is_copy=False))
+        await ensure_stream(bus, EVENTS)
+        assert await persist_mode() is None
     finally:
         await bus.close()
 

@@ -25,12 +25,12 @@ SLOTS = 16
 NOBODY = "research=0,code=0,communicate=0,planner=0,data=0"
 
 
-async def until_clustered(bus: NatsBus) -> None:
-    """Wait until the cluster can make a stream that is kept three times."""
+async def until_clustered(bus: NatsBus, *, replicas: int = 3) -> None:
+    """Wait until the cluster can make streams that are kept so many times."""
     async with asyncio.timeout(60):
         while True:
             try:
-                await jetstream.ensure_topology(bus, provision=jetstream.Provision(replicas=3))
+                await jetstream.ensure_topology(bus, provision=jetstream.Provision(replicas=replicas))
             except TransientError:
                 await asyncio.sleep(0.2)
             else:
@@ -69,5 +69,18 @@ async def test_a_cluster_loses_the_leader_of_its_queue_under_load() -> None:
                     await ended_well(client, runs)
             assert len({call.key for call in gate.seen}) == 20 * 3 + 10
             assert len([call for call in gate.seen if call.tool == "send"]) == 20
+        finally:
+            await bus.close()
+
+
+@pytest.mark.long
+async def test_a_cluster_takes_over_the_streams_of_one_server() -> None:
+    async with a_trio() as trio:
+        bus = await NatsBus.connect(trio.url, name="test", connect_timeout_s=30)
+        try:
+            for replicas in (1, 3):
+                await until_clustered(bus, replicas=replicas)
+                modes = {name: (await info(bus, name))["config"].get("persist_mode") for name in jetstream.STREAMS}
+                assert modes == dict.fromkeys(jetstream.STREAMS) | ({"EVENTS": "async"} if replicas == 1 else {})
         finally:
             await bus.close()
