@@ -14,13 +14,15 @@ from typing import NamedTuple
 
 from crewlog.agents.task_state import TaskState, evolve
 from crewlog.events import faults
+from crewlog.events.bills import BILL_TYPES, Bill, first_bill
 from crewlog.events.clock import Clock
 from crewlog.events.store import Appended, AppendRequest, EventStore, Reservation, Settlement, Write
 from crewlog.schemas.errors import ConflictError, ContractError, OverBudget
-from crewlog.schemas.ids import Hash, RunId, Stream, TaskId, reservation_id, settled_event_id, spend_stream, task_stream
+from crewlog.schemas.ids import EventId, Hash, RunId, Stream, TaskId, corrected_event_id, reservation_id, settled_event_id, spend_stream, task_stream
 from crewlog.schemas.payload import INLINE_BYTES_MAX, Payload, content_hash, pack
-from crewlog.schemas.system_events import CallSettled
+from crewlog.schemas.system_events import BillCorrected, CallSettled
 from crewlog.schemas.task_events import ModelCallFailed, ModelCallFinished, ModelCallStarted, TaskEvent
+from crewlog.schemas.usage import WORST_CASE
 
 
 class _Blobs(NamedTuple):
@@ -201,22 +203,28 @@ class Journal:
             faults.hook("after_task_append")
 
     async def settle_elsewhere(self) -> None:
-        """Settle calls whose outcome found no place in the task's stream: it was closed, or another worker has the task."""
-        stream = spend_stream(self._task_id)
+        """Settle calls whose outcome found no place in the task's stream: it was closed, or another worker has the task.
+
+        Who thought this worker dead may have settled a call as a worst case; what it knows of the bill takes that place.
+        """
         for call_id, event in self._unsettled.items():
-            usage, price = event.usage, event.price
-            settled = CallSettled(self._task_id, self._run_id, call_id, event.provider, event.model, usage, price)
-            await self._store.append(
-                AppendRequest(
-                    writes=(Write(stream, (settled,)),),
-                    event_ids=(settled_event_id(self._task_id, call_id),),
-                    occurred_us=self._clock.now_us(),
-                    run_id=self._run_id,
-                    task_id=self._task_id,
-                    settle=(Settlement(reservation_id(self._task_id, call_id), price.cost_micro_usd),),
-                )
-            )
+            if await self._bill_of(call_id) is None:
+                settled = CallSettled(self._task_id, self._run_id, call_id, event.provider, event.model, event.usage, event.price)
+                settlement = Settlement(reservation_id(self._task_id, call_id), event.price.cost_micro_usd)
+                await self._append_beside(settled, settled_event_id(self._task_id, call_id), settlement)
+            price, bill = event.price, await self._bill_of(call_id)  # somebody may have been faster
+            if bill is None or bill.price.source != WORST_CASE or price.source == WORST_CASE or price.cost_micro_usd is None:
+                continue
+            known = (event.provider, event.model, event.usage, price, bill.price.cost_micro_usd or 0)
+            await self._append_beside(BillCorrected(self._task_id, self._run_id, call_id, *known), corrected_event_id(self._task_id, call_id))
         self._unsettled.clear()
+
+    async def _bill_of(self, call_id: str) -> Bill | None:
+        return first_bill(await self._store.read_streams({self.stream: 0, spend_stream(self._task_id): 0}, types=BILL_TYPES), call_id)
+
+    async def _append_beside(self, event: CallSettled | BillCorrected, event_id: EventId, *settle: Settlement) -> None:
+        write = Write(spend_stream(self._task_id), (event,))
+        await self._store.append(AppendRequest((write,), (event_id,), self._clock.now_us(), self._run_id, self._task_id, settle=settle))
 
     async def settle_open(self, given_up: Iterable[ModelCallFailed]) -> None:
         """Settle the calls that a closed stream holds without an outcome: at what came of them, if this worker knows, or as given up.

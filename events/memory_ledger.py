@@ -69,6 +69,11 @@ class MemoryLedger:
         for reservation_id in draft.forgotten:
             self.held.pop(reservation_id, None)
 
+    def correct(self, scopes: Sequence[str], difference: int) -> None:
+        """Change what is spent: a call cost another amount than it was settled at."""
+        for scope in scopes:
+            self.accounts[scope].spent += difference
+
     def warned(self, request: AppendRequest, scopes: Sequence[str]) -> tuple[str, ...]:
         """Name those of the scopes that are over their soft limit, if the request charges them anything."""
         charges = (request.reserve is not None and request.reserve.amount_micro_usd > 0) or any(s.actual_micro_usd for s in request.settle)

@@ -15,6 +15,7 @@ import msgspec
 from crewlog.events.append_call import partly_known, unreserved
 from crewlog.events.append_request import encode_request
 from crewlog.events.appender import OnCommit
+from crewlog.events.bills import correction_in, first_bill, settled_otherwise
 from crewlog.events.grants import GRANTS, Grant, owner_grants
 from crewlog.events.memory_ledger import MemoryLedger
 from crewlog.events.person_keys_memory import KeyTables, MemoryPersonKeys
@@ -24,8 +25,9 @@ from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, 
 from crewlog.schemas.ids import Hash, RunId, Stream, TaskId, category, document_stream, run_stream, task_stream
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.run_events import RunSubmitted
-from crewlog.schemas.system_events import DocumentErased, DocumentIngested, RunArchived
+from crewlog.schemas.system_events import BillCorrected, CallSettled, DocumentErased, DocumentIngested, RunArchived
 from crewlog.schemas.task_events import TERMINAL_TYPES, ModelCallStarted
+from crewlog.schemas.usage import WORST_CASE, Price
 
 OWNER = "owner"
 """The role that may write everything, like the login that owns a database."""
@@ -115,6 +117,8 @@ class MemoryStore:
         documents = encode_request(request).documents
         if self._closed:
             raise Unavailable(f"append to {request.writes[0].stream}: this process is closing its log")
+        if (correction := correction_in(request)) is not None:
+            return self._correct(request, correction, documents)
         for write in request.writes:
             self._authorise(write)
         self._authorise_settlements(request)
@@ -123,10 +127,7 @@ class MemoryStore:
         for write in request.writes:
             self._check(write, request.run_id)
         self._book(request)
-        written = self._write(request, documents)
-        if self._on_commit is not None:
-            self._on_commit(written.positions[-1])
-        return written
+        return self._written(request, documents)
 
     async def read_streams(self, after: Mapping[Stream, int], *, types: frozenset[str] | None = None) -> Sequence[Recorded]:
         found = [
@@ -278,9 +279,32 @@ class MemoryStore:
         opened = [limit for write in request.writes if write.stream not in self.log.streams for limit in write.scopes]
         self.log.ledger.book(request, self._scopes(request.writes[0]), opened)
 
+    def _correct(self, request: AppendRequest, event: BillCorrected, documents: Sequence[str]) -> Appended:
+        """Do what `es.correct_bill` does."""
+        spend, of_task = self._grants.get("spend"), self._grants.get("task")
+        stream = self.log.streams.get(task_stream(event.task_id))
+        if spend is None or CallSettled.__name__ not in spend.types or of_task is None or stream is None or not of_task.covers(stream.kind):
+            raise NotAuthorised(self._actor, "append", reason=f"task {event.task_id} is unknown or not for this login")
+        if known := self._known(request):
+            return known
+        beside = self.log.streams.get(request.writes[0].stream)
+        recorded = sorted((*stream.events, *(beside.events if beside else ())), key=_position)
+        bill = first_bill(recorded, event.call_id)
+        again = any(isinstance(e := r.event(), BillCorrected) and e.call_id == event.call_id for r in recorded if r.type == BillCorrected.__name__)
+        if again or bill is None or bill.price != Price(event.settled_micro_usd, WORST_CASE):
+            raise settled_otherwise(event)
+        self.log.ledger.correct(stream.scopes, (event.price.cost_micro_usd or 0) - event.settled_micro_usd)
+        return self._written(request, documents)
+
     def _scopes(self, write: Write) -> tuple[str, ...]:
         stream = self.log.streams.get(write.stream)
         return stream.scopes if stream else tuple(limit.scope for limit in write.scopes)
+
+    def _written(self, request: AppendRequest, documents: Sequence[str]) -> Appended:
+        written = self._write(request, documents)
+        if self._on_commit is not None:
+            self._on_commit(written.positions[-1])
+        return written
 
     def _write(self, request: AppendRequest, documents: Sequence[str]) -> Appended:
         versions: list[int] = []

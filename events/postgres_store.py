@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, Self
 from uuid import UUID
 
+from crewlog.events import bills
 from crewlog.events.appender import Appender, OnCommit
 from crewlog.events.blobs import BlobCache, pack_blob, unpack_blob
 from crewlog.events.clock import Clock
@@ -93,8 +94,9 @@ _NIL: Final = RunId(UUID(int=0))
 class PostgresStore:
     """`EventStore` over one database. The login in the URL decides what may be written."""
 
-    def __init__(self, appender: Appender, connections: Connections, clock: Clock) -> None:
+    def __init__(self, appender: Appender, connections: Connections, clock: Clock, *, actor: str, on_commit: OnCommit | None = None) -> None:
         self._appender, self._connections = appender, connections
+        self._actor, self._on_commit = actor, on_commit
         self._blobs = BlobCache(clock)
 
     @property
@@ -119,10 +121,17 @@ class PostgresStore:
         connect = connector(url, application=f"crewlog {actor}")
         connections = Connections(connect, clock, size=readers)
         await connections.fetch("open the log", _CHECK)
-        return cls(Appender(connect, actor=actor, clock=clock, lanes=lanes, on_commit=on_commit), connections, clock)
+        appender = Appender(connect, actor=actor, clock=clock, lanes=lanes, on_commit=on_commit)
+        return cls(appender, connections, clock, actor=actor, on_commit=on_commit)
 
     async def append(self, request: AppendRequest) -> Appended:
-        return await self._appender.submit(request)
+        if (event := bills.correction_in(request)) is None:
+            return await self._appender.submit(request)
+        (row,) = await self._connections.fetch(f"correct the bill of {event.call_id}", bills.SQL, *bills.correct_arguments(request, self._actor))
+        corrected = bills.correct_answer(row, request, event, self._actor)
+        if self._on_commit is not None:
+            self._on_commit(corrected.positions[-1])
+        return corrected
 
     async def read_streams(self, after: Mapping[Stream, int], *, types: frozenset[str] | None = None) -> Sequence[Recorded]:
         if not after:

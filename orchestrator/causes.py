@@ -27,7 +27,7 @@ from crewlog.schemas.run_events import (
     TaskReviewed,
     TaskSuspended,
 )
-from crewlog.schemas.system_events import CallSettled
+from crewlog.schemas.system_events import BillCorrected, CallSettled
 from crewlog.schemas.task_events import (
     ApprovalDecided,
     ApprovalRequested,
@@ -128,7 +128,7 @@ class _Fold:
             found = list(self._run_event(n, recorded, event))
             self._run_last = (n, recorded.occurred_us)
             return found
-        if isinstance(event, CallSettled):
+        if isinstance(event, CallSettled | BillCorrected):
             return [Cause(self._of(task_stream(event.task_id)).calls.get(event.call_id, 0), "intent")]
         return []
 

@@ -39,6 +39,7 @@ from crewlog.schemas.run_events import (
 from crewlog.schemas.system_events import (
     AgentRegistered,
     AgentStopped,
+    BillCorrected,
     BudgetChanged,
     CallSettled,
     ClaimsOpened,
@@ -278,6 +279,11 @@ def _beside(event: ModelCallStarted | ModelCallSkipped) -> str:
     return " beside the slow one" if event.hedge else ""
 
 
+def _bill(event: CallSettled | BillCorrected) -> str:
+    settled = f", settled at {format_usd(event.settled_micro_usd)} before" if isinstance(event, BillCorrected) else ""
+    return f"{event.call_id} to {event.provider}/{event.model}: {format_usd(event.price.cost_micro_usd)} ({event.price.source}{settled})"
+
+
 def _describe_system(event: SystemEvent) -> str:
     match event:
         case AgentRegistered():
@@ -296,8 +302,8 @@ def _describe_system(event: SystemEvent) -> str:
             return f"{event.server}: {event.tool} {'accepted' if event.accepted else 'first seen'} as {event.digest[:12]}"
         case BudgetChanged():
             return f"{event.scope}: limit {_limit(event.hard_micro_usd)}, warning at {_limit(event.soft_micro_usd)}, by {event.actor}"
-        case CallSettled():
-            return f"{event.call_id} to {event.provider}/{event.model}: {format_usd(event.price.cost_micro_usd)} ({event.price.source})"
+        case CallSettled() | BillCorrected():
+            return _bill(event)
         case ClaimsOpened():
             return f"{event.tool} of {event.kind}, {event.fingerprint[:12]}"
         case EffectClaimed():

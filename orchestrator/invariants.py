@@ -10,13 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final
 from uuid import UUID
 
+from crewlog.events.bills import BILL_TYPES, Bill
 from crewlog.events.store import BudgetState, Recorded
 from crewlog.schemas.ids import RunId, Stream, category
-from crewlog.schemas.system_events import CallSettled
-from crewlog.schemas.task_events import TERMINAL_TYPES, ApprovalDecided, ModelCallFailed, ModelCallFinished, ToolFinished, ToolProbed, ToolStarted
+from crewlog.schemas.system_events import BillCorrected
+from crewlog.schemas.task_events import TERMINAL_TYPES, ApprovalDecided, ToolFinished, ToolProbed, ToolStarted
 
 _OF_CALLS: Final = frozenset(cls.__name__ for cls in (ToolStarted, ToolProbed, ApprovalDecided, ToolFinished))
-_BILLS: Final = frozenset(cls.__name__ for cls in (ModelCallFinished, ModelCallFailed, CallSettled))
+_BILLS: Final = BILL_TYPES | {BillCorrected.__name__}
 
 
 def run_violations(run_id: RunId, events: Iterable[Recorded]) -> Iterator[str]:
@@ -73,11 +74,16 @@ def _call_violations(stream: Stream, events: Sequence[Recorded]) -> Iterator[str
 
 
 def charged_micro_usd(events: Iterable[Recorded]) -> int:
-    """Add up what the events of one run say that its model calls cost, in micro-USD. The first bill of a call counts."""
+    """Add up what the events of one run say that its model calls cost, in micro-USD. The first bill of a call counts, unless it was corrected."""
     bills: dict[tuple[UUID | None, str], int] = {}
     for recorded in events:
-        if recorded.type in _BILLS and isinstance(event := recorded.event(), ModelCallFinished | ModelCallFailed | CallSettled):
+        if recorded.type not in _BILLS:
+            continue
+        event = recorded.event()
+        if isinstance(event, Bill):
             bills.setdefault((recorded.task_id, event.call_id), event.price.cost_micro_usd or 0)
+        elif isinstance(event, BillCorrected):
+            bills[recorded.task_id, event.call_id] = event.price.cost_micro_usd or 0
     return sum(bills.values())
 
 

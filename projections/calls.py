@@ -8,7 +8,7 @@ from crewlog.projections.rows import ModelCallRow, ToolCallRow
 from crewlog.projections.run_state import Changed, RunState, TaskState, add_artifacts, close_model_call
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import task_stream
-from crewlog.schemas.system_events import CallSettled
+from crewlog.schemas.system_events import BillCorrected, CallSettled
 from crewlog.schemas.task_events import ModelCallFailed, ModelCallFinished, ModelCallStarted, ToolFinished, ToolStarted
 from crewlog.schemas.usage import Usage
 
@@ -60,6 +60,24 @@ def call_settled(run: RunState, fact: Fact, event: CallSettled, changed: Changed
     call = _bill(task, call or _new_model_call(task, fact, event, turn=task.row.turns + 1), fact, event, changed)
     call.status = "unused"
     _count_usage(task, call, event.usage)
+
+
+def bill_corrected(run: RunState, fact: Fact, event: BillCorrected, changed: Changed) -> None:
+    """Put what a call cost in fact in place of the worst case it was settled at.
+
+    Raises:
+        ContractError: the run knows no such call.
+    """
+    task = run.by_stream.get(task_stream(event.task_id))
+    call = task.model_calls.get(event.call_id) if task is not None else None
+    if task is None or call is None:
+        raise ContractError(f"{fact.stream} version {fact.version} corrects call {event.call_id} of task {event.task_id}, which run {run.row.run_id} lacks")
+    price, row = event.price, task.row
+    row.cost_micro_usd += (price.cost_micro_usd or 0) - (call.cost_micro_usd or 0)
+    call.cost_micro_usd, call.price_source, call.uncached_micro_usd = price.cost_micro_usd, price.source, price.uncached_micro_usd
+    _count_usage(task, call, event.usage)
+    changed.model_calls[call] = None
+    changed.tasks[row] = None
 
 
 def tool_started(task: TaskState, fact: Fact, event: ToolStarted, changed: Changed) -> None:

@@ -15,7 +15,7 @@ import asyncpg
 import msgspec
 
 from crewlog.events.store import EventStore
-from crewlog.projections.calls import call_settled
+from crewlog.projections.calls import bill_corrected, call_settled
 from crewlog.projections.erasures import ERASURES, ErasureChanges
 from crewlog.projections.projection import Begins, Fact, fact_of
 from crewlog.projections.rows import ApprovalRow, ModelCallRow, RunRow, TaskRow, ToolCallRow
@@ -28,7 +28,7 @@ from crewlog.projections.waiting import waiting_reason
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import RunId
 from crewlog.schemas.run_events import RUN_EVENTS, RunSubmitted
-from crewlog.schemas.system_events import CallSettled, PersonErased, RunArchived, RunImported
+from crewlog.schemas.system_events import BillCorrected, CallSettled, PersonErased, RunArchived, RunImported
 from crewlog.schemas.task_events import TASK_EVENTS
 
 RUNS: Final = Table("runs", RunRow, key=("run_id",))
@@ -76,7 +76,7 @@ class RunProjection:
 
     name = "runs"
     version = 6
-    types: frozenset[type] = frozenset((*RUN_EVENTS, *TASK_EVENTS, CallSettled, RunImported, RunArchived, PersonErased))
+    types: frozenset[type] = frozenset((*RUN_EVENTS, *TASK_EVENTS, CallSettled, BillCorrected, RunImported, RunArchived, PersonErased))
     tables = (*OF_RUNS, IMPORTS.name, ARCHIVES.name, ERASURES.name)
     facts_max = None
 
@@ -223,5 +223,10 @@ def _hand_out(run: RunState) -> Changed:
     return changed
 
 
-_RUN_FOLDS: Final[dict[type, Callable[[RunState, Fact, Any, Changed], None]]] = {**RUN_FOLDS, **IN_TASK_STREAM, CallSettled: call_settled}
+_RUN_FOLDS: Final[dict[type, Callable[[RunState, Fact, Any, Changed], None]]] = {
+    **RUN_FOLDS,
+    **IN_TASK_STREAM,
+    CallSettled: call_settled,
+    BillCorrected: bill_corrected,
+}
 _OF_RUNS: Final = _RUN_FOLDS.keys() | TASK_FOLDS.keys()

@@ -159,6 +159,11 @@ def settled_event_id(task_id: TaskId, call_id: str) -> EventId:
     return EventId(uuid5(_NAMESPACE, f"{task_id}/settled/{call_id}"))
 
 
+def corrected_event_id(task_id: TaskId, call_id: str) -> EventId:
+    """Derive the event id under which the bill of a model call is corrected: that happens once."""
+    return EventId(uuid5(_NAMESPACE, f"{task_id}/corrected/{call_id}"))
+
+
 def standstill_event_id(run_id: RunId, state: str) -> EventId:
     """Derive the event id under which a standstill is recorded: the state that a run stands in is the same for every orchestrator."""
     return EventId(uuid5(_NAMESPACE, f"{run_id}/standstill/{state}"))

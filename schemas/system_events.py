@@ -133,6 +133,23 @@ class CallSettled(SystemEvent, frozen=True):
     price: Price
 
 
+class BillCorrected(SystemEvent, frozen=True):
+    """The bill of a model call that was settled as a worst case came after all: its worker had only stood still.
+
+    From here on `usage` and `price` are what the call cost. A call is corrected once: its event id is `corrected_event_id(task_id, call_id)`.
+    """
+
+    task_id: TaskId
+    run_id: RunId
+    call_id: str
+    provider: str
+    model: str
+    usage: Usage
+    price: Price
+    settled_micro_usd: int
+    """What the call was settled at before; the budgets of its task are changed by the difference."""
+
+
 class MemoryRemembered(SystemEvent, frozen=True):
     """An agent noted something for later: for one user, or for the whole tenant when `user` is empty."""
 
@@ -367,6 +384,7 @@ SYSTEM_EVENTS: tuple[type[SystemEvent], ...] = (
     McpToolPinned,
     BudgetChanged,
     CallSettled,
+    BillCorrected,
     ProviderStateChanged,
     MemoryRemembered,
     MemoryForgotten,

@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import pytest
 from support.histories import store_history, write_history
 from support.postgres import Database
@@ -21,7 +22,7 @@ from crewlog.orchestrator.reprice import Repriced, reprice
 from crewlog.projections.queries import CostColumn, CostFilter, Queries
 from crewlog.projections.query_rows import CostView
 from crewlog.schemas.price_table import TokenPrices
-from crewlog.schemas.system_events import CallSettled
+from crewlog.schemas.system_events import BillCorrected, CallSettled
 from crewlog.schemas.task_events import ModelCallFailed, ModelCallFinished
 from crewlog.schemas.usage import WORST_CASE
 
@@ -32,16 +33,20 @@ COLUMNS: Sequence[CostColumn] = ("run_id", "task_id", "key", "kind", "provider",
 
 
 def billed(events: Sequence[Recorded]) -> list[tuple[UUID | None, Bill]]:
-    """List the bills in the log, each with its run: a call that is settled again is billed once."""
+    """List the bills in the log, each with its run: a call that is settled again is billed once, and one that is corrected at what is known then."""
     bills: list[tuple[UUID | None, Bill]] = []
-    known: set[tuple[str, str]] = set()
+    known: dict[tuple[str, str], int] = {}
     for recorded in events:
         event = recorded.event()
-        if isinstance(event, ModelCallFinished | ModelCallFailed | CallSettled):
-            call = recorded.stream.partition("/")[2], event.call_id
-            if not isinstance(event, CallSettled) or call not in known:
-                bills.append((recorded.run_id, event))
-            known.add(call)
+        if not isinstance(event, Bill | BillCorrected):
+            continue
+        call = recorded.stream.partition("/")[2], event.call_id
+        if isinstance(event, BillCorrected):
+            run_id, settled = bills[known[call]]
+            bills[known[call]] = (run_id, msgspec.structs.replace(settled, usage=event.usage, price=event.price))
+        elif not isinstance(event, CallSettled) or call not in known:
+            known[call] = len(bills)
+            bills.append((recorded.run_id, event))
     return bills
 
 

@@ -30,7 +30,7 @@ from crewlog.schemas.errors import NotAuthorised
 from crewlog.schemas.ids import Stream, agent_stream, run_stream, task_stream
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.run_events import RUN_EVENTS
-from crewlog.schemas.system_events import SYSTEM_EVENTS, AgentStopped, DocumentIngested
+from crewlog.schemas.system_events import SYSTEM_EVENTS, AgentStopped, BillCorrected, DocumentIngested
 from crewlog.schemas.task_events import TASK_EVENTS, TERMINAL_TYPES, ApprovalDecided, TaskCancelled, TaskFailed, TaskOpened
 from crewlog.schemas.values import Failure
 
@@ -50,13 +50,15 @@ def names(types: tuple[type, ...]) -> set[str]:
 
 
 def test_every_event_type_has_exactly_one_kind_of_writer() -> None:
+    by_its_own_way = {BillCorrected.__name__}
+    """What `es.correct_bill` writes, for whoever may settle the call: it changes budgets, so no other way may write it."""
     by_category: dict[str, set[str]] = {}
     for grant in GRANTS:
         by_category.setdefault(grant.category, set()).update(grant.types)
     assert by_category["run"] == names(RUN_EVENTS)
     assert by_category["task"] == names(TASK_EVENTS)
-    assert set.union(*(types for name, types in by_category.items() if name not in ("run", "task"))) == names(SYSTEM_EVENTS)
-    assert set.union(*by_category.values()) == set(EVENT_TYPES)
+    assert set.union(*(types for name, types in by_category.items() if name not in ("run", "task"))) == names(SYSTEM_EVENTS) - by_its_own_way
+    assert set.union(*by_category.values()) == set(EVENT_TYPES) - by_its_own_way
     orchestrator = next(g for g in GRANTS if (g.role, g.category) == (ORCHESTRATOR, "task"))
     agents = [g for g in GRANTS if g.category == "task" and g.role != ORCHESTRATOR]
     assert all(g.types.isdisjoint(orchestrator.types) and g.types | orchestrator.types == names(TASK_EVENTS) for g in agents)

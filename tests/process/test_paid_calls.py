@@ -24,8 +24,10 @@ from support.wires import ANTHROPIC, GEMINI, RESPONSES, Said
 
 from crewlog.events.bus import Handler, Message
 from crewlog.events.readiness import READY_FD
+from crewlog.orchestrator.invariants import charged_micro_usd
 from crewlog.schemas.budget import run_scope
 from crewlog.schemas.ids import RunId
+from crewlog.schemas.system_events import BillCorrected
 from crewlog.schemas.task_events import ModelCallFailed, ModelCallFinished, ModelCallStarted
 from crewlog.schemas.usage import ESTIMATE, NOT_BILLED, Price
 
@@ -142,3 +144,35 @@ async def test_the_ledger_balances(crew: LiveCrew, tmp_path: Path, point: str, h
     assert served == len(finished) + was_served
     assert len(begun) == 3
     assert (state.spent, state.reserved) == (2 * ANSWER_MICRO_USD + lost.price.cost_micro_usd, 0)
+
+
+async def test_a_worker_that_stood_still_brings_the_bill_of_its_call(crew: LiveCrew, tmp_path: Path) -> None:
+    look, finish = (Canned(events=ANTHROPIC.events(Said("", (("toolu_1", name, "{}"),)))) for name in ("look", "finish"))
+    async with AsyncExitStack() as closing:
+        server = await closing.enter_async_context(serve_models(look, look, finish))
+        client = await closing.enter_async_context(crew.client())
+        armed = {"CREWLOG_FAULT": "after_model_call:1:stop", "CREWLOG_FAULT_ONCE": str(tmp_path)}
+        stopped = await closing.enter_async_context(an_agent(crew, f"anthropic:claude-test@{server.url}", armed))
+        run_id = (await client.submit("look and finish", kind=KIND)).run_id
+        await closing.enter_async_context(an_agent(crew, f"anthropic:claude-test@{server.url}", {}))
+        await ended_well(client, [run_id])
+        store = await client.store()
+        worst = (await store.budgets([run_scope(run_id)]))[run_scope(run_id)].spent
+        before = await asyncio.to_thread(crew.json, "costs", str(run_id))
+        told = asyncio.Event()
+        hearing = await client.hear_of(run_id, told)
+        closing.push_async_callback(hearing.stop)
+        stopped.send_signal(signal.SIGCONT)
+        async with asyncio.timeout(60):
+            while not (late := [r for r in await events(client, run_id) if r.type == "BillCorrected"]):
+                await told.wait()
+                told.clear()
+        await client.indexed(late[0].position, "runs")
+        state = (await store.budgets([run_scope(run_id)]))[run_scope(run_id)]
+        after = await asyncio.to_thread(crew.json, "costs", str(run_id))
+        recorded = await events(client, run_id)
+    assert worst > 3 * ANSWER_MICRO_USD, "the lost call was settled at the most it could cost"
+    assert (state.spent, state.reserved) == (3 * ANSWER_MICRO_USD, 0) == (charged_micro_usd(recorded), 0)
+    bills = [event for r in late if isinstance(event := r.event(), BillCorrected)]
+    assert [(bill.price.cost_micro_usd, bill.settled_micro_usd) for bill in bills] == [(ANSWER_MICRO_USD, worst - 2 * ANSWER_MICRO_USD)]
+    assert [sum(row["cost_micro_usd"] for row in rows) for rows in (before, after)] == [worst, 3 * ANSWER_MICRO_USD]

@@ -46,7 +46,7 @@ from crewlog.schemas.run_events import (
     TaskReviewed,
     TaskSuspended,
 )
-from crewlog.schemas.system_events import AgentRegistered, AgentStopped, CallSettled, MemoryForgotten, MemoryRemembered, ToolInfo
+from crewlog.schemas.system_events import AgentRegistered, AgentStopped, BillCorrected, CallSettled, MemoryForgotten, MemoryRemembered, ToolInfo
 from crewlog.schemas.task_events import (
     ApprovalDecided,
     ApprovalRequested,
@@ -376,8 +376,10 @@ class RunScript:
             if task.phase == "asking" and task.key not in self.done and self.history.random.random() < 0.5:
                 settled = CallSettled(task.task_id, self.run_id, task.call_id(), "offline", "rules-1", Usage(), Price(9, "worst case"))
                 self.history.append(self.run_id, (spend_stream(task.task_id), [settled], None))
-                if self.history.random.random() < 0.3:  # its worker was not dead after all, and says what the call really cost: too late
-                    late = CallSettled(task.task_id, self.run_id, task.call_id(), "offline", "rules-1", Usage(5, 5), Price(3, "config"))
+                luck = self.history.random.random()  # its worker was not dead after all, and says what the call really cost
+                bill = (task.task_id, self.run_id, task.call_id(), "offline", "rules-1", Usage(5, 5), Price(3, "config"))
+                if luck < 0.5:  # too late, as workers of before did
+                    late = CallSettled(*bill) if luck < 0.2 else BillCorrected(*bill, 9)
                     self.history.append(self.run_id, (spend_stream(task.task_id), [late], None))
         self.over = True
 

@@ -26,7 +26,7 @@ from crewlog.schemas.codec import encode, type_name
 from crewlog.schemas.effects import ProbeVerdict
 from crewlog.schemas.ids import ApprovalId, Hash, RunId, Stream, TaskId
 from crewlog.schemas.payload import EMPTY
-from crewlog.schemas.system_events import CallSettled
+from crewlog.schemas.system_events import BillCorrected, CallSettled
 from crewlog.schemas.task_events import (
     ApprovalDecided,
     ApprovalDecision,
@@ -49,7 +49,7 @@ DONE = TaskCompleted(Outcome("done"), Usage(), 0, 1, 0)
 CRASHED = AttemptFailed(1, Failure("internal", "it broke", True), Usage(), 0)
 
 
-def recorded(*events: TaskEvent | CallSettled, versions: list[int] | None = None) -> list[Recorded]:
+def recorded(*events: TaskEvent | CallSettled | BillCorrected, versions: list[int] | None = None) -> list[Recorded]:
     numbers = versions or list(range(1, len(events) + 1))
     return [
         Recorded(n, STREAM, n, UUID(int=n), type_name(event), event.schema_version, encode(event), n, RUN, TASK)
@@ -108,6 +108,8 @@ def test_the_first_bill_of_a_call_counts() -> None:
     late = CallSettled(TASK, RUN, "m1", "p", "m", Usage(), Price(900, "worst case"))
     asked = ModelCallStarted("m1", 1, "p", "m", Hash("0" * 64), 1)
     assert charged_micro_usd(recorded(asked, answer("m1", 600), answer("m2", 50), DONE, late)) == 650
+    corrected = BillCorrected(TASK, RUN, "m1", "p", "m", Usage(), Price(40, "config"), 900)
+    assert charged_micro_usd(recorded(asked, answer("m2", 50), DONE, late, corrected)) == 90, "unless it was a worst case that was corrected"
 
 
 def test_a_ledger_that_is_off_is_found() -> None:

@@ -24,7 +24,7 @@ CLEAR = frozenset({
 })  # fmt: skip
 """Names of fields that stay in the clear wherever they hold text: who and what, never what about."""
 NOT_OF_PERSONS = frozenset({
-    *("AgentRegistered", "AgentStopped", "ProviderStateChanged", "McpToolPinned", "BudgetChanged", "CallSettled", "WorkerDrained"),
+    *("AgentRegistered", "AgentStopped", "ProviderStateChanged", "McpToolPinned", "BudgetChanged", "CallSettled", "BillCorrected", "WorkerDrained"),
     *("DocumentIngested", "DocumentErased"),  # a document is the tenant's; what becomes of attached ones is told in docs/erasure.md
     *("RunStoodStill", "RunImported", "PersonErased"),  # texts of the program
     *("SchedulePaused", "ScheduleResumed", "ScheduleRemoved", "ScopePaused", "ScopeResumed", "ScopeQuarantined", "ScopeReleased"),  # of operators
