@@ -112,7 +112,7 @@ def narrow_answers(batch: Sequence[Encoded], positions: Sequence[int]) -> list[A
     at = 0
     for request, documents, *_ in batch:
         if len(documents) == 1:
-            found.append(Appended((request.writes[0].expected + 1,), (positions[at],)))
+            found.append(Appended([request.writes[0].expected + 1], [positions[at]]))
         else:
             versions = [version for write in request.writes for version in range(write.expected + 1, write.expected + 1 + len(write.events))]
             found.append(Appended(versions, positions[at : at + len(documents)]))
