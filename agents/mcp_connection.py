@@ -160,7 +160,7 @@ class McpConnection:
     async def _transport(self, closing: AsyncExitStack) -> Any:
         server = self._server
         if server.command is not None:
-            return child_transport(server.command, server.args, {name: value.get_secret_value() for name, value in server.env.items()})
+            return child_transport(self._name, server.command, server.args, {name: value.get_secret_value() for name, value in server.env.items()})
         assert server.url is not None
         headers = {name: value.get_secret_value() for name, value in server.headers.items()}
         timeout = httpx2.Timeout(REQUEST_TIMEOUT_S, read=server.timeout_s + REQUEST_TIMEOUT_S)

@@ -267,5 +267,7 @@ def load(**given: Any) -> Config:
     except SettingsError as error:  # a value that must be JSON and is none
         raise ConfigError(f"configuration: {error}: it must be JSON", hint="settings are CREWLOG_<NAME> in the environment or <name> in crewlog.toml") from None
     except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_url=False, include_input=False))
+        faults = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors(include_url=False, include_input=False)
+        )
         raise ConfigError(f"configuration: {faults}", hint="settings are CREWLOG_<NAME> in the environment or <name> in crewlog.toml") from None

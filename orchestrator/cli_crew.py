@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from crewlog.orchestrator.cli_options import HomeOption, OutputOption
-from crewlog.orchestrator.cli_output import Exit, Output, complain, load_config, plain, print_json, print_lines, print_table, run_async, say
+from crewlog.orchestrator.cli_output import Exit, Output, complain, hush, load_config, plain, print_json, print_lines, print_table, run_async, say
 
 DETACH_WITHIN_S = 90.0
 STOP_WITHIN_S = 60.0
@@ -209,6 +209,7 @@ async def doctor(home: HomeOption = None, output: OutputOption = Output.TABLE) -
     """Check what this machine has and what is missing, with the step that helps."""
     from crewlog.orchestrator.doctor import examine
 
+    hush("crewlog.agents")
     findings = await examine(load_config(home))
     if output is Output.JSON:
         print_json([finding._asdict() for finding in findings])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from crewlog.orchestrator.cli_options import HomeOption, OutputOption
-from crewlog.orchestrator.cli_output import Output, load_config, print_json, print_rows, run_async, say
+from crewlog.orchestrator.cli_output import Output, hush, load_config, print_json, print_rows, run_async, say
 
 if TYPE_CHECKING:
     from crewlog.agents.mcp_pins import Pin
@@ -68,6 +68,7 @@ async def _look(config: Config) -> tuple[list[dict[str, Any]], list[str]]:
     async with Client.connect(config) as client:
         store = await client.store()
         pins = {name: (await read_pins(store, name))[0] for name in config.mcp}
+    hush("crewlog.agents")
     hub = McpHub(config.mcp, MemoryStore(), SystemClock())
     try:
         await hub.start()

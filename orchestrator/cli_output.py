@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import re
 import signal
@@ -165,6 +166,11 @@ def say(text: str) -> None:
     """Tell the person something that is not data."""
     sys.stderr.write(f"{readable(text)}\n")
     sys.stderr.flush()
+
+
+def hush(name: str) -> None:
+    """Keep a logger's warnings from standard error: the command tells what they are about itself, once."""
+    logging.getLogger(name).addHandler(logging.NullHandler())
 
 
 def complain(what: str, why: str = "", next_step: str = "") -> None:

@@ -17,7 +17,7 @@ from support.toolbox import Bench, bench
 from support.website import page, redirect, serving
 
 from crewlog.agents.mcp_hub import McpHub
-from crewlog.agents.mcp_stdio import child_transport
+from crewlog.agents.mcp_stdio import SAID_LINES_MAX, child_transport
 from crewlog.agents.spec import AgentSpec, ToolOutput
 from crewlog.agents.tool_runner import Ran, run_tool
 from crewlog.agents.tool_ways import ToolHealth
@@ -199,7 +199,7 @@ async def test_calls_side_by_side_and_a_cancelled_one() -> None:
 @pytest.mark.parametrize(
     ("server", "problem"),
     [
-        (over_stdio(str(SUPPORT / "mcp_raw_server.py"), "exit"), "the server ended with 1"),
+        (over_stdio(str(SUPPORT / "mcp_raw_server.py"), "exit"), "the server ended with 1; it said: no licence found"),
         (over_stdio(str(SUPPORT / "mcp_raw_server.py"), "junk"), "something that is no message of the protocol: 'Welcome to my server!'"),
         (McpServer(kinds=("helper",), command="no-such-command"), "there is no command 'no-such-command'"),
         (McpServer(kinds=("helper",), url="http://127.0.0.1:1/mcp"), "it cannot be reached"),
@@ -211,6 +211,18 @@ async def test_a_server_that_is_not_there_at_the_start_is_a_problem_and_no_crash
         (told,) = hub.problems()
         assert told.startswith("MCP server testing: ")
         assert problem in told
+
+
+async def test_what_a_server_complains_of_is_told_with_its_name_and_without_its_secrets(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "crewlog.agents.mcp_stdio")
+    script = "import os, sys; [print('\x1b[31mkey', os.environ['KEY'], 'is', os.environ['LEVEL'], n, file=sys.stderr) for n in range(1000)]; sys.exit(2)"
+    settings = McpServer(kinds=("helper",), command=sys.executable, args=("-c", script), env={"KEY": SecretStr("sk-secret-1"), "LEVEL": SecretStr("1")})
+    async with hub_of(settings) as hub:
+        assert hub.problems() == ("MCP server testing: the server ended with 2; it said: [31mkey [secret] is 1 999",)
+    told = [record.getMessage() for record in caplog.records]
+    assert told[0] == "MCP server testing says: [31mkey [secret] is 1 0"
+    assert told[SAID_LINES_MAX] == "MCP server testing says more, which is not told"
+    assert not any("sk-secret" in line or "\x1b" in line for line in told)
 
 
 async def test_a_server_that_never_answers_does_not_hold_the_worker_up() -> None:
@@ -332,7 +344,7 @@ async def test_a_closing_that_is_told_to_stop_still_ends_the_server(tmp_path: Pa
     mark, closing = tmp_path / "pid", asyncio.Event()
 
     async def use() -> None:
-        async with child_transport(sys.executable, ("-c", STUBBORN, str(mark)), {}):
+        async with child_transport("testing", sys.executable, ("-c", STUBBORN, str(mark)), {}):
             while not (mark.exists() and mark.read_text()):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
             closing.set()
