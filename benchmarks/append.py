@@ -1,6 +1,6 @@
 """How fast the gate appends, beside two floors measured in the same run.
 
-    python benchmarks/append.py [--seconds 1.0] [--rounds 5] [--producers 1,32,128] [--money]
+    python benchmarks/append.py [--seconds 0.2] [--rounds 25] [--producers 1,32,128] [--money]
 
 Closed loop: N producers, each appending one event of about 580 bytes of JSON to a stream of its own with the exact expected version,
 and waiting for the answer. All three share the same group-commit idea and an embedded Postgres with durability on:
@@ -15,7 +15,7 @@ With --money: what reservations add to the gate. Every producer reserves for a c
     one run   all tasks are charged to the same five scopes: run, tree, kind, user, tenant
     own runs  every task has a run and a tree of its own, and shares the other three
 
-Rounds are interleaved, and ratios are medians of the rounds' own ratios, because a shared machine drifts.
+Rounds are short and interleaved, and ratios are medians of the rounds' own ratios, with the quartiles beside them, because a shared machine drifts.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ async def compare_money(server: PostgresServer, credentials: Credentials, *, loa
     """Measure the gate with and without reservations and print the table."""
     orchestrator = await PostgresStore.open(credentials.postgres_url(ORCHESTRATOR, server.port), actor="bench@0", clock=CLOCK)
     worker = await PostgresStore.open(credentials.postgres_url(kind_role("research"), server.port), actor="bench@1", clock=CLOCK)
-    print("producers |          free |       one run |      own runs | one run adds | own runs add   (events/s, p50 ms)")
+    print("producers |          free |       one run |      own runs |        one run adds |        own runs add   (events/s, p50 ms)")
     for producers in loads:
         contenders = {
             "free": producer_of(worker, await open_tasks(orchestrator, producers)),
@@ -239,8 +239,8 @@ async def compare_money(server: PostgresServer, credentials: Credentials, *, loa
             "own runs": spender_of(worker, await open_tasks(orchestrator, producers, own_runs)),
         }
         cells = await measure_in_turn(contenders, {name: [1] * producers for name in contenders}, producers, seconds=seconds, rounds=rounds)
-        added = [statistics.median(c.p50_ms - f.p50_ms for c, f in zip(cells[n], cells["free"], strict=True)) for n in ("one run", "own runs")]
-        print(f"{producers:9} | {' | '.join(map(shown, cells.values()))} | {added[0]:9.2f} ms | {added[1]:9.2f} ms", flush=True)
+        added = [spread([c.p50_ms - f.p50_ms for c, f in zip(cells[n], cells["free"], strict=True)]) for n in ("one run", "own runs")]
+        print(f"{producers:9} | {' | '.join(map(shown, cells.values()))} | {added[0]} | {added[1]}", flush=True)
     for closing in (orchestrator, worker):
         await closing.close()
 
@@ -263,19 +263,25 @@ def shown(cells: list[Cell]) -> str:
     return f"{statistics.median(c.events_per_s for c in cells):7.0f} {statistics.median(c.p50_ms for c in cells):5.2f}"
 
 
+def spread(values: Sequence[float]) -> str:
+    """Show the median of the rounds, and their quartiles."""
+    low, middle, high = statistics.quantiles(values, n=4)
+    return f"{middle:5.2f} ({low:5.2f}-{high:5.2f})"
+
+
 async def compare(server: PostgresServer, credentials: Credentials, *, loads: list[int], seconds: float, rounds: int) -> None:
     """Measure all cells and print the table."""
     orchestrator = await PostgresStore.open(credentials.postgres_url(ORCHESTRATOR, server.port), actor="bench@0", clock=CLOCK)
     worker = await PostgresStore.open(credentials.postgres_url(kind_role("research"), server.port), actor="bench@1", clock=CLOCK)
     zero, one = await floor_zero(server.admin_url()), await floor_one(server.admin_url())
-    print("producers |            F0 |            F1 |          gate | gate/F0 | gate/F1   (events/s, p50 ms)")
+    print("producers |            F0 |            F1 |          gate |             gate/F0 |             gate/F1   (events/s, p50 ms)")
     for producers in loads:
         tasks = await open_tasks(orchestrator, producers)
         contenders = {"F0": zero.append, "F1": producer_of(one, tasks), "gate": producer_of(worker, tasks)}
         versions = {"F0": [1 + producers * 10**7] * producers, "F1": [1] * producers, "gate": [1] * producers}
         cells = await measure_in_turn(contenders, versions, producers, seconds=seconds, rounds=rounds)
-        ratios = [statistics.median(g.events_per_s / f.events_per_s for g, f in zip(cells["gate"], cells[n], strict=True)) for n in ("F0", "F1")]
-        print(f"{producers:9} | {' | '.join(map(shown, cells.values()))} | {ratios[0]:7.2f} | {ratios[1]:7.2f}", flush=True)
+        ratios = [spread([g.events_per_s / f.events_per_s for g, f in zip(cells["gate"], cells[n], strict=True)]) for n in ("F0", "F1")]
+        print(f"{producers:9} | {' | '.join(map(shown, cells.values()))} | {ratios[0]} | {ratios[1]}", flush=True)
     for closing in (zero, one, orchestrator, worker):
         await closing.close()
 
@@ -283,8 +289,8 @@ async def compare(server: PostgresServer, credentials: Credentials, *, loads: li
 async def main() -> None:
     """Start a server, compare, stop it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=1.0, help="length of one measurement")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=0.2, help="length of one measurement")
+    parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--producers", default="1,32,128", help="how many append at once, one table row each")
     parser.add_argument("--money", action="store_true", help="compare the gate with and without reservations instead")
     options = parser.parse_args()

@@ -96,7 +96,7 @@ def plain_call_arguments(requests: Sequence[AppendRequest]) -> list[Any]:
         ids.append(held)
         amounts.append(amount)
         prices.append(price)
-    return [ids if any(ids) else [], amounts, prices]
+    return [values if any(value is not None for value in values) else [] for values in (ids, amounts, prices)]
 
 
 def _is_free(reserve: Reservation, settlement: Settlement) -> bool:

@@ -55,7 +55,7 @@ def encode_request(request: AppendRequest) -> Encoded:
                 raise ContractError(
                     f"append to {stream}: {type_name(event)} has {len(document)} bytes of at most {EVENT_BYTES_MAX}; put large text into a blob"
                 )
-            if b"\\u" in document:
+            if b"\\" in document and b"\\u" in document:  # one byte is found many times faster than two
                 _check_escapes(document, stream)
             documents.append(document.decode())
             size += len(document)
