@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 
 def main() -> None:
     """Load as much of the command line as the command needs, and run it."""
+    _open_what_is_closed()
     try:
         from crewlog.orchestrator.cli_quick import looks, run_quickly
 
@@ -19,6 +21,13 @@ def main() -> None:
         run()
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _open_what_is_closed() -> None:
+    """Give a process that was started without stdout or stderr (`>&-`) one that takes everything: Python has nothing in its place."""
+    nowhere = Path(os.devnull)
+    sys.stdout = sys.stdout or nowhere.open("w", encoding="utf-8")
+    sys.stderr = sys.stderr or nowhere.open("w", encoding="utf-8")
 
 
 def _leave_at_once(code: int) -> None:

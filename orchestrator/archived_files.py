@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -11,6 +10,7 @@ import msgspec
 
 from crewlog.events.artifacts import ArtifactStore
 from crewlog.events.store import Recorded
+from crewlog.orchestrator.whole_file import write_durably
 from crewlog.schemas.errors import ContractError, NotFound, TerminalError
 from crewlog.schemas.ids import Hash
 from crewlog.schemas.payload import content_hash
@@ -74,21 +74,3 @@ async def restore_files(artifacts: ArtifactStore, files: Mapping[Hash, str], fol
             raise ContractError(f"{folder / FOLDER / hash_} is not the file {name!r}: its bytes have another hash")
         await artifacts.put(name, data)
     return len(there), len(files) - len(there)
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file whose name appears only with all of it, and which a loss of power does not take away."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -10,6 +10,8 @@ from typing import Annotated, Final
 import typer
 from typer.models import CommandInfo
 
+from crewlog.orchestrator.cli_output import said_of_file
+
 COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
     "cli_crew": ("demo", "up", "down", "status", "providers", "scale", "doctor"),
     "cli_runs": ("submit", "watch", "runs", "show", "events", "why"),
@@ -89,4 +91,7 @@ def show_version() -> None:
 
 def main() -> None:
     """Run the command line."""
-    command_line(sys.argv[1] if len(sys.argv) > 1 else None)(prog_name="crewlog")
+    try:
+        command_line(sys.argv[1] if len(sys.argv) > 1 else None)(prog_name="crewlog")
+    except OSError as error:  # of what Typer itself prints, such as help; commands end as `run_to_end` says
+        sys.exit(said_of_file(error))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated
@@ -14,6 +14,7 @@ import typer
 from crewlog.orchestrator.cli_look import is_file, opened
 from crewlog.orchestrator.cli_options import HomeOption
 from crewlog.orchestrator.cli_output import load_config, run_async, say
+from crewlog.orchestrator.whole_file import whole_file
 
 if TYPE_CHECKING:
     import re
@@ -71,7 +72,7 @@ async def export(
         return
     chosen = Selection(tenant, _time_us("--since", since), _time_us("--until", until))
     pages = _of_run(run, home) if run else _of_log(chosen, home)
-    if view is ExportFormat.PARQUET and str(out) == "-":
+    if view is ExportFormat.PARQUET and (str(out) == "-" or (out.exists() and not out.is_file())):
         raise ContractError("a Parquet file is written from its end: name a file with --out")
     async with aclosing(pages):  # who reads a pipe may go away in the middle
         events = await _write_events(pages, out, view, patterns, with_reasoning=reasoning)
@@ -96,7 +97,7 @@ async def _write_bundle(run: str, out: Path, home: Path | None, patterns: Sequen
     if str(out) == "-":
         typer.echo(data, nl=False)
         return
-    with _whole_file(out) as file:
+    with whole_file(out) as file:
         file.write(data)
     told = ", redacted" if bundle.is_redacted else ""
     say(f"wrote {out}: run {bundle.run_id}, {len(bundle.events)} events, {len(bundle.blobs)} blobs, {len(data)} bytes{told}")
@@ -128,16 +129,15 @@ async def _write_events(
 
         return await _write_lines(pages, sys.stdout.buffer, view, patterns, with_reasoning=with_reasoning)
     if view is not ExportFormat.PARQUET:
-        with _whole_file(out) as file:
+        with whole_file(out) as file:
             return await _write_lines(pages, file, view, patterns, with_reasoning=with_reasoning)
     from crewlog.orchestrator.parquet_file import write_parquet
 
     with tempfile.NamedTemporaryFile(dir=out.parent, prefix=f".{out.name}.", suffix=".lines") as lines:
         events = await _write_lines(pages, lines.file, view, patterns, with_reasoning=with_reasoning)
         lines.flush()
-        part = out.with_name(f".{out.name}.part")
-        write_parquet(Path(lines.name), part)
-        part.replace(out)
+        with whole_file(out) as file:
+            write_parquet(Path(lines.name), Path(file.name))
         return events
 
 
@@ -165,18 +165,6 @@ async def _write_lines(
         count += len(page)
     file.flush()
     return count
-
-
-@contextmanager
-def _whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file so that nobody ever sees a part of it under its name."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        with part.open("wb") as file:
-            yield file
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _time_us(option: str, text: str | None) -> int | None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from crewlog.projections.query_rows import EventView
     from crewlog.schemas.ids import RunId
 
-_ID: Final = re.compile(r"[0-9a-f-]{1,36}")
+_ID: Final = re.compile(r"[0-9a-fA-F-]{1,36}")
 
 
 class View(StrEnum):
@@ -47,6 +47,7 @@ async def opened(run: str, home: Path | None) -> AsyncIterator[tuple[EventStore,
     from crewlog.orchestrator.log_reader import open_log
     from crewlog.orchestrator.run_names import find_run
 
+    _refuse_nameless(run)
     async with open_log(home) as log:
         run_id = await find_run(log.queries, run)
         yield await log.store(), run_id
@@ -55,6 +56,15 @@ async def opened(run: str, home: Path | None) -> AsyncIterator[tuple[EventStore,
 def is_file(run: str) -> bool:
     """Say whether a run is given as a file. What could be an id is one: write ./NAME for a file of such a name."""
     return _ID.fullmatch(run) is None and Path(run).is_file()
+
+
+def _refuse_nameless(run: str) -> None:
+    """Refuse what names no file and can be no name of a run: such as the name of a file that is not there."""
+    from crewlog.orchestrator.run_names import NEWEST
+    from crewlog.schemas.errors import NotFound
+
+    if run not in NEWEST and _ID.fullmatch(run) is None:
+        raise NotFound("file or run", run)
 
 
 async def whole_run(run: str, home: Path | None) -> RunHistory:
@@ -85,6 +95,7 @@ async def look(run: str = "-", view: View = View.ANSWER, *, reasoning: bool = Fa
     from crewlog.orchestrator.run_names import run_once_known
     from crewlog.schemas.ids import Hash
 
+    _refuse_nameless(run)
     async with open_log(home) as log:
         found = await run_once_known(log.queries, run)
         tasks, controls = await log.queries.tasks(found.run_id), await log.queries.controls(found.run_id)

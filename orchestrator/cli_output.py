@@ -17,7 +17,9 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from enum import IntEnum, StrEnum
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TextIO, TypeVar
+
+from crewlog.orchestrator.whole_file import UNWRITABLE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,6 +43,8 @@ class Exit(IntEnum):
     UNREACHABLE = 4
     CONFLICT = 5
     WAITING_FOR_PERSON = 6
+    NOT_WRITTEN = 74
+    """As EX_IOERR of sysexits.h: it was done, but what came of it could not be printed or written, such as to a disk without room."""
     TIMEOUT = 124
     INTERRUPTED = 130
 
@@ -104,18 +108,33 @@ def run_to_end(body: Coroutine[Any, Any, int | None], *, works: bool = False) ->
         code = Exit.INTERRUPTED
     except (KeyboardInterrupt, asyncio.CancelledError):
         code = Exit.INTERRUPTED
-    except BrokenPipeError:
-        _forget_stdout()
+    except BrokenPipeError:  # such as `| head`: whoever reads has what he wanted
+        _forget(sys.stdout)
         code = Exit.OK
     except (OrchestrationError, TimeoutError) as error:
         _report(error)
         code = exit_code_of(error)
     except OSError as error:
-        if works or error.filename is None:
+        if works:
             raise
-        complain(f"{error.filename}: {error.strerror}")
-        code = Exit.USAGE
+        code = said_of_file(error)
     return code
+
+
+def said_of_file(error: OSError) -> Exit:
+    """Report a file or output that cannot be used, and return the exit code.
+
+    Raises:
+        OSError: it is something else, and so is a bug: `error` itself.
+    """
+    if error.errno in UNWRITABLE:
+        _forget(sys.stdout)
+        complain(f"{error.filename or 'the output'} could not be written: {error.strerror}", next_step="make room, or write elsewhere")
+        return Exit.NOT_WRITTEN
+    if error.filename is None:
+        raise error
+    complain(f"{error.filename}: {error.strerror}")
+    return Exit.USAGE
 
 
 def _working_loop() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -133,15 +152,23 @@ async def _until_signal(body: Coroutine[Any, Any, T]) -> T:
 
 def _report(error: BaseException) -> None:
     what, _, rest = str(error).partition("\n")
-    next_step = getattr(error, "hint", "") or (_LISTS.get(getattr(error, "what", ""), "") if exit_code_of(error) is Exit.NOT_FOUND else "")
+    next_step = getattr(error, "hint", "") or _where_to_look(error)
     why = "" if rest == next_step else rest.strip()
     if exit_code_of(error) is Exit.UNREACHABLE and not next_step:
         why, next_step = "", why or "is it running? see `crewlog status`; start it with `crewlog up`"
     complain(what or type(error).__name__, why=why, next_step=next_step)
 
 
+def _where_to_look(error: BaseException) -> str:
+    if exit_code_of(error) is not Exit.NOT_FOUND:
+        return ""
+    return "write more of the one that is meant" if getattr(error, "candidates", ()) else _LISTS.get(getattr(error, "what", "").partition(" ")[0], "")
+
+
 _LISTS: Mapping[str, str] = {
     "run": 'crewlog runs lists them; those that were archived: crewlog sql "select run_id, file from archives"',
+    "file": "crewlog runs lists runs; a file is what crewlog export or crewlog archive wrote",
+    "event": "crewlog show RUN --as events numbers those of a run; name one as RUN:12",
     "approval": "crewlog approvals lists them",
     "budget": "crewlog budget list --all lists them",
     "memory": "crewlog memory list lists them",
@@ -164,8 +191,11 @@ def exit_code_of(error: BaseException) -> Exit:
 
 def say(text: str) -> None:
     """Tell the person something that is not data."""
-    sys.stderr.write(f"{readable(text)}\n")
-    sys.stderr.flush()
+    try:
+        sys.stderr.write(f"{readable(text)}\n")
+        sys.stderr.flush()
+    except OSError:  # nobody is left who could be told; what it is about goes on
+        _forget(sys.stderr)
 
 
 def hush(name: str) -> None:
@@ -176,11 +206,14 @@ def hush(name: str) -> None:
 def complain(what: str, why: str = "", next_step: str = "") -> None:
     """Report an error in at most three parts: what failed, why, and what to do next."""
     console = stderr_console()
-    console.print("error: ", style="bold red", end="")
-    console.print(readable(what), markup=False, highlight=False)
-    for label, text in (("why", why), ("next", next_step)):
-        if text:
-            console.print(readable(f"  {label}: {text}"), markup=False, highlight=False)
+    try:
+        console.print("error: ", style="bold red", end="")
+        console.print(readable(what), markup=False, highlight=False)
+        for label, text in (("why", why), ("next", next_step)):
+            if text:
+                console.print(readable(f"  {label}: {text}"), markup=False, highlight=False)
+    except OSError:  # as in `say`: the exit code still tells
+        _forget(sys.stderr)
 
 
 def confirm(question: str, *, yes: bool) -> None:
@@ -290,6 +323,6 @@ def _cell(value: object) -> str:
     return printable("" if value is None else str(value))
 
 
-def _forget_stdout() -> None:
+def _forget(output: TextIO) -> None:
     # what is still buffered has no reader any more: without this the interpreter would complain about it when it ends
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())

@@ -173,4 +173,3 @@ async def _whole_event(store: EventStore, row: V) -> V:
     assert isinstance(row, EventView)
     (recorded,) = (one for one in await store.read_streams({Stream(row.stream): row.version - 1}) if one.version == row.version)
     return msgspec.structs.replace(row, data=msgspec.json.decode(recorded.data))
-

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from crewlog.schemas.errors import ConfigError
+from crewlog.schemas.errors import ConfigError, ContractError
 
 COLUMNS: Final[Mapping[str, str]] = {
     "position": "BIGINT",
@@ -43,6 +43,7 @@ def write_parquet(lines: Path, out: Path) -> None:
 
     Raises:
         ConfigError: DuckDB is not installed.
+        ContractError: the file cannot be written.
     """
     try:
         import duckdb
@@ -52,5 +53,7 @@ def write_parquet(lines: Path, out: Path) -> None:
     try:
         rows = connection.read_json(str(lines), format="newline_delimited", columns=dict(COLUMNS), maximum_object_size=1 << 28)
         rows.write_parquet(str(out), compression="zstd")
+    except duckdb.IOException as error:
+        raise ContractError(f"{out} cannot be written: {error}") from None
     finally:
         connection.close()

@@ -20,9 +20,10 @@ from crewlog.events.clock import Clock
 from crewlog.events.connections import Connections
 from crewlog.events.run_files import hindrance, run_digest, take_out
 from crewlog.events.store import AppendRequest, EventStore, Write
-from crewlog.orchestrator.archived_files import files_of, keep_files, write_durably
+from crewlog.orchestrator.archived_files import files_of, keep_files
 from crewlog.orchestrator.bundle import Bundle, collect, pack_bundle, unpack_bundle
 from crewlog.orchestrator.replay import replay
+from crewlog.orchestrator.whole_file import write_durably
 from crewlog.projections.queries import Queries
 from crewlog.projections.query_rows import RunView
 from crewlog.schemas.errors import ContractError

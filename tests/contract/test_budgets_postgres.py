@@ -115,7 +115,6 @@ class Crew:
                     return events
                 await self._changed.wait()
 
-
     async def until_spent(self, scope: str, amount: int) -> None:
         async with asyncio.timeout(30):
             while True:

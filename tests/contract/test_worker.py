@@ -254,5 +254,3 @@ async def test_a_message_that_is_no_task_becomes_a_dead_letter_with_its_reason(b
     await bench.workers.pop().stop(grace_s=5)
     assert letter.headers["Dead-Reason"].startswith("ContractError: this is not a task that an orchestrator dispatched: Object missing required field")
     assert await bench.bus.backlog("WORK", "data-normal") == 0
-
-

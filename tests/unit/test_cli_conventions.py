@@ -16,6 +16,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from crewlog.orchestrator import cli_output
+from crewlog.orchestrator.bundle import read_bundle, unpack_bundle
 from crewlog.orchestrator.cli import command_line
 from crewlog.orchestrator.cli_output import Detached, Exit, exit_code_of, print_table, printable, run_async
 from crewlog.orchestrator.client import RequestRefused
@@ -99,7 +100,7 @@ def test_a_coroutine_command_runs_and_its_number_is_the_exit_code() -> None:
     ],
 )
 def test_every_ending_has_its_exit_code(error: BaseException, code: Exit, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli_output, "_forget_stdout", lambda: None)
+    monkeypatch.setattr(cli_output, "_forget", lambda output: None)
 
     async def command() -> None:
         raise error
@@ -137,6 +138,8 @@ def test_errors_say_what_why_and_what_next(capsys: pytest.CaptureFixture[str]) -
     cli_output._report(ConfigError("the folder is read-only", hint="choose another"))
     cli_output._report(ContractError("not a task", problems=(("/type", "unknown"),)))
     cli_output._report(NotFound("run", "ff"))
+    cli_output._report(NotFound("run", "f", candidates=("fa", "fb")))
+    cli_output._report(NotFound("event (run x has events 1 to 2)", "x:9"))
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
@@ -148,6 +151,10 @@ def test_errors_say_what_why_and_what_next(capsys: pytest.CaptureFixture[str]) -
         "  why: /type: unknown",
         "error: run 'ff' matches nothing",
         '  next: crewlog runs lists them; those that were archived: crewlog sql "select run_id, file from archives"',
+        "error: run 'f' is ambiguous: fa, fb",
+        "  next: write more of the one that is meant",
+        "error: event (run x has events 1 to 2) 'x:9' matches nothing",
+        "  next: crewlog show RUN --as events numbers those of a run; name one as RUN:12",
     ]
     assert exit_code_of(RuntimeError()) is Exit.USAGE
 
@@ -162,6 +169,75 @@ def test_a_reader_that_goes_away_is_no_error(tmp_path: Path) -> None:
     )
     assert shell.stderr == ""
     assert shell.stdout in ("[0\n", "[1\n")  # a machine that lacks something ends with 1
+
+
+RECORDED = Path(__file__).parents[1] / "golden_tasks" / "data-no-table.golden.run"
+FULL = Path("/dev/full")
+"""Takes nothing, as a disk without room."""
+
+
+NO_ROOM = "--help|golden run --help|version|doctor -o json|show {bundle}|events {bundle} -o json|export {bundle} --out -"
+
+
+@pytest.mark.parametrize("arguments", NO_ROOM.split("|"))
+def test_output_that_finds_no_room_ends_in_one_line_and_its_exit_code(arguments: str) -> None:
+    words = [word.format(bundle=RECORDED) for word in arguments.split()]
+    with FULL.open("wb") as full:
+        done = subprocess.run([*CLI, *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-2:]) == (
+        Exit.NOT_WRITTEN,
+        ["error: the output could not be written: No space left on device", "  next: make room, or write elsewhere"],
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_what_is_no_file_and_can_be_no_run_is_said_without_a_crew(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for given in ("gone.run", "folder", "@lastt", "\N{SHIP}", ""):
+        done = subprocess.run([*CLI, "show", given, "--as", "tree"], capture_output=True, text=True, cwd=tmp_path, check=False)
+        assert (done.returncode, done.stderr.splitlines()[0]) == (Exit.NOT_FOUND, f"error: file or run {given!r} matches nothing")
+
+
+def test_errors_that_nobody_can_be_told_keep_their_exit_code() -> None:
+    with FULL.open("wb") as full:
+        assert subprocess.run([*CLI, "show", "/nowhere/x.run"], stdout=subprocess.PIPE, stderr=full, check=False).returncode == Exit.NOT_FOUND
+    closed = subprocess.run(["bash", "-c", f"{' '.join(CLI)} show {RECORDED} >&- 2>&-"], check=False)
+    assert closed.returncode == Exit.OK
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    kept, link, limit = tmp_path / "kept", tmp_path / "link", 1 << 16
+    kept.write_bytes(b"before")
+    link.symlink_to(kept)
+    written = f"""
+import resource, signal
+from pathlib import Path
+from crewlog.orchestrator.whole_file import whole_file
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+try:
+    with whole_file(Path({str(link)!r})) as file:
+        file.write(bytes({limit + 1}))
+except OSError as error:
+    print(error.filename)
+with whole_file(Path({str(link)!r})) as file:
+    file.write(b"after")
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", written], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{link}\n"
+    assert (kept.read_bytes(), link.is_symlink(), sorted(tmp_path.iterdir())) == (b"after", True, [kept, link])
+
+
+def test_what_is_no_file_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE) as reader:
+        subprocess.run([*CLI, "export", RECORDED, "--out", pipe], check=True, capture_output=True)
+        assert unpack_bundle(reader.communicate()[0], str(pipe)) == read_bundle(RECORDED)
+    assert pipe.is_fifo()
+    done = subprocess.run([*CLI, "export", RECORDED, "--out", FULL], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[0]) == (Exit.NOT_WRITTEN, f"error: {FULL} could not be written: No space left on device")
+    assert FULL.is_char_device()
 
 
 def test_tables_are_plain_aligned_text_and_cannot_move_the_cursor(capsys: pytest.CaptureFixture[str]) -> None:
