@@ -7,7 +7,7 @@ lost there, the sweep sends it to everybody again.
 from __future__ import annotations
 
 import logging
-from typing import Final
+from typing import Annotated, Final
 from uuid import UUID
 
 import msgspec
@@ -22,6 +22,7 @@ from crewlog.orchestrator.run import current_task
 from crewlog.schemas.errors import Unavailable
 from crewlog.schemas.ids import RunId, TaskId
 from crewlog.schemas.subjects import control_worker, version_lane, worker_group
+from crewlog.schemas.task import VERSION_CHARS_MAX
 
 ANSWER_TIMEOUT_S: Final = 1.0
 
@@ -33,7 +34,7 @@ class HandOnRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     run_id: UUID
     task_id: UUID
-    version: str
+    version: Annotated[str, msgspec.Meta(max_length=VERSION_CHARS_MAX)]
 
 
 async def is_there(bus: Bus, worker: str) -> bool:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import msgspec
 import pytest
 from support.crew import Crew, diligent
 from support.decider import a_plan
 
+from crewlog.events.bus import Message
 from crewlog.schemas.ids import ApprovalId, Hash, Stream
 from crewlog.schemas.payload import EMPTY
-from crewlog.schemas.subjects import version_lane
+from crewlog.schemas.subjects import control_worker, telemetry, version_lane
 from crewlog.schemas.system_events import AgentRegistered
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import ApprovalRequested, TaskCompleted, TaskEvent
@@ -139,6 +142,36 @@ async def test_the_first_answer_to_an_approval_wins() -> None:
 def asks(crew: Crew) -> TaskEvent:
     expires_us = crew.clock.now_us() + 60_000_000
     return ApprovalRequested(APPROVAL, "t1-1", "send_email", EMPTY, Hash("d" * 64), "sends mail", expires_us)
+
+
+async def test_a_task_is_handed_on_while_it_waits_and_to_a_version_that_answers() -> None:
+    crew = Crew()
+    lane = version_lane("2")
+
+    async def answer(message: Message) -> None:
+        await crew.bus.publish(message.reply, b'{"holds":false}')
+
+    async with crew.orchestrator() as service:
+        run_id = await crew.submit(type="data")
+        body = {"run_id": run_id, "task_id": run_id, "version": "2"}
+
+        async def handed_on(**other: object) -> bool:
+            said: bool = (await crew.ask("agents.hand_on", {**body, **other}, tenant="system"))["handed_on"]
+            return said
+
+        assert not await handed_on(), "nobody is there"
+        beat = {"kind": "data", "worker": "w2", "slots": 1, "lanes": [lane]}
+        await crew.bus.publish(telemetry("data", "w2"), json.dumps(beat).encode())
+        while not service.dispatcher.workers(f"data.{lane}"):  # noqa: ASYNC110  (one turn of the loop)
+            await asyncio.sleep(0)
+        assert not await handed_on(), "it was heard, and does not answer any more"
+        await crew.bus.subscribe(control_worker("w2"), answer)
+        assert not await handed_on(version="3")
+        assert not await handed_on(run_id=uuid4())
+        assert not await handed_on(task_id=uuid4())
+        assert not (await crew.ask("agents.hand_on", {**body, "version": "2" * 101}, tenant="system"))["ok"]
+        assert await handed_on()
+        assert (await crew.bus.queued("WORK")).subjects == {"work.data.normal": 1, f"work.data.{lane}": 1}
 
 
 async def test_a_kind_of_ones_own_is_known_to_all_orchestrators_and_after_a_restart() -> None:
