@@ -63,18 +63,18 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 class Envelope(msgspec.Struct, frozen=True, gc=False):
-    """One fact as followers get it, as JSON. `data` is the event as the log holds it."""
+    """One fact as followers get it, as JSON. `data` is the event as the log holds it. Ids are text: made by the driver's own ids, which costs a fifth."""
 
-    event_id: UUID
+    event_id: str
     type: str
     schema_version: int
     stream: str
     version: int
     position: int
-    run_id: UUID | None
-    task_id: UUID | None
+    run_id: str | None
+    task_id: str | None
     occurred_at: datetime
-    causation_id: UUID | None
+    causation_id: str | None
     actor: str
     data: msgspec.Raw
 
@@ -211,8 +211,7 @@ class Relay:
     async def _remove_archived(self, events: Sequence[Recorded], published: Sequence[Recorded]) -> None:
         """Remove the copies of runs of which these events say that they went to files, up to that place: a run may come back behind it."""
         for recorded in events:
-            event = recorded.event() if recorded.type == _ARCHIVED else None
-            if isinstance(event, RunArchived):
+            if recorded.type == _ARCHIVED and isinstance(event := recorded.event(), RunArchived):
                 behind = self._tail.sequence + sum(message.position <= recorded.position for message in published)
                 tenant = event.tenant if TOKEN.fullmatch(event.tenant) else "invalid"
                 await jetstream.api(self._bus, "STREAM.PURGE.EVENTS", {"filter": subjects.events(tenant, event.run_id, ">"), "seq": behind + 1})
@@ -274,17 +273,16 @@ class Relay:
         for event in events:
             if event.type in _BEGINNINGS:
                 self._learn_run(event)
-        unknown = {event.run_id for event in events} - self._prefixes.keys() - {None}
+        unknown = {run_id for event in events if (run_id := event.run_id) is not None and run_id not in self._prefixes}
         if unknown:
-            after = {run_stream(run_id): 0 for run_id in unknown if run_id is not None}
-            for event in await self._store.read_streams(after, types=_BEGINNINGS):
+            for event in await self._store.read_streams({run_stream(run_id): 0 for run_id in unknown}, types=_BEGINNINGS):
                 self._learn_run(event)
 
     def _learn_run(self, recorded: Recorded) -> None:
         event = recorded.event()
-        if isinstance(event, RunSubmitted | RunForked):
+        if isinstance(event, RunSubmitted | RunForked) and recorded.run_id is not None:
             tenant = event.tenant if TOKEN.fullmatch(event.tenant) else "invalid"
-            self._prefixes[event.run_id] = subjects.events(tenant, event.run_id, "")
+            self._prefixes[recorded.run_id] = subjects.events(tenant, recorded.run_id, "")
 
     def _message(self, event: Recorded) -> _Outgoing:
         run_id = event.run_id
@@ -294,17 +292,18 @@ class Relay:
 
 def envelope_of(event: Recorded) -> Envelope:
     """Return what followers get of an event."""
+    run_id, task_id, causation_id = event.run_id, event.task_id, event.causation_id
     return Envelope(
-        event.event_id,
+        str(event.event_id),
         event.type,
         event.schema_version,
         event.stream,
         event.version,
         event.position,
-        event.run_id,
-        event.task_id,
+        None if run_id is None else str(run_id),
+        None if task_id is None else str(task_id),
         _EPOCH + timedelta(0, 0, event.occurred_us),
-        event.causation_id,
+        None if causation_id is None else str(causation_id),
         event.actor,
         msgspec.Raw(event.data),
     )

@@ -93,8 +93,9 @@ class RunProjection:
 
     async def load(self, begins: Begins, *, after: int, skipped: Collection[int]) -> None:
         """Fold again the runs that the page goes on with and that are not remembered."""
-        for run_id in begins.keys() - self._open.keys() - {None}:
-            if run_id is not None and (begins[run_id] != RunSubmitted.__name__ or run_id in self._unbegun):
+        unknown = [run_id for run_id in begins if run_id is not None and run_id not in self._open]
+        for run_id in unknown:
+            if begins[run_id] != RunSubmitted.__name__ or run_id in self._unbegun:
                 await self._fold_again(run_id, after, skipped)
                 self._unbegun.discard(run_id)
 

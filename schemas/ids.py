@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from hashlib import sha1
 from typing import Final, NewType
-from uuid import UUID, uuid5
+from uuid import UUID
+
+import msgspec
 
 RunId = NewType("RunId", UUID)
 TaskId = NewType("TaskId", UUID)
@@ -24,6 +27,7 @@ TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """What a tenant, kind, user or worker name may be: it becomes part of a NATS subject, so no dots, blanks or wildcards."""
 
 _NAMESPACE: Final = UUID("6f0f6d0e-6a52-5d0c-9d5f-6d1f2a1c7b11")
+_BEHIND_NAMESPACE: Final = sha1(_NAMESPACE.bytes, usedforsecurity=False)
 
 
 def run_stream(run_id: RunId) -> Stream:
@@ -53,7 +57,7 @@ def memory_stream(tenant: str, user: str, content: Hash) -> Stream:
 
 def remembered_event_id(idempotency_key: str) -> EventId:
     """Derive the event id of what one tool call remembers: the call remembers it once, however often it runs."""
-    return EventId(uuid5(_NAMESPACE, f"{idempotency_key}/remembered"))
+    return EventId(_derived(f"{idempotency_key}/remembered"))
 
 
 def agent_stream(kind: str) -> Stream:
@@ -77,7 +81,7 @@ def scheduled_run_id(tenant: str, name: str, *, generation: int, due_us: int) ->
     Args:
         generation: how often a schedule of this name has been added.
     """
-    return RunId(uuid5(_NAMESPACE, f"schedule/{tenant}/{name}/{generation}/{due_us}"))
+    return RunId(_derived(f"schedule/{tenant}/{name}/{generation}/{due_us}"))
 
 
 CONTROL_STREAM: Final = Stream("control/@all")
@@ -86,12 +90,12 @@ CONTROL_STREAM: Final = Stream("control/@all")
 
 def shadow_run_id(run_id: RunId) -> RunId:
     """Derive the id of a run's shadow: whoever starts it second submits a duplicate."""
-    return RunId(uuid5(_NAMESPACE, f"{run_id}/shadow"))
+    return RunId(_derived(f"{run_id}/shadow"))
 
 
 def control_event_id(command_id: UUID, scope: str) -> EventId:
     """Derive the event id of what one command says about one scope: sent again, however late, it says nothing anew."""
-    return EventId(uuid5(_NAMESPACE, f"{command_id}/control/{scope}"))
+    return EventId(_derived(f"{command_id}/control/{scope}"))
 
 
 def spend_stream(task_id: TaskId) -> Stream:
@@ -130,7 +134,7 @@ def erasure_event_id(tenant: str, user: str, *, erased_us: int, part: int) -> Ev
     Args:
         part: from 0; many runs are told in several events.
     """
-    return EventId(uuid5(_NAMESPACE, f"{tenant}/{user}/erased/{erased_us}/{part}"))
+    return EventId(_derived(f"{tenant}/{user}/erased/{erased_us}/{part}"))
 
 
 def category(stream: str) -> str:
@@ -140,33 +144,33 @@ def category(stream: str) -> str:
 
 def derived_task_id(run_id: RunId, *, key: str, revision: int) -> TaskId:
     """Derive the task id of one plan step, so that deciding twice about the same run names the same task."""
-    return TaskId(uuid5(_NAMESPACE, f"{run_id}/{key}/{revision}"))
+    return TaskId(_derived(f"{run_id}/{key}/{revision}"))
 
 
 def derived_approval_id(task_id: TaskId, *, call_id: str) -> ApprovalId:
     """Derive the approval id of one tool call: asking again after a crash asks for the same approval."""
-    return ApprovalId(uuid5(_NAMESPACE, f"{task_id}/approval/{call_id}"))
+    return ApprovalId(_derived(f"{task_id}/approval/{call_id}"))
 
 
 @lru_cache(maxsize=1024)  # asked for when a call begins and when it ends
 def reservation_id(task_id: TaskId, call_id: str) -> UUID:
     """Derive the id of the money reserved for one model call: whoever knows the task and the call can settle it."""
-    return uuid5(_NAMESPACE, f"{task_id}/reservation/{call_id}")
+    return _derived(f"{task_id}/reservation/{call_id}")
 
 
 def settled_event_id(task_id: TaskId, call_id: str) -> EventId:
     """Derive the event id under which a model call is settled outside of its task's stream: whoever comes second is answered as a duplicate."""
-    return EventId(uuid5(_NAMESPACE, f"{task_id}/settled/{call_id}"))
+    return EventId(_derived(f"{task_id}/settled/{call_id}"))
 
 
 def corrected_event_id(task_id: TaskId, call_id: str) -> EventId:
     """Derive the event id under which the bill of a model call is corrected: that happens once."""
-    return EventId(uuid5(_NAMESPACE, f"{task_id}/corrected/{call_id}"))
+    return EventId(_derived(f"{task_id}/corrected/{call_id}"))
 
 
 def standstill_event_id(run_id: RunId, state: str) -> EventId:
     """Derive the event id under which a standstill is recorded: the state that a run stands in is the same for every orchestrator."""
-    return EventId(uuid5(_NAMESPACE, f"{run_id}/standstill/{state}"))
+    return EventId(_derived(f"{run_id}/standstill/{state}"))
 
 
 def idempotency_key(run_id: RunId, task_id: TaskId, call_id: str) -> str:
@@ -174,12 +178,12 @@ def idempotency_key(run_id: RunId, task_id: TaskId, call_id: str) -> str:
 
     No argument takes part: those of a call are fixed by its record before it runs, so no try of it can have others.
     """
-    return uuid5(_NAMESPACE, f"{run_id}/{task_id}/effect/{call_id}").hex
+    return _derived(f"{run_id}/{task_id}/effect/{call_id}").hex
 
 
 def compensation_key(key: str) -> str:
     """Derive the key under which an effect is taken back: the same however often, and by whom, that is tried."""
-    return uuid5(_NAMESPACE, f"{key}/undo").hex
+    return _derived(f"{key}/undo").hex
 
 
 def rollback_run_id(run_id: RunId, *, number: int) -> RunId:
@@ -188,4 +192,14 @@ def rollback_run_id(run_id: RunId, *, number: int) -> RunId:
     Args:
         number: from 1; a rollback that left something behind may be followed by another one.
     """
-    return RunId(uuid5(_NAMESPACE, f"{run_id}/rollback/{number}"))
+    return RunId(_derived(f"{run_id}/rollback/{number}"))
+
+
+def _derived(name: str) -> UUID:
+    """Return `uuid5(_NAMESPACE, name)` (RFC 9562, section 5.5) in half the time: each task and each call has several such ids."""
+    hashing = _BEHIND_NAMESPACE.copy()
+    hashing.update(name.encode())
+    digest = bytearray(hashing.digest()[:16])
+    digest[6] = digest[6] & 0x0F | 0x50
+    digest[8] = digest[8] & 0x3F | 0x80
+    return msgspec.convert(bytes(digest), UUID)
