@@ -58,6 +58,8 @@ def load(job: dict[str, Any]) -> duckdb.DuckDBPyConnection:
     for source in job["sources"]:
         reader = READERS[source["format"]]
         try:
+            if "read_csv" in reader and writes_decimal_comma(database, reader, source["path"]):
+                reader = reader.replace("header=true", "header=true, decimal_separator=','")
             # names are quoted, paths and spellings are parameters
             database.execute(f"CREATE TABLE {quoted(source['name'])} AS SELECT * FROM {reader}", [source["path"], *([MISSING] if "nullstr" in reader else [])])  # noqa: S608
         except duckdb.Error as error:
@@ -65,6 +67,20 @@ def load(job: dict[str, Any]) -> duckdb.DuckDBPyConnection:
     database.execute("SET enable_external_access = false")
     database.execute("SET lock_configuration = true")
     return database
+
+
+def writes_decimal_comma(database: duckdb.DuckDBPyConnection, reader: str, path: str) -> bool:
+    """Say whether a file writes 1,5 for one and a half, as spreadsheets of many countries do, with semicolons or tabs between the cells: read
+    that way, more of its columns are numbers. A thousand written 1.234,5 stays text, since 1.234 alone could mean either."""
+    (delimiter,) = database.execute("SELECT Delimiter FROM sniff_csv(?)", [path]).fetchone() or ("",)
+    if delimiter not in (";", "\t"):
+        return False
+
+    def numbers(decimal_separator: str) -> int:
+        columns = database.execute(f"DESCRIBE SELECT * FROM {reader.replace('header=true', decimal_separator)}", [path, MISSING]).fetchall()  # noqa: S608
+        return sum(str(kind) == "DOUBLE" for _, kind, *_ in columns)
+
+    return numbers("header=true, decimal_separator=','") > numbers("header=true")
 
 
 def first_line(error: Exception) -> str:

@@ -70,6 +70,10 @@ def error_edits(source: Source, messages: Sequence[str], expected: Sequence[str]
             yield from _missing_key(source)
         if "StopIteration" in message or re.search(r"(?:max|min)\(\) (?:arg|iterable)", message):
             yield from _default_extreme(source, expected)
+        if "NoneType" in message:
+            yield from _leave_out_none(source)
+        if "RecursionError" in message or "maximum recursion depth" in message:
+            yield from _base_case(source)
         if "can only concatenate str" in message or ("unsupported operand" in message and "'str'" in message) or "must be str" in message:
             yield from _convert_operands(source)
 
@@ -199,6 +203,46 @@ def _default_extreme(source: Source, expected: Sequence[str]) -> Iterator[Edit]:
             at = source.span(node)[1] - 1
             for rank, value in enumerate(dict.fromkeys([*expected[:3], "None", "0"])):
                 yield Edit(at, at, f", {'default=' if node.func.id != 'next' else ''}{value}", 0.9 - 0.05 * rank, node.lineno, f"{value} when there is nothing")
+
+
+def _leave_out_none(source: Source) -> Iterator[Edit]:
+    """Skip what is missing in a loop, a comprehension or a sum."""
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.For) and isinstance(node.target, ast.Name):
+            name = node.target.id
+            yield source.insert_before(node.body[0], f"if {name} is None:\n    continue", 0.9, "what is missing is left out")
+        elif isinstance(node, ast.comprehension) and isinstance(node.target, ast.Name):
+            at = source.span(node.ifs[0])[0] if node.ifs else source.span(node.iter)[1]
+            new = f"{node.target.id} is not None and " if node.ifs else f" if {node.target.id} is not None"
+            yield Edit(at, at, new, 0.9, node.target.lineno, "what is missing is left out")
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("sum", "max", "min", "sorted", "len", "list"):
+            if len(node.args) == 1 and isinstance(node.args[0], ast.Name | ast.Attribute):
+                text = source.segment(node.args[0])
+                yield source.replace(node.args[0], f"[item for item in {text} if item is not None]", 0.85, "what is missing is left out")
+        elif isinstance(node, ast.AugAssign | ast.Return) and isinstance(node.value, ast.Name | ast.Attribute):
+            yield source.replace(node.value, f"({source.segment(node.value)} or 0)", 0.6, "0 for what is missing")
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add | ast.Sub | ast.Mult):
+            for side in (node.left, node.right):
+                if isinstance(side, ast.Name | ast.Attribute | ast.Subscript):
+                    yield source.replace(side, f"({source.segment(side)} or 0)", 0.6, "0 for what is missing")
+
+
+def _base_case(source: Source) -> Iterator[Edit]:
+    """End a recursion: the usual first lines of a function that calls itself."""
+    for node in ast.walk(source.tree):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or not (names := [a.arg for a in node.args.args if a.arg not in ("self", "cls")]):
+            continue
+        calls = [inner for inner in ast.walk(node) if isinstance(inner, ast.Call)]
+        if not any(node.name in (getattr(call.func, "id", ""), getattr(call.func, "attr", "")) for call in calls):
+            continue
+        is_described = isinstance(node.body[0], ast.Expr) and isinstance(node.body[0].value, ast.Constant) and len(node.body) > 1
+        first, name = node.body[int(is_described)], names[0]
+        ends = [
+            (f"{name} < 2", name), (f"{name} < 2", "1"), (f"{name} <= 0", "0"), (f"{name} <= 0", "1"),
+            (f"not {name}", name), (f"not {name}", "0"), (f"not {name}", "[]"), (f"len({name}) < 2", name),
+        ]  # fmt: skip
+        for rank, (ended, value) in enumerate(ends):
+            yield source.insert_before(first, f"if {ended}:\n    return {value}", 1.0 - 0.05 * rank, "the recursion has no end")
 
 
 def _convert_operands(source: Source) -> Iterator[Edit]:

@@ -131,8 +131,20 @@ def _arithmetic(source: Source, node: ast.BinOp) -> Iterator[Edit]:
             first = first.left
         start, end = source.span(node.left)[0], source.span(first)[1]
         yield Edit(start, end, f"({source.text[start:end]})", 0.45, node.lineno, "parentheses")
+    if isinstance(source.parents.get(node), ast.Return) and isinstance(node.op, ast.Mult | ast.Div):
+        yield from _remainder(source, node)
     if isinstance(node.op, ast.FloorDiv):
         yield source.replace(node, f"-(-{source.segment(node.left)} // {source.segment(node.right)})", 0.45, "round up instead of down")
+
+
+def _remainder(source: Source, node: ast.BinOp) -> Iterator[Edit]:
+    """A part is returned where what is left, or the sum, is meant: `a * b / 100` becomes `a - a * b / 100`."""
+    whole: ast.expr = node
+    while isinstance(whole, ast.BinOp):
+        whole = whole.left
+    if isinstance(whole, ast.Name | ast.Attribute):
+        for sign in ("-", "+"):
+            yield source.replace(node, f"{source.segment(whole)} {sign} {source.segment(node)}", 0.3, f"{sign} a part")
 
 
 def _constant(source: Source, node: ast.Constant) -> Iterator[Edit]:
@@ -165,6 +177,9 @@ def _call(source: Source, node: ast.Call) -> Iterator[Edit]:
         if not isinstance(one, ast.Starred) and not isinstance(other, ast.Starred):
             between = source.text[source.span(one)[1] : source.span(other)[0]]
             yield Edit(source.span(one)[0], source.span(other)[1], source.segment(other) + between + source.segment(one), 0.5, node.lineno, "swap arguments")
+    for given in node.args:
+        if isinstance(given, ast.Name | ast.Attribute) and isinstance(source.parents.get(node), ast.Expr | ast.AugAssign | ast.BinOp):
+            yield source.replace(given, f"-{source.segment(given)}", 0.35, "the opposite sign")
     yield from _range(source, node, name)
     if name in ("sorted", "sort"):
         yield from _sorting(source, node)

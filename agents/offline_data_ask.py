@@ -10,7 +10,7 @@ from typing import Final, Literal
 from crewlog.agents.offline_clauses import split_goal
 from crewlog.agents.offline_data_conditions import AVERAGE, Condition, find_filters, unmatched
 from crewlog.agents.offline_data_facts import Column, Source, is_key, is_year
-from crewlog.agents.offline_data_match import GROUP, NEAR, group_columns, is_additive, measure_columns, names_extreme, what_counts
+from crewlog.agents.offline_data_match import GROUP, NEAR, group_columns, is_additive, measure_columns, names_extreme, what_counts, without_a_column
 from crewlog.agents.offline_report import show
 from crewlog.agents.offline_text import STOP_WORDS, closeness, join_words, name_tokens, stem, stems, terms, words
 
@@ -173,9 +173,11 @@ def _ignored(question: str, ask: Ask) -> list[str]:
     if names := unmatched(question, ask.source, conditions):
         listed = join_words(f"“{text}”" for text in names)
         doubts.append(f"{listed} is not among the known values of {ask.source.name}, so the numbers below are not limited to it")
+    if ask.shape in ("value", "group") and (lacking := without_a_column(question, ask.source, ask.groups)):
+        doubts.append(f"{ask.source.name} has no column for {join_words(f'“{word}”' for word in lacking)}, so the numbers below leave that out of account")
     if beyond := _BEYOND.search(question):
         doubts.append(f"these rules do not compute what “{beyond.group(1)}” asks for")
-    if _NEGATION.search(question) and ask.shape != "missing" and not any(operator in ("not in", "false") for _, operator, _ in conditions):
+    if _NEGATION.search(question) and ask.shape != "missing" and not any(operator in ("not in", "false", "missing") for _, operator, _ in conditions):
         doubts.append("the negation in the question was not understood, so the numbers below leave it out of account")
     return doubts
 
@@ -279,17 +281,24 @@ def _aggregate(question: str, base: Ask) -> Ask:
         return _with(base, shape="profile")
     if not functions:
         functions = tuple(dict.fromkeys(default_function(measure) for measure in measures)) or ("count",)
-    if not measures and functions != ("count",):
-        measures = tuple(m for m in source.measures if functions != ("sum",) or default_function(m) == "sum")[:4] or tuple(source.measures[:4])
-        notes = (
-            (*base.notes, f"no column is named, so {join_words(m.name for m in measures)} {'is' if len(measures) == 1 else 'are'} taken")
-            if measures
-            else base.notes
-        )
-        return _with(base, shape=shape, functions=functions if measures else ("count",), measures=measures, notes=notes)
-    doubts = _uncounted(question, measures)
+    if not measures and functions != ("count",) and (unnamed := _unnamed(base)).measures:
+        return _with(unnamed, shape=shape)
+    if not measures:
+        doubt = (f"there is no column of numbers to compute the {functions[0]} of, so rows are counted",) if functions != ("count",) else ()
+        base, functions = _with(base, doubts=(*base.doubts, *doubt)), ("count",)
+    doubts = (*base.doubts, *_uncounted(question, measures))
     notes = base.notes if measures or doubts else (*base.notes, "no column to compute with is named, so rows are counted")
     return _with(base, shape=shape, functions=functions, measures=measures, notes=notes, doubts=doubts)
+
+
+def _unnamed(base: Ask) -> Ask:
+    """Take what numbers there are for a function whose column nobody named, and say so; the same ask if there are none."""
+    source = base.source
+    measures = tuple(m for m in source.measures if base.functions != ("sum",) or default_function(m) == "sum")[:4] or tuple(source.measures[:4])
+    if not measures:
+        return base
+    note = f"no column is named, so {join_words(m.name for m in measures)} {'is' if len(measures) == 1 else 'are'} taken"
+    return _with(base, measures=measures, notes=(*base.notes, note))
 
 
 def amounts_counted(question: str, measures: Sequence[Column]) -> tuple[Column, ...]:
@@ -329,6 +338,9 @@ def _trend(question: str, base: Ask) -> Ask | None:
     if axis is None:
         return None
     measures = tuple(m for m in base.measures if m != axis)
+    if not measures and set(base.functions) - {"count"}:
+        base = _unnamed(base)
+        measures = base.measures
     functions = base.functions or tuple(dict.fromkeys(default_function(m) for m in measures)) or ("count",)
     if re.search(r"\b(?:which|what) (?:day|week|month|quarter|year)\b", question, re.IGNORECASE):
         functions = tuple(f for f in functions if f not in ("min", "max")) or (default_function(measures[0]) if measures else "count",)

@@ -13,7 +13,7 @@ from crewlog.agents.offline_tables import as_number
 from crewlog.agents.offline_text import NUMBER, closeness, name_tokens, quoted, stem, stems, terms, words
 
 Condition = tuple[Column, str, tuple[str | float, ...]]
-"""A column, an operator and its operands: `in`, `not in`, `true`, a comparison, `span` (from, before), `month`, or a comparison with the mean."""
+"""A column, an operator and its operands: `in`, `not in`, `true`, `missing`, a comparison, `span` (from, before), `month`, or a comparison with the mean."""
 
 _COMPARE: Final = re.compile(
     (
@@ -38,6 +38,7 @@ AVERAGE: Final = re.compile(
     r"\b(above|over|below|under|(?:more|less|higher|lower|larger|smaller|greater|\w+er) than)\s+(?:the\s+)?(?:average|mean)\b", re.IGNORECASE
 )
 _NOT: Final = r"\b(?:not|except|excluding|without|other than|besides|outside|apart from|exclude|ignoring)\s+(?:\w+\s+){0,3}"
+_WITHOUT: Final = re.compile(r"(?:\b(?:not|never|without|no)|n't)\s+(?:(?:yet|ever|been|being|an?|any|the|have|has|had)\s+)*([a-z]+)")
 _NAME: Final = re.compile(r"(?<=[\w,] )([A-Z][\w-]*[a-z][\w-]*(?: [A-Z][\w-]*[a-z][\w-]*)*)")
 _WOMEN: Final = frozenset({"woman", "women", "female", "females", "girl", "girls"})
 _MEN: Final = frozenset({"man", "men", "male", "males", "boy", "boys"})
@@ -65,11 +66,20 @@ def find_filters(question: str, source: Source) -> tuple[Condition, ...]:
         if column.is_yes_or_no and closeness(used, " ".join(column.words)) >= 0.8:
             is_refused = any(re.search(rf"(?:\b(?:not|never|no)\s+|n't\s+|\bnon-?)(?:\w+\s+)?{re.escape(word[:5])}", question.lower()) for word in column.words)
             found.append((column, "false" if is_refused else "true", ()))
+    found += _left_empty(question, source, found)
     timed, plain = _times(question, source)
     found += timed
     found += _comparisons(plain, source)
     found += [c for c in _equal_numbers(plain, source) if not any(c[0] is other[0] for other in found)]
     return tuple(dict.fromkeys(found))
+
+
+def _left_empty(question: str, source: Source, found: Sequence[Condition]) -> list[Condition]:
+    """Understand "never returned" or "without a fine" by a column of that name which has empty cells."""
+    said = {stem(word) for word in _WITHOUT.findall(question.lower())}
+    known = {column.name for column, _, _ in found}
+    fits = next((c for c in source.columns if c.nulls and c.name not in known and said & set(c.words) and not c.is_yes_or_no), None)
+    return [(fits, "missing", ())] if fits else []
 
 
 def _values(question: str, source: Source) -> list[Condition]:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 from crewlog.agents.offline_data_facts import Column, Source, is_key, is_year
 from crewlog.agents.offline_text import STOP_WORDS, closeness, name_tokens, stem, stems, terms, words
 
+_MEASURED: Final = stems("temperature precipitation rain rainfall wind salary wage price cost distance weight height profit")
+"""Nouns that only a column of their own can answer."""
+_GROUPED: Final = re.compile(
+    r"\b(?:per|by|for each|for every|in each|grouped by|broken down by|split by)\s+(?:the\s+)?([a-z]{3,})\b(?!\s+[a-z]+ed\b)", re.IGNORECASE
+)
+_NO_COLUMNS: Final = stems("hour day week month quarter year minute second percent cent size order hand far default name value")
 GROUP: Final = re.compile(
     (
         r"\b(?:per|by|for each|for every|in each|of each|each|across|among|between|grouped by|broken down by|split by|"
@@ -57,6 +64,24 @@ def group_columns(question: str, source: Source) -> list[Column]:
         found += [c for score, c in scored if score >= max(0.7, best - 0.2) or score == best]
     groupable = [c for c in dict.fromkeys(found) if c.sort != "number" or is_year(c) or (c.distinct and c.distinct <= 20)]
     return groupable[:3]
+
+
+def without_a_column(question: str, source: Source, groups: Sequence[Column]) -> list[str]:
+    """Return the words of a question that name what could be measured or grouped by and for which the table has no column."""
+    named = [word for word in words(question) if stem(word) in _MEASURED and not _is_held(stem(word), source)]
+    for match in _GROUPED.finditer(question) if not groups else ():
+        word = match.group(1).lower()
+        if word not in STOP_WORDS and stem(word) not in _NO_COLUMNS and not _is_held(stem(word), source):
+            named.append(word)
+    return list(dict.fromkeys(named))
+
+
+def _is_held(word: str, source: Source) -> bool:
+    values = {stem(part) for column in source.columns for value in column.values for part in words(value)}
+    same = [{word}, *(group for group in SYNONYMS if word in group)]
+    return word in values | set(name_tokens(source.name)) or any(
+        closeness([word], token) >= NEAR or any(token in group for group in same) for column in source.columns for token in column.words
+    )
 
 
 def measure_columns(question: str, source: Source, taken: set[str]) -> tuple[list[Column], list[str]]:

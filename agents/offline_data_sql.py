@@ -285,6 +285,8 @@ def _where(select: exp.Select, ask: Ask) -> exp.Select:
         elif operator in ("> mean", "< mean"):
             mean = _from(exp.select(exp.Avg(this=_number(column))), ask.source).subquery()
             select = select.where((exp.GT if operator == "> mean" else exp.LT)(this=_number(column), expression=mean))
+        elif operator == "missing":
+            select = select.where(_is_missing(column))
         elif operator in ("true", "false"):
             holds = exp.cast(_number(column), "boolean")
             select = select.where(holds if operator == "true" else exp.not_(holds))

@@ -203,7 +203,7 @@ def _condition(operator: str, values: Sequence[str | float]) -> str:
         return f"is between {join_words(listed)}"
     if operator.endswith("mean"):
         return f"is {'above' if operator.startswith('>') else 'below'} its mean"
-    word = {"in": "is", "=": "is", "true": "is", "false": "is", "not in": "is not"}.get(operator, operator)
+    word = {"in": "is", "=": "is", "true": "is", "false": "is", "missing": "is", "not in": "is not"}.get(operator, operator)
     return f"{word} {' or '.join(listed) or operator}"
 
 

@@ -44,6 +44,7 @@ _LENGTH: Final = re.compile(
 """How long the answer is to be: nothing to look for."""
 _URL: Final = re.compile(r"https?://[^\s<>\"`“”]+")
 _LISTED: Final = re.compile(r"^\s*[-*]\s+(.+?): (.*) \((\d+) lines?\)(\s+\[library\])?", re.MULTILINE)
+_UNREADABLE: Final = re.compile(r"^- (.+?): cannot be read: (.+)$", re.MULTILINE)
 
 
 class Shelf(NamedTuple):
@@ -63,7 +64,8 @@ def research(talk: Conversation) -> Turn:
     shelf = _shelf(talk)
     if not shelf and talk.tried("list_documents"):
         advice = "Attach the files the question is about, or add documents to the library."
-        return _submit_nothing(talk, f"There are no documents: nothing is attached and the library is empty. {advice}", shelf)
+        reason = "None of the documents could be read." if _unreadable(talk) else "There are no documents: nothing is attached and the library is empty."
+        return _submit_nothing(talk, reason if _unreadable(talk) else f"{reason} {advice}", shelf)
     core, setting = look_for(talk, shelf)
     if wants := _search(talk, core, setting):
         return Turn("", wants)
@@ -149,7 +151,7 @@ def _conclude(talk: Conversation, shelf: Sequence[Shelf], core: Sequence[str], s
     lines = read_lines(talk)
     units = [unit for unit in cut_units(lines) if not unit.is_columns and not _is_refused(unit, talk)]
     if not units:
-        return _submit_nothing(talk, f"Nothing was found in {len(shelf)} documents.", shelf)
+        return _submit_nothing(talk, f"Nothing was found in {_documents(shelf)}.", shelf)
     least = talk.constraints.citations_min
     if _is_summary(talk, core):
         per_source = max(2, -(-least // max(1, len(lines))))
@@ -208,12 +210,23 @@ def _wording(talk: Conversation, chosen: Sequence[Unit], shelf: Sequence[Shelf],
     absent = [word for word in dict.fromkeys(words(talk.question)) if stem(word) in core and stem(word) not in said]
     if absent and not tight and len(absent) < len(core):
         text += f"\nNot in these passages: {join_words(absent[:6])}.\n"
-    for missing in _unfetched(talk):
+    for missing in (*_unreadable(talk), *_unfetched(talk)):
         text += f"\n{missing}\n"
     for phrase in talk.constraints.must_mention:
         if phrase.lower() not in text.lower():
             text += f"\nNothing was found on “{phrase}”.\n"
     return text.strip()
+
+
+def _documents(shelf: Sequence[Shelf]) -> str:
+    return f"{len(shelf)} {'document' if len(shelf) == 1 else 'documents'}"
+
+
+def _unreadable(talk: Conversation) -> list[str]:
+    """Say which documents are there and could not be read, and why."""
+    listed = "\n".join(call.result or "" for call in talk.made("list_documents"))
+    reasons = ((name, shorten(_plain(reason), 200).rstrip(".")) for name, reason in dict.fromkeys(_UNREADABLE.findall(listed)))
+    return [f"{reason}." if name in reason else f"{name} could not be read: {reason}." for name, reason in reasons]
 
 
 def _unfetched(talk: Conversation) -> list[str]:
@@ -233,7 +246,7 @@ def _plain(text: str) -> str:
 
 def _not_found(talk: Conversation, shelf: Sequence[Shelf], core: Sequence[str]) -> str:
     looked = [word for word in dict.fromkeys(words(talk.objective)) if stem(word) in core]
-    return f"Not found in {len(shelf)} {'document' if len(shelf) == 1 else 'documents'}: no passage speaks of {join_words(looked[:8]) or 'this'}."
+    return f"Not found in {_documents(shelf)}: no passage speaks of {join_words(looked[:8]) or 'this'}."
 
 
 def _submit_nothing(talk: Conversation, reason: str, shelf: Sequence[Shelf], *, near: Sequence[Unit] = ()) -> Turn:
@@ -247,7 +260,7 @@ def _submit_nothing(talk: Conversation, reason: str, shelf: Sequence[Shelf], *, 
         text = f"{reason} The documents speak of {join_words(topics)}."
     else:
         text = reason
-    text = " ".join([text, *_unfetched(talk)])
+    text = " ".join([text, *_unreadable(talk), *_unfetched(talk)])
     for phrase in talk.constraints.must_mention:
         if phrase.lower() not in text.lower():
             text += f" Nothing was found on “{phrase}”."

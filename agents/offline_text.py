@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 from typing import Final
 
-_WORD: Final = re.compile(r"[A-Za-z][A-Za-z'’]*|\d+(?:\.\d+)?")
+_WORD: Final = re.compile(r"[A-Za-z]+\d+[A-Za-z]*\b|[A-Za-z][A-Za-z'’]*|\d+(?:\.\d+)?")
 _CAMEL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[_\-./\s]+")
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?])[\"”’)\]]*\s+(?=[\"“(\[*_`]*[A-Z0-9])")
 _ABBREVIATIONS: Final = re.compile(r"\b(?:e\.g|i\.e|etc|vs|cf|approx|mr|mrs|ms|dr|st|fig|eq|sec|[A-Z])\.$", re.IGNORECASE)
@@ -31,7 +31,11 @@ STOP_WORDS: Final = frozenset(_STOP_WORDS.split())
 
 
 def words(text: str) -> list[str]:
-    """Return the lower-case words and numbers of a text in order, possessive endings removed."""
+    """Return the lower-case words and numbers of a text in order, possessive endings removed; `pm25` and `no2` are words.
+
+    >>> words("NO2 in Bonn's air: 12.5 per hour in Q3")
+    ['no2', 'in', 'bonn', 'air', '12.5', 'per', 'hour', 'in', 'q3']
+    """
     return [re.sub(r"['’]s?$", "", found.lower()) for found in _WORD.findall(text)]
 
 

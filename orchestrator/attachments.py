@@ -36,14 +36,16 @@ def collect(paths: Iterable[Path]) -> list[Found]:
 
     Raises:
         NotFound: a path does not exist.
-        ContractError: two files would have the same name, or a folder is empty.
+        ContractError: two files would have the same name, a folder is empty, or a path is a pipe, a device or a socket.
         LimitExceeded: too many or too large files.
     """
     found: list[Found] = []
     for given in paths:
         path = given.expanduser()
         if not path.exists():
-            raise NotFound("attachment", str(given))
+            raise NotFound("file or folder", str(given))
+        if not (path.is_file() or path.is_dir()):
+            raise ContractError(f"{given} is neither a file nor a folder and cannot be attached")
         inside = [Found(path.name, path)] if path.is_file() else list(_walk(path.resolve()))
         if not inside:
             raise ContractError(f"the folder {given} holds no files to attach; version control, caches and virtual environments are left out")

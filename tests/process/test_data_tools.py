@@ -250,8 +250,21 @@ def test_scratch_folders_go_away(tmp_path: Path) -> None:
     assert list((tmp_path / "a" / "b").iterdir()) == []
 
 
+async def test_a_decimal_comma_is_read_between_semicolons(agent: AgentSpec) -> None:
+    tables = {
+        "a": "ort;grad\nBonn;1,5\nBonn;2,5\n",
+        "b": 'ort,grad\nBonn,"1,500"\n',
+        "c": "ort;grad\nBonn;1.5\nBonn;2.5\n",
+        "d": "ort;grad\nBonn;1,5\nBonn;2.5\n",
+    }
+    async for desk in opened_desk(agent, {f"{name}.csv": table.encode() for name, table in tables.items()}):
+        kinds = {name: rows(await desk("describe_source", source=name))[1][1] for name in tables}
+        assert kinds == {"a": "DOUBLE", "b": "VARCHAR", "c": "DOUBLE", "d": "VARCHAR"}
+        assert rows(await desk("run_sql", sql="SELECT avg(grad) FROM a")) == [["2"]]
+
+
 async def test_tables_of_spreadsheets_in_other_encodings_are_read(agent: AgentSpec) -> None:
     table = "Stadt;Größe\nKöln;405,02\nNürnberg;186,44\n"
     for encoding in ("utf-8", "utf-8-sig", "cp1252", "utf-16"):
         async for desk in opened_desk(agent, {"towns.csv": table.encode(encoding)}):
-            assert rows(await desk("run_sql", sql="SELECT * FROM towns"))[0] == ["Köln", "405,02"], encoding
+            assert rows(await desk("run_sql", sql="SELECT * FROM towns"))[0] == ["Köln", "405.02"], encoding

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,9 @@ def test_a_folder_may_be_given_relative(tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"nothing\.csv"):
         collect([tmp_path / "nothing.csv"])
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ContractError, match="pipe is neither a file nor a folder"):
+        collect([tmp_path / "pipe"])
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:

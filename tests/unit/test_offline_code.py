@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from crewlog.agents.offline_code_edits import Source, is_valid
+from crewlog.agents.offline_code_errors import error_edits
 from crewlog.agents.offline_code_operators import operator_edits
 from crewlog.agents.offline_code_repair import suspicious_lines
 from crewlog.agents.offline_code_report import read_run
@@ -29,12 +30,36 @@ def results(text: str) -> list[str]:
         ("def pair(s):\n    return s.split(':')\n", "def pair(s):\n    return s.split(':', 1)\n"),
         ("def only(s):\n    return re.findall('[a-z]+', s)\n", "def only(s):\n    return re.findall('[a-z0-9]+', s)\n"),
         ("def give(box, n):\n    box.count = n\n", "def give(box, n):\n    box.count += n\n"),
+        ("def net(p, r):\n    return p * r / 100\n", "def net(p, r):\n    return p - p * r / 100\n"),
+        ("def take(self, n):\n    self.moves.append(n)\n", "def take(self, n):\n    self.moves.append(-n)\n"),
         (ORDER.format(""), SWAPPED.format("")),
         (ORDER.format("el"), SWAPPED.format("el")),
     ],
 )
 def test_the_repair_is_among_the_edits(before: str, after: str) -> None:
     assert after in results(before)
+
+
+NONE = "TypeError: unsupported operand type(s) for +=: 'int' and 'NoneType'"
+ENDLESS = "RecursionError: maximum recursion depth exceeded"
+
+
+@pytest.mark.parametrize(
+    ("message", "before", "after"),
+    [
+        (NONE, "for p in ps:\n    n += p\n", "for p in ps:\n    if p is None:\n        continue\n    n += p\n"),
+        (NONE, "n = sum(p * 2 for p in ps)\n", "n = sum(p * 2 for p in ps if p is not None)\n"),
+        (NONE, "n = [p for p in ps if p > 0]\n", "n = [p for p in ps if p is not None and p > 0]\n"),
+        (NONE, "n = sum(ps)\n", "n = sum([item for item in ps if item is not None])\n"),
+        (NONE, "n = a.x + a.y\n", "n = a.x + (a.y or 0)\n"),
+        (ENDLESS, "def f(n):\n    return f(n - 1) + f(n - 2)\n", "def f(n):\n    if n < 2:\n        return n\n    return f(n - 1) + f(n - 2)\n"),
+        (ENDLESS, 'def f(n):\n    """n!"""\n    return n * f(n - 1)\n', 'def f(n):\n    """n!"""\n    if n < 2:\n        return 1\n    return n * f(n - 1)\n'),
+    ],
+)
+def test_a_message_suggests_the_repair(message: str, before: str, after: str) -> None:
+    source = Source("m.py", before)
+    edits = [edit for edit in error_edits(source, [message], []) if is_valid(before, edit)]
+    assert after in [before[: edit.start] + edit.new + before[edit.end :] for edit in edits]
 
 
 def test_a_header_is_only_suspicious_when_nothing_else_is() -> None:

@@ -172,6 +172,79 @@ def test_what_matches_nothing_is_said(question: str) -> None:
     assert "not among the known values of bookings" in doubt
 
 
+LOANS = Source(
+    "loans",
+    400,
+    (
+        text("branch", "Altona", "Mitte"),
+        Column("borrowed_on", "DATE", "date", distinct=200),
+        Column("returned_on", "DATE", "date", nulls=30, distinct=200),
+        Column("fine_eur", "DOUBLE", "number", nulls=20, distinct=30),
+        number("pm25", 60),
+        number("no2", 60),
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("question", "column"),
+    [
+        ("How many loans were never returned?", "returned_on"),
+        ("How many loans have not been returned yet?", "returned_on"),
+        ("Number of loans without a fine by branch", "fine_eur"),
+        ("How many loans weren't returned?", "returned_on"),
+    ],
+)
+def test_what_never_happened_is_an_empty_cell(question: str, column: str) -> None:
+    ask = one(question, LOANS)
+    assert conditions(ask) == [(column, "missing")]
+    assert not ask.doubts
+    assert any(f'"{column}" IS NULL' in query.sql for query in queries(ask))
+
+
+def test_a_cell_that_is_never_empty_is_no_condition() -> None:
+    ask = one("How many loans were never borrowed?", LOANS)
+    assert not ask.filters
+    assert ask.doubts
+
+
+@pytest.mark.parametrize(("question", "measure"), [("Monthly average of pm25 by branch", "pm25"), ("monthly mean no2", "no2")])
+def test_a_name_with_a_digit_is_one_word(question: str, measure: str) -> None:
+    ask = one(question, LOANS)
+    assert (ask.shape, ask.functions, [m.name for m in ask.measures]) == ("trend", ("mean",), [measure])
+
+
+def test_a_function_over_time_without_a_column_takes_what_there_is_and_says_so() -> None:
+    ask = one("Monthly average by branch", LOANS)
+    assert [m.name for m in ask.measures] == ["fine_eur", "pm25", "no2"]
+    assert "no column is named" in ask.notes[0]
+
+
+def test_a_mean_of_a_table_without_numbers_is_not_silently_a_count() -> None:
+    words_only = Source("towns", 60, (text("town", "Bonn", "Köln"), text("temperature", "cold", "mild", "warm")))
+    ask = one("Average temperature by town", words_only)
+    assert ask.functions == ("count",)
+    assert "no column of numbers" in ask.doubts[0]
+
+
+WEATHER = Source("wetter", 60, (text("Ort", "Bonn", "Köln"), Column("Temperatur", "DOUBLE", "number", distinct=50)))
+
+
+@pytest.mark.parametrize(
+    ("question", "lacking"),
+    [
+        ("Average temperature and total precipitation by town", ["precipitation", "town"]),
+        ("Average temperature per Ort", []),
+        ("Average temperature in Bonn", []),
+        ("Average temperature by month", []),
+        ("Mean temperature per station", ["station"]),
+    ],
+)
+def test_what_no_column_answers_to_is_said(question: str, lacking: list[str]) -> None:
+    doubts = [doubt for ask in understand(question, [WEATHER]) for doubt in ask.doubts if "has no column for" in doubt]
+    assert [word for word in ("precipitation", "temperature", "town", "station") if any(f"“{word}”" in doubt for doubt in doubts)] == lacking
+
+
 def test_a_negation_without_a_value_is_said() -> None:
     assert "negation" in one("Which guests did not arrive in April?").doubts[0]
 

@@ -81,6 +81,17 @@ async def test_no_documents_is_an_answer() -> None:
     assert "no documents" in outcome.summary
 
 
+async def test_a_damaged_document_is_named_and_the_others_answer() -> None:
+    damaged = {"scan.pdf": b"%PDF-1.4 nothing of one"}
+    alone = (await ask("What is new?", damaged, Constraints())).result
+    assert alone.flags == ("not_found",)
+    assert "'scan.pdf' cannot be read" in alone.summary
+    assert "nothing is attached" not in alone.summary
+    beside = (await ask("How many vacation days are there?", {"handbook.md": HANDBOOK, **damaged})).result
+    assert "27 days" in beside.summary
+    assert "'scan.pdf' cannot be read" in beside.summary
+
+
 async def test_a_general_question_is_answered_for_the_goal_it_is_part_of() -> None:
     outcome = (await ask("Say which rules apply\n\nPart of: Publish the table with its source and a bar chart", BOOK)).result
     sources = {citation.source for citation in outcome.citations}
