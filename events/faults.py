@@ -30,6 +30,7 @@ OF_ORCHESTRATORS: Final = (
     *("before_work_published", "after_work_published"),
     *("before_end_announced", "after_end_announced"),
     *("before_intake_ack", "after_intake_ack"),
+    *("after_overtaker_read", "before_overtaker_removed", "after_overtaker_removed"),
     *("before_budget_change", "after_budget_change"),
     *("before_timers_taken", "after_timers_taken"),
     *("before_settlement", "after_settlement"),

@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Callable
 from typing import Final
 
 from crewlog.events import faults
 from crewlog.events.bus import Bus, Consuming, Delivery
+from crewlog.events.clock import Clock
 from crewlog.orchestrator.driver import Driver, Submitted
 from crewlog.orchestrator.overtaking import Overtaking
 from crewlog.orchestrator.replies import accepted, refused
@@ -36,9 +38,10 @@ log = logging.getLogger(__name__)
 class Intake:
     """Consumes the stream TASKS."""
 
-    def __init__(self, bus: Bus, driver: Driver) -> None:
+    def __init__(self, bus: Bus, clock: Clock, driver: Driver, waiting_of: Callable[[str], int]) -> None:
+        """Prepare. `waiting_of`: how many tasks of a tenant wait for their turn with an agent."""
         self._bus, self._driver = bus, driver
-        self._overtaking = Overtaking(bus, self.handle)
+        self._overtaking = Overtaking(bus, clock, self.handle, waiting_of)
         self._consuming: Consuming | None = None
 
     async def start(self) -> asyncio.Task[None]:

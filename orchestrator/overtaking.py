@@ -9,9 +9,12 @@ every orchestrator. So the consumer stays, and while many messages wait:
   read by their subject, dealt with as if they had been handed out, and deleted when they have their verdict. What the consumer hands out
   waits until they have caught up. So each of those that wait gets as many in as the one in front, and one that has a single task gets it in
   now. Whoever comes is behind by a burst at most, as with turns for agents (`fair_queue`): what it did not want an hour ago is gone.
+- What would only wait for an agent is taken in at leisure: behind each message of a tenant that has `PLENTY` waiting for agents its slot rests
+  for `REST` times as long as that one took. The others' runs have what is left of this process, of the log and of the machine.
 
 Nothing rests on it. A message that overtakes stays in the stream until its verdict, and comes in its turn if it has none. Two orchestrators, or
-the consumer and this, may take the same one: it is the same task, since its id is made from what the stream says of the message.
+the consumer and this, may take the same one: it is the same task, since its id is made from what the stream says of the message. A stream that was
+lost counts from 1 again: what is deleted is looked at once more, so that nobody's message goes for having the number of one that is gone.
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Final
 
+from crewlog.events import faults
 from crewlog.events.bus import Bus, Delivery, Kept
+from crewlog.events.clock import Clock
 from crewlog.events.jetstream import TASKS
 from crewlog.schemas.errors import ContractError, OrchestrationError
 from crewlog.schemas.subjects import parse_tasks
@@ -36,6 +41,13 @@ AT_ONCE_MAX: Final = 16
 """Messages that overtake at one time: each is a task of this process, and what else it decides goes on beside them."""
 BURST: Final = 16
 """Messages by which a tenant that comes is behind the others."""
+PLENTY: Final = 256
+"""Tasks of a tenant that wait for agents, from which on nobody has anything from the next one being taken in sooner: agents that end a thousand a
+second have work for longer than the rests last, and with fewer waiting there are none."""
+REST: Final = 3.0
+"""A rest, in times of what the message before it took: so that this takes a quarter of what it could, however fast the machine is."""
+REST_MAX_S: Final = 0.1
+"""Longest rest, in seconds: a message that took long was waiting for a log that was away, and not in anybody's way."""
 AGAIN_S: Final = 1.0
 """When a message comes again whose verdict is being found, in seconds: it is deleted by then."""
 
@@ -45,9 +57,14 @@ log = logging.getLogger(__name__)
 class Overtaking:
     """Stands between the consumer of TASKS and what deals with its messages."""
 
-    def __init__(self, bus: Bus, handle: Callable[[Delivery], Coroutine[Any, Any, None]]) -> None:
-        """Prepare. `handle` deals with one message, whichever way it came."""
-        self._bus, self._handle = bus, handle
+    def __init__(self, bus: Bus, clock: Clock, handle: Callable[[Delivery], Coroutine[Any, Any, None]], waiting_of: Callable[[str], int]) -> None:
+        """Prepare.
+
+        Args:
+            handle: deals with one message, whichever way it came.
+            waiting_of: how many tasks of a tenant wait for their turn with an agent.
+        """
+        self._bus, self._clock, self._handle, self._waiting_of = bus, clock, handle, waiting_of
         self._front = 0
         """Sequence up to which the consumer has handed out."""
         self._taken: Counter[str] = Counter()
@@ -87,11 +104,16 @@ class Overtaking:
         self._front = max(self._front, delivery.sequence)
         if delivery.waiting < CROWD:
             self._taken.clear()
-        else:
-            self._taken[_tenant(delivery.subject)] += 1
-            self._crowded.set()
-            await self._caught_up.wait()
+            await self._handle(delivery)
+            return
+        tenant = _tenant(delivery.subject)
+        self._taken[tenant] += 1
+        self._crowded.set()
+        await self._caught_up.wait()
+        began_s = self._clock.monotonic()
         await self._handle(delivery)
+        if self._waiting_of(tenant) >= PLENTY:
+            await asyncio.sleep(min((self._clock.monotonic() - began_s) * REST, REST_MAX_S))
 
     async def _look_while_crowded(self) -> None:
         while True:
@@ -131,6 +153,8 @@ class Overtaking:
         kept = await self._bus.first_kept(TASKS.name, max(self._front, self._last.get(tenant, 0)) + 1, subject=f"tasks.{tenant}.*")
         if kept is None:
             return False
+        if faults.hook is not None:
+            faults.hook("after_overtaker_read")
         self._last[tenant] = kept.sequence
         self._taken[tenant] += 1
         task = asyncio.create_task(self._handle(Overtaker(self._bus, kept)))
@@ -156,17 +180,26 @@ class Overtaker:
         self.headers: Mapping[str, str] = kept.headers
 
     async def ack(self) -> None:
-        await self._bus.remove(TASKS.name, self.sequence)
+        await self._remove()
 
     async def nak(self, delay_s: float = 0.0) -> None:
         """Leave it where it is."""
 
     async def term(self, reason: str) -> None:
         log.debug("message %d on %s: %s", self.sequence, self.subject, reason)
-        await self._bus.remove(TASKS.name, self.sequence)
+        await self._remove()
 
     async def in_progress(self) -> None:
         """Nobody else is given it for being slow."""
+
+    async def _remove(self) -> None:
+        if faults.hook is not None:
+            faults.hook("before_overtaker_removed")
+        kept = await self._bus.first_kept(TASKS.name, self.sequence, subject=self.subject)
+        if kept is not None and (kept.sequence, kept.kept_us) == (self.sequence, self.kept_us):
+            await self._bus.remove(TASKS.name, self.sequence)
+        if faults.hook is not None:
+            faults.hook("after_overtaker_removed")
 
 
 def _by_tenant(subjects: Mapping[str, int]) -> Counter[str]:

@@ -112,7 +112,7 @@ class OrchestratorService:
             rollbacks=self._rollbacks,
             dispatcher=self.dispatcher,
         )
-        self._intake = Intake(bus, self.driver)
+        self._intake = Intake(bus, clock, self.driver, self.dispatcher.waiting_of)
         self._wakes: Subscription | None = None
         self._loops: list[asyncio.Task[None]] = []
 

@@ -18,6 +18,7 @@ from crewlog.events.memory_bus import MemoryBroker
 from crewlog.events.memory_store import MemoryStore
 from crewlog.events.store import Appended, AppendRequest
 from crewlog.orchestrator.intake import is_reply_subject
+from crewlog.orchestrator.overtaking import Overtaker
 from crewlog.schemas.errors import Unavailable
 from crewlog.schemas.ids import RunId
 from crewlog.schemas.run_events import RunSubmitted
@@ -243,3 +244,18 @@ async def test_a_task_that_overtakes_and_gets_no_verdict_comes_in_its_turn() -> 
         await all_taken(crew)
     assert store.failed == 1
     assert Counter(tenants(crew)) == {"noisy": 100, "quiet": 1}
+
+
+async def test_a_message_that_has_the_number_of_one_that_overtook_stays() -> None:
+    first, second = Crew(), Crew()
+    await publish(first, "quiet", 1)
+    kept = await first.bus.first_kept("TASKS", 1)
+    assert kept is not None
+    await publish(second, "stranger", 1)  # NATS lost its store, and counts from 1 again
+    stranger = await second.bus.first_kept("TASKS", 1)
+    assert stranger is not None
+    assert stranger.sequence == kept.sequence
+    await Overtaker(second.bus, kept).ack()
+    assert second.broker.messages("TASKS")
+    await Overtaker(first.bus, kept).ack()
+    assert not first.broker.messages("TASKS")

@@ -19,7 +19,18 @@ from support.audit import ended_well, same_after_rebuild
 from support.gate import a_gate
 from support.live_crew import LiveCrew, a_crew
 from support.nursery import Nursery, a_nursery
-from support.struck import IMPATIENT, Action, Asked, Case, a_process, a_victim, strike_an_agent, strike_an_orchestrator, strike_who_is_asked
+from support.struck import (
+    IMPATIENT,
+    Action,
+    Asked,
+    Case,
+    a_process,
+    a_victim,
+    strike_an_agent,
+    strike_an_orchestrator,
+    strike_who_is_asked,
+    strike_who_overtakes,
+)
 
 from crewlog.events import faults
 from crewlog.events.credentials import load_credentials
@@ -34,10 +45,12 @@ OF_REQUESTS: Final = tuple(
     point for point in faults.OF_ORCHESTRATORS if point.partition("_")[2] in ("budget_change", "timers_taken", "settlement", "schedule_append")
 )
 """Passed only when somebody, or something, asks for it."""
+OF_CROWDS: Final = tuple(point for point in faults.OF_ORCHESTRATORS if "_overtaker_" in point)
+"""Passed only while many tasks of somebody else wait to be taken in."""
 INTENT_TO_SEND: Final = "before_task_append:2"
 """The append that records that something is about to be done which cannot be repeated."""
 OF_AGENT: Final = (*faults.OF_EVERY_LOG, *(point for point in faults.OF_AGENTS if point not in SLOW), INTENT_TO_SEND)
-OF_ORCHESTRATOR: Final = (*faults.OF_EVERY_LOG, *(point for point in faults.OF_ORCHESTRATORS if point not in OF_REQUESTS))
+OF_ORCHESTRATOR: Final = (*faults.OF_EVERY_LOG, *(point for point in faults.OF_ORCHESTRATORS if point not in (*OF_REQUESTS, *OF_CROWDS)))
 AT_ONCE: Final = 6
 NOBODY: Final = "research=0,code=0,communicate=0,planner=0,data=0"
 
@@ -117,6 +130,22 @@ async def of_orchestrators(sturdy: LiveCrew, nursery: Nursery) -> dict[Case, Exc
 @pytest.mark.parametrize("case", cases(*OF_ORCHESTRATOR), ids="-".join)
 def test_an_orchestrator_is_struck(of_orchestrators: dict[Case, Exception | None], case: Case) -> None:
     verdict(of_orchestrators, case)
+
+
+# ── crowds ──
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def of_crowds(sturdy: LiveCrew, nursery: Nursery) -> dict[Case, Exception | None]:
+    async with sturdy.client() as client, a_gate() as gate:
+        gate.open()
+        async with a_process(nursery, "gated", {**sturdy.env, "GATE": str(gate.path)}):
+            return await outcomes(cases(*OF_CROWDS), lambda case: strike_who_overtakes(sturdy, nursery, client, case))
+
+
+@pytest.mark.parametrize("case", cases(*OF_CROWDS), ids="-".join)
+def test_an_orchestrator_is_struck_while_a_task_overtakes(of_crowds: dict[Case, Exception | None], case: Case) -> None:
+    verdict(of_crowds, case)
 
 
 # ── what an orchestrator does when it is asked ──
@@ -207,4 +236,4 @@ async def test_a_worker_is_struck_while_it_keeps_a_dead_letter(sturdy: LiveCrew,
 
 
 def test_every_point_has_its_cases() -> None:
-    assert {*OF_AGENT, *SLOW, *OF_ORCHESTRATOR, *OF_REQUESTS, *faults.OF_PROJECTORS} == {*faults.POINTS, INTENT_TO_SEND}
+    assert {*OF_AGENT, *SLOW, *OF_ORCHESTRATOR, *OF_CROWDS, *OF_REQUESTS, *faults.OF_PROJECTORS} == {*faults.POINTS, INTENT_TO_SEND}

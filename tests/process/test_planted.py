@@ -23,7 +23,7 @@ from support.gate import a_gate
 from support.live_crew import LiveCrew
 from support.nursery import Nursery, a_nursery
 from support.plants import PLANTED, PLANTS
-from support.struck import IMPATIENT, Asked, Case, a_process, hand_out_twice, strike_an_agent, strike_an_orchestrator
+from support.struck import IMPATIENT, Asked, Case, a_process, hand_out_twice, strike_an_agent, strike_an_orchestrator, strike_who_overtakes
 
 from crewlog.events.clock import SystemClock
 from crewlog.events.config import load
@@ -39,6 +39,8 @@ OF_AGENTS: Final[dict[str, tuple[Case, str]]] = {
 """Defect -> the row that reports it, and what it says."""
 TWICE: Final = ("lost_tasks_go_on", "a_run_for_each_message")
 """Without what these take away, a message that comes again when NATS has forgotten it is done again."""
+OVERTAKEN: Final = "overtaken_before_append"
+"""Without what this takes away, a task that overtakes is lost with the orchestrator that took it out of the stream."""
 OF_CHAOS: Final = {
     "blind_repeat": r"was repeated and nobody was asked|cannot be taken back and was done \d times",
     "settled_for_less": r"budget run/.* micro-USD spent and 0 reserved in the ledger",
@@ -52,6 +54,8 @@ OF_ORCHESTRATORS: Final = {
     "nothing_settled": "stays reserved",
 }
 SOUND_WITHIN_S: Final = 30.0
+LOST_AFTER_S: Final = 3.0
+"""What overtook is in the log within so many seconds once an orchestrator is there; an agent, to end it, is not."""
 
 Row = Callable[[float], Awaitable[None]]
 
@@ -96,8 +100,9 @@ async def reported(servers: LiveCrew, nursery: Nursery) -> dict[str, str]:
     async with servers.client() as client, a_gate() as gate:
         gate.open()
         rows = Rows(servers, nursery, client)
+        overtaken = await reports({OVERTAKEN: rows.overtaking(OVERTAKEN)}, LOST_AFTER_S)
         async with a_process(nursery, "orchestrator", {**servers.env, PLANTED: TWICE[1]}):
-            twice = await reports({f"twice {TWICE[1]}": rows.twice()}, SOUND_WITHIN_S)
+            twice = overtaken | await reports({f"twice {TWICE[1]}": rows.twice()}, SOUND_WITHIN_S)
         async with a_process(nursery, "orchestrator", servers.env), a_process(nursery, "gated", {**servers.env, "GATE": str(gate.path)}) as agent:
             assert await reports({"twice": rows.twice()}, SOUND_WITHIN_S) == {"twice": ""}
             twice |= await reports({f"twice {TWICE[0]}": rows.twice(TWICE[0])}, SOUND_WITHIN_S)
@@ -126,6 +131,21 @@ class Rows:
     def twice(self, planted: str = "") -> Row:
         """Return the row of messages that come again, on agents that have a defect."""
         return lambda within_s: hand_out_twice(*self._place, within_s=within_s, planted=planted)
+
+    def overtaking(self, planted: str) -> Row:
+        """Return the row of tasks that overtake, at an orchestrator that has a defect; the next one comes when it is struck, and finds what it left."""
+
+        async def row(within_s: float) -> None:
+            struck = asyncio.Event()
+            case: Case = ("after_overtaker_removed", "kill")
+            striking = asyncio.create_task(strike_who_overtakes(*self._place, case, within_s=within_s, on_struck=struck.set, planted=planted))
+            waiting = asyncio.create_task(struck.wait())
+            await asyncio.wait((striking, waiting), return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            async with a_process(self._place[1], "orchestrator", self._servers.env):
+                await striking
+
+        return row
 
     def of_orchestrators(self, planted: str = "") -> dict[str, Row]:
         """Return rows that show whether what was left half done is done. Each begins when the one before it has struck: none may get in another's way."""
@@ -166,6 +186,10 @@ def test_a_message_that_nats_has_forgotten_is_done_once_because_of_what_the_defe
     assert "what cannot be repeated was not" in reported[f"twice {name}"], reported[f"twice {name}"]
 
 
+def test_a_task_that_overtakes_is_lost_when_it_is_deleted_before_it_is_in_the_log(reported: dict[str, str]) -> None:
+    assert "was taken and is not in the log" in reported[OVERTAKEN], reported[OVERTAKEN]
+
+
 async def test_the_audit_of_a_chaos_run_reports_every_defect_of_the_crew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A crew of the command itself, struck as in its short mode: all of it has the defects, the audit has not."""
     (tmp_path / "sitecustomize.py").write_text("import os\nfrom support.plants import PLANTED, plant\nplant(os.environ.get(PLANTED, ''))\n")
@@ -181,4 +205,4 @@ async def test_the_audit_of_a_chaos_run_reports_every_defect_of_the_crew(tmp_pat
 
 
 def test_every_defect_has_its_row() -> None:
-    assert {*OF_AGENTS, *OF_ORCHESTRATORS, *TWICE, *OF_CHAOS} == set(PLANTS)
+    assert {*OF_AGENTS, *OF_ORCHESTRATORS, *TWICE, OVERTAKEN, *OF_CHAOS} == set(PLANTS)

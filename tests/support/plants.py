@@ -97,6 +97,21 @@ def intake_before_append() -> None:
     Intake.handle = hasty  # type: ignore[method-assign]
 
 
+def overtaken_before_append() -> None:
+    """A message that overtakes is deleted before it is in the log."""
+    from crewlog.orchestrator.intake import Intake
+    from crewlog.orchestrator.overtaking import Overtaker
+
+    handle = Intake.handle
+
+    async def hasty(self: Any, delivery: Any) -> None:
+        if isinstance(delivery, Overtaker):
+            await delivery.ack()
+        await handle(self, delivery)
+
+    Intake.handle = hasty  # type: ignore[method-assign]
+
+
 def nothing_sent_again() -> None:
     """The sweep does not send again what nobody works on."""
     from crewlog.orchestrator.sweep import Sweep
@@ -163,6 +178,6 @@ PLANTS: Final = {
     defect.__name__: defect
     for defect in (
         *(effect_before_intent, key_of_the_process, lost_tasks_go_on, ack_before_append, intake_before_append, nothing_sent_again, nothing_settled),
-        *(a_run_for_each_message, blind_repeat, settled_for_less, views_for_nothing),
+        *(overtaken_before_append, a_run_for_each_message, blind_repeat, settled_for_less, views_for_nothing),
     )
 }

@@ -43,6 +43,9 @@ Case = tuple[str, Action]
 
 FROM_HIT: Final = {"before_timers_taken": 2}
 """Which passing of a point strikes, where it is not the first: that one belongs to the start of the process."""
+CROWD: Final = 200
+"""Messages behind which somebody has a reason to overtake."""
+CROWDS_MAX: Final = 20
 IMPATIENT: Final = {
     "CREWLOG_SWEEP_INTERVAL_S": "0.1",
     "CREWLOG_DISPATCH_LEASE_S": "0.05",
@@ -219,6 +222,53 @@ async def strike_an_orchestrator(
             await follows_the_rules(client, run_id)
 
 
+async def strike_who_overtakes(
+    crew: LiveCrew, nursery: Nursery, client: Client, case: Case, *, within_s: float = 30.0, on_struck: Callable[[], None] = nothing, planted: str = ""
+) -> None:
+    """Strike one orchestrator while tasks of a quiet tenant overtake a crowd, and check each of them. What the crowd is made of is refused, which costs
+    no agent anything.
+
+    Args:
+        within_s: how long a task may take into the log once it is struck, and a run to its end, in seconds.
+        on_struck: called as soon as it is.
+        planted: defects of the one that is struck, see `support.plants`.
+    """
+    state = Home(crew.home).state()
+    assert state is not None
+    bus = await NatsBus.connect(load_credentials(crew.home).nats_url("orchestrator", state.nats_port or 0), name="senders")
+    runs: list[RunId] = []
+    try:
+        async with a_victim(nursery, "orchestrator", case, {**crew.env, PLANTED: planted}) as victim:
+            for _ in range(CROWDS_MAX):
+                for n in range(CROWD):
+                    await bus.publish(f"tasks.{case[0]}_{case[1]}.gated", b"%d" % n)
+                runs += [await enqueue(client) for _ in range(3)]
+                await until_empty(bus, victim.marker.exists)
+                if victim.marker.exists():
+                    break
+            assert victim.marker.exists(), f"{case[0]} was never reached"
+            await victim.struck()
+            on_struck()
+            for run_id in runs:
+                await taken(client, run_id, within_s=within_s)
+            await ended_well(client, runs, within_s=within_s)
+            if case[1] == "stop":
+                await victim.wake_and_stop()
+            await until_empty(bus, lambda: False)
+            for run_id in runs:
+                await follows_the_rules(client, run_id)
+    finally:
+        await bus.close()
+
+
+async def until_empty(bus: NatsBus, is_over: Callable[[], bool]) -> None:
+    """Wait until everybody is taken in, or there is no need to wait any longer."""
+    with failing("not everything was taken in"):
+        async with asyncio.timeout(30):
+            while (await bus.queued("TASKS")).subjects and not is_over():  # noqa: ASYNC110  (the server sends no signal for it)
+                await asyncio.sleep(0.02)
+
+
 async def _tell(victim: Victim, on_struck: Callable[[], None]) -> None:
     await victim.struck()
     on_struck()
@@ -226,14 +276,25 @@ async def _tell(victim: Victim, on_struck: Callable[[], None]) -> None:
 
 async def publish(client: Client, *, within_s: float) -> RunId:
     """Put a task on the queue and wait until it is in the log."""
+    run_id = await enqueue(client)
+    await taken(client, run_id, within_s=within_s)
+    return run_id
+
+
+async def enqueue(client: Client) -> RunId:
+    """Put a task on the queue."""
     task = parse_task({"task_id": str(uuid.uuid4()), "type": "gated", "objective": "stamp send finish"})
     await client._bus.enqueue("tasks.default.gated", msgspec.json.encode(task), message_id=str(task.task_id))
-    store = await client.store()
-    with failing(f"task {task.task_id} was taken and is not in the log"):
-        async with asyncio.timeout(within_s):
-            while not await store.read_run(RunId(task.run_id)):  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
     return RunId(task.run_id)
+
+
+async def taken(client: Client, run_id: RunId, *, within_s: float) -> None:
+    """Wait until a run is in the log."""
+    store = await client.store()
+    with failing(f"task {run_id} was taken and is not in the log"):
+        async with asyncio.timeout(within_s):
+            while not await store.read_run(run_id):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
 
 
 class Asked:

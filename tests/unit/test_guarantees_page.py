@@ -15,6 +15,7 @@ NAMED = sorted(set(re.findall(r"`((?:unit|contract|process|property|sim)/test_\w
 SHORT = {
     "an_agent": "test_an_agent_is_struck",
     "an_orchestrator": "test_an_orchestrator_is_struck",
+    "who_overtakes": "test_an_orchestrator_is_struck_while_a_task_overtakes",
     "asked": "test_an_orchestrator_is_struck_by_what_it_is_asked",
     "a_projector": "test_a_projector_is_struck",
     "a_letter": "test_a_worker_is_struck_while_it_keeps_a_dead_letter",
