@@ -41,7 +41,7 @@ OTHER_VERSION_NAK_S: Final = 2.0
 """Until a task is handed out again that came to a worker of another version than it needs, twice as long each time: hardly ever, see `version_lane`."""
 UNAVAILABLE_NAK_S: Final = 5.0
 LEFT_MAX: Final = 3
-"""So often a task may be handed out before a worker carries it on that has not all of its tools, although another one may be there."""
+"""So often a task is handed out before a worker carries it on that has not all of its tools, although it could not find out whether another has."""
 HAND_ON_TIMEOUT_S: Final = 5.0
 ASK_HOLDER_TIMEOUT_S: Final = 1.0
 REGISTER_RETRY_S: Final = 1.0
@@ -151,22 +151,28 @@ class Worker:
     async def _left_to_another(self, delivery: Delivery, task: AgentTask, state: TaskState) -> bool:
         """Leave a task to a worker of another version if it is for one, or began under one whose tools are not here; True when that is done."""
         wanted = self._versions.refused(task)
-        may_ask = not wanted and self._lane_beside and delivery.deliveries < LEFT_MAX
-        version = await self._versions.better(state) if may_ask else wanted
+        version = await self._versions.better(state) if self._lane_beside and not wanted else wanted
         if not version:
             return False
-        if wanted or delivery.subject.endswith(f".{self._lane_beside}"):  # two versions share this lane
+        is_last_try = delivery.deliveries >= LEFT_MAX
+        shares_lane = delivery.subject.endswith(f".{self._lane_beside}")
+        if wanted or (shares_lane and not is_last_try):
             await delivery.nak(OTHER_VERSION_NAK_S * 2 ** (delivery.deliveries - 1))
-        elif await self._hand_on(task, version):
+        elif not shares_lane and await self._hand_on(task, version, is_last_try=is_last_try):
             await delivery.ack()
         else:
             return False
         log.info("task %s needs %s agent %r and is left to one; %s has %r", task.task_id, task.type, version, self._shop.worker, self._shop.spec.version)
         return True
 
-    async def _hand_on(self, task: AgentTask, version: str) -> bool:
+    async def _hand_on(self, task: AgentTask, version: str, *, is_last_try: bool) -> bool:
         body = json.dumps({"run_id": str(task.run_id), "task_id": str(task.task_id), "version": version}).encode()
-        answer = await self._bus.request("api.system.agents.hand_on", body, timeout_s=HAND_ON_TIMEOUT_S)
+        try:
+            answer = await self._bus.request("api.system.agents.hand_on", body, timeout_s=HAND_ON_TIMEOUT_S)
+        except Unavailable:
+            if not is_last_try:
+                raise
+            return False
         return bool(json.loads(answer.data).get("handed_on"))
 
     async def _work(self, task: AgentTask, state: TaskState, attempt: int) -> bool:
