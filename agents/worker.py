@@ -76,6 +76,7 @@ class Worker:
         shop = self._shop
         self._control.append(await self._bus.subscribe(control_worker(shop.worker), self._answer))
         self._control.append(await self._bus.subscribe(control_kind(shop.spec.kind), self._told))
+        await self._bus.watch("", self._orders.tell)
         await self._register()
         self._loops = [asyncio.create_task(self._beat()), asyncio.create_task(self._orders.follow(), name="orders")]
         if self._unavailable:

@@ -138,7 +138,7 @@ class Bus(Protocol):
 
     async def watch(self, stream: str, on_gap: Callable[[], None]) -> None:
         """Call `on_gap` whenever what was published to a stream without a confirmation may be lost: the connection was, or another server of a
-        cluster leads the stream."""
+        cluster leads the stream. Without the name of a stream: when words to this process may be lost, as the connection was."""
 
     async def backlog(self, stream: str, consumer: str) -> int:
         """Return how many messages wait or are being worked on: the lag an autoscaler reads."""

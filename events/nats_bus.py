@@ -201,6 +201,8 @@ class NatsBus:
             on_gap()
 
         self._on_gap.append(on_gap)
+        if not stream:
+            return
         try:
             await self.subscribe(jetstream.stream_elected(stream), elected)
         except NotAuthorised as error:

@@ -9,13 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
+from crewlog.events.controls import CONTROL_TYPES
 from crewlog.events.grants import BUILT_IN_KINDS
 from crewlog.events.jetstream import consumer_elected, work_consumer
-from crewlog.schemas.subjects import QUEUES, REPLAY, VERSION_LANES
+from crewlog.schemas.subjects import NO_RUN, QUEUES, REPLAY, VERSION_LANES, events
+from crewlog.schemas.system_events import BudgetChanged
 
 _REPLIES: Final = {"max": 16, "expires": "2m"}
 """Answers to requests that were received: how many each, and for how long."""
 _JETSTREAM: Final = "$JS.API"
+_ORCHESTRATORS_HEAR: Final = ("api.>", "wake.*", "poke.log", "telemetry.>", "control.>", "dlq.>", "$SRV.>", "$JS.EVENT.ADVISORY.*.LEADER_ELECTED.>")
 _LANES: Final = (*QUEUES, *VERSION_LANES)
 
 
@@ -68,8 +71,13 @@ def _orchestrator() -> dict[str, Any]:
     """Dispatches, answers, makes streams and consumers. It does not publish facts: those come from the log."""
     return {
         "publish": {"allow": [">"], "deny": ["events.>", "supervisor.>"]},
-        "subscribe": {"allow": ["api.>", "wake.*", "poke.log", "telemetry.>", "control.>", "dlq.>", "$SRV.>", "$JS.EVENT.ADVISORY.*.LEADER_ELECTED.>"]},
+        "subscribe": {"allow": [*_ORCHESTRATORS_HEAR, *_said()]},
     }
+
+
+def _said() -> list[str]:
+    """What people have said about more than a run: the relay tells it once more, should the first word have been lost."""
+    return [events(NO_RUN, NO_RUN, type_) for type_ in (*sorted(CONTROL_TYPES), BudgetChanged.__name__)]
 
 
 def _projector() -> dict[str, Any]:

@@ -50,10 +50,7 @@ RETRY_LONGEST_S: Final = 5.0
 LOG_BEHIND_S: Final = 30.0
 """A log that ends before the stream for this long is another one. Shorter than that, an append under way may hide its end."""
 TENANTS_MAX: Final = 10_000
-NO_RUN: Final = "system"
-"""Tenant and run of events outside runs."""
-
-_NO_RUN: Final = subjects.events(NO_RUN, NO_RUN, "")
+_NO_RUN: Final = subjects.events(subjects.NO_RUN, subjects.NO_RUN, "")
 _BEGINNINGS: Final = frozenset({RunSubmitted.__name__, RunForked.__name__})
 _ARCHIVED: Final = RunArchived.__name__
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -286,7 +283,7 @@ class Relay:
 
     def _message(self, event: Recorded) -> _Outgoing:
         run_id = event.run_id
-        prefix = _NO_RUN if run_id is None else self._prefixes.get(run_id) or subjects.events(NO_RUN, run_id, "")
+        prefix = _NO_RUN if run_id is None else self._prefixes.get(run_id) or subjects.events(subjects.NO_RUN, run_id, "")
         return prefix + event.type, _encode(envelope_of(event))
 
 

@@ -1,8 +1,10 @@
 """What operators say about runs, tenants, agent kinds and workers: recorded in the stream of controls, then told to everybody at once.
 
 A command is in force when it is in the log. Each orchestrator reads that stream whenever it looks at a run, so nothing is decided without it;
-what is told on the bus only finds the runs that nobody would look at for a while. Nobody polls: what a lost word was about is found with the
-next look at any run (a worker that hands a paused task back causes one), and by the sweep, which reads the stream in each of its rounds.
+what is told on the bus only finds the runs that nobody would look at for a while. Nobody polls. Whoever said it tells it, and the relay tells it
+again from the log: should the first word have been lost, the orchestrators hear the second one, and pass it on to the workers. Should both be lost,
+it is found with the next look at any run (a worker that hands a paused task back causes one), and by the sweep, which reads the stream in each of
+its rounds.
 """
 
 from __future__ import annotations
@@ -15,16 +17,16 @@ from uuid import UUID
 
 from crewlog.events.bus import Bus, Message, Subscription
 from crewlog.events.clock import Clock
-from crewlog.events.controls import Control, Controls, run_scope
+from crewlog.events.controls import CONTROL_TYPES, Control, Controls, run_scope
 from crewlog.events.store import AppendRequest, EventStore, Write
 from crewlog.orchestrator.draft import ORCHESTRATOR
 from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.kinds import KindDirectory
 from crewlog.orchestrator.run import RunState
-from crewlog.schemas.errors import OrchestrationError
+from crewlog.schemas.errors import NotAuthorised, OrchestrationError
 from crewlog.schemas.ids import CONTROL_STREAM, RunId, control_event_id
-from crewlog.schemas.subjects import control_kind
-from crewlog.schemas.system_events import ScopePaused, ScopeQuarantined, ScopeReleased, ScopeResumed, SystemEvent, WorkerDrained
+from crewlog.schemas.subjects import NO_RUN, control_kind, events
+from crewlog.schemas.system_events import BudgetChanged, ScopePaused, ScopeQuarantined, ScopeReleased, ScopeResumed, SystemEvent, WorkerDrained
 
 ORCHESTRATORS: Final = "orchestrator"
 """Stands for all orchestrators where a command is told: no worker can be of this kind, as it is a login of its own."""
@@ -76,11 +78,13 @@ class Steering:
         """What runs were looked at for."""
         self._over: set[RunId] = set()
         """Runs that have ended and that something of their own is in force for."""
-        self._was_told = False
-        """Whether there may be commands that were not read yet."""
+        self._words: set[str] = set()
+        """Subjects on which was told of commands that were not read yet."""
+        self._told = 0
+        """Version of the stream up to which workers were told."""
         self._stirred = asyncio.Event()
         """Set when there is something to read, or to look at runs for."""
-        self._hearing: Subscription | None = None
+        self._hearing: list[Subscription] = []
         self._following: asyncio.Task[None] | None = None
 
     async def start(self) -> asyncio.Task[None]:
@@ -91,15 +95,23 @@ class Steering:
         """
         self._spread = await self._driver.folds.read_controls()
         self._driver.folds.on_controls = self._stirred.set
-        self._hearing = await self._bus.subscribe(control_kind(ORCHESTRATORS), self._hear)
+        self._hearing.append(await self._bus.subscribe(control_kind(ORCHESTRATORS), self._hear))
+        try:
+            for type_ in CONTROL_TYPES:
+                self._hearing.append(await self._bus.subscribe(events(NO_RUN, NO_RUN, type_), self._hear))
+            self._hearing.append(await self._bus.subscribe(events(NO_RUN, NO_RUN, BudgetChanged.__name__), self._hear_of_budget))
+        except NotAuthorised as error:  # a server with rules of before: the sweep finds out
+            log.warning("a command whose word is lost takes effect late: %s", error)
+        if self._spread.version:
+            await self.tell()  # who said the last of it may have died before it told anybody
         self._following = asyncio.create_task(self._follow(), name="steering")
         return self._following
 
     async def stop(self) -> None:
         """Stop following. Safe to call twice."""
-        if self._hearing is not None:
-            hearing, self._hearing = self._hearing, None
-            await hearing.stop()
+        hearing, self._hearing = self._hearing, []
+        for subscription in hearing:
+            await subscription.stop()
         if self._following is not None:
             following, self._following = self._following, None
             following.cancel()
@@ -145,7 +157,7 @@ class Steering:
 
     async def tell(self) -> None:
         """Have every process read the stream now. A hint: those that do not hear it read before they start anything."""
-        await self._driver.folds.read_controls()
+        self._told = (await self._driver.folds.read_controls()).version
         for kind in (*self._kinds.offers, ORCHESTRATORS):
             await self._bus.publish(control_kind(kind))
 
@@ -153,25 +165,32 @@ class Steering:
         # no expected version: of two commands that cross, the later one in the log counts
         await self._store.append(AppendRequest([Write(CONTROL_STREAM, (event,))], [event_id], self._clock.now_us()))
 
-    async def _hear(self, _: Message) -> None:
-        self._was_told = True
+    async def _hear(self, message: Message) -> None:
+        self._words.add(message.subject)
         self._stirred.set()
+
+    async def _hear_of_budget(self, _: Message) -> None:
+        self._on_change()  # runs that it held may go on
 
     async def _follow(self) -> None:
         folds = self._driver.folds
         while True:
             await self._stirred.wait()
             self._stirred.clear()
-            was_told, self._was_told = self._was_told, False
+            words, self._words = self._words, set()
             try:
-                if was_told:
+                if words:
                     await folds.read_controls()
+                if control_kind(ORCHESTRATORS) in words:  # the last word of whoever said it
+                    self._told = folds.controls.version
+                elif words and self._told < folds.controls.version:
+                    await self.tell()
                 self._wake_for(folds.controls)
                 await self._take_back()
             except OrchestrationError as error:
                 log.warning("the stream of controls: %s", error)
                 await asyncio.sleep(RETRY_S)
-                self._was_told = True
+                self._words |= words
                 self._stirred.set()
 
     async def _take_back(self) -> None:

@@ -86,6 +86,10 @@ def worker_group(kind: str, lane: str) -> str:
     return f"{kind}.{lane}" if lane in _APART else kind
 
 
+NO_RUN: Final = "system"
+"""Tenant and run of events outside runs, in the subjects of `events`."""
+
+
 def events(tenant: str, run_id: RunId | str, type_: str) -> str:
     """Where the relay publishes a fact."""
     return f"events.{_token('tenant', tenant)}.{run_id}.{type_}"

@@ -14,9 +14,11 @@ from crewlog.events.grants import ORCHESTRATOR
 from crewlog.events.limits import parse_limits
 from crewlog.events.store import ANY, AppendRequest, Reservation, Settlement, Write
 from crewlog.orchestrator.terms import Allowance
+from crewlog.schemas.budget import ScopeLimit
 from crewlog.schemas.errors import OverBudget
-from crewlog.schemas.ids import Hash, RunId, TaskId, reservation_id, settled_event_id, spend_stream, task_stream
+from crewlog.schemas.ids import Hash, RunId, TaskId, budget_stream, reservation_id, settled_event_id, spend_stream, task_stream
 from crewlog.schemas.run_events import RunCompleted, RunFailed, RunHeld, RunReleased
+from crewlog.schemas.subjects import NO_RUN, events
 from crewlog.schemas.system_events import BudgetChanged, CallSettled
 from crewlog.schemas.task import AgentTask, parse_task
 from crewlog.schemas.task_events import AttemptFailed, ModelCallStarted, TaskEvent
@@ -112,6 +114,18 @@ async def test_parallel_tasks_cannot_pass_the_limit_together() -> None:
         await crew.ended(run_id)
 
     assert crew.spender.calls == 8
+
+
+async def test_a_raise_that_nobody_told_of_is_noticed_by_what_the_relay_tells() -> None:
+    crew = SpendingCrew()
+    async with crew.orchestrator(), crew.agents():  # a sweep is far away
+        run_id = await crew.submit(plan=a_plan(a="data", b="data a", c="data b"), budget=LIMIT)
+        scope = (await held(crew, run_id)).scope
+        write = Write(budget_stream(scope), (BudgetChanged(scope, None, 200, "eve"),), ANY)
+        limits = (ScopeLimit(scope, None, 200),)
+        await crew.store().append(AppendRequest((write,), (crew.clock.new_id(),), crew.clock.now_us(), limits=limits))
+        await crew.bus.publish(events(NO_RUN, NO_RUN, "BudgetChanged"))
+        await crew.ended(run_id)
 
 
 async def test_a_raise_that_is_too_small_holds_on() -> None:

@@ -15,8 +15,8 @@ from crewlog.events.bus import Message
 from crewlog.events.controls import kind_scope, run_scope, tenant_scope
 from crewlog.events.store import ANY, AppendRequest, Write
 from crewlog.schemas.ids import CONTROL_STREAM, RunId
-from crewlog.schemas.subjects import outcome, wake
-from crewlog.schemas.system_events import ScopePaused
+from crewlog.schemas.subjects import NO_RUN, control_kind, events, outcome, wake
+from crewlog.schemas.system_events import ScopePaused, ScopeResumed
 from crewlog.schemas.task import AgentTask, parse_task
 from crewlog.schemas.task_events import TaskEvent, TaskHandedBack
 
@@ -298,3 +298,23 @@ async def test_a_plan_that_needs_a_paused_kind_takes_note_of_it_at_once() -> Non
         run_id = await crew.submit(plan=a_plan(a="data", b="code a"))
         await crew.until(lambda: "RunPaused" in crew.types(run_id))
         assert (await report(crew, run_id))["pauses"][0]["scope"] == kind_scope("code")
+
+
+@pytest.mark.parametrize("word", [events(NO_RUN, NO_RUN, "ScopeResumed"), control_kind("orchestrator")])
+async def test_a_command_whose_first_word_is_lost_takes_effect_with_the_second_one(word: str) -> None:
+    crew = Crew(diligent)
+    async with crew.orchestrator(), crew.agents():  # a sweep is far away
+        assert (await crew.ask("tenants.pause", BY))["changed"] is True
+        run_id = await crew.submit(type="data")
+        assert "RunPaused" in crew.types(run_id)
+        told: asyncio.Queue[Message] = asyncio.Queue()
+
+        async def hear(message: Message) -> None:
+            told.put_nowait(message)
+
+        await crew.bus.subscribe(control_kind("data"), hear)
+        write = Write(CONTROL_STREAM, (ScopeResumed(tenant_scope("default"), "ada"),), ANY)
+        await crew.store().append(AppendRequest((write,), [crew.clock.new_id()], crew.clock.now_us()))
+        await crew.bus.publish(word)
+        await crew.ended(run_id)
+        assert told.empty() == (word == control_kind("orchestrator")), "the second word is passed on to workers; before the first they were told"

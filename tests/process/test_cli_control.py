@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from datetime import datetime
 
 from support.live_crew import DEMO, LiveCrew
+
+from crewlog.events.clock import SystemClock
+from crewlog.events.controls import tenant_scope
+from crewlog.events.credentials import load_credentials
+from crewlog.events.nats_bus import NatsBus
+from crewlog.events.poke import Poke
+from crewlog.events.postgres_store import PostgresStore
+from crewlog.events.store import AppendRequest, Write
+from crewlog.orchestrator.home import Home
+from crewlog.schemas.ids import CONTROL_STREAM
+from crewlog.schemas.system_events import ScopeResumed
 
 GOAL = ("submit", "Count the rows of the table", "--type", "data", "--attach", str(DEMO / "penguins.csv"))
 WHO = ("--as", "ada", "--reason", "incident 7")
@@ -47,3 +60,27 @@ async def test_a_drained_worker_leaves_and_stays_away_until_it_is_wanted_again(c
     finally:
         crew.run("scale", "communicate=1")
     assert "communicate" in {agent["kind"] for agent in crew.json("status")["agents"]}
+
+
+async def test_a_command_that_nobody_told_of_takes_effect_at_once_by_what_the_relay_tells(crew: LiveCrew) -> None:
+    crew.run("pause", "--tenant", "default", *WHO)
+    state = Home(crew.home).state()
+    assert state is not None
+    logins, clock = load_credentials(crew.home), SystemClock()
+    url = logins.postgres_url("crewlog_orchestrator", state.database_port or 0)
+    try:
+        run_id = crew.run(*GOAL).stdout.strip()
+        bus = await NatsBus.connect(logins.nats_url("orchestrator", state.nats_port or 0), name="test")
+        poke = Poke(bus)
+        store = await PostgresStore.open(url, actor="nobody@test", clock=clock, on_commit=poke.notify)  # an orchestrator whose word of it is lost
+        resumed_us = clock.now_us()
+        await store.append(AppendRequest((Write(CONTROL_STREAM, (ScopeResumed(tenant_scope("default"), "ada"),)),), (clock.new_id(),), resumed_us))
+        await store.close()
+        await poke.close()
+        await bus.close()
+        crew.run("watch", run_id, "--timeout", "60")
+    finally:
+        crew.run("resume", "--tenant", "default")
+    noted = next(event for event in map(json.loads, crew.run("events", run_id, "-o", "json").stdout.splitlines()) if event["type"] == "RunResumed")
+    took_s = datetime.fromisoformat(noted["occurred_at"]).timestamp() - resumed_us / 1e6
+    assert took_s < 2, "a sweep comes every ten seconds, a relay that is not poked looks every five"
