@@ -18,7 +18,7 @@ ADMIN: Final = "crewlog_admin"
 """Superuser of the embedded Postgres; only the supervisor logs in with it."""
 DATABASE: Final = "crewlog"
 POSTGRES_ROLES: Final = (ADMIN, *ROLES)
-NATS_USERS: Final = ("orchestrator", "projector", *BUILT_IN_KINDS, "specialist", "operator", "supervisor")
+NATS_USERS: Final = ("orchestrator", "projector", *BUILT_IN_KINDS, "specialist", "operator", "client", "supervisor")
 
 
 class Credentials(msgspec.Struct, frozen=True):

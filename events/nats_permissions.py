@@ -27,7 +27,14 @@ def permissions(user: str) -> dict[str, Any]:
 
     Users without rules of their own get those of an agent of that kind.
     """
-    rules = {"orchestrator": _orchestrator, "projector": _projector, "operator": _operator, "supervisor": _supervisor, "specialist": _specialist}
+    rules = {
+        "orchestrator": _orchestrator,
+        "projector": _projector,
+        "operator": _operator,
+        "client": _client,
+        "supervisor": _supervisor,
+        "specialist": _specialist,
+    }
     made = rules[user]() if user in rules else _agent(user)
     made["subscribe"]["allow"].append(f"_INBOX_{user}.>")
     return {**made, "allow_responses": _REPLIES}
@@ -107,6 +114,18 @@ def _operator() -> dict[str, Any]:
         "publish": {"allow": [*sent, "$SRV.>", "$JS.FC.>", *own, *look, *letters, *acks]},
         # `_INBOX.>` because a client that knows nothing of us uses that prefix; nobody else gets answers there
         "subscribe": {"allow": ["_INBOX.>", "events.>", "outcomes.>", "live.>", "rejected.>", "dlq.>", "telemetry.>", f"{REPLAY}.>"]},
+    }
+
+
+def _client() -> dict[str, Any]:
+    """Programs that hand in work and follow it, and decide nothing: no limit, approval, schedule or end of anything is theirs to change.
+
+    What a task says of itself (tenant, user, surface, `auto_approve`) is not checked here: a message does not say who sent it. They keep no
+    consumers, and hear answers under `_INBOX_client` only.
+    """
+    return {
+        "publish": {"allow": ["tasks.*.*", "api.*.tasks.submit", "api.*.runs.get"]},
+        "subscribe": {"allow": ["events.>", "outcomes.>", "live.>", "rejected.>"]},
     }
 
 

@@ -105,12 +105,15 @@ async def url(
         say(f"this login reads {'the public views' if reader else 'everything'}; they are in schema crewlog")
 
 
-async def nats_url(home: HomeOption = None, output: OutputOption = Output.TABLE) -> None:
-    """Print the address for NATS clients of any language: a login that submits, asks and watches."""
-    from crewlog.orchestrator.endpoints import with_login
+async def nats_url(
+    home: HomeOption = None,
+    client: Annotated[bool, typer.Option("--client", help="A login that only submits, asks for runs and watches; answers come under _INBOX_client.")] = False,
+    output: OutputOption = Output.TABLE,
+) -> None:
+    """Print the address for NATS clients of any language: an operator's login, which may also decide, steer and raise limits."""
+    from crewlog.orchestrator import endpoints
 
-    address = with_login(load_config(home), "operator").nats_url
-    assert address is not None
+    address = endpoints.nats_url(load_config(home), "client" if client else "operator")
     if output is Output.JSON:
         print_json({"url": address.get_secret_value()})
     else:

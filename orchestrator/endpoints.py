@@ -42,6 +42,21 @@ def with_login(config: Config, process: str) -> Config:
     return config.model_copy(update=found)
 
 
+def nats_url(config: Config, user: Literal["operator", "client"]) -> SecretStr:
+    """Return the address of NATS for what a person or program does with it. One in the configuration is taken as it is: its login is what counts.
+
+    Raises:
+        Unavailable: the home has no running NATS server.
+    """
+    from pydantic import SecretStr
+
+    if config.nats_url is not None:
+        return config.nats_url
+    port = _running(config.home).nats_port
+    assert port is not None, "a crew without a server of its own has an address in its configuration"
+    return SecretStr(load_credentials(config.home).nats_url(user, port))
+
+
 def database_url(config: Config, role: Literal["operator", "archivist", "reader"]) -> str:
     """Return the address of the database for what a person does with it.
 

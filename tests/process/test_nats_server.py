@@ -173,6 +173,19 @@ async def test_a_plain_client_of_the_operator_asks_and_reads_events(fleet: Fleet
     await nc.close()
 
 
+@pytest.mark.parametrize("subject", ["budgets.raise", "budgets.set", "approvals.decide", "runs.terminate", "runs.fork", "tenants.pause", "schedules.add"])
+async def test_who_hands_in_work_steers_nothing(fleet: Fleet, subject: str) -> None:
+    orchestrator, client = await fleet.bus("orchestrator"), await fleet.bus("client")
+
+    async def answer(message: Message) -> None:
+        await orchestrator.publish(message.reply, b"accepted")
+
+    await orchestrator.subscribe("api.>", answer)
+    assert (await client.request("api.default.tasks.submit", b"{}", timeout_s=5)).data == b"accepted"
+    with pytest.raises(NotAuthorised):
+        await client.request(f"api.default.{subject}", b"{}", timeout_s=5)
+
+
 async def test_an_agent_answers_what_it_is_asked(fleet: Fleet) -> None:
     orchestrator, research = await fleet.bus("orchestrator"), await fleet.bus("research")
 

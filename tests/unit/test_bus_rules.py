@@ -69,11 +69,17 @@ def test_nobody_hears_the_answers_of_another(user: str) -> None:
     assert ">" not in allowed
 
 
-@pytest.mark.parametrize("user", [user for user in NATS_USERS if user not in {"orchestrator", "supervisor", "projector", "operator"}])
+@pytest.mark.parametrize("user", [user for user in NATS_USERS if user not in {"orchestrator", "supervisor", "projector", "operator", "client"}])
 def test_agents_may_not_touch_streams(user: str) -> None:
     allowed = permissions(user)["publish"]["allow"]
     assert all(subject.startswith("$JS.API.CONSUMER.MSG.NEXT.WORK.") for subject in allowed if subject.startswith("$JS.API"))
     assert not any(subject.startswith(("tasks", "work", "events", "supervisor", ">")) for subject in allowed)
+
+
+def test_who_hands_in_work_steers_nothing() -> None:
+    rules = permissions("client")
+    assert rules["publish"] == {"allow": ["tasks.*.*", "api.*.tasks.submit", "api.*.runs.get"]}
+    assert rules["subscribe"] == {"allow": ["events.>", "outcomes.>", "live.>", "rejected.>", "_INBOX_client.>"]}
 
 
 @pytest.mark.parametrize("subject", ["a b", "", "a\r\nPING", "a\nb"])
