@@ -35,7 +35,7 @@ class Tools(StrEnum):
     REAL = "real"
 
 
-_TO = "Where to write; else golden/NAME.golden.json."
+_TO = "File or folder to write to; else golden/NAME.golden.json."
 _LIVE = "Hand the tasks in to the running crew, with its models; effects are stubbed."
 
 
@@ -51,12 +51,13 @@ async def record(
     run: RecordedRun,
     to: Annotated[Path | None, typer.Option("--to", metavar="FILE", help=_TO)] = None,
     name: Annotated[str, typer.Option("--name", help="What it is called; else by its file, or its goal.")] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a file that says otherwise, with what was edited in it.")] = False,
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Keep a run as a golden task: what it was asked, what came of it, its recording and its attachments."""
     from crewlog.orchestrator.bundle import collect, pack_bundle
-    from crewlog.orchestrator.golden import SUFFIX, golden_of, write_golden
+    from crewlog.orchestrator.golden import SUFFIX, golden_of, golden_path, refuse_overwriting, write_golden
     from crewlog.orchestrator.run_history import all_payloads, load_history, refuse_erased, with_texts
 
     async with opened(run, home) as (store, run_id):
@@ -64,9 +65,11 @@ async def record(
         refuse_erased(history, "recorded as a golden task")
         history = await with_texts(store, history, all_payloads(history.events))
         recording = pack_bundle(await collect(store, run_id))
-    named = name or (to.name.removesuffix(SUFFIX) if to is not None else _slug(_goal(history)))
-    path = to or Path("golden") / f"{named}{SUFFIX}"
+    path = golden_path(to, name or _slug(_goal(history)))
+    named = name or path.name.removesuffix(SUFFIX)
     golden = golden_of(history, named)
+    if not overwrite:
+        refuse_overwriting(path, golden)
     written = write_golden(path, golden, recording, {} if is_file(run) else await _attachments(golden, home))
     if output is Output.JSON:
         print_json({"run_id": str(run_id), "name": named, "files": [str(file) for file in written]})
@@ -103,7 +106,7 @@ async def run_golden(
     tools: Annotated[Tools, typer.Option("--tools", help="recorded: as they answered then. real: they run, on the kept attachments.")] = Tools.RECORDED,
     live: Annotated[bool, typer.Option("--live", help=_LIVE)] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Fail also when models are asked otherwise than recorded.")] = False,
-    update: Annotated[bool, typer.Option("--update", help="Write what came of each into its file as what is expected.")] = False,
+    update: Annotated[bool, typer.Option("--update", help="Write what came of each into its file, where that looks at it.")] = False,
     agents: Annotated[list[str] | None, typer.Option("--agent", metavar="MODULE:ATTR", help="An agent that is not built in; repeatable.")] = None,
     report: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Also write a JUnit report.")] = None,
     home: HomeOption = None,
@@ -135,7 +138,7 @@ async def _judged(path: Path, home: Path | None, options: dict[str, Any], *, liv
     """Play one golden task; what goes wrong with it is its verdict, and the others are played all the same."""
     from crewlog.events.clock import SystemClock
     from crewlog.orchestrator.bundle import read_bundle
-    from crewlog.orchestrator.golden import expected_of, read_golden, recording_of, write_golden
+    from crewlog.orchestrator.golden import read_golden, recording_of, updated, write_golden
     from crewlog.orchestrator.golden_observe import differences, observe
     from crewlog.orchestrator.golden_play import Played, play
     from crewlog.orchestrator.golden_report import Verdict
@@ -154,7 +157,7 @@ async def _judged(path: Path, home: Path | None, options: dict[str, Any], *, liv
     except (OrchestrationError, OSError, TimeoutError) as error:
         return Verdict(name, str(path), False, (), str(error) or f"it did not end in time ({type(error).__name__})", None, clock.monotonic() - began)
     if update:
-        golden = type(golden)(name=golden.name, task=golden.task, expect=expected_of(seen))
+        golden = type(golden)(name=golden.name, task=golden.task, expect=updated(golden.expect, seen))
         write_golden(path, golden, recording_of(path).read_bytes(), {})
     found = differences(golden.expect, seen, is_exact=not live)
     drift = tuple(played.drift)

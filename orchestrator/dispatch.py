@@ -18,6 +18,7 @@ from crewlog.schemas.effects import UndoOrder
 from crewlog.schemas.ids import TaskId
 from crewlog.schemas.run_events import Step
 from crewlog.schemas.subjects import worker_group
+from crewlog.schemas.task import AgentTask
 from crewlog.schemas.text import shorten
 from crewlog.schemas.trial import Trial
 from crewlog.schemas.values import ContextItem, Issue, Outcome
@@ -173,6 +174,11 @@ def kinds_item(offered: dict[str, str]) -> ContextItem:
     """Tell a planner which kinds of agents there are."""
     output = [{"kind": kind, "description": description} for kind, description in offered.items()]
     return ContextItem(KINDS, SYSTEM, "the agent kinds a plan may use", Outcome("\n".join(f"{k}: {d}" for k, d in offered.items()), output=output))
+
+
+def kinds_told(task: AgentTask) -> dict[str, str]:
+    """Return what `kinds_item` told a planner: agent kind -> its description. Nothing for any other task."""
+    return {kind["kind"]: kind["description"] for item in task.context if item.key == KINDS for kind in item.outcome.output}
 
 
 def review_item(issues: Sequence[Issue]) -> ContextItem:

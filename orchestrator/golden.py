@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from crewlog.orchestrator.golden_observe import Observed, observe
+from crewlog.orchestrator.golden_observe import Observed, compare_values, observe
 from crewlog.orchestrator.run_history import RunHistory
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import Hash
@@ -21,6 +21,7 @@ from crewlog.schemas.merge_patch import merged
 from crewlog.schemas.run_events import RunForked, RunSubmitted
 from crewlog.schemas.subjects import SHADOW_LANE
 from crewlog.schemas.task import AgentTask, parse_task
+from crewlog.schemas.text import shorten
 
 FORMAT: Final = "crewlog golden"
 SUFFIX: Final = ".golden.json"
@@ -33,6 +34,9 @@ SECONDS_SLACK: Final = 3.0
 SECONDS_LEAST: Final = 10.0
 COST_SLACK: Final = 1.2
 """How much more than the recorded run a golden task may take, until somebody writes down something else."""
+DIFFER_MAX: Final = 5
+"""Differences that an error names before it only counts them, each cut to `DIFFER_CHARS_MAX`."""
+DIFFER_CHARS_MAX: Final = 120
 
 
 class Expectation(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -96,6 +100,19 @@ def expected_of(seen: Observed) -> Expectation:
     )
 
 
+def updated(expected: Expectation, seen: Observed) -> Expectation:
+    """Turn what was seen into what is expected from now on, where somebody looks: what was taken out stays out, and a bound that holds stays."""
+    fresh = expected_of(seen)
+    took = {"max_cost_micro_usd": seen.cost_micro_usd, "max_steps": seen.steps, "max_seconds": seen.seconds}
+    kept = {name: most for name in expected.__struct_fields__ if (most := getattr(expected, name)) is None or (name in took and took[name] <= most)}
+    tasks = None if expected.tasks is None else {key: _looked_at(task, expected.tasks.get(key)) for key, task in seen.tasks.items()}
+    return msgspec.structs.replace(fresh, **{"tasks": tasks, **kept})
+
+
+def _looked_at(task: Mapping[str, Any], expected: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    return task if expected is None else {name: task.get(name) for name in expected}
+
+
 def _submitted(history: RunHistory) -> dict[str, Any]:
     task: dict[str, Any] = {}
     for recorded in history.run_events:
@@ -110,6 +127,29 @@ def _submitted(history: RunHistory) -> dict[str, Any]:
 def task_of(golden: Golden, **fields: Any) -> AgentTask:
     """Return the task to hand in, with ids and further fields."""
     return parse_task({**golden.task, **fields})
+
+
+def golden_path(to: Path | None, name: str) -> Path:
+    """Return where a golden task is written: `to`, which may be a folder, and which gets the ending that `find_golden` looks for."""
+    if to is None or to.is_dir():
+        return (to or Path("golden")) / f"{name}{SUFFIX}"
+    return to if to.name.endswith(SUFFIX) else to.with_name(f"{to.name.removesuffix('.json').removesuffix('.golden')}{SUFFIX}")
+
+
+def refuse_overwriting(path: Path, golden: Golden) -> None:
+    """Refuse to write over a golden task that says something else: somebody may have edited it.
+
+    Raises:
+        ContractError: it does, and where; or the file holds something else altogether.
+    """
+    if not path.exists():
+        return
+    before, now = (msgspec.to_builtins(one) for one in (read_golden(path), golden))
+    differ = [shorten(str(each).removeprefix("."), DIFFER_CHARS_MAX) for each in compare_values("", before, now)]
+    if differ:
+        more = [f"and {len(differ) - DIFFER_MAX} more"] if len(differ) > DIFFER_MAX else []
+        named = "; ".join([*differ[:DIFFER_MAX], *more])
+        raise ContractError(f"{path} is there already and says otherwise: {named}\nwrite another file with --to, or replace it with --overwrite")
 
 
 def write_golden(path: Path, golden: Golden, recording: bytes, files: Mapping[Hash, bytes]) -> list[Path]:

@@ -134,11 +134,11 @@ def differences(expected: Expectation, seen: Observed, *, is_exact: bool) -> lis
     for name in ("status", "plan", "artifacts", "flags"):
         wanted, got = getattr(expected, name), getattr(seen, name)
         if wanted is not None:
-            found += _compare(name, _plain(wanted), _plain(got))
+            found += compare_values(name, _plain(wanted), _plain(got))
     if expected.tasks is not None:
         found += _tasks(_plain(expected.tasks), seen.tasks, is_exact=is_exact)
     if expected.answer is not None and is_exact:
-        found += _compare("answer", expected.answer, seen.answer)
+        found += compare_values("answer", expected.answer, seen.answer)
     limits = (("max_cost_micro_usd", seen.cost_micro_usd), ("max_steps", seen.steps), ("max_seconds", round(seen.seconds, 3)))
     for name, got in limits:
         most = getattr(expected, name)
@@ -152,18 +152,18 @@ IN_WORDS: Final = ("summary", "citations")
 
 
 def _tasks(expected: dict[str, Any], seen: dict[str, dict[str, Any]], *, is_exact: bool) -> Iterator[Difference]:
-    yield from _compare("tasks", sorted(expected), sorted(seen))
+    yield from compare_values("tasks", sorted(expected), sorted(seen))
     for key, wanted in expected.items():
         for name, value in wanted.items():
             if key in seen and (is_exact or name not in IN_WORDS):
-                yield from _compare(f"tasks.{key}.{name}", value, _plain(seen[key].get(name)))
+                yield from compare_values(f"tasks.{key}.{name}", value, _plain(seen[key].get(name)))
 
 
-def _compare(where: str, expected: Any, got: Any) -> Iterator[Difference]:
+def compare_values(where: str, expected: Any, got: Any) -> Iterator[Difference]:
     """Find the places in which two values of JSON differ."""
     if isinstance(expected, dict) and isinstance(got, dict):
         for name in {**expected, **got}:
-            yield from _compare(f"{where}.{name}", expected.get(name), got.get(name))
+            yield from compare_values(f"{where}.{name}", expected.get(name), got.get(name))
     elif expected != got:
         yield Difference(where, expected, got)
 

@@ -30,8 +30,11 @@ from crewlog.events.artifact_store import open_artifacts
 from crewlog.events.clock import Clock
 from crewlog.events.config import Config
 from crewlog.events.memory_store import MemoryLog, MemoryStore
+from crewlog.events.store import ANY, AppendRequest, Write
 from crewlog.orchestrator.bundle import Bundle
+from crewlog.orchestrator.dispatch import kinds_told
 from crewlog.orchestrator.golden import FILES, Golden, task_of
+from crewlog.orchestrator.kinds import DIRECTORY
 from crewlog.orchestrator.memory_crew import MemoryCrew, memory_crew
 from crewlog.orchestrator.run_history import RunHistory, all_payloads, load_history, with_texts
 from crewlog.schemas.blocks import ModelReply, ModelRequest, Native, Text, ToolUse
@@ -39,6 +42,8 @@ from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import ApprovalId, Hash, RunId
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.run_events import TaskSuspended
+from crewlog.schemas.system_events import AgentRegistered
+from crewlog.schemas.task import read_task
 from crewlog.schemas.task_events import ApprovalDecided, ApprovalRequested, ModelCallFinished, ModelCallStarted, TaskForked, TaskOpened
 from crewlog.schemas.trial import Trial
 
@@ -174,6 +179,7 @@ async def play(
             await artifacts.put(kept.name, kept.read_bytes())
         log = recorded_store.log
         specs = _specs(recorded, log, agents, clock)
+        await _know_kinds(recorded_store, recorded, clock)
         chains: dict[str, tuple[Model, ...]] = {spec.kind: (TapeModel(tape, spec.kind) if models == "recorded" else OfflineModel(),) for spec in specs}
         crew = memory_crew(specs, chains.__getitem__, clock=clock, artifacts=artifacts, folder=home / "workspaces", log=log, allow_unpriced=True)
         async with asyncio.timeout(task.timeout_seconds), crew as up:
@@ -204,6 +210,17 @@ def _specs(recorded: RunHistory, log: MemoryLog, agents: Sequence[str], clock: C
         raise ContractError(f"the recording has tasks of kind {unknown[0]!r}, which is not built in; name it with --agent module:ATTRIBUTE")
     specs = [own.get(kind) or BUILT_IN[kind](services) for kind in sorted(kinds)]
     return [with_memory(spec, store, LocalMemories(store), clock) for spec in specs] if config.memory else specs
+
+
+async def _know_kinds(store: MemoryStore, recorded: RunHistory, clock: Clock) -> None:
+    """Let planners be told of the kinds that they were told of in the recording; those that are up say themselves what they are good for."""
+    told: dict[str, str] = {}
+    for event in (r.event() for r in recorded.events):
+        if isinstance(event, TaskOpened):
+            told |= kinds_told(read_task(event.task))
+    facts = [AgentRegistered(kind, "recorded", description, "recorded", 0, "", True, ()) for kind, description in told.items()]
+    if facts:
+        await store.append(AppendRequest([Write(DIRECTORY, facts, ANY)], [clock.new_id() for _ in facts], clock.now_us()))
 
 
 async def _answer_as_then(crew: MemoryCrew, recorded: RunHistory, run_id: RunId, tenant: str) -> None:

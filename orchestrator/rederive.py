@@ -38,6 +38,7 @@ from crewlog.orchestrator.commands import (
     Tick,
 )
 from crewlog.orchestrator.decide import DEADLINE, POISON, decide
+from crewlog.orchestrator.dispatch import kinds_told
 from crewlog.orchestrator.draft import Decision
 from crewlog.orchestrator.planning import PLANNER, Kinds, Offer
 from crewlog.orchestrator.run import RunState, active_tasks, initial_state
@@ -296,8 +297,7 @@ def _kinds(command: Command, run_events: Sequence[Recorded], at: int, tasks: _Ta
 def _told(task_id: TaskId, tasks: _Tasks) -> dict[str, Offer]:
     for event in tasks.of(task_id):
         if isinstance(event, TaskOpened):
-            asked = read_task(event.task)
-            return {kind["kind"]: Offer(kind["description"]) for item in asked.context if item.key == "@kinds" for kind in item.outcome.output}
+            return {kind: Offer(description) for kind, description in kinds_told(read_task(event.task)).items()}
     return {}
 
 

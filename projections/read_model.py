@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 REFUSED: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError, ValueError, OverflowError, ContractError)
 """Errors that lie in the data: another try would end the same way."""
 
+
 class _Limit(NamedTuple):
     projection: str
     facts_max: int

@@ -49,6 +49,13 @@ def test_a_run_is_kept_as_a_golden_task_that_the_crew_carries_out_as_well(crew: 
     assert (lived["name"], lived["passed"], lived["differences"]) == ("count", True, [])
 
 
+def test_a_planned_run_is_asked_the_same_when_it_is_played_without_a_crew(crew: LiveCrew, tmp_path: Path) -> None:
+    planned = crew.json("submit", "Count the rows", "--wait", "--timeout", "90")
+    crew.run("golden", "record", planned["run_id"], "--to", tmp_path)
+    (again,) = crew.json("golden", "run", tmp_path, "--strict")
+    assert (again["passed"], again["drift"]) == (True, [])
+
+
 def test_finished_runs_are_tried_again_and_their_budget_is_listed(crew: LiveCrew, run: dict[str, Any]) -> None:
     found = crew.json("eval", "--last", "1", "--type", "data", "--model", "offline", "--max-usd", "0.25", "--check", "false", code=1)
     assert set(found) == {"name", "summary", "pairs", "skipped", "budget"}

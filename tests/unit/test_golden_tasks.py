@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from crewlog.events.clock import SystemClock
 from crewlog.orchestrator.bundle import read_bundle
 from crewlog.orchestrator.cli import command_line
-from crewlog.orchestrator.golden import SUFFIX, Golden, find_golden, golden_of, read_golden, recording_of, task_of, write_golden
+from crewlog.orchestrator.golden import SUFFIX, Golden, find_golden, golden_of, golden_path, read_golden, recording_of, task_of, updated, write_golden
 from crewlog.orchestrator.golden_observe import Difference, differences, normalised, observe
 from crewlog.orchestrator.golden_play import Answers, Played, play
 from crewlog.orchestrator.golden_report import Verdict, junit
@@ -102,6 +102,40 @@ async def test_a_run_is_written_and_read_again(tmp_path: Path) -> None:
     ids = {"task_id": "00000000-0000-4000-8000-000000000001"}
     assert task_of(golden, **ids).objective == task_of(read_golden(MAIL), **ids).objective
     assert not golden.task.keys() & {"task_id", "run_id", "trial"}
+
+
+def test_a_golden_task_that_was_edited_is_not_written_over(tmp_path: Path) -> None:
+    path, command = golden_path(tmp_path, "mail"), ["golden", "record", str(recording_of(MAIL)), "--to"]
+    made = CliRunner().invoke(command_line(), [*command, str(path)])
+    assert (made.exit_code, CliRunner().invoke(command_line(), [*command, str(path)]).exit_code) == (0, 0)
+    golden = read_golden(path)
+    edited = msgspec.structs.replace(golden, expect=msgspec.structs.replace(golden.expect, max_steps=1, answer=None))
+    write_golden(path, edited, b"", {})
+    refused = CliRunner().invoke(command_line(), [*command, str(path)])
+    assert (refused.exit_code, read_golden(path), recording_of(path).read_bytes()) == (2, edited, b"")
+    assert "is there already and says otherwise: expect." in refused.stderr
+    assert "expect.answer: expected null, got " in refused.stderr
+    assert "expect.max_steps: expected 1, got " in refused.stderr
+    assert "--overwrite" in refused.stderr
+    assert CliRunner().invoke(command_line(), [*command, str(path), "--overwrite"]).exit_code == 0
+    assert read_golden(path) == golden
+
+
+def test_a_golden_task_gets_the_ending_by_which_it_is_found(tmp_path: Path) -> None:
+    wanted = tmp_path / "a.golden.json"
+    assert [golden_path(tmp_path / name, "n") for name in ("a", "a.json", "a.golden", "a.golden.json")] == [wanted] * 4
+    assert (golden_path(None, "n"), golden_path(tmp_path, "n")) == (Path("golden/n.golden.json"), tmp_path / "n.golden.json")
+
+
+async def test_an_update_leaves_out_what_was_taken_out_and_keeps_bounds_that_hold() -> None:
+    seen = observe((await played(MAIL)).history)
+    expect = read_golden(MAIL).expect
+    edited = msgspec.structs.replace(expect, answer=None, max_steps=50, max_seconds=0.0, tasks={"task": {"tools": []}}, status="failed")
+    again = updated(edited, seen)
+    assert (again.answer, again.max_steps, again.status, again.tasks) == (None, 50, "completed", {"task": {"tools": seen.tasks["task"]["tools"]}})
+    assert again.max_seconds is not None
+    assert again.max_seconds >= seen.seconds
+    assert differences(again, seen, is_exact=True) == []
 
 
 @pytest.mark.parametrize(
