@@ -9,8 +9,11 @@ import msgspec
 from crewlog.projections.rows import Json
 
 _encode: Final = msgspec.json.Encoder().encode
+_EMPTY: Final = Json("[]")
 
 
 def to_json(value: Any) -> Json:
     """Return a value as JSON text."""
+    if value == ():  # most lists are empty: no files, no complaints, nothing to wait for
+        return _EMPTY
     return Json(_encode(value).decode())

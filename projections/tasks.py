@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Final
+from uuid import UUID
 
 import msgspec
 
@@ -68,7 +69,7 @@ def task_of(stream: Stream) -> TaskId:
     if category(stream) != "task":
         raise ContractError(f"{stream} is not a task stream, but holds an event of one")
     try:
-        return TaskId(msgspec.convert(stream[5:], TaskId))
+        return TaskId(msgspec.convert(stream[5:], UUID))
     except msgspec.ValidationError as error:
         raise ContractError(f"{stream} does not name a task: {error}") from error
 
