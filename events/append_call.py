@@ -71,10 +71,13 @@ async def call(connection: Any, batch: Sequence[Encoded], actor: str, *, timeout
 
 def plain_arguments(batch: Sequence[Encoded], actor: str) -> list[Any] | None:
     """Lay out a batch as the parameters of `es.append_plain`, see there; None when it is not plain."""
+    if not all(encoded.is_plain for encoded in batch):
+        return None
     requests = [encoded.request for encoded in batch]
     writes = [request.writes[0] for request in requests]
     streams = [write.stream for write in writes]
-    if not all(encoded.is_plain for encoded in batch) or len(set(streams)) < len(streams) or len(set(map(category, streams))) > 1:
+    prefix = category(streams[0]) + "/"
+    if len(set(streams)) < len(streams) or not all(stream.startswith(prefix) for stream in streams):
         return None
     e_type, types = _numbered([event.__class__ for write in writes for event in write.events])
     counts = [] if len(e_type) == len(writes) else [len(write.events) for write in writes]  # one each: nothing to say

@@ -95,7 +95,8 @@ class Appender:
         if len(queue) >= self._queue_max:
             raise Unavailable(f"append to {request.writes[0].stream}: {self._queue_max} requests are waiting already", retry_after_s=1.0)
         future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
-        queue.append(_Waiting(encoded, future, self._clock.monotonic() + self._wait_s, request.run_id or request.writes[0].stream))
+        order = request.writes[0].stream if request.run_id is None else request.run_id.int  # hashes faster than an id
+        queue.append(_Waiting(encoded, future, self._clock.monotonic() + self._wait_s, order))
         if self._idle and self._worth_a_lane(busy=len(self._lanes) - len(self._idle)):
             self._idle.pop().wake.set()
         return future
@@ -160,7 +161,7 @@ class Appender:
             item = queue.popleft()
             if item.future.done():
                 continue  # a caller that gave up before sending costs nothing
-            if item.order in elsewhere:
+            if elsewhere and item.order in elsewhere:
                 kept_back.append(item)
             else:
                 batch.append(item)
