@@ -22,7 +22,7 @@ from crewlog.events.store import Recorded
 from crewlog.schemas.ids import Hash, RunId, Stream, task_stream
 from crewlog.schemas.payload import Payload, content_hash
 from crewlog.schemas.task import AgentTask
-from crewlog.schemas.task_events import ModelCallFinished, TaskForked, ToolCall, ToolFinished, ToolStarted
+from crewlog.schemas.task_events import ModelCallFinished, TaskForked, TaskOpened, ToolCall, ToolFinished, ToolStarted
 from crewlog.schemas.trial import Stub
 from crewlog.schemas.values import ArtifactRef, Outcome
 
@@ -32,7 +32,12 @@ STUBBED: Final = "stubbed"
 RECORDED: Final = "recorded"
 MISSING: Final = "missing"
 
+Place = tuple[str, int] | None
+"""Key and revision of a task: it has the same in a trial as in the run that is tried. None: unknown."""
 _Key = tuple[str, str, Hash, Hash]
+
+
+_BEGINS: Final = frozenset({TaskOpened.__name__, TaskForked.__name__})
 
 
 class StandIn(NamedTuple):
@@ -63,12 +68,15 @@ class RecordedResults:
 
     def __init__(self, events: Iterable[Recorded]) -> None:
         """Take in the events of a run in the order of the log."""
-        self._found: dict[_Key, list[ToolFinished]] = defaultdict(list)
+        self._found: dict[_Key, list[tuple[Place, ToolFinished]]] = defaultdict(list)
+        places: dict[Stream, Place] = {}
         calls: dict[Stream, dict[str, ToolCall]] = defaultdict(dict)
         made: dict[Stream, tuple[ArtifactRef, ...]] = defaultdict(tuple)
         begun: dict[tuple[Stream, str], _Key] = {}
         for recorded in events:
             event, stream = recorded.event(), recorded.stream
+            if isinstance(event, TaskOpened | TaskForked):
+                places[stream] = place_of(event)
             match event:
                 case TaskForked():
                     made[stream], calls[stream] = made[task_stream(event.parent)], dict(calls[task_stream(event.parent)])
@@ -79,13 +87,20 @@ class RecordedResults:
                 case ToolFinished():
                     key = begun.pop((stream, event.call_id), None)
                     if key is not None and event.status in ("ok", "error"):
-                        self._found[key].append(event)
+                        self._found[key].append((places.get(stream), event))
                     made[stream] += event.artifacts
 
-    def find(self, call: ToolCall, version: str, made: tuple[ArtifactRef, ...], *, earlier: int) -> ToolFinished | None:
-        """Return what a call got; of several calls that were the same, the one with as many `earlier` ones, or the last."""
-        found = self._found.get(_key(call, version, made))
-        return found[min(earlier, len(found) - 1)] if found else None
+    def find(self, call: ToolCall, version: str, made: tuple[ArtifactRef, ...], *, earlier: int, place: Place = None) -> ToolFinished | None:
+        """Return what a call got; of several calls that were the same, the one with as many `earlier` ones, or the last: of those of the task in the
+        same place of its run if it made any, since a task that is revised, or stands beside others, asks the same again and may be told otherwise."""
+        found = self._found.get(_key(call, version, made), [])
+        own = [finished for its, finished in found if its == place] or [finished for _, finished in found]
+        return own[min(earlier, len(own) - 1)] if own else None
+
+
+def place_of(begin: TaskOpened | TaskForked) -> Place:
+    """Say which place in its run a task has."""
+    return begin.key, begin.revision
 
 
 def _key(call: ToolCall, version: str, made: Iterable[ArtifactRef]) -> _Key:
@@ -109,6 +124,7 @@ class StandIns:
     def __init__(self, task: AgentTask, journal: Journal) -> None:
         self._task, self._journal = task, journal
         self._results: RecordedResults | None = None
+        self._place: Place = None
 
     async def for_call(self, call: Call, tool: SetupTool) -> StandIn | None:
         """Return what answers this call, None when it is to be carried out.
@@ -132,13 +148,19 @@ class StandIns:
             events = await read_history(self._journal.store, RunId(trial.source))
             # what another tenant's agents saw is nobody's business: to this task there is no such run
             self._results = RecordedResults(events if tenant_of(events) == self._task.tenant else ())
+            self._place = await self._own_place()
         earlier = sum(_is_same(one, call.call) for exchange in state.exchanges for one in exchange.calls if one.call_id != call.call.call_id)
-        found = self._results.find(call.call, tool.version, state.artifacts, earlier=earlier)
+        found = self._results.find(call.call, tool.version, state.artifacts, earlier=earlier, place=self._place)
         if found is None:
             return None
         # what the call made then is not made again: there is nothing to take back
         nothing_done = {"ways": msgspec.UNSET, "compensation": msgspec.UNSET, "reused": msgspec.UNSET}
         return _Found(msgspec.structs.replace(found, call_id=call.call.call_id, latency_ms=0, **nothing_done), found.result)
+
+    async def _own_place(self) -> Place:
+        own = {self._journal.stream: 0}
+        begins = (recorded.event() for recorded in await self._journal.store.read_streams(own, types=_BEGINS))
+        return next((place_of(event) for event in begins if isinstance(event, TaskOpened | TaskForked)), None)
 
     def _missing(self, call: Call, tool: SetupTool) -> ToolFinished:
         trial, name = self._task.trial, call.call.tool

@@ -65,7 +65,7 @@ async def evaluate(
     from crewlog.orchestrator.client import Client
     from crewlog.orchestrator.client_evaluation import Evaluation, Pace
     from crewlog.orchestrator.client_trials import finished_runs, kept_prompts
-    from crewlog.orchestrator.kinds import known_versions, versions_meant
+    from crewlog.orchestrator.kinds import known_versions, refuse_unknown, versions_meant
     from crewlog.schemas.errors import ContractError
     from crewlog.schemas.money import parse_usd
     from crewlog.schemas.trial import Trial
@@ -81,6 +81,7 @@ async def evaluate(
     async with Client.connect(config) as client:
         runs = await finished_runs(client, last=last, type_=kind, tenant=config.tenant)
         store = await client.store()
+        await refuse_unknown(store, prompts, what="a prompt")
         trial = Trial(
             fresh_reads=fresh_reads,
             models=model,

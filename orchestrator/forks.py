@@ -22,7 +22,7 @@ from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.folds import Fold
 from crewlog.orchestrator.fork_place import ForkPlace, fork_place, own_events
 from crewlog.orchestrator.forking import task_changes
-from crewlog.orchestrator.kinds import known_versions, versions_meant
+from crewlog.orchestrator.kinds import known_versions, refuse_unknown, versions_meant
 from crewlog.orchestrator.run import TaskState, active_tasks
 from crewlog.orchestrator.run_history import RunHistory, load_history, refuse_erased, with_texts
 from crewlog.orchestrator.terms import Allowance
@@ -103,6 +103,7 @@ class Forks:
         if not 1 <= request.at <= len(history.events):
             raise NotFound(f"event (run {request.run_id} has events 1 to {len(history.events)})", f"{request.run_id}:{request.at}")
         refuse_erased(history, "forked")
+        await refuse_unknown(self._store, request.prompts, what="a prompt")
         history, at = await self._owner(history, request.at)
         request = msgspec.structs.replace(request, at=at, agent_version=await self._versions(request.agent_version))
         place = fork_place(history, at)

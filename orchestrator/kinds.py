@@ -7,7 +7,7 @@ the directory stream as well, which therefore stays short: reading it tells an o
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -133,6 +133,24 @@ async def known_versions(store: EventStore) -> dict[str, list[str]]:
         if isinstance(event := recorded.event(), AgentRegistered):
             _note_version(versions, event)
     return versions
+
+
+async def refuse_unknown(store: EventStore, kinds: Iterable[str], *, what: str) -> None:
+    """Refuse to go on with something that is said of agent kinds which there are none of.
+
+    Args:
+        kinds: those that are named; `*` stands for all that are not.
+        what: what is said of them, such as `a prompt`.
+
+    Raises:
+        ContractError: one of them is none; with those that there are.
+        Unavailable: the log cannot be reached.
+    """
+    if not (named := set(kinds) - {"*"}):
+        return
+    there = {*BUILT_IN, *[e.kind for recorded in await store.read_streams({DIRECTORY: 0}) if isinstance(e := recorded.event(), AgentRegistered)]}
+    if unknown := sorted(named - there):
+        raise ContractError(f"{what} is named for kind {', '.join(unknown)}, which no agent has; there are {', '.join(sorted(there))}, and * for all others")
 
 
 def versions_meant(text: str, known: Mapping[str, Sequence[str]]) -> str:

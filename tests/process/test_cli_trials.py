@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -54,6 +55,24 @@ def test_a_planned_run_is_asked_the_same_when_it_is_played_without_a_crew(crew: 
     crew.run("golden", "record", planned["run_id"], "--to", tmp_path)
     (again,) = crew.json("golden", "run", tmp_path, "--strict")
     assert (again["passed"], again["drift"]) == (True, [])
+
+
+def test_instructions_for_a_kind_that_is_none_are_refused(crew: LiveCrew, run: dict[str, Any]) -> None:
+    said = "a prompt is named for kind ghost, which no agent has; there are code, communicate, data"
+    assert said in crew.run("eval", "--prompt", "ghost=Be brief.", code=2).stderr
+    assert said in crew.run("fork", run["run_id"], "--at", "7", "--prompt", "ghost=Be brief.", code=2).stderr
+
+
+def test_two_evaluations_at_once_keep_apart(crew: LiveCrew, run: dict[str, Any]) -> None:
+    def tried() -> dict[str, Any]:
+        found: dict[str, Any] = crew.json("eval", "--last", "1", "--type", "data", "--model", "offline", "--max-usd", "0.25")
+        return found
+
+    with ThreadPoolExecutor(2) as terminals:
+        both = [asked.result() for asked in [terminals.submit(tried) for _ in range(2)]]
+    assert [[pair["run_id"] for pair in found["pairs"]] for found in both] == [[run["run_id"]]] * 2
+    assert len({found["budget"]["scope"] for found in both}) == len({found["pairs"][0]["trial_id"] for found in both}) == 2
+    assert [(found["summary"]["diverging"]["count"], found["skipped"], found["budget"]["hard_micro_usd"]) for found in both] == [(0, [], 250_000)] * 2
 
 
 def test_finished_runs_are_tried_again_and_their_budget_is_listed(crew: LiveCrew, run: dict[str, Any]) -> None:

@@ -64,6 +64,8 @@ class Recorder:
     """(tool, text, idempotency key)"""
     entered: asyncio.Event = field(default_factory=asyncio.Event)
     gate: asyncio.Event | None = None
+    counts: bool = False
+    """Each result says which call it is the result of, as results of the same call differ in time."""
 
     def tool(self, name: str, effect: Effect = "read", *, needs_approval: bool = False, ends_task: bool = False, calls_max: int | None = None) -> ToolSpec:
         async def run(context: ToolContext, args: Say) -> ToolOutput:
@@ -75,7 +77,8 @@ class Recorder:
                 raise ToolFailed("it does not work")
             if args.text == "crash":
                 raise ZeroDivisionError("a bug")
-            return ToolOutput(f"{name} says {args.text}", outcome=Outcome(args.text) if ends_task else None)
+            which = f" in call {len(self.calls)}" if self.counts else ""
+            return ToolOutput(f"{name} says {args.text}{which}", outcome=Outcome(args.text) if ends_task else None)
 
         return ToolSpec(
             name, name, Say, run, effect=effect, trust="trusted", needs_approval=needs_approval, ends_task=ends_task, timeout_s=5, calls_max=calls_max

@@ -117,6 +117,19 @@ async def test_without_a_change_a_fork_does_the_same_again_and_sends_nothing(cre
     assert (forked.parent, forked.at, forked.actor) == (parent, at, "ann")
 
 
+async def test_each_task_is_served_what_it_got_itself_though_others_asked_the_same(crew: Crew) -> None:
+    crew.tools.counts = True
+    steps = [{"key": key, "type": "data", "objective": "count", "depends_on": after} for key, after in (("a", []), ("b", ["a"]))]
+    parent = await crew.history(await crew.run(type="run", plan={"steps": steps}))
+    fork = await crew.fork(parent.run_id, 1)
+
+    def seen(history: RunHistory) -> list[str]:
+        return [history.read(e.result) for r in history.events if isinstance(e := r.event(), ToolFinished) and e.tool == "look"]
+
+    assert len(set(seen(parent))) == 2
+    assert seen(fork) == seen(parent)
+
+
 async def test_an_edited_result_is_what_the_model_goes_on_from(crew: Crew) -> None:
     parent = await crew.run()
     before = await crew.history(parent)
@@ -224,6 +237,7 @@ async def test_a_prompt_holds_for_tasks_that_begin_in_the_fork(crew: Crew) -> No
         ({"at": 3, "changes": {"tenant": "other"}}, "a fork cannot change tenant"),
         ({"at": 3, "changes": {"limits": {"turns_max": 0}}}, "greater than or equal to 1"),
         ({"at": 3, "models": "nobody:x"}, "unknown provider 'nobody'"),
+        ({"at": 3, "prompts": {"ghost": "x", "*": "y"}}, "a prompt is named for kind ghost, which no agent has; there are code, communicate, data, planner"),
         ({"at": 3, "agent_version": "7"}, "no agent has been there in version '7'; versions known: data 1. Start one, or name the kind"),
     ],
 )
