@@ -1,5 +1,6 @@
 """Rows of the read-model tables, one struct per table: its fields are the columns, in order.
 
+A row is written without the fields that have their defaults, and these are added where it arrives: `table`.
 Rows are changed in place while a page of the log is folded and belong to the fold alone; identity, not content, tells them apart.
 Times are microseconds since 1970. What is big stays in the log: rows hold the position of the event that has it.
 """
@@ -27,7 +28,7 @@ ToolCallStatus = Literal["requested", "running", "interrupted", "ok", "error", "
 ApprovalStatus = Literal["pending", "approved", "denied", "expired", "withdrawn", "happened", "did_not_happen", "give_up"]
 
 
-class RunRow(msgspec.Struct, eq=False, gc=False):
+class RunRow(msgspec.Struct, eq=False, gc=False, omit_defaults=True):
     """One run."""
 
     run_id: UUID
@@ -53,7 +54,7 @@ class RunRow(msgspec.Struct, eq=False, gc=False):
     parent_run_id: UUID | None = None
 
 
-class TaskRow(msgspec.Struct, eq=False, gc=False):
+class TaskRow(msgspec.Struct, eq=False, gc=False, omit_defaults=True):
     """One revision of one step of a run."""
 
     run_id: UUID
@@ -91,7 +92,7 @@ class TaskRow(msgspec.Struct, eq=False, gc=False):
     error: str | None = None
 
 
-class ModelCallRow(msgspec.Struct, eq=False, gc=False):
+class ModelCallRow(msgspec.Struct, eq=False, gc=False, omit_defaults=True):
     """One call to one model; `number` counts the calls of a task from 1."""
 
     task_id: UUID
@@ -122,7 +123,7 @@ class ModelCallRow(msgspec.Struct, eq=False, gc=False):
     request_id: str | None = None
 
 
-class ToolCallRow(msgspec.Struct, eq=False, gc=False):
+class ToolCallRow(msgspec.Struct, eq=False, gc=False, omit_defaults=True):
     """One tool call. `starts` counts how often it was begun: more than once only after a crash."""
 
     task_id: UUID
@@ -149,7 +150,7 @@ class ToolCallRow(msgspec.Struct, eq=False, gc=False):
     stub: str | None = None
 
 
-class ApprovalRow(msgspec.Struct, eq=False, gc=False):
+class ApprovalRow(msgspec.Struct, eq=False, gc=False, omit_defaults=True):
     """One question to a person."""
 
     approval_id: UUID
@@ -169,7 +170,7 @@ class ApprovalRow(msgspec.Struct, eq=False, gc=False):
     question: str | None = None
 
 
-class AgentRow(msgspec.Struct, eq=False, gc=False):
+class AgentRow(msgspec.Struct, eq=False, gc=False, omit_defaults=True):
     """One worker of one agent kind, as it registered last."""
 
     kind: str
@@ -186,7 +187,7 @@ class AgentRow(msgspec.Struct, eq=False, gc=False):
     is_shadow: bool = False
 
 
-class ProviderRow(msgspec.Struct, eq=False, gc=False):
+class ProviderRow(msgspec.Struct, eq=False, gc=False, omit_defaults=True):
     """What one worker saw last of one model that failed it."""
 
     worker: str
@@ -199,7 +200,7 @@ class ProviderRow(msgspec.Struct, eq=False, gc=False):
     changed_us: int
 
 
-class ControlRow(msgspec.Struct, eq=False, gc=False):
+class ControlRow(msgspec.Struct, eq=False, gc=False, omit_defaults=True):
     """A pause or a quarantine that is in force."""
 
     measure: str
@@ -209,7 +210,7 @@ class ControlRow(msgspec.Struct, eq=False, gc=False):
     since_us: int
 
 
-class DocumentRow(msgspec.Struct, eq=False, gc=False):
+class DocumentRow(msgspec.Struct, eq=False, gc=False, omit_defaults=True):
     """One document of one tenant."""
 
     tenant: str
@@ -224,7 +225,7 @@ class DocumentRow(msgspec.Struct, eq=False, gc=False):
     position: int
 
 
-class MemoryRow(msgspec.Struct, eq=False, gc=False):
+class MemoryRow(msgspec.Struct, eq=False, gc=False, omit_defaults=True):
     """One thing remembered for a user, or for a whole tenant when `user_name` is empty."""
 
     tenant: str
@@ -240,7 +241,7 @@ class MemoryRow(msgspec.Struct, eq=False, gc=False):
     position: int
 
 
-class PassageRow(msgspec.Struct, eq=False, gc=False):
+class PassageRow(msgspec.Struct, eq=False, gc=False, omit_defaults=True):
     """A stretch of a document, verbatim, that begins at `line` and stands below `heading`."""
 
     tenant: str
@@ -251,7 +252,7 @@ class PassageRow(msgspec.Struct, eq=False, gc=False):
     passage: str
 
 
-class ImportRow(msgspec.Struct, eq=False, gc=False):
+class ImportRow(msgspec.Struct, eq=False, gc=False, omit_defaults=True):
     """A run that was read from a file."""
 
     run_id: UUID
@@ -264,7 +265,7 @@ class ImportRow(msgspec.Struct, eq=False, gc=False):
     imported_us: int
 
 
-class ErasureRow(msgspec.Struct, eq=False, gc=False):
+class ErasureRow(msgspec.Struct, eq=False, gc=False, omit_defaults=True):
     """A run whose person's data was erased."""
 
     run_id: UUID
@@ -275,7 +276,7 @@ class ErasureRow(msgspec.Struct, eq=False, gc=False):
     erased_us: int
 
 
-class ArchiveRow(msgspec.Struct, eq=False, gc=False):
+class ArchiveRow(msgspec.Struct, eq=False, gc=False, omit_defaults=True):
     """A run that went to a file and is no longer in the log."""
 
     run_id: UUID

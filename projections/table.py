@@ -32,7 +32,7 @@ class Table(Generic[R]):
         self.columns: Final = row.__struct_fields__
         hints = get_type_hints(row)
         types = ", ".join(f"{column} {_pg_type(hints[column])}" for column in self.columns)
-        values = ", ".join(f"{column}::jsonb" if hints[column] in (Json, Json | None) else column for column in self.columns)
+        values = ", ".join(_value(field, hints[field.name]) for field in msgspec.structs.fields(row))
         updates = ", ".join(f"{column} = excluded.{column}" for column in self.columns if column not in key)
         # every name in this text is a constant of the program
         self._upsert = f"""INSERT INTO {name} ({", ".join(self.columns)}) SELECT {values} FROM json_to_recordset($%d) AS r ({types})
@@ -65,6 +65,15 @@ async def write_together(connection: asyncpg.Connection, statement: str, rows: S
     """
     for begin in range(0, max(map(len, rows)), STATEMENT_ROWS_MAX):
         await connection.execute(statement, *(_encode(of_table[begin : begin + STATEMENT_ROWS_MAX]).decode() for of_table in rows))
+
+
+def _value(field: msgspec.structs.FieldInfo, hint: Any) -> str:
+    """Return what stands for a column in a statement. A row leaves out what is as it was when it began: most of most rows."""
+    value = field.name
+    if (default := field.default) is not msgspec.NODEFAULT and default is not None:
+        # a constant of the program, and JSON writes numbers, booleans and such words as SQL does, but for the quotes
+        value = f"coalesce({value}, {_encode(default).decode().replace(chr(34), chr(39))})"
+    return f"{value}::jsonb" if hint in (Json, Json | None) else value
 
 
 def _pg_type(hint: Any) -> str:
