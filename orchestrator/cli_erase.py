@@ -36,7 +36,7 @@ async def erase(
     """Destroy the keys under which what was said in a user's runs is stored, and delete their files.
 
     Nothing brings it back. The log stays as it is and verifies: ids, times, money and states are left. Runs that were recorded while
-    CREWLOG_PERSON_KEYS was off have no key: they stay readable and are named, and the command ends with code 1.
+    CREWLOG_PERSON_KEYS was off have no key: they stay readable and are named, with what to do, and the command ends with code 1.
     """
     from crewlog.events.clock import SystemClock
     from crewlog.events.personal_store import Person
@@ -107,9 +107,15 @@ def _print(done: Erased, letters: int) -> None:
 def _judge(done: Erased) -> int:
     if not done.in_clear:
         return Exit.OK
+    from crewlog.orchestrator.erasure import NAMED_MAX
+
+    (tenant, name), runs = done.person, done.in_clear
+    more = f" and {len(runs) - NAMED_MAX} more, see crewlog runs --user {name} --trials" if len(runs) > NAMED_MAX else ""
     complain(
-        f"{len(done.in_clear)} runs of {done.person.name} have no key and stay readable, such as {done.in_clear[0]}",
-        why="they were recorded while CREWLOG_PERSON_KEYS was off, or imported",
-        next_step="take them out of the log: crewlog archive --older-than 0s --out FOLDER; new runs get a key with CREWLOG_PERSON_KEYS=on",
+        f"not erased: {len(runs)} {'run' if len(runs) == 1 else 'runs'} of {name} (tenant {tenant}) in the clear, under no key that could be destroyed: "
+        f"{', '.join(map(str, runs[:NAMED_MAX]))}{more}",
+        why="recorded while CREWLOG_PERSON_KEYS was off, or imported",
+        next_step=f"take them out: crewlog archive --user {name} --tenant {tenant} --older-than 0s --out FOLDER, delete FOLDER, and a day later crewlog prune "
+        "(their goals stay in crewlog.archives); runs get a key from when the crew is started with CREWLOG_PERSON_KEYS=on",
     )
     return Exit.RUN_FAILED

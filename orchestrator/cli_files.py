@@ -79,6 +79,7 @@ async def archive(
     older_than: Annotated[str, typer.Option("--older-than", metavar="AGE", help="Runs that ended longer ago than this: 90d, 12h, 0s.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the files, one for each run.")],
     tenant: Annotated[str | None, typer.Option("--tenant", help="Runs of this tenant alone.")] = None,
+    user: Annotated[str | None, typer.Option("--user", help="Runs of this user alone.")] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Most runs to archive.")] = 1_000,
     without_files: Annotated[bool, typer.Option("--without-files", help="Keep texts alone, not the files that runs read and made.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which runs would go.")] = False,
@@ -96,7 +97,7 @@ async def archive(
 
     config = load_config(home)
     async with Client.connect(config) as client, _connections(config, "archivist") as connections:
-        runs = await _old_runs(client, older_than, tenant, limit)
+        runs = await _old_runs(client, older_than, tenant, user, limit)
         if output is Output.TABLE:
             say(f"{len(runs)} runs ended more than {older_than} ago")
         if dry_run:
@@ -115,7 +116,7 @@ async def archive(
     return Exit.RUN_FAILED if stayed else Exit.OK
 
 
-async def _old_runs(client: Client, older_than: str, tenant: str | None, limit: int) -> list[RunView]:
+async def _old_runs(client: Client, older_than: str, tenant: str | None, user: str | None, limit: int) -> list[RunView]:
     from datetime import UTC, datetime, timedelta
 
     from crewlog.events.clock import SystemClock
@@ -123,7 +124,7 @@ async def _old_runs(client: Client, older_than: str, tenant: str | None, limit: 
 
     cutoff = datetime.fromtimestamp(SystemClock().now_us() / 1e6, UTC) - timedelta(seconds=age_s("--older-than", older_than))
     found: list[RunView] = []
-    async for run in finished_before(client.queries(), cutoff, tenant=tenant):
+    async for run in finished_before(client.queries(), cutoff, tenant=tenant, user=user):
         found.append(run)
         if len(found) == limit:
             break

@@ -166,6 +166,7 @@ async def _show(client: Client, run_id: RunId, output: Output) -> None:
 async def runs(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="At most this many, the latest first.")] = 20,
     status: Annotated[RunStatus | None, typer.Option("--status", help="Only runs with this status.")] = None,
+    user: Annotated[str | None, typer.Option("--user", help="Only runs of this user.")] = None,
     trials: Annotated[bool, typer.Option("--trials", help="Also those that only repeat others: evaluations and shadows.")] = False,
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
@@ -177,7 +178,7 @@ async def runs(
     from crewlog.schemas.usage import format_usd
 
     async with Client.connect(load_config(home)) as client:
-        found = await client.runs(limit=limit, status=status, trials=trials)
+        found = await client.runs(limit=limit, status=status, user=user, trials=trials)
     if output is Output.JSON:
         print_json(plain(found))
         return
@@ -194,7 +195,8 @@ async def runs(
         for r in found
     ]
     headings = {"RUN": "run", "STATUS": "status", "TASKS": "tasks", "COST": "cost", "SUBMITTED": "submitted", "TOOK": "took", "GOAL": "goal"}
-    empty = f"no run is {status}" if status else "no runs yet; start one: crewlog submit 'GOAL' --wait"
+    whose = f" of {user}" if user else ""
+    empty = f"no run{whose} is {status}" if status else f"no runs{whose}" if user else "no runs yet; start one: crewlog submit 'GOAL' --wait"
     print_rows(rows, headings, output, empty=empty, right=frozenset({"TASKS", "COST", "TOOK"}))
 
 

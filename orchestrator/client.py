@@ -215,9 +215,9 @@ class Client:
         """Hand over answers of a run while they are being written, as `agents.live_text` tells them; the caller stops it."""
         return await self._bus.subscribe(subjects.live(self._config.tenant, run_id, "*"), heard)
 
-    async def runs(self, *, limit: int = 50, status: str | None = None, trials: bool = False) -> list[RunView]:
+    async def runs(self, *, limit: int = 50, status: str | None = None, user: str | None = None, trials: bool = False) -> list[RunView]:
         """List runs, the newest first; with `trials` also those that only repeat others."""
-        return await self.queries().runs(tenant=self._config.tenant, status=status, limit=limit, trials=trials)
+        return await self.queries().runs(tenant=self._config.tenant, user=user, status=status, limit=limit, trials=trials)
 
     async def run(self, run_id: RunId | str) -> RunView:
         """Return one run by its id, the first characters of it, or `@last`.

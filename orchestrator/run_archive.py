@@ -90,10 +90,10 @@ async def archive_run(
     return Archived(run_id, path, await take_out(connections, run_id), len(data), len(files))
 
 
-async def finished_before(queries: Queries, at: datetime, *, tenant: str | None) -> AsyncIterator[RunView]:
+async def finished_before(queries: Queries, at: datetime, *, tenant: str | None, user: str | None = None) -> AsyncIterator[RunView]:
     """Yield runs that ended before a time, the newest first."""
     before = at
-    while page := await queries.runs(tenant=tenant, before=before, limit=RUNS_PER_PAGE):
+    while page := await queries.runs(tenant=tenant, user=user, before=before, limit=RUNS_PER_PAGE):
         for run in page:
             if run.finished_at is not None and run.finished_at < at:
                 yield run

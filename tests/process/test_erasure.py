@@ -98,6 +98,21 @@ async def test_a_person_is_erased(keyed: LiveCrew, crew: LiveCrew, tmp_path: Pat
     _an_erased_run_travels(keyed, crew, ada, tmp_path / "erased.run")
 
 
+def test_runs_that_lie_in_the_clear_are_named_with_what_to_do(crew: LiveCrew, tmp_path: Path) -> None:
+    crew.env["CREWLOG_USER"] = "cleo"
+    try:
+        run = crew.json("submit", "Count the rows", "--type", "data", "--wait", "--timeout", "90")["run_id"]
+    finally:
+        del crew.env["CREWLOG_USER"]
+    assert [each["run_id"] for each in crew.json("runs", "--user", "cleo")] == [run]
+    said = crew.run("erase", "cleo", "--yes", code=1)
+    assert said.stdout == ""
+    assert f"not erased: 1 run of cleo (tenant default) in the clear, under no key that could be destroyed: {run}\n" in said.stderr
+    assert "crewlog archive --user cleo --tenant default --older-than 0s --out FOLDER" in said.stderr
+    gone = crew.json("archive", "--user", "cleo", "--tenant", "default", "--older-than", "0s", "--out", tmp_path, "--yes")
+    assert [each["run_id"] for each in gone["archived"]] == [run]
+
+
 def _refuses(crew: LiveCrew, waits: RunId) -> None:
     """Nothing is erased by mistake, or under a run that goes on."""
     refused = crew.run("erase", "ada", "--yes", code=2).stderr
