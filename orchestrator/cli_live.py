@@ -137,7 +137,7 @@ class _LiveTree:
         took = elapsed(run.submitted_at, run.finished_at or now)
         root = Tree(Text.assemble((f"run {str(run.run_id)[:8]} ", "bold"), (run.status, ICONS.get(run.status, ("", "cyan"))[1]), f"  {took}"))
         for scope in run.warnings:
-            root.add(Text(f"! over its soft limit: {scope}", style="yellow"))
+            root.add(Text(f"! passed its soft limit, with what its calls had reserved: {scope}", style="yellow"))
         for task in self._tasks:
             icon, style = ICONS.get(task.status, ("·", "dim"))
             began = task.started_at or task.dispatched_at

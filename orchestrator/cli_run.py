@@ -71,7 +71,7 @@ def show_run(run: RunView, tasks: Sequence[TaskView], answer: str, controls: Seq
         if answer:
             say("  what it has so far:")
     for scope in run.warnings:
-        say(f"  over its soft limit: {scope}")
+        say(f"  passed its soft limit, with what its calls had reserved: {scope}")
     if run.simulated:
         say("  offline model: tool results are real, the wording is made by rules (simulated)")
     print_lines([*([answer.rstrip()] if answer else []), *sources(tasks, answer)])

@@ -185,7 +185,7 @@ async def runs(
     rows = [
         {
             "run": str(r.run_id)[:8],
-            "status": r.status + (" (asks)" if r.approvals_pending else "") + (" (over soft limit)" if r.warnings and r.hold is None else ""),
+            "status": r.status + (" (asks)" if r.approvals_pending else "") + (" (passed a soft limit)" if r.warnings and r.hold is None else ""),
             "tasks": f"{r.tasks_done}/{r.tasks_total}",
             "cost": format_usd(None if r.unpriced_calls else r.cost_micro_usd),
             "submitted": short_time(r.submitted_at),

@@ -253,7 +253,7 @@ def _describe_task(event: TaskEvent) -> str:  # noqa: C901, PLR0912  (one arm pe
         case Nudged():
             return f"{event.reason}: {event.text}"
         case BudgetWarned():
-            return f"{event.scope} is over its soft limit"
+            return f"{event.scope} is over its soft limit, with what its calls reserve"
         case ContextCompacted():
             return f"turn {event.turn}: {len(event.replaced)} texts left out, about {event.tokens_before} to {event.tokens_after} tokens"
         case TaskMoved():
