@@ -107,7 +107,7 @@ class PostgresServer:
             return
         for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL):  # fast, immediate, at once
             with contextlib.suppress(ProcessLookupError):
-                process.send_signal(number)
+                os.kill(process.pid, number)  # `send_signal` looks itself whether it has ended, and takes that from who waits for it
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), STOP_S)
                 return
