@@ -21,6 +21,8 @@ from crewlog.schemas.usage import Usage
 
 MESSAGE_CHARS_MAX: Final = 1_000
 """Most of a provider's own words that goes into an error."""
+RETRY_AFTER_S_MAX: Final = 86_400.0
+"""Longest wait that is believed, in seconds. Who wants to wait longer is asked again after a day, if the task's deadline lasts that long."""
 _CONTEXT: Final = re.compile(
     r"context.{0,12}(?:length|window|size)|too many (?:input )?tokens|(?:prompt|input) is too long|maximum.{0,20}tokens|exceeds the maximum number of tokens",
     re.IGNORECASE,
@@ -129,9 +131,14 @@ def refusal(
         kind_of(status, names, words),
         f"{asked} refused: {shorten(words or f'status {status}', MESSAGE_CHARS_MAX)}",
         status=status if status >= 300 else None,
-        retry_after_s=said if said is not None else retry_after,
+        retry_after_s=_bounded(said if said is not None else retry_after),
         request_id=request_id or "",
     )
+
+
+def _bounded(wait_s: float | None) -> float | None:
+    """Keep a wait that somebody else named within what a schedule can hold; what is no number says nothing."""
+    return None if wait_s is None or math.isnan(wait_s) else min(max(wait_s, 0.0), RETRY_AFTER_S_MAX)
 
 
 def malformed(asked: str, what: str, *, usage: Usage | None = None, request_id: str = "") -> ModelError:

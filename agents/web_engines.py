@@ -115,7 +115,7 @@ def _check(response: httpx2.Response) -> None:
     status = response.status_code
     if status in (httpx2.codes.TOO_MANY_REQUESTS, httpx2.codes.SERVICE_UNAVAILABLE):
         wait = response.headers.get("retry-after", "")
-        raise ToolUnavailable("is at its rate limit", retry_after_s=float(wait) if wait.isdigit() else None)
+        raise ToolUnavailable("is at its rate limit", retry_after_s=float(wait) if wait.isascii() and wait.isdigit() else None)
     if status in _REFUSED:
         raise TerminalError(_REFUSED[status])
     if not 200 <= status < 300:

@@ -94,6 +94,8 @@ SUBMITTED_BYTES_MAX: Final = 96 * 1024
 """A submitted task as JSON. Larger texts belong into attachments: the log keeps the task with every run."""
 GOAL_CHARS_MAX: Final = 500
 DEADLINE: Final = "deadline"
+WAIT_S_MAX: Final = 1e9
+"""Longest wait for another attempt, in seconds: beyond any deadline, and small enough to be a time. What an agent writes may be any number."""
 BUDGET: Final = "budget"
 POISON: Final = "poison"
 
@@ -327,7 +329,7 @@ def _attempt_ended(draft: Draft, command: AttemptEnded) -> None:
     policy = RetryPolicy(attempts_max=state.brief.attempts_max)
     counted = failed.attempt - task.holds
     if failed.error.retryable and counted < policy.attempts_max:
-        wait_s = max(policy.delay_s(counted, _jitter(task)), failed.error.retry_after_s or 0.0)
+        wait_s = max(policy.delay_s(counted, _jitter(task)), min(failed.error.retry_after_s or 0.0, WAIT_S_MAX))
         due_us = draft.now_us + round(wait_s * 1e6)
         if state.pauses or due_us < state.deadline_us:  # a deadline that stands still cannot come first
             draft.emit(TaskRetryScheduled(task.task_id, task.key, failed.attempt + 1, due_us, failed.error))

@@ -106,6 +106,15 @@ async def test_a_key_that_comes_back_is_not_told(wire: Wire) -> None:
     assert KEY not in f"{error} {error.args} {error.failure()}"
 
 
+@pytest.mark.parametrize(("asked", "believed"), [("99999999", 86_400), ("1e308", 86_400), ("-5", 0), ("nan", None)])
+async def test_a_wait_is_believed_as_far_as_a_schedule_reaches(asked: str, believed: float | None) -> None:
+    error = await failed(RESPONSES, Canned(429, RESPONSES.problem(429, "rate_limit_error", "slow down"), {"retry-after": asked}))
+    assert error.retry_after_s == believed
+    detail = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": f"{asked}s"}
+    body = {"error": {"code": 429, "status": "RESOURCE_EXHAUSTED", "message": "slow down", "details": [detail]}}
+    assert (await failed(GEMINI, Canned(429, body))).retry_after_s == believed
+
+
 @pytest.mark.parametrize(
     ("wire", "name"),
     [(ANTHROPIC, "output_tokens"), (RESPONSES, "input_tokens"), (CHAT, "completion_tokens"), (GEMINI, "candidatesTokenCount")],

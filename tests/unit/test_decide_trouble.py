@@ -46,6 +46,11 @@ def test_a_wait_beyond_the_deadline_is_not_waited_for() -> None:
     assert spec.event(RunFailed).error.code == "model_server"
 
 
+def test_a_wait_that_is_no_time_ends_the_task_and_not_the_orchestrator() -> None:
+    spec = Spec().given(submit(type="data")).when(breaks("task", broken(retryable=True, retry_after_s=1e308))).then(TaskReviewed, RunFailed)
+    assert spec.event(RunFailed).error.code == "model_server"
+
+
 def test_attempts_end() -> None:
     spec = Spec().given(submit(type="data", limits={"attempts_max": 2}), breaks("task", broken(retryable=True)), Tick())
 
