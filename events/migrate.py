@@ -166,7 +166,7 @@ async def connect(url: str, *, timeout_s: float = 10.0) -> Any:
     """
     try:
         return await asyncpg.connect(url, timeout=timeout_s, server_settings={"application_name": "crewlog migrate"})
-    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
+    except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError, ValueError) as error:  # ValueError: the address is none
         raise ConfigError(f"Postgres refused the connection: {error}", hint="check CREWLOG_DATABASE_URL") from error
     except (OSError, TimeoutError, asyncpg.PostgresError) as error:
         raise Unavailable(f"Postgres cannot be reached: {error or type(error).__name__}") from error

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -34,6 +35,7 @@ SETTINGS: Final[Mapping[str, str]] = {
 }
 """Modest memory for a machine that also runs everything else. Durability settings stay at Postgres' defaults: on."""
 
+_TROUBLE: Final = re.compile(r"\b(?:FATAL|PANIC|ERROR|HINT|DETAIL|could not|error:)")
 START_S: Final = 30.0
 STOP_S: Final = 10.0
 
@@ -193,7 +195,13 @@ class PostgresServer:
         return process.returncode, output.decode(errors="replace")
 
     def _explain(self, trouble: str) -> ConfigError:
-        last = " ".join(trouble.split())[-600:]
+        fatal = [line for line in trouble.splitlines() if _TROUBLE.search(line)]
+        last = " ".join("\n".join(fatal or [trouble]).split())[-600:]
+        if "No space left on device" in trouble or "Check free disk space" in trouble:
+            return ConfigError(
+                f"embedded Postgres cannot write to {self._directory}: no space left on device",
+                hint="free some space, or set CREWLOG_HOME to a folder on a larger disk; what was begun there is made again",
+            )
         if "could not bind" in trouble:
             return ConfigError(f"embedded Postgres: port {self.port} on 127.0.0.1 is taken", hint="stop what listens there, or choose another port")
         if "postmaster.pid" in trouble and "already exists" in trouble:

@@ -46,7 +46,7 @@ def collect(paths: Iterable[Path]) -> list[Found]:
             raise NotFound("file or folder", str(given))
         if not (path.is_file() or path.is_dir()):
             raise ContractError(f"{given} is neither a file nor a folder and cannot be attached")
-        inside = [Found(path.name, path)] if path.is_file() else list(_walk(path.resolve()))
+        inside = [Found(_readable(path.name), path)] if path.is_file() else list(_walk(path.resolve()))
         if not inside:
             raise ContractError(f"the folder {given} holds no files to attach; version control, caches and virtual environments are left out")
         found += inside
@@ -76,7 +76,12 @@ def _walk(folder: Path) -> Iterator[Found]:
         for name in sorted(files):
             path = here / name
             if path.is_file() and not path.is_symlink():
-                yield Found((Path(folder.name) / path.relative_to(folder)).as_posix(), path)
+                yield Found(_readable((Path(folder.name) / path.relative_to(folder)).as_posix()), path)
+
+
+def _readable(name: str) -> str:
+    """Return a file's name as text that can be sent: bytes that are no UTF-8 become U+FFFD, whatever the locale took them for."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def _check(found: list[Found]) -> None:

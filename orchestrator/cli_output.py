@@ -118,6 +118,8 @@ def run_to_end(body: Coroutine[Any, Any, int | None], *, works: bool = False) ->
         if works:
             raise
         code = said_of_file(error)
+    finally:
+        body.close()  # one that a signal kept from beginning; Python would warn of it
     return code
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 import importlib.machinery
 import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -19,6 +21,8 @@ from crewlog.orchestrator.home import Home
 from crewlog.schemas.errors import ConfigError, OrchestrationError
 
 DISK_MIN_BYTES: Final = 500 * 1024 * 1024
+_INNER: Final = frozenset({"CREWLOG_READY_FD", "CREWLOG_WORKER", "CREWLOG_OTLP_RESOURCE", "CREWLOG_FAULT", "CREWLOG_FAULT_ONCE", "CREWLOG_CHAOS_SINK"})
+"""What processes of a crew hand to each other."""
 _CONNECT_S: Final = 5.0
 
 
@@ -34,7 +38,7 @@ class Finding(NamedTuple):
 
 async def examine(config: Config) -> list[Finding]:
     """Run all checks; none of them changes anything but an empty home folder."""
-    findings = [_python(), _imports(), *_home(config), *_extras(config), _git(), _models(config), _mail(config), _web(config)]
+    findings = [_python(), _imports(), *_home(config), *_extras(config), *_settings(os.environ), _git(), _models(config), _mail(config), _web(config)]
     return [*findings, *await asyncio.gather(_postgres(config), _nats(config), *(_mcp(name, server) for name, server in sorted(config.mcp.items())))]
 
 
@@ -81,6 +85,18 @@ def _extras(config: Config) -> list[Finding]:
     for extra, modules, needed, what in wanted:
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         findings.append(Finding(f"extra {extra}", not missing, f"missing {', '.join(missing)}" if missing else what, f"pip install 'crewlog[{extra}]'", needed))
+    return findings
+
+
+def _settings(environ: Mapping[str, str]) -> list[Finding]:
+    """Name the variables that look like settings and are none: whoever misspells one believes it in force."""
+    known = [name.upper() for name in Config.model_fields]
+    findings = []
+    for name in sorted(environ):
+        setting = name.removeprefix("CREWLOG_")
+        if setting not in (name, *known) and not name.endswith("_API_KEY") and name not in _INNER:
+            close = difflib.get_close_matches(setting, known, 1, 0.75)
+            findings.append(Finding("setting", False, f"{name} is none", f"write CREWLOG_{close[0]}" if close else "the README lists them all", needed=False))
     return findings
 
 

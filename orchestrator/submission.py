@@ -12,6 +12,9 @@ from crewlog.schemas.errors import ContractError
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.task import TASK_BYTES_MAX, AgentTask, parse_task
 
+_LONE_SURROGATE: Final = re.compile(
+    rb"(?<!\\)(?:\\\\)*(\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..\\u[dD])[c-fC-F][0-9a-fA-F]{2}))",
+)
 _NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _NAMESPACE: Final = UUID("0b6a2c0e-33a7-5f0e-8d52-1d2a5b8f7c61")
 
@@ -49,6 +52,12 @@ def _object(data: bytes) -> dict[str, Any]:
     try:
         fields = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if not data.strip():
+            raise ContractError("the message is empty; send the task as a JSON object") from None
+        if found := _LONE_SURROGATE.search(data):
+            raise ContractError(
+                f"the message holds half of a surrogate pair, {found.group(1).decode()}, at byte {found.start(1)}; send valid Unicode text"
+            ) from None
         raise ContractError(f"the message is not valid JSON: {error}") from None
     except RecursionError:
         raise ContractError("the message is nested too deeply") from None

@@ -46,9 +46,14 @@ def json_schema(cls: type) -> dict[str, Any]:
 
 def contract_error(message: str, error: ValidationError) -> ContractError:
     """Turn pydantic's report into ours: a JSON pointer and one sentence for each problem."""
-    details = error.errors(include_url=False, include_input=False)
+    details = [e for e in error.errors(include_url=False, include_input=False) if not (e["type"] == "too_short" and _has_parts(error, e["loc"]))]
     problems = (("".join(f"/{part}" for part in e["loc"]), _UNKNOWN_FIELD if e["type"] == "unexpected_keyword_argument" else e["msg"]) for e in details)
     return ContractError(message, problems=tuple((pointer, text.removeprefix("Value error, ")) for pointer, text in problems))
+
+
+def _has_parts(error: ValidationError, place: tuple[int | str, ...]) -> bool:
+    """Say whether parts of what stands there are at fault themselves: pydantic counts those out and then calls the whole too short."""
+    return any(len(e["loc"]) > len(place) and e["loc"][: len(place)] == place for e in error.errors(include_url=False, include_input=False))
 
 
 def _made(cls: type) -> TypeAdapter[Any]:

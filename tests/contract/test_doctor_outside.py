@@ -29,6 +29,20 @@ async def test_servers_are_reached_and_counted(tmp_path: Path) -> None:
     assert not found["mcp bad"].needed
 
 
+async def test_a_misspelt_setting_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CREWLOG_SLOT", "CREWLOG_BOGUS", "CREWLOG_HOUSE_API_KEY", "CREWLOG_TENANT"):
+        monkeypatch.setenv(name, "2")
+    found = [(f.found, f.hint, f.needed) for f in await examine(Config(home=tmp_path)) if f.check == "setting"]
+    assert found == [("CREWLOG_BOGUS is none", "the README lists them all", False), ("CREWLOG_SLOT is none", "write CREWLOG_SLOTS", False)]
+
+
+async def test_an_address_that_is_none_is_a_finding(tmp_path: Path) -> None:
+    for address in ("mysql://x", "postgresql://a:port/x"):
+        found = (await findings(tmp_path, database_url=address))["postgres"]
+        assert (found.ok, found.hint) == (False, "check CREWLOG_DATABASE_URL")
+        assert "refused the connection" in found.found
+
+
 async def test_the_web_is_told_as_it_is_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("BRAVE_API_KEY", "TAVILY_API_KEY"):
         monkeypatch.delenv(name, raising=False)

@@ -179,6 +179,24 @@ async def test_a_read_only_folder_is_explained(folder: Path) -> None:
     folder.chmod(0o700)
 
 
+@pytest.mark.skipif(not AS_ROOT, reason="only root may mount a small disk")
+async def test_a_full_disk_is_explained_and_the_next_start_begins_anew(folder: Path) -> None:
+    place = folder / "small"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m,mode=755", "none", str(place)], check=False, capture_output=True).returncode != 0:  # noqa: ASYNC221
+        pytest.skip("no file system may be mounted here")
+    try:
+        server = PostgresServer(place / "postgres", admin_password="admin", settings=UNSAFE)
+        with pytest.raises(ConfigError, match="no space left on device") as caught:
+            await server.start()
+        assert "CREWLOG_HOME" in caught.value.hint
+        subprocess.run(["mount", "-o", "remount,size=400m", str(place)], check=True)  # noqa: ASYNC221
+        await server.start()
+        await server.stop()
+    finally:
+        subprocess.run(["umount", str(place)], check=True)  # noqa: ASYNC221
+
+
 @pytest.mark.skipif(not AS_ROOT, reason="only root runs Postgres as somebody else")
 async def test_root_changes_nothing_outside_the_directory(server: PostgresServer, folder: Path) -> None:
     before = {path: (path.stat().st_uid, path.stat().st_mode) for path in (folder, folder.parent, Path(sys.prefix))}

@@ -44,6 +44,15 @@ def test_what_does_not_exist_is_named(tmp_path: Path) -> None:
         collect([tmp_path / "pipe"])
 
 
+def test_a_name_that_is_no_unicode_can_be_sent(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    Path(os.fsdecode(os.fsencode(tmp_path / "p") + b"/caf\xe9.txt")).write_text("x")
+    [found] = collect([tmp_path / "p"])
+    assert found.name == "p/caf\N{REPLACEMENT CHARACTER}.txt"
+    assert found.path.read_text() == "x"
+    assert collect([found.path])[0].name == "caf\N{REPLACEMENT CHARACTER}.txt"
+
+
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ContractError, match="holds no files"):
         collect([_tree(tmp_path / "p", ".git/config")])

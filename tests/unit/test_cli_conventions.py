@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import os
 import resource
@@ -311,3 +312,19 @@ def test_no_crew_is_said_at_once(tmp_path: Path) -> None:
     assert done.returncode == 4
     assert "no crew runs in" in done.stderr
     assert "crewlog up" in done.stderr
+
+
+def test_ctrl_c_before_a_command_begins_is_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal comes while the event loop is being made: the command has not begun, and Python must not complain that it never did."""
+
+    class Interrupted(asyncio.Runner):
+        def __enter__(self) -> asyncio.Runner:
+            raise KeyboardInterrupt
+
+    async def command() -> int:
+        raise AssertionError("it must not begin")
+
+    body = command()
+    monkeypatch.setattr(asyncio, "Runner", Interrupted)
+    assert cli_output.run_to_end(body) == Exit.INTERRUPTED
+    assert inspect.getcoroutinestate(body) == inspect.CORO_CLOSED

@@ -54,6 +54,16 @@ def test_fault_is_named(change: dict[str, Any], pointer: str, text: str) -> None
     assert any((p or "/") == pointer and text in t for p, t in caught.value.problems), caught.value.problems
 
 
+def test_a_list_is_not_called_empty_because_its_parts_are_wrong() -> None:
+    plan = {"steps": [{"key": "a", "type": "data", "objective": "a", "needs": []}]}
+    with pytest.raises(ContractError) as caught:
+        parse_task(task(type="run", plan=plan))
+    assert caught.value.problems == (("/plan/steps/0/needs", "Extra inputs are not permitted"),)
+    with pytest.raises(ContractError, match="not a valid") as caught:
+        parse_task(task(type="run", plan={"steps": []}))
+    assert [pointer for pointer, _ in caught.value.problems] == ["/plan/steps"]
+
+
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"task_id"'])
 def test_what_is_not_a_json_object_is_a_contract_error(data: bytes) -> None:
     with pytest.raises(ContractError):
