@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Literal, NamedTuple
 
+from crewlog.events.grants import BUILT_IN_KINDS
 from crewlog.projections.query_rows import AgentView, ApprovalView, ProviderView, RunView, TaskView
 from crewlog.schemas.subjects import SHADOW_LANE, version_lane, worker_group
 
@@ -108,7 +109,8 @@ def _queued(task: TaskView, known: Known) -> Wait:
     if all(worker.unavailable for worker in known.crew):
         return Wait("no_worker", f"no {task.kind} agent can work: {known.crew[0].unavailable}", "installing that, then restarting the agent")
     slots = sum(worker.slots for worker in known.crew if not worker.unavailable)
-    needed = f"more agents of version {known.version}" if known.version else f"more agents: crewlog scale {group}={len(known.crew) + 1}"
+    further = f"crewlog scale {group}={len(known.crew) + 1}" if task.kind in BUILT_IN_KINDS else "crewlog agent module:ATTR"
+    needed = f"more agents of version {known.version}" if known.version else f"more agents: {further}"
     more = f"the end of those before it, or {needed}"
     if (held := known.held) is not None:
         turn = f"about {held.ahead} others go first, since tenants and runs take turns" if held.ahead else "it is next"
@@ -134,9 +136,16 @@ def _nobody(task: TaskView, known: Known) -> Wait:
         detail = f"waits for a worker of version {known.version} of kind {task.kind}; versions live: {live}"
         return Wait("no_worker", detail, f"a worker of kind {task.kind} that starts with version {known.version}")
     if known.is_shadow:
-        needed = f"crewlog scale {worker_group(task.kind, SHADOW_LANE)}=1, or crewlog agent {task.kind} --shadow"
-        return Wait("no_worker", f"no {task.kind} agent is there for shadows, and others do not take their work: {seen}", needed)
-    return Wait("no_worker", f"no {task.kind} agent is there: {seen}", f"crewlog scale {task.kind}=1, or crewlog agent {task.kind}")
+        return Wait("no_worker", f"no {task.kind} agent is there for shadows, and others do not take their work: {seen}", _start(task.kind, SHADOW_LANE))
+    return Wait("no_worker", f"no {task.kind} agent is there: {seen}", _start(task.kind))
+
+
+def _start(kind: str, lane: str = "") -> str:
+    """Say how an agent is started: of a kind that users made, only they know the module."""
+    flag = f" --{lane}" if lane else ""
+    if kind in BUILT_IN_KINDS:
+        return f"crewlog scale {worker_group(kind, lane)}=1, or crewlog agent {kind}{flag}"
+    return f"an agent of kind {kind}: crewlog agent module:ATTR{flag}"
 
 
 def _running(task: TaskView, detail: str, known: Known) -> Wait:

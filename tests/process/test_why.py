@@ -51,7 +51,7 @@ async def test_every_state_of_a_task_has_one_reason_that_says_what_ends_it(crew:
         assert "does not answer" in found[working["key"]]["detail"]
         assert {found[key]["reason"] for key in keys if key != working["key"]} == {"no_worker"}
         said = (await asyncio.to_thread(crew.run, "why", working["task_id"][:13])).stdout
-        assert f"crewlog scale {KIND}=1, or crewlog agent {KIND}" in said
+        assert f"an agent of kind {KIND}: crewlog agent module:ATTR" in said
         assert call.pid == first
 
         await client.cancel(run_id, reason="enough was seen")

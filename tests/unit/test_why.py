@@ -86,6 +86,13 @@ def test_a_task_has_one_reason_and_what_ends_it(waiting: TaskView, known: dict[s
     assert ends in wait.ends
 
 
+def test_of_a_kind_that_users_made_only_they_know_the_module() -> None:
+    own = msgspec.structs.replace(QUEUED, kind="mine")
+    assert why_task(own, Known(out={})).ends == "an agent of kind mine: crewlog agent module:ATTR"
+    assert why_task(own, Known(out={}, is_shadow=True)).ends == "an agent of kind mine: crewlog agent module:ATTR --shadow"
+    assert why_task(own, Known(out={"mine": 9}, crew=[worker()])).ends.endswith("more agents: crewlog agent module:ATTR")
+
+
 def test_an_imported_run_waits_for_nobody() -> None:
     assert why_imported().reason == "none"
     assert "crewlog import FILE" in why_imported().ends
