@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Final
@@ -73,10 +74,18 @@ def is_made(call_id: str) -> bool:
 def as_object(arguments: str) -> dict[str, Any]:
     """Return a call's arguments as the object most wires want; text that is none is passed on under `invalid_json`."""
     try:
-        found = json.loads(arguments or "{}")
+        found = json.loads(arguments or "{}", parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError):
         found = None
     return found if isinstance(found, dict) else {"invalid_json": arguments}
+
+
+def _finite(number: str) -> float:
+    """Read a number of JSON; NaN, Infinity and 1e400 are none, and could not be written again."""
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError(f"{number} is no number of JSON")
+    return value
 
 
 def as_json(arguments: str) -> str:

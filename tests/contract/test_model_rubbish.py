@@ -12,8 +12,9 @@ from support.model_server import Canned, serve_models
 from support.wires import ANTHROPIC, CHAT, GEMINI, KEY, RESPONSES, WIRES, Said, Wire
 
 from crewlog.agents.model import ModelError
+from crewlog.agents.model_calls import as_object
 from crewlog.agents.model_http import ANSWER_BYTES_MAX
-from crewlog.schemas.blocks import Text
+from crewlog.schemas.blocks import Text, ToolUse
 
 PAGE = "<html><body>Please log in to the proxy</body></html>"
 BOMB = gzip.compress(b" " * (ANSWER_BYTES_MAX + 1))
@@ -133,3 +134,13 @@ async def test_a_character_that_was_cut_in_two_is_whole_again(wire: Wire) -> Non
     async with wire.asking(Canned(events=framed)) as (model, _):
         reply = await model.complete(wire.request(), timeout_s=5, on_text=lambda text: None)
     assert reply.content == (Text("😀"),)
+
+
+@pytest.mark.parametrize("wire", [ANTHROPIC, RESPONSES, CHAT], ids=str)
+@pytest.mark.parametrize("arguments", ['{"at": NaN}', '{"at": 1e400}', "[" * 100_000, '"here"', '{"at": '], ids=["nan", "endless", "deep", "text", "broken"])
+async def test_arguments_that_are_none_cost_no_call_and_can_go_back_to_every_provider(wire: Wire, arguments: str) -> None:
+    async with wire.asking(Canned(events=wire.events(Said("", (("call_1", "look", arguments),))))) as (model, _):
+        reply = await model.complete(wire.request(), timeout_s=5, on_text=lambda text: None)
+    (use,) = reply.content
+    assert use == ToolUse("call_1", "look", arguments), "whoever runs the tool says what is wrong with them"
+    assert as_object(arguments) == {"invalid_json": arguments}
