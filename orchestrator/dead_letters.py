@@ -121,4 +121,5 @@ def _how_it_ended(letter: Letter, state: RunState) -> str:
     if task is None or task.task_id != letter.task_id or task.is_active:
         return f"task {letter.task_id} of run {state.run_id} has ended; the run is {state.status}"
     why = f" ({task.error.code})" if task.error is not None else ""
-    return f"task {task.task_id} ({task.key}) of run {state.run_id} has ended: {task.phase}{why}; the run is {state.status}"
+    once_more = f"; it can be tried in a new run: crewlog fork {state.run_id} --at EVENT, one before it failed" if task.error is not None else ""
+    return f"task {task.task_id} ({task.key}) of run {state.run_id} has ended: {task.phase}{why}; the run is {state.status}{once_more}"

@@ -35,7 +35,7 @@ from crewlog.schemas.subjects import parse_tasks
 
 CROWD: Final = 32
 """With fewer messages behind it the consumer has done with all of them before it would be worth a look."""
-LOOK_S: Final = 0.02
+LOOK_S: Final = 0.01
 """Pause between two looks while many wait, in seconds."""
 AT_ONCE_MAX: Final = 16
 """Messages that overtake at one time: each is a task of this process, and what else it decides goes on beside them."""
