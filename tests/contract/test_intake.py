@@ -87,7 +87,7 @@ BAD: list[tuple[str, Any, str, str]] = [
     ("tasks.default.data", {"objective": "x", "tenant": "acme"}, "contract", "'acme' does not fit the subject, which says 'default'"),
     ("tasks.default.data", {"objective": "x", "type": "code"}, "contract", "'code' does not fit the subject, which says 'data'"),
     ("tasks.default.data", {"objective": "a\x00b"}, "contract", "NUL"),
-    ("tasks.default.data", b'{"objective": "a\\ud800b"}', "contract", "not valid JSON"),
+    ("tasks.default.data", b'{"objective": "a\\ud800b"}', "contract", "half of a surrogate pair"),
     ("tasks.default.data", {"objective": "x", "colour": "red"}, "contract", "/colour: Extra inputs are not permitted"),
     ("tasks.default.data", {"task_id": ID}, "contract", "/objective: Field required"),
     ("tasks.default.reserch", {"objective": "x"}, "contract", "unknown kind 'reserch'; known kinds: code, communicate, data, planner, research"),
