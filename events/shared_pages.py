@@ -16,6 +16,8 @@ from crewlog.events.store import Page, Recorded
 
 KEPT_MAX: Final = 8_192
 """Events kept for followers that come later: what a busy log takes in while one of them works on a page."""
+READ_MAX: Final = 2_048
+"""How many events are asked for at once, however few a follower wants now: finding how far the log may be read costs the server as much as many events."""
 
 _position = attrgetter("position")
 
@@ -30,8 +32,8 @@ class PageReader(Protocol):
 class SharedPages:
     """A `PageReader` that asks the log for no event twice while its followers keep pace with each other."""
 
-    def __init__(self, log: PageReader, *, kept_max: int = KEPT_MAX) -> None:
-        self._log, self._kept_max = log, kept_max
+    def __init__(self, log: PageReader, *, kept_max: int = KEPT_MAX, read_max: int = READ_MAX) -> None:
+        self._log, self._kept_max, self._read_max = log, kept_max, read_max
         self._kept: list[Recorded] = []
         self._begin = self._end = 0
         """Positions between which `_kept` has every event: behind `_begin`, up to `_end`."""
@@ -46,7 +48,7 @@ class SharedPages:
             if after >= self._begin:
                 known = self._behind(after, limit)
                 if len(known) < limit:
-                    known = [*known, *await self._read_on(limit - len(known))]
+                    known = [*known, *await self._read_on(max(limit, self._read_max))][:limit]
                 return Page(known, self._high_water)
         return await self._log.read_all(after, limit)  # too far behind: on its own, without making the others wait
 

@@ -55,12 +55,23 @@ async def test_what_was_appended_since_is_read_at_once() -> None:
     assert (await pages.read_all(0, 4)).events == log.events[:4]
 
 
+async def test_small_pages_are_cut_from_one_that_was_read_at_once() -> None:
+    log = Log()
+    pages = SharedPages(log, read_max=8)
+    log.grow(10)
+    cut: list[Recorded] = []
+    while page := (await pages.read_all(cut[-1].position if cut else 0, 3)).events:
+        cut += page
+        assert log.handed_out == (8 if len(cut) <= 6 else 10)
+    assert cut == log.events
+
+
 @pytest.mark.parametrize("seed", range(20))
 async def test_every_follower_gets_every_event_once_and_in_order(seed: int) -> None:
     rng = random.Random(seed)
     log = Log()
     log.grow(rng.randint(0, 40))
-    pages = SharedPages(log, kept_max=rng.choice([1, 7, 50]))
+    pages = SharedPages(log, kept_max=rng.choice([1, 7, 50]), read_max=rng.choice([1, 5, 20]))
 
     async def follow(start: int, wanted: int) -> list[Recorded]:
         got: list[Recorded] = []
