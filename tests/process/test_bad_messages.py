@@ -58,7 +58,7 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "another type": ("tasks.default.data", task(type="code"), "'code' does not fit the subject"),
     "NUL": ("tasks.default.data", task(type="data", objective="a\0b"), "NUL"),
     "a raw NUL": ("tasks.default.data", b'{"type": "data", "objective": "a\0b"}', "not valid JSON"),
-    "a lone surrogate": ("tasks.default.data", b'{"type": "data", "objective": "a\\ud800b"}', "not valid JSON"),
+    "a lone surrogate": ("tasks.default.data", b'{"type": "data", "objective": "a\\ud800b"}', "half of a surrogate pair"),
     "broken UTF-8": ("tasks.default.data", b'{"type": "data", "objective": "\xff"}', "not valid JSON"),
     "deep nesting": ("tasks.default.data", b'{"context":' + b"[" * 100_000 + b"]" * 100_000 + b"}", "nested too deeply"),
     "too large": ("tasks.default.data", sized(TASK_BYTES_MAX + 1), f"at most {TASK_BYTES_MAX} are accepted"),
