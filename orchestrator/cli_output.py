@@ -164,12 +164,14 @@ def _report(error: BaseException) -> None:
 def _where_to_look(error: BaseException) -> str:
     if exit_code_of(error) is not Exit.NOT_FOUND:
         return ""
-    return "write more of the one that is meant" if getattr(error, "candidates", ()) else _LISTS.get(getattr(error, "what", "").partition(" ")[0], "")
+    what = f"{getattr(error, 'what', '')} "
+    listed = next((where for name, where in _LISTS.items() if what.startswith(f"{name} ")), "")
+    return "write more of the one that is meant" if getattr(error, "candidates", ()) else listed
 
 
 _LISTS: Mapping[str, str] = {
     "run": 'crewlog runs lists them; those that were archived: crewlog sql "select run_id, file from archives"',
-    "file": "crewlog runs lists runs; a file is what crewlog export or crewlog archive wrote",
+    "file or run": "crewlog runs lists runs; a file is what crewlog export or crewlog archive wrote",
     "event": "crewlog show RUN --as events numbers those of a run; name one as RUN:12",
     "approval": "crewlog approvals lists them",
     "budget": "crewlog budget list --all lists them",

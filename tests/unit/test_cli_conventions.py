@@ -140,6 +140,7 @@ def test_errors_say_what_why_and_what_next(capsys: pytest.CaptureFixture[str]) -
     cli_output._report(ContractError("not a task", problems=(("/type", "unknown"),)))
     cli_output._report(NotFound("run", "ff"))
     cli_output._report(NotFound("run", "f", candidates=("fa", "fb")))
+    cli_output._report(NotFound("file (tasks of this run made: a)", "b"))
     cli_output._report(NotFound("event (run x has events 1 to 2)", "x:9"))
     out, err = capsys.readouterr()
     assert out == ""
@@ -154,6 +155,7 @@ def test_errors_say_what_why_and_what_next(capsys: pytest.CaptureFixture[str]) -
         '  next: crewlog runs lists them; those that were archived: crewlog sql "select run_id, file from archives"',
         "error: run 'f' is ambiguous: fa, fb",
         "  next: write more of the one that is meant",
+        "error: file (tasks of this run made: a) 'b' matches nothing",
         "error: event (run x has events 1 to 2) 'x:9' matches nothing",
         "  next: crewlog show RUN --as events numbers those of a run; name one as RUN:12",
     ]
