@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -171,7 +172,7 @@ async def _lived(golden: Golden, path: Path, home: Path | None) -> RunHistory:
 
     from crewlog.events.clock import SystemClock
     from crewlog.orchestrator.bundle import read_bundle
-    from crewlog.orchestrator.client import Client
+    from crewlog.orchestrator.client import Client, RequestRefused
     from crewlog.orchestrator.golden import FILES, recording_of, task_of
     from crewlog.orchestrator.run_history import all_payloads, load_history, with_texts
     from crewlog.schemas.ids import RunId
@@ -187,8 +188,14 @@ async def _lived(golden: Golden, path: Path, home: Path | None) -> RunHistory:
         ids = {"task_id": str(SystemClock().random_id()), "tenant": config.tenant, "user": config.user}
         task = task_of(golden, **ids, auto_approve=True, trial=plain(Trial("stub", recorded if is_known else None, fresh_reads=True)))
         run_id = RunId((await client.submit(task)).run_id)
-        async with asyncio.timeout(task.timeout_seconds):
-            await client.wait(run_id)
+        try:
+            async with asyncio.timeout(task.timeout_seconds):
+                await client.wait(run_id)
+        except (asyncio.CancelledError, TimeoutError):
+            with suppress(RequestRefused):  # it has ended meanwhile
+                await client.cancel(run_id, reason="the golden task was given up")
+            say(f"run {str(run_id)[:8]} is cancelled: the golden task was given up")
+            raise
         store = await client.store()
         history = await load_history(store, run_id)
         return await with_texts(store, history, all_payloads(history.events))

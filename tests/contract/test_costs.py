@@ -70,6 +70,23 @@ async def test_costs_are_the_sum_of_the_recorded_prices(database: Database, seed
             assert run.cost_micro_usd == by_run[run.run_id] == total(await queries.costs(["kind"], CostFilter(run_id=run.run_id)), "cost_micro_usd")
         for columns in (*([column] for column in COLUMNS), COLUMNS):
             assert total(await queries.costs(columns), "cost_micro_usd") == sum(by_run.values())
+        await _turns_are_what_their_calls_are(database)
+
+
+async def _turns_are_what_their_calls_are(database: Database) -> None:
+    """Every model call is in one turn of its task, and every tool call that came of one."""
+    sums = "sum(cost_micro_usd), sum(input_tokens), min(started_at)"
+    connection = await database.admin()
+    try:
+        turns = await connection.fetch(f"SELECT sum(model_calls), count(*), {sums} FROM crewlog.turns")
+        calls = await connection.fetch(f"SELECT count(*), count(DISTINCT (task_id, turn)), {sums} FROM crewlog.model_calls")
+        assert [tuple(row) for row in turns] == [tuple(row) for row in calls]
+        odd = "SELECT count(*) FROM crewlog.turns WHERE tool_calls <> cardinality(tools) OR finished_at < started_at"
+        called = "SELECT count(*) FROM crewlog.tool_calls c WHERE EXISTS (SELECT FROM crewlog.model_calls m WHERE m.task_id = c.task_id AND m.turn = c.turn)"
+        assert await connection.fetchval(odd) == 0
+        assert await connection.fetchval("SELECT sum(tool_calls) FROM crewlog.turns") == await connection.fetchval(called)
+    finally:
+        await connection.close()
 
 
 async def test_parts_are_shown_apart_and_add_up(database: Database) -> None:
