@@ -201,6 +201,7 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def forget(self) -> None:
         """Drop what is left after the checks, without noise, and close."""
+        asyncio.set_event_loop(self)  # `finally` blocks ask for one: asyncio would make a real one for them, which nobody closes
         for task in self._tasks:
             if task.done():
                 continue
@@ -210,6 +211,7 @@ class SimLoop(asyncio.BaseEventLoop):
                 coroutine.close()
             except (SimError, RuntimeError):
                 continue  # a `finally` block that wanted to wait, or to use a port of a dead actor
+        asyncio.set_event_loop(None)
         self._queues.clear()
         self._timers.clear()
         self._ready_actors.clear()

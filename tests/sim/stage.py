@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import TypeVar
 
@@ -21,9 +20,7 @@ def played(world: W) -> W:
     try:
         world.loop.run_until_complete(world.play())
     finally:
-        asyncio.set_event_loop(world.loop)  # a worker that is let go of asks for one, and must not make one of its own
         world.loop.forget()
-        asyncio.set_event_loop(None)
         faults.hook = None
         logging.disable(before)
     return world
