@@ -33,7 +33,8 @@ def test_every_command_and_option_exists(line: str) -> None:
 
 def test_options_in_the_text_exist() -> None:
     commands = get_command(command_line()).commands  # type: ignore[attr-defined]
-    known = {option for command in commands.values() for parameter in command.params for option in parameter.opts}
+    every = [each for command in commands.values() for each in (command, *getattr(command, "commands", {}).values())]
+    known = {option for command in every for parameter in command.params for option in parameter.opts}
     named = set(re.findall(r"`(--[a-z-]+)", PAGE))
     assert named
     assert named <= known, named - known
