@@ -230,8 +230,9 @@ async def test_pulling_goes_on_after_the_server_was_killed_and_started_again(fle
         async with asyncio.timeout(10), arrived:
             await arrived.wait_for(lambda: len(set(seen)) >= count)
 
-    gap = asyncio.Event()
+    gap, unheard = asyncio.Event(), asyncio.Event()
     await orchestrator.watch("WORK", gap.set)
+    await research.watch("", unheard.set)
     await research.consume("WORK", {"research-high": 0, "research-normal": 1}, handle, slots=4)
     await orchestrator.enqueue("work.research.normal", b"before", message_id="before")
     await until(1)
@@ -245,7 +246,9 @@ async def test_pulling_goes_on_after_the_server_was_killed_and_started_again(fle
         assert fleet.server.port == port
         async with asyncio.timeout(10):  # what was published meanwhile may be lost, and is said to be
             await gap.wait()
+            await unheard.wait()  # a worker may not have been told what people said
         gap.clear()
+        unheard.clear()
         await orchestrator.ensure_kinds({"research": ()})  # its queue was in memory
         await waiting
         await orchestrator.enqueue("work.research.high", f"after {number}".encode(), message_id=f"after-{number}")
