@@ -210,6 +210,8 @@ def _by_files(clauses: Sequence[Clause], files: Mapping[str, list[str]], kinds: 
         return drafts
     names = {info.kind for info in kinds}
     used = [kind for kind in ("data", "code", "research") if kind in names and files.get(kind)]
+    # a kind that is away is planned all the same: the refusal says what it lacks, and nobody else could do its work
+    used = used or [kind for kind in WORKERS if files.get(kind)]
     fallback = used or [kind for kind in ("research", *(info.kind for info in kinds)) if kind in names][:1]
     text = list(clauses) or [Clause("Summarise what is attached")]
     return [*(Draft(kind, list(text), list(files.get(kind, []))) for kind in fallback), *drafts]

@@ -113,6 +113,14 @@ async def test_only_offered_kinds_are_used() -> None:
     assert shape(output) == [("data", ())]
 
 
+async def test_a_table_is_not_left_to_who_writes_mail_while_its_kind_is_away() -> None:
+    at = await bench("How many loans by branch?", kind="planner", key="@plan", attachments={"loans.csv": b"a"}, context=(kinds(communicate="Writes."),))
+    carried = await carry_out(planner_agent(), OfflineModel(), at)
+    refusals = [result for tool, _, result, is_error in carried.calls if tool == "submit_plan" and is_error]
+    assert len(refusals) == len(carried.calls)
+    assert "there is no kind 'data'" in refusals[-1]
+
+
 async def test_a_kind_of_the_user_is_chosen_by_its_description() -> None:
     offered = {**BUILT_IN, "translator": "Translates documents into another language."}
     assert shape(await plan("Translate the README to French", "README.md", offered=offered)) == [("translator", ())]
