@@ -7,9 +7,9 @@ import pytest
 from support.postgres import Database
 
 VIEWS = (
-    "runs", "tasks", "turns", "model_calls", "tool_calls", "effects", "costs", "approvals", "artifacts", "timeline", "agents", "events", "documents", "memories",
+    "runs", "tasks", "model_calls", "tool_calls", "effects", "costs", "approvals", "artifacts", "timeline", "agents", "events", "documents", "memories",
     "checkpoints", "problems", "providers", "budgets", "budget_tasks", "forks", "controls", "run_controls", "imports",
-    "archives", "standstills", "erasures",
+    "archives", "standstills", "erasures", "turns",
 )  # fmt: skip
 
 

@@ -14,7 +14,11 @@ LINES = st.lists(DATA, min_size=1, max_size=3)
 
 
 @given(
-    st.lists(LINES, min_size=1, max_size=5), st.sampled_from(["\n", "\r\n"]), st.sampled_from(["data: ", "data:"]), st.booleans(), st.lists(st.integers(1, 9), min_size=1)
+    st.lists(LINES, min_size=1, max_size=5),
+    st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from(["data: ", "data:"]),
+    st.booleans(),
+    st.lists(st.integers(1, 9), min_size=1),
 )
 async def test_events_do_not_depend_on_chunks(events: list[list[str]], newline: str, field: str, is_ended: bool, sizes: list[int]) -> None:
     framed = [f"event: x{newline}: a comment{newline}" + "".join(f"{field}{line}{newline}" for line in lines) for lines in events]
