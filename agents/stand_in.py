@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from crewlog.agents.journal import Journal
 from crewlog.agents.recall import READ_CONTEXT_TOOL, RECALL_TOOL
@@ -73,21 +74,33 @@ class RecordedResults:
         calls: dict[Stream, dict[str, ToolCall]] = defaultdict(dict)
         made: dict[Stream, tuple[ArtifactRef, ...]] = defaultdict(tuple)
         begun: dict[tuple[Stream, str], _Key] = {}
+        kept: dict[tuple[Stream, str], tuple[_Key, int]] = {}
         for recorded in events:
             event, stream = recorded.event(), recorded.stream
             if isinstance(event, TaskOpened | TaskForked):
                 places[stream] = place_of(event)
             match event:
                 case TaskForked():
-                    made[stream], calls[stream] = made[task_stream(event.parent)], dict(calls[task_stream(event.parent)])
+                    parent = task_stream(event.parent)
+                    made[stream], calls[stream] = made[parent], dict(calls[parent])
+                    for edit in event.results:  # what a task was told in the end is what the same call gets again
+                        told: Any = {"result": edit.content, "status": "error" if edit.is_error else "ok"}
+                        if (parent, edit.call_id) in kept:
+                            key, at = kept[parent, edit.call_id]
+                            place, finished = self._found[key][at]
+                            self._found[key][at] = (place, replace(finished, **told))
+                        elif (parent, edit.call_id) in begun:
+                            ended = ToolFinished(edit.call_id, calls[parent][edit.call_id].tool, latency_ms=0, **told)
+                            self._found[begun[parent, edit.call_id]].append((place_of(event), ended))
                 case ModelCallFinished():
                     calls[stream] |= {call.call_id: call for call in event.tool_calls}
                 case ToolStarted() if event.call_id in calls[stream]:
                     begun[stream, event.call_id] = _key(calls[stream][event.call_id], event.tool_version, made[stream])
                 case ToolFinished():
-                    key = begun.pop((stream, event.call_id), None)
-                    if key is not None and event.status in ("ok", "error"):
-                        self._found[key].append((places.get(stream), event))
+                    called = begun.pop((stream, event.call_id), None)
+                    if called is not None and event.status in ("ok", "error"):
+                        kept[stream, event.call_id] = called, len(self._found[called])
+                        self._found[called].append((places.get(stream), event))
                     made[stream] += event.artifacts
 
     def find(self, call: ToolCall, version: str, made: tuple[ArtifactRef, ...], *, earlier: int, place: Place = None) -> ToolFinished | None:
@@ -155,7 +168,7 @@ class StandIns:
             return None
         # what the call made then is not made again: there is nothing to take back
         nothing_done = {"ways": msgspec.UNSET, "compensation": msgspec.UNSET, "reused": msgspec.UNSET}
-        return _Found(msgspec.structs.replace(found, call_id=call.call.call_id, latency_ms=0, **nothing_done), found.result)
+        return _Found(replace(found, call_id=call.call.call_id, latency_ms=0, **nothing_done), found.result)
 
     async def _own_place(self) -> Place:
         own = {self._journal.stream: 0}

@@ -149,6 +149,17 @@ async def test_a_call_without_a_result_is_ended_by_an_edit(crew: Crew) -> None:
     assert all(e.tool != "look" for e in own(fork, ToolStarted))
 
 
+@pytest.mark.parametrize("type_", [ToolFinished, ToolStarted], ids=["edited", "ended"])
+async def test_whoever_tries_a_fork_again_is_served_what_it_was_told_in_the_end(crew: Crew, type_: type) -> None:
+    parent = await crew.run()
+    at = index_of(await crew.history(parent), lambda e: isinstance(e, type_) and e.tool == "look")
+    fork = await crew.fork(parent, at, results={"t1-1": "nobody is there"})
+    again = await crew.fork(fork.run_id, 1)
+
+    assert next((e.tool, e.stub) for e in own(again, ToolStarted)) == ("look", "recorded")
+    assert outcome(again).summary == "nobody is there"
+
+
 async def test_what_no_record_has_is_stubbed_and_says_so(crew: Crew) -> None:
     parent = await crew.run()
     at = index_of(await crew.history(parent), lambda e: isinstance(e, ToolFinished) and e.tool == "look")
