@@ -6,12 +6,12 @@ A batch of plain requests goes to `es.append_plain`, one of requests that open s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
 
-from crewlog.events.append_money import CALL_ARGUMENTS, LIMIT_ARGUMENTS, call_arguments, limit_arguments, plain_call_arguments
+from crewlog.events.append_money import CALL_ARGUMENTS, LIMIT_ARGUMENTS, call_arguments, limit_arguments, plain_call_arguments, sparse
 from crewlog.events.append_request import Encoded
 from crewlog.events.connections import fetch
 from crewlog.events.store import NO_STREAM, Appended, AppendRequest
@@ -25,8 +25,6 @@ SQL_WITH_LIMITS: Final = SQL_WITH_CALLS.removesuffix(")") + "".join(f", {name} =
 SQL_PLAIN: Final = "SELECT es.append_plain($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
 SQL_PLAIN_WITH_CALLS: Final = "SELECT es.append_plain($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"
 SQL_OPENING: Final = f"SELECT es.append_opening({', '.join(f'${number}' for number in range(1, 21))})"
-
-T = TypeVar("T")
 
 
 class _Special(msgspec.Struct):
@@ -100,7 +98,7 @@ def opening_arguments(batch: Sequence[Encoded], actor: str) -> list[Any] | None:
         return None
     e_type, types = _numbered([event.__class__ for write in writes for event in write.events])
     return [
-        *(streams, _sparse([write.kind for write in writes]), [len(write.events) for write in writes]),
+        *(streams, sparse([write.kind for write in writes]), [len(write.events) for write in writes]),
         [number for number, request in enumerate(requests, 1) for _ in request.writes],
         *_columns_of(requests),
         *([cls.__name__ for cls in types], [cls.schema_version for cls in types], e_type),
@@ -153,7 +151,7 @@ def arguments(batch: Sequence[Encoded], actor: str) -> list[Any]:
     e_type, types = _numbered(classes)
     requests = [request for request, *_ in batch]
     given = [
-        *(names, w_request, w_stream, w_expected, w_events, _sparse(w_kind)),
+        *(names, w_request, w_stream, w_expected, w_events, sparse(w_kind)),
         *_columns_of(requests),
         *([cls.__name__ for cls in types], [cls.schema_version for cls in types]),
         *(e_type, e_id, e_data, actor),
@@ -228,8 +226,8 @@ def unreserved(stream: str) -> ContractError:
 def _columns_of(requests: Sequence[AppendRequest]) -> list[list[Any]]:
     """Lay out q_occurred_us … q_trace."""
     return [
-        *([r.occurred_us for r in requests], _sparse([r.run_id for r in requests]), _sparse([r.task_id for r in requests])),
-        *(_sparse([r.causation_id for r in requests]), _sparse([r.trace_id for r in requests])),
+        *([r.occurred_us for r in requests], sparse([r.run_id for r in requests]), sparse([r.task_id for r in requests])),
+        *(sparse([r.causation_id for r in requests]), sparse([r.trace_id for r in requests])),
     ]
 
 
@@ -237,7 +235,3 @@ def _numbered(classes: Sequence[type[Event]]) -> tuple[list[int], list[type[Even
     """Return for each event the number of its type, from 1, and the types."""
     numbers: dict[type[Event], int] = {}
     return [numbers.setdefault(cls, len(numbers) + 1) for cls in classes], list(numbers)
-
-
-def _sparse(values: list[T]) -> list[T]:
-    return values if any(value is not None for value in values) else []  # all NULL: an empty array costs nothing

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from crewlog.events.store import NO_STREAM, SCOPES_PER_STREAM_MAX, SETTLEMENTS_PER_APPEND_MAX, AppendRequest, Reservation, Settlement, Write
@@ -15,6 +15,8 @@ from crewlog.schemas.system_events import BudgetChanged
 
 CALL_ARGUMENTS: Final = ("p_held", "r_request", "r_held", "r_amount", "t_request", "t_held", "t_actual")
 LIMIT_ARGUMENTS: Final = ("p_scope", "p_soft", "p_hard", "b_write", "b_limit", "l_request", "l_limit")
+
+T = TypeVar("T")
 
 _int: Final = attrgetter("int")  # ids in the server's order, compared fast
 
@@ -96,7 +98,12 @@ def plain_call_arguments(requests: Sequence[AppendRequest]) -> list[Any]:
         ids.append(held)
         amounts.append(amount)
         prices.append(price)
-    return [values if any(value is not None for value in values) else [] for values in (ids, amounts, prices)]
+    return [sparse(ids), sparse(amounts), sparse(prices)]
+
+
+def sparse(values: list[T]) -> list[T]:
+    """Return a column as the gate's functions take it: all NULL, it is an empty array, which costs nothing."""
+    return values if any(value is not None for value in values) else []
 
 
 def _is_free(reserve: Reservation, settlement: Settlement) -> bool:

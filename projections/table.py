@@ -70,7 +70,9 @@ async def write_together(connection: asyncpg.Connection, statement: str, rows: S
 def _value(field: msgspec.structs.FieldInfo, hint: Any) -> str:
     """Return what stands for a column in a statement. A row leaves out what is as it was when it began: most of most rows."""
     value = field.name
+    assert field.default_factory is msgspec.NODEFAULT, f"{field.name} begins as something made anew: no constant stands for it in SQL"
     if (default := field.default) is not msgspec.NODEFAULT and default is not None:
+        assert NoneType not in get_args(hint), f"{field.name} may be None, but begins as {default!r}: a None would be written as that"
         # a constant of the program, and JSON writes numbers, booleans and such words as SQL does, but for the quotes
         value = f"coalesce({value}, {_encode(default).decode().replace(chr(34), chr(39))})"
     return f"{value}::jsonb" if hint in (Json, Json | None) else value
