@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from crewlog.agents.model import Model
 from crewlog.agents.model_call import ModelCalls, given_up
 from crewlog.agents.models import PLANNERS_TASKS
 from crewlog.agents.orders import Orders
+from crewlog.agents.patience import Patience
 from crewlog.agents.setup import WINDOW, ContextMode, Setup, instructed, opening_message
 from crewlog.agents.spec import AgentSpec, ToolSpec
 from crewlog.agents.task_state import open_model_calls
@@ -137,55 +137,41 @@ class _Stretch:
     def __init__(self, shop: Workshop, journal: Journal, attempt: int, orders: Orders | None) -> None:
         assert journal.state.task is not None
         self._shop, self._journal, self._attempt, self._orders = shop, journal, attempt, orders
-        self._is_cut = False
         self._task = journal.state.task
+        now_us = shop.clock.now_us()
+        self._deadline_us = journal.state.deadline_us or now_us + self._task.timeout_seconds * 1_000_000
+        self._patience = Patience(left_s=(self._deadline_us - now_us) / 1e6, idle_s=self._task.limits.idle_seconds)
         self._own_tools = toolbox(shop.spec.tools_for(self._task))
-        self._tool_calls = ToolCalls(shop, journal, self._task, tools_of(shop.spec, self._task), self._moved)
+        self._tool_calls = ToolCalls(shop, journal, self._task, tools_of(shop.spec, self._task), self._patience.moved)
         self._setup: Setup | None = None
         self._calls = shop.model_calls(self._task)
-        self._deadline_us = journal.state.deadline_us or shop.clock.now_us() + self._task.timeout_seconds * 1_000_000
         self._holds_task = False
         self._is_current = False
         """Whether it was looked at, in this stretch, which version of the agent the task goes on under."""
-        self._limit = asyncio.timeout(None)
-        self._ends_at = self._moved_at = 0.0
-        """When the task's time is over, and when something moved last, by the event loop's clock."""
-        self._watch: asyncio.TimerHandle | None = None
 
     async def run(self) -> Ended:
-        task, loop = self._task, asyncio.get_running_loop()
-        self._ends_at = loop.time() + (self._deadline_us - self._shop.clock.now_us()) / 1e6
+        journal, task, patience = self._journal, self._task, self._patience
         try:
-            async with self._limit:
+            async with patience:
                 if self._orders is not None:
-                    self._orders.hold(self._journal, self._cut)
+                    self._orders.hold(journal, patience.cut)
                 try:
                     return await self._run()
                 finally:
-                    if self._watch is not None:
-                        self._watch.cancel()
                     if self._orders is not None:
-                        self._orders.drop(self._journal)
+                        self._orders.drop(journal)
         except TimeoutError:
-            if self._is_cut:
-                await self._journal.abandon()
+            await journal.abandon()
+            if patience.why == "cut":
                 return "cut"
-            is_over = loop.time() >= self._ends_at
-            await self._journal.abandon()
             self._give_up_calls()
-            if not self._limit.expired():
+            if not patience.why:
                 raise
-            if is_over:
+            if patience.why == "over":
                 seconds = task.timeout_seconds
                 return await self._fail(Failure("timeout", f"limit timeout_seconds reached: {seconds} of max {seconds}, raise timeout_seconds to go on"))
             # whatever hangs may answer the next time, and nothing that was done is lost
             return await self._fail(limit_failure("idle_seconds", task.limits.idle_seconds, task.limits.idle_seconds, retryable=True))
-
-    def _cut(self) -> None:
-        """End the stretch at once: somebody else has ended the task, so nothing that comes of it counts any more."""
-        self._is_cut = True
-        if not self._limit.expired():
-            self._limit.reschedule(asyncio.get_running_loop().time())
 
     def _give_up_calls(self) -> None:
         """Close what was under way: it may have been billed. A simulated call never reached the log."""
@@ -194,25 +180,10 @@ class _Stretch:
                 late = given_up(asking, message="the time of the task was over before an answer came")
                 self._journal.close_call(late, reserved_micro_usd=asking.reserved_micro_usd)
 
-    def _moved(self, _: str = "") -> None:
-        """Note a sign of progress: an event, a piece of an answer. They come by the thousand, so the timer is not moved for each."""
-        self._moved_at = asyncio.get_running_loop().time()
-        if self._watch is None:
-            self._look()
-
-    def _look(self) -> None:
-        """End the stretch if its time is over or it stands still; otherwise look again when that may be."""
-        loop = asyncio.get_running_loop()
-        due = min(self._ends_at, self._moved_at + self._task.limits.idle_seconds)
-        if due > loop.time():
-            self._watch = loop.call_at(due, self._look)
-        elif not self._limit.expired():
-            self._limit.reschedule(loop.time())
-
     async def _run(self) -> Ended:
         journal = self._journal
         while True:
-            self._moved()
+            self._patience.moved()
             step = self._next()
             if isinstance(step, Start | AskModel | RunCalls) and self._orders is not None and (scope := await self._orders.against(self._task)):
                 return await self._hand_back(scope)
@@ -355,7 +326,7 @@ class _Stretch:
             case Failure():
                 return room
             case _:
-                await self._calls.make(journal, setup, msgspec.structs.replace(step, estimated_tokens=room), self._moved, self._may_begin)
+                await self._calls.make(journal, setup, msgspec.structs.replace(step, estimated_tokens=room), self._patience.moved, self._may_begin)
         return None
 
     def _completed(self, outcome: Outcome) -> TaskCompleted:
@@ -367,6 +338,3 @@ class _Stretch:
         self._journal.record(AttemptFailed(state.attempt or self._attempt, failure, state.usage, state.cost_micro_usd, shortfall or msgspec.UNSET))
         await self._journal.commit()
         return "failed"
-
-    def _since(self, began: float) -> int:
-        return round((self._shop.clock.monotonic() - began) * 1000)

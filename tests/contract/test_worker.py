@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from support.scripted import Recorder, calls, says
-from support.worker_bench import Bench, names, worker_bench
+from support.worker_bench import WITHIN_S, Bench, names, worker_bench
 
+from crewlog.agents.journal import Journal
 from crewlog.agents.model import ModelError
+from crewlog.agents.patience import Patience
+from crewlog.agents.tool_calls import ToolCalls
 from crewlog.events import slots
 from crewlog.events.bus import Message
 from crewlog.schemas.subjects import control_worker, work
@@ -53,6 +57,21 @@ async def test_a_task_runs_to_its_outcome_with_intent_before_effect(bench: Bench
     assert last.outcome.summary == "done"
     assert last.outcome.flags == ("simulated",)
     assert not await bench.store.open_reservations(2**60, 10), "what is free keeps nothing reserved"
+
+
+async def test_what_was_made_for_a_task_is_free_with_its_last_use(bench: Bench) -> None:
+    await bench.worker(Recorder(), calls(("look", '{"text":"a"}'), ("put", '{"text":"b"}')), SUBMIT)
+    gc.collect()
+    gc.disable()
+    try:
+        await bench.dispatch(await bench.open())
+        async with asyncio.timeout(WITHIN_S):
+            await bench.woken.get()
+        await bench.workers[0].stop(grace_s=WITHIN_S)
+        left = [o for o in gc.get_objects() if isinstance(o, Journal | ToolCalls | Patience)]
+    finally:
+        gc.enable()
+    assert not left, "waiting for the garbage collector costs a worker under load a tenth of its time"
 
 
 async def test_bad_arguments_and_unknown_tools_go_back_to_the_model_and_run_nothing(bench: Bench) -> None:
