@@ -1,15 +1,17 @@
-"""Files that runs read and made, kept beside their archives: each once, under its hash, in the folder `files`, however many runs refer to it."""
+"""Files that runs read and made. Beside archives each is kept once, under its hash, in the folder `files`, however many runs refer to it; an exported
+run has its own in it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from crewlog.events.artifacts import ArtifactStore
 from crewlog.events.store import Recorded
+from crewlog.orchestrator.bundle import BYTES_MAX, Bundle
 from crewlog.orchestrator.whole_file import write_durably
 from crewlog.schemas.errors import ContractError, NotFound, TerminalError
 from crewlog.schemas.ids import Hash
@@ -60,17 +62,51 @@ async def keep_files(artifacts: ArtifactStore, files: Mapping[Hash, str], folder
             raise ContractError(f"{path} does not hold what was written")
 
 
-async def restore_files(artifacts: ArtifactStore, files: Mapping[Hash, str], folder: Path) -> tuple[int, int]:
-    """Put files that lie beside an archive back into the store; returns how many, and how many do not lie there.
+async def with_files(artifacts: ArtifactStore, bundle: Bundle) -> tuple[Bundle, list[str]]:
+    """Put the files that a run read and made into its bundle; returns also what is wrong with those that the store cannot give.
 
     Raises:
-        ContractError: one holds other bytes.
+        ContractError: they are more than fit into one file.
+    """
+    found: dict[Hash, bytes] = {}
+    problems = []
+    size = 0
+    for hash_, name in files_of(bundle.events).items():
+        try:
+            found[hash_] = await artifacts.get(hash_)
+        except (NotFound, TerminalError) as error:
+            problems.append(f"its file {name!r} is left out: {error}")
+            continue
+        size += len(found[hash_])
+        if size > BYTES_MAX:
+            raise ContractError(f"the files of run {bundle.run_id} are more than the {BYTES_MAX} bytes that fit: leave them out (--without-files)")
+    return bundle._replace(files=found), problems
+
+
+class Restored(NamedTuple):
+    """How many files were put back into the store, and how many neither the bundle nor its folder has."""
+
+    put: int
+    missing: int
+
+
+async def restore_files(artifacts: ArtifactStore, bundle: Bundle, folder: Path) -> Restored:
+    """Put the files of a run back into the store: those in its bundle, else those that lie beside it.
+
+    Raises:
+        ContractError: one that lies there holds other bytes.
         Unavailable: the store cannot be written.
     """
-    there = {hash_: name for hash_, name in files.items() if (folder / FOLDER / hash_).is_file()}
-    for hash_, name in there.items():
-        data = (folder / FOLDER / hash_).read_bytes()
-        if content_hash(data) != hash_:
-            raise ContractError(f"{folder / FOLDER / hash_} is not the file {name!r}: its bytes have another hash")
-        await artifacts.put(name, data)
-    return len(there), len(files) - len(there)
+    files = files_of(bundle.events)
+    put = 0
+    for hash_, name in files.items():
+        beside = folder / FOLDER / hash_
+        data = bundle.files.get(hash_)
+        if data is None and beside.is_file():
+            data = beside.read_bytes()
+            if content_hash(data) != hash_:
+                raise ContractError(f"{beside} is not the file {name!r}: its bytes have another hash")
+        if data is not None:
+            await artifacts.put(name, data)
+            put += 1
+    return Restored(put, len(files) - put)

@@ -1,10 +1,12 @@
-"""One run in one file: its events, every blob they refer to, and checksums. It is replayed anywhere, without a server and without keys.
+"""One run in one file: its events, every blob they refer to, what it was given and made, and checksums. It is replayed anywhere, without a server
+and without keys.
 
-The file is gzip of text: a line of JSON that says everything around the data of the events, then the data of each event on a line of its own in the
-order of the log, the blobs in the order of their hashes, and a line with the sha-256 of all before it. The same run gives the same bytes. Files that
-tasks made are artifacts and not in it; their hashes are.
+The file is gzip of a line of JSON that says everything around the data of the events, then the data of each event on a line of its own in the
+order of the log, the blobs and the artifacts, each in the order of their hashes, and a line with the sha-256 of all before it. The same run gives
+the same bytes. Artifacts may be left out (`archived_files.with_files` puts them in); their hashes are in the events.
 
-Files of version 1 are read as well: there each event and each blob is a line of JSON.
+Without artifacts it is of version 2, which older programs read as well. Files of version 1 are read, too: there each event and each blob is a line
+of JSON.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ from crewlog.schemas.payload import content_hash
 from crewlog.schemas.task_events import ModelCallFinished
 
 FORMAT: Final = "crewlog.run"
-VERSION: Final = 2
+VERSION: Final = 3
+WITHOUT_FILES: Final = 2
+"""Version of a file that holds no artifacts."""
 BYTES_MAX: Final = 1 << 30
 """Of an unpacked file: a small file must not fill the memory."""
 
@@ -50,6 +54,8 @@ class Header(msgspec.Struct, frozen=True, omit_defaults=True):
     redacted: bool = False
     blob_bytes: list[int] = []
     """Of each blob. Their hashes are not said: events refer to them."""
+    file_bytes: list[int] = []
+    """Of each artifact, likewise."""
     columns: Columns | None = None
 
 
@@ -96,6 +102,8 @@ class Bundle(NamedTuple):
     """Version of the program that wrote the file; empty for one that does not say."""
     is_redacted: bool = False
     """Texts were taken out of it: it folds, but what models were sent cannot be rebuilt."""
+    files: Mapping[Hash, bytes] = {}
+    """Artifacts that the run was given or made, as far as they were put in."""
 
     def store(self) -> MemoryStore:
         """Return a log in memory that holds this run and nothing else."""
@@ -121,11 +129,19 @@ async def collect(store: EventStore, run_id: RunId) -> Bundle:
 
 
 def pack_bundle(bundle: Bundle) -> bytes:
-    """Return the file of a run."""
-    blobs = [data for _, data in sorted(bundle.blobs.items())]
-    of_blobs, columns = [len(data) for data in blobs], columns_of(bundle.events)
-    header = Header(FORMAT, VERSION, bundle.run_id, len(bundle.events), len(blobs), bundle.made_by, bundle.is_redacted, of_blobs, columns)
-    body = b"".join(part + b"\n" for part in (msgspec.json.encode(header), *(event.data for event in bundle.events), *blobs))
+    """Return the file of a run.
+
+    Raises:
+        ContractError: unpacked it would be larger than `BYTES_MAX`, which nobody reads.
+    """
+    blobs, files = ([data for _, data in sorted(part.items())] for part in (bundle.blobs, bundle.files))
+    named = (FORMAT, VERSION if files else WITHOUT_FILES, bundle.run_id, len(bundle.events), len(blobs), bundle.made_by, bundle.is_redacted)
+    header = Header(*named, [len(data) for data in blobs], [len(data) for data in files], columns_of(bundle.events))
+    parts = (msgspec.json.encode(header), *(event.data for event in bundle.events), *blobs, *files)
+    if (size := sum(len(part) + 1 for part in parts)) > BYTES_MAX:
+        way_out = ": leave its files out (--without-files)" if files else ""
+        raise ContractError(f"run {bundle.run_id} takes {size} bytes, and no more than {BYTES_MAX} fit into a file{way_out}")
+    body = b"".join(part + b"\n" for part in parts)
     # without a time in its header, the same run gives the same file
     return gzip.compress(body + msgspec.json.encode(LastLine(content_hash(body))) + b"\n", mtime=0)
 
@@ -144,13 +160,19 @@ def unpack_bundle(data: bytes, name: str) -> Bundle:
         header = msgspec.json.decode(body[: body.index(b"\n")], type=Header)
         if header.format != FORMAT or not 1 <= header.version <= VERSION:
             raise ContractError(f"{name}: {header.format!r} version {header.version} is not the {FORMAT!r} version 1 to {VERSION} that this program reads")
-        events, blobs = (_read_lines if header.version == 1 else _read_columns)(header, body, name)
+        events, blobs, files = _read_lines(header, body, name) if header.version == 1 else _read_columns(header, body, name)
     except (msgspec.MsgspecError, ValueError) as error:
         raise ContractError(f"{name} is no exported run: {error}") from error
-    return Bundle(RunId(header.run_id), events, blobs, header.made_by, header.redacted)
+    return Bundle(RunId(header.run_id), events, blobs, header.made_by, header.redacted, files)
 
 
-def _read_columns(header: Header, body: bytes, name: str) -> tuple[list[Recorded], dict[Hash, bytes]]:
+class _Read(NamedTuple):
+    events: list[Recorded]
+    blobs: dict[Hash, bytes]
+    files: dict[Hash, bytes]
+
+
+def _read_columns(header: Header, body: bytes, name: str) -> _Read:
     columns = header.columns
     if columns is None or len(header.blob_bytes) != header.blobs or len(columns.lines) not in (0, header.events):
         raise ContractError(f"{name}: its header does not say what is in it")
@@ -161,21 +183,24 @@ def _read_columns(header: Header, body: bytes, name: str) -> tuple[list[Recorded
             end = body.index(b"\n", end) + 1
         data.append(body[at : end - 1])
         at = end
-    ends = list(accumulate(header.blob_bytes, lambda before, size: before + size + 1, initial=at))
-    if min(header.blob_bytes, default=0) < 0 or ends[-1] != len(body) or any(body[end - 1 : end] != b"\n" for end in ends):
-        raise ContractError(f"{name}: {header.events} events and {header.blobs} blobs were written, which does not fit {len(body)} bytes")
-    blobs = {content_hash(blob): blob for blob in (body[begin : end - 1] for begin, end in pairwise(ends))}
-    if lost := [hash_ for hash_ in blobs if hash_.encode() not in body[: ends[0]]]:
-        raise ContractError(f"{name}: no event refers to blob {lost[0]}: it holds other bytes than were written")
-    return events_of(columns, data), blobs
+    sizes = [*header.blob_bytes, *header.file_bytes]
+    ends = list(accumulate(sizes, lambda before, size: before + size + 1, initial=at))
+    if min(sizes, default=0) < 0 or ends[-1] != len(body) or any(body[end - 1 : end] != b"\n" for end in ends):
+        written = f"{header.events} events, {header.blobs} blobs and {len(header.file_bytes)} files were written"
+        raise ContractError(f"{name}: {written}, which does not fit {len(body)} bytes")
+    kept = [(content_hash(part), part) for part in (body[begin : end - 1] for begin, end in pairwise(ends))]
+    said = body[: ends[0]]
+    if lost := [hash_ for hash_, _ in kept if hash_.encode() not in said]:
+        raise ContractError(f"{name}: no event refers to {lost[0]}: it holds other bytes than were written")
+    return _Read(events_of(columns, data), dict(kept[: header.blobs]), dict(kept[header.blobs :]))
 
 
-def _read_lines(header: Header, body: bytes, name: str) -> tuple[list[Recorded], dict[Hash, bytes]]:
+def _read_lines(header: Header, body: bytes, name: str) -> _Read:
     lines = body.split(b"\n")[:-1]
     if len(lines) != 1 + header.events + header.blobs:
         raise ContractError(f"{name}: {header.events} events and {header.blobs} blobs were written, {len(lines) - 1} lines are there")
     events = [_recorded(msgspec.json.decode(line, type=EventLine)) for line in lines[1 : 1 + header.events]]
-    return events, dict(_blob(msgspec.json.decode(line, type=BlobLine), name) for line in lines[1 + header.events :])
+    return _Read(events, dict(_blob(msgspec.json.decode(line, type=BlobLine), name) for line in lines[1 + header.events :]), {})
 
 
 def read_bundle(path: Path) -> Bundle:

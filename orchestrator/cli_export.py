@@ -19,6 +19,7 @@ from crewlog.orchestrator.whole_file import whole_file
 if TYPE_CHECKING:
     import re
 
+    from crewlog.orchestrator.bundle import Bundle
     from crewlog.orchestrator.event_export import Owned, Selection
 
 
@@ -50,13 +51,15 @@ async def export(
     since: Annotated[str | None, typer.Option("--since", help="Without RUN: from this time on: 2026-11-01T08:00, or 7d for the last seven days.")] = None,
     until: Annotated[str | None, typer.Option("--until", help="Without RUN: before this time.")] = None,
     secret: Annotated[list[str] | None, typer.Option("--redact", metavar="REGEX", help="Replace what matches, besides CREWLOG_REDACT; repeatable.")] = None,
+    without_files: Annotated[bool, typer.Option("--without-files", help="A bundle: texts alone, not the files that the run read and made.")] = False,
     reasoning: Annotated[bool, typer.Option("--reasoning", help="Events: also what the models thought; a bundle always holds it.")] = False,
     home: HomeOption = None,
 ) -> None:
     """Write a run to one file, or events of the log for other programs.
 
-    A bundle has the events, blobs, prices, versions and checksums of a run: everything that models and tools were told. It is replayed and
-    imported anywhere, without keys. What was redacted (--redact, CREWLOG_REDACT) is gone from it: it can be looked at, but not verified.
+    A bundle has the events, blobs, prices, versions and checksums of a run: everything that models and tools were told, and the files that it was
+    given and made. It is replayed and imported anywhere, without keys. What was redacted (--redact, CREWLOG_REDACT) is gone from it, and so are all
+    files, into which nobody can look for it: it can be looked at, but not verified.
     """
     from crewlog.orchestrator.event_export import Selection
     from crewlog.orchestrator.redaction import compile_patterns
@@ -68,7 +71,7 @@ async def export(
     if view is ExportFormat.BUNDLE:
         if not run:
             raise ContractError("a bundle is one run: name it; or choose another format with --as ndjson, cloudevents or parquet")
-        await _write_bundle(run, out, home, patterns)
+        await _write_bundle(run, out, home, patterns, with_files=not (without_files or patterns))
         return
     chosen = Selection(tenant, _time_us("--since", since), _time_us("--until", until))
     pages = _of_run(run, home) if run else _of_log(chosen, home)
@@ -80,16 +83,12 @@ async def export(
         say(f"wrote {out}: {events} events")
 
 
-async def _write_bundle(run: str, out: Path, home: Path | None, patterns: Sequence[re.Pattern[str]]) -> None:
-    from crewlog.orchestrator.bundle import collect, pack_bundle, read_bundle
+async def _write_bundle(run: str, out: Path, home: Path | None, patterns: Sequence[re.Pattern[str]], *, with_files: bool) -> None:
+    from crewlog.orchestrator.bundle import pack_bundle
     from crewlog.orchestrator.bundle_redaction import redact_bundle
     from crewlog.orchestrator.replay import replay
 
-    if is_file(run):
-        bundle = read_bundle(Path(run))
-    else:
-        async with opened(run, home) as (store, run_id):
-            bundle = await collect(store, run_id)
+    bundle = await _bundle(run, home, with_files=with_files)
     if patterns:
         bundle = redact_bundle(bundle, patterns)
         await replay(bundle.store(), bundle.run_id, verify=False)  # what can no longer be read is of no use to anybody
@@ -99,8 +98,28 @@ async def _write_bundle(run: str, out: Path, home: Path | None, patterns: Sequen
         return
     with whole_file(out) as file:
         file.write(data)
+    files = f"{len(bundle.files)} files" if with_files else "no files"
     told = ", redacted" if bundle.is_redacted else ""
-    say(f"wrote {out}: run {bundle.run_id}, {len(bundle.events)} events, {len(bundle.blobs)} blobs, {len(data)} bytes{told}")
+    say(f"wrote {out}: run {bundle.run_id}, {len(bundle.events)} events, {len(bundle.blobs)} blobs, {files}, {len(data)} bytes{told}")
+
+
+async def _bundle(run: str, home: Path | None, *, with_files: bool) -> Bundle:
+    """Read a run from the log, or from a file that was exported before."""
+    from crewlog.events.artifact_store import open_artifacts
+    from crewlog.orchestrator.archived_files import with_files as filled
+    from crewlog.orchestrator.bundle import collect, read_bundle
+
+    if is_file(run):
+        bundle = read_bundle(Path(run))
+        return bundle if with_files else bundle._replace(files={})
+    async with opened(run, home) as (store, run_id):
+        bundle = await collect(store, run_id)
+    if with_files:
+        config = load_config(home)
+        bundle, problems = await filled(await open_artifacts(config.artifacts_url or config.home / "artifacts"), bundle)
+        for problem in problems:
+            say(problem)
+    return bundle
 
 
 async def _of_run(run: str, home: Path | None) -> AsyncGenerator[Sequence[Owned], None]:

@@ -46,7 +46,7 @@ async def import_run(
     from crewlog.events.kek import kek_source
     from crewlog.events.personal_store import PersonalStore
     from crewlog.events.postgres_store import PostgresStore
-    from crewlog.orchestrator.archived_files import FOLDER, files_of, restore_files
+    from crewlog.orchestrator.archived_files import restore_files
     from crewlog.orchestrator.bundle import unpack_bundle
     from crewlog.orchestrator.client import Client
     from crewlog.orchestrator.run_import import import_run as import_bundle
@@ -62,17 +62,19 @@ async def import_run(
             assert isinstance(store, PostgresStore)
             store = PersonalStore(store, kek_source(config.person_kek, config.home), SystemClock(), gives_keys=False)
         done = await import_bundle(store, connections, bundle, marker, SystemClock(), verify=not unverified)
-        back, missing = await restore_files(await client.artifact_store(), files_of(bundle.events), file.parent)
+        restored = await restore_files(await client.artifact_store(), bundle, file.parent)
     if output is Output.JSON:
         told = {"run_id": done.run_id, "events": done.events, "blobs": done.blobs, "position": done.position, "state_hash": done.report.state_hash}
-        print_json({**told, "beginnings": [str(run) for run in done.beginnings], "files": back, "files_missing": missing})
+        print_json({**told, "beginnings": [str(run) for run in done.beginnings], "files": restored.put, "files_missing": restored.missing})
     else:
         typer.echo(str(done.run_id))
         for parent in done.beginnings:
             say(f"imported what the fork shares of run {parent}; the file of that run, once imported, completes it")
         say(f"imported {done.events} events and {done.blobs} blobs at position {done.position}; it replays to the state that it had there")
-        if back or missing:
-            say(f"files that it refers to: {back} were put back from {file.parent / FOLDER}, {missing} do not lie there")
+        if restored.put:
+            say(f"put {restored.put} files that it read and made into the store; save what it made: crewlog show {str(done.run_id)[:8]} --save FOLDER")
+        if restored.missing:
+            say(f"{restored.missing} files that it refers to came neither in {file.name} nor beside it: its texts can be looked at, those cannot be opened")
 
 
 async def archive(

@@ -71,7 +71,7 @@ async def record(
     golden = golden_of(history, named)
     if not overwrite:
         refuse_overwriting(path, golden)
-    written = write_golden(path, golden, recording, {} if is_file(run) else await _attachments(golden, home))
+    written = write_golden(path, golden, recording, await _attachments(golden, run, home))
     if output is Output.JSON:
         print_json({"run_id": str(run_id), "name": named, "files": [str(file) for file in written]})
         return
@@ -92,12 +92,18 @@ def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:48].strip("-") or "task"
 
 
-async def _attachments(golden: Golden, home: Path | None) -> Mapping[Hash, bytes]:
+async def _attachments(golden: Golden, run: str, home: Path | None) -> Mapping[Hash, bytes]:
+    """Fetch what the run was given: from the crew's store, or from the exported file as far as it has it."""
+    from crewlog.orchestrator.bundle import read_bundle
     from crewlog.orchestrator.client import Client
 
+    wanted = [attached["hash"] for attached in golden.task.get("attachments", ())]
+    if is_file(run):
+        files = read_bundle(Path(run)).files
+        return {hash_: files[hash_] for hash_ in wanted if hash_ in files}
     async with Client.connect(load_config(home)) as client:
         artifacts = await client.artifact_store()
-        return {attached["hash"]: await artifacts.get(attached["hash"]) for attached in golden.task.get("attachments", ())}
+        return {hash_: await artifacts.get(hash_) for hash_ in wanted}
 
 
 async def run_golden(

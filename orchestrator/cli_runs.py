@@ -209,13 +209,23 @@ async def show(
     output: OutputOption = Output.TABLE,
 ) -> None:
     """Show one run: its answer, tasks and files; or how it came to them."""
-    if save is not None and not is_file(run):
-        from crewlog.orchestrator.client import Client
-
-        async with Client.connect(load_config(home)) as client:
-            for path in await client.save(await client.run(run), save):
-                say(f"wrote {path}")
+    if save is not None:
+        for path in await _saved(run, save, home):
+            say(f"wrote {path}")
     await look(run, view, reasoning=reasoning, home=home, output=output)
+
+
+async def _saved(run: str, folder: Path, home: Path | None) -> list[Path]:
+    """Write what a run made into a folder, from the crew's store or from an exported file."""
+    if is_file(run):
+        from crewlog.orchestrator.bundle import read_bundle
+        from crewlog.orchestrator.saved_files import save_bundled
+
+        return await save_bundled(read_bundle(Path(run)), folder)
+    from crewlog.orchestrator.client import Client
+
+    async with Client.connect(load_config(home)) as client:
+        return await client.save(await client.run(run), folder)
 
 
 async def events(

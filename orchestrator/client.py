@@ -41,6 +41,7 @@ from crewlog.orchestrator.disclosed_views import DisclosedViews
 from crewlog.orchestrator.endpoints import with_login
 from crewlog.orchestrator.home import ProcessState
 from crewlog.orchestrator.run_names import NEWEST, VIEWS_FOLLOW_WITHIN_S, find_run, run_once_known
+from crewlog.orchestrator.saved_files import save_files
 from crewlog.projections.queries import Queries
 from crewlog.projections.query_rows import AgentView, ApprovalView, DocumentView, ProviderView, RunView, TaskView
 from crewlog.schemas import subjects
@@ -326,16 +327,7 @@ class Client:
         Raises:
             ContractError: a name that an agent chose would lie outside of the folder.
         """
-        written = []
-        for file in run.artifacts:
-            path = _inside(folder, file.name)
-            if path is None:
-                raise ContractError(f"the file name {file.name!r} would lie outside of {folder}; nothing more was written")
-            data = await self.artifact(file.hash)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-            written.append(path)
-        return written
+        return await save_files(run.artifacts, folder, self.artifact)
 
     async def scale(self, copies: Mapping[str, int]) -> dict[str, int]:
         """Change how many copies of built-in agents a `crewlog up` runs; returns the copies of all kinds."""
@@ -396,11 +388,6 @@ def _accepted(answer: dict[str, Any]) -> dict[str, Any]:
     if error["code"] == ContractError.code:
         raise ContractError(error["message"], problems=tuple((p["pointer"], p["message"]) for p in error.get("problems", ())))
     raise RequestRefused(error["code"], error["message"])
-
-
-def _inside(folder: Path, name: str) -> Path | None:
-    path = (folder / name).resolve()
-    return path if path.is_relative_to(folder.resolve()) else None
 
 
 def _caller() -> dict[str, str]:

@@ -16,6 +16,7 @@ from support.live_crew import DEMO, LiveCrew
 
 from crewlog.orchestrator.bundle import read_bundle
 from crewlog.orchestrator.replay import replay
+from crewlog.schemas.payload import content_hash
 
 GOAL = "Summarise the mean body mass by species."
 
@@ -119,6 +120,11 @@ def test_a_run_is_looked_into_and_goes_to_a_file_that_replays_without_the_crew(c
     report = asyncio.run(replay(bundle.store(), bundle.run_id))
     assert report.divergence is None
     assert report.state_hash == crew.json("replay", finished["run_id"])["state_hash"]
+    crew.run("show", file, "--save", tmp_path / "made")
+    made = {path.relative_to(tmp_path / "made").as_posix(): content_hash(path.read_bytes()) for path in (tmp_path / "made").rglob("*") if path.is_file()}
+    assert made == {artifact["name"]: artifact["hash"] for artifact in finished["artifacts"]}
+    crew.run("export", file, "--out", tmp_path / "texts.crewlog", "--without-files")
+    assert read_bundle(tmp_path / "texts.crewlog") == bundle._replace(files={})
 
 
 def test_tables_are_for_people(crew: LiveCrew, finished: dict[str, Any]) -> None:
