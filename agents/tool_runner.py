@@ -143,7 +143,7 @@ def arguments_problem(spec: ToolSpec, arguments: str) -> str | None:
     try:
         spec.args.model_validate_json(arguments or "{}")
     except ValidationError as error:
-        return str(contract_error(f"the arguments of {spec.name} are not valid", error))
+        return str(contract_error(f"the arguments of {spec.name} are not valid", error, spec.args.model_json_schema()))
     except ContractError as error:
         return f"the arguments of {spec.name} are not valid: {error}"
     return None

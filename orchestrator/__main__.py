@@ -7,9 +7,12 @@ import os
 import sys
 from pathlib import Path
 
+from crewlog.orchestrator.interruption import INTERRUPTED, leave_when_interrupted, say_interrupted
+
 
 def main() -> None:
     """Load as much of the command line as the command needs, and run it."""
+    leave_when_interrupted()
     _open_what_is_closed()
     try:
         from crewlog.orchestrator.cli_quick import looks, run_quickly
@@ -20,8 +23,9 @@ def main() -> None:
         from crewlog.orchestrator.cli import main as run
 
         run()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt:  # a second one, while the first was being obeyed
+        say_interrupted()
+        sys.exit(INTERRUPTED)
 
 
 def _open_what_is_closed() -> None:

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TextIO, TypeVar
 
+from crewlog.orchestrator.interruption import INTERRUPTED, cancelled_when_interrupted, say_interrupted
 from crewlog.orchestrator.whole_file import UNWRITABLE
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ class Exit(IntEnum):
     NOT_WRITTEN = 74
     """As EX_IOERR of sysexits.h: it was done, but what came of it could not be printed or written, such as to a disk without room."""
     TIMEOUT = 124
-    INTERRUPTED = 130
+    INTERRUPTED = INTERRUPTED
 
 
 class Output(StrEnum):
@@ -100,13 +102,14 @@ def run_to_end(body: Coroutine[Any, Any, int | None], *, works: bool = False) ->
     from crewlog.schemas.errors import OrchestrationError
 
     try:
-        with asyncio.Runner(loop_factory=_working_loop() if works else None) as runner:
+        with cancelled_when_interrupted(), asyncio.Runner(loop_factory=_working_loop() if works else None) as runner:
             code = runner.run(_until_signal(body)) or Exit.OK
         sys.stdout.flush()
     except Detached as detached:
         say(f"detached; it goes on. Come back with: {detached.come_back}")
         code = Exit.INTERRUPTED
     except (KeyboardInterrupt, asyncio.CancelledError):
+        say_interrupted()
         code = Exit.INTERRUPTED
     except BrokenPipeError:  # such as `| head`: whoever reads has what he wanted
         _forget(sys.stdout)
@@ -279,31 +282,43 @@ def plain(value: Any) -> Any:
     return msgspec.to_builtins(value)
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: frozenset[str] = frozenset()) -> None:
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, right: frozenset[str] = frozenset(), cut: frozenset[str] = frozenset()) -> None:
     """Print rows under headings to stdout: aligned, without lines or colours, so that people and `awk` can read them.
 
     Args:
         right: headings of the columns that hold numbers.
+        cut: headings of the columns that may be cut where a terminal has no room for them.
     """
-    lines = [list(columns), *([_cell(value) for value in row] for row in rows)]
-    widths = [max(len(line[n]) for line in lines) for n in range(len(columns))]
-    print_lines(
-        "  ".join(cell.rjust(width) if column in right else cell.ljust(width) for cell, width, column in zip(line, widths, columns, strict=True)).rstrip()
-        for line in lines
-    )
+    from crewlog.orchestrator.cli_table import table_lines
+
+    print_lines(table_lines([list(columns), *([_cell(value) for value in row] for row in rows)], right=right, cut=cut, width=terminal_width()))
 
 
-def print_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], output: Output, *, empty: str, right: frozenset[str] = frozenset()) -> None:
+def terminal_width() -> int | None:
+    """Return how many columns the terminal has that stdout goes to; None when it goes elsewhere."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def print_rows(
+    rows: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, str],
+    output: Output,
+    *,
+    empty: str,
+    right: frozenset[str] = frozenset(),
+    cut: frozenset[str] = frozenset(),
+) -> None:
     """Print a list as JSON or as a table.
 
     Args:
         columns: heading -> key of the row.
         empty: said on stderr when there is nothing and a table was wanted.
+        right, cut: as for `print_table`.
     """
     if output is Output.JSON:
         print_json(list(rows))
     elif rows:
-        print_table(list(columns), [[row[key] for key in columns.values()] for row in rows], right=right)
+        print_table(list(columns), [[row[key] for key in columns.values()] for row in rows], right=right, cut=cut)
     else:
         say(empty)
 

@@ -197,7 +197,7 @@ async def runs(
     headings = {"RUN": "run", "STATUS": "status", "TASKS": "tasks", "COST": "cost", "SUBMITTED": "submitted", "TOOK": "took", "GOAL": "goal"}
     whose = f" of {user}" if user else ""
     empty = f"no run{whose} is {status}" if status else f"no runs{whose}" if user else "no runs yet; start one: crewlog submit 'GOAL' --wait"
-    print_rows(rows, headings, output, empty=empty, right=frozenset({"TASKS", "COST", "TOOK"}))
+    print_rows(rows, headings, output, empty=empty, right=frozenset({"TASKS", "COST", "TOOK"}), cut=frozenset({"GOAL"}))
 
 
 async def show(

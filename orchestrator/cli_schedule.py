@@ -76,7 +76,7 @@ async def list_schedules(home: HomeOption = None, output: OutputOption = Output.
         print_json([plain(schedule) for schedule in found])
         return
     columns = {heading: heading for heading in ("NAME", "STATUS", "CRON", "TZ", "NEXT", "LAST RUN", "GOAL")}
-    print_rows([_row(schedule) for schedule in found], columns, output, empty="nothing recurs; see: crewlog schedule add --help")
+    print_rows([_row(schedule) for schedule in found], columns, output, empty="nothing recurs; see: crewlog schedule add --help", cut=frozenset({"GOAL"}))
 
 
 async def pause(name: NameArgument, reason: ReasonOption = "", actor: ActorOption = "", home: HomeOption = None, output: OutputOption = Output.TABLE) -> None:

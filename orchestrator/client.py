@@ -31,6 +31,7 @@ from crewlog.orchestrator.attachments import collect, upload
 from crewlog.orchestrator.client_budgets import ClientBudgets
 from crewlog.orchestrator.client_control import ClientControl, ends_later
 from crewlog.orchestrator.client_effects import ClientEffects
+from crewlog.orchestrator.client_events import run_events
 from crewlog.orchestrator.client_forks import ClientForks
 from crewlog.orchestrator.client_letters import ClientLetters
 from crewlog.orchestrator.client_schedules import ClientSchedules
@@ -46,17 +47,14 @@ from crewlog.projections.queries import Queries
 from crewlog.projections.query_rows import AgentView, ApprovalView, DocumentView, ProviderView, RunView, TaskView
 from crewlog.schemas import subjects
 from crewlog.schemas.errors import ContractError, NotFound, OrchestrationError, Unavailable
-from crewlog.schemas.ids import Hash, RunId, run_stream, task_stream
+from crewlog.schemas.ids import Hash, RunId
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.plan import Plan
-from crewlog.schemas.run_events import TaskDispatched
 from crewlog.schemas.task import RUN, AgentTask, Budget, Limits, parse_task
 from crewlog.schemas.task_events import TERMINAL_TYPES
 from crewlog.schemas.trace_context import TRACEPARENT
 
 REQUEST_TIMEOUT_S: Final = 10.0
-LOOK_AGAIN_S: Final = 5.0
-"""How long whoever follows a run trusts that a hint would have come, in seconds."""
 HELD_FOR_GOOD_S: Final = 1.0
 """A run that its budget has room for is released much sooner than that, in seconds."""
 GOES_ON: Final = TERMINAL_TYPES | {"RunReleased"}
@@ -179,30 +177,11 @@ class Client:
         """
         store = await self.store()
         async with AsyncExitStack() as exits:
-            hint = asyncio.Event()
-            if follow:  # listen first, then read: what happens in between is seen twice, never missed
+            hint = asyncio.Event() if follow else None
+            if hint is not None:  # listen first, then read: what happens in between is seen twice, never missed
                 exits.push_async_callback((await self.hear_of(run_id, hint)).stop)
-            batch = await store.read_run(run_id)
-            if not batch:
-                raise NotFound("run", str(run_id))
-            seen = {run_stream(run_id): 0}
-            ended = False
-            while True:
-                for recorded in batch:
-                    seen[recorded.stream] = recorded.version
-                    event = recorded.event()
-                    if isinstance(event, TaskDispatched):
-                        seen.setdefault(task_stream(event.task_id), 0)
-                    ended = ended or (recorded.type in TERMINAL_TYPES and recorded.stream == run_stream(run_id))
-                    yield recorded
-                if not follow or (ended and not batch):
-                    return
-                if not batch:
-                    with suppress(TimeoutError):
-                        async with asyncio.timeout(LOOK_AGAIN_S):  # `wait_for` would swallow a cancel that comes together with a hint
-                            await hint.wait()
-                hint.clear()
-                batch = await store.read_streams(seen)
+            async for recorded in run_events(store, run_id, hint):
+                yield recorded
 
     async def hear_of(self, run_id: RunId, hint: asyncio.Event) -> Subscription:
         """Set `hint` whenever something is recorded of a run; the caller stops it. A hint may be lost: look at the log now and then all the same."""

@@ -17,7 +17,8 @@ import msgspec
 
 from crewlog.events.bus import Subscription
 from crewlog.events.clock import Clock
-from crewlog.orchestrator.client import LOOK_AGAIN_S, Client, RequestRefused
+from crewlog.orchestrator.client import Client, RequestRefused
+from crewlog.orchestrator.client_events import LOOK_AGAIN_S
 from crewlog.orchestrator.client_trials import Tried, compared, submitted_task, why_incomparable
 from crewlog.orchestrator.evaluating import STOPPED, UnderWay, choose, fold, handed_in, progress, scopes_of_held
 from crewlog.orchestrator.run_history import load_history

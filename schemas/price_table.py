@@ -54,7 +54,7 @@ def parse_price_table(data: bytes) -> PriceTable:
     try:
         table = _adapter.validate_json(data)
     except ValidationError as error:
-        raise contract_error("this is not a price table", error) from None
+        raise contract_error("this is not a price table", error, _adapter.json_schema()) from None
     if not table:
         raise ContractError("the price table is empty; write at least one `<provider>:<model>` with its prices in USD per million tokens")
     return table

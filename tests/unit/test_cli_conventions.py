@@ -337,3 +337,32 @@ def test_what_a_locale_cannot_write_becomes_a_question_mark() -> None:
     poor = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     told = subprocess.run([sys.executable, "-P", "-c", program], env=poor, capture_output=True, check=True)
     assert told.stdout == b"K?ln\n"
+
+
+STRUCK = """
+import asyncio, os, signal, sys
+from crewlog.orchestrator import __main__ as start
+from crewlog.orchestrator import cli_output, cli_quick
+
+def struck_while_loading(_):
+    os.kill(os.getpid(), signal.SIGINT)
+    raise AssertionError("it went on")
+
+async def struck_at_work():
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        await asyncio.Event().wait()
+    finally:
+        print("cleaned up")
+
+cli_quick.run_quickly = struck_while_loading if sys.stdin.read() == "loading" else lambda _: cli_output.run_to_end(struck_at_work())
+sys.argv = ["crewlog", "replay", "a b", "--verify"]
+start.main()
+"""
+
+
+@pytest.mark.parametrize(("when", "printed"), [("loading", ""), ("at work", "cleaned up\n")])
+def test_ctrl_c_at_any_time_says_how_to_go_on(when: str, printed: str) -> None:
+    done = subprocess.run([sys.executable, "-P", "-c", STRUCK], input=when, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (Exit.INTERRUPTED, printed)
+    assert done.stderr == "interrupted; go on with: crewlog replay 'a b' --verify\n"

@@ -36,7 +36,11 @@ def steps(*rows: tuple[str, list[str]]) -> dict[str, Any]:
         ({"tenant": "*"}, "/tenant", "wildcards"),
         ({"type": "da ta"}, "/type", "wildcards"),
         ({"timeout_seconds": 0}, "/timeout_seconds", "greater than or equal to 1"),
-        ({"surprise": 1}, "/surprise", "Extra inputs are not permitted"),
+        ({"surprise": 1}, "/surprise", "there is no such field; known fields: schema_version, task_id, run_id,"),
+        ({"timeoutSeconds": 1}, "/timeoutSeconds", "did you mean timeout_seconds? known fields: "),
+        ({"budget": {"hard": 1}}, "/budget/hard", "there is no such field; known fields: hard_micro_usd, soft_micro_usd"),
+        ({"attachments": [{"sise": 1}]}, "/attachments/0/sise", "did you mean size? known fields: name, hash, size, media_type"),
+        ({"context": [{"outcome": {"sumary": "s"}}]}, "/context/0/outcome/sumary", "did you mean summary?"),
         ({"task_id": "42"}, "/task_id", "valid UUID"),
         ({"budget": {"hard_micro_usd": -1}}, "/budget/hard_micro_usd", "greater than or equal to 0"),
         ({"type": "run", "plan": steps(("a", ["b"]), ("b", ["a"]))}, "/plan", "the plan has a cycle through a -> b -> a"),
@@ -58,7 +62,8 @@ def test_a_list_is_not_called_empty_because_its_parts_are_wrong() -> None:
     plan = {"steps": [{"key": "a", "type": "data", "objective": "a", "needs": []}]}
     with pytest.raises(ContractError) as caught:
         parse_task(task(type="run", plan=plan))
-    assert caught.value.problems == (("/plan/steps/0/needs", "Extra inputs are not permitted"),)
+    known = "key, type, objective, depends_on, attachments, constraints, timeout_seconds"
+    assert caught.value.problems == (("/plan/steps/0/needs", f"there is no such field; known fields: {known}"),)
     with pytest.raises(ContractError, match="not a valid") as caught:
         parse_task(task(type="run", plan={"steps": []}))
     assert [pointer for pointer, _ in caught.value.problems] == ["/plan/steps"]
