@@ -144,7 +144,7 @@ def _open_revision(draft: Draft, task: TaskState) -> None:
 def _ask_critic(draft: Draft, task: TaskState) -> None:
     """Have a model judge by the step's rubric what kept every rule."""
     step = step_of(draft.state, task)
-    asked = planner_step(draft.state, critic_key(task))
+    asked = planner_step(draft.state, critic_key(draft.state, task))
     asked = msgspec.structs.replace(asked, objective=f"Judge the outcome of {task.key!r} by the rubric. Its objective was: {step.objective}")
     draft.open_task(asked, [*earlier_item(task, step), rubric_item(critic.rubric_of(step))])
 

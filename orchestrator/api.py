@@ -51,14 +51,17 @@ from crewlog.orchestrator.schedule import AddSchedule, ChangeSchedule
 from crewlog.orchestrator.schedules import Schedules
 from crewlog.orchestrator.submission import read_submission
 from crewlog.schemas.budget import MICRO_USD_MAX
-from crewlog.schemas.errors import ContractError, NotFound, OrchestrationError
+from crewlog.schemas.errors import ContractError, LimitExceeded, NotFound, OrchestrationError
 from crewlog.schemas.ids import TOKEN, ApprovalId, RunId
 from crewlog.schemas.system_events import AgentRegistered, AgentStopped, CatchUp
 from crewlog.schemas.task import RUN
+from crewlog.schemas.text import shorten
 from crewlog.schemas.trace_context import TRACEPARENT
 
 QUEUE: Final = "orchestrator"
 SYSTEM: Final = "system"
+TEXT_CHARS_MAX: Final = 100_000
+"""Of a run's text in an answer, which has to fit into one message; `text_bytes` says how long all of it is."""
 
 log = logging.getLogger(__name__)
 
@@ -208,7 +211,10 @@ class Api:
                 log.exception("request on %s failed", message.subject)
                 answer = refused(error)
             if message.reply:
-                await self._bus.publish(message.reply, answer)
+                try:
+                    await self._bus.publish(message.reply, answer)
+                except LimitExceeded as error:
+                    await self._bus.publish(message.reply, refused(error))
 
         return serve
 
@@ -223,7 +229,8 @@ class Api:
         text = None if payload is None else payload.inline
         if payload is not None and payload.ref is not None:
             text = (await self._store.get_blobs([payload.ref]))[payload.ref].decode()
-        return accepted(run={**run_report(state), "text": text})
+        size = 0 if payload is None else payload.size
+        return accepted(run={**run_report(state), "text": None if text is None else shorten(text, TEXT_CHARS_MAX), "text_bytes": size})
 
     async def _roll_back(self, tenant: str, message: Message) -> bytes:
         request = decoded(message.data, RollbackRequest)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import zlib
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
@@ -40,6 +41,8 @@ WITHOUT_FILES: Final = 2
 """Version of a file that holds no artifacts."""
 BYTES_MAX: Final = 1 << 30
 """Of an unpacked file: a small file must not fill the memory."""
+
+_HASH: Final = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
 
 class Header(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -189,7 +192,7 @@ def _read_columns(header: Header, body: bytes, name: str) -> _Read:
         written = f"{header.events} events, {header.blobs} blobs and {len(header.file_bytes)} files were written"
         raise ContractError(f"{name}: {written}, which does not fit {len(body)} bytes")
     kept = [(content_hash(part), part) for part in (body[begin : end - 1] for begin, end in pairwise(ends))]
-    said = body[: ends[0]]
+    said = set(_HASH.findall(body, 0, ends[0]))
     if lost := [hash_ for hash_, _ in kept if hash_.encode() not in said]:
         raise ContractError(f"{name}: no event refers to {lost[0]}: it holds other bytes than were written")
     return _Read(events_of(columns, data), dict(kept[: header.blobs]), dict(kept[header.blobs :]))

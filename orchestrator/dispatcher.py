@@ -190,7 +190,9 @@ class Dispatcher:
 
     def heard(self, group: str, worker: str, slots: int) -> None:
         """Take note of a worker that is there."""
-        self._workers.setdefault(group, {})[worker] = (slots, self._clock.monotonic())
+        if worker not in self._workers.get(group, {}):  # names are never used again: those that fell silent would gather for ever
+            self._workers[group] = self._heard_lately(group)
+        self._workers[group][worker] = (slots, self._clock.monotonic())
         if self._queues.get(group):
             self._more.set()
 
@@ -247,8 +249,11 @@ class Dispatcher:
 
     def workers(self, group: str) -> dict[str, int]:
         """Return the workers of a group that were heard lately, with their slots."""
+        return {worker: slots for worker, (slots, _) in self._heard_lately(group).items()}
+
+    def _heard_lately(self, group: str) -> dict[str, tuple[int, float]]:
         now_s = self._clock.monotonic()
-        return {worker: slots for worker, (slots, heard_s) in self._workers.get(group, {}).items() if now_s - heard_s < WORKER_SILENCE_S}
+        return {worker: (slots, heard_s) for worker, (slots, heard_s) in self._workers.get(group, {}).items() if now_s - heard_s < WORKER_SILENCE_S}
 
     def _size(self, group: str) -> int:
         now_s = self._clock.monotonic()

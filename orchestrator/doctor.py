@@ -21,6 +21,8 @@ from crewlog.orchestrator.home import Home
 from crewlog.schemas.errors import ConfigError, OrchestrationError
 
 DISK_MIN_BYTES: Final = 500 * 1024 * 1024
+POSTGRES_MIN: Final = 180_000
+"""As `server_version_num` says it; `server_version` may be `18beta1`."""
 _INNER: Final = frozenset({"CREWLOG_READY_FD", "CREWLOG_WORKER", "CREWLOG_OTLP_RESOURCE", "CREWLOG_FAULT", "CREWLOG_FAULT_ONCE", "CREWLOG_CHAOS_SINK"})
 """What processes of a crew hand to each other."""
 _CONNECT_S: Final = 5.0
@@ -165,10 +167,10 @@ async def _postgres(config: Config) -> Finding:
     except OrchestrationError as error:
         return Finding("postgres", False, str(error).split("\n", 1)[0], "check CREWLOG_DATABASE_URL")
     try:
-        version = str(await connection.fetchval("show server_version"))
+        version, number = str(await connection.fetchval("show server_version")), int(await connection.fetchval("show server_version_num"))
     finally:
         await connection.close()
-    return Finding("postgres", int(version.split(".", maxsplit=1)[0]) >= 18, f"server {version}", "crewlog needs Postgres 18 or newer")
+    return Finding("postgres", number >= POSTGRES_MIN, f"server {version}", "crewlog needs Postgres 18 or newer")
 
 
 async def _nats(config: Config) -> Finding:

@@ -19,11 +19,13 @@ import msgspec
 from msgspec.structs import replace
 
 from crewlog.orchestrator.brief import NIL, NO_BRIEF, Brief, changed_brief, decode_brief
+from crewlog.orchestrator.critic import rubric_of
 from crewlog.orchestrator.repeats import work_hash
 from crewlog.orchestrator.run_controls import evolve_controls, is_at_rest
 from crewlog.schemas.budget import ScopeLimit
 from crewlog.schemas.effects import Rollback, RollbackPage
 from crewlog.schemas.ids import ApprovalId, Hash, RunId, TaskId
+from crewlog.schemas.payload import content_hash
 from crewlog.schemas.run_events import (
     QuarantineLifted,
     ResultsHeld,
@@ -389,17 +391,24 @@ def unrevised(state: RunState) -> list[TaskState]:
 
 def unjudged(state: RunState) -> list[TaskState]:
     """Return the tasks whose outcome a model must judge and that no critic was given yet."""
-    return [task for task in state.tasks.values() if task.phase == "judging" and critic_key(task) not in state.tasks]
+    return [task for task in state.tasks.values() if task.phase == "judging" and critic_key(state, task) not in state.tasks]
 
 
-def critic_key(task: TaskState) -> str:
+def critic_key(state: RunState, task: TaskState) -> str:
     """Name the task that judges this one's outcome; a revision is judged by another."""
-    return f"{CRITIC_PREFIX}{task.key.lstrip('@')[:CRITIC_KEY_CHARS_MAX]}-{task.revision}"
+    name = _critic_name(task.key)
+    if any(step.key != task.key and _critic_name(step.key) == name and rubric_of(step) for step in state.steps):  # two are called so when cut
+        name = f"{name[: CRITIC_KEY_CHARS_MAX // 2]}.{content_hash(task.key.encode())[:16]}"
+    return f"{CRITIC_PREFIX}{name}-{task.revision}"
+
+
+def _critic_name(key: str) -> str:
+    return key.lstrip("@")[:CRITIC_KEY_CHARS_MAX]
 
 
 def judged_by(state: RunState, critic: TaskState) -> TaskState | None:
     """Return the task that waits for this critic."""
-    return next((task for task in state.tasks.values() if task.phase == "judging" and critic_key(task) == critic.key), None)
+    return next((task for task in state.tasks.values() if task.phase == "judging" and critic_key(state, task) == critic.key), None)
 
 
 def ready_steps(state: RunState) -> list[Step]:

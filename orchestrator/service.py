@@ -123,7 +123,7 @@ class OrchestratorService:
             Unavailable: the log or the bus cannot be reached.
         """
         await self.kinds.start()
-        self._loops = await self.dispatcher.start(self.driver.folds, self.sweep.adopt)
+        self._loops = [*await self.dispatcher.start(self.driver.folds, self.sweep.adopt)]
         self._loops += [self.driver.start(), *self._timers.start(self.driver.wake)]
         self._wakes = await self._bus.subscribe("wake.*", self._woken, queue=QUEUE)
         self._loops.append(await self._steering.start())
@@ -146,6 +146,7 @@ class OrchestratorService:
         if self._wakes is not None:
             wakes, self._wakes = self._wakes, None
             await wakes.stop()
+        await self.schedules.stop()
         await self.sweep.stop()
         await self._holds.stop()
         await self.driver.stop(grace_s=grace_s)

@@ -43,6 +43,22 @@ async def test_submitting_twice_is_answered_as_a_duplicate() -> None:
     assert second == {**first, "status": "duplicate"}
 
 
+async def test_a_run_whose_text_fits_into_no_message_is_told_of_all_the_same() -> None:
+    """Fourteen steps side by side; the answer without their synthesis is all they say."""
+
+    def verbose(task: AgentTask, _: int) -> TaskEvent:
+        return TaskCompleted(Outcome(f"{task.key} " * 30_000), Usage(10, 5), 7, 1, 0)
+
+    crew = Crew(verbose)
+    async with crew.orchestrator(), crew.agents():
+        run_id = await crew.submit(plan=a_plan(**{f"a{n}": "data" for n in range(14)}))
+        await crew.ended(run_id)
+        run = (await crew.ask("runs.get", {"run_id": run_id}))["run"]
+
+    assert (run["status"], len(run["text"]), run["text"][:9]) == ("completed", 100_000, "## a0\n\na0")
+    assert run["text_bytes"] > 1024 * 1024
+
+
 @pytest.mark.parametrize(
     ("what", "body", "code", "text"),
     [

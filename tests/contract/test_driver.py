@@ -252,6 +252,7 @@ async def test_stopping_twice_is_harmless_and_nothing_runs_after_it() -> None:
     async with crew.orchestrator() as service:
         await service.stop()
         await service.stop()
+        assert [loop.get_name() for loop in service._loops if not loop.done()] == []
         with pytest.raises(Unavailable):
             await crew.ask("runs.get", {"run_id": UUID(int=1)})
 

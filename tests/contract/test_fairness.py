@@ -10,6 +10,7 @@ from uuid import UUID
 
 from support.crew import Crew, diligent
 
+from crewlog.orchestrator.dispatcher import WORKER_SILENCE_S
 from crewlog.orchestrator.peers import SILENCE_S
 from crewlog.orchestrator.service import OrchestratorService
 from crewlog.schemas.ids import RunId, TaskId
@@ -199,3 +200,15 @@ async def test_a_tenant_with_too_much_waiting_is_refused_on_the_queue_as_well() 
         (kept,) = crew.rejected()
         assert kept.headers["X-Reject-Code"] == "tenant_full"
         assert "8 tasks waiting for an agent, and CREWLOG_WAITING_TASKS_MAX allows 5" in kept.headers["X-Reject-Reason"]
+
+
+async def test_workers_that_come_and_go_for_months_are_not_all_remembered() -> None:
+    crew = Crew()
+    async with crew.orchestrator() as service:
+        for number in range(50):
+            service.dispatcher.heard("data", f"w{number}", 4)
+            crew.clock.ahead_s += WORKER_SILENCE_S
+        assert service.dispatcher.workers("data") == {}
+        service.dispatcher.heard("data", "last", 2)
+        assert service.dispatcher.workers("data") == {"last": 2}
+        assert len(service.dispatcher._workers["data"]) == 1

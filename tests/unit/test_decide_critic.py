@@ -123,3 +123,26 @@ def test_routing_and_judging_are_derived_again_from_the_log() -> None:
 def test_a_plan_may_ask_for_a_judgement() -> None:
     spec = Spec().given(submit()).given(plans(a="research"))
     assert "a" in spec.state.tasks
+
+
+def test_steps_whose_long_keys_begin_alike_have_a_critic_each() -> None:
+    keys = [f"{'compare-the-figures-of-the-quarter-with-those-of-the-'}{region}" for region in ("north", "south")]
+    steps = [{"key": key, "type": "research", "objective": f"Do {key}", "constraints": {"rubric": RUBRIC}} for key in keys]
+    spec = Spec().given(submit(plan={"steps": steps}), ends(keys[1]), ends(keys[0]))
+    critics = [key for key in spec.state.tasks if key.startswith(CRITIC_PREFIX)]
+
+    assert len(critics) == 2
+    spec.given(ends(critics[0], judged(False, True)))  # of the one that ended first
+    assert [spec.state.tasks[key].revision for key in keys] == [0, 1]
+    spec.given(ends(critics[1], judged(True, True)))
+    assert [spec.state.tasks[key].phase for key in keys] == ["accepted", "dispatched"]
+
+
+def test_a_step_called_synthesis_does_not_take_the_critic_of_the_answer() -> None:
+    step = {"key": "synthesis", "type": "research", "objective": "Do it", "constraints": {"rubric": RUBRIC}}
+    spec = Spec().given(submit(plan={"steps": [step]}, synthesis="planner", constraints={"rubric": RUBRIC}), ends("synthesis"))
+    spec.given(ends("@critic-synthesis-0", judged(True, True))).when(ends("@synthesis", done("the answer"))).then(TaskReviewed, TaskDispatched)
+    critic = spec.event(TaskDispatched).key
+
+    spec.when(ends(critic, judged(True, True))).then(TaskReviewed, TaskReviewed, RunCompleted)
+    assert (spec.event(RunCompleted).answer.inline, spec.event(RunCompleted).flags) == ("the answer", ())
