@@ -6,20 +6,20 @@ Probes and compensations run as tools do, with a tool's time and a tool's care f
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import msgspec
 from pydantic import BaseModel
 
 from crewlog.agents.spec import Probed, ToolContext, ToolOutput, ToolSpec, Undo
-from crewlog.agents.tool_runner import run_tool
+from crewlog.agents.tool_runner import arguments_problem, run_tool
 from crewlog.agents.tool_ways import ToolHealth
 from crewlog.agents.toolbox import Toolbox
 from crewlog.events.clock import Clock
 from crewlog.schemas.effects import COMPENSATION_BYTES_MAX, Compensation, fingerprint
 from crewlog.schemas.errors import ConfigError
 from crewlog.schemas.ids import Hash
+from crewlog.schemas.text import shorten
 
 
 class Owner(msgspec.Struct, frozen=True):
@@ -53,21 +53,21 @@ def intended_compensation(owner: Owner, spec: ToolSpec, arguments: str, *, key: 
     undo = spec.undo(spec.args.model_validate_json(arguments or "{}"), key)
     compensation = compensation_of(owner, undo, tools)
     if not compensation.version:
-        raise ConfigError(f"{spec.name} is taken back by {undo.tool!r}, which is no tool of its agent that may be repeated", hint="give the agent that tool")
+        raise ConfigError(
+            f"{spec.name} is taken back by {undo.tool!r}, which is no tool of its agent that may be repeated and takes {shorten(str(undo.arguments), 200)}",
+            hint=f"give the agent that tool, and pass it the id of what was made: at most {COMPENSATION_BYTES_MAX} bytes of JSON",
+        )
     return compensation
 
 
 def compensation_of(owner: Owner, undo: Undo, tools: Toolbox) -> Compensation:
-    """Write down how an effect is taken back. One that names no usable tool is kept, without a version: it says at least what was made.
-
-    Raises:
-        ConfigError: the arguments have more than `COMPENSATION_BYTES_MAX` bytes as JSON.
-    """
+    """Write down how an effect is taken back. What cannot be called like that is kept, without a version, as the effect may be there already: it says
+    at least what was made."""
     arguments = msgspec.json.encode(undo.arguments, order="sorted").decode()
     if len(arguments.encode()) > COMPENSATION_BYTES_MAX:
-        raise ConfigError(f"the arguments of {undo.tool} are over {COMPENSATION_BYTES_MAX} bytes of JSON", hint="pass the id of what was made")
+        return Compensation(undo.tool, "", "{}", undo.resource)
     spec = tools.latest(undo.tool)
-    if spec is None or spec.effect != "idempotent":
+    if spec is None or spec.effect != "idempotent" or arguments_problem(spec, arguments):
         return Compensation(undo.tool, "", arguments, undo.resource)
     return Compensation(undo.tool, spec.version, arguments, undo.resource, fingerprint_of(owner, spec, arguments))
 
@@ -86,5 +86,8 @@ async def probe_call(spec: ToolSpec, context: ToolContext, arguments: str, clock
         found = await probe(context, args)
         return ToolOutput(found.content)
 
-    ran = await run_tool(replace(spec, run=look, effect="read", implementation="probe", fallbacks=(), retries=0), context, arguments, clock, health)
+    looking = ToolSpec(
+        spec.name, spec.description, spec.args, look, effect="read", timeout_s=spec.timeout_s, version=spec.version, implementation="probe", rate=spec.rate
+    )
+    ran = await run_tool(looking, context, arguments, clock, health)
     return found._replace(content=ran.output.content) if ran.is_ok else Probed("unknown", ran.output.content)

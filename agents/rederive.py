@@ -19,6 +19,7 @@ from crewlog.agents.recorded_task import advance
 from crewlog.agents.setup import Setup
 from crewlog.agents.stand_in import stubs_allowed
 from crewlog.agents.task_state import Call, TaskState, evolve, initial_state, model_call, open_model_calls
+from crewlog.agents.tool_runner import STARTS_MAX
 from crewlog.agents.tool_ways import REPEATABLE
 from crewlog.agents.turn import AskModel, Done, Fail, Finish, GiveUpCall, Nudge, RunCalls, Start, Step, approval_of, digest_of, hedge_of, next_step
 from crewlog.agents.undo import call_key, undoes
@@ -268,7 +269,8 @@ def _tool_finished(state: TaskState, setup: Setup | None, event: ToolFinished) -
         return _first(("status of the call", True, status in ("approved", "denied")), ("answer", call.note, event.result.inline))
     if event.reused:  # what another call of the same did was looked up: an observation
         return _first(("status of the call", True, status in ("new", "approved", "interrupted")))
-    if call is not None and (status == "happened" or (status == "interrupted" and event.status != "refused")):
+    is_given_up = event.status in ("refused", "unknown")
+    if call is not None and (status == "happened" or (status == "interrupted" and not is_given_up)):
         return _cleared_up(call, event)
     ran = event.status in ("ok", "error")
     return _first(("status of the call", True, status == "running" if ran else status in ("new", "denied", "approved", "interrupted")))
@@ -292,12 +294,13 @@ def _in_doubt(state: TaskState, setup: Setup | None, event: ToolInDoubt | ToolPr
 
 
 def _cleared_up(call: Call, event: ToolFinished) -> Difference | None:
-    """Check the outcome of a call that had none: a person said that it happened, its probe found it, or it was taken back."""
+    """Check the outcome of a call that had none: a person said that it happened, its probe found it or never did, or it was taken back."""
     if call.status == "happened":
         return _first(("status", "ok", event.status))
     if call.probed is not None and call.probed.verdict == "happened":
         return _first(("status", "ok", event.status), ("result", call.probed.result, event.result))
-    return _first(("status", "error", event.status), ("undoing", "ok", call.undoing))
+    never_happened = call.probed is not None and call.probed.verdict == "did_not_happen" and call.starts >= STARTS_MAX
+    return _first(("status", "error", event.status), ("undoing", "ok", "ok" if never_happened else call.undoing))
 
 
 def _completed(state: TaskState, setup: Setup | None, event: TaskCompleted) -> Difference | None:

@@ -65,8 +65,8 @@ class ToolContext:
     version: int = 0
     """Version of the call's `ToolStarted` in the stream of the task."""
     check_hold: Callable[[], Awaitable[None]] = nothing_to_check
-    """Make sure that no other worker has the task, right before an effect that must not happen twice. It is done before the tool runs; a tool whose
-    way to the effect is long does it once more at the end of that way. Raises what must not be caught."""
+    """Make sure that no other worker has the task, right before an effect that must not happen twice. It is done before each try; a tool whose way
+    to the effect is long does it once more at the end of that way. Raises what must not be caught."""
 
     @property
     def traceparent(self) -> str:

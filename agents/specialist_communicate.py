@@ -21,6 +21,7 @@ from crewlog.agents.spec import AgentSpec, Probed, ToolContext, ToolFailed, Tool
 from crewlog.agents.url_guard import URL_CHARS_MAX, Hosts, Refused, resolve
 from crewlog.events.clock import Clock, SystemClock
 from crewlog.schemas.checks import SafeText
+from crewlog.schemas.errors import ConfigError
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.text import shorten
 from crewlog.schemas.values import SUMMARY_CHARS_MAX, ArtifactRef, Outcome
@@ -139,12 +140,12 @@ class CommunicateTools:
         _check_recipients(context.task, args.to)
         files = await _files(context, args.attachments)
         key, recipients = context.idempotency_key, list(dict.fromkeys(args.to))
-        message = compose(self._mail, to=recipients, subject=args.subject, markdown=args.body_markdown, files=files, key=key, date_us=self._clock.now_us())
-        # stored before it leaves: what was sent can always be shown
-        ref = await context.artifacts.put(_next_name(context, "mail", "eml"), message, _MAIL_TYPE)
         try:
+            message = compose(self._mail, to=recipients, subject=args.subject, markdown=args.body_markdown, files=files, key=key, date_us=self._clock.now_us())
+            # stored before it leaves: what was sent can always be shown
+            ref = await context.artifacts.put(_next_name(context, "mail", "eml"), message, _MAIL_TYPE)
             answer = await send(self._mail, message, recipients, context.check_hold)
-        except NotSent as error:
+        except (NotSent, ConfigError) as error:
             raise ToolFailed(f"nothing was sent: {error}") from error
         except OutcomeUnknown as error:
             raise ToolOutcomeUnknown(f"{error}. Message-ID {message_id(self._mail, key)}") from error

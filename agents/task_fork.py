@@ -25,7 +25,7 @@ def forked_state(state: TaskState, event: TaskForked) -> TaskState:
     assert state.task is not None
     edited = {result.call_id: result for result in event.results}
     calls = tuple(_reopened(call, is_done=call.call.call_id in edited) for call in state.calls)
-    running = [call.call.tool for call in state.calls if call.status == "running"]
+    begun = [call.call.tool for call in state.calls if call.starts and call.status != "done"]
     is_begun = state.setup is not None and not event.begins_anew
     return replace(
         state,
@@ -51,7 +51,7 @@ def forked_state(state: TaskState, event: TaskForked) -> TaskState:
         usage=Usage(),
         cost_micro_usd=0,
         unpriced_calls=0,
-        started=_without(state.started, running),
+        started=_without(state.started, begun),
     )
 
 
@@ -88,10 +88,10 @@ def _edited(exchange: Exchange, edited: dict[str, EditedResult]) -> Exchange:
     return replace(exchange, results=tuple(known[call.call_id] for call in exchange.calls if call.call_id in known))
 
 
-def _without(started: tuple[str, ...], running: list[str]) -> tuple[str, ...]:
+def _without(started: tuple[str, ...], begun: list[str]) -> tuple[str, ...]:
     """Take back the starts of calls that had no outcome: they are started again."""
     left = list(started)
-    for tool in running:
+    for tool in begun:
         left.reverse()
         left.remove(tool)
         left.reverse()

@@ -77,6 +77,8 @@ class Call(msgspec.Struct, frozen=True):
     """Who denied the call and why."""
     asks: int = 0
     """How often a person was asked about it."""
+    starts: int = 0
+    """How often it was started."""
     may_have_happened: bool = False
     """It ran and has no outcome."""
     doubt: str = ""
@@ -200,7 +202,7 @@ class TaskState(msgspec.Struct, frozen=True):
     unpriced_calls: int = 0
     tool_calls: int = 0
     started: tuple[str, ...] = ()
-    """Tools of all calls that were started, in order."""
+    """Tools of all calls that were started, in order; one that was started again counts once."""
     nudges: int = 0
     """Answers in plain text so far; each but the last one is answered with the setup's nudge."""
     looped_turn: int = 0
@@ -232,10 +234,7 @@ def evolve(state: TaskState, event: TaskEvent) -> TaskState:  # noqa: C901, PLR0
     version = state.version + 1
     match event:
         case ToolStarted():
-            begun = {"status": "running", "fingerprint": event.fingerprint, "compensation": event.compensation, "probed": None, "undoing": "", "doubt": ""}
-            calls = _updated(state.calls, event.call_id, lambda c: replace(c, **begun))
-            stubbed = state.is_stubbed or event.stub == "stubbed"
-            return replace(state, version=version, calls=calls, started=(*state.started, event.tool), is_stubbed=stubbed)
+            return _tool_started(state, event, version)
         case ToolFinished():
             return _tool_finished(state, event, version)
         case ModelCallStarted():
@@ -453,6 +452,18 @@ def _charge(state: TaskState, cost_micro_usd: int | None) -> dict[str, int]:
     if cost_micro_usd is None:
         return {"unpriced_calls": state.unpriced_calls + 1}
     return {"cost_micro_usd": state.cost_micro_usd + cost_micro_usd}
+
+
+def _tool_started(state: TaskState, event: ToolStarted, version: int) -> TaskState:
+    begun = {"status": "running", "fingerprint": event.fingerprint, "compensation": event.compensation, "probed": None, "undoing": "", "doubt": ""}
+    is_first = any(c.call.call_id == event.call_id and not c.starts for c in state.calls)
+    return replace(
+        state,
+        version=version,
+        calls=_updated(state.calls, event.call_id, lambda c: replace(c, **begun, starts=c.starts + 1)),
+        started=(*state.started, event.tool) if is_first else state.started,
+        is_stubbed=state.is_stubbed or event.stub == "stubbed",
+    )
 
 
 def _tool_finished(state: TaskState, event: ToolFinished, version: int) -> TaskState:

@@ -65,9 +65,13 @@ class ToolCalls:
         self._stand_ins = None if task.trial is None else StandIns(task, journal)
 
     async def run(self, calls: tuple[Call, ...], setup: Setup) -> None:
-        """Do what is decided about each of these calls, side by side where they run."""
+        """Do what is decided about each of these calls, side by side where they run.
+
+        A person is asked once nothing else is left to do: the answer is written to the task, and whoever was still at work on it would lose it.
+        """
         journal = self._journal
         running: list[_Running] = []
+        asked: list[tuple[Call, Ask, ToolSpec | None, str]] = []
         for call in calls:
             arguments, spec = journal.read(call.call.arguments), self._spec(call, setup)
             verdict = judge(call, journal.state, setup, spec, arguments)
@@ -77,7 +81,7 @@ class ToolCalls:
                 case Answer():
                     self._finish(call, "ok", verdict.message, spec)
                 case Ask():
-                    self._ask(call, verdict, spec, arguments)
+                    asked.append((call, verdict, spec, arguments))
                 case Found():
                     self._found(call, setup, verdict.probed)
                 case Probe():
@@ -93,6 +97,9 @@ class ToolCalls:
                         running.append(begun)
         if running:
             await self._perform(running, setup)
+        if len(asked) == len(calls):
+            for each in asked:
+                self._ask(*each)
 
     async def _begin(self, call: Call, tool: SetupTool, spec: ToolSpec, arguments: str, verdict: Run, *, may_wait: bool) -> _Running | None:
         """Record the intent of a call; None when nothing is left to perform: its outcome stands in for it in a trial, or is that of another call

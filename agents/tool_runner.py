@@ -26,13 +26,16 @@ from crewlog.schemas.text import clean
 RESULT_CHARS_MAX: Final = 24_000
 """What of one result a model is shown; the rest is cut with a note that says so."""
 
+STARTS_MAX: Final = 3
+"""Times a call is started of which its probe says each time that it did not happen."""
+
 
 class Refuse(msgspec.Struct, frozen=True):
     """The call does not run, or not again; `message` goes to the model."""
 
     message: str
     status: Literal["refused", "unknown", "error"] = "refused"
-    """`unknown`: it may have had its effect. `error`: it ran, and was taken back."""
+    """`unknown`: it may have had its effect. `error`: it ran, and was taken back, or never had any."""
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -93,15 +96,17 @@ def judge(call: Call, state: TaskState, setup: Setup, spec: ToolSpec | None, arg
         return Refuse(f"{call.call.tool} was not run: {call.note}")
     if tool is not None and call.status == "interrupted" and tool.effect not in REPEATABLE:
         return _judge_in_doubt(call, state, setup, tool, spec)
-    if tool is not None and spec is None:
-        return Refuse(f"{call.call.tool} version {tool.version}, with which this task began, is not here any more; go on without it")
-    if tool is None or spec is None:
+    if tool is None:
         offered = ", ".join(t.name for t in setup.offered(is_compacted=state.is_compacted))
         return Refuse(f"there is no tool {call.call.tool!r}; the tools are {offered or 'none'}")
+    # one that may be repeated and cannot be: nobody knows what became of the first time
+    refused: Literal["refused", "unknown"] = "unknown" if call.status == "interrupted" and tool.effect != "read" else "refused"
+    if spec is None:
+        return Refuse(f"{call.call.tool} version {tool.version}, with which this task began, is not here any more; go on without it", refused)
     problem = arguments_problem(spec, arguments)
     if problem is not None:
-        return Refuse(problem)
-    if tool.calls_max is not None and state.started.count(call.call.tool) >= tool.calls_max:
+        return Refuse(problem, refused)
+    if tool.calls_max is not None and not call.starts and state.started.count(call.call.tool) >= tool.calls_max:
         return Refuse(f"{call.call.tool} may be called {tool.calls_max} times in one task, and was")
     if call.status == "approved":
         permit_holds = call.digest == digest_of(state, setup, call)
@@ -127,6 +132,8 @@ def _judge_in_doubt(call: Call, state: TaskState, setup: Setup, tool: SetupTool,
         return Probe()
     if probed is not None and probed.verdict == "happened":
         return Found(probed)
+    if probed is not None and probed.verdict == "did_not_happen" and call.starts >= STARTS_MAX:
+        return Refuse(f"{name} was tried {call.starts} times and never happened{': ' if call.doubt else ''}{call.doubt}", "error")
     if probed is not None and probed.verdict == "did_not_happen" and spec is not None:
         return Run(call.approval_id)
     if call.undoing == "ok":
@@ -170,34 +177,33 @@ async def run_tool(spec: ToolSpec, context: ToolContext, arguments: str, clock: 
     began = clock.monotonic()
     ways: Ways | None = None
     doubt = ""
-    must_be_known = spec.effect not in REPEATABLE
     if faults.hook is not None:
         faults.hook("before_tool_effect")
     try:
-        if must_be_known:
-            await context.check_hold()
         ways = await carry_out(spec, context, spec.args.model_validate_json(arguments or "{}"), health, clock)
         is_ok, output, content = True, ways.output, shown(ways.output.content)
         if content is not output.content:
             output = replace(output, content=content)
-    except ToolOutcomeUnknown as error:
-        is_ok, output = False, ToolOutput(shown(str(error)))
-        doubt = output.content
-    except ToolFailed as error:
-        is_ok, output = False, ToolOutput(shown(str(error)))
-    except TimeoutError:
-        is_ok, output = False, ToolOutput(f"{spec.name} did not finish within {spec.timeout_s:g} s")
-        doubt = output.content
     except (Unavailable, ConflictError):
         raise
-    except OrchestrationError as error:
-        is_ok, output = False, ToolOutput(shown(str(error)))
     except Exception as error:  # noqa: BLE001  (one of two such places: a tool's bug is a result the model is told about, and is recorded)
-        is_ok, output = False, ToolOutput(shown(f"{spec.name} failed: {type(error).__name__}: {error}"))
-        doubt = output.content
+        is_ok, output = False, ToolOutput(shown(_said(spec, error)))
+        is_known = isinstance(error, ToolFailed) and not isinstance(error, ToolOutcomeUnknown)
+        doubt = "" if is_known or spec.effect in REPEATABLE else output.content
     if faults.hook is not None:
         faults.hook("after_tool_effect")
-    return Ran(is_ok, output, round((clock.monotonic() - began) * 1000), ways, doubt if must_be_known else "")
+    return Ran(is_ok, output, round((clock.monotonic() - began) * 1000), ways, doubt)
+
+
+def _said(spec: ToolSpec, error: Exception) -> str:
+    """Return an error in words for a model."""
+    match error:
+        case TimeoutError():
+            return f"{spec.name} did not finish within {spec.timeout_s:g} s"
+        case ToolFailed() | OrchestrationError():
+            return str(error)
+        case _:
+            return f"{spec.name} failed: {type(error).__name__}: {error}"
 
 
 def shown(text: str) -> str:

@@ -144,21 +144,23 @@ class _Attempt:
         self.tries = 0
 
     async def run(self, context: ToolContext, args: Any) -> ToolOutput:
-        async with asyncio.timeout(self._share_s):
-            ends = self._clock.monotonic() + self._share_s
-            while True:
-                self.tries += 1
-                try:
+        ends = self._clock.monotonic() + self._share_s
+        while True:
+            self.tries += 1
+            if self._tool.effect not in REPEATABLE:
+                await context.check_hold()  # each time: the way here, and the wait between two tries, may have been long
+            try:
+                async with asyncio.timeout(ends - self._clock.monotonic()):
                     output: Any = await self._way.run(context, args)
-                except (ToolUnavailable, TransientError) as error:
-                    wait_s = self._wait_s(error.retry_after_s)
-                    if not self._may_try_again(error) or self._clock.monotonic() + wait_s >= ends:
-                        raise
-                    await asyncio.sleep(wait_s)
-                    continue
-                if not isinstance(output, ToolOutput):
-                    raise TypeError(f"tool {self._tool.name} returned {type(output).__name__}, not ToolOutput")
-                return output
+            except (ToolUnavailable, TransientError) as error:
+                wait_s = self._wait_s(error.retry_after_s)
+                if not self._may_try_again(error) or self._clock.monotonic() + wait_s >= ends:
+                    raise
+                await asyncio.sleep(wait_s)
+                continue
+            if not isinstance(output, ToolOutput):
+                raise TypeError(f"tool {self._tool.name} returned {type(output).__name__}, not ToolOutput")
+            return output
 
     def _may_try_again(self, error: ToolUnavailable | TransientError) -> bool:
         if isinstance(error, Unavailable) or self.tries > self._tool.retries:

@@ -6,15 +6,18 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from support.effects import Mode, Outside
-from support.scripted import calls
+from support.scripted import Recorder, calls
 from support.worker_bench import Bench, names, worker_bench
 
-from crewlog.agents.spec import ToolSpec
-from crewlog.schemas.errors import ConfigError
+from crewlog.agents.spec import AgentSpec, ToolContext, ToolOutput, ToolSpec, Undo
+from crewlog.agents.tool_runner import STARTS_MAX
+from crewlog.schemas.effects import COMPENSATION_BYTES_MAX
+from crewlog.schemas.errors import ConfigError, ContractError, TerminalError, TransientError
 from crewlog.schemas.ids import RunId, TaskId, compensation_key, idempotency_key
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import (
@@ -44,10 +47,17 @@ def key_of(task: AgentTask) -> str:
     return idempotency_key(RunId(task.run_id), TaskId(task.task_id), "t1-1")
 
 
-async def crashed(bench: Bench, outside: Outside, tool: str, mode: Mode = "done_and_hangs") -> AgentTask:
+def changed(outside: Outside, tool: str, **fields: Any) -> AgentSpec:
+    """The agent of `outside` with another tool of this name."""
+    spec = outside.agent()
+    assert not callable(spec.tools)
+    return replace(spec, tools=tuple(replace(t, **fields) if t.name == tool else t for t in spec.tools))
+
+
+async def crashed(bench: Bench, outside: Outside, tool: str, mode: Mode = "done_and_hangs", *, spec: AgentSpec | None = None) -> AgentTask:
     """A worker dies inside a tool; the next one finds the outside world answering again."""
     outside.mode = mode
-    await bench.worker(outside.agent(), calls((tool, '{"text":"x"}')), name="dead")
+    await bench.worker(spec or outside.agent(), calls((tool, '{"text":"x"}')), name="dead")
     task = await bench.open()
     await bench.dispatch(task)
     async with asyncio.timeout(10):
@@ -195,6 +205,86 @@ async def test_no_answer_and_a_probe_that_knows_ask_nobody(bench: Bench) -> None
     assert isinstance(events[-1], TaskCompleted)
     assert outcome(events).result.inline == "pay was found"
     assert list(outside.arrivals.values()) == [1]
+
+
+async def test_what_never_happens_is_tried_a_few_times_not_for_ever(bench: Bench) -> None:
+    outside = Outside()
+    events = await unanswered(bench, outside, "pay", "lost")
+    assert isinstance(events[-1], TaskCompleted)
+    assert (outcome(events).status, outcome(events).result.inline) == ("error", f"pay was tried {STARTS_MAX} times and never happened: the connection broke")
+    assert set(outside.arrivals.values()) == {STARTS_MAX}
+
+
+@pytest.mark.parametrize("error", [TransientError("the gateway gave up"), TerminalError("no more of it"), ContractError("an answer nobody understands")])
+async def test_an_error_that_does_not_say_that_nothing_happened_leaves_the_call_in_doubt(bench: Bench, error: Exception) -> None:
+    async def breaks(_: ToolContext, __: Any) -> ToolOutput:
+        raise error
+
+    spec = changed(Outside(), "post", run=breaks)
+    await bench.worker(spec, calls(("post", '{"text":"x"}')), SUBMIT)
+    task = await bench.open()
+    await bench.dispatch(task)
+    events = await bench.rest(task)
+    asked = events[-1]
+    assert isinstance(asked, ApprovalRequested)
+    assert asked.question == "outcome"
+    assert str(error) in asked.reason
+
+
+async def test_a_call_that_counts_once_within_a_window_is_looked_for_as_any_other(bench: Bench) -> None:
+    outside = Outside()
+    spec = changed(outside, "book", dedupe_window_s=3600.0)
+    task = await crashed(bench, outside, "book", spec=spec)
+    await bench.worker(spec, SUBMIT, name="w2")
+    events = await bench.rest(task)
+    assert isinstance(events[-1], TaskCompleted)
+    assert (outcome(events).status, outcome(events).result.inline) == ("ok", "book was found")
+
+
+@pytest.mark.parametrize("allowed", [1, 2])
+async def test_a_call_that_goes_on_after_a_crash_is_not_a_further_one(bench: Bench, allowed: int) -> None:
+    recorder = Recorder(gate=asyncio.Event())
+    note = recorder.tool("note", "idempotent", calls_max=allowed)
+    spec = AgentSpec("data", "test agent", "x", (note, Recorder().tool("submit", ends_task=True)))
+    await bench.worker(spec, calls(("note", '{"text":"x"}')), name="dead")
+    task = await bench.open()
+    await bench.dispatch(task)
+    await recorder.entered.wait()
+    await bench.workers.pop().stop(grace_s=0)
+    assert recorder.gate is not None
+    recorder.gate.set()
+    await bench.worker(spec, calls(("note", '{"text":"y"}')), SUBMIT, name="w2")
+    events = await bench.rest(task)
+    assert [e.status for e in events if isinstance(e, ToolFinished) and e.tool == "note"] == ["ok", "ok" if allowed == 2 else "refused"]
+
+
+async def test_a_call_that_cannot_be_repeated_any_more_is_not_said_to_have_had_no_effect(bench: Bench) -> None:
+    recorder = Recorder(gate=asyncio.Event())
+    submit = Recorder().tool("submit", ends_task=True)
+    await bench.worker(AgentSpec("data", "test agent", "x", (recorder.tool("note", "idempotent"), submit)), calls(("note", '{"text":"x"}')), name="dead")
+    task = await bench.open()
+    await bench.dispatch(task)
+    await recorder.entered.wait()
+    await bench.workers.pop().stop(grace_s=0)
+    await bench.worker(AgentSpec("data", "test agent", "x", (submit,)), SUBMIT, name="w2")
+    events = await bench.rest(task)
+    assert isinstance(events[-1], TaskCompleted)
+    assert outcome(events).status == "unknown"
+
+
+@pytest.mark.parametrize("arguments", [{"text": "x" * COMPENSATION_BYTES_MAX}, {"nonsense": 1}])
+async def test_an_effect_that_cannot_be_taken_back_as_it_says_is_kept_all_the_same(bench: Bench, arguments: dict[str, Any]) -> None:
+    async def hire(_: ToolContext, __: Any) -> ToolOutput:
+        return ToolOutput("hired", undo=Undo("unmake", arguments, resource="number 7"))
+
+    await bench.worker(changed(Outside(), "hire", run=hire), calls(("hire", '{"text":"x"}')), SUBMIT)
+    task = await bench.open()
+    await bench.dispatch(task)
+    events = await bench.rest(task)
+    assert isinstance(events[-1], TaskCompleted)
+    assert outcome(events).status == "ok"
+    assert isinstance(kept := outcome(events).compensation, msgspec.Struct)
+    assert (kept.version, kept.resource) == ("", "number 7")
 
 
 async def test_a_compensation_nobody_can_carry_out_is_refused_before_anything_happens(bench: Bench) -> None:

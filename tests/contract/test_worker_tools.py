@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from support.scripted import Recorder, calls
 from support.worker_bench import Bench, worker_bench
@@ -49,6 +51,23 @@ async def test_a_question_waits_for_a_person_whose_words_are_the_result(bench: B
     (answer,) = [e for e in events if isinstance(e, ToolFinished) and e.tool == ESCALATE]
     assert answer.status == "ok"
     assert not [e for e in events if isinstance(e, ToolStarted) and e.tool == ESCALATE], "nothing ran"
+
+
+async def test_a_person_is_asked_when_nothing_else_of_the_turn_is_on_its_way(bench: Bench) -> None:
+    """The answer is written to the task: whoever still worked on it would lose what it did meanwhile."""
+    recorder = Recorder(gate=asyncio.Event())
+    await bench.worker(recorder, calls(("mail", '{"text":"a"}'), ("send", '{"text":"b"}')), SUBMIT)
+    task = await bench.open()
+    await bench.dispatch(task)
+    await recorder.entered.wait()
+    assert not [e for e in await bench.events(task) if isinstance(e, ApprovalRequested)]
+    assert recorder.gate is not None
+    recorder.gate.set()
+    events = await bench.rest(task)
+    assert isinstance(events[-2], ToolFinished)
+    assert (events[-2].tool, events[-2].status) == ("send", "ok")
+    assert isinstance(asked := events[-1], ApprovalRequested)
+    assert (asked.tool, asked.question) == ("mail", msgspec.UNSET)
 
 
 async def test_who_answered_is_in_the_log(bench: Bench) -> None:

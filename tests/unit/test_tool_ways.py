@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from crewlog.agents.spec import Implementation, Rate, ToolContext, ToolFailed, T
 from crewlog.agents.tool_ways import DEGRADED_S, ToolHealth, Ways, carry_out
 from crewlog.events.clock import SystemClock
 from crewlog.schemas.effects import Effect
-from crewlog.schemas.errors import TransientError, Unavailable
+from crewlog.schemas.errors import ConflictError, TransientError, Unavailable
 
 Act = Callable[[], Exception | str]
 Run = Callable[[ToolContext, Any], Awaitable[ToolOutput]]
@@ -60,6 +61,38 @@ async def test_what_is_unavailable_is_tried_again_whatever_its_effect() -> None:
     said: list[str] = []
     ways = await carried(tool(doing(said, "first", ToolUnavailable("busy"), "sent"), effect="irreversible", retries=1))
     assert (ways.output.content, ways.tries, said) == ("sent", 2, ["first", "first"])
+
+
+@pytest.mark.parametrize(("effect", "checks"), [("irreversible", [1, 2, 3]), ("compensable", [1, 2, 3]), ("idempotent", [0, 0, 0]), ("read", [0, 0, 0])])
+async def test_before_each_try_of_what_must_not_happen_twice_the_task_is_made_sure_of(effect: Effect, checks: list[int]) -> None:
+    checked: list[int] = []
+    seen: list[int] = []
+
+    async def check() -> None:
+        checked.append(1)
+
+    async def run(_: ToolContext, __: Any) -> ToolOutput:
+        seen.append(len(checked))
+        raise ToolUnavailable("busy")
+
+    context = replace((await bench()).context(), check_hold=check)
+    with pytest.raises(ToolFailed):
+        await carry_out(tool(run, Implementation("second", run), effect=effect, retries=1), context, Say(text="x"), ToolHealth(), Stand())
+    assert seen[:3] == checks
+
+
+async def test_a_task_that_another_worker_took_while_this_one_waited_is_not_tried_again() -> None:
+    said: list[str] = []
+
+    async def check() -> None:
+        if said:
+            raise ConflictError("task/1", expected=3, actual=4)
+
+    context = replace((await bench()).context(), check_hold=check)
+    spec = tool(doing(said, "first", ToolUnavailable("busy"), "sent"), effect="irreversible", retries=1)
+    with pytest.raises(ConflictError):
+        await carry_out(spec, context, Say(text="x"), ToolHealth(), Stand())
+    assert said == ["first"]
 
 
 @pytest.mark.parametrize("effect", ["compensable", "irreversible"])
