@@ -170,16 +170,19 @@ class NatsBus:
             raise Unavailable(f"request to {subject} was not sent to NATS at {self._where}: {error}") from None
 
     async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> CoreSubscription:
-        subscription = CoreSubscription(subject, handler, queue)
+        subscription = CoreSubscription(subject, handler, queue, self._subscriptions.discard)
         self._refused_subjects.discard(subject.lower())
-        await subscription.start(self._nc)
+        self._subscriptions.add(subscription)  # from here on a new client takes it over
+        if self._is_rebuilding:
+            return subscription
         try:
+            await subscription.start(self._nc)
             await self.flush()  # otherwise what another process publishes right now could be missed
-        except Unavailable as error:
+        except (Unavailable, nats.errors.ConnectionClosedError) as error:
             _log.info("subscribed to %s for when NATS is back: %s", subject, error)
         if subject.lower() in self._refused_subjects:
+            await subscription.stop()
             raise NotAuthorised(self._principal(), f"subscribe to {subject}", reason="the NATS server's permissions forbid it")
-        self._subscriptions.add(subscription)
         return subscription
 
     async def consume(self, stream: str, consumers: Mapping[str, int], handler: DeliveryHandler, *, slots: int) -> Puller:
@@ -239,7 +242,7 @@ class NatsBus:
             self._rebuilding.cancel()
         for puller in self._pullers:
             await puller.stop(grace_s=0)
-        for subscription in self._subscriptions:
+        for subscription in tuple(self._subscriptions):
             await subscription.stop()
         await self._disconnect()
 
@@ -287,13 +290,17 @@ class NatsBus:
         except (nats.errors.Error, OSError) as error:
             _log.debug("closing the connection to NATS: %s", error)
 
+    @property
+    def _is_rebuilding(self) -> bool:
+        return self._rebuilding is not None and not self._rebuilding.done()
+
     async def _rebuild(self) -> None:
         while True:
             self._nc = OrderedClient()
             try:
                 await self._open(CONNECT_TIMEOUT_S)
-                for subscription in self._subscriptions:
-                    await subscription.start(self._nc)
+                while missing := [one for one in self._subscriptions if not one.is_on(self._nc)]:  # others come and go meanwhile
+                    await missing[0].start(self._nc)
                 self._go_on()
             except (Unavailable, NotAuthorised, nats.errors.Error, OSError) as error:
                 self._log_once(str(error))
@@ -328,7 +335,7 @@ class NatsBus:
             call()
 
     async def _on_closed(self) -> None:
-        if not self._closing and (self._rebuilding is None or self._rebuilding.done()):
+        if not self._closing and not self._is_rebuilding:
             _log.error("the connection to NATS at %s was closed for good: %s; a new client takes over", self._where, self._nc.last_error)
             self._rebuilding = asyncio.get_running_loop().create_task(self._rebuild())
 
@@ -350,14 +357,24 @@ class NatsBus:
 class CoreSubscription:
     """A core subscription whose messages are handled in tasks of their own."""
 
-    def __init__(self, subject: str, handler: Handler, queue: str) -> None:
+    def __init__(self, subject: str, handler: Handler, queue: str, stopped: Callable[[CoreSubscription], None]) -> None:
+        """Prepare; `start` subscribes.
+
+        Args:
+            stopped: told when this one has been stopped.
+        """
         self._subject = subject
         self._handler = handler
         self._queue = queue
+        self._stopped = stopped
         self._room = asyncio.Semaphore(HANDLERS_MAX)
         self._running: set[asyncio.Task[None]] = set()
         self._nc: Client | None = None
         self._subscription: NatsSubscription | None = None
+
+    def is_on(self, nc: Client) -> bool:
+        """Say whether it was started on this connection."""
+        return self._nc is nc
 
     async def start(self, nc: Client) -> None:
         """Subscribe on this connection."""
@@ -366,6 +383,7 @@ class CoreSubscription:
 
     async def stop(self) -> None:
         """Stop listening, and let running handlers finish within a few seconds."""
+        self._stopped(self)
         subscription, self._subscription = self._subscription, None
         if subscription is not None and self._nc is not None:
             try:

@@ -177,29 +177,39 @@ class Puller:
         await self._slots.stop(grace_s=grace_s)
         keep_alive.cancel()
         await asyncio.gather(pull, keep_alive, *self._retiring, return_exceptions=True)
-        if self._nc.is_connected:
-            await self._nc.flush()
+        try:
+            if self._nc.is_connected:
+                await self._nc.flush()
+        except (nats.errors.Error, OSError) as error:
+            _log.debug("what was handed back may not have been told: %s", error)
 
     # ── the loop ──
 
     async def _pull(self) -> None:
         while True:
             self._changed.clear()
-            if not self._nc.is_connected:
-                await self._changed.wait()  # `reconnected` wakes us
-            elif self._stale:
-                await self._renew()
-            elif self._is_full():
-                await self._withdraw()
-                await self._changed.wait()
-            elif (wait_s := self._refused_until - self._loop.time()) > 0:
-                self._loop.call_later(wait_s, self._wake)
-                await self._changed.wait()
-            elif self._backlog:
-                await self._sweep()
-            else:
-                await self._top_up()
-                await self._changed.wait()
+            try:
+                await self._step()
+            except nats.errors.ConnectionClosedError as error:
+                self._stale = True  # the client gave up for good in the middle of it: `reconnected` brings another one
+                _log.info("pulling from %s waits for a new client: %s", self._stream, error)
+
+    async def _step(self) -> None:
+        if not self._nc.is_connected:
+            await self._changed.wait()  # `reconnected` wakes us
+        elif self._stale:
+            await self._renew()
+        elif self._is_full():
+            await self._withdraw()
+            await self._changed.wait()
+        elif (wait_s := self._refused_until - self._loop.time()) > 0:
+            self._loop.call_later(wait_s, self._wake)
+            await self._changed.wait()
+        elif self._backlog:
+            await self._sweep()
+        else:
+            await self._top_up()
+            await self._changed.wait()
 
     async def _renew(self) -> None:
         self._stale = False

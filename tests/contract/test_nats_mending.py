@@ -1,0 +1,125 @@
+"""The bus over NATS mends itself where the client library gives up for good: a new client takes over what was begun on the old one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import nats.errors
+import pytest
+import pytest_asyncio
+
+from crewlog.events.bus import Delivery, Message
+from crewlog.events.nats_bus import NatsBus
+
+
+@pytest_asyncio.fixture
+async def bus(nats_url: str) -> AsyncIterator[NatsBus]:
+    """Yield a bus with the consumers of kind research."""
+    bus = await NatsBus.connect(nats_url, name="mended")
+    await bus.ensure_kind("research")
+    yield bus
+    await bus.close()
+
+
+@pytest_asyncio.fixture
+async def other(nats_url: str) -> AsyncIterator[NatsBus]:
+    """Yield another process's bus."""
+    bus = await NatsBus.connect(nats_url, name="other")
+    yield bus
+    await bus.close()
+
+
+class Heard:
+    """The subjects of messages, in the order in which they came."""
+
+    def __init__(self) -> None:
+        self.subjects: asyncio.Queue[str] = asyncio.Queue()
+
+    async def __call__(self, message: Message | Delivery) -> None:
+        self.subjects.put_nowait(message.subject)
+        if not isinstance(message, Message):
+            await message.ack()
+
+    async def next(self) -> str:
+        async with asyncio.timeout(10):
+            return await self.subjects.get()
+
+
+async def give_up(bus: NatsBus) -> None:
+    """Close the client as the library does when the server refuses its user, and wait until another one has taken over."""
+    over = asyncio.Event()
+    await bus.watch("", over.set)
+    await bus._nc.close()
+    async with asyncio.timeout(10):
+        await over.wait()
+
+
+async def test_what_listens_and_pulls_goes_on_with_a_new_client(bus: NatsBus, other: NatsBus) -> None:
+    heard, worked = Heard(), Heard()
+    await bus.subscribe("wake.*", heard)
+    consuming = await bus.consume("WORK", {"research-normal": 0}, worked, slots=2)
+    await give_up(bus)
+    await bus.flush()
+    await other.publish("wake.1")
+    await other.enqueue("work.research.normal", b"{}", message_id="1")
+    assert (await heard.next(), await worked.next()) == ("wake.1", "work.research.normal")
+    await consuming.stop(grace_s=1)
+
+
+async def test_what_was_stopped_is_not_begun_again_nor_kept(bus: NatsBus, other: NatsBus) -> None:
+    heard, stopped = Heard(), Heard()
+    for _ in range(3):
+        await (await bus.subscribe("wake.*", stopped)).stop()
+    await bus.subscribe("wake.*", heard)
+    assert len(bus._subscriptions) == 1
+    await give_up(bus)
+    await bus.flush()
+    await other.publish("wake.1")
+    assert await heard.next() == "wake.1"
+    assert stopped.subjects.empty()
+
+
+async def test_whoever_subscribes_or_stops_while_a_new_client_takes_over_is_heard(bus: NatsBus, other: NatsBus) -> None:
+    heard = {n: Heard() for n in range(8)}
+    before = [await bus.subscribe(f"wake.{n}", heard[n]) for n in range(4)]
+    mending = asyncio.create_task(give_up(bus))
+    for n in range(4, 8):
+        await asyncio.sleep(0)
+        await bus.subscribe(f"wake.{n}", heard[n])
+    await before[0].stop()
+    await mending
+    await bus.flush()
+    for n in range(8):
+        await other.publish(f"wake.{n}")
+    for n in range(1, 8):
+        assert await heard[n].next() == f"wake.{n}"
+    assert heard[0].subjects.empty()
+
+
+async def test_stopping_does_not_fail_where_the_server_answers_no_more(bus: NatsBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    consuming = await bus.consume("WORK", {"research-normal": 0}, Heard(), slots=2)
+
+    async def cut(_: int = 0) -> None:
+        raise nats.errors.FlushTimeoutError
+
+    monkeypatch.setattr(bus._nc, "flush", cut)
+    await consuming.stop(grace_s=1)
+
+
+async def test_pulling_outlives_a_client_that_is_closed_in_the_middle_of_it(bus: NatsBus, other: NatsBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    worked, tried = Heard(), asyncio.Event()
+    consuming = await bus.consume("WORK", {"research-normal": 0}, worked, slots=2)
+
+    async def closed(*_: object, **__: object) -> None:
+        tried.set()
+        raise nats.errors.ConnectionClosedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bus._nc, "subscribe", closed)
+        patched.setattr(type(bus._nc), "is_connected", property(lambda _: not tried.is_set()))
+        consuming.reconnected(bus._nc)
+        await tried.wait()
+    await give_up(bus)
+    await other.enqueue("work.research.normal", b"{}", message_id="1")
+    assert await worked.next() == "work.research.normal"
