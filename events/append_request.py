@@ -13,7 +13,7 @@ from uuid import UUID
 
 from crewlog.events.append_money import check_money, is_plain
 from crewlog.events.envelope import DataKey
-from crewlog.events.store import ANY, EVENT_BYTES_MAX, EVENTS_PER_APPEND_MAX, STREAMS_PER_APPEND_MAX, AppendRequest
+from crewlog.events.store import ANY, EVENT_BYTES_MAX, EVENTS_PER_APPEND_MAX, OCCURRED_US_END, STREAMS_PER_APPEND_MAX, AppendRequest
 from crewlog.schemas.codec import encode, type_name
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.task_events import TERMINAL_TYPES
@@ -49,7 +49,7 @@ def encode_request(request: AppendRequest) -> Encoded:
         for event in events:
             try:
                 document = encode(event)
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, RecursionError) as error:
                 raise ContractError(f"append to {stream}: {type_name(event)} cannot be stored: {error}") from error
             if len(document) > EVENT_BYTES_MAX:
                 raise ContractError(
@@ -64,6 +64,8 @@ def encode_request(request: AppendRequest) -> Encoded:
         has_money = has_money or bool(scopes) or stream.startswith("budget/")
     if len(writes) > 1 and len({write.stream for write in writes}) < len(writes):
         raise ContractError(f"an append names each stream once, got {', '.join(write.stream for write in writes)}")
+    if not 0 <= request.occurred_us < OCCURRED_US_END:
+        raise ContractError(f"append to {writes[0].stream}: {request.occurred_us} microseconds since 1970 is not before the year 10000")
     _check_ids(event_ids, len(documents), writes[0].stream)
     if has_money:
         check_money(request)

@@ -52,9 +52,9 @@ def enclosed(data: bytes) -> Enclosed | None:
         return None
     try:
         found = _PERSONAL.fullmatch(_decoder.decode(data).personal or "")
-    except msgspec.MsgspecError:
+        return Enclosed(UUID(found[1]), urlsafe_b64decode(found[2])) if found else None
+    except (msgspec.MsgspecError, ValueError, RecursionError):  # no JSON, no base64, or nested deeper than Python follows: nothing that we have written
         return None
-    return Enclosed(UUID(found[1]), urlsafe_b64decode(found[2])) if found else None
 
 
 def hollow(public: bytes, key_id: UUID) -> bytes:

@@ -25,6 +25,8 @@ ANY: Final = -1
 EVENTS_PER_APPEND_MAX: Final = 1_000
 STREAMS_PER_APPEND_MAX: Final = 128
 EVENT_BYTES_MAX: Final = 256 * 1024
+OCCURRED_US_END: Final = 253_402_300_800_000_000
+"""The year 10000, where calendars of most programs end, in microseconds since 1970."""
 SCOPES_PER_STREAM_MAX: Final = 16
 SETTLEMENTS_PER_APPEND_MAX: Final = 256
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Final, assert_never
 
+from crewlog.events.store import OCCURRED_US_END
 from crewlog.projections.run_state import Intervention, RunState, TaskState
 from crewlog.schemas.usage import format_usd
 
 _PAUSABLE: Final = frozenset({"planned", "queued", "suspended", "retrying", "deciding", "held"})
 """What is not with an agent: a running step ends by itself."""
-_TIME_US_MAX: Final = 253_402_300_800_000_000  # the year 10000, where calendars of most programs end
 
 
 def waiting_reason(run: RunState, task: TaskState) -> str | None:
@@ -57,7 +57,7 @@ def describe_pause(pause: Intervention) -> str:
 
 def format_time(at_us: int) -> str:
     """Show a time in UTC, to the second."""
-    if not 0 <= at_us < _TIME_US_MAX:
+    if not 0 <= at_us < OCCURRED_US_END:
         return f"{at_us} microseconds"
     return datetime.fromtimestamp(at_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 

@@ -68,7 +68,7 @@ def decode(type_: str, schema_version: int, data: bytes | str, *, upcasters: Map
         for version in range(schema_version, current):
             fields = upcasters[type_, version](fields)
         return msgspec.convert(fields, EVENT_TYPES[type_])
-    except (msgspec.MsgspecError, KeyError) as error:
+    except (msgspec.MsgspecError, KeyError, RecursionError) as error:  # RecursionError: nested deeper than Python follows
         raise ContractError(f"stored event {type_} v{schema_version} does not decode: {error}") from error
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import asyncpg
 import msgspec
 import pytest
@@ -20,14 +23,18 @@ from support.logs import (
     to_run,
     to_task,
 )
+from support.money import opened
 from support.postgres import Database
 
+from crewlog.events.append_call import SQL, SQL_PLAIN, arguments, plain_arguments
+from crewlog.events.append_request import encode_request
 from crewlog.events.grants import BUILT_IN_KINDS, GRANTS, OPERATOR, ORCHESTRATOR, PROJECTOR, READER, ROLES, SPECIALIST, kind_role, owner_grants
 from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.store import NO_STREAM, EventStore, Write
+from crewlog.schemas.budget import ScopeLimit
 from crewlog.schemas.codec import EVENT_TYPES, Event
 from crewlog.schemas.errors import NotAuthorised
-from crewlog.schemas.ids import Stream, agent_stream, run_stream, task_stream
+from crewlog.schemas.ids import ApprovalId, Stream, agent_stream, run_stream, task_stream
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.run_events import RUN_EVENTS
 from crewlog.schemas.system_events import SYSTEM_EVENTS, AgentStopped, BillCorrected, DocumentIngested
@@ -228,6 +235,75 @@ async def test_no_login_gets_around_the_gate(database: Database, role: str) -> N
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await connection.execute("DELETE FROM es.timers")
     await connection.close()
+
+
+def with_literals(sql: str, given: list[Any], **lists: str) -> tuple[str, list[Any]]:
+    """Replace arguments, named by their number and type as `e12_text`, by lists that are written as Postgres writes them: our client counts from 1."""
+    given = list(given)
+    for name, literal in lists.items():
+        number, of = name.removeprefix("e").split("_")
+        sql = re.sub(rf"\${number}(?=[,)])", f"${number}::text::{of}[]", sql)
+        given[int(number) - 1] = literal
+    return sql, given
+
+
+async def test_no_agent_decides_about_itself_by_a_list_that_counts_from_elsewhere(database: Database) -> None:
+    orchestrator = await PostgresStore.open(database.url(ORCHESTRATOR), actor="o", clock=CLOCK)
+    task_id = new_task()
+    await orchestrator.append(opening(new_run(), task_id, kind="communicate"))
+    decided = ApprovalDecided(ApprovalId(CLOCK.new_id()), "c", content_hash(b""), "approved", "me")
+    honest = arguments([encode_request(to_task(task_id, decided))], "by hand")
+    connection = await asyncpg.connect(database.url("crewlog_communicate"))
+    assert "denied" in (await connection.fetchrow(SQL, *honest))["r_special"]
+    for types, e_type in (
+        *(("{ApprovalDecided}", "[0:0]={1}"), ("{ApprovalDecided}", "{{1}}")),
+        *(("[0:0]={ApprovalDecided}", "{0}"), ("[2:3]={ApprovalDecided,Nudged}", "{2}")),
+    ):
+        sql, given = with_literals(SQL, honest, e12_text=types, e14_int=e_type)
+        with pytest.raises(asyncpg.PostgresError, match="a list counts from 1"):
+            await connection.fetch(sql, *given)
+    await connection.close()
+    assert len(await orchestrator.read_streams({task_stream(task_id): 0})) == 1
+    await orchestrator.close()
+
+
+async def test_no_agent_calls_without_money_or_counts_wrong_by_such_a_list(database: Database) -> None:
+    orchestrator = await PostgresStore.open(database.url(ORCHESTRATOR), actor="o", clock=CLOCK)
+    task_id = new_task()
+    await orchestrator.append(opened(task_id, ScopeLimit("run/1", 5, 10)))
+    honest = plain_arguments([encode_request(to_task(task_id, asked(), expected=1))], "by hand")
+    assert honest is not None
+    honest[2] = [1]
+    connection = await asyncpg.connect(database.url("crewlog_research"))
+    assert await connection.fetchval(SQL_PLAIN, *honest) is None
+    for number, literal in (("e11_int", "[0:0]={1}"), ("e11_int", "{{1}}"), ("e3_int", "[0:0]={5}"), ("e9_text", "[0:0]={ModelCallStarted}")):
+        sql, given = with_literals(SQL_PLAIN, honest, **{number: literal})
+        with pytest.raises(asyncpg.PostgresError, match="a list counts from 1"):
+            await connection.fetch(sql, *given)
+    await connection.close()
+    assert len(await orchestrator.read_streams({task_stream(task_id): 0})) == 1
+    await orchestrator.close()
+
+
+async def test_nobody_writes_what_would_stop_those_who_read_everything(database: Database) -> None:
+    orchestrator = await PostgresStore.open(database.url(ORCHESTRATOR), actor="o", clock=CLOCK)
+    task_id = new_task()
+    await orchestrator.append(opening(new_run(), task_id))
+    given = arguments([encode_request(to_task(task_id, started()))], "by hand")
+    connection = await asyncpg.connect(database.url("crewlog_research"))
+    for occurred_us, data, error in (
+        *((2**62, "{}", "events_have_a_date"), (-1, "{}", "events_have_a_date")),
+        *((1, '{"text": "a\\u0000b"}', "cannot be converted to text"), (1, '{"text": "a\\ud800b"}', "surrogate")),
+        (1, f'{{"text": "{"x" * 800_000}"}}', "events_can_be_sent"),
+    ):
+        given[6], given[15] = [occurred_us], [data]
+        with pytest.raises(asyncpg.PostgresError) as refused:
+            await connection.fetch(SQL, *given)
+        assert error in f"{refused.value} {refused.value.detail}"
+    given[6], given[15] = [1], ['{"text": "a\\\\u0000b \\u0001 \\ud83d\\ude00"}']
+    assert (await connection.fetchrow(SQL, *given))["r_versions"] == [2], "a backslash before u0000 is text"
+    await connection.close()
+    await orchestrator.close()
 
 
 async def test_not_even_the_owner_changes_a_fact(database: Database) -> None:

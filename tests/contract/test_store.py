@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -32,7 +33,9 @@ from crewlog.schemas.ids import Hash, RunId, archive_stream, document_stream, ru
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.run_events import RunSubmitted
 from crewlog.schemas.system_events import DocumentIngested, RunArchived
-from crewlog.schemas.task_events import TaskCancelled, TaskOpened
+from crewlog.schemas.task_events import TaskCancelled, TaskCompleted, TaskOpened
+from crewlog.schemas.usage import Usage
+from crewlog.schemas.values import Outcome
 
 pytestmark = pytest.mark.hand_written("tries the log with events of every kind")
 
@@ -225,6 +228,13 @@ async def test_nothing_stands_behind_the_end_in_one_append(store: EventStore) ->
 # malformed requests
 
 
+def nested(depth: int) -> list[Any]:
+    inner: list[Any] = []
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
 async def test_malformed_requests_are_refused_in_the_caller(store: EventStore) -> None:
     run_id = new_run()
     good = opening(run_id)
@@ -246,6 +256,9 @@ async def test_malformed_requests_are_refused_in_the_caller(store: EventStore) -
         "surrogate": to_run(run_id, RunSubmitted(run_id, "t", "u", "\ud800", msgspec.Raw(b"{}"), "api")),
         "escaped surrogate": to_run(run_id, RunSubmitted(run_id, "t", "u", "g", msgspec.Raw(b'{"a":"\\ud800"}'), "api")),
         "run without its id": to_run(run_id, submitted(run_id))._replace(run_id=None),
+        "nested without end": to_task(new_task(), TaskCompleted(Outcome("done", nested(10_000)), Usage(), 0, 1, 0), run_id=run_id),
+        "before 1970": good._replace(occurred_us=-1),
+        "after the last year": good._replace(occurred_us=2**62),
     }
     for name, wrong in bad.items():
         with pytest.raises(ContractError):

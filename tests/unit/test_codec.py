@@ -50,6 +50,11 @@ def test_data_that_does_not_fit_its_type_is_an_error_that_names_it() -> None:
         decode("RunCancelled", 1, b'{"reason":1}')
 
 
+def test_data_that_is_nested_deeper_than_anybody_follows_is_such_an_error() -> None:
+    with pytest.raises(ContractError, match="RunCancelled v1"):
+        decode("RunCancelled", 1, b'{"reason":"r","actor":"a","more":%b%b}' % (b"[" * 20_000, b"]" * 20_000))
+
+
 def test_upcasters_are_complete() -> None:
     check_upcasters()
     with pytest.raises(ContractError, match="surplus"):

@@ -66,6 +66,11 @@ def test_a_text_does_not_pass_for_an_envelope(text: str) -> None:
     assert enclosed(encode(Nudged("loop", text))) is None
 
 
+@pytest.mark.parametrize("data", [b'{"personal":"v1.%b.A~"}' % (b"0" * 32), b'{"more":%b%b,"personal":"~"}' % (b"[" * 20_000, b"]" * 20_000)])
+def test_what_nobody_here_has_enciphered_stops_no_reader(data: bytes) -> None:
+    assert enclosed(data) is None
+
+
 def test_the_same_event_never_looks_the_same() -> None:
     own, event = key(), Nudged("loop", "secret")
     assert own.enclose(event, encode(event), EVENT_ID, STREAM) != own.enclose(event, encode(event), EVENT_ID, STREAM)
