@@ -16,8 +16,9 @@ SHARE_MIN: Final = 0.6
 
 def choose_specialist(talk: Conversation) -> Turn:
     """Answer a routing task: the one kind that the planner's rules would use, or the wish for a plan."""
-    drafts, _ = make_drafts(talk.objective, talk.attachments, known_kinds(talk))
-    kind = drafts[0].kind if len(drafts) == 1 else PLAN
+    kinds = known_kinds(talk)
+    drafts, _ = make_drafts(talk.objective, talk.attachments, kinds)
+    kind = drafts[0].kind if len(drafts) == 1 and drafts[0].kind in {info.kind for info in kinds} else PLAN
     return Turn("", (Want("submit_route", {"kind": kind, "why": f"the rules find {len(drafts)} piece{'s' if len(drafts) != 1 else ''} of work"}),))
 
 

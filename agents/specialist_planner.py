@@ -19,6 +19,8 @@ from crewlog.schemas.values import SUMMARY_CHARS_MAX, ContextItem, Outcome
 
 SYNTHESIS: Final = "@synthesis"
 KINDS: Final = "@kinds"
+AWAY: Final = "@away"
+"""Kinds that cannot work now, each with what it lacks; there when there are any."""
 ANSWER: Final = "answer.md"
 
 INSTRUCTIONS: Final = """
@@ -101,11 +103,13 @@ class SubmitAnswer(BaseModel):
 
 async def submit_plan(context: ToolContext, args: SubmitPlan) -> ToolOutput:
     """Check the plan against what exists, and end the task with it."""
-    kinds = _kinds(context.task)
+    kinds, away = _kinds(context.task), _away(context.task)
     attached = {a.name for a in context.task.attachments}
     problems = []
     for step in args.steps:
-        if kinds is not None and step.type not in kinds:
+        if step.type in away:
+            problems.append(f"step {step.key!r}: kind {step.type!r} cannot work here: {away[step.type]}")
+        elif kinds is not None and step.type not in kinds:
             problems.append(f"step {step.key!r}: there is no kind {step.type!r}; the kinds are {', '.join(kinds) or 'none at all'}")
         if unknown := sorted(set(step.attachments or ()) - attached):
             problems.append(f"step {step.key!r}: there is no attachment {', '.join(unknown)}; attached: {', '.join(sorted(attached)) or 'none'}")
@@ -145,6 +149,12 @@ def _kinds(task: AgentTask) -> list[str] | None:
     """Return the kinds the orchestrator says there are, or None when it says nothing."""
     listed: Any = next((item.outcome.output for item in task.context if item.key == KINDS), None)
     return None if listed is None else [str(entry["kind"]) for entry in listed]
+
+
+def _away(task: AgentTask) -> dict[str, str]:
+    """Return the kinds that cannot work now, with what they lack."""
+    listed: Any = next((item.outcome.output for item in task.context if item.key == AWAY), ())
+    return {str(entry["kind"]): str(entry["unavailable"]) for entry in listed}
 
 
 def _trust(task: AgentTask) -> Any:

@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 
 from crewlog.orchestrator import answer, critic
-from crewlog.orchestrator.dispatch import earlier_item, kinds_item, open_points_item, outcomes_of, planner_step, review_item, rubric_item
+from crewlog.orchestrator.dispatch import earlier_item, kinds_items, open_points_item, outcomes_of, planner_step, review_item, rubric_item
 from crewlog.orchestrator.draft import ORCHESTRATOR, Draft
 from crewlog.orchestrator.planning import offers
 from crewlog.orchestrator.rollback import rollback_flags, rollback_text, wants_more
@@ -94,9 +94,8 @@ def _take_back_next(draft: Draft) -> None:
 
 def ask_planner(draft: Draft, key: str, extra: tuple[ContextItem, ...] = ()) -> None:
     """Open a task that makes a plan: it sees the kinds there are, what is finished, and what failed."""
-    offered = offers(draft.kinds)
-    items = [*answer.finished_items(draft.state), *open_points_item(draft.state), *extra, kinds_item(offered)]
-    draft.open_task(planner_step(draft.state, key), items, offered=tuple(offered))
+    items = [*answer.finished_items(draft.state), *open_points_item(draft.state), *extra, *kinds_items(draft.kinds)]
+    draft.open_task(planner_step(draft.state, key), items, offered=tuple(offers(draft.kinds)))
 
 
 def fail(draft: Draft, error: Failure, *, ended: Collection[TaskId] = ()) -> None:
@@ -163,8 +162,7 @@ def _make_plan(draft: Draft) -> None:
     state = draft.state
     task = state.tasks.get(PLAN)
     if task is None and state.brief.routing == "router" and ROUTER not in state.tasks:
-        offered = offers(draft.kinds)
-        draft.open_task(planner_step(state, ROUTER), [kinds_item(offered)], offered=tuple(offered))
+        draft.open_task(planner_step(state, ROUTER), kinds_items(draft.kinds), offered=tuple(offers(draft.kinds)))
     elif task is None:
         ask_planner(draft, PLAN)
     else:

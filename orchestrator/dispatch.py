@@ -13,6 +13,7 @@ from uuid import UUID
 import msgspec
 
 from crewlog.orchestrator.brief import BudgetBrief
+from crewlog.orchestrator.planning import Kinds, Offer, away, offers
 from crewlog.orchestrator.run import SYNTHESIS, RunState, TaskState, blocked_steps, is_finished
 from crewlog.schemas.effects import UndoOrder
 from crewlog.schemas.ids import TaskId
@@ -32,6 +33,7 @@ OBJECTIVE_CHARS_MAX: Final = 300
 ISSUES_MAX: Final = 20
 SYSTEM: Final = "system"
 KINDS: Final = "@kinds"
+AWAY: Final = "@away"
 RUBRIC: Final = "@rubric"
 TRUNCATED: Final = "truncated"
 
@@ -129,11 +131,11 @@ def task_message(
 
 
 def fit_context(items: Sequence[ContextItem], bytes_max: int = CONTEXT_BYTES_MAX) -> tuple[msgspec.Raw, ...]:
-    """Encode context items; when all together are too large, each is cut to its equal share. The list of kinds is never cut."""
+    """Encode context items; when all together are too large, each is cut to its equal share. What is said of kinds is never cut."""
     encoded = [_encode(item) for item in items]
     if sum(map(len, encoded)) > bytes_max:
         share = bytes_max // len(items)
-        encoded = [data if len(data) <= share or item.key == KINDS else _cut(item, share) for item, data in zip(items, encoded, strict=True)]
+        encoded = [data if len(data) <= share or item.key in (KINDS, AWAY) else _cut(item, share) for item, data in zip(items, encoded, strict=True)]
     return tuple(map(msgspec.Raw, encoded))
 
 
@@ -170,15 +172,23 @@ def outcomes_of(state: RunState, keys: Iterable[str]) -> list[ContextItem]:
     return items
 
 
-def kinds_item(offered: dict[str, str]) -> ContextItem:
-    """Tell a planner which kinds of agents there are."""
-    output = [{"kind": kind, "description": description} for kind, description in offered.items()]
-    return ContextItem(KINDS, SYSTEM, "the agent kinds a plan may use", Outcome("\n".join(f"{k}: {d}" for k, d in offered.items()), output=output))
+def kinds_items(kinds: Kinds) -> list[ContextItem]:
+    """Tell a planner which kinds of agents there are and, if that is so, which cannot work and why."""
+    told = [_kinds_item(KINDS, "the agent kinds a plan may use", "description", offers(kinds))]
+    if lacking := away(kinds):
+        told.append(_kinds_item(AWAY, "agent kinds that a plan may not use: they cannot work now", "unavailable", lacking))
+    return told
 
 
-def kinds_told(task: AgentTask) -> dict[str, str]:
-    """Return what `kinds_item` told a planner: agent kind -> its description. Nothing for any other task."""
-    return {kind["kind"]: kind["description"] for item in task.context if item.key == KINDS for kind in item.outcome.output}
+def _kinds_item(key: str, objective: str, field: str, of: dict[str, str]) -> ContextItem:
+    output = [{"kind": kind, field: text} for kind, text in of.items()]
+    return ContextItem(key, SYSTEM, objective, Outcome("\n".join(f"{kind}: {text}" for kind, text in of.items()), output=output))
+
+
+def kinds_told(task: AgentTask) -> dict[str, Offer]:
+    """Return the kinds that `kinds_items` told a planner of. Nothing for any other task."""
+    told = [(item.key, entry) for item in task.context if item.key in (KINDS, AWAY) for entry in item.outcome.output]
+    return {entry["kind"]: Offer(entry["description"]) if key == KINDS else Offer("", entry["unavailable"]) for key, entry in told}
 
 
 def review_item(issues: Sequence[Issue]) -> ContextItem:

@@ -36,6 +36,7 @@ from crewlog.orchestrator.dispatch import kinds_told
 from crewlog.orchestrator.golden import FILES, Golden, task_of
 from crewlog.orchestrator.kinds import DIRECTORY
 from crewlog.orchestrator.memory_crew import MemoryCrew, memory_crew
+from crewlog.orchestrator.planning import Offer
 from crewlog.orchestrator.run_history import RunHistory, all_payloads, load_history, with_texts
 from crewlog.schemas.blocks import ModelReply, ModelRequest, Native, Text, ToolUse
 from crewlog.schemas.errors import ContractError
@@ -214,11 +215,11 @@ def _specs(recorded: RunHistory, log: MemoryLog, agents: Sequence[str], clock: C
 
 async def _know_kinds(store: MemoryStore, recorded: RunHistory, clock: Clock) -> None:
     """Let planners be told of the kinds that they were told of in the recording; those that are up say themselves what they are good for."""
-    told: dict[str, str] = {}
+    told: dict[str, Offer] = {}
     for event in (r.event() for r in recorded.events):
         if isinstance(event, TaskOpened):
             told |= kinds_told(read_task(event.task))
-    facts = [AgentRegistered(kind, "recorded", description, "recorded", 0, "", True, ()) for kind, description in told.items()]
+    facts = [AgentRegistered(kind, "recorded", offer.description, "recorded", 0, "", True, (), offer.unavailable) for kind, offer in told.items()]
     if facts:
         await store.append(AppendRequest([Write(DIRECTORY, facts, ANY)], [clock.new_id() for _ in facts], clock.now_us()))
 

@@ -77,6 +77,11 @@ def offers(kinds: Kinds) -> dict[str, str]:
     return {kind: offer.description for kind, offer in sorted(kinds.items()) if kind != PLANNER and not offer.unavailable}
 
 
+def away(kinds: Kinds) -> dict[str, str]:
+    """Return what a planner cannot use now: kind -> what its workers lack and how to install it."""
+    return {kind: offer.unavailable for kind, offer in sorted(kinds.items()) if kind != PLANNER and offer.unavailable}
+
+
 def planned_steps(state: RunState, outcome: Outcome, offered: Iterable[str]) -> tuple[tuple[Step, ...], str]:
     """Read the plan a planner made, on top of the steps that are finished already, and its note.
 

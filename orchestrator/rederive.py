@@ -297,7 +297,7 @@ def _kinds(command: Command, run_events: Sequence[Recorded], at: int, tasks: _Ta
 def _told(task_id: TaskId, tasks: _Tasks) -> dict[str, Offer]:
     for event in tasks.of(task_id):
         if isinstance(event, TaskOpened):
-            return {kind: Offer(description) for kind, description in kinds_told(read_task(event.task)).items()}
+            return kinds_told(read_task(event.task))
     return {}
 
 

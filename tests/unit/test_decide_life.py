@@ -10,6 +10,7 @@ from support.decider import RUN_UUID, SECOND_US, Spec, a_plan, a_task, done, end
 
 from crewlog.events.store import NO_STREAM
 from crewlog.orchestrator.brief import Brief
+from crewlog.orchestrator.dispatch import kinds_told
 from crewlog.orchestrator.planning import Offer
 from crewlog.orchestrator.run import waiting_reason
 from crewlog.schemas.errors import ContractError
@@ -186,6 +187,19 @@ def test_the_same_event_again_is_no_news() -> None:
 
     spec.when(again).then(TaskReviewed)
     spec.when(again).then()
+
+
+def test_a_planner_is_told_which_kinds_cannot_work_and_a_replay_knows_it_too() -> None:
+    spec = Spec()
+    spec.kinds = {**spec.kinds, "weather": Offer("Knows the weather.", "missing sky; install with: pip install weather")}
+    spec.when(submit()).then(RunSubmitted, TaskDispatched)
+    asked = spec.message("@plan")
+    told = {item.key: item.outcome.output for item in asked.context}
+    assert "weather" not in [kind["kind"] for kind in told["@kinds"]]
+    assert told["@away"] == [{"kind": "weather", "unavailable": "missing sky; install with: pip install weather"}]
+    assert kinds_told(asked) == {kind: offer for kind, offer in spec.kinds.items() if kind != "planner"} | {
+        "weather": Offer("", "missing sky; install with: pip install weather")
+    }
 
 
 @pytest.mark.parametrize(

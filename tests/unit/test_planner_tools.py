@@ -53,6 +53,15 @@ async def test_a_plan_is_handed_on_as_data_that_is_a_plan() -> None:
     assert output.outcome.trust == "trusted"
 
 
+async def test_a_step_for_a_kind_that_cannot_work_is_refused_with_what_it_lacks() -> None:
+    lacks = "missing duckdb; install with: pip install 'crewlog[data]'"
+    away = ContextItem("@away", "system", "", Outcome("", [{"kind": "data", "unavailable": lacks}]))
+    desk = await bench("Count.", kind="planner", key="@plan", context=[KINDS, away])
+    with pytest.raises(ToolFailed) as failed:
+        await desk.call(PLANNER, "submit_plan", {"steps": [{"key": "count", "type": "data", "objective": "Count."}]})
+    assert f"step 'count': kind 'data' cannot work here: {lacks}" in str(failed.value)
+
+
 @pytest.mark.parametrize(
     ("steps", "problem"),
     [
