@@ -27,7 +27,7 @@ from crewlog.schemas.codec import Event, Unknown
 from crewlog.schemas.errors import ConfigError, ContractError, TerminalError
 from crewlog.schemas.ids import Hash, RunId, Stream
 from crewlog.schemas.payload import content_hash
-from crewlog.schemas.public_form import PERSONAL
+from crewlog.schemas.public_form import ERASED, PERSONAL
 from crewlog.schemas.run_events import RunForked, RunSubmitted
 from crewlog.schemas.system_events import MemoryRemembered, RunArchived, ScheduleAdded
 from crewlog.schemas.task import AgentTask
@@ -36,8 +36,6 @@ from crewlog.schemas.task_events import TaskCompleted, ToolFinished
 if TYPE_CHECKING:
     from crewlog.events.config import Config
 
-ERASED: Final = "[erased]"
-"""What readers get in place of a text whose key was destroyed."""
 REMEMBERED_S: Final = 60.0
 """How long a key, or that a run has none, is taken for granted, in seconds."""
 REMEMBERED_MAX: Final = 10_000
@@ -228,7 +226,11 @@ class PersonalStore:
         if known.erased_us:
             raise ContractError(f"run {run_id}: its person's data was erased here; its file is not read in, and should be deleted")
         key = await self.key_of(person, run_id) if self._gives_keys else known.key
-        return events if key is None else [_enclosed(recorded, key) for recorded in events]
+        if key is None:
+            return events
+        if files := files_in(event for recorded in events if not isinstance(event := recorded.event(), Unknown)):
+            await self._keys.add_files(key.key_id, files)
+        return [_enclosed(recorded, key) for recorded in events]
 
     # ── keys ──
 
@@ -255,7 +257,9 @@ class PersonalStore:
         if person is not None and self._gives_keys:
             return await self.key_of(person, key_id)
         known = (await self._look_up([key_id]))[key_id]
-        return None if known.key is None and not known.erased_us else _usable(key_id, known)
+        if known.key is None and (not known.erased_us or _is_clear(request)):
+            return None
+        return _usable(key_id, known)
 
     async def _look_up(self, key_ids: Sequence[UUID]) -> Mapping[UUID, _Known]:
         now = self._clock.monotonic()
@@ -320,6 +324,11 @@ def _usable(key_id: UUID, known: _Known) -> DataKey:
     if known.key is None:
         raise ContractError(f"the key {key_id} was destroyed together with its person's data: nothing more is recorded under it")
     return known.key
+
+
+def _is_clear(request: AppendRequest) -> bool:
+    """Say whether nothing in an append is personal, as when a run whose person's data was erased goes to a file."""
+    return all(isinstance(event, RunArchived) and event.goal == ERASED for write in request.writes for event in write.events)
 
 
 def _whose(request: AppendRequest) -> tuple[Person | None, UUID | None]:

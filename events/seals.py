@@ -126,6 +126,8 @@ def faults(before: Seal | None, seal: Seal, marks: bytes, events: Sequence[Seale
         marks: the seal's list of events: how far each is from the first position, a hash of its stream's name, and how its own hash begins.
         events: what the log has in its place.
     """
+    lost = _lost(before, seal)
+    events = [event for event in events if not lost or event.position >= seal.first]
     try:
         sealed = {seal.first + offset: (hint, begin) for offset, hint, begin in _MARK.iter_unpack(marks)}
     except struct.error:
@@ -141,10 +143,19 @@ def faults(before: Seal | None, seal: Seal, marks: bytes, events: Sequence[Seale
             found.append(Fault("added", position, event.stream, event.version, f"it was not there when seal {seal.number} was made"))
         elif sealed[position][1] != event.digest[:8]:
             found.append(Fault("changed", position, event.stream, event.version, f"it is not the event that seal {seal.number} covers"))
-    if not found:
+    if not found and not lost:
         follows = "" if before is None or seal.first == before.last + 1 else f", and begins at {seal.first}, not at {before.last + 1}"
         found.append(Fault("broken seal", seal.first, "", 0, f"seal {seal.number} (up to position {seal.last}) is not the one that was made{follows}"))
-    return sorted(found, key=lambda fault: fault.position)
+    return sorted([*lost, *found], key=lambda fault: fault.position)
+
+
+def _lost(before: Seal | None, seal: Seal) -> list[Fault]:
+    """Name the seals that are missing in front of one. Nothing says any more what stood below them, so no event there is told apart."""
+    number, behind = (0, 0) if before is None else (before.number, before.last)
+    if seal.number <= number + 1:
+        return []
+    which = f"seal {number + 1}" if seal.number == number + 2 else f"seals {number + 1} to {seal.number - 1}"
+    return [Fault("broken seal", behind + 1, "", 0, f"{which} cannot be found: nothing covers what stands in front of position {seal.first}")]
 
 
 def name_removed(found: Sequence[Fault], gaps: Sequence[Gap]) -> list[Fault]:

@@ -22,6 +22,7 @@ _AT = "Share everything up to this event: its index as `show --as events` number
 _RESULT = "Another result of a tool call: CALL_ID=TEXT, or CALL_ID=@FILE; repeatable."
 _PROMPT = "Other instructions: [KIND=]TEXT, or [KIND=]@FILE; repeatable."
 _VERSION = "Only agents of this version: VERSION, KIND=VERSION or several with commas; `current`: tasks under way go on with what agents have now."
+_EFFECTS = "Carry out tools with effects; without it they are stubbed. Each is asked for again, unless --auto-approve."
 _SET = "Another field of the submitted task, such as limits.turns_max=80 or constraints.words_max=120; repeatable."
 
 
@@ -45,7 +46,7 @@ async def fork(
     budget: Annotated[str | None, typer.Option("--budget", metavar="USD", help="The most that the fork may spend, such as 0.50.")] = None,
     change: Annotated[list[str] | None, typer.Option("--set", metavar="FIELD=JSON", help=_SET)] = None,
     yes: Annotated[bool | None, typer.Option("--auto-approve/--ask", help="Let tools with consequences run without asking, or ask.")] = None,
-    allow_effects: Annotated[bool, typer.Option("--allow-effects", help="Carry out tools with effects; without it they are stubbed.")] = False,
+    allow_effects: Annotated[bool, typer.Option("--allow-effects", help=_EFFECTS)] = False,
     fresh_reads: Annotated[bool, typer.Option("--fresh-reads", help="Let reading tools run, although the parent's record has the same call.")] = False,
     reason: Annotated[str, typer.Option("--reason", help="What it is for; recorded.")] = "",
     wait: Annotated[bool, typer.Option("--wait", "-w", help="Show the work and wait until the fork has ended.")] = False,

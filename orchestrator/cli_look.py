@@ -73,16 +73,16 @@ async def whole_run(run: str, home: Path | None) -> RunHistory:
 
     async with opened(run, home) as (store, run_id):
         history = await load_history(store, run_id)
-        _tell_erased(history)
+        await _tell_erased(store, history)
         return await with_texts(store, history, all_payloads(history.events))
 
 
-def _tell_erased(history: RunHistory) -> None:
+async def _tell_erased(store: EventStore, history: RunHistory) -> None:
     """Say why texts are missing, if they are."""
-    if history.erased_us:
-        from crewlog.orchestrator.run_history import erased_text
+    from crewlog.orchestrator.run_history import told_erased
 
-        say(f"run {history.run_id}: {erased_text(history.erased_us)}; what is left of it is shown")
+    if (told := await told_erased(store, history)) is not None:
+        say(f"run {history.run_id}: {told}")
 
 
 async def look(run: str = "-", view: View = View.ANSWER, *, reasoning: bool = False, home: Path | None = None, output: Output = Output.TABLE) -> None:
@@ -92,8 +92,10 @@ async def look(run: str = "-", view: View = View.ANSWER, *, reasoning: bool = Fa
         return
     from crewlog.orchestrator.cli_run import print_run
     from crewlog.orchestrator.log_reader import open_log
+    from crewlog.orchestrator.run_history import load_history
     from crewlog.orchestrator.run_names import run_once_known
-    from crewlog.schemas.ids import Hash
+    from crewlog.schemas.ids import Hash, RunId
+    from crewlog.schemas.public_form import ERASED
 
     _refuse_nameless(run)
     async with open_log(home) as log:
@@ -102,6 +104,8 @@ async def look(run: str = "-", view: View = View.ANSWER, *, reasoning: bool = Fa
         answer = found.answer or ""
         if found.answer_ref is not None:
             answer = (await (await log.store()).get_blobs([Hash(found.answer_ref)]))[Hash(found.answer_ref)].decode()
+        if found.goal == ERASED:
+            await _tell_erased(await log.store(), await load_history(await log.store(), RunId(found.run_id)))
         print_run(found, tasks, answer, controls, output)
 
 
@@ -136,7 +140,7 @@ async def _show_as(view: View, run: str, home: Path | None, output: Output, *, w
         return
     async with opened(run, home) as (store, run_id):
         history = await load_history(store, run_id)
-    _tell_erased(history)
+        await _tell_erased(store, history)
     is_json = output is Output.JSON
     match view:
         case View.TIMELINE:
@@ -188,7 +192,7 @@ async def explain(event: str, *, reasoning: bool = False, home: Path | None = No
         place = Place(str(found.run_id), position=found.position)
     async with opened(place.name, home) as (store, run_id):
         history = await load_history(store, run_id)
-        _tell_erased(history)
+        await _tell_erased(store, history)
         index = history.index_of(place)
         with_needed = await with_texts(store, history, explaining.needed(history, index))
         told = explaining.explain(with_needed, index, with_reasoning=reasoning)

@@ -158,11 +158,13 @@ async def lineage(
     """Print which sources led to the answer, or to the one thing that is asked for."""
     from crewlog.orchestrator import lineage as trace
     from crewlog.orchestrator.lineage_text import brief_lines, lineage_lines
+    from crewlog.orchestrator.run_history import refuse_erased
     from crewlog.schemas.errors import ContractError
 
     if sum(given is not None for given in (sentence, artifact, effect)) > 1:
         raise ContractError("--sentence, --artifact and --effect exclude each other: ask for one thing at a time")
     history = await whole_run(run, home)
+    refuse_erased(history, "traced back to sources")
     if sentence is not None:
         found = [trace.lineage_of_sentence(history, sentence)]
     elif artifact is not None:

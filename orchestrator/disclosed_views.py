@@ -7,6 +7,7 @@ through the client and has the keys gets the texts, or `[erased]` once the key i
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Final, TypeVar
 
@@ -17,10 +18,11 @@ from crewlog.projections.query_rows import ApprovalView, EventView, MemoryView, 
 from crewlog.schemas.codec import Event, Unknown
 from crewlog.schemas.ids import Hash, RunId, Stream, TaskId, memory_stream, run_stream, task_stream
 from crewlog.schemas.payload import Payload
-from crewlog.schemas.public_form import PERSONAL
+from crewlog.schemas.public_form import ERASED, PERSONAL
 from crewlog.schemas.run_events import RunCancelled, RunCompleted, RunFailed, RunForked, RunHeld, RunPlanned, RunSubmitted, TaskReviewed
 from crewlog.schemas.system_events import MemoryRemembered
 from crewlog.schemas.task_events import ApprovalDecided, ApprovalRequested, ModelCallFinished, TaskCompleted, TaskOpened, ToolFinished
+from crewlog.schemas.values import Outcome
 
 V = TypeVar("V", bound=msgspec.Struct)
 
@@ -36,6 +38,7 @@ class DisclosedViews:
 
     async def __call__(self, rows: list[V]) -> list[V]:
         """Return the rows with their texts."""
+        rows = [_marked(row) for row in rows]
         hidden = [row for row in rows if _is_hidden(row)]
         if not hidden:
             return rows
@@ -61,6 +64,17 @@ class _Said(msgspec.Struct, frozen=True, dict=True):
     def objectives(self) -> dict[tuple[str, str], str]:
         """Stream of a run and key of a step -> what it is to do, as planned last."""
         return {(stream, s.key): s.objective for stream, events in self.streams.items() for e in events if isinstance(e, RunPlanned) for s in e.steps}
+
+
+def _marked(row: V) -> V:
+    """Say of a row whose run was erased so in what its view reads from the event itself, as the tables say it in their columns. It needs no key."""
+    match row:
+        case RunView(goal=text, answer=said) if (text, said) == (ERASED, PERSONAL):
+            return msgspec.structs.replace(row, answer=ERASED)
+        case TaskView(objective=text, outcome=Outcome(summary=said) as outcome) if (text, said) == (ERASED, PERSONAL):
+            return msgspec.structs.replace(row, outcome=replace(outcome, summary=ERASED))
+        case _:
+            return row
 
 
 def _is_hidden(row: object) -> bool:

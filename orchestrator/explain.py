@@ -17,6 +17,7 @@ from crewlog.orchestrator.causes import Cause, causes, effects
 from crewlog.orchestrator.event_text import REASONING, describe, event_json
 from crewlog.orchestrator.explain_calls import ModelEvent, ToolEvent, model_request, needed_texts, tool_call
 from crewlog.orchestrator.run_history import RunHistory, payloads_in
+from crewlog.schemas.codec import Unknown
 from crewlog.schemas.ids import category
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.run_events import RunEvent
@@ -99,6 +100,8 @@ def _in_front(history: RunHistory, recorded: Recorded) -> Sequence[Recorded]:
 
 
 def _texts(history: RunHistory, event: Any, *, with_reasoning: bool) -> dict[str, str]:
+    if isinstance(event, Unknown):
+        return {"data": event.data.decode(errors="replace")}
     hidden = () if with_reasoning else REASONING
     fields = {name: getattr(event, name) for name in event.__struct_fields__ if name not in hidden}
     return {name: history.shown(value) for name, value in fields.items() if isinstance(value, Payload)}

@@ -175,8 +175,10 @@ class _Making:
         trial = Trial(request.effects, request.run_id, not request.reads, request.models, self._version, prompts=prompts)
         ids = {"task_id": str(self._fork_id), "run_id": str(self._fork_id), "parent_task_id": None}
         submitted = self._submitted()
-        lane = {"priority": "normal"} if submitted.get("priority") == SHADOW_LANE else {}  # somebody waits for this one
-        changes = {**lane, **request.changes, **ids, "trial": msgspec.to_builtins(trial)}
+        own: dict[str, Any] = {"priority": "normal"} if submitted.get("priority") == SHADOW_LANE else {}  # somebody waits for this one
+        if request.effects == "allow" and submitted.get("auto_approve"):
+            own["auto_approve"] = False  # that was agreed to for the parent's effects, and they would happen once more
+        changes = {**own, **request.changes, **ids, "trial": msgspec.to_builtins(trial)}
         checked = msgspec.json.decode(sparse_json(parse_task(merged(submitted, changes))))
         return {**changes, **{name: checked.get(name) for name in request.changes if name != "budget"}}
 

@@ -29,6 +29,7 @@ from crewlog.projections.query_rows import RunView
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import RunId, archive_stream
 from crewlog.schemas.payload import content_hash
+from crewlog.schemas.public_form import ERASED
 from crewlog.schemas.run_events import RunForked, RunSubmitted
 from crewlog.schemas.system_events import RunArchived
 
@@ -82,8 +83,9 @@ async def archive_run(
     there = await replay(written.store(), run_id)
     if list(written.events) != list(bundle.events) or there != here:
         raise ContractError(f"{path} does not replay to what run {run_id} is in the log: the run stays there")
+    goal = ERASED if any(recorded.erased_us for recorded in bundle.events if recorded.run_id == run_id) else run.goal
     fact = RunArchived(
-        *(run_id, run.tenant, run.user_name, run.type, run.goal, run.status, _us(run.submitted_at), _us(run.finished_at), run.cost_micro_usd),
+        *(run_id, run.tenant, run.user_name, run.type, goal, run.status, _us(run.submitted_at), _us(run.finished_at), run.cost_micro_usd),
         *(before.events, before.digest, path.name, content_hash(data), actor, _parent(bundle)),
     )
     await store.append(AppendRequest((Write(archive_stream(run_id), (fact,)),), (clock.new_id(),), clock.now_us()))

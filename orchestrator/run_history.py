@@ -18,9 +18,10 @@ from crewlog.events.prefix import fork_of, read_history, successors
 from crewlog.events.store import EventStore, Recorded
 from crewlog.schemas.codec import Event, Unknown
 from crewlog.schemas.errors import ContractError, NotFound
-from crewlog.schemas.ids import Hash, RunId, Stream, category, run_stream
+from crewlog.schemas.ids import Hash, RunId, Stream, category, person_stream, run_stream
 from crewlog.schemas.payload import Payload
-from crewlog.schemas.run_events import RunForked
+from crewlog.schemas.run_events import RunForked, RunSubmitted
+from crewlog.schemas.system_events import PersonErased
 
 _REF: Final = b'"ref":'
 _PLACE: Final = re.compile(r"(?P<name>.+?)(?:(?P<mark>[:@])(?P<number>[0-9]{1,18}))?")
@@ -168,6 +169,17 @@ def refuse_erased(history: RunHistory, what: str) -> None:
 def erased_text(erased_us: int) -> str:
     """Say when a person's data was erased, to the second."""
     return f"its person's data was erased on {datetime.fromtimestamp(erased_us // 1_000_000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+async def told_erased(store: EventStore, history: RunHistory) -> str | None:
+    """Say when the data of a run's person was erased, at whose order and why, as far as this log knows; None when it was not."""
+    if not history.erased_us:
+        return None
+    begun = next(event for event in reversed(history.decoded) if isinstance(event, RunSubmitted | RunForked))
+    told = [recorded.event() for recorded in await store.read_streams({person_stream(begun.tenant, begun.user): 0})]
+    fact = next((event for event in told if isinstance(event, PersonErased) and history.run_id in event.runs), None)
+    ordered = "" if fact is None else f", ordered by {fact.actor}" + (f": {fact.reason}" if fact.reason else "")
+    return f"{erased_text(history.erased_us)}{ordered}; [erased] stands where something was said or made"
 
 
 async def with_texts(store: EventStore, history: RunHistory, payloads: Iterable[Payload]) -> RunHistory:

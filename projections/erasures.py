@@ -11,10 +11,9 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from crewlog.events.personal_store import ERASED
 from crewlog.projections.rows import ErasureRow
 from crewlog.projections.table import Table
-from crewlog.schemas.public_form import PERSONAL
+from crewlog.schemas.public_form import ERASED, PERSONAL
 from crewlog.schemas.system_events import PersonErased
 
 ERASURES: Final = Table("erasures", ErasureRow, key=("run_id",))

@@ -23,6 +23,8 @@ from crewlog.schemas.values import Failure, Issue, Outcome
 
 PERSONAL: Final = "[personal]"
 """Stands where a text of a person was, in the public form of an event."""
+ERASED: Final = "[erased]"
+"""What readers get in its place once the key is destroyed."""
 
 Veil = Callable[[Any], Any]
 """Returns the public form of one field's value."""

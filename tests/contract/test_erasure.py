@@ -15,7 +15,7 @@ from support.views import follow, log_of, model_of
 
 from crewlog.events.envelope import KeyEncryptionKey, new_secret
 from crewlog.events.grants import ARCHIVIST, PROJECTOR
-from crewlog.events.personal_store import ERASED, Person, PersonalStore
+from crewlog.events.personal_store import Person, PersonalStore
 from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.store import NO_STREAM, Write
 from crewlog.orchestrator.erasure import Eraser, Found, find, refuse_hindrances
@@ -26,7 +26,7 @@ from crewlog.projections.rebuild import rebuild
 from crewlog.schemas.errors import ContractError, NotFound
 from crewlog.schemas.ids import RunId, document_stream, memory_stream, schedule_stream
 from crewlog.schemas.payload import content_hash
-from crewlog.schemas.public_form import PERSONAL
+from crewlog.schemas.public_form import ERASED, PERSONAL
 from crewlog.schemas.run_events import RunSubmitted
 from crewlog.schemas.system_events import DocumentIngested, MemoryRemembered, ScheduleAdded, ScheduleRemoved
 

@@ -13,12 +13,12 @@ from support.logs import CLOCK, InMemory, InPostgres, Log, cancelled, dispatched
 from crewlog.events.envelope import KeyEncryptionKey, new_secret
 from crewlog.events.grants import ARCHIVIST, ORCHESTRATOR, PROJECTOR, kind_role
 from crewlog.events.person_keys import PersonKey
-from crewlog.events.personal_store import ERASED, Person, PersonalStore, personal
+from crewlog.events.personal_store import Person, PersonalStore, personal
 from crewlog.events.store import NO_STREAM, AppendRequest, Write
 from crewlog.schemas.errors import ConfigError, ContractError, NotAuthorised, TerminalError
 from crewlog.schemas.ids import RunId, TaskId, document_stream, memory_stream, run_stream, schedule_stream, task_stream
 from crewlog.schemas.payload import content_hash
-from crewlog.schemas.public_form import PERSONAL
+from crewlog.schemas.public_form import ERASED, PERSONAL
 from crewlog.schemas.run_events import RunSubmitted
 from crewlog.schemas.system_events import DocumentErased, DocumentIngested, MemoryRemembered, ScheduleAdded
 from crewlog.schemas.task_events import Nudged, TaskCancelled, TaskOpened
@@ -26,6 +26,7 @@ from crewlog.schemas.task_events import Nudged, TaskCancelled, TaskOpened
 pytestmark = pytest.mark.hand_written("tries the log with texts of a person in events of a few kinds")
 
 MARKER = "Ada was born in 1815"
+FILE = content_hash(b"a file")
 RESEARCH = kind_role("research")
 KEK = KeyEncryptionKey(new_secret())
 
@@ -159,10 +160,12 @@ async def test_the_text_of_a_document_goes_when_the_log_says_so_and_nobody_else_
 
 async def test_a_run_from_a_file_gets_a_key_and_one_that_was_erased_stays_so(log: Log) -> None:
     elsewhere, store, run_id = await opened(InMemory()), await opened(log), new_run()
-    await elsewhere.append(opening(run_id))
+    begun = msgspec.structs.replace(submitted(run_id), task=msgspec.Raw(b'{"attachments":[{"hash":"%b"}]}' % FILE.encode()))
+    await elsewhere.append(to_run(run_id, begun, expected=NO_STREAM))
     here = await store.adopt(run_id, await elsewhere.read_run(run_id))
     assert MARKER.encode() not in b"".join(recorded.data for recorded in here)
-    assert [recorded.event() for recorded in await store.disclose(here)] == [submitted(run_id)]
+    assert [recorded.event() for recorded in await store.disclose(here)] == [begun]
+    assert list(await store.inner.person_keys.files_of([run_id])) == [FILE], "its files go with the key"
     gone = await ended(elsewhere)
     await elsewhere.inner.person_keys.destroy("default", "ada", [gone], 7)
     left = await elsewhere.read_run(gone)

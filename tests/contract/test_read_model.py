@@ -15,7 +15,6 @@ from support.views import PROJECTOR, follow, log_of, model_of
 
 from crewlog.events.clock import SystemClock
 from crewlog.events.memory_bus import MemoryBus
-from crewlog.events.personal_store import ERASED
 from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.store import AppendRequest, Write
 from crewlog.projections import bulk, log_scan
@@ -35,7 +34,7 @@ from crewlog.schemas.codec import Event
 from crewlog.schemas.errors import ConfigError, ConflictError
 from crewlog.schemas.ids import RunId, Stream, TaskId, document_stream, person_stream, run_stream, spend_stream
 from crewlog.schemas.payload import content_hash
-from crewlog.schemas.public_form import PERSONAL
+from crewlog.schemas.public_form import ERASED, PERSONAL
 from crewlog.schemas.run_events import RunCancelled, RunPlanned, RunSubmitted, Step, TaskDispatched, TaskRetryScheduled
 from crewlog.schemas.subjects import POKE
 from crewlog.schemas.system_events import CallSettled, DocumentIngested, PersonErased

@@ -12,10 +12,10 @@ from support.live_crew import LiveCrew, a_crew
 
 from crewlog.events.clock import SystemClock
 from crewlog.events.credentials import ADMIN, load_credentials
-from crewlog.events.personal_store import ERASED
 from crewlog.orchestrator.client import Client
 from crewlog.orchestrator.home import Home
 from crewlog.schemas.ids import RunId
+from crewlog.schemas.public_form import ERASED
 from crewlog.schemas.task import parse_task
 
 CLOCK = SystemClock()
@@ -96,6 +96,7 @@ async def test_a_person_is_erased(keyed: LiveCrew, crew: LiveCrew, tmp_path: Pat
         assert BOB in await client.answer(await client.run(bob))
     _looks_say_so(keyed, ada)
     _an_erased_run_travels(keyed, crew, ada, tmp_path / "erased.run")
+    _it_goes_to_an_archive_and_comes_back(keyed, ada, tmp_path / "archive")
 
 
 def test_runs_that_lie_in_the_clear_are_named_with_what_to_do(crew: LiveCrew, tmp_path: Path) -> None:
@@ -127,6 +128,10 @@ def _looks_say_so(crew: LiveCrew, run: RunId) -> None:
     replayed = crew.run("replay", str(run), "--verify")
     assert "was erased on" in replayed.stderr
     assert "identical" not in replayed.stderr
+    answered = crew.run("show", str(run))
+    assert answered.stdout == f"{ERASED}\n"
+    assert "ordered by anonymous: asked for it" in answered.stderr
+    assert "cannot be traced back to sources" in crew.run("lineage", str(run), code=2).stderr
     shown = crew.run("show", str(run), "--as", "conversation")
     assert "[erased]" in shown.stdout
     assert "was erased on" in shown.stderr
@@ -139,3 +144,12 @@ def _an_erased_run_travels(crew: LiveCrew, elsewhere: LiveCrew, run: RunId, file
     crew.run("export", str(run), "--out", file)
     assert elsewhere.json("import", file)["run_id"] == str(run)
     assert elsewhere.json("replay", str(run), "--verify")["erased_us"] > 0
+
+
+def _it_goes_to_an_archive_and_comes_back(crew: LiveCrew, run: RunId, folder: Path) -> None:
+    done = crew.json("archive", "--user", "ada", "--older-than", "0s", "--out", folder, "--yes")
+    assert done["stayed"] == []
+    assert crew.json("sql", f"select data ->> 'goal' as goal from crewlog.events where stream = 'archive/{run}'") == [{"goal": ERASED}]
+    assert crew.json("import", folder / f"{run}.crewlog")["run_id"] == str(run)
+    assert crew.json("replay", str(run), "--verify")["erased_us"] > 0
+    assert crew.json("verify")["faults"] == []

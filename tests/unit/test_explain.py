@@ -171,4 +171,4 @@ def test_an_unknown_event_of_the_run_is_explained_as_far_as_it_goes() -> None:
 
     assert told.event["data"] == {"how": "new"}
     assert told.decided_by["actor"]
-    assert list(explanation_lines(told))
+    assert '   {"how":"new"}' in list(explanation_lines(told)), "shown, though nobody knows what it means"

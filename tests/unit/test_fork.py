@@ -186,17 +186,17 @@ async def test_no_tenant_is_told_what_the_tools_of_another_one_saw(crew: Crew) -
 async def test_allowed_effects_happen_again_under_a_key_of_their_own(crew: Crew) -> None:
     parent = await crew.run()
     at = index_of(await crew.history(parent), lambda e: isinstance(e, ToolFinished) and e.tool == "look")
-    await crew.fork(parent, at, effects="allow")
+    await crew.fork(parent, at, effects="allow", changes={"auto_approve": True})
 
     keys = [key for tool, _, key in crew.tools.calls if tool == "mail"]
     assert len(set(keys)) == 2
 
 
-async def test_approvals_are_asked_again(crew: Crew) -> None:
+async def test_what_was_let_run_unasked_is_asked_before_it_happens_once_more(crew: Crew) -> None:
     parent = await crew.run()
     before = await crew.history(parent)
     at = index_of(before, lambda e: isinstance(e, ToolFinished) and e.tool == "mail") - 1
-    run_id = await crew.begin(parent, at, changes={"auto_approve": False}, effects="allow")
+    run_id = await crew.begin(parent, at, effects="allow")
     await crew.crew.until(lambda: any(r.run_id == run_id and r.type == "TaskSuspended" for r in crew.crew.log.events))
     (asked,) = own(await crew.history(run_id), ApprovalRequested)
     body = {"run_id": run_id, "approval_id": asked.approval_id, "decision": "approved", "actor": "ann"}

@@ -70,6 +70,18 @@ def test_every_place_that_differs_is_named(positions: set[int], data: st.DataObj
         assert [fault.kind for fault in found] == ["broken seal"], "nothing differs but the seal itself"
 
 
+def test_a_seal_that_is_gone_is_named_and_not_what_stood_below_it() -> None:
+    first, _ = sealed(1, 1, [event(1)])
+    second, _ = sealed(2, 2, [event(2)], first.hash)
+    third, marks = sealed(3, 3, [event(3)], second.hash)
+    (lost,) = faults(first, third, marks, [event(2), event(3)])
+    assert lost[:2] == ("broken seal", 2)
+    assert lost.detail.startswith("seal 2 cannot be found")
+    assert [fault[:2] for fault in faults(first, third, marks, [event(2), event(3, 2)])] == [("broken seal", 2), ("changed", 3)]
+    (both,) = faults(None, third, marks, [event(1), event(2), event(3)])
+    assert both.detail.startswith("seals 1 to 2 cannot be found")
+
+
 def test_events_are_dealt_out_to_their_seals() -> None:
     seals = [Seal(1, 1, 3, 2, b""), Seal(2, 4, 9, 1, b""), Seal(3, 10, 12, 1, b"")]
     positions = [1, 3, 10, 12]
