@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from crewlog.agents.task_state import TaskState, evolve
 from crewlog.events import faults
 from crewlog.events.bills import BILL_TYPES, Bill, first_bill
@@ -235,6 +237,11 @@ class Journal:
         self._unsettled = {event.call_id: self._unsettled.get(event.call_id, event) for event in given_up}
         await self.settle_elsewhere()
 
+    def billed(self, given_up: ModelCallFailed) -> ModelCallFailed:
+        """Return the record of a call whose outcome was lost, with what it really cost if that is known here."""
+        known = self._unsettled.get(given_up.call_id)
+        return given_up if known is None else replace(given_up, usage=known.usage, price=known.price)
+
     async def abandon(self) -> None:
         """Forget what was not sent, and let what was sent come to its end."""
         self._pending.clear()
@@ -274,14 +281,13 @@ class Journal:
     async def _arrived(self) -> list[Appended]:
         """Send what is left, wait for all that is under way, and return where it is; raises the first failure."""
         self.send()
+        if self._appends:
+            await asyncio.wait(self._appends)  # who is cancelled here leaves them on their way, for the next commit to wait for
         appends, self._appends = self._appends, []
-        results = await asyncio.gather(*appends, return_exceptions=True)
-        arrived: list[Appended] = []
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-            arrived.append(result)
-        return arrived
+        for error in [append.exception() for append in appends]:  # of all: one that nobody asks for would be complained about
+            if error is not None:
+                raise error
+        return [append.result() for append in appends]
 
     async def _append(self, request: AppendRequest, blobs: _Blobs, before: asyncio.Task[Appended] | None) -> Appended:
         if any(blobs):

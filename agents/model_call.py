@@ -24,7 +24,7 @@ from crewlog.agents.journal import Journal
 from crewlog.agents.live_text import LiveText
 from crewlog.agents.model import Model, ModelError, OnText
 from crewlog.agents.model_errors import was_never_sent
-from crewlog.agents.prices import context_window, price, refuse_unpriced, worst_case
+from crewlog.agents.prices import FREE, context_window, price, refuse_unpriced, worst_case
 from crewlog.agents.setup import Setup
 from crewlog.agents.task_state import Asking
 from crewlog.agents.tokens import estimate_request, estimate_tokens
@@ -37,7 +37,7 @@ from crewlog.schemas.json_output import answer_problems
 from crewlog.schemas.price_table import TokenPrices
 from crewlog.schemas.task_events import BudgetWarned, Link, ModelCallFailed, ModelCallFinished, ModelCallSkipped, ModelCallStarted, SkipReason, ToolCall
 from crewlog.schemas.text import clean, shorten
-from crewlog.schemas.usage import ESTIMATE, NOT_BILLED, WORST_CASE, Price, Usage
+from crewlog.schemas.usage import ESTIMATE, NOT_BILLED, OFFLINE, WORST_CASE, Price, Usage
 from crewlog.schemas.values import Failure, Shortfall
 
 log = logging.getLogger(__name__)
@@ -379,6 +379,7 @@ def _name(said: str) -> str:
 
 def given_up(asking: Asking, *, code: str = INTERRUPTED, message: str = "the worker that made this call died before an answer was recorded") -> ModelCallFailed:
     """Record a call whose answer nobody has: it may have been billed, so what was reserved counts as spent."""
+    price = FREE if asking.provider == OFFLINE else Price(asking.reserved_micro_usd, WORST_CASE)
     return ModelCallFailed(
         asking.call_id,
         asking.turn,
@@ -386,7 +387,7 @@ def given_up(asking: Asking, *, code: str = INTERRUPTED, message: str = "the wor
         asking.model,
         Failure(code, message, retryable=True),
         0,
-        Price(asking.reserved_micro_usd, WORST_CASE),
+        price,
         wire=asking.wire,
         link=asking.link,
     )

@@ -52,6 +52,7 @@ from crewlog.schemas.task_events import (
     ToolProbed,
     ToolStarted,
 )
+from crewlog.schemas.usage import WORST_CASE
 from crewlog.schemas.values import Failure
 
 ReadText = Callable[[Payload], str]
@@ -201,7 +202,7 @@ def _model_answer(state: TaskState, event: ModelCallFinished | ModelCallFailed) 
     others = len(open_model_calls(state)) - 1
     if isinstance(event, ModelCallFailed):
         is_given_up = event.error.code == INTERRUPTED
-        price = asking.reserved_micro_usd if is_given_up else event.price.cost_micro_usd
+        price = asking.reserved_micro_usd if event.price.source == WORST_CASE and is_given_up else event.price.cost_micro_usd
         return _first(
             ("call_id", asking.call_id, event.call_id),
             ("lost", asking.is_lost or is_given_up, is_given_up),

@@ -157,6 +157,11 @@ def _unusable_answer(state: TaskState, setup: Setup) -> Failure | None:
         return Failure("model_truncated", f"the answer was cut at {setup.max_tokens} tokens; ask for less in one task")
     if state.stop == "pause" and all(e.is_paused for e in state.exchanges[-PAUSES_MAX - 1 :]) and len(state.exchanges) > PAUSES_MAX:
         return Failure("model_paused", f"the model paused {PAUSES_MAX + 1} times in a row without an answer")
+    last = state.exchanges[-1] if state.exchanges else None
+    if last is not None and last.purpose == "turn" and not last.calls and last.text.inline is None:
+        return Failure(
+            "output_invalid", f"the model answered with {last.text.size} bytes of plain text, which is more than a result may have; ask for less, or for a file"
+        )
     return None
 
 

@@ -45,6 +45,7 @@ from crewlog.schemas.task_events import (
     TaskMoved,
     TaskStarted,
 )
+from crewlog.schemas.usage import OFFLINE
 from crewlog.schemas.values import Failure, Outcome, Shortfall
 
 Ended = Literal["completed", "failed", "suspended", "handed_back", "cut", "nothing"]
@@ -161,12 +162,12 @@ class _Stretch:
                     if self._orders is not None:
                         self._orders.drop(journal)
         except TimeoutError:
-            await journal.abandon()
             if patience.why == "cut":
+                await journal.abandon()
                 return "cut"
-            self._give_up_calls()
             if not patience.why:
                 raise
+            self._give_up_calls()
             if patience.why == "over":
                 seconds = task.timeout_seconds
                 return await self._fail(Failure("timeout", f"limit timeout_seconds reached: {seconds} of max {seconds}, raise timeout_seconds to go on"))
@@ -174,9 +175,9 @@ class _Stretch:
             return await self._fail(limit_failure("idle_seconds", task.limits.idle_seconds, task.limits.idle_seconds, retryable=True))
 
     def _give_up_calls(self) -> None:
-        """Close what was under way: it may have been billed. A simulated call never reached the log."""
+        """Close what was under way: it may have been billed. What came before, and is not durable yet, is written with it."""
         for asking in open_model_calls(self._journal.state):
-            if asking.wire and not self._journal.state.chain[asking.link].simulated:
+            if asking.wire or asking.provider == OFFLINE:
                 late = given_up(asking, message="the time of the task was over before an answer came")
                 self._journal.close_call(late, reserved_micro_usd=asking.reserved_micro_usd)
 
@@ -335,6 +336,6 @@ class _Stretch:
 
     async def _fail(self, failure: Failure, shortfall: Shortfall | None = None) -> Ended:
         state = self._journal.state
-        self._journal.record(AttemptFailed(state.attempt or self._attempt, failure, state.usage, state.cost_micro_usd, shortfall or msgspec.UNSET))
+        self._journal.record(AttemptFailed(max(state.attempt, self._attempt), failure, state.usage, state.cost_micro_usd, shortfall or msgspec.UNSET))
         await self._journal.commit()
         return "failed"

@@ -195,7 +195,7 @@ class Worker:
         except Exception as error:  # the other of two such places: a bug must end the attempt visibly, with its cause in the log
             log.exception("task %s: attempt %s failed", task.task_id, attempt)
             await journal.abandon()
-            await self._record_crash(task, attempt, error)
+            await self._record_crash(task, attempt, error, journal)
             ended = "failed"
         finally:
             self._held.discard(task.task_id)
@@ -214,7 +214,8 @@ class Worker:
         await journal.settle_open([given_up(asking, message=message) for asking in open_model_calls(await self._fold(task)) if asking.wire])
         log.info("task %s was ended by somebody else and is cut off", task.task_id)
 
-    async def _record_crash(self, task: AgentTask, attempt: int, error: Exception) -> None:
+    async def _record_crash(self, task: AgentTask, attempt: int, error: Exception, crashed: Journal) -> None:
+        """End an attempt in which something broke: what the log has, and the bills that only `crashed` knows."""
         state = await self._fold(task)
         if state.phase == "ended":
             return
@@ -224,8 +225,8 @@ class Worker:
         for asking in open_model_calls(state):
             if asking.wire:  # nobody will come back to it
                 late = given_up(asking, message="the attempt failed before an answer was recorded")
-                journal.close_call(late, reserved_micro_usd=asking.reserved_micro_usd)
-        journal.record(AttemptFailed(max(state.attempt, attempt), failure, state.usage, state.cost_micro_usd))
+                journal.close_call(crashed.billed(late), reserved_micro_usd=asking.reserved_micro_usd)
+        journal.record(AttemptFailed(max(state.attempt, attempt), failure, journal.state.usage, journal.state.cost_micro_usd))
         await journal.commit()
 
     async def _fold(self, task: AgentTask) -> TaskState:

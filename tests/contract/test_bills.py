@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import BaseModel, model_validator
 from support.logs import InPostgres, Log, new_task, request, to_task
 from support.money import calling, opened, settling_elsewhere
 from support.postgres import Database
@@ -26,7 +28,7 @@ from crewlog.schemas.errors import ContractError, NotAuthorised
 from crewlog.schemas.ids import RunId, TaskId, corrected_event_id, reservation_id, settled_event_id, spend_stream, task_stream
 from crewlog.schemas.price_table import TokenPrices
 from crewlog.schemas.system_events import BillCorrected, CallSettled
-from crewlog.schemas.task_events import ModelCallFailed, TaskCancelled
+from crewlog.schemas.task_events import AttemptFailed, ModelCallFailed, TaskCancelled, TaskCompleted
 from crewlog.schemas.usage import WORST_CASE, Price, Usage
 from crewlog.schemas.values import Failure
 
@@ -214,3 +216,28 @@ async def test_a_worker_that_was_taken_for_dead_brings_the_bill(bench: Bench, is
     recorded = await bench.store.read_streams({task_stream(task_id): 0, spend_stream(task_id): 0})
     assert charged_micro_usd(recorded) == cost
     assert [r.type for r in recorded if r.stream.startswith("spend/")] == (["CallSettled"] * is_over) + ["BillCorrected"]
+
+
+class Broken(BaseModel):
+    """Arguments whose check is a bug."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check(cls, _: Any) -> Any:
+        raise ZeroDivisionError("a bug")
+
+
+@pytest.mark.parametrize("bug", [False, True])
+async def test_the_bill_of_an_answer_behind_which_something_broke_is_no_worst_case(bench: Bench, bug: bool) -> None:
+    spec = Recorder().agent()
+    assert not callable(spec.tools)
+    tools = tuple(replace(tool, args=Broken) if bug and tool.name == "submit" else tool for tool in spec.tools)
+    lines = calls(("submit", '{"text":"done"}'))
+    await bench.worker(replace(spec, tools=tools), lines, provider="paid", prices=PRICES)
+    task = await bench.open(scopes=(ScopeLimit("run/x", None, 1_000_000),))
+    await bench.dispatch(task)
+    events = await bench.rest(task)
+    end = events[-1]
+    assert isinstance(end, AttemptFailed if bug else TaskCompleted)
+    assert (end.usage, end.cost_micro_usd) == (Usage(10, 5), 20)
+    assert (await bench.store.budgets(["run/x"]))["run/x"] == BudgetState(None, 1_000_000, 20, 0)

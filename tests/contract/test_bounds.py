@@ -9,13 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.scripted import Recorder, calls
+from support.scripted import Recorder, ScriptedModel, calls
 from support.worker_bench import Bench, names, worker_bench
 
-from crewlog.agents.model import ModelError
+from crewlog.agents.model import ModelError, OnText
 from crewlog.agents.rederive import replay_task
-from crewlog.schemas.blocks import ModelReply, Text, ToolResult
-from crewlog.schemas.task_events import AttemptFailed, ContextCompacted, Nudged, TaskCompleted, ToolFinished
+from crewlog.schemas.blocks import ModelReply, ModelRequest, Text, ToolResult
+from crewlog.schemas.task_events import AttemptFailed, ContextCompacted, ModelCallFailed, Nudged, TaskCompleted, ToolFinished
+from crewlog.schemas.usage import OFFLINE, Price
 from crewlog.schemas.values import ContextItem, Outcome
 
 SUBMIT = calls(("submit", '{"text":"done"}'))
@@ -97,6 +98,24 @@ async def test_the_time_of_a_task_has_an_end(bench: Bench) -> None:
 
     assert (error.code, error.retryable) == ("timeout", False)
     assert error.message == "limit timeout_seconds reached: 1 of max 1, raise timeout_seconds to go on"
+
+
+async def test_what_a_tool_has_done_when_the_time_is_over_is_in_the_log(bench: Bench) -> None:
+    class Slow(ScriptedModel):
+        async def complete(self, request: ModelRequest, *, timeout_s: float, on_text: OnText | None = None) -> ModelReply:
+            if self.requests:
+                await asyncio.Event().wait()
+            return await super().complete(request, timeout_s=timeout_s, on_text=on_text)
+
+    await bench.worker(Recorder(), chain=(Slow([calls(("send", '{"text":"x"}'))]),))
+    task = await bench.open(timeout_seconds=1)
+    await bench.dispatch(task)
+
+    events = await bench.rest(task)
+
+    assert names(events)[-4:] == ["ToolFinished", "ModelCallStarted", "ModelCallFailed", "AttemptFailed"]
+    assert isinstance(given_up := events[-2], ModelCallFailed)
+    assert given_up.price == Price(0, OFFLINE)
 
 
 def page(n: int) -> ModelReply:

@@ -13,7 +13,7 @@ from crewlog.agents.turn import AskModel, Done, Fail, Finish, Nudge, RunCalls, S
 from crewlog.schemas.blocks import ToolDef
 from crewlog.schemas.effects import Effect
 from crewlog.schemas.ids import ApprovalId, Hash
-from crewlog.schemas.payload import EMPTY, pack
+from crewlog.schemas.payload import EMPTY, Payload, pack
 from crewlog.schemas.task import AgentTask, parse_task
 from crewlog.schemas.task_events import (
     ApprovalDecided,
@@ -132,6 +132,14 @@ def test_open_calls_run_and_their_results_go_to_the_model() -> None:
 def test_a_tool_that_ends_the_task_ends_it_with_the_label_simulated() -> None:
     step = then(opened(), started(), asked(), answered("submit"), running("t1-1", "submit"), result("t1-1", "submit", outcome=Outcome("42 rows")))
     assert step == Finish(Outcome("42 rows", flags=("simulated",)))
+
+
+def test_plain_text_that_no_result_can_hold_is_no_empty_result() -> None:
+    long = msgspec.structs.replace(answered(stop="end_turn"), text=Payload(70_000, ref=Hash("2" * 64)))
+    step = then(opened(), started(), asked(), long, setup=msgspec.structs.replace(SETUP, nudge=""))
+    assert isinstance(step, Fail)
+    assert (step.failure.code, step.failure.retryable) == ("output_invalid", False)
+    assert "70000 bytes" in step.failure.message
 
 
 def test_plain_text_is_nudged_once_and_then_taken() -> None:
