@@ -1,10 +1,13 @@
-"""Passwords of the embedded servers: made once, kept in `<home>/credentials.json`, readable by the owner only."""
+"""Passwords of the embedded servers: made once, kept in `<home>/credentials.json`, readable by the owner only; and what Postgres is told of one."""
 
 from __future__ import annotations
 
+import hmac
 import os
 import secrets
 import tempfile
+from base64 import b64encode
+from hashlib import pbkdf2_hmac, sha256
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -19,6 +22,11 @@ ADMIN: Final = "crewlog_admin"
 DATABASE: Final = "crewlog"
 POSTGRES_ROLES: Final = (ADMIN, *ROLES)
 NATS_USERS: Final = ("orchestrator", "projector", *BUILT_IN_KINDS, "specialist", "operator", "client", "supervisor")
+
+
+_SALT_BYTES: Final = 16
+_ITERATIONS: Final = 4096
+"""Both as Postgres itself makes them."""
 
 
 class Credentials(msgspec.Struct, frozen=True):
@@ -54,6 +62,21 @@ def load_credentials(home: Path) -> Credentials:
     except OSError as error:
         raise ConfigError(f"credentials file {path}: {error.strerror}", hint="CREWLOG_HOME must be a folder that you may read and write") from error
     return complete
+
+
+def scram_verifier(password: str) -> str:
+    """Return what Postgres keeps of a password (RFC 5803), and takes in its place: so the password is in no statement, and in no server's log.
+
+    One that is not ASCII comes back as it is: the server prepares such a text first (RFC 4013).
+    """
+    if not password.isascii():
+        return password
+    salt = secrets.token_bytes(_SALT_BYTES)
+    salted = pbkdf2_hmac("sha256", password.encode(), salt, _ITERATIONS)
+    stored_key = sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    server_key = hmac.digest(salted, b"Server Key", "sha256")
+    salt_text, stored, server = (b64encode(part).decode() for part in (salt, stored_key, server_key))
+    return f"SCRAM-SHA-256${_ITERATIONS}:{salt_text}${stored}:{server}"
 
 
 def _read(path: Path) -> Credentials:

@@ -24,6 +24,7 @@ from urllib.parse import unquote, urlsplit
 import asyncpg
 
 from crewlog.events import grants
+from crewlog.events.credentials import scram_verifier
 from crewlog.schemas.codec import EVENT_TYPES
 from crewlog.schemas.errors import ConfigError, Unavailable
 
@@ -49,6 +50,15 @@ _RIGHTS: Final = "role, category, types, closing, kind, except_kinds, opens"
 _COLUMN: Final = "ALTER TABLE public.crewlog_migrations ADD COLUMN rolling boolean NOT NULL DEFAULT false"
 _HAS_COLUMN: Final = """
 SELECT EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'public.crewlog_migrations'::regclass AND attname = 'rolling')
+"""
+
+_OPEN_TO_PUBLIC: Final = """
+SELECT format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', p.oid::regprocedure) FROM pg_proc p
+ WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.proname ~ '^(pg_(try_)?advisory_(xact_)?lock(_shared)?|lo_creat|lo_create|lo_from_bytea)$'
+   AND has_function_privilege('public', p.oid, 'EXECUTE')
+ UNION ALL
+SELECT format('REVOKE %s ON DATABASE %I FROM PUBLIC', CASE WHEN d.datname = current_database() THEN 'TEMPORARY' ELSE 'CONNECT, TEMPORARY' END, d.datname)
+  FROM pg_database d WHERE d.datallowconn AND has_database_privilege('public', d.oid, 'TEMPORARY')
 """
 
 
@@ -138,21 +148,42 @@ async def ensure_database(admin_url: str) -> None:
         await connection.close()
 
 
-async def ensure_roles(admin_url: str, passwords: Mapping[str, str]) -> None:
+async def ensure_roles(admin_url: str, passwords: Mapping[str, str], *, wait_s: float = 60.0) -> None:
     """Create or alter the logins and give them what they need besides `es.append`'s own table of rights.
 
-    Run it after `migrate`, at every start: it repeats harmlessly.
+    Run it after `migrate`, at every start: it repeats harmlessly. Several callers at once take turns, with those who migrate too.
 
     Args:
         passwords: login -> password; which rights a login gets follows from its name (`crewlog.events.grants`).
+        wait_s: how long to wait for another process that migrates or does the same, in seconds.
+
+    Raises:
+        Unavailable: the server cannot be reached, or somebody else keeps migrating.
     """
     connection = await connect(admin_url)
     try:
+        await _lock(connection, wait_s)
         async with connection.transaction():
             for role, password in sorted(passwords.items()):
                 await _ensure_login(connection, role, password)
             for role in sorted(passwords.keys() & set(grants.ROLES)):
                 await _grant_rights(connection, role)
+    finally:
+        await connection.close()
+
+
+async def close_to_public(admin_url: str) -> None:
+    """Take away what Postgres lets every login do, in a server that is the crew's alone: hold locks that others look at, keep data of its own.
+
+    One lock of a login that only reads views would stop all readers of the log (`es.high_water`), the seals, or the next start. Run it behind
+    `ensure_roles`, as a superuser; it repeats harmlessly.
+    """
+    connection = await connect(admin_url)
+    try:
+        async with connection.transaction():
+            for row in await connection.fetch(_OPEN_TO_PUBLIC):
+                await connection.execute(row[0])
+            await connection.execute(f"GRANT EXECUTE ON FUNCTION pg_try_advisory_lock(bigint) TO {grants.PROJECTOR}")  # who leads is told by one
     finally:
         await connection.close()
 
@@ -229,7 +260,7 @@ async def _write_grants(connection: Any) -> None:
 async def _ensure_login(connection: Any, role: str, password: str) -> None:
     name = await _quoted(connection, role)
     exists = await connection.fetchval("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)", role)
-    secret = await connection.fetchval("SELECT quote_literal($1::text)", password)
+    secret = await connection.fetchval("SELECT quote_literal($1::text)", scram_verifier(password))
     await connection.execute(f"{'ALTER' if exists else 'CREATE'} ROLE {name} LOGIN PASSWORD {secret}")
     # an append that idles inside its transaction would hold back every reader of the whole log
     await connection.execute(f"ALTER ROLE {name} SET idle_in_transaction_session_timeout = '10s'")
@@ -264,7 +295,7 @@ async def _grant_rights(connection: Any, role: str) -> None:
         rights.append("DELETE ON es.person_files")
     if role == grants.ORCHESTRATOR:
         rights += ["SELECT, INSERT, UPDATE, DELETE ON es.timers", "EXECUTE ON FUNCTION es.changed_runs"]
-    if role == grants.PROJECTOR:  # many rows go through a temporary table; nearly every database lets everybody make some
+    if role == grants.PROJECTOR:  # many rows go through a temporary table
         rights.append(f"TEMPORARY ON DATABASE {await _quoted(connection, await connection.fetchval('SELECT current_database()'))}")
     name = await _quoted(connection, role)
     for right in rights:

@@ -54,7 +54,7 @@ class PostgresServer:
         self.port = port
         self._directory = directory.absolute()
         self._data = self._directory / "data"
-        self._log = self._directory / "server.log"
+        self.log = self._directory / "server.log"
         self._password = admin_password
         self._settings = {**SETTINGS, **(settings or {})}
         self._user = _other_user() if os.geteuid() == 0 else None
@@ -100,7 +100,7 @@ class PostgresServer:
                     await asyncio.sleep(0.1)  # backends of a killed server are still going away
         except TimeoutError:
             await self.stop()
-            raise Unavailable(f"embedded Postgres in {self._directory} did not start within {START_S:g} s; see {self._log}") from None
+            raise Unavailable(f"embedded Postgres in {self._directory} did not start within {START_S:g} s; see {self.log}") from None
 
     async def stop(self) -> None:
         """Stop: disconnect everybody, write a checkpoint, end. Safe to call twice."""
@@ -118,7 +118,7 @@ class PostgresServer:
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._directory.chmod(0o700)
-            self._log.touch()
+            self.log.touch()
             if self._user is not None and self._directory.stat().st_uid != self._user.pw_uid:
                 for path in (self._directory, *self._directory.rglob("*")):
                     os.lchown(path, self._user.pw_uid, self._user.pw_gid)
@@ -168,7 +168,7 @@ class PostgresServer:
         command = launch_command(
             [binaries / "postgres", "-D", self._data, *(f"--{name}={value}" for name, value in settings.items())], user=self._user, signal_number=signal.SIGINT
         )
-        with self._log.open("ab") as log:
+        with self.log.open("ab") as log:
             logged = log.tell()
             self._process = process = await spawn(*command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", env=_environment())
         while process.returncode is None:
@@ -176,7 +176,7 @@ class PostgresServer:
                 return None
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), 0.01)
-        return self._log.read_bytes()[logged:].decode(errors="replace")
+        return self.log.read_bytes()[logged:].decode(errors="replace")
 
     def _is_ready(self, pid: int) -> bool:
         try:
@@ -214,7 +214,7 @@ class PostgresServer:
             )
         if "Read-only file system" in trouble:
             return ConfigError(f"embedded Postgres cannot write to {self._data}: read-only file system", hint="set CREWLOG_HOME to a writable folder")
-        return ConfigError(f"embedded Postgres in {self._directory} does not start: {last}", hint=f"see {self._log}")
+        return ConfigError(f"embedded Postgres in {self._directory} does not start: {last}", hint=f"see {self.log}")
 
 
 def _copy_installation(package: Path, copy: Path, user: pwd.struct_passwd) -> None:

@@ -16,7 +16,7 @@ from crewlog.events.config import Config
 from crewlog.events.credentials import Credentials, load_credentials
 from crewlog.events.grants import BUILT_IN_KINDS, ROLES
 from crewlog.events.jetstream import ensure_topology
-from crewlog.events.migrate import LOG_FOLDER, ensure_database, ensure_roles, migrate
+from crewlog.events.migrate import LOG_FOLDER, close_to_public, ensure_database, ensure_roles, migrate
 from crewlog.events.nats_bus import NatsBus
 from crewlog.events.server_nats import NatsServer
 from crewlog.events.server_postgres import PostgresServer
@@ -141,6 +141,7 @@ class Servers:
         if self._postgres is not None:
             passwords = {role: _known(self._credentials).postgres[role] for role in ROLES}
             applied = await migrate_all(self._postgres.admin_url(), passwords)
+            await close_to_public(self._postgres.admin_url())
         else:
             assert self._config.database_url is not None
             applied = await migrate_all(self._config.database_url.get_secret_value(), {})

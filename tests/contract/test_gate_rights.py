@@ -222,7 +222,21 @@ FORBIDDEN = (
     "CREATE TABLE es.mine (x int)",
     "CREATE TABLE public.mine (x int)",
     "CREATE SCHEMA mine",
+    "SELECT pg_advisory_lock(1)",
+    "SELECT pg_try_advisory_xact_lock_shared(1, 2)",
+    "SELECT lo_create(0)",
 )
+
+
+async def test_one_who_reads_views_cannot_hold_up_those_who_read_the_log(database: Database) -> None:
+    store = await PostgresStore.open(database.url(ORCHESTRATOR), actor="o", clock=CLOCK)
+    await store.append(opening(new_run()))
+    reader = await asyncpg.connect(database.url(READER))
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await reader.execute("SELECT pg_advisory_lock_shared(17747::bigint << 48)")  # as an append that has drawn its first position
+    assert len((await store.read_all(0, 10)).events) == 1
+    await reader.close()
+    await store.close()
 
 
 @pytest.mark.parametrize("role", [SPECIALIST, "crewlog_research", OPERATOR, ORCHESTRATOR])

@@ -251,3 +251,23 @@ async def test_logins_are_made_once_and_follow_their_passwords(database: Databas
     await connection.close()
     await ensure_roles(database.admin_url, {"crewlog_operator": database.credentials.postgres["crewlog_operator"]})
     await (await asyncpg.connect(database.url("crewlog_operator"))).close()
+
+
+async def test_who_starts_together_sets_the_same_logins_one_after_the_other(database: Database) -> None:
+    password = database.credentials.postgres["crewlog_operator"]
+    await asyncio.gather(*(ensure_roles(database.admin_url, {"crewlog_operator": password}) for _ in range(6)))
+    await (await asyncpg.connect(database.url("crewlog_operator"))).close()
+
+
+async def test_no_password_stands_in_a_statement(database: Database) -> None:
+    admin = await database.admin()
+    await admin.execute(f"ALTER DATABASE {database.name} SET log_statement = 'all'")
+    try:
+        await ensure_roles(database.admin_url, {"crewlog_operator": "a password to look for"})
+        await (await asyncpg.connect(database.url("crewlog_operator"), password="a password to look for")).close()
+    finally:
+        await ensure_roles(database.admin_url, {"crewlog_operator": database.credentials.postgres["crewlog_operator"]})
+        await admin.close()
+    logged = database.server.log.read_text()
+    assert "ALTER ROLE crewlog_operator LOGIN PASSWORD" in logged
+    assert "a password to look for" not in logged

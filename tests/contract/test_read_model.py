@@ -278,7 +278,7 @@ async def test_only_one_rebuild_and_known_names(database: Database) -> None:
             await rebuild(database.url(PROJECTOR), store, names=["nonsense"])
         holder = await connect_views(database.url(PROJECTOR), "rm_build")
         try:
-            await holder.execute("SELECT pg_advisory_lock($1)", 0x63726577_7265626C)
+            await holder.execute("SELECT pg_try_advisory_lock($1)", 0x63726577_7265626C)
             with pytest.raises(ConfigError, match="another process is rebuilding"):
                 await rebuild(database.url(PROJECTOR), store)
         finally:

@@ -15,7 +15,7 @@ from support.replayed import Replayed, is_hand_written
 
 import crewlog.projections
 from crewlog.events.credentials import ADMIN, POSTGRES_ROLES, Credentials
-from crewlog.events.migrate import LOG_FOLDER, connect, ensure_database, ensure_roles, migrate
+from crewlog.events.migrate import LOG_FOLDER, close_to_public, connect, ensure_database, ensure_roles, migrate
 from crewlog.events.server_postgres import PostgresServer
 
 TEMPLATE = "crewlog_template"
@@ -54,6 +54,7 @@ async def postgres_server() -> AsyncIterator[PostgresServer]:
         await ensure_database(server.admin_url(TEMPLATE))
         await migrate(server.admin_url(TEMPLATE), FOLDERS)
         await ensure_roles(server.admin_url(TEMPLATE), _passwords())
+        await close_to_public(server.admin_url(TEMPLATE))
         yield server
     finally:
         await server.stop()

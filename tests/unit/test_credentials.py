@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -8,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 import pytest
 
-from crewlog.events.credentials import ADMIN, NATS_USERS, POSTGRES_ROLES, Credentials, load_credentials
+from crewlog.events.credentials import ADMIN, NATS_USERS, POSTGRES_ROLES, Credentials, load_credentials, scram_verifier
 from crewlog.events.grants import ROLES
 from crewlog.schemas.errors import ConfigError
 
@@ -72,3 +73,10 @@ def test_urls_quote_the_password() -> None:
         parts = urlsplit(url)
         assert (unquote(parts.password or ""), parts.hostname, parts.port) == ("p@s/s:%?", "127.0.0.1", port)
     assert credentials.postgres_url("crewlog_data", 5).endswith("/crewlog")
+
+
+def test_postgres_is_told_a_verifier_and_not_the_password() -> None:
+    first, second = scram_verifier("secret"), scram_verifier("secret")
+    assert first != second, "each has a salt of its own"
+    assert re.fullmatch(r"SCRAM-SHA-256\$4096:[A-Za-z0-9+/]{22}==\$[A-Za-z0-9+/]{43}=:[A-Za-z0-9+/]{43}=", first)
+    assert scram_verifier("geheimnisvoller Schlüssel") == "geheimnisvoller Schlüssel", "what is not ASCII the server prepares itself"
