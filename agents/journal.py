@@ -52,6 +52,8 @@ class Journal:
         self.stream: Stream = task_stream(self._task_id)
         self._sent = state.version
         self._pending: list[TaskEvent] = []
+        self._begun: ModelCallStarted | None = None
+        """The model call whose intent is pending."""
         self._beside: list[Write] = []
         self._blobs: list[bytes] = []
         self._shared: list[bytes] = []
@@ -110,6 +112,7 @@ class Journal:
         """Apply an event to the state and queue it for the next append, together with what goes to other streams in the same one."""
         if isinstance(event, ModelCallStarted):
             self._part_calls()
+            self._begun = event
         self.state = evolve(self.state, event)
         self._pending.append(event)
         self._beside += beside
@@ -245,6 +248,7 @@ class Journal:
     async def abandon(self) -> None:
         """Forget what was not sent, and let what was sent come to its end."""
         self._pending.clear()
+        self._begun = None
         self._beside.clear()
         self._settle.clear()
         self._reserve = None
@@ -253,17 +257,17 @@ class Journal:
 
     def _part_calls(self) -> None:
         """Send what is pending if a model call is in it: each has a reservation of its own, and so has each append."""
-        if any(isinstance(event, ModelCallStarted) for event in self._pending):
+        if self._begun is not None:
             self.send()
 
     def _take_pending(self) -> tuple[AppendRequest, _Blobs]:
         """Make the next append of what was recorded, and the blobs that must be stored before it."""
         events, self._pending = self._pending, []
+        begun, self._begun = self._begun, None
         settle, self._settle = self._settle, []
         reserve, self._reserve = self._reserve, None
         blobs, self._blobs, self._shared = _Blobs(self._blobs, self._shared), [], []
         writes, self._beside = (Write(self.stream, events, self._sent), *self._beside), []
-        begun = next((e for e in events if isinstance(e, ModelCallStarted)), None)
         if begun is not None and reserve is None:  # free: simulated, so it is not even durable before its outcome
             reserve = Reservation(reservation_id(self._task_id, begun.call_id), 0)
         request = AppendRequest(
@@ -293,8 +297,10 @@ class Journal:
         if any(blobs):
             if faults.hook is not None:
                 faults.hook("before_blobs_stored")
-            await self._store.put_blobs(blobs.shared)
-            await self._store.put_blobs(blobs.own, run_id=self._run_id)
+            if blobs.shared:
+                await self._store.put_blobs(blobs.shared)
+            if blobs.own:
+                await self._store.put_blobs(blobs.own, run_id=self._run_id)
             if faults.hook is not None:
                 faults.hook("after_blobs_stored")
         if before is not None:

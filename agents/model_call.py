@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from msgspec.structs import replace
 
@@ -100,13 +100,8 @@ class ModelCalls:
 
                 await race(call, second, after_s=after_s, on_text=on_text, send=journal.send)
 
-    @contextmanager
-    def _call(self, journal: Journal, setup: Setup, step: AskModel) -> Iterator[_ModelCall]:
-        call = _ModelCall(self, journal, step, build_request(journal.state, setup, journal.read, link=step.link, purpose=step.purpose))
-        try:
-            yield call
-        finally:
-            call.release()
+    def _call(self, journal: Journal, setup: Setup, step: AskModel) -> _ModelCall:
+        return _ModelCall(self, journal, step, build_request(journal.state, setup, journal.read, link=step.link, purpose=step.purpose))
 
     async def _beside(self, journal: Journal, setup: Setup, closing: ExitStack) -> _ModelCall | None:
         """Make a second call ready beside the one that is under way, if a further model may be asked and its request fits."""
@@ -136,7 +131,7 @@ class ModelCalls:
 
 
 class _ModelCall:
-    """One call of one task to one model."""
+    """One call of one task to one model. At the end of its block the next call may have its place."""
 
     def __init__(self, calls: ModelCalls, journal: Journal, step: AskModel, request: ModelRequest) -> None:
         assert journal.state.task is not None
@@ -167,10 +162,12 @@ class _ModelCall:
         self._admission = admitted
         return await self._may_spend()
 
-    def release(self) -> None:
-        """Let the next call have the place of this one. Changes nothing once it is known how it ended."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self._admission is not None:
-            self._admission.released()
+            self._admission.released()  # changes nothing once it is known how the call ended
 
     async def answer(self, on_text: OnText) -> ModelReply | ModelError:
         """Ask the model. Records nothing."""

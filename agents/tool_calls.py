@@ -42,9 +42,10 @@ if TYPE_CHECKING:
 
 
 class _Running(NamedTuple):
-    """A call whose intent is recorded: its idempotency key, and the version of its `ToolStarted`."""
+    """A call whose intent is recorded: what carries it out, its idempotency key, and the version of its `ToolStarted`."""
 
     call: Call
+    spec: ToolSpec
     key: str
     version: int
 
@@ -96,7 +97,7 @@ class ToolCalls:
                     if (begun := await self._begin(call, tool, spec, arguments, verdict, may_wait=not running)) is not None:
                         running.append(begun)
         if running:
-            await self._perform(running, setup)
+            await self._perform(running)
         if len(asked) == len(calls):
             for each in asked:
                 self._ask(*each)
@@ -122,7 +123,7 @@ class ToolCalls:
             journal.record(started)
         elif not await self._claimed(call, spec, started, spec.dedupe_window_s, may_wait=may_wait):
             return None
-        return _Running(call, key, journal.state.version)
+        return _Running(call, spec, key, journal.state.version)
 
     # ── calls that ask for the same ──
 
@@ -170,8 +171,11 @@ class ToolCalls:
 
     def _record_outcome(self, call: Call, event: ToolFinished, spec: ToolSpec | None) -> None:
         """Record what came of a call, for itself and for those that ask for the same."""
+        if spec is None or spec.dedupe_window_s is None or self._task.undo is not None:
+            self._journal.record(event)
+            return
         begun = next((c for c in self._journal.state.calls if c.call.call_id == call.call.call_id), call)
-        if spec is None or spec.dedupe_window_s is None or not begun.fingerprint or self._task.undo is not None:
+        if not begun.fingerprint:
             self._journal.record(event)
             return
         status: Literal["ok", "error", "unknown"] = "error" if event.status == "refused" else event.status
@@ -224,27 +228,27 @@ class ToolCalls:
 
     # ── calls that run ──
 
-    async def _perform(self, running: Sequence[_Running], setup: Setup) -> None:
+    async def _perform(self, running: Sequence[_Running]) -> None:
         """Run calls side by side, and record each outcome as soon as no other one is about to come with it."""
         journal = self._journal
-        if all((spec := self._spec(one.call, setup)) is not None and spec.effect == "read" for one in running):
+        if all(one.spec.effect == "read" for one in running):
             journal.send()
         else:
             self._hold.note()
             await journal.commit()
         if len(running) == 1:
-            finished = await self._perform_one(running[0], setup)
+            finished = await self._perform_one(running[0])
             self._moved()
-            await self._close(running[0].call, finished, setup)
+            await self._close(running[0], finished)
             return
-        calls = {one.call.call.call_id: one.call for one in running}
-        left = {asyncio.create_task(self._perform_one(one, setup)) for one in running}
+        calls = {one.call.call.call_id: one for one in running}
+        left = {asyncio.create_task(self._perform_one(one)) for one in running}
         try:
             while left:
                 done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
                 self._moved()
                 for event in sorted((task.result() for task in done), key=lambda e: e.call_id):
-                    await self._close(calls[event.call_id], event, setup)
+                    await self._close(calls[event.call_id], event)
                 if left:
                     journal.send()
         finally:
@@ -252,19 +256,17 @@ class ToolCalls:
                 task.cancel()
             await asyncio.gather(*left, return_exceptions=True)
 
-    async def _close(self, call: Call, event: ToolFinished | ToolInDoubt, setup: Setup) -> None:
+    async def _close(self, one: _Running, event: ToolFinished | ToolInDoubt) -> None:
         if isinstance(event, ToolInDoubt):
             self._journal.record(event)
             return
         if self._task.undo is not None and event.status == "ok" and (write := await undone_claim(self._journal.store, self._task.tenant, self._task.undo)):
             self._journal.record(event, write)  # who asks for the same thing from now on gets it again
             return
-        self._record_outcome(call, event, self._spec(call, setup))
+        self._record_outcome(one.call, event, one.spec)
 
-    async def _perform_one(self, one: _Running, setup: Setup) -> ToolFinished | ToolInDoubt:
-        call = one.call
-        spec = self._spec(call, setup)
-        assert spec is not None  # `judge` lets nothing else run
+    async def _perform_one(self, one: _Running) -> ToolFinished | ToolInDoubt:
+        call, spec = one.call, one.spec
         context = self._context(call, one.key, one.version)
         ran = await run_tool(spec, context, self._journal.read(call.call.arguments), self._shop.clock, self._shop.health)
         if ran.doubt:

@@ -59,7 +59,9 @@ class ToolHealth:
     def in_order(self, tool: ToolSpec, now: float) -> list[Implementation]:
         """Return the implementations of a tool as they should be asked: those that are degraded last."""
         ways = [Implementation(tool.implementation, tool.run), *tool.fallbacks]
-        return sorted(ways, key=lambda way: self.is_degraded(tool.name, way.name, now))  # a stable sort keeps the order within
+        if len(ways) > 1:
+            ways.sort(key=lambda way: self.is_degraded(tool.name, way.name, now))  # a stable sort keeps the order within
+        return ways
 
     def is_degraded(self, tool: str, implementation: str, now: float) -> bool:
         """Say whether an implementation failed lately."""

@@ -25,11 +25,11 @@ def effect_before_intent() -> None:
     """A call is made first, and only then recorded as begun."""
     from crewlog.agents.tool_calls import ToolCalls
 
-    async def perform(self: Any, running: Any, setup: Any) -> None:
-        finished = [await self._perform_one(one, setup) for one in running]
+    async def perform(self: Any, running: Any) -> None:
+        finished = [await self._perform_one(one) for one in running]
         await self._journal.commit()
         for one, event in zip(running, finished, strict=True):
-            await self._close(one.call, event, setup)
+            await self._close(one, event)
 
     ToolCalls._perform = perform  # type: ignore[method-assign]
 
