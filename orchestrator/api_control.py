@@ -33,7 +33,7 @@ from crewlog.orchestrator.commands import CancelRun, Command, LiftQuarantine, Ti
 from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.interventions import needed_kinds
 from crewlog.orchestrator.replies import accepted, bounded, decoded, person
-from crewlog.orchestrator.report import status_of
+from crewlog.orchestrator.report import OpenStatus, status_of
 from crewlog.orchestrator.run import RunState
 from crewlog.orchestrator.steering import Steering, Verb
 from crewlog.schemas.errors import ContractError, NotFound, OrchestrationError, Unavailable
@@ -44,6 +44,8 @@ RUNS_MAX: Final = 128
 """Runs of one request."""
 PAGE: Final = 500
 """Open runs that are looked at for one page of those that match."""
+AGE_S_MAX: Final = 1e10
+"""Three hundred years: no run is older, and the number is still a time."""
 WORKER_ANSWERS_WITHIN_S: Final = 2.0
 SYSTEM: Final = "system"
 
@@ -55,8 +57,8 @@ class FindRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     kind: str | None = None
     """Such as have something to do for this agent kind."""
-    status: tuple[str, ...] = ()
-    older_than_s: float | None = None
+    status: tuple[OpenStatus, ...] = ()
+    older_than_s: Annotated[float, msgspec.Meta(ge=0, le=AGE_S_MAX)] | None = None
     after: UUID | None = None
     limit: Annotated[int, msgspec.Meta(ge=1, le=RUNS_MAX)] = RUNS_MAX
 

@@ -41,7 +41,7 @@ _ABOUT: Final[Mapping[Verb, str]] = {
 RunsArgument = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Ids of runs, or their first characters; - for the newest.")]
 TenantOption = Annotated[str, typer.Option("--tenant", metavar="NAME", help="All runs of a tenant, also later ones; with a condition, only those.")]
 KindOption = Annotated[str, typer.Option("--kind", metavar="KIND", help="All tasks of an agent kind; with a condition, runs that need it.")]
-StatusOption = Annotated[list[str] | None, typer.Option("--status", help="Open runs with this status: planning, running, paused, held; repeatable.")]
+StatusOption = Annotated[list[str] | None, typer.Option("--status", help="Open runs that are planning, running, paused, held or quarantined; repeatable.")]
 OlderOption = Annotated[str, typer.Option("--older-than", metavar="TIME", help="Open runs submitted longer ago than 90s, 15m, 2h or 3d.")]
 AllOption = Annotated[bool, typer.Option("--all", help="All open runs there are now.")]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why; recorded with it.")]

@@ -17,6 +17,9 @@ from crewlog.orchestrator.cli_output import Exit, Output, complain, hush, load_c
 
 DETACH_WITHIN_S = 90.0
 STOP_WITHIN_S = 60.0
+HELD_MAX = 1_000
+"""Runs that wait for money which `status` asks for."""
+HELD_SHOWN = 20
 
 
 class Scenario(StrEnum):
@@ -133,7 +136,7 @@ async def status(home: HomeOption = None, output: OutputOption = Output.TABLE) -
             say(str(error))
         workers, lag, problems = await client.workers(), await client.queries().lag(), await client.queries().problems()
         troubled = [p for p in await client.providers() if p.state != "closed"]
-        held, controls = await client.runs(status="held"), await client.queries().controls()
+        held, controls = await client.runs(status="held", limit=HELD_MAX), await client.queries().controls()
         still = await client.queries().standstills(config.tenant)
     if output is Output.JSON:
         fields = ("kind", "worker", "version", "slots", "model", "simulated", "unavailable", "started_at", "is_shadow")
@@ -152,9 +155,11 @@ async def status(home: HomeOption = None, output: OutputOption = Output.TABLE) -
     for provider in troubled:
         until = f" until {provider.until_at.astimezone():%H:%M:%S}" if provider.until_at else ""
         print_lines([f"{provider.worker} does not ask {provider.provider}/{provider.model}{until}: {provider.reason}"])
-    for run in held:
+    for run in held[:HELD_SHOWN]:
         if run.hold is not None:
             print_lines([f"run {str(run.run_id)[:8]} is {hold_text(run.hold)}"])
+    if len(held) > HELD_SHOWN:
+        print_lines([f"and {len(held) - HELD_SHOWN}{' or more' if len(held) == HELD_MAX else ''} others are held: crewlog runs --status held"])
     for control in controls:
         print_lines([control_line(control)])
     for one in still:

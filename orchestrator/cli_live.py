@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -15,6 +16,7 @@ from crewlog.orchestrator.cli_output import print_lines, printable, say, stderr_
 from crewlog.orchestrator.cli_run import ICONS, elapsed, short_time
 from crewlog.orchestrator.event_text import event_line
 from crewlog.projections.query_rows import ApprovalView, RunView, TaskView
+from crewlog.schemas.errors import NotFound
 from crewlog.schemas.ids import RunId, run_stream
 from crewlog.schemas.task_events import TERMINAL_TYPES
 from crewlog.schemas.text import shorten
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from crewlog.events.bus import Message
     from crewlog.orchestrator.client import Client
+    from crewlog.projections.queries import Queries
 
 WRITTEN_CHARS_MAX: Final = 70
 """What is shown behind a task: why it waits, or the end of what its model is writing."""
@@ -55,7 +58,7 @@ async def follow(client: Client, run_id: RunId, *, live: bool, stop_on_approval:
         types: only lines for events of these types; None for all.
         after: position up to which everything was shown before.
     """
-    tree = _LiveTree(client, run_id) if live else None
+    tree = _LiveTree(client.queries(), run_id) if live else None
     drawing = asyncio.create_task(tree.draw()) if tree else None
     hearing = await client.hear(run_id, tree.heard) if tree else None
     first_us, ending, position = 0, "running", after
@@ -90,10 +93,10 @@ async def follow(client: Client, run_id: RunId, *, live: bool, stop_on_approval:
 class _LiveTree:
     """The tasks of a run as a tree on stderr, drawn again whenever something has changed."""
 
-    def __init__(self, client: Client, run_id: RunId) -> None:
+    def __init__(self, views: Queries, run_id: RunId) -> None:
         self.changed = asyncio.Event()
         self.finished = False
-        self._client, self._run_id = client, run_id
+        self._views, self._run_id = views, run_id
         self._clock = SystemClock()
         self._run: RunView | None = None
         self._tasks: Sequence[TaskView] = ()
@@ -123,9 +126,8 @@ class _LiveTree:
             await self._look()
 
     async def _look(self) -> None:
-        runs = [run for run in await self._client.runs(limit=50) if run.run_id == self._run_id]
-        if runs:
-            self._run, self._tasks = runs[0], await self._client.tasks(self._run_id)
+        with suppress(NotFound):  # the views may not have heard of a run that is new
+            self._run, self._tasks = await self._views.run(str(self._run_id)), await self._views.tasks(self._run_id)
 
     def _render(self) -> Tree:
         from rich.text import Text

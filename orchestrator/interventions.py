@@ -53,7 +53,9 @@ def due_interventions(state: RunState, controls: Controls) -> Iterator[Intervent
     pauses, quarantines = in_force(state, controls)
     # what begins comes first: an end must not slip out between two quarantines of the same scope
     noted = {p.scope for p in state.pauses}
-    yield from (PauseRun(control) for control in pauses if control.scope not in noted)
+    # no clock of a run can stand still since before it began: a kind may have been paused long ago
+    began = ((control, max(control.since_us, state.submitted_us)) for control in pauses if control.scope not in noted)
+    yield from (PauseRun(msgspec.structs.replace(control, since_us=since_us)) for control, since_us in began)
     numbers = {q.control for q in state.quarantines}
     yield from (QuarantineRun(control) for control in quarantines if control.number not in numbers)
     wanted, held = {c.scope for c in pauses}, {c.number for c in quarantines}

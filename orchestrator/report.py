@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -15,6 +15,9 @@ from crewlog.schemas.values import Outcome
 
 if TYPE_CHECKING:
     from crewlog.orchestrator.schedule import Schedule
+
+OpenStatus = Literal["planning", "running", "paused", "held", "quarantined"]
+"""Where a run stands that is not over."""
 
 
 def run_report(state: RunState) -> dict[str, Any]:
@@ -47,6 +50,10 @@ def status_of(state: RunState) -> str:
     """Say in one word where a run stands, as the views do."""
     if state.status != "open":
         return state.status
+    return _open_status(state)
+
+
+def _open_status(state: RunState) -> OpenStatus:
     if state.results_held is not None:
         return "quarantined"
     if is_paused(state):

@@ -234,7 +234,7 @@ def _submitted(state: RunState, event: RunSubmitted) -> RunState:
 
 
 def _forked(state: RunState, event: RunForked) -> RunState:
-    """Go on from the state of another run: what was under way there is ready to be dispatched as tasks of this one."""
+    """Go on with the plan and the work of another run: what was under way there is ready to be dispatched as tasks of this one."""
     brief = changed_brief(state.brief, event.changes)
     tasks = dict(state.tasks)
     for fork in event.tasks:
@@ -245,28 +245,25 @@ def _forked(state: RunState, event: RunForked) -> RunState:
     steps = state.steps
     if state.origin in ("single", "router") and steps:
         steps = (replace(steps[0], objective=brief.objective, constraints=brief.constraints),)
-    return replace(
-        state,
+    return RunState(
         run_id=event.run_id,
         brief=brief,
         status="open",
+        submitted_us=event.deadline_us - brief.timeout_seconds * 1_000_000,
         deadline_us=event.deadline_us,
-        paused_since_us=0,
-        stopped_since_us=0,
-        pauses=(),
-        quarantines=(),
-        lifted=frozenset(),
-        results_held=None,
         limits=event.limits,
         tree=TaskId(brief.task_id),
         hold_s=event.hold_s,
-        hold=None,
-        steps=steps,
+        rollback=state.rollback,
         tasks=tasks,
         keys={**state.keys, **{fork.task_id: fork.key for fork in event.tasks}},
-        usage=Usage(),
-        cost_micro_usd=0,
-        end=None,
+        steps=steps,
+        origin=state.origin,
+        plans=state.plans,
+        revisions=state.revisions,
+        approvals=state.approvals,
+        rejected=state.rejected,
+        repeated=state.repeated,
     )
 
 

@@ -191,7 +191,7 @@ def _go_on(tasks: dict[Stream, _Task], fork: ForkedTask) -> None:
     task = tasks.pop(task_stream(fork.parent), None)
     if task is None:
         return
-    task.task_id, task.status = str(fork.task_id), "queued"
+    task.task_id, task.status = str(fork.task_id), "waiting"
     _change(task, (key for key, call in task.calls.items() if call.status in UNDER_WAY), status="lost")
     tasks[task_stream(fork.task_id)] = task
 

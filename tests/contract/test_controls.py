@@ -262,6 +262,8 @@ async def test_what_is_in_force_can_be_listed() -> None:
         ("runs.pause", "default", {"run_ids": [uuid4()], "actor": " "}, "must say who did it"),
         ("runs.pause", "default", {"run_ids": [], "actor": "ada"}, "not a valid RunsRequest"),
         ("kinds.pause", SYSTEM, {"kind": "a.b", "actor": "ada"}, "must match"),
+        ("runs.find", "default", {"status": ["runing"]}, "runing"),
+        ("runs.find", "default", {"older_than_s": 1e308}, "older_than_s"),
         ("workers.drain", SYSTEM, {"worker": "nobody", "actor": "ada"}, "nobody"),
         ("workers.drain", SYSTEM, {"worker": "a.>", "actor": "ada"}, "a.>"),
     ],

@@ -17,8 +17,10 @@ from support.postgres import Database
 from support.views import follow, log_of, model_of
 
 from crewlog.events.clock import SystemClock
+from crewlog.orchestrator.cli_live import _LiveTree
 from crewlog.projections.queries import LAST, CostFilter, Queries
 from crewlog.schemas.errors import ContractError, NotFound
+from crewlog.schemas.ids import RunId
 
 pytestmark = pytest.mark.hand_written("the views are tried on histories of every shape")
 
@@ -76,6 +78,16 @@ async def test_a_run_is_found_by_the_beginning_of_its_id(views: Views) -> None:
     for nothing in ("", "xyz", "'", "0" * 33, "00000000-0000"):
         with pytest.raises(NotFound, match="matches nothing"):
             await views.queries.run(nothing)
+
+
+async def test_the_live_tree_shows_the_run_that_is_watched_however_many_came_later(views: Views) -> None:
+    for run in await views.queries.runs():
+        tree = _LiveTree(views.queries, RunId(run.run_id))
+        await tree._look()
+        assert (tree._run, tree._tasks) == (run, await views.queries.tasks(run.run_id))
+    unheard = _LiveTree(views.queries, RunId(UUID(int=1)))
+    await unheard._look()
+    assert unheard._run is None
 
 
 async def test_no_runs_no_last(database: Database) -> None:

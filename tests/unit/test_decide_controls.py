@@ -311,3 +311,14 @@ def test_a_run_that_was_paused_when_it_was_submitted_follows_from_itself() -> No
     assert [r.type for r in log.run_events] == [t.__name__ for t in (RunSubmitted, RunPaused, RunQuarantined, RunResumed, TaskDispatched)]
     assert verify_run(log.run_events, log.task_events) is None
     assert RunPlanned.__name__ not in {r.type for r in log.run_events}
+
+
+def test_a_kind_that_was_paused_long_ago_gives_a_run_no_time_from_before_it_began() -> None:
+    spec = Spec().given(submit(plan=a_plan(a="data")))
+    deadline_us, due_us = spec.state.deadline_us, spec.state.tasks["a"].due_us
+    long_ago = Control(kind_scope("data"), 1, "ada", "", spec.now_us - 3 * 86_400 * SECOND_US)
+
+    (note,) = due_interventions(spec.state, Controls(version=1, pauses={long_ago.scope: long_ago}))
+    spec.when(note, after_s=0).then(RunPaused).when(ResumeRun(long_ago.scope, "ada"), after_s=10).then(RunResumed)
+    assert spec.state.deadline_us == deadline_us + 10 * SECOND_US
+    assert spec.state.tasks["a"].due_us == due_us + 10 * SECOND_US

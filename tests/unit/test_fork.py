@@ -18,6 +18,7 @@ from crewlog.events.clock import SystemClock
 from crewlog.events.memory_store import MemoryStore
 from crewlog.orchestrator.bundle import collect, pack_bundle, unpack_bundle
 from crewlog.orchestrator.event_text import describe
+from crewlog.orchestrator.folds import Folds
 from crewlog.orchestrator.golden import golden_of
 from crewlog.orchestrator.memory_crew import MemoryCrew, memory_crew
 from crewlog.orchestrator.replay import replay
@@ -115,6 +116,17 @@ async def test_without_a_change_a_fork_does_the_same_again_and_sends_nothing(cre
     assert [c for c in crew.tools.calls if c not in done] == [c for c in crew.tools.calls if c[0] == "submit"][1:]
     (forked,) = own(fork, RunForked)
     assert (forked.parent, forked.at, forked.actor) == (parent, at, "ann")
+
+
+async def test_the_time_of_a_fork_begins_with_the_fork(crew: Crew) -> None:
+    """Its deadline, how old it is for operators, and since when a pause can have stopped its clocks."""
+    parent = await crew.run()
+    fork = await crew.fork(parent, 1)
+    states = await Folds(MemoryStore(crew.crew.log)).states([parent, fork.run_id])
+    began_us = fork.events[fork.first_own - 1].occurred_us
+
+    assert states[fork.run_id].submitted_us == began_us > states[parent].submitted_us
+    assert states[fork.run_id].deadline_us == began_us + states[fork.run_id].brief.timeout_seconds * 1_000_000
 
 
 async def test_each_task_is_served_what_it_got_itself_though_others_asked_the_same(crew: Crew) -> None:

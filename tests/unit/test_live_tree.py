@@ -14,7 +14,7 @@ from crewlog.schemas.ids import RunId
 from crewlog.schemas.values import Citation, Outcome
 
 RUN, TASK = RunId(UUID(int=1)), UUID(int=2)
-CLIENT: Any = None
+VIEWS: Any = None
 """Never asked."""
 
 
@@ -28,7 +28,7 @@ def task(waiting_reason: str) -> TaskView:
 
 
 async def test_what_a_model_writes_is_shown_while_it_writes() -> None:
-    tree = _LiveTree(CLIENT, RUN)
+    tree = _LiveTree(VIEWS, RUN)
     asked = task("working: turn 1, model call to acme/a")
     assert tree._note(asked) == "working: turn 1, model call to acme/a"
     await tree.heard(piece("Once upon "))
@@ -40,7 +40,7 @@ async def test_what_a_model_writes_is_shown_while_it_writes() -> None:
 
 
 async def test_what_is_no_piece_is_let_go() -> None:
-    tree = _LiveTree(CLIENT, RUN)
+    tree = _LiveTree(VIEWS, RUN)
     await tree.heard(Message(f"live.default.{RUN}.{TASK}", b'{"text": 7}', {}))
     await tree.heard(Message(f"live.default.{RUN}.{TASK}", b"\xff", {}))
     assert tree._note(task("model call")) == "model call"
