@@ -1,4 +1,4 @@
-"""Any NATS client can hand in work; it needs to know JSON and nothing of us:  python publish_task.py "$(crewlog nats url)" """
+"""Any NATS client can hand in work; it needs to know JSON and nothing of us:  python publish_task.py "$(crewlog nats url --client)" """
 
 import asyncio
 import json
@@ -14,8 +14,8 @@ async def main(url: str) -> None:
     events = await client.subscribe(f"events.default.{task_id}.*")
     await client.flush()
 
-    task = {"task_id": task_id, "type": "data", "objective": "Which sources are attached, and how many rows have they?"}
-    await client.publish("tasks.default.data", json.dumps(task).encode())
+    task = {"task_id": task_id, "type": "research", "objective": "What does the library say about missing values?"}
+    await client.publish("tasks.default.research", json.dumps(task).encode())
 
     async for message in events.messages:
         event = json.loads(message.data)

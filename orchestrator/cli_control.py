@@ -128,7 +128,7 @@ async def drain(
                 raise NotFound("worker", name, candidates=tuple(found))
             chosen += found
         if not chosen:
-            raise NotFound("worker", kind)
+            raise NotFound("kind (none of its workers is up)", kind)
         told = [{"worker": worker, "changed": await client.control.drain(worker, reason=reason, actor=actor)} for worker in chosen]
         if wait:
             await wait_gone(chosen, client.workers)

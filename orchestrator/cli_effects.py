@@ -70,13 +70,14 @@ async def roll_back(
     It is a run of its own and goes on by itself: to see it later, use crewlog show.
     """
     from crewlog.orchestrator.client import Client
+    from crewlog.schemas.text import counted
 
     async with Client.connect(load_config(home)) as client:
         begun = await client.effects.roll_back(await client.find_run(run), reason=reason, actor=actor)
         if output is Output.TABLE:
             again = " (it was on its way already)" if begun.status == "duplicate" else ""
             behind = f", {begun.more} more behind them" if begun.more else ""
-            say(f"rollback {str(begun.run_id)[:8]}: {begun.orders} effects to take back, {begun.left} that cannot be{behind}{again}")
+            say(f"rollback {str(begun.run_id)[:8]}: {counted(begun.orders, 'effect')} to take back, {begun.left} that cannot be{behind}{again}")
         if not wait:
             if output is Output.JSON:
                 print_json(plain(begun))

@@ -139,7 +139,7 @@ def said_of_file(error: OSError) -> Exit:
     if error.filename is None:
         raise error
     complain(f"{error.filename}: {error.strerror}")
-    return Exit.USAGE
+    return Exit.NOT_FOUND if isinstance(error, FileNotFoundError) else Exit.USAGE
 
 
 def _working_loop() -> Callable[[], asyncio.AbstractEventLoop]:

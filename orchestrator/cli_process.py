@@ -102,7 +102,7 @@ async def url(
         print_json({"url": address})
     else:
         typer.echo(address)
-        say(f"this login reads {'the public views' if reader else 'everything'}; they are in schema crewlog")
+        say("this login reads the public views, without a prefix" if reader else "this login reads everything; the public views are in schema crewlog")
 
 
 async def nats_url(
@@ -118,3 +118,5 @@ async def nats_url(
         print_json({"url": address.get_secret_value()})
     else:
         typer.echo(address.get_secret_value())
+        if client:
+            say("connect with the inbox prefix _INBOX_client, or no answer to a request is heard")

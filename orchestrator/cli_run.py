@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from crewlog.orchestrator.cli_output import Output, plain, print_json, print_lines, printable, say
+from crewlog.schemas.text import counted
 from crewlog.schemas.usage import format_usd
 
 if TYPE_CHECKING:
@@ -44,13 +45,9 @@ def headline(run: RunView) -> str:
     """Return the first line about a run that has ended or goes on."""
     took = f" in {elapsed(run.submitted_at, run.finished_at)}" if run.finished_at else ""
     icon = ICONS.get(run.status, ("▶", ""))[0]
-    done = f"{run.tasks_done}/{run.tasks_total} task{'' if run.tasks_total == 1 else 's'}"
-    counts = " · ".join((_count(run.agents, "agent"), done, _count(run.turns, "turn"), _count(run.tool_calls, "tool call")))
+    done = f"{run.tasks_done}/{counted(run.tasks_total, 'task')}"
+    counts = " · ".join((counted(run.agents, "agent"), done, counted(run.turns, "turn"), counted(run.tool_calls, "tool call")))
     return f"{icon} run {run.run_id}  {run.status}{took}   {counts}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def print_run(run: RunView, tasks: Sequence[TaskView], answer: str, controls: Sequence[ControlView], output: Output) -> None:

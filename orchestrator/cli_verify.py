@@ -80,7 +80,9 @@ def _as_json(found: Verified, spoiled: list[str] | None) -> dict[str, object]:
 
 
 def _print(found: Verified, spoiled: list[str] | None) -> None:
-    typer.echo(f"{found.events} events under {found.seals} seals, up to position {found.position}; {found.unsealed} behind them are not sealed yet")
+    from crewlog.schemas.text import counted
+
+    typer.echo(f"{found.events} events under {counted(found.seals, 'seal')}, up to position {found.position}; {found.unsealed} behind them are not sealed yet")
     for run in found.archived[:SHOWN_MAX]:
         typer.echo(f"archived: run {run.run_id}, {run.events} events between positions {run.first} and {run.last}: {run.file} ({run.sha256[:12]}…)")
     if len(found.archived) > SHOWN_MAX:

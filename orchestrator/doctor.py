@@ -19,6 +19,7 @@ from crewlog.events.config_mcp import McpServer
 from crewlog.events.grants import BUILT_IN_KINDS
 from crewlog.orchestrator.home import Home
 from crewlog.schemas.errors import ConfigError, OrchestrationError
+from crewlog.schemas.text import counted
 
 DISK_MIN_BYTES: Final = 500 * 1024 * 1024
 POSTGRES_MIN: Final = 180_000
@@ -98,7 +99,8 @@ def _settings(environ: Mapping[str, str]) -> list[Finding]:
         setting = name.removeprefix("CREWLOG_")
         if setting not in (name, *known) and not name.endswith("_API_KEY") and name not in _INNER:
             close = difflib.get_close_matches(setting, known, 1, 0.75)
-            findings.append(Finding("setting", False, f"{name} is none", f"write CREWLOG_{close[0]}" if close else "the README lists them all", needed=False))
+            helps = f"write CREWLOG_{close[0]}" if close else "docs/configuration.md lists them all"
+            findings.append(Finding("setting", False, f"{name} is none", helps, needed=False))
     return findings
 
 
@@ -152,7 +154,7 @@ async def _mcp(name: str, server: McpServer) -> Finding:
         tools, problems = len(hub.tools()), hub.problems()
     finally:
         await hub.stop()
-    found = f"{tools} tools for {', '.join(server.kinds)}" if tools else "no tools"
+    found = f"{counted(tools, 'tool')} for {', '.join(server.kinds)}" if tools else "no tools"
     return Finding(check, not problems, "; ".join((found, *problems)), f"check [mcp.{name}] in crewlog.toml or CREWLOG_MCP", needed=False)
 
 

@@ -49,6 +49,8 @@ def _closest(sources: Sequence[Source]) -> Source | None:
     if not sources:
         return None
     first = sources[0]
-    if first.what == "outcome" and first.behind and (deeper := _closest(first.behind)) is not None and deeper.certainty != "in context":
-        return deeper
+    if first.what == "outcome":
+        tied = [source for source in first.behind if source.certainty != "in context"]
+        told = [source for source in tied if source.what != "task"]  # an answer repeats words of its question, which are no source of what it says
+        return _closest(told or tied) or first
     return first

@@ -74,6 +74,8 @@ async def ask(url: str, sql: str, *, rows_max: int, timeout_s: float) -> Answer:
         raise ContractError(f"the statement took longer than {timeout_s:g} s; ask for less, or give it more time with --timeout") from None
     except asyncpg.QueryCanceledError as error:
         raise ContractError(f"the statement was ended after {timeout_s:g} s; ask for less, or give it more time with --timeout") from error
+    except asyncpg.ObjectNotInPrerequisiteStateError as error:  # Postgres would have a trigger made that lets the view be written
+        raise ContractError(f"{error.args[0]}: nothing can be changed here, only asked with SELECT") from error
     except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise ContractError(f"Postgres refused the statement: {error}") from error
     finally:

@@ -33,3 +33,8 @@ def _is_plain(text: str) -> bool:
 def shorten(text: str, limit: int) -> str:
     """Cut to `limit` characters, ending in an ellipsis when something was cut."""
     return text if len(text) <= limit else text[: max(limit - 1, 0)] + "…"
+
+
+def counted(number: int, what: str) -> str:
+    """Write a number of things: `1 seal`, `2 seals`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"

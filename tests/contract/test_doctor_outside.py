@@ -33,7 +33,7 @@ async def test_a_misspelt_setting_is_named(tmp_path: Path, monkeypatch: pytest.M
     for name in ("CREWLOG_SLOT", "CREWLOG_BOGUS", "CREWLOG_HOUSE_API_KEY", "CREWLOG_TENANT"):
         monkeypatch.setenv(name, "2")
     found = [(f.found, f.hint, f.needed) for f in await examine(Config(home=tmp_path)) if f.check == "setting"]
-    assert found == [("CREWLOG_BOGUS is none", "the README lists them all", False), ("CREWLOG_SLOT is none", "write CREWLOG_SLOTS", False)]
+    assert found == [("CREWLOG_BOGUS is none", "docs/configuration.md lists them all", False), ("CREWLOG_SLOT is none", "write CREWLOG_SLOTS", False)]
 
 
 async def test_an_address_that_is_none_is_a_finding(tmp_path: Path) -> None:

@@ -20,19 +20,20 @@ from crewlog.orchestrator.client import Client
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def example(crew: LiveCrew, name: str) -> str:
-    url = crew.run("nats", "url").stdout.strip()
+def example(crew: LiveCrew, name: str, *login: str) -> str:
+    url = crew.run("nats", "url", *login).stdout.strip()
     return subprocess.run([sys.executable, EXAMPLES / name, url], env=crew.env, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
 def test_a_client_that_knows_only_json_gets_its_outcome(crew: LiveCrew) -> None:
-    lines = example(crew, "publish_task.py").splitlines()
+    lines = example(crew, "publish_task.py", "--client").splitlines()
     assert lines[lines.index("RunCompleted") - 1] == "TaskReviewed"
     assert "answer" in json.loads("\n".join(lines[lines.index("RunCompleted") + 1 :]))
 
 
-def test_a_request_is_answered_with_the_verdict(crew: LiveCrew) -> None:
-    decoder, text, replies = json.JSONDecoder(), example(crew, "request_reply.py"), []
+@pytest.mark.parametrize("login", [(), ("--client",)])
+def test_a_request_is_answered_with_the_verdict(crew: LiveCrew, login: tuple[str, ...]) -> None:
+    decoder, text, replies = json.JSONDecoder(), example(crew, "request_reply.py", *login), []
     while text.strip():
         reply, end = decoder.raw_decode(text.lstrip())
         replies.append(reply)

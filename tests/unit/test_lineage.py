@@ -10,6 +10,7 @@ import pytest
 
 from crewlog.orchestrator.bundle import read_bundle
 from crewlog.orchestrator.lineage import Source, lineage_of_answer, lineage_of_artifact, lineage_of_effect, lineage_of_sentence
+from crewlog.orchestrator.lineage_text import brief_lines
 from crewlog.orchestrator.run_history import RunHistory, all_payloads, load_history, with_texts
 from crewlog.orchestrator.shared_words import sentences, shared_words
 from crewlog.schemas.errors import ContractError, NotFound
@@ -88,6 +89,12 @@ def test_every_sentence_of_an_answer_has_its_lineage() -> None:
     assert len(found) > 10
     assert {found.what for found in found} == {"sentence"}
     assert {"cited", "contained", "in context"} == {each.sources[0].certainty for each in found if each.sources}
+
+
+def test_in_brief_a_sentence_leads_to_what_was_found_out_not_to_the_question_whose_words_it_repeats() -> None:
+    (mailed,) = [found for found in lineage_of_answer(recorded("goal-release-note")) if found.text.startswith("Mail to team@example.org")]
+    assert "task" in {source.what for source in flat(mailed.sources)}
+    assert "contained: tool result send_email" in "\n".join(brief_lines(mailed))
 
 
 def test_what_the_run_never_said_has_no_lineage() -> None:
