@@ -22,6 +22,7 @@ from crewlog.agents.mcp_pins import TOOLS_MAX, Definition
 from crewlog.agents.mcp_stdio import MESSAGE_BYTES_MAX, child_transport
 from crewlog.events.clock import Clock
 from crewlog.events.config_mcp import McpServer
+from crewlog.schemas.retry import doubled_s
 from crewlog.schemas.text import clean, shorten
 
 log = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ class McpConnection:
             if self._http is not None and self._http.refused:
                 self.problem += f" (HTTP {self._http.refused})"
             self._settled.set()
-            wait_s = min(RETRY_LONGEST_S, RETRY_FIRST_S * 2 ** (failures - 1)) * (0.5 + self._clock.fraction() / 2)
+            wait_s = doubled_s(RETRY_FIRST_S, failures - 1, longest_s=RETRY_LONGEST_S) * (0.5 + self._clock.fraction() / 2)
             log.warning("MCP server %s: %s; tried again in %.1f s", self._name, self.problem, wait_s)
             await asyncio.sleep(wait_s)
 

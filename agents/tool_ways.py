@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from crewlog.agents.spec import Implementation, ToolContext, ToolFailed, ToolOutput, ToolSpec, ToolUnavailable
 from crewlog.events.clock import Clock
 from crewlog.schemas.errors import ConflictError, OrchestrationError, TransientError, Unavailable
+from crewlog.schemas.retry import doubled_s
 from crewlog.schemas.text import shorten
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class ToolHealth:
     def failed(self, tool: str, implementation: str, now: float, *, retry_after_s: float | None) -> None:
         """Take note of an implementation that did not do it."""
         failures = self._degraded.get((tool, implementation), _Health(0, 0)).failures + 1
-        for_s = min(max(DEGRADED_S * 2 ** (failures - 1), retry_after_s or 0.0), DEGRADED_MAX_S)
+        for_s = min(max(doubled_s(DEGRADED_S, failures - 1, longest_s=DEGRADED_MAX_S), retry_after_s or 0.0), DEGRADED_MAX_S)
         self._degraded[tool, implementation] = _Health(now + for_s, failures)
 
     def worked(self, tool: str, implementation: str) -> None:
@@ -170,7 +171,7 @@ class _Attempt:
         return isinstance(error, ToolUnavailable) or self._tool.effect in REPEATABLE
 
     def _wait_s(self, retry_after_s: float | None) -> float:
-        return max(self._clock.fraction() * min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** (self.tries - 1)), retry_after_s or 0.0)
+        return max(self._clock.fraction() * doubled_s(BACKOFF_S, self.tries - 1, longest_s=BACKOFF_MAX_S), retry_after_s or 0.0)
 
 
 def _reason(error: Exception) -> str:

@@ -43,7 +43,7 @@ from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.forks import ForkRequest, Forks
 from crewlog.orchestrator.handing_on import HandOnRequest, hand_on
 from crewlog.orchestrator.kinds import KindDirectory, lane_beside
-from crewlog.orchestrator.replies import accepted, bounded, decoded, person, refused
+from crewlog.orchestrator.replies import accepted, bounded, decoded, person, refused, somebody
 from crewlog.orchestrator.report import run_report, schedule_report, text_of
 from crewlog.orchestrator.rollbacks import Rollbacks
 from crewlog.orchestrator.run import RunState, active_tasks, initial_state
@@ -249,7 +249,7 @@ class Api:
 
     async def _fork_run(self, tenant: str, message: Message) -> bytes:
         asked = decoded(message.data, ForkRequest)
-        request = msgspec.structs.replace(asked, actor=bounded(asked.actor) or "anonymous", reason=bounded(asked.reason))
+        request = msgspec.structs.replace(asked, actor=somebody(asked.actor), reason=bounded(asked.reason))
         forked = await self._forks.fork(tenant, request)
         status = "accepted" if forked.is_new else "duplicate"
         return accepted(run_id=forked.run_id, parent=forked.parent, at=forked.at, tasks=forked.tasks, status=status)
@@ -286,7 +286,7 @@ class Api:
         await self._kinds.refresh()
         # refused now rather than each time it is due
         decide(SubmitRun(task, "api"), initial_state(), self._clock.now_us(), self._kinds.offers)
-        command = AddSchedule(tenant, asked.name, asked.cron, asked.zone, asked.catch_up, task, bounded(asked.actor))
+        command = AddSchedule(tenant, asked.name, asked.cron, asked.zone, asked.catch_up, task, somebody(asked.actor))
         return accepted(schedule=schedule_report(await self._schedules.add(command), self._clock.now_us()))
 
     async def _list_schedules(self, tenant: str, _: Message) -> bytes:
@@ -295,13 +295,13 @@ class Api:
 
     async def _change_schedule(self, tenant: str, message: Message) -> bytes:
         asked = decoded(message.data, ChangeScheduleRequest)
-        command = ChangeSchedule(asked.verb, bounded(asked.actor), bounded(asked.reason))
+        command = ChangeSchedule(asked.verb, somebody(asked.actor), bounded(asked.reason))
         state = await self._schedules.change(tenant, _token(asked.name), command)
         return accepted(schedule=schedule_report(state, self._clock.now_us()))
 
     async def _run_schedule(self, tenant: str, message: Message) -> bytes:
         asked = decoded(message.data, RunScheduleRequest)
-        fired = await self._schedules.run_now(tenant, _token(asked.name), actor=bounded(asked.actor) or "anonymous")
+        fired = await self._schedules.run_now(tenant, _token(asked.name), actor=somebody(asked.actor))
         return accepted(run_id=fired.run_id, error=fired.error)
 
     async def _register(self, _: str, message: Message) -> bytes:

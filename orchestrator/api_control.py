@@ -32,7 +32,7 @@ from crewlog.events.store import EventStore
 from crewlog.orchestrator.commands import CancelRun, Command, LiftQuarantine, Tick, TooLate
 from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.interventions import needed_kinds
-from crewlog.orchestrator.replies import accepted, bounded, decoded, person
+from crewlog.orchestrator.replies import accepted, bounded, decoded, person, somebody
 from crewlog.orchestrator.report import OpenStatus, status_of
 from crewlog.orchestrator.run import RunState
 from crewlog.orchestrator.steering import Steering, Verb
@@ -179,7 +179,7 @@ class ControlApi:
         state = states.get(RunId(asked.run_id))
         if state is None or state.brief.tenant != tenant:
             raise NotFound("run", str(asked.run_id))
-        state = await self._driver.execute(state.run_id, CancelRun(bounded(asked.reason) or "cancelled", bounded(asked.actor)))
+        state = await self._driver.execute(state.run_id, CancelRun(bounded(asked.reason) or "cancelled", somebody(asked.actor)))
         if state.status != "cancelled":
             raise TooLate(f"run {state.run_id} cannot be cancelled: it is {state.status}")
         return accepted(run_id=state.run_id, status=state.status)

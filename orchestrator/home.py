@@ -11,15 +11,19 @@ import fcntl
 import os
 import select
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, Literal
+from typing import IO, Final, Literal
 
 import msgspec
 
 from crewlog.schemas.errors import ConfigError
 
 LOG_BYTES_MAX: Final = 8 * 1024 * 1024
+LOOKS_MAX: Final = 100
+LOOK_S: Final = 0.002
+"""Who looks for the holder of a lock has it for less than that, in seconds."""
 
 
 class AlreadyRunning(ConfigError):
@@ -88,14 +92,12 @@ class Home:
             AlreadyRunning: naming the process that holds it.
         """
         with self._lock.open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            if not _take(file):
                 file.seek(0)
                 holder = file.read().strip() or "unknown"
                 raise AlreadyRunning(
                     f"crewlog already runs in {self.path} (pid {holder})", hint="see it: crewlog status; stop it: crewlog down; or choose another --home"
-                ) from None
+                )
             file.truncate(0)
             file.write(f"{os.getpid()}\n")
             file.flush()
@@ -131,6 +133,21 @@ class Home:
         if path.exists() and path.stat().st_size > LOG_BYTES_MAX:
             path.replace(path.with_suffix(".log.1"))
         return path
+
+
+def _take(file: IO[str]) -> bool:
+    """Take the lock of a home; False when another process holds it. One that only looks who does, as `holder`, lets go of it at once."""
+    for _ in range(LOOKS_MAX):
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        fcntl.flock(file, fcntl.LOCK_UN)
+        time.sleep(LOOK_S)
+    return False
 
 
 async def wait_gone(pid: int, *, timeout_s: float) -> bool:

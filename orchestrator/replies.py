@@ -42,6 +42,11 @@ def person(actor: str) -> str:
     return bounded(actor)
 
 
+def somebody(actor: str) -> str:
+    """Return who asks for something that needs no name."""
+    return bounded(actor.strip()) or "anonymous"
+
+
 def accepted(**fields: Any) -> bytes:
     """Encode a good answer."""
     return msgspec.json.encode({"ok": True, **fields})

@@ -17,13 +17,12 @@ from typing import Final, Literal, NamedTuple
 from crewlog.events.child_launch import launch_command
 from crewlog.events.clock import Clock
 from crewlog.events.readiness import READY_FD
+from crewlog.schemas.retry import doubled_s
 
 EXIT_MISCONFIGURED: Final = 2
 """A child that ends with this code found a setting it cannot work with: starting it again would end the same way."""
 RESTART_FIRST_S: Final = 0.2
 RESTART_LONGEST_S: Final = 5.0
-DOUBLINGS_MAX: Final = 30
-"""Of the first wait: far more than any longest wait, and a number that can still be multiplied."""
 HEALTHY_AFTER_S: Final = 30.0
 """A child that lived this long starts over with the shortest wait."""
 _CHUNK_BYTES: Final = 65_536
@@ -116,7 +115,7 @@ class Supervised:
                     self._output(self.program.name, "has left in good order and stays away; crewlog scale brings it back")
                     return
                 failures = 0 if self._clock.monotonic() - started > HEALTHY_AFTER_S else failures + 1
-                wait_s = restart_wait_s(failures, self._restart_longest_s)
+                wait_s = doubled_s(RESTART_FIRST_S, max(failures - 1, 0), longest_s=self._restart_longest_s)
                 self.state = "restarting"
                 self._output(self.program.name, f"ended with {_describe(self.exit_code)}, starts again in {wait_s:g} s")
                 with contextlib.suppress(TimeoutError):
@@ -179,18 +178,6 @@ class Supervised:
                     self._output(self.program.name, line.decode(errors="replace"))
             if rest:
                 self._output(self.program.name, rest.decode(errors="replace"))
-
-
-def restart_wait_s(failures: int, longest_s: float) -> float:
-    """Return how long to wait before a child is started again, in seconds.
-
-    Args:
-        failures: early ends in a row: any number, since a server may be away for days.
-
-    >>> [restart_wait_s(failures, 5.0) for failures in (0, 1, 2, 3, 10_000)]
-    [0.2, 0.2, 0.4, 0.8, 5.0]
-    """
-    return min(longest_s, RESTART_FIRST_S * 2.0 ** min(max(failures - 1, 0), DOUBLINGS_MAX))
 
 
 @contextlib.asynccontextmanager

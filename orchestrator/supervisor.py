@@ -12,7 +12,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any, Final, Literal, TextIO
 
 from crewlog.agents.models import PLANNERS_TASKS, check_models
@@ -121,8 +121,7 @@ class Supervisor:
                 self._set_phase("stopping")
                 await self._shut_down()
                 self._set_phase("stopped")
-                for log in self._logs.values():
-                    log.close()
+                self._close_logs()
 
     def request_stop(self) -> None:
         """Stop in good order; asked for a second time, kill everything at once."""
@@ -262,15 +261,26 @@ class Supervisor:
         self._write_state()
 
     def _write_state(self) -> None:
-        self._home.write_state(self.state())
+        try:
+            self._home.write_state(self.state())
+        except OSError as error:  # a full disk must not keep the crew from being stopped in good order
+            self._on_phase(f"state.json is not up to date: {error}")
+
+    def _close_logs(self) -> None:
+        for log in self._logs.values():
+            with suppress(OSError):  # what no disk took is lost now
+                log.close()
 
     def _write_line(self, name: str, line: str) -> None:
-        log = self._logs.get(name)
-        if log is None:
-            log = self._logs[name] = self._home.open_log(name).open("a", encoding="utf-8", buffering=1)
-        log.write(f"{line}\n")
-        self._console.write(f"{name:<{_ALIGN}} {line}\n")
-        self._console.flush()
+        # a disk that is full, or a console that is gone, must not keep the other from getting it, nor the child from writing
+        with suppress(OSError):
+            log = self._logs.get(name)
+            if log is None:
+                log = self._logs[name] = self._home.open_log(name).open("a", encoding="utf-8", buffering=1)
+            log.write(f"{line}\n")
+        with suppress(OSError):
+            self._console.write(f"{name:<{_ALIGN}} {line}\n")
+            self._console.flush()
 
 
 def _kind(group: str) -> str:

@@ -256,6 +256,14 @@ async def test_what_is_in_force_can_be_listed() -> None:
     assert ([c["scope"] for c in mine["pauses"]], [c["scope"] for c in mine["quarantines"]]) == ([kind_scope("data")], [run_scope(run_id)])
 
 
+async def test_a_run_that_nobody_in_particular_cancels_says_so() -> None:
+    crew = Crew(lazy)
+    async with crew.orchestrator():
+        run_id = await crew.submit(type="data")
+        assert (await crew.ask("runs.cancel", {"run_id": run_id, "actor": " "}))["status"] == "cancelled"
+    assert json.loads(crew.events(run_id)[-1].data)["actor"] == "anonymous"
+
+
 @pytest.mark.parametrize(
     ("what", "tenant", "body", "text"),
     [

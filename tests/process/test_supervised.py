@@ -10,7 +10,7 @@ import pytest
 
 from crewlog.events.clock import SystemClock
 from crewlog.orchestrator.home import wait_gone
-from crewlog.orchestrator.supervised import RESTART_LONGEST_S, Program, Supervised, restart_wait_s
+from crewlog.orchestrator.supervised import Program, Supervised
 
 READY = "import os, signal, sys, time; os.write(int(os.environ['CREWLOG_READY_FD']), b'1')\n"
 
@@ -111,8 +111,3 @@ async def test_long_lines_arrive_whole(size: int) -> None:
     async with supervised(READY + f"print('x' * {size}, flush=True); signal.pause()") as (_, lines):
         await lines.until(bool)
         assert lines.all == ["x" * size]
-
-
-def test_the_wait_before_another_start_doubles_and_stays_bounded_however_often_a_child_has_failed() -> None:
-    assert [restart_wait_s(failures, RESTART_LONGEST_S) for failures in (0, 1, 2, 3, 6)] == [0.2, 0.2, 0.4, 0.8, 5.0]
-    assert restart_wait_s(5_000, RESTART_LONGEST_S) == RESTART_LONGEST_S  # a server that was away for a night

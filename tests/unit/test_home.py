@@ -3,6 +3,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,24 @@ def test_only_one_holds_the_lock_and_the_other_is_told_who(tmp_path: Path) -> No
         with pytest.raises(AlreadyRunning, match=f"pid {os.getpid()}"), Home(home.path).locked():
             pass
     assert home.holder() is None
+
+
+def test_who_looks_for_the_holder_keeps_nobody_from_taking_the_lock(tmp_path: Path) -> None:
+    home, is_over = Home(tmp_path), threading.Event()
+    with home.locked():
+        pass
+
+    def look() -> None:
+        while not is_over.is_set():
+            Home(tmp_path).holder()
+
+    with ThreadPoolExecutor(2) as looking:
+        looks = [looking.submit(look) for _ in range(2)]
+        for _ in range(200):
+            with home.locked():
+                pass
+        is_over.set()
+        assert [done.result() for done in looks] == [None, None]
 
 
 def test_a_home_that_cannot_be_made_is_a_configuration_error(tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+"""What a supervisor says and writes about its crew when a disk is full or its console is gone: the crew is kept, and stopped, all the same."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from crewlog.events.clock import SystemClock
+from crewlog.events.config import load
+from crewlog.orchestrator.home import Home
+from crewlog.orchestrator.supervisor import Supervisor
+
+
+class Gone(io.StringIO):
+    """A console that nobody reads any more."""
+
+    def write(self, _: str) -> int:
+        raise BrokenPipeError
+
+
+@contextmanager
+def a_supervisor(home: Path, console: io.StringIO, said: list[str]) -> Iterator[Supervisor]:
+    Home(home).prepare()
+    crew = Supervisor(load(home=home), {}, clock=SystemClock(), console=console, on_phase=said.append)
+    yield crew
+    crew._close_logs()
+
+
+def test_what_a_child_says_is_in_its_log_although_the_console_is_gone(tmp_path: Path) -> None:
+    with a_supervisor(tmp_path, Gone(), []) as crew:
+        crew._write_line("research", "I am up")
+        crew._write_line("research", "and working")
+    assert (tmp_path / "logs" / "research.log").read_text() == "I am up\nand working\n"
+
+
+def test_what_a_child_says_is_on_the_console_although_the_disk_is_full(tmp_path: Path) -> None:
+    console = io.StringIO()
+    with a_supervisor(tmp_path, console, []) as crew:
+        (tmp_path / "logs" / "research.log").symlink_to("/dev/full")
+        crew._write_line("research", "I am up")
+    assert console.getvalue().split() == ["research", "I", "am", "up"]
+
+
+def test_a_state_that_cannot_be_written_is_said_and_stops_nothing(tmp_path: Path) -> None:
+    said: list[str] = []
+    with a_supervisor(tmp_path, io.StringIO(), said) as crew:
+        (tmp_path / "state.new").mkdir()
+        crew._set_phase("stopping")
+        assert [line.split(":")[0] for line in said] == ["state.json is not up to date"]
+        assert crew.state().phase == "stopping"
