@@ -96,6 +96,7 @@ def tool_started(task: TaskState, fact: Fact, event: ToolStarted, changed: Chang
 
 def tool_finished(task: TaskState, fact: Fact, event: ToolFinished, changed: Changed) -> None:
     """Close the row; what the call made belongs to the task."""
+    add_artifacts(task, event.artifacts, changed)
     call = task.tool_calls.pop(event.call_id, None) or _new_tool_call(task, fact, event)
     call.status, call.trust, call.latency_ms = event.status, event.trust, event.latency_ms
     call.finished_us, call.outcome_position = fact.occurred_us, fact.position
@@ -104,8 +105,6 @@ def tool_finished(task: TaskState, fact: Fact, event: ToolFinished, changed: Cha
     if event.reused:
         call.reused = to_json(event.reused)
     changed.tool_calls[call] = None
-    if event.artifacts:
-        add_artifacts(task, event.artifacts, changed)
 
 
 def _close(task: TaskState, fact: Fact, event: ModelCallFinished | ModelCallFailed, changed: Changed) -> ModelCallRow:

@@ -78,7 +78,8 @@ class Projection(Protocol):
         """Apply one fact.
 
         Raises:
-            Exception: the fact makes no sense; it is recorded as a problem and skipped.
+            Exception: the fact makes no sense; it is recorded as a problem and skipped. Nothing of it may have been applied before that: whoever folds
+                again does not look at it.
         """
 
     def take(self) -> Changes:

@@ -34,7 +34,11 @@ from crewlog.schemas.errors import ConfigError, ContractError
 
 log = logging.getLogger(__name__)
 
-REFUSED: Final = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError, ValueError, OverflowError, ContractError)
+REFUSED: Final = (
+    *(asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError),
+    asyncpg.CardinalityViolationError,  # two rows with one key: agents write the ids that keys are made of
+    *(ValueError, OverflowError, ContractError),
+)
 """Errors that lie in the data: another try would end the same way."""
 
 

@@ -35,7 +35,7 @@ RUNS: Final = Table("runs", RunRow, key=("run_id",))
 TASKS: Final = Table("tasks", TaskRow, key=("run_id", "key", "revision"))
 MODEL_CALLS: Final = Table("model_calls", ModelCallRow, key=("task_id", "number"))
 TOOL_CALLS: Final = Table("tool_calls", ToolCallRow, key=("task_id", "call_id"))
-APPROVALS: Final = Table("approvals", ApprovalRow, key=("approval_id",))
+APPROVALS: Final = Table("approvals", ApprovalRow, key=("approval_id",), owner="task_id")
 
 _TABLES: Final[tuple[Table[Any], ...]] = (RUNS, TASKS, MODEL_CALLS, TOOL_CALLS, APPROVALS)
 OF_RUNS: Final = tuple(table.name for table in _TABLES)

@@ -6,6 +6,7 @@ A state is never stored. A run that is not in memory is folded again from its ow
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Final
 from uuid import UUID
 
 import msgspec
@@ -13,8 +14,12 @@ import msgspec
 from crewlog.events.controls import Measure, is_kind, kind_scope
 from crewlog.projections.json_text import to_json
 from crewlog.projections.rows import FINISHED, ApprovalRow, ModelCallRow, RunRow, TaskRow, TaskStatus, ToolCallRow
+from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import Stream, TaskId, task_stream
 from crewlog.schemas.values import ArtifactRef, Shortfall
+
+FILE_BYTES_END: Final = 1 << 63
+"""Sizes of files are below, as in every file system."""
 
 
 class TaskState(msgspec.Struct, eq=False):
@@ -138,9 +143,15 @@ def open_task(run: RunState, *, key: str, revision: int, task_id: UUID, kind: st
 
 
 def add_artifacts(task: TaskState, artifacts: Collection[ArtifactRef], changed: Changed) -> None:
-    """Note files a task made, each name and content once."""
+    """Note files a task made, each name and content once.
+
+    Raises:
+        ContractError: a size that no file has, and no view can show.
+    """
     if not artifacts:
         return
+    if not all(0 <= artifact.size < FILE_BYTES_END for artifact in artifacts):
+        raise ContractError(f"task {task.row.task_id} says that it made a file of a size that none has")
     for artifact in artifacts:
         task.artifacts[artifact.name, artifact.hash] = artifact
     task.row.artifacts = to_json(list(task.artifacts.values()))

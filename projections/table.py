@@ -27,16 +27,23 @@ _encode: Final = msgspec.json.Encoder().encode
 class Table(Generic[R]):
     """One table whose columns are the fields of a row struct."""
 
-    def __init__(self, name: str, row: type[R], *, key: tuple[str, ...]) -> None:
+    def __init__(self, name: str, row: type[R], *, key: tuple[str, ...], owner: str | None = None) -> None:
+        """Describe it.
+
+        Args:
+            key: columns of the primary key.
+            owner: column that says whose a row is, where the key does not: nobody replaces a row of another one.
+        """
         self.name, self.key = name, key
         self.columns: Final = row.__struct_fields__
         hints = get_type_hints(row)
         types = ", ".join(f"{column} {_pg_type(hints[column])}" for column in self.columns)
         values = ", ".join(_value(field, hints[field.name]) for field in msgspec.structs.fields(row))
         updates = ", ".join(f"{column} = excluded.{column}" for column in self.columns if column not in key)
+        kept = f" WHERE {name}.{owner} = excluded.{owner}" if owner is not None else ""
         # every name in this text is a constant of the program
         self._upsert = f"""INSERT INTO {name} ({", ".join(self.columns)}) SELECT {values} FROM json_to_recordset($%d) AS r ({types})
-                           ON CONFLICT ({", ".join(key)}) DO UPDATE SET {updates}"""  # noqa: S608
+                           ON CONFLICT ({", ".join(key)}) DO UPDATE SET {updates}{kept}"""  # noqa: S608
 
     def upsert(self, parameter: int) -> str:
         """Return the statement that writes the rows of a JSON array: its parameter of this number."""

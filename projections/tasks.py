@@ -75,9 +75,9 @@ def task_of(stream: Stream) -> TaskId:
 
 
 def _opened(run: RunState, fact: Fact, event: TaskOpened, changed: Changed) -> None:
-    task_id = task_of(fact.stream)
+    task_id, objective = task_of(fact.stream), _decode_sent(event.task).objective
     task = open_task(run, key=event.key, revision=event.revision, task_id=task_id, kind=event.kind, at_us=fact.occurred_us, changed=changed)
-    task.row.objective = _decode_sent(event.task).objective or task.row.objective
+    task.row.objective = objective or task.row.objective
 
 
 def _forked(run: RunState, fact: Fact, event: TaskForked, changed: Changed) -> None:
@@ -118,10 +118,10 @@ def _handed_back(task: TaskState, _: Fact, __: TaskHandedBack, changed: Changed)
 
 def _completed(task: TaskState, fact: Fact, event: TaskCompleted, changed: Changed) -> None:
     row = task.row
+    add_artifacts(task, event.outcome.artifacts, changed)
     _enter(task, "reviewing", changed)
     task.ended_us, row.outcome_position = fact.occurred_us, fact.position
     row.error_code = row.error = None
-    add_artifacts(task, event.outcome.artifacts, changed)
 
 
 def _failed(task: TaskState, fact: Fact, event: TaskFailed, changed: Changed) -> None:
