@@ -25,6 +25,7 @@ import asyncpg
 
 from crewlog.events import grants
 from crewlog.events.credentials import scram_verifier
+from crewlog.events.postgres_hosts import check_address
 from crewlog.schemas.codec import EVENT_TYPES
 from crewlog.schemas.errors import ConfigError, Unavailable
 
@@ -137,6 +138,7 @@ async def migrate(admin_url: str, folders: Sequence[Path] = (LOG_FOLDER,), *, wa
 
 async def ensure_database(admin_url: str) -> None:
     """Create the database that `admin_url` names if the server does not have it yet."""
+    check_address(admin_url)
     parts = urlsplit(admin_url)
     name = unquote(parts.path.removeprefix("/"))
     connection = await connect(parts._replace(path="/postgres").geturl())
@@ -192,9 +194,10 @@ async def connect(url: str, *, timeout_s: float = 10.0) -> Any:
     """Open one connection for administration.
 
     Raises:
-        ConfigError: the server refuses this login or does not have the database.
+        ConfigError: the address is malformed, the server refuses this login or does not have the database.
         Unavailable: the server cannot be reached.
     """
+    check_address(url)
     try:
         return await asyncpg.connect(url, timeout=timeout_s, server_settings={"application_name": "crewlog migrate"})
     except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError, ValueError) as error:  # ValueError: the address is none

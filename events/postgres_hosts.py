@@ -9,6 +9,7 @@ that is new cannot know, so whoever promotes a standby must see to it that the o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final
@@ -16,19 +17,44 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 
+from crewlog.schemas.errors import ConfigError
+
 CONNECT_TIMEOUT_S: Final = 5.0
 HOST_TIMEOUT_S: Final = 2.0
 """How long one of several hosts may take to answer, in seconds."""
 CLUSTERS_MAX: Final = 64
 _TIMELINE: Final = "SELECT ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int"
+_HOST: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+(?:%\w+)?\]|[^:\[\]]*)(?::(?P<port>\d{1,5}))?")
+_HINT: Final = "expected postgresql://user:password@host:port/database in CREWLOG_DATABASE_URL; in a password, / is written %2F, # %23, ? %3F and @ %40"
+
+
+def check_address(url: str) -> None:
+    """Check that an address can be taken apart. Whoever finds out later shows what he found in the place of a port: part of a password.
+
+    Raises:
+        ConfigError: it cannot. The error shows nothing of it.
+    """
+    try:
+        parts = urlsplit(url)
+        hosts = [_HOST.fullmatch(host.strip()) for host in parts.netloc.rpartition("@")[2].split(",")]
+        is_good = parts.scheme in {"postgresql", "postgres"} and all(hosts) and "@" not in parts.path
+        is_good = is_good and all(int(host["port"] or 0) < 65_536 for host in hosts if host)
+    except ValueError:
+        is_good = False
+    if not is_good:
+        raise ConfigError("the address of Postgres is malformed", hint=_HINT)
 
 
 def split_hosts(url: str) -> tuple[str, ...]:
     """Return one address for each host that an address names.
 
+    Raises:
+        ConfigError: it is malformed.
+
     >>> split_hosts("postgresql://u:p@a:1,b:2/db")
     ('postgresql://u:p@a:1/db?target_session_attrs=primary', 'postgresql://u:p@b:2/db?target_session_attrs=primary')
     """
+    check_address(url)
     parts = urlsplit(url)
     login, at, hosts = parts.netloc.rpartition("@")
     if "," not in hosts:
