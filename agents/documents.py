@@ -24,6 +24,8 @@ DOCUMENT_BYTES_MAX: Final = 32 * 1024 * 1024
 TEXT_CHARS_MAX: Final = 8_000_000
 PAGES_MAX: Final = 5_000
 UNPACKED_BYTES_MAX: Final = 256 * 1024 * 1024
+MERGED_CELLS_MAX: Final = 100_000
+"""Columns that all merged cells of a document may cover together: the library makes as many cells of one as it says that it covers."""
 TITLE_CHARS_MAX: Final = 160
 
 MARKDOWN: Final = "text/markdown"
@@ -46,7 +48,7 @@ _SUFFIXES: Final = {
 }
 # every character but LF that some program takes for a line end: it must not shift line numbers between programs
 _OTHER_LINE_ENDS: Final = re.compile("[\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
-_HEADING: Final = re.compile(r"^#{1,6}\s+(.+?)\s*#*$", re.MULTILINE)
+_HEADING: Final = re.compile(r"^#{1,6}[ \t]+(?=[^ \t#])(.*)$", re.MULTILINE)
 
 
 class Document(NamedTuple):
@@ -103,7 +105,7 @@ def _tidy(text: str) -> str:
 
 def _first_heading(text: str) -> str:
     heading = _HEADING.search(text)
-    return heading.group(1) if heading else next(line.strip() for line in text.split("\n") if line.strip())
+    return heading.group(1).rstrip("#").rstrip() if heading else next(line.strip() for line in text.split("\n") if line.strip())
 
 
 def _decode(name: str, data: bytes) -> str:
@@ -187,6 +189,8 @@ def _read_docx(name: str, data: bytes) -> tuple[str, str]:
         if unpacked > UNPACKED_BYTES_MAX:
             raise ContractError(f"document {name!r} unpacks to {unpacked} bytes; at most {UNPACKED_BYTES_MAX} are read")
         document = docx.Document(io.BytesIO(data))
+        if sum(map(int, document.element.xpath("//w:gridSpan/@w:val"))) > MERGED_CELLS_MAX:
+            raise ContractError(f"document {name!r} has merged cells over more than {MERGED_CELLS_MAX} columns; split it")
         text = "\n\n".join(_docx_blocks(document))
         title = document.core_properties.title or ""
     # python-docx puts this into every file it makes

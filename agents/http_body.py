@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import AsyncIterable, AsyncIterator
-from typing import Final
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
 
 from crewlog.schemas.text import clean, shorten
+
+if TYPE_CHECKING:
+    import httpx2
 
 ACCEPTED: Final = "gzip, deflate"
 """Value of the request header `Accept-Encoding`: what `unpacked` can unpack."""
@@ -42,3 +46,38 @@ async def unpacked(parts: AsyncIterable[bytes], packing: str, *, bytes_max: int)
             raise BadBody(f"is larger than {bytes_max // 2**20} MiB")
         if plain:
             yield plain
+
+
+def bound(response: httpx2.Response, *, bytes_max: int, broken: Callable[[str], Exception]) -> None:
+    """Let whoever reads the body of an answer get no more than `bytes_max` bytes, unpacked.
+
+    Args:
+        broken: makes the error that is raised instead, given what came: `an answer that is larger than 8 MiB`.
+    """
+    response.stream = _bounded_type()(response, bytes_max, broken)
+
+
+@cache
+def _bounded_type() -> Any:
+    """Make the type of a bounded body: its parent takes a while to load, and most workers never need it."""
+    import httpx2
+
+    class Bounded(httpx2.AsyncByteStream):
+        def __init__(self, response: httpx2.Response, bytes_max: int, broken: Callable[[str], Exception]) -> None:
+            assert isinstance(response.stream, httpx2.AsyncByteStream)
+            self._sent, self._bytes_max, self._broken = response.stream, bytes_max, broken
+            self._packing = response.headers.pop("content-encoding", "")
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            try:
+                async for part in unpacked(self._sent, self._packing, bytes_max=self._bytes_max):
+                    yield part
+            except BadBody as error:
+                raise self._broken(f"an answer that {error}") from error
+            except zlib.error as error:
+                raise self._broken("a body that cannot be decompressed") from error
+
+        async def aclose(self) -> None:
+            await self._sent.aclose()
+
+    return Bounded

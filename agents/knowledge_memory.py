@@ -18,7 +18,7 @@ from crewlog.agents.knowledge import DOCUMENTS_MAX, DocumentInfo, Passage
 from crewlog.events.store import EventStore
 from crewlog.schemas.errors import Unavailable
 from crewlog.schemas.ids import Hash
-from crewlog.schemas.system_events import DocumentIngested
+from crewlog.schemas.system_events import DocumentErased, DocumentIngested
 
 PASSAGE_CHARS_MIN: Final = 300
 PASSAGE_LINES_MAX: Final = 12
@@ -91,16 +91,19 @@ class MemoryKnowledge:
         async with self._folding:
             while True:
                 page = await self._store.read_all(self._position, _PAGE_EVENTS)
-                events = [event for recorded in page.events if isinstance(event := recorded.event(), DocumentIngested)]
-                texts = await self._store.get_blobs([event.text for event in events if event.text not in self._chunks])
+                events = [event for recorded in page.events if isinstance(event := recorded.event(), DocumentIngested | DocumentErased)]
+                wanted = [event.text for event in events if isinstance(event, DocumentIngested) and event.text not in self._chunks]
+                texts = await self._store.get_blobs(wanted)
                 for event in events:
+                    known = self._infos.pop((event.tenant, event.content), None)
+                    if isinstance(event, DocumentErased):
+                        continue
                     if event.text in texts:
                         self._chunks[event.text] = tuple(_chunks(texts[event.text].decode()))
-                    known = self._infos.get((event.tenant, event.content))
-                    library = event.library or (known is not None and known.library)
-                    self._infos[event.tenant, event.content] = DocumentInfo(
-                        event.content, event.name, event.title, event.media_type, event.lines, library, event.text
-                    )
+                    if event.text in self._chunks:  # else it was erased since
+                        library = event.library or (known is not None and known.library)
+                        info = DocumentInfo(event.content, event.name, event.title, event.media_type, event.lines, library, event.text)
+                        self._infos[event.tenant, event.content] = info
                 if not page.events:
                     return
                 self._position = page.events[-1].position

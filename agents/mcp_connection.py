@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.types import CONNECTION_CLOSED, REQUEST_TIMEOUT, CallToolResult, Implementation, ToolListChangedNotification
 from pydantic import ValidationError
 
+from crewlog.agents.http_body import bound
 from crewlog.agents.mcp_pins import TOOLS_MAX, Definition
 from crewlog.agents.mcp_stdio import MESSAGE_BYTES_MAX, child_transport
 from crewlog.events.clock import Clock
@@ -166,7 +167,9 @@ class McpConnection:
         headers = {name: value.get_secret_value() for name, value in server.headers.items()}
         timeout = httpx2.Timeout(REQUEST_TIMEOUT_S, read=server.timeout_s + REQUEST_TIMEOUT_S)
         self._http = _Bounded()
-        http = await closing.enter_async_context(httpx2.AsyncClient(transport=self._http, headers=headers, timeout=timeout, trust_env=False))
+        http = await closing.enter_async_context(
+            httpx2.AsyncClient(transport=self._http, headers={"Accept-Encoding": "identity", **headers}, timeout=timeout, trust_env=False)
+        )
         return streamable_http_client(server.url, http_client=http, max_sse_event_size=MESSAGE_BYTES_MAX)
 
     async def _heard(self, message: Any) -> None:
@@ -203,7 +206,8 @@ def reason(error: BaseException) -> str:
 
 
 class _Bounded(httpx2.AsyncBaseTransport):
-    """Lets no whole answer grow past the limit. Streams of events have a limit per event, which the library keeps."""
+    """Lets no whole answer grow past the limit, as sent or as unpacked. Streams of events have a limit per event, which the library keeps, and are not
+    unpacked."""
 
     def __init__(self) -> None:
         self._inner = httpx2.AsyncHTTPTransport()
@@ -214,24 +218,11 @@ class _Bounded(httpx2.AsyncBaseTransport):
         response = await self._inner.handle_async_request(request)
         self.refused = f"{response.status_code} {response.reason_phrase}".strip() if response.is_error else ""
         if "text/event-stream" not in response.headers.get("content-type", ""):
-            response.stream = _BoundedStream(response.stream)
+            bound(response, bytes_max=MESSAGE_BYTES_MAX, broken=lambda what: httpx2.ReadError(f"it sent {what}"))
+        elif packing := response.headers.pop("content-encoding", ""):
+            await response.aclose()
+            raise httpx2.ReadError(f"it sent a stream of events packed as {shorten(clean(packing), 40)!r}, which was not asked for")
         return response
-
-    async def aclose(self) -> None:
-        await self._inner.aclose()
-
-
-class _BoundedStream(httpx2.AsyncByteStream):
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        received = 0
-        async for part in self._inner:
-            received += len(part)
-            if received > MESSAGE_BYTES_MAX:
-                raise httpx2.ReadError(f"it sent an answer of more than {MESSAGE_BYTES_MAX // 2**20} MiB")
-            yield part
 
     async def aclose(self) -> None:
         await self._inner.aclose()

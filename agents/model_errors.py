@@ -247,5 +247,8 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
             continue
         if math.isfinite(seconds):
             return max(0.0, seconds)
-    until, now = (email.utils.parsedate_tz(headers.get(name, "")) for name in ("retry-after", "date"))
-    return max(0.0, float(email.utils.mktime_tz(until) - email.utils.mktime_tz(now))) if until and now else None
+    try:
+        until, now = (email.utils.parsedate_to_datetime(headers.get(name, "")) for name in ("retry-after", "date"))
+        return max(0.0, (until - now).total_seconds())
+    except (ValueError, TypeError):  # there is none, or one of them is no date, or only one has a zone
+        return None

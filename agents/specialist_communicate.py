@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from http import HTTPStatus
-from pathlib import Path
+from itertools import chain, count
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Annotated, Any, Final
 from urllib.parse import urlsplit
@@ -191,7 +193,7 @@ class CommunicateTools:
 
     async def submit_report(self, context: ToolContext, args: SubmitReport) -> ToolOutput:
         """End the task with what was done."""
-        made = tuple({ref.name: ref for ref in context.earlier_artifacts}.values())
+        made = _named_apart(context.earlier_artifacts)
         mails, posts = ([ref.name for ref in made if ref.media_type == kind] for kind in (_MAIL_TYPE, _POST_TYPE))
         tainted = any(item.outcome.trust == "untrusted" for item in context.task.context)
         outcome = Outcome(
@@ -247,6 +249,17 @@ async def _files(context: ToolContext, names: Iterable[str]) -> list[MailFile]:
 def _next_name(context: ToolContext, stem: str, suffix: str) -> str:
     made = {ref.name for ref in context.earlier_artifacts}
     return next(name for n in range(1, len(made) + 2) if (name := f"{stem}-{n}.{suffix}") not in made)
+
+
+def _named_apart(refs: Iterable[ArtifactRef]) -> tuple[ArtifactRef, ...]:
+    """Give files of the same name names of their own: calls of one turn run side by side and know nothing of each other."""
+    named: dict[str, ArtifactRef] = {}
+    for ref in dict.fromkeys(refs):
+        path = PurePosixPath(ref.name)
+        again = (path.with_stem(f"{path.stem}-{n}").as_posix() for n in count(2))
+        name = next(name for name in chain([ref.name], again) if name not in named)
+        named[name] = replace(ref, name=name)
+    return tuple(named.values())
 
 
 def communicate_agent(

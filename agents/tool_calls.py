@@ -66,7 +66,7 @@ class ToolCalls:
         self._stand_ins = None if task.trial is None else StandIns(task, journal)
 
     async def run(self, calls: tuple[Call, ...], setup: Setup) -> None:
-        """Do what is decided about each of these calls, side by side where they run.
+        """Do what is decided about each of these calls, side by side where they run; those behind one that may change the task's files are left for then.
 
         A person is asked once nothing else is left to do: the answer is written to the task, and whoever was still at work on it would lose it.
         """
@@ -96,6 +96,8 @@ class ToolCalls:
                     assert spec is not None
                     if (begun := await self._begin(call, tool, spec, arguments, verdict, may_wait=not running)) is not None:
                         running.append(begun)
+                        if tool.is_contained:
+                            break  # it may change the task's files: the calls behind it begin when that is known
         if running:
             await self._perform(running)
         if len(asked) == len(calls):

@@ -133,7 +133,8 @@ class Workspace:
         parts = []
         for path in self.changed():
             old = await self._artifacts.get(self.given[path].hash) if path in self.given else None
-            parts.append(file_diff(path, old, await self._artifacts.get(self.files[path].hash)))
+            new = await self._artifacts.get(self.files[path].hash)
+            parts.append(await asyncio.to_thread(file_diff, path, old, new))  # that of a large file takes a while, in which the worker must answer others
         return "".join(parts)
 
 

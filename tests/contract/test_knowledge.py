@@ -18,11 +18,12 @@ from crewlog.events.grants import PROJECTOR, kind_role
 from crewlog.events.memory_store import MemoryStore
 from crewlog.events.migrate import connect
 from crewlog.events.postgres_store import PostgresStore
-from crewlog.events.store import EventStore
+from crewlog.events.store import ANY, AppendRequest, EventStore, Write
 from crewlog.projections.catalog import all_projections
 from crewlog.projections.read_model import ReadModel
 from crewlog.schemas.errors import ConfigError, ContractError, Unavailable
-from crewlog.schemas.ids import Hash
+from crewlog.schemas.ids import Hash, document_stream
+from crewlog.schemas.system_events import DocumentErased
 
 CLOCK = SystemClock()
 RESEARCH = kind_role("research")
@@ -178,3 +179,18 @@ async def test_postgres_answers_bad_queries_and_bad_databases_in_words(database:
     away = PostgresKnowledge("postgresql://crewlog@127.0.0.1:1/crewlog")
     with pytest.raises(Unavailable, match="cannot list documents"):
         await away.documents("default", None)
+
+
+async def test_in_memory_what_was_erased_is_found_no_more() -> None:
+    shelf = InMemory()
+    shelf.store = store = MemoryStore()
+    early = shelf.knowledge = MemoryKnowledge(store)
+    await add(shelf, "mail.md", MAIL)
+    gone = (await add(shelf, "replay.md", REPLAY)).document
+    assert len(await early.search("default", "event message", None, 10)) == 2
+    write = Write(document_stream("default", gone.content), (DocumentErased("default", gone.content, "ada"),), ANY)
+    await store.append(AppendRequest((write,), (CLOCK.new_id(),), CLOCK.now_us()))
+    del store.log.blobs[gone.text]
+    for knowledge in (early, MemoryKnowledge(store)):
+        assert [info.name for info in await knowledge.documents("default", None)] == ["mail.md"]
+        assert {passage.name for passage in await knowledge.search("default", "event message", None, 10)} == {"mail.md"}

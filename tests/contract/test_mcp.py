@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import sys
@@ -106,7 +107,7 @@ async def test_tools_of_a_server_over_http() -> None:
     async with http_server() as (url, process), hub_of(McpServer(kinds=("helper",), url=url, timeout_s=3)) as hub:
         assert await text(hub, "testing__add", a=2, b=3) == "5"
         assert await failure(hub, "testing__fail") == "Error executing tool fail: the moon is full"
-        assert "more than 8 MiB" in await failure(hub, "testing__huge")
+        assert "larger than 8 MiB" in await failure(hub, "testing__huge")
         await until(lambda: call_works(hub))
         process.kill()
         await process.wait()
@@ -175,8 +176,8 @@ async def call_works(hub: McpHub) -> bool:
 
 async def test_fifty_megabytes_end_the_connection_and_not_the_worker() -> None:
     async with hub_of(over_stdio()) as hub:
-        assert "(the server sent a message of more than 8 MiB)" in await failure(hub, "testing__huge")
-        await until(lambda: hub.problems() == ("MCP server testing: the server sent a message of more than 8 MiB",))
+        assert "(the server sent a message of larger than 8 MiB)" in await failure(hub, "testing__huge")
+        await until(lambda: hub.problems() == ("MCP server testing: the server sent a message of larger than 8 MiB",))
         await until(lambda: call_works(hub))
         assert hub.problems() == ()
 
@@ -237,6 +238,8 @@ async def test_a_server_that_never_answers_does_not_hold_the_worker_up() -> None
         (page('{"jsonrpc":"2.0","id":1,"result":7}', "application/json"), "MCP server testing: "),
         (page("no", status="401 Unauthorized"), "(HTTP 401 Unauthorized)"),
         (page("no", status="500 Internal Server Error"), "(HTTP 500 Internal Server Error)"),
+        (page(gzip.compress(bytes(9 * 2**20)), "application/json", Content_Encoding="gzip"), "it sent an answer that is larger than 8 MiB"),
+        (page(gzip.compress(b"data: {}"), "text/event-stream", Content_Encoding="gzip"), "a stream of events packed as 'gzip', which was not asked for"),
     ],
 )
 async def test_a_web_server_that_speaks_no_mcp_is_a_problem(answer: bytes, problem: str) -> None:

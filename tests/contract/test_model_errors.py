@@ -114,6 +114,7 @@ async def test_gemini_says_in_the_body_how_long_to_wait() -> None:
         ({"retry-after": "-4"}, 0),
         ({"retry-after": "inf"}, None),
         ({"retry-after": "soon"}, None),
+        ({"retry-after": "Mon, 01 Jan 99999 00:00:00 GMT", "date": "Sat, 21 Nov 2026 10:00:00 GMT"}, None),
         ({}, None),
     ],
 )

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -16,7 +17,10 @@ from support.worker_bench import Bench, worker_bench
 
 from crewlog.agents.escalation import ESCALATE
 from crewlog.agents.spec import AgentSpec, Implementation, ToolContext, ToolOutput, ToolUnavailable
+from crewlog.agents.specialist_code import code_agent
+from crewlog.events.artifact_store import open_artifacts
 from crewlog.schemas.blocks import ModelRequest, ToolResult
+from crewlog.schemas.task import parse_task
 from crewlog.schemas.task_events import ApprovalDecided, ApprovalRequested, TaskCompleted, TaskMoved, ToolFinished, ToolStarted, ToolWays
 
 SUBMIT = calls(("submit", '{"text":"42"}'))
@@ -155,3 +159,17 @@ async def test_a_version_that_is_gone_is_refused_in_words(bench: Bench) -> None:
     await bench.rest(task)
     assert "mail version 1, with which this task began, is not here any more" in told(model.requests[-1])
     assert [c[0] for c in recorder.calls] == ["submit"]
+
+
+async def test_of_two_edits_of_one_file_in_one_turn_none_is_lost(bench: Bench) -> None:
+    given = await (await open_artifacts(bench.tmp / "artifacts")).put("a.py", b"one = 1\ntwo = 2\n", "text/x-python")
+    edits = [("replace_in_file", json.dumps({"path": "a.py", "old": old, "new": new})) for old, new in (("one = 1", "one = 11"), ("two = 2", "two = 22"))]
+    tools = code_agent().tools_for(parse_task({"task_id": str(UUID(int=1)), "type": "code", "objective": "x"}))
+    spec = AgentSpec("data", "test", "x", (*tools, Recorder().tool("submit", ends_task=True)))
+    model = await bench.worker(spec, calls(*edits, ("read_file", '{"path":"a.py"}')), SUBMIT)
+    task = await bench.open(attachments=[{"name": "a.py", "hash": given.hash, "size": given.size, "media_type": given.media_type}])
+    await bench.dispatch(task)
+    events = await bench.rest(task)
+    assert isinstance(events[-1], TaskCompleted)
+    assert "one = 11" in told(model.requests[-1])
+    assert "two = 22" in told(model.requests[-1]), "what is behind an edit sees it"

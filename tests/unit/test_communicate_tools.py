@@ -327,3 +327,16 @@ async def test_a_sink_keeps_numbering_and_refuses_a_taken_port(sink: SmtpSink, a
     await (await desk()).call(communicate_agent(MailSettings(port=port), ()), "send_email", MAIL)
     assert [path.name for path in again.received] == ["mail-0002.eml"]
     await again.stop()
+
+
+async def test_mails_of_one_turn_are_both_reported(agent: AgentSpec) -> None:
+    task = await desk()
+    before = list(task.made)
+    await task.call(agent, "send_email", MAIL)
+    task.made, made = before, list(task.made)
+    await task.call(agent, "send_email", {**MAIL, "subject": "Another"})  # knows nothing of the one beside it
+    task.made = [*made, *task.made]
+    outcome = (await task.call(agent, "submit_report", {"summary": "Mailed."})).outcome
+    assert outcome is not None
+    assert outcome.output == {"mails_sent": ["mail-1.eml", "mail-1-2.eml"], "posts": [], "drafts": []}
+    assert len({ref.hash for ref in outcome.artifacts}) == 2

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 import zipfile
 
 import pytest
@@ -112,3 +113,26 @@ def test_kinds_of_documents() -> None:
     assert document_type("report", "application/pdf") == "application/pdf"
     assert document_type("data.csv", "text/csv") is None
     assert document_type("main.py", "text/plain") is None
+
+
+async def test_a_heading_is_found_in_time_that_grows_with_the_text_alone() -> None:
+    began = time.process_time()
+    document = await extract("a.md", b"# a" + b" " * 200_000 + b"b\n## c ##\n")
+    assert document.title.startswith("a ")
+    assert time.process_time() - began < 2.0
+
+
+@pytest.mark.parametrize(
+    ("line", "title"), [("# One ##", "One"), ("#\tTwo", "Two"), ("#Three\n## Four", "Four"), ("#  \ntext", "#"), ("####### x", "####### x")]
+)
+async def test_the_title_of_a_text_is_its_first_heading_or_line(line: str, title: str) -> None:
+    assert (await extract("a.md", line.encode())).title == title
+
+
+async def test_a_cell_that_says_it_covers_millions_of_columns_is_not_read() -> None:
+    data = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(make_docx(heading="x", paragraphs=[], rows=[["a"]]))) as given, zipfile.ZipFile(data, "w") as made:
+        for name in given.namelist():
+            made.writestr(name, given.read(name).replace(b"<w:tcPr>", b'<w:tcPr><w:gridSpan w:val="3000000"/>'))
+    with pytest.raises(ContractError, match="merged cells"):
+        await extract("a.docx", data.getvalue())
