@@ -52,5 +52,5 @@ def _closest(sources: Sequence[Source]) -> Source | None:
     if first.what == "outcome":
         tied = [source for source in first.behind if source.certainty != "in context"]
         told = [source for source in tied if source.what != "task"]  # an answer repeats words of its question, which are no source of what it says
-        return _closest(told or tied) or first
+        return _closest(told) or first
     return first

@@ -1,9 +1,13 @@
-"""Which words and figures two texts have in common, white space, case, marks of Markdown and citations aside. Pure."""
+"""Which words and figures two texts have in common, white space, case, marks of Markdown and citations aside. Pure.
+
+A figure may be rounded in the text: whoever writes an answer says 4716.02 of what a query gave as 4716.0179.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Final, NamedTuple
 
 RUN_WORDS_MIN: Final = 4
@@ -12,6 +16,7 @@ FIGURE_DIGITS_MIN: Final = 3
 """Shorter numbers stand in many texts by chance."""
 SENTENCE_WORDS_MIN: Final = 3
 
+_NUMBER: Final = re.compile(r"\d{1,12}(?:\.(\d{1,12}))?", re.ASCII)
 _WORD: Final = re.compile(r"\d[\d.,]*\d|\w+")
 _CITATION: Final = re.compile(r"\[(?:\d+(?:\s*,\s*\d+)*|[^\[\]\n]+:\d+)\]")
 _LINE_NUMBER: Final = re.compile(r"^\d+\t", re.MULTILINE)
@@ -38,9 +43,21 @@ def shared_words(text: str, source: str) -> Shared:
     begin, length = _longest(covered)
     run = wanted[begin : begin + length + size - 1] if length else []
     whole = len(run) == len(wanted) and f" {' '.join(run)} " in f" {' '.join(known)} "
-    figures = tuple(dict.fromkeys(word for word in wanted if sum(map(str.isdigit, word)) >= FIGURE_DIGITS_MIN and word in set(known)))
+    figures = [word for word in dict.fromkeys(wanted) if sum(map(str.isdigit, word)) >= FIGURE_DIGITS_MIN]
     words = sum(any(covered[max(n - size + 1, 0) : n + 1]) for n in range(len(wanted)))
-    return Shared(" ".join(run), whole, figures, words / len(wanted))
+    return Shared(" ".join(run), whole, _known_figures(figures, set(known)), words / len(wanted))
+
+
+def _known_figures(figures: Sequence[str], known: set[str]) -> tuple[str, ...]:
+    """Return those that stand among the known words, or that a longer number there rounds to."""
+    new = {figure: Decimal(figure) for figure in figures if figure not in known and _NUMBER.fullmatch(figure)}
+    longer = [Decimal(word) for word in known if (number := _NUMBER.fullmatch(word)) and number[1]] if new else []
+    rounded = {places: {round(number, places) for number in longer if _places(number) > places} for places in set(map(_places, new.values()))}
+    return tuple(figure for figure in figures if figure in known or (figure in new and new[figure] in rounded[_places(new[figure])]))
+
+
+def _places(number: Decimal) -> int:
+    return -int(number.as_tuple().exponent)
 
 
 def _words(text: str) -> list[str]:

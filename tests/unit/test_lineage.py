@@ -109,6 +109,9 @@ def test_what_the_run_never_said_has_no_lineage() -> None:
     [
         ("The colony has 412 nests.", "3\tThe **colony** has 412\n4\tnests [1].", "the colony has 412 nests", True, ("412",)),
         ("The mass is 4,400 g", "| Biscoe | 4400 |", "", False, ("4400",)),
+        ("4716.02 g of 1,234", "| Biscoe | 4716.0179 | 1234.0 |", "", False, ("4716.02", "1234")),
+        ("4716.02 g, 4716 g", "| 4716.05 | 4715.3 |", "", False, ("4716",)),
+        ("4716.02 g", "| 4716.0 |", "", False, ()),
         ("In 20 of 30 cases", "20 and 30", "", False, ()),
         ("yes indeed", "yes, indeed it is", "yes indeed", True, ()),
         ("one two three four five", "zero one two three four", "one two three four", False, ()),
