@@ -160,8 +160,9 @@ async def _told(tried: AsyncIterator[Tried], output: Output) -> AsyncIterator[Tr
     async for one in tried:
         if output is Output.TABLE:
             goal = shorten(" ".join(one.run.goal.split()), GOAL_COLUMN_CHARS)
-            what = one.why if one.pair is None else one.pair.first or "the same decisions"
-            say(f"{str(one.run.run_id)[:8]}  {goal:<{GOAL_COLUMN_CHARS}}  {shorten(what, WHY_COLUMN_CHARS)}")
+            # why there is nothing to compare may end with what to do, and is said whole
+            what = "; ".join(one.why.splitlines()) if one.pair is None else shorten(one.pair.first or "the same decisions", WHY_COLUMN_CHARS)
+            say(f"{str(one.run.run_id)[:8]}  {goal:<{GOAL_COLUMN_CHARS}}  {what}")
         yield one
 
 

@@ -21,6 +21,7 @@ from crewlog.events.run_files import write_imported
 from crewlog.events.store import EventStore, Recorded
 from crewlog.orchestrator.bundle import Bundle
 from crewlog.orchestrator.replay import ReplayReport, replay
+from crewlog.orchestrator.run_history import erased_text
 from crewlog.schemas.errors import ContractError, TerminalError
 from crewlog.schemas.ids import Hash, RunId, Stream, category
 from crewlog.schemas.system_events import RunImported
@@ -122,6 +123,8 @@ async def _missing(store: EventStore, run_id: RunId, events: Sequence[Recorded])
     here = {(recorded.stream, recorded.version): recorded for recorded in await store.read_run(run_id)}
     for event in events:
         known = here.get((event.stream, event.version))
+        if known is not None and known.erased_us and not event.erased_us:
+            raise ContractError(f"run {run_id} is in this log, and {erased_text(known.erased_us)}; its file is not read in, and should be deleted")
         if known is not None and (known.event_id, known.type, known.data) != (event.event_id, event.type, event.data):
             raise ContractError(f"run {run_id} is in this log with another event at {event.stream} version {event.version}; nothing was written")
     return sum((event.stream, event.version) not in here for event in events)

@@ -16,7 +16,20 @@ from crewlog.orchestrator.run_history import RunHistory
 from crewlog.schemas.codec import Event, Unknown
 from crewlog.schemas.ids import Hash, Stream, task_stream
 from crewlog.schemas.payload import Payload
-from crewlog.schemas.run_events import ForkedTask, RunCancelled, RunCompleted, RunFailed, RunForked, RunSubmitted, TaskDispatched, TaskReviewed
+from crewlog.schemas.run_events import (
+    ForkedTask,
+    RunCancelled,
+    RunCompleted,
+    RunFailed,
+    RunForked,
+    RunHeld,
+    RunReleased,
+    RunSubmitted,
+    TaskDispatched,
+    TaskHeld,
+    TaskReviewed,
+    TaskSuspended,
+)
 from crewlog.schemas.task_events import (
     ApprovalRequested,
     AttemptFailed,
@@ -87,7 +100,7 @@ class TaskNode(msgspec.Struct, frozen=True):
     kind: str
     revision: int
     status: str
-    """`waiting`, `running`, `between attempts`, `completed`, `failed`, `cancelled`."""
+    """`waiting`, `running`, `suspended`, `held`, `between attempts`, `completed`, `failed`, `cancelled`."""
     verdict: str
     """Of the critic; empty while there is none."""
     attempts: int
@@ -114,7 +127,7 @@ class RunTree(msgspec.Struct, frozen=True):
     run_id: str
     goal: str
     status: str
-    """`open`, `completed`, `failed` or `cancelled`."""
+    """`open`, `held` by a budget, `completed`, `failed` or `cancelled`."""
     events: int
     began_us: int
     ended_us: int | None
@@ -149,7 +162,7 @@ class _Task:
 def build_tree(history: RunHistory) -> RunTree:
     """Fold a run, or the beginning of one, into its tree."""
     tasks: dict[Stream, _Task] = {}
-    goal, shared = "", 0
+    goal, shared, still = "", 0, "open"
     end: RunCompleted | RunFailed | RunCancelled | None = None
     ended_us = None
     for index, (recorded, event) in enumerate(zip(history.events, history.decoded, strict=True), 1):
@@ -162,6 +175,12 @@ def build_tree(history: RunHistory) -> RunTree:
                     _go_on(tasks, fork)
             case RunCompleted() | RunFailed() | RunCancelled():
                 end, ended_us = event, recorded.occurred_us
+            case RunHeld() | RunReleased():
+                still = "held" if isinstance(event, RunHeld) else "open"
+            case TaskHeld():
+                _of(tasks, task_stream(event.task_id), index, recorded).status = "held"
+            case TaskSuspended():
+                _of(tasks, task_stream(event.task_id), index, recorded).status = "suspended"
             case TaskDispatched():
                 task = _of(tasks, task_stream(event.task_id), index, recorded)
                 task.key, task.kind, task.revision, task.attempts = event.key, event.kind, event.revision, event.attempt
@@ -175,7 +194,7 @@ def build_tree(history: RunHistory) -> RunTree:
     return RunTree(
         run_id=str(history.run_id),
         goal=goal,
-        status=type(end).__name__.removeprefix("Run").lower() if end else "open",
+        status=type(end).__name__.removeprefix("Run").lower() if end else still,
         events=len(history.events),
         began_us=history.events[history.first_own - 1].occurred_us if history.events else 0,
         ended_us=ended_us,

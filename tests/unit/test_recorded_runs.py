@@ -208,15 +208,20 @@ def test_a_blob_that_is_missing_is_named() -> None:
     assert "5000 bytes" in history.shown(payload)
 
 
-@pytest.mark.hand_written("histories of every shape")
-@pytest.mark.parametrize("seed", range(12))
-def test_trees_timelines_and_causes_take_histories_of_every_shape(seed: int) -> None:
+def written_runs(seed: int) -> dict[RunId, list[Recorded]]:
+    """Runs that nobody carried out, with everything that may happen to one."""
     _, events = asyncio.run(recorded_history(write_history(Random(seed), runs=4, moves=160)))
     by_run: dict[RunId, list[Recorded]] = {}
     for recorded in events:
         if recorded.run_id is not None:
             by_run.setdefault(recorded.run_id, []).append(recorded)
-    for run_id, own in by_run.items():
+    return by_run
+
+
+@pytest.mark.hand_written("histories of every shape")
+@pytest.mark.parametrize("seed", range(12))
+def test_trees_timelines_and_causes_take_histories_of_every_shape(seed: int) -> None:
+    for run_id, own in written_runs(seed).items():
         for end in {len(own) // 3, len(own) // 2, len(own)} - {0}:
             history = RunHistory(run_id, tuple(own[:end]))
             tree = build_tree(history)
@@ -227,3 +232,15 @@ def test_trees_timelines_and_causes_take_histories_of_every_shape(seed: int) -> 
             assert len(list(timeline_lines(timeline(history)))) == len(timeline(history))
             assert all(1 <= cause.at <= end and cause.at != n for n, follows in enumerate(causes(history.events), 1) for cause in follows)
             assert diff_runs(history, history).is_identical
+
+
+@pytest.mark.hand_written("histories of every shape")
+def test_a_tree_says_what_waits_for_a_person_and_what_for_money() -> None:
+    seen = set()
+    for history in (RunHistory(run_id, tuple(own)) for seed in range(4) for run_id, own in written_runs(seed).items()):
+        for index, recorded in enumerate(history.events, 1):
+            if recorded.type in {"TaskSuspended", "TaskHeld", "RunHeld", "RunReleased"}:
+                tree = build_tree(history.until(index))
+                seen |= {(recorded.type, tree.status, task.status) for task in tree.tasks if task.status in {"suspended", "held"}}
+    assert {("TaskSuspended", "open", "suspended"), ("TaskHeld", "open", "held"), ("RunHeld", "held", "held")} <= seen
+    assert {status for type_, status, _ in seen if type_ == "RunReleased"} <= {"open"}
