@@ -6,7 +6,7 @@ import asyncio
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -15,6 +15,9 @@ from crewlog.orchestrator.cli_output import Output, load_config, plain, print_js
 
 if TYPE_CHECKING:
     from crewlog.orchestrator.commands import Answer
+
+LISTED_MAX: Final = 1_000
+"""Questions that are listed at once."""
 
 ApprovalArgument = Annotated[str, typer.Argument(metavar="APPROVAL", help="Id of the approval, or its first characters; - for the only one that waits.")]
 NoteOption = Annotated[str, typer.Option("--note", help="Why; recorded with the decision, and the agent reads it.")]
@@ -42,20 +45,22 @@ async def approvals(
     from crewlog.orchestrator.client import Client
 
     async with Client.connect(load_config(home)) as client:
-        found = await client.approvals(pending_only=not every)
+        found = await client.approvals(pending_only=not every, limit=LISTED_MAX + 1)
+        is_cut, found = len(found) > LISTED_MAX, found[:LISTED_MAX]
         arguments = [await client.text(approval.arguments) for approval in found]
     if output is Output.JSON:
         print_json([{**plain(approval), "arguments": json.loads(text)} for approval, text in zip(found, arguments, strict=True)])
-        return
-    if not every:
+    elif not every:
         for approval, text in zip(found, arguments, strict=True):
             show_approval(approval, text)
         if not found:
             say("nothing waits for a person")
-        return
-    rows = [{**plain(a), "id": str(a.approval_id)[:8], "run": str(a.run_id)[:8], "asked": short_time(a.requested_at)} for a in found]
-    headings = {"APPROVAL": "id", "STATUS": "status", "RUN": "run", "TOOL": "tool", "ASKED": "asked", "BY": "actor", "NOTE": "note"}
-    print_rows(rows, headings, output, empty="nothing was ever asked")
+    else:
+        rows = [{**plain(a), "id": str(a.approval_id)[:8], "run": str(a.run_id)[:8], "asked": short_time(a.requested_at)} for a in found]
+        headings = {"APPROVAL": "id", "STATUS": "status", "RUN": "run", "TOOL": "tool", "ASKED": "asked", "BY": "actor", "NOTE": "note"}
+        print_rows(rows, headings, output, empty="nothing was ever asked")
+    if is_cut:
+        say(f"there are more: these are the {'latest' if every else 'oldest'} {LISTED_MAX}; crewlog sql has all of them in the view approvals")
 
 
 async def approve(

@@ -249,9 +249,10 @@ class Client:
                 return
         raise Unavailable(f"it is recorded, but {projection} cannot be searched for it yet: is a projector running?")
 
-    async def approvals(self, *, pending_only: bool = True, run_id: RunId | None = None) -> list[ApprovalView]:
-        """List questions to people, the oldest first."""
-        return await self.queries().approvals(pending_only=pending_only, run_id=run_id)
+    async def approvals(self, *, pending_only: bool = True, run_id: RunId | None = None, limit: int = 100) -> list[ApprovalView]:
+        """List questions to people of the tenant: those that wait, the oldest first; or all, the latest first."""
+        tenant = self._config.tenant if run_id is None else None
+        return await self.queries().approvals(pending_only=pending_only, tenant=tenant, run_id=run_id, limit=limit)
 
     async def asked(self, run_id: RunId) -> list[ApprovalView]:
         """Return what a run asks people now, as soon as the views have it. Call it when the log has a `TaskSuspended` that nobody answered."""

@@ -192,10 +192,12 @@ class Queries:
         where = "WHERE tenant = $1 AND ($2::uuid IS NULL OR run_id = $2) AND (NOT $3 OR is_open) ORDER BY started_at, task_id, call_id LIMIT $4"
         return await self._read(EffectView, "list effects", f"{_EFFECTS} {where}", tenant, run_id, open_only, limit)
 
-    async def approvals(self, *, pending_only: bool = True, run_id: UUID | None = None, limit: int = 100) -> list[ApprovalView]:
-        """List questions to people, the oldest first."""
-        where = "WHERE (NOT $1 OR status = 'pending') AND ($2::uuid IS NULL OR run_id = $2) ORDER BY requested_at, approval_id LIMIT $3"
-        return await self._read(ApprovalView, "list approvals", f"{_APPROVALS} {where}", pending_only, run_id, limit)
+    async def approvals(self, *, pending_only: bool = True, tenant: str | None = None, run_id: UUID | None = None, limit: int = 100) -> list[ApprovalView]:
+        """List questions to people: those that wait, the oldest first; or all, the latest first."""
+        of_tenant = "$3::text IS NULL OR run_id IN (SELECT run_id FROM crewlog.runs WHERE tenant = $3)"
+        where = f"WHERE (NOT $1 OR status = 'pending') AND ($2::uuid IS NULL OR run_id = $2) AND ({of_tenant})"
+        order = "requested_at, approval_id" if pending_only else "requested_at DESC, approval_id"
+        return await self._read(ApprovalView, "list approvals", f"{_APPROVALS} {where} ORDER BY {order} LIMIT $4", pending_only, run_id, tenant, limit)
 
     async def approval(self, prefix: str) -> ApprovalView:
         """Return the approval whose id begins with `prefix`.

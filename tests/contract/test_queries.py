@@ -134,7 +134,12 @@ async def test_approvals(views: Views) -> None:
     everything = await views.queries.approvals(pending_only=False)
     pending = await views.queries.approvals()
     assert {approval.status for approval in everything} >= {"approved", "denied"}
-    assert pending == [approval for approval in everything if approval.status == "pending"]
+    assert sorted(pending, key=lambda a: a.approval_id) == sorted((a for a in everything if a.status == "pending"), key=lambda a: a.approval_id)
+    assert [a.requested_at for a in everything] == sorted((a.requested_at for a in everything), reverse=True), "the latest first, as runs are"
+    assert [a.requested_at for a in pending] == sorted(a.requested_at for a in pending), "who waits longest comes first"
+    assert await views.queries.approvals(tenant="nobody") == []
+    (tenant,) = {run.tenant for run in await views.queries.runs()}
+    assert await views.queries.approvals(tenant=tenant) == pending
     for approval in everything:
         assert approval.tool == "send_email"
         assert approval.arguments.inline == '{"x":1}'
