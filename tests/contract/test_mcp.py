@@ -176,8 +176,8 @@ async def call_works(hub: McpHub) -> bool:
 
 async def test_fifty_megabytes_end_the_connection_and_not_the_worker() -> None:
     async with hub_of(over_stdio()) as hub:
-        assert "(the server sent a message of larger than 8 MiB)" in await failure(hub, "testing__huge")
-        await until(lambda: hub.problems() == ("MCP server testing: the server sent a message of larger than 8 MiB",))
+        assert "(the server sent a message of more than 8 MiB)" in await failure(hub, "testing__huge")
+        await until(lambda: hub.problems() == ("MCP server testing: the server sent a message of more than 8 MiB",))
         await until(lambda: call_works(hub))
         assert hub.problems() == ()
 
