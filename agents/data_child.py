@@ -5,7 +5,7 @@ system, the network, extensions or its own settings. The process limits around i
 functions take memory and time past both.
 
     in:  {sources: [{name, path, format}], ask: "list" | "describe" | "query" | "chart", sql, rows_max, seconds, memory_bytes, chart: {…}}
-    out: {sources} | {rows, columns} | {columns, rows, more} | {points, left_out, svg, png}, or {error}
+    out: {sources} | {rows, columns, notes} | {columns, rows, more} | {points, left_out, svg, png}, or {error}
 """
 
 from __future__ import annotations
@@ -22,6 +22,16 @@ from typing import Any, Final
 import duckdb
 
 MISSING: Final = ["", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None"]
+WHOLE: Final = r"[-+]?\d{1,18}"
+QUOTE: Final = "'"
+NO_NUMBER: Final = ["-", "--", "–", "—", "?", ".", "n.a.", "n. a.", "k.A.", "k. A.", "unknown", "missing", "not available", "#N/A", "#VALUE!", "#DIV/0!"]
+"""How people also write a missing number. Among numbers it is one; in a column of words it is a word."""
+NUMBERS: Final = {
+    # convention -> how a whole cell looks, and what of it is no part of the number
+    ".": (r"[-+]?(?:[$€£¥] ?)?[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?: ?(?:[$€£¥%]|EUR|USD|GBP|CHF))?", r"[^0-9.-]"),
+    ",": (r"[-+]?(?:[$€£¥] ?)?[-+]?(?:\d{1,3}(?:[.'\x{a0}\x{202f} ]\d{3})+|\d+)(?:,\d+)?(?: ?(?:[$€£¥%]|EUR|USD|GBP|CHF))?", r"[^0-9,-]"),
+}
+"""What stands before the decimals -> how a number is written with it: grouped by thousands, with a currency or a per cent sign."""
 VALUES_SHOWN: Final = 12
 VALUE_CHARS_MAX: Final = 200
 TEXT_CHARS_MAX: Final = 2_000
@@ -40,8 +50,8 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def load(job: dict[str, Any]) -> duckdb.DuckDBPyConnection:
-    """Make a database of the files, then take every way out of it away."""
+def load(job: dict[str, Any]) -> tuple[duckdb.DuckDBPyConnection, list[str]]:
+    """Make a database of the files, then take every way out of it away; returns also what was not read as it stands there."""
     settings = {
         "memory_limit": f"{job['memory_bytes'] // 1_048_576}MiB",
         "threads": 1,  # sums of floats come out the same every time
@@ -55,32 +65,111 @@ def load(job: dict[str, Any]) -> duckdb.DuckDBPyConnection:
     database = duckdb.connect(":memory:")
     for name, value in settings.items():
         database.execute(f"SET {name} = ?", [value])
+    notes: list[str] = []
     for source in job["sources"]:
-        reader = READERS[source["format"]]
         try:
-            if "read_csv" in reader and writes_decimal_comma(database, reader, source["path"]):
-                reader = reader.replace("header=true", "header=true, decimal_separator=','")
-            # names are quoted, paths and spellings are parameters
-            database.execute(f"CREATE TABLE {quoted(source['name'])} AS SELECT * FROM {reader}", [source["path"], *([MISSING] if "nullstr" in reader else [])])  # noqa: S608
+            notes += read_table(database, source)
         except duckdb.Error as error:
             raise ValueError(f"{source['file']} cannot be read as {source['format']}: {first_line(error)}") from None
     database.execute("SET enable_external_access = false")
     database.execute("SET lock_configuration = true")
-    return database
+    return database, notes
 
 
-def writes_decimal_comma(database: duckdb.DuckDBPyConnection, reader: str, path: str) -> bool:
+def read_table(database: duckdb.DuckDBPyConnection, source: dict[str, Any]) -> list[str]:
+    """Make a table of one file; returns what of it was not read as it stands there."""
+    reader, name, path = READERS[source["format"]], source["name"], source["path"]
+
+    def create(reader: str, *values: Any) -> None:
+        database.execute(f"CREATE OR REPLACE TABLE {quoted(name)} AS SELECT * FROM {reader}", [path, *values])  # noqa: S608
+
+    if "read_csv" not in reader:
+        create(reader)
+        return rows_in_document(database, name)
+    (delimiter, skipped) = database.execute("SELECT Delimiter, SkipRows FROM sniff_csv(?)", [path]).fetchone() or ("", 0)
+    has_comma = delimiter in (";", "\t") and has_decimal_comma(database, reader, path)
+    if has_comma:
+        reader = reader.replace("header=true", "header=true, decimal_separator=','")
+    create(reader, MISSING)
+    notes = []
+    if ragged := uneven(database, name, path, skipped):
+        create(reader.replace("header=true", f"header=true, null_padding=true, strict_mode=false, delim='{ragged}'"), MISSING)
+        notes = ["rows with fewer or more cells than the headings are in it: what a row lacks is a missing value"]
+    elif skipped:
+        notes = [f"the {skipped} lines above the headings are left out"]
+    return [*notes, *numbers_in_text(database, name, has_comma=has_comma)]
+
+
+def uneven(database: duckdb.DuckDBPyConnection, name: str, path: str, skipped: int) -> str:
+    """Return the delimiter of a file whose rows have different numbers of cells: it was read as one column, or begun behind its rows. Lines above a
+    table are sentences, hardly ever with a delimiter."""
+    with open(path, encoding="utf-8", errors="replace") as file:  # noqa: PTH123
+        above = [line for _, line in zip(range(skipped), file, strict=False) if line.strip()]
+    (heading, *others) = [column for column, _ in columns_of(database, name)]
+    lines = [*above, *([] if others else [heading])]
+    return next((sign for sign in ",;\t|" if lines and sum(sign in line for line in lines) * 2 > len(lines)), "")
+
+
+def has_decimal_comma(database: duckdb.DuckDBPyConnection, reader: str, path: str) -> bool:
     """Say whether a file writes 1,5 for one and a half, as spreadsheets of many countries do, with semicolons or tabs between the cells: read
-    that way, more of its columns are numbers. A thousand written 1.234,5 stays text, since 1.234 alone could mean either."""
-    (delimiter,) = database.execute("SELECT Delimiter FROM sniff_csv(?)", [path]).fetchone() or ("",)
-    if delimiter not in (";", "\t"):
-        return False
+    that way, more of its columns are numbers."""
 
     def numbers(decimal_separator: str) -> int:
         columns = database.execute(f"DESCRIBE SELECT * FROM {reader.replace('header=true', decimal_separator)}", [path, MISSING]).fetchall()  # noqa: S608
         return sum(str(kind) == "DOUBLE" for _, kind, *_ in columns)
 
     return numbers("header=true, decimal_separator=','") > numbers("header=true")
+
+
+def numbers_in_text(database: duckdb.DuckDBPyConnection, source: str, *, has_comma: bool) -> list[str]:
+    """Make numbers of columns that hold nothing else, but written for people: $1,200.50 or 1.234,50 €, and k. A. where there is none."""
+    table, notes = quoted(source), []
+    for name, kind in columns_of(database, source):
+        column = quoted(name)
+        if kind != "VARCHAR" or (written := written_with(database, table, column, has_comma=has_comma)) is None:
+            continue
+        decimal_sign, numbers = written
+        pattern, rest = NUMBERS[decimal_sign]
+        text = f"trim({column})"
+        is_number = f"regexp_full_match({text}, '{pattern.replace(QUOTE, 2 * QUOTE)}')"
+        number = f"replace(regexp_replace({text}, '{rest}', '', 'g'), ',', '.')::{numbers}"
+        example, value = one(database, f"SELECT max_by({text}, length({text})), max_by({number}, length({text})) FROM {table} WHERE {is_number}")  # noqa: S608
+        spelled = database.execute(f"SELECT DISTINCT {text} FROM {table} WHERE list_contains(?, {text}) ORDER BY 1", [NO_NUMBER]).fetchall()  # noqa: S608
+        database.execute(f"ALTER TABLE {table} ALTER {column} TYPE {numbers} USING CASE WHEN {is_number} THEN {number} END")
+        read = [f"{example} as {value:.12g}"] if example != str(value) else []
+        read += [f"{', '.join(str(row[0]) for row in spelled)} as missing"] if spelled else []
+        notes.append(f"{name}: read as numbers, {' and '.join(read)}")
+    return notes
+
+
+def written_with(database: duckdb.DuckDBPyConnection, table: str, column: str, *, has_comma: bool) -> tuple[str, str] | None:
+    """Return what stands before the decimals of the numbers in a column of text, and their type; None when it holds anything else, or could mean
+    either. `has_comma` says that other numbers of the file have a decimal comma."""
+    text = f"trim({column})"
+
+    def only(pattern: str) -> bool:
+        sql = f"SELECT 1 FROM {table} WHERE {column} IS NOT NULL AND NOT list_contains(?, {text}) AND NOT regexp_full_match({text}, ?) LIMIT 1"  # noqa: S608
+        return database.execute(sql, [NO_NUMBER, pattern]).fetchone() is None
+
+    if one(database, f"SELECT count(*) FROM {table} WHERE regexp_matches({column}, '[0-9]')") == (0,):  # noqa: S608
+        return None
+    possible = [sign for sign, (pattern, _) in NUMBERS.items() if only(pattern)]
+    if possible and only(WHOLE):
+        return possible[0], "BIGINT"
+    if len(possible) == 2:  # such as 1,500: only the file or a currency says which it is
+        (of_pounds,) = one(database, f"SELECT count(*) FROM {table} WHERE regexp_matches({column}, '[$£]|USD|GBP')")  # noqa: S608
+        possible = ["."] if of_pounds else [","] if has_comma else []
+    return (possible[0], "DOUBLE") if possible else None
+
+
+def rows_in_document(database: duckdb.DuckDBPyConnection, name: str) -> list[str]:
+    """Make the rows of a JSON document that holds them in one of its fields, as answers of web services do, those of the table."""
+    table = quoted(name)
+    lists = [column for column, kind in columns_of(database, name) if kind.startswith("STRUCT(") and kind.endswith(")[]")]
+    if len(lists) != 1 or one(database, f"SELECT count(*) FROM {table}") != (1,):  # noqa: S608
+        return []
+    database.execute(f"CREATE OR REPLACE TABLE {table} AS SELECT unnest({quoted(lists[0])}, max_depth := 2) FROM {table}")  # noqa: S608
+    return [f"its rows are the entries of {lists[0]}"]
 
 
 def first_line(error: Exception) -> str:
@@ -226,8 +315,9 @@ def label(value: Any) -> str:
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
     try:
-        database = load(job)
-        return {"list": list_sources, "describe": describe, "query": query, "chart": chart}[job["ask"]](database, job)
+        database, notes = load(job)
+        answer = {"list": list_sources, "describe": describe, "query": query, "chart": chart}[job["ask"]](database, job)
+        return {**answer, "notes": notes} if job["ask"] == "describe" else answer
     except (duckdb.Error, ValueError, MemoryError) as error:
         return {"error": first_line(error) or "out of memory"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from crewlog.agents.offline_conversation import Conversation, Turn, Want
@@ -92,7 +93,7 @@ def _with_values(talk: Conversation, sources: Sequence[Source]) -> list[Source]:
             table = read_table(results.get(values_query(source, column))) if column.sort == "text" else None
             found = tuple(str(value) for value in table.column(table.columns[0]) if value is not None) if table and table.columns else ()
             columns.append(type(column)(**{**{f: getattr(column, f) for f in column.__dataclass_fields__}, "values": found}) if found else column)
-        made.append(Source(source.name, source.rows, tuple(columns)))
+        made.append(replace(source, columns=tuple(columns)))
     return made
 
 

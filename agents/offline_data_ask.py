@@ -12,6 +12,7 @@ from crewlog.agents.offline_data_conditions import AVERAGE, Condition, find_filt
 from crewlog.agents.offline_data_facts import Column, Source, is_key, is_year
 from crewlog.agents.offline_data_match import GROUP, NEAR, group_columns, is_additive, measure_columns, names_extreme, what_counts, without_a_column
 from crewlog.agents.offline_report import show
+from crewlog.agents.offline_tables import as_number
 from crewlog.agents.offline_text import STOP_WORDS, closeness, join_words, name_tokens, stem, stems, terms, words
 
 Function = Literal["count", "sum", "mean", "median", "min", "max", "stddev", "distinct", "rate", "value"]
@@ -159,11 +160,17 @@ def _understand_part(question: str, sources: Sequence[Source]) -> list[Ask]:
     if _fit(question, ranked[0]) == 0 or (_PROFILE.search(question) and not _has_function(question)):
         chosen = [source for source in sources if closeness(terms(question), source.name) >= 1] or list(sources)
         if _is_profile(question, chosen[0]):
-            return [Ask(source, "profile") for source in chosen[:3]]
+            return [Ask(source, "profile", notes=source.notes) for source in chosen[:3]]
         if _MISSING.search(question):
             return [Ask(source, "missing") for source in chosen[:3]]
     ask = _ask(question, ranked[0])
-    return [_with(ask, doubts=(*ask.doubts, *_ignored(question, ask)))]
+    return [_with(ask, doubts=(*ask.doubts, *_ignored(question, ask)), notes=(*ask.notes, *_as_read(ask)))]
+
+
+def _as_read(ask: Ask) -> list[str]:
+    """Say what was not read as it stands in the file, of the whole table and of the columns that matter here."""
+    used = {column.name for column in (*ask.measures, *ask.groups, *(column for column, _, _ in ask.filters))}
+    return [note for note in ask.source.notes if ": read as" not in note or note.partition(": read as")[0] in used]
 
 
 def _ignored(question: str, ask: Ask) -> list[str]:
@@ -281,6 +288,9 @@ def _aggregate(question: str, base: Ask) -> Ask:
         return _with(base, shape="profile")
     if not functions:
         functions = tuple(dict.fromkeys(default_function(measure) for measure in measures)) or ("count",)
+    if not measures and functions != ("count",) and (worded := _worded(question, base)):
+        vain = f"{worded.name} holds words{_such_as(worded)}, so its {functions[0]} cannot be computed and rows are counted"
+        return _with(base, shape=shape, functions=("count",), doubts=(*base.doubts, vain))
     if not measures and functions != ("count",) and (unnamed := _unnamed(base)).measures:
         return _with(unnamed, shape=shape)
     if not measures:
@@ -289,6 +299,18 @@ def _aggregate(question: str, base: Ask) -> Ask:
     doubts = (*base.doubts, *_uncounted(question, measures))
     notes = base.notes if measures or doubts else (*base.notes, "no column to compute with is named, so rows are counted")
     return _with(base, shape=shape, functions=functions, measures=measures, notes=notes, doubts=doubts)
+
+
+def _worded(question: str, base: Ask) -> Column | None:
+    """Return the column of words that a question asks to compute with."""
+    used = terms(GROUP.sub(" ", question))
+    busy = [*base.groups, *(column for column, _, _ in base.filters)]
+    return next((c for c in base.source.of("text") if c not in busy and closeness(used, " ".join(c.words)) >= 0.99), None)
+
+
+def _such_as(column: Column) -> str:
+    value = next((value for value in column.values if as_number(value) is None), "")
+    return f", such as “{value}”" if value else ""
 
 
 def _unnamed(base: Ask) -> Ask:

@@ -63,6 +63,8 @@ class Source:
     name: str
     rows: int
     columns: tuple[Column, ...]
+    notes: tuple[str, ...] = ()
+    """What was not read as it stands in the file, as `describe_source` says below its table."""
 
     def of(self, *sorts: Sort) -> list[Column]:
         """Return the columns of these sorts."""
@@ -136,7 +138,13 @@ def read_source(name: str, text: str | None) -> Source | None:
     if not isinstance(rows_known, int):
         found = re.search(r"([\d,_]+)\s+rows|rows\W{1,3}([\d,_]+)", text or "")
         rows_known = int(re.sub(r"[,_]", "", next(g for g in found.groups() if g))) if found else 0
-    return Source(name, rows_known, columns)
+    return Source(name, rows_known, columns, _notes(text or ""))
+
+
+def _notes(text: str) -> tuple[str, ...]:
+    """Return the lines below the table of a description."""
+    below = text.rpartition("|\n\n")[2] if text.count("|\n\n") else ""
+    return tuple(line.strip() for line in below.splitlines() if line.strip() and not line.startswith("|"))
 
 
 def _first(entry: dict[str, Any], *keys: str) -> Any:

@@ -92,6 +92,8 @@ def measure_columns(question: str, source: Source, taken: set[str]) -> tuple[lis
     allowed = [c for c in source.of("number") if c.name not in taken and (c.name not in keys or "id" in words(question))]
     scored = [(max(closeness(used, c.name), closeness(used, " ".join(c.words))), c) for c in allowed]
     scored = [(score, c) for score, c in scored if score >= NEAR]
+    if lettered := [c for c in allowed if len(c.name) == 1 and re.search(rf"\b(?:of|column|in|and) {re.escape(c.name)}\b", question)]:
+        return lettered, []  # a single letter is no word elsewhere
     if not scored:
         # the group phrase may hold the measure after all: "top 5 products by revenue"
         scored = [(score, c) for c in allowed if (score := closeness(terms(question), " ".join(c.words))) >= NEAR]

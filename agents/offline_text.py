@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
 from typing import Final
 
-_WORD: Final = re.compile(r"[A-Za-z]+\d+[A-Za-z]*\b|[A-Za-z][A-Za-z'’]*|\d+(?:\.\d+)?")
-_CAMEL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[_\-./\s]+")
+_WORD: Final = re.compile(r"[^\W\d_]+\d+[^\W\d_]*\b|[^\W\d_](?:[^\W\d_]|['’])*|\d+(?:\.\d+)?")
+_CAMEL: Final = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|[\W_]+")
 _SENTENCE_END: Final = re.compile(r"(?<=[.!?])[\"”’)\]]*\s+(?=[\"“(\[*_`]*[A-Z0-9])")
 _ABBREVIATIONS: Final = re.compile(r"\b(?:e\.g|i\.e|etc|vs|cf|approx|mr|mrs|ms|dr|st|fig|eq|sec|[A-Z])\.$", re.IGNORECASE)
 
@@ -70,8 +70,8 @@ def terms(text: str) -> list[str]:
 
 
 def name_tokens(name: str) -> list[str]:
-    """Split an identifier, file or column name into stems: `bill_length_mm` → bill, length, mm; `unitPrice` → unit, pric."""
-    return [stem(part.lower()) for part in _CAMEL.split(name) if part]
+    """Split an identifier, file or column name into stems: `bill_length_mm` → bill, length, mm; `unitPrice` → unit, pric; `Größe (cm)` → größ, cm."""
+    return [stem(part.lower()) for part in _CAMEL.split(name) if part] or ([name.lower()] if name else [])
 
 
 def similar(one: str, other: str) -> float:

@@ -101,7 +101,8 @@ class DataTools:
         answer = await ask(context, self.sandbox, files, [source], ask="describe")
         head = ["column", "type", "missing", "distinct", "min", "max", "mean", "values"]
         rows = [[c["name"], *(c[key] for key in head[1:-1]), frequent(c["values"], c["distinct"])] for c in answer["columns"]]
-        return ToolOutput(f"{source.name} ({source.file}): {answer['rows']} rows\n\n{markdown(head, rows)}")
+        notes = "\n".join(("", "", *map(clean, answer["notes"]))) if answer["notes"] else ""
+        return ToolOutput(f"{source.name} ({source.file}): {answer['rows']} rows\n\n{markdown(head, rows)}{notes}")
 
     async def run_sql(self, context: ToolContext, args: RunSql) -> ToolOutput:
         files = TaskFiles(context)

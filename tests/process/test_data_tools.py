@@ -184,7 +184,7 @@ def test_the_database_alone_refuses_what_the_guard_would(sql: str, tmp_path: Pat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "t.csv").write_bytes(b"a\n1\n")
     source = {"name": "t", "file": "t.csv", "format": "csv", "path": str(tmp_path / "t.csv")}
-    database = data_child.load({"sources": [source], "seconds": 5, "memory_bytes": 100 * MIB})
+    database, _ = data_child.load({"sources": [source], "seconds": 5, "memory_bytes": 100 * MIB})
     assert database.execute("select a from t").fetchall() == [(1,)]
     with pytest.raises(duckdb.Error):
         database.execute(sql)
@@ -268,3 +268,27 @@ async def test_tables_of_spreadsheets_in_other_encodings_are_read(agent: AgentSp
     for encoding in ("utf-8", "utf-8-sig", "cp1252", "utf-16"):
         async for desk in opened_desk(agent, {"towns.csv": table.encode(encoding)}):
             assert rows(await desk("run_sql", sql="SELECT * FROM towns"))[0] == ["Köln", "405.02"], encoding
+
+
+async def test_numbers_that_were_written_for_people_are_numbers_and_it_is_said(agent: AgentSpec) -> None:
+    tables = {
+        "dollars.csv": (
+            'shop,sales\nA,"$1,200.50"\nB,$900\nC,unknown\n',
+            [["A", "1200.5"], ["B", "900"], ["C", "NULL"]],
+            "$1,200.50 as 1200.5 and unknown as missing",
+        ),
+        "euros.csv": ("shop;sales\nA;1.234,50 €\nB;99,90 €\nC;-\n", [["A", "1234.5"], ["B", "99.9"], ["C", "NULL"]], "1.234,50 € as 1234.5 and - as missing"),
+        "units.csv": ("shop,units\nA,3\nB,?\n", [["A", "3"], ["B", "NULL"]], "units: read as numbers, ? as missing"),
+        "comma.csv": ("shop;grade;sales\nA;1,5;1,234\nB;2,5;k. A.\n", [["A", "1.5", "1.234"], ["B", "2.5", "NULL"]], "1,234 as 1.234 and k. A. as missing"),
+        "either.csv": ('shop,sales\nA,"1,500"\nB,n.a.\n', [["A", "1,500"], ["B", "n.a."]], ""),
+        "words.csv": ("shop,code\nA,12-7\nB,-\n", [["A", "12-7"], ["B", "-"]], ""),
+        "ragged.csv": ("a,b\n1,2\n3\n4,5,6\n", [["1", "2", "NULL"], ["3", "NULL", "NULL"], ["4", "5", "6"]], "rows with fewer or more cells"),
+        "answer.json": ('{"count": 2, "items": [{"k": "x", "v": 1}, {"k": "y", "v": 2}]}', [["x", "1"], ["y", "2"]], "its rows are the entries of items"),
+    }
+    async for desk in opened_desk(agent, {file: text.encode() for file, (text, _, _) in tables.items()}):
+        for file, (_, expected, note) in tables.items():
+            source = file.partition(".")[0]
+            assert rows(await desk("run_sql", sql=f"SELECT * FROM {source} ORDER BY 1")) == expected, file
+            told = await desk("describe_source", source=source)
+            assert note in told, file
+            assert note or "read as" not in told, file
