@@ -6,15 +6,18 @@ have their texts in those. A process that is about to refer to a text or file pu
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 
 from crewlog.events.connections import Connections
-from crewlog.schemas.errors import ContractError
+from crewlog.events.store import EventStore
 from crewlog.schemas.ids import Hash
 
 PER_CALL: Final = 1_000
+PAGE_EVENTS: Final = 1_000
+_HASH: Final = re.compile(rb"(?<![0-9A-Za-z_])[0-9a-f]{64}(?![0-9A-Za-z_])")
 _PERSONS: Final = "SELECT EXISTS (SELECT FROM es.person_keys)"
 _MENTIONED: Final = "SELECT DISTINCT decode(m[1], 'hex') FROM es.events e, regexp_matches(e.data::text, '\\m([0-9a-f]{64})\\M', 'g') m"
 _OLD: Final = "SELECT hash FROM es.blobs WHERE put_at < $1"
@@ -28,15 +31,22 @@ class Pruned(NamedTuple):
     bytes: int
 
 
-async def mentioned(connections: Connections) -> set[bytes]:
-    """Return every hash that an event names. Reads the whole log.
+async def mentioned(connections: Connections, store: EventStore) -> set[bytes]:
+    """Return every hash that an event names. Reads the whole log; what is under keys of persons, in this process.
+
+    Args:
+        store: the log as it was written, see `personal_log`.
 
     Raises:
-        ContractError: events name hashes under keys of persons, where nobody sees them.
+        ConfigError: persons have keys, and the key to those is missing or another one: nobody could tell what their events refer to.
     """
+    used = {bytes(row[0]) for row in await connections.fetch("look what events refer to", _MENTIONED)}
     if (await connections.fetch("look for keys of persons", _PERSONS))[0][0]:
-        raise ContractError("some events are under keys of persons (CREWLOG_PERSON_KEYS): nobody can tell which texts they refer to, so none is deleted")
-    return {bytes(row[0]) for row in await connections.fetch("look what events refer to", _MENTIONED)}
+        after = 0
+        while (page := await store.read_all(after, PAGE_EVENTS)).events:
+            used.update(bytes.fromhex(hash_.decode()) for event in page.events for hash_ in _HASH.findall(event.data))
+            after = page.events[-1].position
+    return used
 
 
 async def unused_blobs(connections: Connections, used: Collection[bytes], before: datetime) -> list[bytes]:

@@ -115,7 +115,7 @@ def _judge(done: Erased) -> int:
         f"not erased: {len(runs)} {'run' if len(runs) == 1 else 'runs'} of {name} (tenant {tenant}) in the clear, under no key that could be destroyed: "
         f"{', '.join(map(str, runs[:NAMED_MAX]))}{more}",
         why="recorded while CREWLOG_PERSON_KEYS was off, or imported",
-        next_step=f"take them out: crewlog archive --user {name} --tenant {tenant} --older-than 0s --out FOLDER, delete FOLDER, and a day later crewlog prune "
-        "(their goals stay in crewlog.archives); runs get a key from when the crew is started with CREWLOG_PERSON_KEYS=on",
+        next_step=f"take them out: crewlog archive --user {name} --tenant {tenant} --older-than 0s --without-files --out FOLDER, delete FOLDER, "
+        "and a day later crewlog prune (their goals stay in crewlog.archives); runs get a key from when the crew is started with CREWLOG_PERSON_KEYS=on",
     )
     return Exit.RUN_FAILED

@@ -29,6 +29,8 @@ async def prune(
     """
     from crewlog.events.artifact_store import open_artifacts
     from crewlog.events.clock import SystemClock
+    from crewlog.events.personal_store import personal_log
+    from crewlog.events.postgres_store import PostgresStore
     from crewlog.events.prune import is_used, mentioned, prune_blobs, unused_blobs
     from crewlog.events.verify import open_connections
     from crewlog.orchestrator.cli_files import age_s
@@ -40,9 +42,14 @@ async def prune(
         raise ContractError(f"--unused-for {unused_for}: what was stored within the last day may be about to be referred to; write 1d or more")
     before = datetime.fromtimestamp(clock.now_us() / 1e6, UTC) - timedelta(seconds=age + 1)
     artifacts = await open_artifacts(config.artifacts_url or config.home / "artifacts")
-    connections = open_connections(database_url(config, "archivist"), clock, name="prune")
+    address = database_url(config, "archivist")
+    connections = open_connections(address, clock, name="prune")
     try:
-        used = await mentioned(connections)
+        log_store = await PostgresStore.open(address, actor=f"archivist@{config.user}", clock=clock, lanes=1)
+        try:
+            used = await mentioned(connections, await personal_log(log_store, config, clock, works=True))
+        finally:
+            await log_store.close()
         texts = await unused_blobs(connections, used, before)
         files = [(hash_, size) for hash_, size in await artifacts.untouched(before) if not is_used(hash_, used)]
         found = {"texts": len(texts), "files": len(files), "file_bytes": sum(size for _, size in files)}

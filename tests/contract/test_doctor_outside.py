@@ -40,7 +40,7 @@ async def test_an_address_that_is_none_is_a_finding(tmp_path: Path) -> None:
     for address in ("mysql://x", "postgresql://a:port/x"):
         found = (await findings(tmp_path, database_url=address))["postgres"]
         assert (found.ok, found.hint) == (False, "check CREWLOG_DATABASE_URL")
-        assert "refused the connection" in found.found
+        assert "malformed" in found.found
 
 
 async def test_the_web_is_told_as_it_is_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,9 @@ from crewlog.events.envelope import KeyEncryptionKey, new_secret
 from crewlog.events.grants import ARCHIVIST, PROJECTOR
 from crewlog.events.personal_store import Person, PersonalStore
 from crewlog.events.postgres_store import PostgresStore
+from crewlog.events.prune import is_used, mentioned
 from crewlog.events.store import NO_STREAM, Write
+from crewlog.events.verify import open_connections
 from crewlog.orchestrator.erasure import Eraser, Found, find, refuse_hindrances
 from crewlog.projections.digest import digest
 from crewlog.projections.queries import Queries
@@ -42,7 +44,8 @@ class Desk:
     def __init__(self, database: Database, log: PostgresStore, archivist: PostgresStore, model: ReadModel, queries: Queries) -> None:
         self.database, self.log, self.archivist, self.model, self.queries = database, log, archivist, model, queries
         kek = KeyEncryptionKey(new_secret())
-        self.store = PersonalStore(log, lambda: kek, CLOCK)
+        self.kek = lambda: kek
+        self.store = PersonalStore(log, self.kek, CLOCK)
         self.artifacts = MemoryArtifacts()
 
     async def run(self, user: str = "ada", *, attached: tuple[str, ...] = (), store: Any = None, is_over: bool = True) -> RunId:
@@ -122,6 +125,17 @@ async def test_everything_a_person_left_behind_goes_and_what_others_need_stays(d
     await rebuild(desk.database.url(PROJECTOR), desk.log)
     assert await digest(desk.database.url(PROJECTOR)) == live
     assert await desk.queries.problems() == []
+
+
+async def test_what_runs_refer_to_under_their_key_is_not_pruned_until_the_key_is_gone(desk: Desk) -> None:
+    file, connections = content_hash(b"own"), open_connections(desk.database.url(ARCHIVIST), CLOCK, name="prune")
+    await desk.run(attached=(file,))
+    reads = PersonalStore(desk.archivist, desk.kek, CLOCK, gives_keys=False)
+    assert is_used(file, await mentioned(connections, reads))
+    assert not is_used(file, await mentioned(connections, desk.archivist)), "the public form does not say it"
+    await desk.erase()
+    assert not is_used(file, await mentioned(connections, PersonalStore(desk.archivist, desk.kek, CLOCK, gives_keys=False)))
+    await connections.close()
 
 
 async def test_what_was_interrupted_is_brought_to_its_end(desk: Desk) -> None:

@@ -109,7 +109,7 @@ def test_runs_that_lie_in_the_clear_are_named_with_what_to_do(crew: LiveCrew, tm
     said = crew.run("erase", "cleo", "--yes", code=1)
     assert said.stdout == ""
     assert f"not erased: 1 run of cleo (tenant default) in the clear, under no key that could be destroyed: {run}\n" in said.stderr
-    assert "crewlog archive --user cleo --tenant default --older-than 0s --out FOLDER" in said.stderr
+    assert "crewlog archive --user cleo --tenant default --older-than 0s --without-files --out FOLDER" in said.stderr
     gone = crew.json("archive", "--user", "cleo", "--tenant", "default", "--older-than", "0s", "--out", tmp_path, "--yes")
     assert [each["run_id"] for each in gone["archived"]] == [run]
 
