@@ -100,9 +100,12 @@ async def _detach(home: Path, agents: list[str]) -> int:
         # the pipe ends without a byte when the supervisor ends: no need to watch the process as well
         async with reading_pipe(ready_end) as reader, asyncio.timeout(DETACH_WITHIN_S):
             is_ready = await reader.read(1)
-    except (asyncio.CancelledError, TimeoutError):
+    except asyncio.CancelledError:
         process.terminate()
         raise
+    except TimeoutError:
+        process.terminate()
+        raise TimeoutError(f"the crew was not ready within {DETACH_WITHIN_S:g} s and is being stopped; what it said: {log}") from None
     if not is_ready:
         sys.stderr.write(log.read_bytes()[start:].decode(errors="replace"))
         return process.wait(timeout=STOP_WITHIN_S) or Exit.USAGE

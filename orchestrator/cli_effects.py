@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from crewlog.orchestrator.client_effects import RollbackResult
 
 RESOURCE_COLUMN_CHARS = 60
+LISTED_MAX = 1_000
+"""Effects that are listed at once."""
 
 
 def register(app: typer.Typer) -> None:
@@ -33,7 +35,10 @@ async def list_effects(
     from crewlog.schemas.text import shorten
 
     async with Client.connect(load_config(home)) as client:
-        found = await client.effects.all(await client.find_run(run) if run else None, open_only=open_only)
+        listed = await client.effects.all(await client.find_run(run) if run else None, open_only=open_only, limit=LISTED_MAX + 1)
+    found = listed[-LISTED_MAX:]
+    if len(listed) > LISTED_MAX:
+        say(f"there are more: these are the latest {LISTED_MAX}; name a run, or ask the view effects with crewlog sql")
     if output is Output.JSON:
         print_json([plain(effect) for effect in found])
         return

@@ -59,14 +59,15 @@ class ClientEffects:
     def __init__(self, config: Config, request: Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]], queries: Callable[[], Queries]) -> None:
         self._config, self._request, self._queries = config, request, queries
 
-    async def all(self, run_id: RunId | None = None, *, open_only: bool = False) -> list[EffectView]:
+    async def all(self, run_id: RunId | None = None, *, open_only: bool = False, limit: int = 1_000) -> list[EffectView]:
         """List what calls did, in the order they began.
 
         Args:
             run_id: of this run alone; None for all of the tenant.
             open_only: only what is still there and can be taken back, or may have happened.
+            limit: most of them; the latest ones.
         """
-        return await self._queries().effects(self._config.tenant, run_id=run_id, open_only=open_only)
+        return await self._queries().effects(self._config.tenant, run_id=run_id, open_only=open_only, limit=limit)
 
     async def roll_back(self, run_id: RunId, *, reason: str, actor: str = "") -> RollbackBegun:
         """Take back what a run did that has ended, and the runs that came from it, the last effect first. It is a run of its own: wait for it as for any other.

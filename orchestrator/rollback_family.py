@@ -77,7 +77,7 @@ class Families:
             runs, archived, fresh = runs | new, archived | gone, [*new, *gone]
         ancestors, archived_above = await self._ancestors(state)
         for ancestor in ancestors:
-            rollbacks |= {run.run_id: run for run in await self.earlier(ancestor)}
+            rollbacks |= {run.run_id: run for run in await self.numbered(ancestor) if run.rollback is not None}
         if archived or archived_above:
             raise _missing(state.run_id, archived | {one.run_id: one.file for one in archived_above})
         for one in rollbacks.values():
@@ -85,8 +85,8 @@ class Families:
                 raise TooLate(f"run {one.rollback.run_id} is being rolled back by run {one.run_id}: ask again when that is over")
         return Family(list(runs.values()), frozenset[str]().union(*map(undone_keys, rollbacks.values())), await self._came_back(list(runs)))
 
-    async def earlier(self, run_id: RunId) -> list[RunState]:
-        """Return the rollbacks of a run so far, the first one first."""
+    async def numbered(self, run_id: RunId) -> list[RunState]:
+        """Return the runs that have the ids of a run's rollbacks, the first one first. Whoever submits a task chooses its id: one may be no rollback."""
         found: list[RunState] = []
         while True:
             ids = _rollback_ids([run_id], behind=len(found))

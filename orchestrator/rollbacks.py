@@ -86,10 +86,10 @@ class Rollbacks:
             raise ContractError(f"run {run_id} is the rollback of run {state.rollback.run_id}, and is not rolled back itself")
         if state.status == "open":
             raise TooLate(f"run {run_id} is not over: it could do more while it is rolled back. End it first: crewlog cancel {run_id} --reason …")
-        earlier = await self._families.earlier(run_id)
-        if earlier and earlier[-1].status == "open":
-            return _begun(earlier[-1], is_new=False)
-        return await self._submit(state, len(earlier) + 1, actor=actor, reason=reason)
+        taken = await self._families.numbered(run_id)
+        if under_way := next((run for run in taken if run.rollback is not None and run.status == "open"), None):
+            return _begun(under_way, is_new=False)
+        return await self._submit(state, len(taken) + 1, actor=actor, reason=reason)
 
     async def _submit(self, state: RunState, number: int, *, actor: str, reason: str) -> Begun:
         family = await self._families.of(state)

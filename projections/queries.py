@@ -188,9 +188,10 @@ class Queries:
 
         Args:
             open_only: only what is still there and can be taken back, or may have happened.
+            limit: most of them; the latest ones.
         """
-        where = "WHERE tenant = $1 AND ($2::uuid IS NULL OR run_id = $2) AND (NOT $3 OR is_open) ORDER BY started_at, task_id, call_id LIMIT $4"
-        return await self._read(EffectView, "list effects", f"{_EFFECTS} {where}", tenant, run_id, open_only, limit)
+        where = "WHERE tenant = $1 AND ($2::uuid IS NULL OR run_id = $2) AND (NOT $3 OR is_open) ORDER BY started_at DESC, task_id DESC, call_id DESC LIMIT $4"
+        return (await self._read(EffectView, "list effects", f"{_EFFECTS} {where}", tenant, run_id, open_only, limit))[::-1]
 
     async def approvals(self, *, pending_only: bool = True, tenant: str | None = None, run_id: UUID | None = None, limit: int = 100) -> list[ApprovalView]:
         """List questions to people: those that wait, the oldest first; or all, the latest first."""

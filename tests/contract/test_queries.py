@@ -209,6 +209,10 @@ async def test_timeline_effects_and_artifacts(views: Views) -> None:
     effects = await views.sql("SELECT * FROM crewlog.effects")
     assert {effect["effect"] for effect in effects} == {"idempotent", "irreversible"}
     assert all(effect["starts"] >= 1 and effect["kind"] for effect in effects)
+    (tenant,) = {run.tenant for run in await views.queries.runs()}
+    listed = await views.queries.effects(tenant)
+    assert [effect.started_at for effect in listed] == sorted(effect["started_at"] for effect in effects)
+    assert await views.queries.effects(tenant, limit=2) == listed[-2:], "of many the latest"
     artifacts = await views.sql("SELECT DISTINCT name, size, media_type FROM crewlog.artifacts WHERE name = 'report.md'")
     assert [tuple(row) for row in artifacts] == [("report.md", 9, "text/markdown")]
 

@@ -112,6 +112,18 @@ class Stuck(Outside):
         return replace(super().undoing(), run=hang)
 
 
+async def test_whoever_takes_the_id_of_a_rollback_for_a_run_of_their_own_keeps_nobody_from_rolling_back(tmp_path: Path) -> None:
+    outside = Outside()
+    async with crew(tmp_path, outside, calls(("rent", '{"text":"hall"}')), SUBMIT) as made:
+        run_id = await ran(made)
+        taken = str(rollback_run_id(run_id, number=1))
+        await made.submit(parse_task({"task_id": taken, "type": "code", "objective": "wait for an agent that is not there"}))
+        rollback, report = await rolled_back(made, run_id)
+
+    assert rollback == rollback_run_id(run_id, number=2)
+    assert (len(report["rollback"]["undone"]), outside.things) == (1, {})
+
+
 async def test_a_rollback_whose_worker_died_in_the_middle_goes_on(tmp_path: Path) -> None:
     outside = Outside()
     stuck = Stuck(things=outside.things)
