@@ -136,6 +136,7 @@ class Appender:
                     lane.is_needed = True
                     await self._send(lane, batch)
                     lane.in_flight = frozenset()
+                    await asyncio.sleep(0)  # callers that were answered mostly have more to say: let it join the next call
                 elif self._closing:
                     return  # what is left waits for a lane that is busy, and goes with that one
                 else:
