@@ -41,6 +41,10 @@ _RETRYABLE: Final = (
     asyncpg.ReadOnlySQLTransactionError,  # this server was the primary, and another one is now
     asyncpg.TransactionRollbackError,
     asyncpg.InsufficientResourcesError,
+    asyncpg.PostgresSystemError,  # the server's own disk
+    asyncpg.LockNotAvailableError,  # this and the next two: limits that an operator has set for the login, met while others were busy
+    asyncpg.TransactionTimeoutError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
     OSError,
     TimeoutError,
 )

@@ -7,7 +7,7 @@ from crewlog.projections.projection import Fact
 from crewlog.projections.rows import ModelCallRow, ToolCallRow
 from crewlog.projections.run_state import Changed, RunState, TaskState, add_artifacts, close_model_call
 from crewlog.schemas.errors import ContractError
-from crewlog.schemas.ids import task_stream
+from crewlog.schemas.ids import spend_stream, task_stream
 from crewlog.schemas.system_events import BillCorrected, CallSettled
 from crewlog.schemas.task_events import ModelCallFailed, ModelCallFinished, ModelCallStarted, ToolFinished, ToolStarted
 from crewlog.schemas.usage import Usage
@@ -49,11 +49,9 @@ def call_settled(run: RunState, fact: Fact, event: CallSettled, changed: Changed
     """Charge a call to its task, which is over. The first bill of a call counts, as in the budgets: a second one changes nothing.
 
     Raises:
-        ContractError: the run has no such task.
+        ContractError: the run has no such task, or this is not where its calls are settled.
     """
-    task = run.by_stream.get(task_stream(event.task_id))
-    if task is None:
-        raise ContractError(f"{fact.stream} version {fact.version} settles a call of task {event.task_id}, but run {run.row.run_id} knows no such task")
+    task = _billed(run, fact, event)
     call = task.model_calls.get(event.call_id)
     if call is not None and call.outcome_position is not None:
         return
@@ -66,11 +64,10 @@ def bill_corrected(run: RunState, fact: Fact, event: BillCorrected, changed: Cha
     """Put what a call cost in fact in place of the worst case it was settled at.
 
     Raises:
-        ContractError: the run knows no such call.
+        ContractError: the run knows no such call, or this is not where it is settled.
     """
-    task = run.by_stream.get(task_stream(event.task_id))
-    call = task.model_calls.get(event.call_id) if task is not None else None
-    if task is None or call is None:
+    task = _billed(run, fact, event)
+    if (call := task.model_calls.get(event.call_id)) is None:
         raise ContractError(f"{fact.stream} version {fact.version} corrects call {event.call_id} of task {event.task_id}, which run {run.row.run_id} lacks")
     price, row = event.price, task.row
     row.cost_micro_usd += (price.cost_micro_usd or 0) - (call.cost_micro_usd or 0)
@@ -105,6 +102,14 @@ def tool_finished(task: TaskState, fact: Fact, event: ToolFinished, changed: Cha
     if event.reused:
         call.reused = to_json(event.reused)
     changed.tool_calls[call] = None
+
+
+def _billed(run: RunState, fact: Fact, event: CallSettled | BillCorrected) -> TaskState:
+    """Return whose call an event beside task streams is about. Every agent may write to those: what one says of another's task does not count."""
+    task = run.by_stream.get(task_stream(event.task_id)) if fact.stream == spend_stream(event.task_id) else None
+    if task is None:
+        raise ContractError(f"{fact.stream} version {fact.version} is about a call of task {event.task_id}, which run {run.row.run_id} does not know there")
+    return task
 
 
 def _close(task: TaskState, fact: Fact, event: ModelCallFinished | ModelCallFailed, changed: Changed) -> ModelCallRow:

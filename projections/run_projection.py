@@ -207,7 +207,8 @@ class RunProjection:
             if recorded.position > after:
                 break
             fact = fact_of(recorded)
-            if type(fact.event) in _OF_RUNS and fact.position not in skipped:
+            # whoever wrote to a stream of this run may have named another one: that one's state is none of ours
+            if fact.run_id == run_id and type(fact.event) in _OF_RUNS and fact.position not in skipped:
                 self.fold(fact)
         del self._touched[run_id]
         _hand_out(run)  # all of that is in the tables

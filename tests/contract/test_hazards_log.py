@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from support.logs import CLOCK, dispatched, new_run, new_task, opening, to_run, to_task
+from support.logs import CLOCK, cancelled, dispatched, new_run, new_task, opening, to_run, to_task
 from support.postgres import Database
 
 from crewlog.events.appender import Appender
@@ -16,7 +16,7 @@ from crewlog.events.connections import Connections, connector
 from crewlog.events.grants import ORCHESTRATOR, ROLES
 from crewlog.events.postgres_store import _ARCHIVED_RUNS, _CHILD_RUNS, PostgresStore
 from crewlog.schemas.errors import ConflictError, Unavailable
-from crewlog.schemas.ids import task_stream
+from crewlog.schemas.ids import run_stream, task_stream
 from crewlog.schemas.task_events import TaskCancelled
 
 pytestmark = pytest.mark.hand_written("tries the log under hazards")
@@ -186,6 +186,21 @@ async def test_a_server_that_stays_away_is_reported_in_time(database: Database) 
     with pytest.raises(Unavailable, match="same event ids"):
         await appender.submit(opening(new_run()))
     await appender.close()
+
+
+async def test_a_limit_on_waiting_that_an_operator_has_set_is_no_fault_of_the_request(database: Database, admin: Any) -> None:
+    run_id, holder = new_run(), await database.admin()
+    hasty = await PostgresStore.open(database.url(ORCHESTRATOR) + "?lock_timeout=50ms", actor="hasty", clock=CLOCK)
+    await hasty.append(opening(run_id))
+    async with holder.transaction():
+        await holder.execute("SELECT FROM es.streams WHERE stream_id = $1 FOR UPDATE", run_stream(run_id))
+        appended = asyncio.create_task(hasty.append(to_run(run_id, cancelled(), expected=1)))
+        first = await waiting(admin, "transactionid", "tuple")
+        while await waiting(admin, "transactionid", "tuple") == first:  # until it tries again, on a new connection
+            assert not appended.done()
+    assert (await appended).versions == [2]
+    await hasty.close()
+    await holder.close()
 
 
 async def test_connections_that_nobody_needs_are_closed_and_opened_again(database: Database, admin: Any) -> None:

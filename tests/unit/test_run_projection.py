@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from random import Random
+from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
@@ -12,16 +14,20 @@ from support.histories import recorded_history, write_history
 from support.run_tables import Tables, fold_in_bulk, fold_page, fold_pages
 
 from crewlog.events.memory_store import MemoryStore
-from crewlog.events.store import Recorded
+from crewlog.events.store import AppendRequest, Recorded, Write
 from crewlog.projections import runs, tasks
 from crewlog.projections.catalog import all_projections
+from crewlog.projections.folding import Folding
+from crewlog.projections.projection import begins, facts_of
 from crewlog.projections.rows import FINISHED
-from crewlog.projections.run_projection import RunProjection
+from crewlog.projections.run_projection import RunChanges, RunProjection
 from crewlog.schemas.codec import EVENT_TYPES, Unknown
 from crewlog.schemas.errors import ContractError
+from crewlog.schemas.ids import RunId, TaskId, spend_stream
 from crewlog.schemas.run_events import RUN_EVENTS
 from crewlog.schemas.system_events import (
     BudgetChanged,
+    CallSettled,
     ClaimsOpened,
     EffectClaimed,
     EffectSettled,
@@ -35,6 +41,7 @@ from crewlog.schemas.system_events import (
     WorkerDrained,
 )
 from crewlog.schemas.task_events import TASK_EVENTS, TERMINAL_TYPES
+from crewlog.schemas.usage import Price, Usage
 
 pytestmark = pytest.mark.hand_written("views are tried on histories of every shape")
 
@@ -57,6 +64,33 @@ async def test_rows_do_not_depend_on_the_pages(seed: int, runs: int, moves: int)
     forgetful = await fold_pages(store, cut(events, Random(seed + 1)), open_runs_max=1)
     rebuilt = await fold_in_bulk(store, cut(events, Random(seed + 2)), keep_max=Random(seed).choice([0, 5, 1000]))
     assert vars(at_once) == vars(in_pages) == vars(forgetful) == vars(rebuilt)
+
+
+async def test_an_event_that_names_another_run_changes_neither() -> None:
+    """The gate looks at who writes to a stream, not at which run an event names: whoever folds a run again meets such events in its streams."""
+    store, events = await recorded_history(write_history(Random(3), runs=2, moves=120))
+    opened = {event.run_id: event.stream for event in events if event.type == "TaskOpened" and event.run_id is not None}
+    tasks_of = {RunId(run_id): TaskId(UUID(stream.removeprefix("task/"))) for run_id, stream in opened.items()}
+    ours = next(iter(tasks_of))
+    for run_id, task_id in tasks_of.items():
+        settled = CallSettled(task_id, run_id, "late", "acme", "a", Usage(), Price(7, "config"))
+        await store.append(AppendRequest([Write(spend_stream(tasks_of[ours]), [settled])], [UUID(int=run_id.int ^ 1)], events[-1].occurred_us, run_id))
+    *_, own, foreign = events = list((await store.read_all(0, 1_000_000)).events)
+    assert (own.run_id, foreign.run_id) == tuple(tasks_of)
+    found = []
+    for pages in ([events], [[event] for event in events]):
+        folding, tables = Folding([RunProjection(store, open_runs_max=1)]), Tables()
+        for page in pages:
+            await folding.load(partial(begins, page))
+            problems = folding.fold(facts_of(page))
+            assert [problem.position for problem in problems] == [foreign.position] * (foreign in page)
+            folding.reach(page[-1].position, problems)
+            for changes in folding.take():
+                assert isinstance(changes, RunChanges)
+                tables.write(changes)
+        await folding.load(lambda _: dict.fromkeys(tasks_of, ""))
+        found.append(vars(tables))
+    assert found == [vars(await fold_pages(store, [events[:-1]]))] * 2
 
 
 @settings(max_examples=25, deadline=None)
