@@ -9,6 +9,7 @@ from uuid import UUID
 from crewlog.events.connections import Connections
 from crewlog.events.store import Recorded
 from crewlog.schemas.codec import encode
+from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import Hash, RunId
 from crewlog.schemas.system_events import RunImported
 
@@ -23,6 +24,13 @@ SELECT substr(a.stream_id, 9)::uuid
 """
 _HINDRANCE: Final = "SELECT es.archive_hindrance($1)"
 _ARCHIVE: Final = "SELECT es.archive_run($1)"
+_IMPORTED: Final = """
+SELECT m.position, (SELECT max(e.position) FROM es.events e WHERE e.stream_id = ANY ($2::text[])) FROM es.events m WHERE m.event_id = $1
+"""
+_TAKEN_OUT: Final = """
+SELECT count(*) FROM es.tombstones t
+ WHERE t.run_id = $1 AND NOT EXISTS (SELECT FROM es.events e WHERE e.stream_id = 'run/' || t.run_id AND e.version = 1)
+"""
 
 
 class RunDigest(NamedTuple):
@@ -37,7 +45,7 @@ async def write_imported(connections: Connections, marker: RunImported, events: 
 
     Args:
         events: from its first one on, in the order of the log they come from; blobs they refer to must be there already.
-        marker_id: event id of the marker.
+        marker_id: event id of the marker. The same one again is answered with where the run is.
         now_us: when it is read in, in microseconds since 1970.
 
     Returns:
@@ -61,7 +69,12 @@ async def write_imported(connections: Connections, marker: RunImported, events: 
         [event.data.decode() for event in events],
     ]
     what = f"import run {marker.run_id}"
-    rows = await connections.fetch(what, _IMPORT, marker.run_id, marker_id, encode(marker).decode(), now_us, marker.actor, *columns)
+    try:
+        rows = await connections.fetch(what, _IMPORT, marker.run_id, marker_id, encode(marker).decode(), now_us, marker.actor, *columns)
+    except ContractError:  # an earlier try may have been written, and its answer lost
+        rows = await connections.fetch(what, _IMPORTED, marker_id, columns[0])
+        if not rows:
+            raise
     return rows[0][0], rows[0][1]
 
 
@@ -79,13 +92,19 @@ async def hindrance(connections: Connections, run_id: RunId) -> str | None:
 
 
 async def take_out(connections: Connections, run_id: RunId) -> int:
-    """Delete the events of a run of which a `RunArchived` says that a file has them; tombstones stay. Returns how many.
+    """Delete the events of a run of which a `RunArchived` says that a file has them; tombstones stay. Returns how many; again, how many there are.
 
     Raises:
         ContractError: the run has not ended, is not sealed, owes money, or is not what `RunArchived` says.
         NotAuthorised: this login may not archive.
     """
-    rows = await connections.fetch(f"archive run {run_id}", _ARCHIVE, run_id)
+    what = f"archive run {run_id}"
+    try:
+        rows = await connections.fetch(what, _ARCHIVE, run_id)
+    except ContractError:  # an earlier try may have taken it out, and its answer was lost
+        rows = await connections.fetch(what, _TAKEN_OUT, run_id)
+        if not rows[0][0]:
+            raise
     return int(rows[0][0])
 
 

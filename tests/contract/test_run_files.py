@@ -26,7 +26,7 @@ from crewlog.events.grants import ARCHIVIST, OPERATOR, ORCHESTRATOR, READER
 from crewlog.events.memory_store import MemoryLog, MemoryStore
 from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.prune import mentioned, prune_blobs, unused_blobs
-from crewlog.events.run_files import half_archived, run_digest, take_out
+from crewlog.events.run_files import half_archived, run_digest, take_out, write_imported
 from crewlog.events.store import AppendRequest, Write
 from crewlog.events.verify import open_connections, seal, verify
 from crewlog.orchestrator import run_archive
@@ -211,6 +211,26 @@ async def test_an_archived_run_comes_back_from_its_file_and_may_go_again(home: H
             assert await digest(url) == live
     await home.seal()
     assert (await verify(home.connections(OPERATOR))).faults == []
+
+
+async def test_an_answer_that_was_lost_is_given_when_it_is_asked_for_again(home: Home, quiet: list[Bundle], tmp_path: Path) -> None:
+    """The connection may break behind the commit; the same statement goes out again on the next one."""
+    bundle, connections = quiet[0], home.connections(OPERATOR)
+    marker = marker_of(bundle, file="run.crewlog", sha256=ANY_HASH, actor="somebody")
+    marker_id = CLOCK.new_id()
+    await (await home.store(OPERATOR)).put_blobs(list(bundle.blobs.values()))
+    first, again = [await write_imported(connections, marker, bundle.events, marker_id=marker_id, now_us=1) for _ in range(2)]
+    assert first == again
+    with pytest.raises(ContractError, match="all of run"):
+        await write_imported(connections, marker, bundle.events, marker_id=CLOCK.new_id(), now_us=1)
+    store = await home.store(ORCHESTRATOR)
+    async with model_of(home.database, store) as model:
+        await follow(model, store)
+    await home.seal()
+    archived = await home.archive(bundle.run_id, tmp_path)
+    assert await take_out(home.connections(ARCHIVIST), bundle.run_id) == archived.events == len(bundle.events)
+    with pytest.raises(ContractError):
+        await take_out(home.connections(ARCHIVIST), RunId(CLOCK.new_id()))
 
 
 async def test_texts_that_only_archives_have_are_pruned_and_come_back_with_them(home: Home, quiet: list[Bundle], tmp_path: Path) -> None:
