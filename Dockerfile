@@ -3,7 +3,7 @@ FROM python:3.13-slim AS build
 WORKDIR /src
 COPY . .
 # the embedded servers stay out: in containers Postgres and NATS are services of their own
-RUN python -m venv /opt/crewlog && /opt/crewlog/bin/pip install --no-cache-dir ".[data,docs,fast]" pytest
+RUN python -m venv /opt/crewlog && /opt/crewlog/bin/pip install --no-cache-dir ".[data,docs,mcp,fast]" pytest
 
 FROM python:3.13-slim
 RUN apt-get update && apt-get install -y --no-install-recommends git && rm -rf /var/lib/apt/lists/* \

@@ -121,6 +121,8 @@ def test_settings_are_settings_of_the_program(compose: dict[str, Any]) -> None:
 def test_every_variable_is_explained_in_the_example(compose: dict[str, Any]) -> None:
     explained = set(re.findall(r"^([A-Z][A-Z0-9_]*)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
     assert set(re.findall(r"\$\{([A-Z0-9_]+)", TEXT)) | {"ANTHROPIC_API_KEY", "OPENAI_API_KEY", "GEMINI_API_KEY"} == explained
+    passed_on = {key for s in compose["services"].values() for key, value in s.get("environment", {}).items() if value is None} - explained
+    assert passed_on == set(re.findall(r"^# ([A-Z][A-Z0-9_]*)=", (ROOT / ".env.example").read_text(), re.MULTILINE)), "an empty value would not be none"
 
 
 def test_no_password_has_a_default_and_each_is_demanded(compose: dict[str, Any]) -> None:
