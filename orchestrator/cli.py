@@ -5,9 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
 from typer.models import CommandInfo
 
 from crewlog.orchestrator.cli_output import said_of_file
@@ -38,7 +39,33 @@ COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
     "cli_golden": ("golden",),
     "cli_eval": ("eval", "shadow"),
 }
-"""Module -> the commands it adds, in the order in which help lists them. Loading all modules takes longer than most commands run."""
+"""Module -> the commands it adds, in their order. Loading all modules takes longer than most commands run."""
+
+TOPICS: Final[Mapping[str, str]] = {
+    "The crew": "demo up down status scale doctor",
+    "Work": "submit watch runs show events why docs schedule memory",
+    "Questions and effects": "approvals approve deny resolve effects rollback",
+    "Control": "pause resume quarantine release terminate drain",
+    "Money and models": "costs budget providers",
+    "Past runs": "replay explain diff lineage fork bisect export import",
+    "Tests from runs": "golden eval shadow",
+    "The log": "sql verify seal archive prune erase",
+    "Processes and servers": "agent orchestrator projector db nats mcp dlq chaos version",
+}
+"""What help lists the commands under."""
+HELP_COLUMNS_MAX: Final = 110
+
+
+class Listing(TyperGroup):
+    """The command line, whose help lists its commands by topic."""
+
+    def format_commands(self, _: Any, formatter: Any) -> None:
+        """Write one section for each topic. Typer keeps the types of both arguments to itself."""
+        for topic, words in TOPICS.items():
+            names = words.split()
+            room = formatter.width - 6 - max(map(len, names))
+            with formatter.section(topic):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(room)) for name in names])
 
 
 def command_line(named: str | None = None) -> typer.Typer:
@@ -49,11 +76,12 @@ def command_line(named: str | None = None) -> typer.Typer:
     """
     app = typer.Typer(
         name="crewlog",
+        cls=Listing,
         help="A crew of agents, one log. Start with: crewlog demo",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,  # loading rich would double the time that help takes
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": HELP_COLUMNS_MAX},
     )
     app.callback()(_options)
     app.command("version")(show_version)

@@ -12,7 +12,7 @@ import pytest
 import typer
 from typer.main import get_command
 
-from crewlog.orchestrator.cli import COMMANDS, command_line
+from crewlog.orchestrator.cli import COMMANDS, TOPICS, command_line
 from crewlog.orchestrator.cli_look import View
 from crewlog.orchestrator.cli_output import Output
 from crewlog.orchestrator.cli_quick import QUICK, read_words, run_quickly
@@ -34,6 +34,11 @@ def test_a_module_adds_the_commands_it_is_loaded_for(module: str) -> None:
     small.command("second")(lambda: None)  # with two of its own, Typer makes no single command of it
     import_module(f"crewlog.orchestrator.{module}").register(small)
     assert [*get_command(small).commands][2:] == list(COMMANDS[module])  # type: ignore[attr-defined]
+
+
+def test_help_lists_every_command_once() -> None:
+    listed = [name for names in TOPICS.values() for name in names.split()]
+    assert sorted(listed) == sorted(name for name, command in every().commands.items() if not command.hidden)
 
 
 @pytest.mark.parametrize("name", [name for commands in COMMANDS.values() for name in commands])
