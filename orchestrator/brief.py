@@ -13,6 +13,9 @@ from crewlog.schemas.subjects import SHADOW_LANE, version_lane
 from crewlog.schemas.trial import Trial
 from crewlog.schemas.values import Trust
 
+GOAL_CHARS_MAX: Final = 500
+"""Of the objective in the event that begins a run, where lists take it from."""
+
 
 class BudgetBrief(msgspec.Struct, frozen=True, omit_defaults=True):
     """`Budget` as recorded."""

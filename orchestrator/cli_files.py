@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from crewlog.projections.query_rows import RunView
 
 AGE: Final = re.compile(r"(\d{1,6})([smhdw])")
+AGE_S_MAX: Final = 100 * 365 * 86_400
 _UNIT_S: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 
 
@@ -201,4 +202,7 @@ def age_s(option: str, text: str) -> int:
     found = AGE.fullmatch(text)
     if found is None:
         raise ContractError(f"{option} {text}: write a number and a unit, such as 90d, 12h or 2w")
-    return int(found[1]) * _UNIT_S[found[2]]
+    age = int(found[1]) * _UNIT_S[found[2]]
+    if age > AGE_S_MAX:
+        raise ContractError(f"{option} {text}: that is longer ago than anything in a log; at most {AGE_S_MAX // _UNIT_S['d']}d")
+    return age

@@ -16,6 +16,7 @@ import msgspec
 
 from crewlog.orchestrator import critic
 from crewlog.orchestrator.advance import advance, fail, is_plan, step_of
+from crewlog.orchestrator.brief import GOAL_CHARS_MAX
 from crewlog.orchestrator.commands import (
     CLOCK,
     AbortRun,
@@ -92,7 +93,6 @@ PLAN_CORRECTIONS_MAX: Final = 1
 """Times a planner may correct a plan that breaks the rules."""
 SUBMITTED_BYTES_MAX: Final = 96 * 1024
 """A submitted task as JSON. Larger texts belong into attachments: the log keeps the task with every run."""
-GOAL_CHARS_MAX: Final = 500
 DEADLINE: Final = "deadline"
 WAIT_S_MAX: Final = 1e9
 """Longest wait for another attempt, in seconds: beyond any deadline, and small enough to be a time. What an agent writes may be any number."""

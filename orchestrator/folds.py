@@ -163,10 +163,14 @@ class Folds:
 async def base_state(store: EventStore, forked: Recorded) -> RunState:
     """Return the state that a forked run goes on from: that of its parent behind the last event that both share."""
     origin = origin_of(forked)
+    return folded(() if origin is None else await read_prefix(store, origin, types=RUN_TYPES))
+
+
+def folded(events: Iterable[Recorded]) -> RunState:
+    """Fold what events of run streams say, a fork's behind those that it shares; all others are passed over."""
     state = initial_state()
-    for recorded in await read_prefix(store, origin, types=RUN_TYPES) if origin is not None else ():
-        event = recorded.event()
-        if isinstance(event, RunEvent):
+    for recorded in events:
+        if recorded.type in RUN_TYPES and isinstance(event := recorded.event(), RunEvent):
             state = evolve(state, event)
     return state
 

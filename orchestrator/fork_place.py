@@ -11,12 +11,12 @@ from typing import Final, NamedTuple
 
 from crewlog.events.prefix import successors
 from crewlog.events.store import Recorded
+from crewlog.orchestrator.folds import folded
 from crewlog.orchestrator.rederive import OURS
-from crewlog.orchestrator.run import RunState, TaskState, active_tasks, evolve, initial_state
+from crewlog.orchestrator.run import RunState, TaskState, active_tasks
 from crewlog.orchestrator.run_history import RunHistory
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import Stream, category, task_stream
-from crewlog.schemas.run_events import RunEvent
 from crewlog.schemas.task_events import TaskCompleted
 
 _OURS: Final = frozenset(cls.__name__ for cls in OURS)
@@ -42,7 +42,7 @@ def fork_place(history: RunHistory, index: int) -> ForkPlace:
         ContractError: the run is over there; the message names the last place where it was not.
     """
     events, end = history.events, _whole(history.events, index)
-    state = _folded(events[:end])
+    state = folded(events[:end])
     if state.status != "open":
         raise ContractError(f"run {history.run_id} is over behind event {end} of {len(events)}: fork it at {_last_open(events, end)} or before")
     versions = {task.key: _shared_version(events[:end], task) for task in active_tasks(state)}
@@ -65,15 +65,6 @@ def _is_decision(recorded: Recorded) -> bool:
 
 def _append_of(recorded: Recorded) -> tuple[object, ...]:
     return recorded.occurred_us, recorded.causation_id, recorded.run_id
-
-
-def _folded(events: Sequence[Recorded]) -> RunState:
-    state = initial_state()
-    for recorded in events:
-        event = recorded.event() if category(recorded.stream) == "run" else None
-        if isinstance(event, RunEvent):
-            state = evolve(state, event)
-    return state
 
 
 def _last_open(events: Sequence[Recorded], end: int) -> int:

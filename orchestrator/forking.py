@@ -7,6 +7,7 @@ from typing import Any, Final
 import msgspec
 
 from crewlog.orchestrator.advance import advance, step_of
+from crewlog.orchestrator.brief import GOAL_CHARS_MAX
 from crewlog.orchestrator.commands import ForkRun
 from crewlog.orchestrator.draft import Draft
 from crewlog.orchestrator.run import SYNTHESIS, RunState, TaskState, active_tasks
@@ -16,7 +17,6 @@ from crewlog.schemas.run_events import ForkedTask, RunForked
 from crewlog.schemas.task_events import TaskForked
 from crewlog.schemas.text import shorten
 
-GOAL_CHARS_MAX: Final = 500
 PASSED_ON: Final = ("auto_approve", "limits", "priority", "timeout_seconds", "trial")
 """Changes of the submitted task that hold for each of its tasks."""
 

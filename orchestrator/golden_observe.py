@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from crewlog.orchestrator.run import RunState, TaskState, evolve, initial_state
+from crewlog.orchestrator.folds import folded
+from crewlog.orchestrator.run import TaskState
 from crewlog.orchestrator.run_history import RunHistory
 from crewlog.orchestrator.run_tree import TaskNode, build_tree
 from crewlog.schemas.payload import Payload
-from crewlog.schemas.run_events import RunEvent
 from crewlog.schemas.values import Outcome
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def normalised(value: Any) -> Any:
 
 def observe(history: RunHistory) -> Observed:
     """Say what came of a run, or of the part of it that there is."""
-    state, tree = _folded(history), build_tree(history)
+    state, tree = folded(history.run_events), build_tree(history)
     steps = (f"{s.key}: {s.type}" + (f" after {'+'.join(s.depends_on)}" if s.depends_on else "") for s in state.steps)
     outcomes = {str(task.task_id): task for task in state.tasks.values()}
     answer = getattr(state.end, "answer", None) or getattr(state.end, "partial", None)
@@ -86,15 +86,6 @@ def observe(history: RunHistory) -> Observed:
         steps=sum(call.what == "model" and call.status == "ok" for node in tree.tasks for call in node.calls()),
         seconds=took_us / 1e6,
     )
-
-
-def _folded(history: RunHistory) -> RunState:
-    state = initial_state()
-    for recorded in history.run_events:
-        event = recorded.event()
-        if isinstance(event, RunEvent):
-            state = evolve(state, event)
-    return state
 
 
 def _name(node: TaskNode) -> str:

@@ -20,7 +20,6 @@ from crewlog.schemas.values import Outcome
 
 PLANNER: Final = "planner"
 SINGLE_KEY: Final = "task"
-NO_CONSTRAINTS: Final = msgspec.Raw(b"{}")
 NOTE_CHARS_MAX: Final = 2_000
 _NO_PLAN: Final = "this is not a valid plan"
 

@@ -14,15 +14,14 @@ import msgspec
 
 from crewlog.agents.rederive import replay_task
 from crewlog.events.store import EventStore, Recorded
+from crewlog.orchestrator.folds import folded
 from crewlog.orchestrator.rederive import verify_run
-from crewlog.orchestrator.run import RunState, evolve, initial_state
 from crewlog.orchestrator.run_history import RunHistory, load_history, payloads_in
 from crewlog.schemas.codec import Unknown
 from crewlog.schemas.divergence import Divergence
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import Hash, RunId, Stream, category, run_stream
 from crewlog.schemas.payload import content_hash
-from crewlog.schemas.run_events import RunEvent
 from crewlog.schemas.task_events import TaskEvent
 
 
@@ -62,7 +61,7 @@ def fold_streams(run_id: RunId, streams: Mapping[Stream, Sequence[Recorded]], te
     run_events = streams.get(run_stream(run_id), ())
     task_events = [r for stream, recorded in streams.items() if category(stream) == "task" for r in recorded]
     divergence = _gap(streams) or (verify_run(run_events, task_events) if verify else None)
-    states: dict[str, Any] = {str(run_stream(run_id)): _fold_run(run_events)}
+    states: dict[str, Any] = {str(run_stream(run_id)): folded(run_events)}
     model_calls = 0
     for stream in sorted(streams):
         if category(stream) == "task":
@@ -78,15 +77,6 @@ def state_hash(states: Mapping[str, Any]) -> Hash:
     """Return the hash of folded states, stream -> state: the same on every machine."""
     plain = msgspec.to_builtins(states, str_keys=True, enc_hook=_builtin)  # keys sort only as text, and some states are keyed by ids
     return content_hash(msgspec.json.encode(plain, order="deterministic"))
-
-
-def _fold_run(events: Sequence[Recorded]) -> RunState:
-    state = initial_state()
-    for recorded in events:
-        event = recorded.event()
-        if isinstance(event, RunEvent):
-            state = evolve(state, event)
-    return state
 
 
 def _gap(streams: Mapping[Stream, Sequence[Recorded]]) -> Divergence | None:

@@ -221,8 +221,8 @@ class Supervisor:
                 body = {"ok": True, **await self._command(message)}
             except OrchestrationError as error:
                 body = {"ok": False, "error": {"code": error.code, "message": str(error)}}
-            except ValueError as error:
-                body = {"ok": False, "error": {"code": "contract", "message": f"not JSON: {error}"}}
+            except (TypeError, ValueError) as error:
+                body = {"ok": False, "error": {"code": "contract", "message": f"not JSON, or no object with a number for each kind: {error}"}}
             await bus.publish(message.reply, json.dumps(body).encode())
             await bus.flush()
 

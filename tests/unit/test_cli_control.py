@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from crewlog.orchestrator.cli import command_line
 from crewlog.orchestrator.cli_control import span_s
+from crewlog.orchestrator.cli_files import age_s
 from crewlog.orchestrator.cli_run import control_line
 from crewlog.projections.query_rows import ControlView
 from crewlog.schemas.errors import ContractError
@@ -42,6 +43,13 @@ def test_spans_of_time(text: str, seconds: float | None) -> None:
 def test_what_is_no_span_of_time(text: str) -> None:
     with pytest.raises(ContractError, match="no span of time"):
         span_s(text)
+
+
+@pytest.mark.parametrize("text", ["", "2", "2y", "-1d", "999999w"])
+def test_what_is_no_age(text: str) -> None:
+    with pytest.raises(ContractError, match=f"--older-than {text}: "):
+        age_s("--older-than", text)
+    assert [age_s("--older-than", age) for age in ("0s", "12h", "2w")] == [0, 43_200, 1_209_600]
 
 
 def test_what_is_in_force_names_who_since_when_why_and_how_to_take_it_back() -> None:

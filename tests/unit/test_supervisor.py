@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from crewlog.events.clock import SystemClock
 from crewlog.events.config import load
+from crewlog.events.memory_bus import MemoryBroker, MemoryBus
 from crewlog.orchestrator.home import Home
 from crewlog.orchestrator.supervisor import Supervisor
 
@@ -50,3 +54,12 @@ def test_a_state_that_cannot_be_written_is_said_and_stops_nothing(tmp_path: Path
         crew._set_phase("stopping")
         assert [line.split(":")[0] for line in said] == ["state.json is not up to date"]
         assert crew.state().phase == "stopping"
+
+
+@pytest.mark.parametrize("body", [b"{", b"5", b"[1]", b'{"research": "many"}', b'{"nobody": 2}'])
+async def test_what_is_no_number_of_copies_is_refused_with_an_answer(tmp_path: Path, body: bytes) -> None:
+    broker = MemoryBroker()
+    with a_supervisor(tmp_path, io.StringIO(), []) as crew:
+        await crew._listen(MemoryBus(broker))
+        answer = json.loads((await MemoryBus(broker).request("supervisor.scale", body, timeout_s=5)).data)
+    assert (answer["ok"], answer["error"]["code"]) == (False, "contract")
