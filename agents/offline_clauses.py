@@ -95,6 +95,12 @@ _REFERS_BACK: Final = re.compile(
 _PRONOUN: Final = re.compile(r"\b(?:it|them|this|these|that|those|result|results|findings)\b", re.IGNORECASE)
 
 
+_REPORTED: Final = re.compile(
+    rf"^(?:send|mail|e-?mail|post|forward)\s+(?:(?:me|us|them|him|her)\s+)?(.+?)\s+(?:to|at)\s+(?:\S+\s+){{0,3}}?(?:{EMAIL.pattern}|{URL.pattern})",
+    re.IGNORECASE,
+)
+
+
 class Clause(NamedTuple):
     """One piece of work in the user's words."""
 
@@ -116,6 +122,12 @@ class Clause(NamedTuple):
     def has_pronoun(self) -> bool:
         """It speaks of something named before."""
         return bool(_PRONOUN.search(self.text))
+
+
+def reported(clause: Clause) -> str:
+    """Return what a message is to say when it is named right in the order to send it: "send the sales by store to a@b.org"; else nothing."""
+    found = _REPORTED.match(strip_fillers(clause.text))
+    return "" if found is None or len(terms(found.group(1))) < 2 else found.group(1)
 
 
 def strip_fillers(text: str) -> str:

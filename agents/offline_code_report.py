@@ -9,10 +9,10 @@ from typing import Final, NamedTuple
 from crewlog.agents.offline_conversation import Conversation
 
 _COUNTS: Final = re.compile(r"\b(\d+) (passed|failed|errors?)\b")
-_BAD: Final = re.compile(r"^(?:FAILED|ERROR) (\S+?)(?: - (?:(\S+?\.py):(\d+): )?(.*))?$", re.MULTILINE)
-_SUSPICIOUS: Final = re.compile(r"^\s+(\d\.\d+)\s+(\S+?):(\d+):", re.MULTILINE)
+_BAD: Final = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - (?:(.+?\.py):(\d+): )?(.*))?$", re.MULTILINE)
+_SUSPICIOUS: Final = re.compile(r"^\s+(\d\.\d+)\s+(.+?):(\d+):", re.MULTILINE)
 _NUMBERED: Final = re.compile(r"^\s*(\d+)(?:  |\t|: ?| \| )(.*)$|^\s*(\d+)$")
-_LISTED: Final = re.compile(r"^[-*\s]*`?([^\s`(]+)`?(?:\s+\((\d+) bytes|\s|$)", re.MULTILINE)
+_LISTED: Final = re.compile(r"^[-*\s]*`?(.+?)`?(?:\s+\((\d+) bytes.*)?$", re.MULTILINE)
 _TRIED: Final = re.compile(r"^(\d+)\. .*: fixes (\d+) of (\d+) failing tests, breaks (\d+)\s*$", re.MULTILINE)
 
 

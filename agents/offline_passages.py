@@ -194,6 +194,21 @@ def choose(scored: Sequence[tuple[float, float, Unit]], *, most: int, per_source
     return chosen
 
 
+def completed(chosen: Sequence[Unit], scored: Sequence[tuple[float, float, Unit]], core: Sequence[str]) -> list[Unit]:
+    """Add the best sentence for each word of the question that no chosen one holds, such as for its second half; at most two.
+
+    A word that half of the sentences hold tells nothing.
+    """
+    made = list(chosen)
+    for term in core:
+        if any(term in unit.tokens | _heading_tokens(unit) for unit in made):
+            continue
+        holding = [unit for _, _, unit in scored if term in unit.tokens]
+        if holding and 2 * len(holding) <= len(scored) and len(made) < len(chosen) + 2:
+            made.append(holding[0])
+    return made
+
+
 def centrality(units: Sequence[Unit]) -> list[tuple[float, float, Unit]]:
     """Score sentences for a summary: those that hold what the document speaks of most, early ones first."""
     spoken = Counter(token for unit in units for token in terms(unit.text))

@@ -8,7 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from crewlog.agents.offline_clauses import BUILT_IN, OPENING, Clause, KindInfo, is_about_files, is_frame, is_question, is_vague, is_weak, score, split_goal
+from crewlog.agents.offline_clauses import (
+    BUILT_IN,
+    OPENING,
+    Clause,
+    KindInfo,
+    is_about_files,
+    is_frame,
+    is_question,
+    is_vague,
+    is_weak,
+    reported,
+    score,
+    split_goal,
+)
 from crewlog.agents.offline_conversation import KINDS_KEY, NOT_DONE, PART_OF, Attached, Conversation, Turn, Want
 from crewlog.agents.offline_text import EMAIL, URL, capital, join_words, name_tokens, terms
 from crewlog.schemas.text import shorten
@@ -119,7 +132,7 @@ def make_drafts(goal: str, attachments: Sequence[Attached], kinds: Sequence[Kind
     clauses = [clause for at, clause in enumerate(clauses) if not (clause.first in OPENING and at + 1 < len(clauses) and is_vague(clauses[at + 1]))]
     drafts: list[Draft] = []
     unclear: list[Clause] = []
-    for clause in clauses:
+    for clause in _with_what_is_reported(clauses, attachments, kinds, files):
         chosen = _kinds_for(clause, kinds, files)
         if not chosen:
             unclear.append(clause)
@@ -132,6 +145,17 @@ def make_drafts(goal: str, attachments: Sequence[Attached], kinds: Sequence[Kind
     note = _note(drafts, unclear, attachments, files)
     _order(drafts)
     return drafts, note
+
+
+def _with_what_is_reported(
+    clauses: Sequence[Clause], attachments: Sequence[Attached], kinds: Sequence[KindInfo], files: Mapping[str, Sequence[str]]
+) -> list[Clause]:
+    """Put before an order to send something that is to be found out first the order to find it out; a file that is named is sent as it is."""
+    if len(clauses) != 1 or not (what := reported(clauses[0])) or any(PurePosixPath(a.name).name.lower() in what.lower() for a in attachments):
+        return list(clauses)
+    first = Clause(what)
+    is_work = any(kind in WORKERS and files.get(kind) for kind in _kinds_for(first, kinds, files))
+    return [first, *clauses] if is_work else list(clauses)
 
 
 def _kinds_for(clause: Clause, kinds: Sequence[KindInfo], files: Mapping[str, Sequence[str]]) -> list[str]:

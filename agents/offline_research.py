@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from crewlog.agents.offline_conversation import Conversation, Turn, Want
-from crewlog.agents.offline_passages import Unit, centrality, choose, cut_units, headings, read_lines, score_units, wanted
+from crewlog.agents.offline_passages import Unit, centrality, choose, completed, cut_units, headings, read_lines, score_units, wanted
 from crewlog.agents.offline_text import STOP_WORDS, join_words, name_tokens, quoted, stem, stems, terms, words
 from crewlog.schemas.text import shorten
 
@@ -163,7 +163,8 @@ def _conclude(talk: Conversation, shelf: Sequence[Shelf], core: Sequence[str], s
         if not scored or max(coverage for _, coverage, _ in scored[:20]) < _covered_min(talk, core):
             return _submit_nothing(talk, _not_found(talk, shelf, core), shelf, near=[unit for _, coverage, unit in scored[:6] if coverage > 0])
         many = want.wants_list
-        chosen = choose(scored, most=max(least, 6 if many else 4), per_source=max(least, 2 if many and len(lines) > 2 else 4), floor=0.45 if many else 0.6)
+        best = choose(scored, most=max(least, 6 if many else 4), per_source=max(least, 2 if many and len(lines) > 2 else 4), floor=0.45 if many else 0.6)
+        chosen = completed(best, scored, core)
     return _submit(talk, chosen, shelf, core)
 
 

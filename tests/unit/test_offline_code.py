@@ -8,7 +8,7 @@ from crewlog.agents.offline_code_edits import Source, is_valid
 from crewlog.agents.offline_code_errors import error_edits
 from crewlog.agents.offline_code_operators import operator_edits
 from crewlog.agents.offline_code_repair import suspicious_lines
-from crewlog.agents.offline_code_report import read_run
+from crewlog.agents.offline_code_report import Failing, read_run
 from crewlog.agents.offline_code_shapes import shape_edits
 
 ORDER = "def size(n):\n    if n > 1:\n        return 'some'\n    {}if n > 100:\n        return 'many'\n    return 'one'\n"
@@ -66,3 +66,14 @@ def test_a_header_is_only_suspicious_when_nothing_else_is() -> None:
     files = {"m.py": "def f(x):\n    return x\n"}
     run = read_run("0 passed, 1 failed")._replace(suspicious={("m.py", 1): 1.0, ("m.py", 2): 0.5})
     assert suspicious_lines(files, run) == ["m.py:2: return x"]
+
+
+def test_a_project_in_a_folder_with_blanks_in_its_name_is_read() -> None:
+    run = read_run("""\
+0 passed, 1 failed, 0 errors, 0 skipped
+FAILED proj ü/tests/test_bank.py::test_average - proj ü/src/bank.py:17: ZeroDivisionError: division by zero
+suspicious lines:
+  1.00  proj ü/src/bank.py:17: return sum(self.history) / len(self.history)
+""")
+    assert run.failing == (Failing("proj ü/tests/test_bank.py::test_average", "proj ü/src/bank.py", 17, "ZeroDivisionError: division by zero"),)
+    assert run.suspicious == {("proj ü/src/bank.py", 17): 1.0}

@@ -108,6 +108,19 @@ async def test_objectives_keep_the_words_of_the_goal() -> None:
     assert step["objective"] == "How many penguins live on Dream island?"
 
 
+@pytest.mark.parametrize(
+    ("goal", "names", "expected"),
+    [
+        ("Send the average sales by store to bob@example.org", ("sales.csv",), [("data", ()), ("communicate", ("data",))]),
+        ("Mail the refund rules to the team at team@example.org", ("terms.md",), [("research", ()), ("communicate", ("research",))]),
+        ("Send sales.csv to bob@example.org", ("sales.csv",), [("communicate", ())]),
+        ("Send greetings to bob@example.org", (), [("communicate", ())]),
+    ],
+)
+async def test_what_is_to_be_sent_is_found_out_first(goal: str, names: tuple[str, ...], expected: list[tuple[str, tuple[str, ...]]]) -> None:
+    assert shape(await plan(goal, *names)) == expected
+
+
 async def test_only_offered_kinds_are_used() -> None:
     output = await plan("Count the rows and mail them to a@example.org", "a.csv", offered={"data": "Computes.", "research": "Reads."})
     assert shape(output) == [("data", ())]

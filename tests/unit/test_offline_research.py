@@ -68,6 +68,14 @@ async def test_other_questions_find_other_lines() -> None:
         assert wanted in outcome.citations[0].quote + outcome.summary, question
 
 
+async def test_each_half_of_a_question_is_answered() -> None:
+    manual = b"# Heater\n\n## Warranty\nThe warranty period is 36 months from then on. Batteries are not part of it: they are excluded.\n\n## Use\nPress it.\n"
+    outcome = (await ask("How long is the warranty period, and what is excluded?", {"manual.md": manual})).result
+    assert "36 months" in outcome.summary
+    assert "they are excluded" in outcome.summary
+    assert "Not in these passages" not in outcome.summary
+
+
 async def test_what_is_not_there_is_not_found() -> None:
     outcome = (await ask("What is the capital of France?", {"handbook.md": HANDBOOK})).result
     assert outcome.flags == ("not_found",)
