@@ -13,7 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from crewlog.events.store import Recorded
-from crewlog.schemas.ids import RunId
+from crewlog.schemas.ids import RunId, id_text
 from crewlog.schemas.system_events import ScopePaused, ScopeQuarantined, ScopeReleased, ScopeResumed, WorkerDrained
 
 CONTROL_TYPES: Final = frozenset(cls.__name__ for cls in (ScopePaused, ScopeResumed, ScopeQuarantined, ScopeReleased, WorkerDrained))
@@ -72,7 +72,7 @@ def evolve(controls: Controls, recorded: Recorded) -> Controls:
 
 def run_scope(run_id: RunId) -> str:
     """Name one run as what a command is about."""
-    return f"run/{run_id}"
+    return "run/" + id_text(run_id)
 
 
 def tenant_scope(tenant: str) -> str:

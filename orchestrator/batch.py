@@ -18,7 +18,7 @@ from crewlog.orchestrator.interventions import due_interventions
 from crewlog.orchestrator.planning import Kinds
 from crewlog.orchestrator.run import RunState
 from crewlog.schemas.errors import ContractError
-from crewlog.schemas.ids import RunId, Stream, TaskId, category, run_stream
+from crewlog.schemas.ids import RunId, Stream, TaskId, category, read_id, run_stream
 from crewlog.schemas.run_events import RunEvent
 from crewlog.schemas.task_events import ApprovalRequested, AttemptFailed, TaskCompleted, TaskHandedBack
 
@@ -133,4 +133,4 @@ def command_of(recorded: Recorded) -> Command:
 def task_of(stream: Stream) -> TaskId:
     """Return the task whose stream this is."""
     assert category(stream) == "task", stream
-    return TaskId(UUID(stream.removeprefix("task/")))
+    return TaskId(read_id(stream.removeprefix("task/")))

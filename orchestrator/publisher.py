@@ -14,7 +14,7 @@ from crewlog.events.store import EventStore
 from crewlog.orchestrator.dispatch import Dispatch
 from crewlog.schemas.codec import encode, type_name
 from crewlog.schemas.errors import OrchestrationError
-from crewlog.schemas.ids import RunId, TaskId, task_stream
+from crewlog.schemas.ids import RunId, TaskId, id_text, task_stream
 from crewlog.schemas.run_events import RunEvent
 from crewlog.schemas.sparse import sparse_json
 from crewlog.schemas.subjects import control_kind, outcome, work
@@ -81,9 +81,9 @@ class Publisher:
         message = dispatch.message or await self._recorded(dispatch.task_id)
         if message is None:
             return
-        task_id = str(dispatch.task_id)
+        task_id = id_text(dispatch.task_id)
         headers = {
-            "Run-Id": str(run_id),
+            "Run-Id": id_text(run_id),
             "Task-Id": task_id,
             "Attempt": str(dispatch.attempt),
             # a fresh task can be folded from this message alone; 0: read the stream

@@ -8,7 +8,6 @@ import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
-from uuid import UUID
 
 from crewlog.events import faults
 from crewlog.events.bus import Bus, Message, Subscription
@@ -40,7 +39,7 @@ from crewlog.orchestrator.sweep import Sweep
 from crewlog.orchestrator.terms import Allowance
 from crewlog.orchestrator.timers import Timers
 from crewlog.schemas.errors import ConfigError
-from crewlog.schemas.ids import RunId, TaskId
+from crewlog.schemas.ids import RunId, TaskId, read_id
 
 log = logging.getLogger(__name__)
 
@@ -180,8 +179,8 @@ class OrchestratorService:
 
     async def _woken(self, message: Message) -> None:
         try:
-            run_id = RunId(UUID(message.subject.split(".", 1)[1]))
-            ended = TaskId(UUID(message.data.decode())) if message.data else None
+            run_id = RunId(read_id(message.subject.split(".", 1)[1]))
+            ended = TaskId(read_id(message.data.decode())) if message.data else None
         except ValueError:
             log.debug("a wake on %s names no run or no task", message.subject)
             return

@@ -6,12 +6,13 @@ all of them: reserved at its worst price before it is made, settled with its rea
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import date, timedelta
+from functools import lru_cache
 from typing import Final
 
 import msgspec
 
-from crewlog.schemas.ids import RunId, TaskId
+from crewlog.schemas.ids import RunId, TaskId, id_text
 
 MICRO_USD_MAX: Final = 10**15
 """Largest amount and limit: a thousand million USD. Sums of thousands of them still fit the log's 64-bit integers."""
@@ -28,12 +29,12 @@ class ScopeLimit(msgspec.Struct, frozen=True):
 
 def run_scope(run_id: RunId) -> str:
     """Name the budget of one run."""
-    return f"run/{run_id}"
+    return "run/" + id_text(run_id)
 
 
 def tree_scope(root: TaskId) -> str:
     """Name the budget of a task and all tasks that come from it."""
-    return f"tree/{root}"
+    return "tree/" + id_text(root)
 
 
 def kind_scope(tenant: str, kind: str, day: str) -> str:
@@ -58,4 +59,9 @@ def trial_scope(tenant: str, name: str) -> str:
 
 def utc_day(time_us: int) -> str:
     """Return the day that daily scopes end in, as `yyyy-mm-dd` in UTC, for a time in microseconds since 1970."""
-    return datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y-%m-%d")
+    return _day(time_us // 86_400_000_000)
+
+
+@lru_cache(maxsize=16)  # asked for with every task that is opened, and nearly always about today
+def _day(number: int) -> str:
+    return (date(1970, 1, 1) + timedelta(days=number)).isoformat()

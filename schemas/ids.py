@@ -30,14 +30,32 @@ _NAMESPACE: Final = UUID("6f0f6d0e-6a52-5d0c-9d5f-6d1f2a1c7b11")
 _BEHIND_NAMESPACE: Final = sha1(_NAMESPACE.bytes, usedforsecurity=False)
 
 
+def id_text(id_: UUID) -> str:
+    """Return `str(id_)` in a fifth of the time: a run writes its ids a hundred times."""
+    text: str = msgspec.to_builtins(id_)
+    return text
+
+
+def read_id(text: str) -> UUID:
+    """Return `UUID(text)` in a fifth of the time.
+
+    Raises:
+        ValueError: it is no id.
+    """
+    try:
+        return msgspec.convert(text, UUID)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{text!r} is no id: {error}") from None
+
+
 def run_stream(run_id: RunId) -> Stream:
     """Name the stream that the orchestrator writes for one run."""
-    return Stream(f"run/{run_id}")
+    return Stream("run/" + id_text(run_id))
 
 
 def task_stream(task_id: TaskId) -> Stream:
     """Name the stream that the agent holding one task writes."""
-    return Stream(f"task/{task_id}")
+    return Stream("task/" + id_text(task_id))
 
 
 def document_stream(tenant: str, content: Hash) -> Stream:
@@ -144,7 +162,7 @@ def category(stream: str) -> str:
 
 def derived_task_id(run_id: RunId, *, key: str, revision: int) -> TaskId:
     """Derive the task id of one plan step, so that deciding twice about the same run names the same task."""
-    return TaskId(_derived(f"{run_id}/{key}/{revision}"))
+    return TaskId(_derived(f"{id_text(run_id)}/{key}/{revision}"))
 
 
 def derived_approval_id(task_id: TaskId, *, call_id: str) -> ApprovalId:
@@ -155,7 +173,7 @@ def derived_approval_id(task_id: TaskId, *, call_id: str) -> ApprovalId:
 @lru_cache(maxsize=1024)  # asked for when a call begins and when it ends
 def reservation_id(task_id: TaskId, call_id: str) -> UUID:
     """Derive the id of the money reserved for one model call: whoever knows the task and the call can settle it."""
-    return _derived(f"{task_id}/reservation/{call_id}")
+    return _derived(f"{id_text(task_id)}/reservation/{call_id}")
 
 
 def settled_event_id(task_id: TaskId, call_id: str) -> EventId:

@@ -22,12 +22,14 @@ def sparse_json(value: Any, *, without: Collection[str] = ()) -> bytes:
 def _sparse(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_sparse(item) for item in value]
-    if not is_dataclass(value):
-        return value
     cls: Any = type(value)
-    return {name: _sparse(field) for name, default in _defaults(cls) if (field := getattr(value, name)) != default}
+    defaults = _defaults(cls)
+    if defaults is None:
+        return value
+    return {name: _sparse(field) for name, default in defaults if (field := getattr(value, name)) != default}
 
 
 @cache
-def _defaults(cls: Any) -> tuple[tuple[str, Any], ...]:
-    return tuple((field.name, field.default) for field in fields(cls))
+def _defaults(cls: Any) -> tuple[tuple[str, Any], ...] | None:
+    """Return the fields of a dataclass with their defaults; None for any other class."""
+    return tuple((field.name, field.default) for field in fields(cls)) if is_dataclass(cls) else None

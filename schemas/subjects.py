@@ -24,7 +24,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from crewlog.schemas.errors import ContractError
-from crewlog.schemas.ids import TOKEN, RunId, TaskId
+from crewlog.schemas.ids import TOKEN, RunId, TaskId, id_text
 
 LANES: Final = ("high", "normal", "low")
 """Those that workers fetch from, the most urgent first."""
@@ -112,7 +112,7 @@ def dead_letter(kind: str) -> str:
 
 def wake(run_id: RunId) -> str:
     """How to wake the orchestrator for one run."""
-    return f"wake.{run_id}"
+    return "wake." + id_text(run_id)
 
 
 def live(tenant: str, run_id: RunId | str, task_id: TaskId | str) -> str:
