@@ -15,6 +15,7 @@ import msgspec
 from crewlog.events.envelope import DataKey
 from crewlog.schemas.budget import ScopeLimit
 from crewlog.schemas.codec import Event, Unknown, decode
+from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import Hash, RunId, Stream, TaskId
 
 NO_STREAM: Final = 0
@@ -152,8 +153,15 @@ class Recorded(msgspec.Struct, frozen=True, gc=False):
     """When the key to what was personal in it was destroyed: `data` is what is left. 0 for any other event."""
 
     def event(self) -> Event | Unknown:
-        """Decode the data."""
-        return decode(self.type, self.schema_version, self.data)
+        """Decode the data.
+
+        Raises:
+            ContractError: it is not what its type says; the place in the log is named.
+        """
+        try:
+            return decode(self.type, self.schema_version, self.data)
+        except ContractError as error:
+            raise ContractError(f"{self.stream} version {self.version} at position {self.position}: {error}") from error
 
 
 class Page(NamedTuple):

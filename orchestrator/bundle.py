@@ -29,7 +29,7 @@ from crewlog.events.memory_store import MemoryStore, restored
 from crewlog.events.prefix import read_family
 from crewlog.events.store import EventStore, Recorded
 from crewlog.orchestrator.bundle_columns import Columns, columns_of, events_of
-from crewlog.orchestrator.run_history import all_payloads
+from crewlog.orchestrator.run_history import all_payloads, as_shown
 from crewlog.schemas.errors import ContractError, NotFound
 from crewlog.schemas.ids import Hash, RunId, Stream, TaskId
 from crewlog.schemas.payload import content_hash
@@ -123,8 +123,9 @@ async def collect(store: EventStore, run_id: RunId) -> Bundle:
     events = await read_family(store, run_id)
     if not events:
         raise NotFound("run", str(run_id))
-    raw = {event.raw for recorded in events if isinstance(event := recorded.event(), ModelCallFinished) and event.raw is not None}
-    hashes = sorted({p.ref for p in all_payloads(events) if p.ref is not None} | raw)
+    readable = [*as_shown(events)]
+    raw = {event.raw for recorded in readable if isinstance(event := recorded.event(), ModelCallFinished) and event.raw is not None}
+    hashes = sorted({p.ref for p in all_payloads(readable) if p.ref is not None} | raw)
     blobs = await store.get_blobs(hashes)
     if (missing := [hash_ for hash_ in hashes if hash_ not in blobs]) and not any(recorded.erased_us for recorded in events):
         raise ContractError(f"run {run_id} refers to {len(missing)} blobs that are not in the log, such as {missing[0]}: it cannot be exported whole")

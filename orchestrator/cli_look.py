@@ -69,10 +69,10 @@ def _refuse_nameless(run: str) -> None:
 
 async def whole_run(run: str, home: Path | None) -> RunHistory:
     """Read a run with all its texts."""
-    from crewlog.orchestrator.run_history import all_payloads, load_history, with_texts
+    from crewlog.orchestrator.run_history import all_payloads, load_shown, with_texts
 
     async with opened(run, home) as (store, run_id):
-        history = await load_history(store, run_id)
+        history = await load_shown(store, run_id)
         await _tell_erased(store, history)
         return await with_texts(store, history, all_payloads(history.events))
 
@@ -116,10 +116,11 @@ async def list_events(run: str = "-", *, reasoning: bool = False, home: Path | N
         NotFound: the log has no such run.
     """
     from crewlog.orchestrator.event_text import event_json, event_line
+    from crewlog.orchestrator.run_history import as_shown
     from crewlog.schemas.errors import NotFound
 
     async with opened(run, home) as (store, run_id):
-        events = await store.read_run(run_id)
+        events = [*as_shown(await store.read_run(run_id))]
     if not events:
         raise NotFound("run", str(run_id))
     if output is Output.JSON:
@@ -131,7 +132,7 @@ async def list_events(run: str = "-", *, reasoning: bool = False, home: Path | N
 async def _show_as(view: View, run: str, home: Path | None, output: Output, *, with_reasoning: bool) -> None:
     from crewlog.orchestrator import debug_text
     from crewlog.orchestrator.event_text import event_json, event_line
-    from crewlog.orchestrator.run_history import load_history
+    from crewlog.orchestrator.run_history import load_shown
     from crewlog.orchestrator.run_timeline import timeline
     from crewlog.orchestrator.run_tree import build_tree
 
@@ -139,7 +140,7 @@ async def _show_as(view: View, run: str, home: Path | None, output: Output, *, w
         _show_conversations(await whole_run(run, home), output, with_reasoning=with_reasoning)
         return
     async with opened(run, home) as (store, run_id):
-        history = await load_history(store, run_id)
+        history = await load_shown(store, run_id)
         await _tell_erased(store, history)
     is_json = output is Output.JSON
     match view:
@@ -181,7 +182,7 @@ async def explain(event: str, *, reasoning: bool = False, home: Path | None = No
     """
     from crewlog.orchestrator import explain as explaining
     from crewlog.orchestrator.debug_text import explanation_lines
-    from crewlog.orchestrator.run_history import Place, load_history, parse_place, with_texts
+    from crewlog.orchestrator.run_history import Place, load_shown, parse_place, with_texts
     from crewlog.schemas.errors import ContractError
 
     place = parse_place(event)
@@ -191,7 +192,7 @@ async def explain(event: str, *, reasoning: bool = False, home: Path | None = No
             raise ContractError(f"event {found.event_id} ({found.type} in {found.stream}) belongs to no run: nothing in a run led to it")
         place = Place(str(found.run_id), position=found.position)
     async with opened(place.name, home) as (store, run_id):
-        history = await load_history(store, run_id)
+        history = await load_shown(store, run_id)
         await _tell_erased(store, history)
         index = history.index_of(place)
         with_needed = await with_texts(store, history, explaining.needed(history, index))

@@ -58,7 +58,7 @@ async def replay(
         made = f"{report.events} events in {report.streams} streams, {report.model_calls} recorded model calls, 0 made"
         print_lines([made, f"state hash {report.state_hash}"])
         for type_, count in report.unknown.items():
-            say(f"passed over: {count} of type {type_}, which this program does not know")
+            say(f"passed over: {count} of type {type_}, which this program cannot read")
     if report.divergence is not None:
         complain("the log does not follow from itself", why=str(report.divergence))
         return Exit.RUN_FAILED

@@ -84,7 +84,8 @@ def _field(side: Side, name: str) -> str:
 
 
 def _told(side: Side) -> str:
-    return "\n".join(text for text in (side.input, side.output) if text) or side.status
+    asked = f"calls {', '.join(side.asks)}" if side.asks else ""
+    return "\n".join(text for text in (side.input, side.output, asked) if text) or side.status
 
 
 def _short(value: Any) -> str:

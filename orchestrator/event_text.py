@@ -10,7 +10,7 @@ import msgspec
 
 from crewlog.events.store import Recorded
 from crewlog.projections.waiting import format_time
-from crewlog.schemas.codec import Event, Unknown
+from crewlog.schemas.codec import EVENT_TYPES, Event, Unknown
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.run_events import (
     QuarantineLifted,
@@ -144,6 +144,8 @@ def _describe(event: Event | Unknown) -> str:
             return _describe_task(event)
         case SystemEvent():
             return _describe_system(event)
+        case Unknown(type=type_, schema_version=version) if type_ in EVENT_TYPES and version <= EVENT_TYPES[type_].schema_version:
+            return f"cannot be read: its data is not that of a {type_} of schema version {version}"
         case Unknown():
             return f"a type this program does not know (schema version {event.schema_version})"
         case _:

@@ -16,7 +16,7 @@ from crewlog.agents.rederive import replay_task
 from crewlog.events.store import EventStore, Recorded
 from crewlog.orchestrator.folds import folded
 from crewlog.orchestrator.rederive import verify_run
-from crewlog.orchestrator.run_history import RunHistory, load_history, payloads_in
+from crewlog.orchestrator.run_history import RunHistory, Unreadable, load_history, payloads_in, shown
 from crewlog.schemas.codec import Unknown
 from crewlog.schemas.divergence import Divergence
 from crewlog.schemas.errors import ContractError
@@ -35,7 +35,7 @@ class ReplayReport(msgspec.Struct, frozen=True):
     state_hash: Hash
     divergence: Divergence | None
     unknown: dict[str, int] = {}
-    """Events of types or versions that this program does not know, which were passed over: `<type> v<version>` -> how many."""
+    """Events that were passed over, as this program does not know their type or version or their data is not that of it: `<type> v<version>` -> how many."""
     erased_us: int = 0
     """When the data of the run's person was erased. Then what is left was folded, and nothing was derived from it."""
 
@@ -50,8 +50,17 @@ async def replay(store: EventStore, run_id: RunId, *, verify: bool = True) -> Re
         ContractError: a blob that an event refers to is missing.
     """
     history = await load_history(store, run_id)
-    texts = await _texts(store, history)
-    report = fold_streams(run_id, history.streams, texts, verify=verify and not history.erased_us)
+    verify = verify and not history.erased_us
+    try:
+        report = fold_streams(run_id, history.streams, await _texts(store, history), verify=verify)
+    except ContractError:
+        if (readable := shown(history)) is history:
+            raise
+        report = fold_streams(run_id, readable.streams, await _texts(store, readable), verify=verify)
+        if verify:
+            broken = next(recorded for recorded in readable.events if isinstance(recorded, Unreadable))
+            divergence = Divergence(broken.stream, broken.version, "data", f"a {broken.type} of schema version {broken.schema_version}", broken.error)
+            report = msgspec.structs.replace(report, divergence=divergence)
     return msgspec.structs.replace(report, erased_us=history.erased_us)
 
 

@@ -6,7 +6,7 @@ Events are numbered from 1 within their run: that number is their index. Positio
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Final
@@ -33,6 +33,16 @@ class Place(msgspec.Struct, frozen=True):
     name: str
     index: int | None = None
     position: int | None = None
+
+
+class Unreadable(Recorded, frozen=True, gc=False):
+    """An event whose data is not what its type says: it was changed behind the log's back, or damaged. It is shown, and nobody folds it."""
+
+    error: str = ""
+
+    def event(self) -> Unknown:
+        """Return the data as it stands."""
+        return Unknown(self.type, self.schema_version, self.data)
 
 
 class RunHistory(msgspec.Struct, frozen=True, dict=True):
@@ -151,6 +161,32 @@ async def load_history(store: EventStore, run_id: RunId) -> RunHistory:
     if not events:
         raise NotFound("run", str(run_id))
     return RunHistory(run_id, tuple(events), follows=successors(events))
+
+
+async def load_shown(store: EventStore, run_id: RunId) -> RunHistory:
+    """Read the events of a run to look at them: what cannot be read hides none of the others.
+
+    Raises:
+        NotFound: the log has no such run.
+    """
+    return shown(await load_history(store, run_id))
+
+
+def shown(history: RunHistory) -> RunHistory:
+    """Return a run in which events that cannot be read stand as they are."""
+    events = tuple(as_shown(history.events))
+    return history if events == history.events else RunHistory(history.run_id, events, history.texts, history.follows)
+
+
+def as_shown(events: Iterable[Recorded]) -> Iterator[Recorded]:
+    """Pass events on; those that cannot be read as `Unreadable`."""
+    for recorded in events:
+        try:
+            recorded.event()
+        except ContractError as error:
+            yield Unreadable(**msgspec.structs.asdict(recorded), error=str(error.__cause__ or error))
+        else:
+            yield recorded
 
 
 def refuse_erased(history: RunHistory, what: str) -> None:

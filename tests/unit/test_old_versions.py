@@ -1,4 +1,4 @@
-"""Runs of other program versions: older events are lifted and replay like new ones, unknown ones are shown and passed over."""
+"""Runs of other program versions: older events are lifted and replay like new ones, unknown and damaged ones are shown and passed over."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ import pytest
 from msgspec.structs import replace
 from support.played import histories, quiet_log
 
+from crewlog.events.memory_store import MemoryStore, restored
 from crewlog.events.store import Recorded
+from crewlog.orchestrator.bundle import Bundle, collect, pack_bundle, unpack_bundle
+from crewlog.orchestrator.debug_text import explanation_lines, tree_lines
 from crewlog.orchestrator.event_text import event_line
-from crewlog.orchestrator.replay import ReplayReport, fold_streams
-from crewlog.orchestrator.run_history import RunHistory
+from crewlog.orchestrator.explain import explain
+from crewlog.orchestrator.replay import ReplayReport, fold_streams, replay
+from crewlog.orchestrator.run_history import RunHistory, load_shown
 from crewlog.orchestrator.run_tree import build_tree
 from crewlog.schemas import codec
 from crewlog.schemas.codec import Unknown
@@ -85,3 +89,27 @@ def test_events_of_unknown_types_are_passed_over_and_counted(category: str, hist
     assert found.divergence is None, str(found.divergence)
     assert found.unknown == {"FromTheFuture v7": 1}
     assert "does not know" in event_line(strange, 0)
+
+
+@pytest.mark.hand_written("an event is damaged on purpose")
+async def test_an_event_that_was_damaged_hides_no_other_and_a_replay_names_it(history: RunHistory) -> None:
+    at = next(n for n, recorded in enumerate(history.events) if recorded.type == "ToolFinished")
+    damaged = replace(history.events[at], data=b'{"nonsense":1}')
+    bundle = Bundle(history.run_id, [*history.events[:at], damaged, *history.events[at + 1 :]], {ref: text.encode() for ref, text in history.texts.items()})
+    log = MemoryStore(restored(bundle.events, bundle.blobs.values()))
+    with pytest.raises(ContractError, match=f"{damaged.stream} version {damaged.version} at position {damaged.position}: .*does not decode"):
+        damaged.event()
+
+    seen = await load_shown(log, history.run_id)
+
+    assert [type(recorded) for n, recorded in enumerate(seen.events) if n != at] == [Recorded] * (len(seen.events) - 1)
+    assert "cannot be read" in event_line(seen.events[at], 0)
+    assert list(tree_lines(build_tree(seen)))
+    assert '   {"nonsense":1}' in list(explanation_lines(explain(seen, at + 1)))
+    assert unpack_bundle(pack_bundle(await collect(log, history.run_id)), "file").events[at] == damaged
+    folded = await replay(log, history.run_id, verify=False)
+    assert (folded.unknown, folded.divergence) == ({"ToolFinished v1": 1}, None)
+    divergence = (await replay(log, history.run_id)).divergence
+    assert divergence is not None
+    assert (divergence.stream, divergence.version, divergence.field) == (damaged.stream, damaged.version, "data")
+    assert "missing required field" in divergence.got
