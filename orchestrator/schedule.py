@@ -147,7 +147,8 @@ def _terms(state: Schedule) -> tuple[object, ...]:
 
 def due(state: Schedule, now_us: int) -> Sequence[ScheduleFired]:
     """Return what is due by now and not fired yet, the oldest first, as the schedule's catch-up policy wants it."""
-    if state.status != "active":
+    first_us = next_due_us(state, now_us)
+    if first_us is None or first_us > now_us:  # told at once; what is asked of every schedule every few seconds must not look back
         return []
     passed = _passed(state, now_us)
     match state.catch_up:

@@ -49,6 +49,8 @@ class Schedules:
         self._store, self._clock, self._driver, self._poll_s = store, clock, driver, poll_s
         self._known: dict[Stream, _Known] = {}
         self._directory_version = 0
+        self._named: set[Stream] = set()
+        """Schedules that the directory names and that were not read since."""
         self._changed = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
 
@@ -185,13 +187,14 @@ class Schedules:
         return fired
 
     async def _refresh(self, *more: Stream) -> None:
-        """Read what is new of all schedules there are, and of these."""
+        """Read what is new of all schedules there are, and of these. Of one that was removed there is nothing new until the directory names it again."""
         for recorded in await self._store.read_streams({DIRECTORY: self._directory_version}):
             self._directory_version = recorded.version
             event = recorded.event()
             if isinstance(event, ScheduleAdded):
-                self._known.setdefault(schedule_stream(event.tenant, event.name), _Known())
-        wanted = {stream: known.version for stream, known in self._known.items()} | {stream: 0 for stream in more if stream not in self._known}
+                self._named.add(schedule_stream(event.tenant, event.name))
+        there = (stream for stream, known in self._known.items() if known.state.is_there)
+        wanted = {stream: self._known[stream].version if stream in self._known else 0 for stream in (*there, *self._named, *more)}
         if not wanted:
             return
         for recorded in await self._store.read_streams(wanted):
@@ -199,3 +202,4 @@ class Schedules:
             event = recorded.event()
             if recorded.version > known.version and isinstance(event, ScheduleEvent):
                 known.state, known.version = evolve(known.state, event), recorded.version
+        self._named -= wanted.keys()

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import pytest
 from support.crew import Crew, Moody
 
 from crewlog.events.grants import ORCHESTRATOR
+from crewlog.events.memory_store import MemoryStore
+from crewlog.events.store import Recorded
+from crewlog.orchestrator.schedule import AddSchedule, ChangeSchedule
 from crewlog.schemas.errors import Unavailable
-from crewlog.schemas.ids import schedule_stream
+from crewlog.schemas.ids import Stream, schedule_stream
+from crewlog.schemas.task import parse_task
 
 TASK = {"type": "data", "objective": "Count the rows"}
 STREAM = schedule_stream("default", "hourly")
@@ -170,3 +176,26 @@ async def test_a_task_that_is_refused_when_it_is_due_is_recorded_and_does_not_co
     assert "unknown kind 'data'" in firing["error"]
     assert submitted(crew) == []
     assert state.status == "active"
+
+
+async def test_a_removed_schedule_is_not_read_any_more_until_somebody_adds_another_of_its_name() -> None:
+    crew = Crew()
+    asked: list[int] = []
+
+    class Counting(MemoryStore):
+        async def read_streams(self, after: Mapping[Stream, int], *, types: frozenset[str] | None = None) -> Sequence[Recorded]:
+            asked.append(STREAM in after)
+            return await super().read_streams(after, types=types)
+
+    async with crew.orchestrator(store=Counting(crew.log, role=ORCHESTRATOR)) as one, crew.orchestrator() as other:
+        await add(crew)
+        await one.schedules.look()
+        await other.schedules.change("default", "hourly", ChangeSchedule("remove", "ann"))
+        assert await one.schedules.of("default") == []
+        asked.clear()
+        await one.schedules.look()
+        assert not any(asked)
+
+        command = AddSchedule("default", "hourly", "30 * * * *", "UTC", "one", parse_task({**TASK, "task_id": UUID(int=1)}), "bob")
+        await other.schedules.add(command)
+        assert [schedule.cron for schedule in await one.schedules.of("default")] == ["30 * * * *"]

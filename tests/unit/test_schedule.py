@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Self
@@ -245,3 +246,11 @@ def test_what_is_not_there_cannot_be_changed(verb: str) -> None:
 def test_what_cannot_recur_is_refused_at_once(fields: dict[str, Any], text: str) -> None:
     with pytest.raises(ContractError, match=text):
         Spec().when(adding(**fields))
+
+
+def test_a_schedule_that_is_not_due_is_told_without_looking_back() -> None:
+    rare = Spec().when(adding("0 0 29 2 *"))
+    began = time.process_time()
+    for _ in range(500):
+        assert due(rare.state, rare.now_us) == []
+    assert time.process_time() - began < 2  # a hundred leap days back, each time, take longer
