@@ -339,7 +339,8 @@ class Puller:
 
     def _nudge(self) -> None:
         """Wake the loop if it has something to do; most messages need nothing but their slot."""
-        if self._backlog or self._is_full() or any(lane.credit * 2 <= self._share() for lane in self._lanes):
+        share = self._share()
+        if self._backlog or self._is_full() or any(lane.credit * 2 <= share for lane in self._lanes):
             self._wake()
 
     def _wake(self) -> None:
