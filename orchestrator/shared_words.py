@@ -24,7 +24,7 @@ _END: Final = re.compile(r"(?<=[.!?])[”\"')\]]*\s+|\n+")
 
 
 class Shared(NamedTuple):
-    """What stands in both: the longest run of words, all of them or at least four; figures; and the part of the text's words in such runs."""
+    """What stands in both: the longest run of words, all of them or at least four; figures; and the part of the text's words that are one of these."""
 
     run: str
     whole: bool
@@ -44,8 +44,9 @@ def shared_words(text: str, source: str) -> Shared:
     run = wanted[begin : begin + length + size - 1] if length else []
     whole = len(run) == len(wanted) and f" {' '.join(run)} " in f" {' '.join(known)} "
     figures = [word for word in dict.fromkeys(wanted) if sum(map(str.isdigit, word)) >= FIGURE_DIGITS_MIN]
-    words = sum(any(covered[max(n - size + 1, 0) : n + 1]) for n in range(len(wanted)))
-    return Shared(" ".join(run), whole, _known_figures(figures, set(known)), words / len(wanted))
+    shared = _known_figures(figures, set(known))
+    words = sum(word in shared or any(covered[max(n - size + 1, 0) : n + 1]) for n, word in enumerate(wanted))
+    return Shared(" ".join(run), whole, shared, words / len(wanted))
 
 
 def _known_figures(figures: Sequence[str], known: set[str]) -> tuple[str, ...]:

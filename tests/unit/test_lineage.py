@@ -124,6 +124,11 @@ def test_shared_words(text: str, source: str, run: str, whole: bool, figures: tu
     assert 0 <= found.share <= 1
 
 
+def test_more_figures_are_a_closer_tie() -> None:
+    text = "Highest for Torgersen (20875 g), lowest for Dream (3700 g)."
+    assert shared_words(text, "min 3700, max 38000").share < shared_words(text, "| Dream | 3700 |\n| Torgersen | 20875 |").share
+
+
 def test_sentences() -> None:
     assert sentences("# A heading here\n\nFirst it rains. “Then it snows there.” Ok.\n| a | b | c |") == [
         "# A heading here",
