@@ -26,7 +26,7 @@ from crewlog.events.store import Appended, AppendRequest, ArchivedRun, BudgetSta
 from crewlog.schemas.codec import Event, Unknown
 from crewlog.schemas.errors import ConfigError, ContractError, TerminalError
 from crewlog.schemas.ids import Hash, RunId, Stream
-from crewlog.schemas.payload import content_hash
+from crewlog.schemas.payload import content_hash, is_hash
 from crewlog.schemas.public_form import ERASED, PERSONAL
 from crewlog.schemas.run_events import RunForked, RunSubmitted
 from crewlog.schemas.system_events import MemoryRemembered, RunArchived, ScheduleAdded
@@ -142,7 +142,7 @@ class PersonalStore:
 
     async def get_blobs(self, hashes: Sequence[Hash]) -> Mapping[Hash, bytes]:
         found = dict(await self.inner.get_blobs(hashes))
-        if missing := [hash_ for hash_ in hashes if hash_ not in found]:
+        if missing := [hash_ for hash_ in hashes if hash_ not in found and is_hash(hash_)]:
             kept = await self._keys.get_blobs(missing)
             keys = await self._look_up([blob.key_id for blob in kept])
             for blob in kept:

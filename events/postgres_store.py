@@ -14,7 +14,7 @@ from crewlog.events.connections import Connections, connector
 from crewlog.events.person_keys import PersonKeys, PostgresPersonKeys
 from crewlog.events.store import Appended, AppendRequest, ArchivedRun, BudgetState, Changes, OpenReservation, Page, Recorded
 from crewlog.schemas.ids import Hash, RunId, Stream, TaskId, run_stream, task_stream
-from crewlog.schemas.payload import content_hash
+from crewlog.schemas.payload import content_hash, is_hash
 
 _COLUMNS: Final = (
     "e.position, e.stream_id, e.version, e.event_id, e.type, e.schema_version, e.data, e.occurred_us, "
@@ -174,7 +174,7 @@ class PostgresStore:
 
     async def get_blobs(self, hashes: Sequence[Hash]) -> Mapping[Hash, bytes]:
         found = self._blobs.get_many(hashes)
-        missing = [bytes.fromhex(hash_) for hash_ in dict.fromkeys(hashes) if hash_ not in found]
+        missing = [bytes.fromhex(hash_) for hash_ in dict.fromkeys(hashes) if hash_ not in found and is_hash(hash_)]
         if missing:
             for row in await self._connections.fetch("fetch blobs", _GET_BLOBS, missing):
                 hash_ = Hash(row[0].hex())

@@ -59,6 +59,9 @@ _DURATIONS: Final = {
     "invoke_workflow": (Instrument(names.WORKFLOW_DURATION, "s", SECONDS), (names.OPERATION, names.WORKFLOW, names.ERROR_TYPE)),
 }
 
+TOKENS_END: Final = 1 << 63
+"""What fits no column either is no count of tokens, whatever an agent says."""
+
 
 class Meters:
     """All histograms of one process."""
@@ -83,7 +86,7 @@ class Meters:
         self._record(instrument, labels, (span.end_us - span.begin_us) / 1e6)
         for key, kind in ((names.INPUT_TOKENS, "input"), (names.OUTPUT_TOKENS, "output")):
             tokens = attributes.get(key)
-            if isinstance(tokens, int):
+            if isinstance(tokens, int) and 0 <= tokens < TOKENS_END:
                 self._record(_TOKENS, (*labels, (names.TOKEN_TYPE, kind)), tokens)
 
     def _record(self, instrument: Instrument, labels: Labels, value: float) -> None:

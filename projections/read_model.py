@@ -30,14 +30,14 @@ from crewlog.projections.projection import (
     read_checkpoints,
     write_problems,
 )
-from crewlog.schemas.errors import ConfigError, ContractError
+from crewlog.schemas.errors import ConfigError, ContractError, TerminalError
 
 log = logging.getLogger(__name__)
 
 REFUSED: Final = (
     *(asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError),
     asyncpg.CardinalityViolationError,  # two rows with one key: agents write the ids that keys are made of
-    *(ValueError, OverflowError, ContractError),
+    *(ValueError, OverflowError, ContractError, TerminalError),  # TerminalError: a text is stored with other bytes than those of its hash
 )
 """Errors that lie in the data: another try would end the same way."""
 

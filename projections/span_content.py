@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Final
@@ -11,16 +12,29 @@ import msgspec
 from crewlog.events.store import EventStore
 from crewlog.projections import span_names as names
 from crewlog.projections.span import Part, Span
+from crewlog.schemas.errors import TerminalError
 from crewlog.schemas.ids import Hash
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.text import shorten
+
+log = logging.getLogger(__name__)
 
 TEXT_CHARS_MAX: Final = 16_384
 """Of each text; the log has the rest. Backends refuse or cut large attributes."""
 
 
 async def with_content(spans: Sequence[Span], store: EventStore) -> list[Span]:
-    """Write what the spans' content refers to into their attributes."""
+    """Write what the spans' content refers to into their attributes. A span whose texts are stored with other bytes goes without."""
+    try:
+        return await _filled(spans, store)
+    except TerminalError as error:
+        if len(spans) == 1:
+            log.warning("span %s of run %s goes without its content: %s", spans[0].name, spans[0].trace_id.hex(), error)
+            return [spans[0]._replace(content=None)]
+        return [filled for span in spans for filled in await with_content([span], store)]
+
+
+async def _filled(spans: Sequence[Span], store: EventStore) -> list[Span]:
     wanted = dict.fromkeys(payload.ref for span in spans for payload in _payloads(span) if payload.ref is not None)
     blobs = await store.get_blobs(list(wanted)) if wanted else {}
     return [span if span.content is None else span._replace(attributes=span.attributes | _attributes(span, blobs), content=None) for span in spans]

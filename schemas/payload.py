@@ -6,6 +6,7 @@ Events stay small enough to be read with SQL, history grows linearly, and a repl
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Final
 
 import msgspec
@@ -14,6 +15,7 @@ from crewlog.schemas.ids import Hash
 from crewlog.schemas.text import clean
 
 INLINE_BYTES_MAX: Final = 4096
+_HASH: Final = re.compile("[0-9a-f]{64}")
 
 
 class Payload(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -34,6 +36,11 @@ def content_hash(data: bytes) -> Hash:
     hashing = _BEGUN.copy()
     hashing.update(data)
     return Hash(hashing.hexdigest())
+
+
+def is_hash(text: str) -> bool:
+    """Say whether a text can be the hash of anything: what an event refers to is what its writer has put there."""
+    return _HASH.fullmatch(text) is not None
 
 
 def pack(text: str, *, inline_max: int = INLINE_BYTES_MAX) -> tuple[Payload, bytes | None]:

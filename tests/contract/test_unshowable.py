@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import msgspec
@@ -15,10 +16,10 @@ from crewlog.events.store import AppendRequest, Write
 from crewlog.projections.digest import digest
 from crewlog.projections.rebuild import rebuild
 from crewlog.schemas.codec import Event
-from crewlog.schemas.ids import ApprovalId, RunId, TaskId, agent_stream, provider_stream, run_stream, task_stream
+from crewlog.schemas.ids import ApprovalId, Hash, RunId, TaskId, agent_stream, document_stream, provider_stream, run_stream, task_stream
 from crewlog.schemas.payload import EMPTY, content_hash
 from crewlog.schemas.run_events import RunSubmitted
-from crewlog.schemas.system_events import AgentRegistered, ProviderStateChanged
+from crewlog.schemas.system_events import AgentRegistered, DocumentIngested, ProviderStateChanged
 from crewlog.schemas.task_events import ApprovalRequested, ModelCallFinished, TaskCompleted, TaskOpened, ToolCall, ToolFinished
 from crewlog.schemas.usage import Price, Usage
 from crewlog.schemas.values import ArtifactRef, Outcome
@@ -109,3 +110,23 @@ async def test_ids_that_agents_write_twice_cost_nobody_else_a_row(database: Data
         live = await digest(database.url(PROJECTOR))
         await rebuild(database.url(PROJECTOR), store)
         assert await digest(database.url(PROJECTOR)) == live
+
+
+async def test_a_text_that_cannot_be_read_costs_its_document_alone(database: Database) -> None:
+    """Agents may store texts: one under the hash of another text, or none at all, stops nobody who reads."""
+    broken = content_hash(b"what is not stored")
+    async with log_of(database) as store, model_of(database, store) as model:
+        (good,) = await store.put_blobs([b"# Heading\n\nwords"])
+        admin = await database.admin()
+        try:
+            await admin.execute("INSERT INTO es.blobs (hash, codec, size, data) VALUES ($1, 1, 9, $2)", bytes.fromhex(broken), zlib.compress(b"other"))
+            for name, text in (("broken", broken), ("no hash", Hash("x" * 64)), ("good", good)):
+                content = content_hash(name.encode())
+                event = DocumentIngested("default", content, library=True, name=name, media_type="text/plain", size=1, text=text, lines=1, title="")
+                await store.append(AppendRequest([Write(document_stream("default", content), [event])], [CLOCK.new_id()], BEGIN_US))
+            await follow(model, store)
+            assert [row[0] for row in await admin.fetch("SELECT name FROM crewlog.documents")] == ["good"]
+            told = [row[0] for row in await admin.fetch("SELECT error FROM crewlog.problems ORDER BY position")]
+            assert ["stored with other bytes" in told[0], "does not exist" in told[1]] == [True, True]
+        finally:
+            await admin.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
@@ -19,17 +19,23 @@ from crewlog.events.clock import SystemClock
 from crewlog.events.config import load
 from crewlog.events.memory_bus import MemoryBus
 from crewlog.events.memory_store import MemoryStore
+from crewlog.projections import span_names as names
 from crewlog.projections import telemetry as module
 from crewlog.projections.meters import SECONDS, Meters
 from crewlog.projections.otlp import Otlp, open_collector, parse_pairs
+from crewlog.projections.span import Content, Span, SpanKind
+from crewlog.projections.span_content import with_content
 from crewlog.projections.telemetry import Telemetry, trace_of
 from crewlog.projections.trace import END_TYPES
-from crewlog.schemas.errors import ConfigError, Unavailable
+from crewlog.schemas.errors import ConfigError, TerminalError, Unavailable
+from crewlog.schemas.ids import Hash
+from crewlog.schemas.payload import Payload
 from crewlog.schemas.trace_context import SpanRef, is_traced, parse_traceparent, span_id, traceparent
 
 pytestmark = pytest.mark.hand_written("traces are tried on histories of every shape")
 
 RUN = UUID("00000000-0000-4000-8000-00000000000a")
+BAD = Hash("b" * 64)
 
 
 class HistoryClock(SystemClock):
@@ -249,6 +255,33 @@ def test_wrong_settings_are_refused_without_repeating_secrets(monkeypatch: pytes
             parse_pairs(wrong, what="CREWLOG_OTLP_HEADERS")
         assert "secret" not in str(refused.value)
     assert load(otlp_endpoint="").otlp_endpoint is None
+
+
+def test_a_count_that_no_model_can_have_is_not_counted() -> None:
+    meters = Meters(0)
+    labels = {names.OPERATION: "chat", names.INPUT_TOKENS: 10**400, names.OUTPUT_TOKENS: 7}
+    meters.measure(Span(RUN.bytes, b"12345678", b"", "chat a", SpanKind.CLIENT, 1, 2, labels, "research@w"))
+    counted = [series.total for instrument, of in meters.series.items() if instrument.unit == "{token}" for series in of.values()]
+    assert counted == [7.0]
+
+
+async def test_a_text_with_other_bytes_costs_its_span_the_content_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    class Spoiled(MemoryStore):
+        async def get_blobs(self, hashes: Sequence[Hash]) -> Mapping[Hash, bytes]:
+            if BAD in hashes:
+                raise TerminalError(f"blob {BAD} is stored with other bytes")
+            return await super().get_blobs(hashes)
+
+    def told(ref: Hash, number: int) -> Span:
+        return Span(
+            *(RUN.bytes, bytes([number] * 8), b"", f"tool {number}", SpanKind.INTERNAL, 1, 2, {}, "research@w"), content=Content(result=Payload(5, ref=ref))
+        )
+
+    store = Spoiled()
+    (good,) = await store.put_blobs([b"words"])
+    spans = await with_content([told(good, 1), told(BAD, 2), told(good, 3)], store)
+    assert [span.attributes.get(names.TOOL_RESULT) for span in spans] == ["words", None, "words"]
+    assert "tool 2" in caplog.text
 
 
 async def test_an_address_with_a_password_is_not_repeated_where_the_collector_is_named() -> None:
