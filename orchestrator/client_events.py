@@ -34,7 +34,9 @@ async def run_events(store: EventStore, run_id: RunId, hint: asyncio.Event | Non
     while True:
         for recorded in batch:
             seen[recorded.stream] = recorded.version
-            ended = ended or (recorded.type in TERMINAL_TYPES and recorded.stream == run_stream(run_id))
+            if recorded.type in TERMINAL_TYPES:
+                ended = ended or recorded.stream == run_stream(run_id)
+                del seen[recorded.stream]  # it is closed: of a run of a thousand tasks only those under way are asked about
             yield recorded
         if hint is None or (ended and not batch):
             return

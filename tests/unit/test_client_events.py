@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping, Sequence
 
 import pytest
 from support.played import histories, quiet_log
@@ -11,7 +12,7 @@ from crewlog.events.memory_store import MemoryStore, restored
 from crewlog.events.store import Recorded
 from crewlog.orchestrator.client_events import run_events
 from crewlog.schemas.errors import NotFound
-from crewlog.schemas.ids import RunId
+from crewlog.schemas.ids import RunId, Stream
 
 PLANNED = next(run for run in histories(quiet_log()) if len(run.task_streams) == 3)
 """A run whose tasks are dispatched one after the other."""
@@ -44,3 +45,26 @@ def test_without_following_it_ends_with_what_is_there_and_a_run_that_is_not_ther
     assert asyncio.run(read(PLANNED.run_id)) == list(PLANNED.events[:2])
     with pytest.raises(NotFound):
         asyncio.run(read(RunId(PLANNED.events[0].event_id)))
+
+
+@pytest.mark.hand_written("the log ends in the middle of an append")
+def test_a_task_that_is_over_is_not_asked_about_again() -> None:
+    known = next(n for n, recorded in enumerate(PLANNED.events, 1) if recorded.type == "TaskCompleted")
+    log, whole, asked = restored(PLANNED.events[:known], ()), restored(PLANNED.events, ()), set[Stream]()
+
+    class Asked(MemoryStore):
+        async def read_streams(self, after: Mapping[Stream, int], *, types: frozenset[str] | None = None) -> Sequence[Recorded]:
+            asked.update(after)
+            return await super().read_streams(after, types=types)
+
+    async def follow() -> list[Recorded]:
+        told, hint = [], asyncio.Event()
+        async for recorded in run_events(Asked(log), PLANNED.run_id, hint):
+            told.append(recorded)
+            if len(told) == known:
+                log.events, log.streams = whole.events, whole.streams
+                hint.set()
+        return told
+
+    assert asyncio.run(follow()) == list(PLANNED.events)
+    assert PLANNED.events[known - 1].stream not in asked
