@@ -181,16 +181,30 @@ def _nullable(node: Schema) -> Schema:
     return {**widened, "enum": [*node["enum"], None]} if "enum" in node else widened
 
 
-def _takes_null(node: Any, root: Schema) -> bool:
+def _takes_null(node: Any, root: Schema, seen: set[str] | None = None) -> bool:
+    seen = set() if seen is None else seen
     if not isinstance(node, dict):
         return bool(node)
+    if _was_seen(node, seen):
+        return False
     node = resolve(node, root) if root else node
     types = node.get("type")
     if "enum" in node and None not in node["enum"]:
         return False
     if types == "null" or (isinstance(types, list) and "null" in types) or ("const" in node and node["const"] is None):
         return True
-    return any(_takes_null(branch, root) for key in ("anyOf", "oneOf", "allOf") for branch in node.get(key, ()))
+    return any(_takes_null(branch, root, seen) for key in ("anyOf", "oneOf", "allOf") for branch in node.get(key, ()))
+
+
+def _was_seen(node: Schema, seen: set[str]) -> bool:
+    """Say whether a search has followed this reference before. What it found then it finds again, and a schema of some lines can lead there more often
+    than anybody can wait for: each reference is followed once."""
+    reference = node.get("$ref")
+    if not isinstance(reference, str):
+        return False
+    is_known = reference in seen
+    seen.add(reference)
+    return is_known
 
 
 def resolve(node: Schema, root: Schema) -> Schema:
@@ -223,16 +237,17 @@ def _target(reference: str, root: Schema) -> Schema:
 def _check_cycles(root: Schema, dialect: Dialect) -> None:
     """Anthropic takes no recursion at all, Gemini none that every value would have to follow."""
 
+    followed: set[str] = set()
+
     def visit(node: Any, open_: frozenset[str]) -> None:
         if not isinstance(node, dict):
             return
         if reference := node.get("$ref"):
             target = _target(reference, root)
-            if reference in open_:
-                if dialect != "openai":
-                    raise NotStrict(f"the recursion through {reference}")
-                return
-            visit(target, open_ | {reference})
+            if reference in open_ and dialect != "openai":
+                raise NotStrict(f"the recursion through {reference}")
+            if not _was_seen(node, followed):
+                visit(target, open_ | {reference})
             return
         required = set(node.get("required", ()))
         for name, value in node.get("properties", {}).items():
@@ -316,14 +331,17 @@ def _branch(value: Any, schema: Schema, root: Schema) -> Schema:
     return schema
 
 
-def _fits(value: Any, branch: Schema, root: Schema) -> bool:
+def _fits(value: Any, branch: Schema, root: Schema, seen: set[str] | None = None) -> bool:
+    seen = set() if seen is None else seen
+    if _was_seen(branch, seen):
+        return False
     try:
         branch = resolve(branch, root)
     except NotStrict:
         return False
     inner = [one for key in ("anyOf", "oneOf") for one in branch.get(key, ()) if isinstance(one, dict)]
     if inner:
-        return any(_fits(value, one, root) for one in inner)
+        return any(_fits(value, one, root, seen) for one in inner)
     if isinstance(value, list):
         items = branch.get("items")
         return branch.get("type") == "array" and (not isinstance(items, dict) or all(_fits(item, items, root) for item in value))

@@ -289,3 +289,21 @@ def test_limits_of_the_providers_are_known_before_they_refuse() -> None:
         deep = {"type": "object", "properties": {"a": deep}}
     with pytest.raises(NotStrict, match="levels of objects"):
         express(deep, "openai")
+
+
+@pytest.mark.parametrize("dialect", ["anthropic", "openai", "gemini"])
+def test_references_that_double_with_each_step_are_followed_once(dialect: Dialect) -> None:
+    def twice(below: str) -> dict[str, Any]:
+        names = {"x": {"$ref": f"#/$defs/{below}"}, "y": {"$ref": f"#/$defs/{below}"}}
+        return {"type": "object", "properties": names, "required": ["x", "y"], "additionalProperties": False}
+
+    defined = {f"a{n}": twice(f"a{n + 1}") for n in range(60)} | {"a60": {"type": "string"}}
+    assert express({**twice("a0"), "$defs": defined}, dialect)["$defs"]["a60"] == {"type": "string"}
+
+
+def test_a_null_is_left_out_whatever_the_union_that_does_not_take_it_leads_to() -> None:
+    defined = {f"a{n}": {"anyOf": [{"$ref": f"#/$defs/a{n + 1}"}] * 2} for n in range(60)} | {"a60": {"type": "string"}}
+    schema = {"type": "object", "properties": {"r": {"$ref": "#/$defs/a0"}}, "$defs": defined}
+    assert without_nulls('{"r": null}', schema) == "{}"
+    assert without_nulls('{"r": [null]}', schema) == '{"r": [null]}'
+    assert without_nulls('{"r": null}', {**schema, "$defs": defined | {"a60": {"type": ["string", "null"]}}}) == '{"r": null}'
