@@ -18,7 +18,8 @@ Condition = tuple[Column, str, tuple[str | float, ...]]
 _COMPARE: Final = re.compile(
     (
         r"([A-Za-z_][\w ]{0,40}?)\s*(?:is |are |was |were )?(over|above|greater than|more than|higher than|larger than|at least|from|"
-        r"under|below|less than|lower than|smaller than|fewer than|at most|[a-z]+er than|more [a-z]+ than|>=|<=|>|<|=|equals?)\s*[$€£]?(-?\d[\d,]*(?:\.\d+)?)"
+        r"under|below|less than|lower than|smaller than|fewer than|at most|[a-z]{1,20}er than|more [a-z]{1,20} than|>=|<=|>|<|=|equals?)"
+        r"\s*[$€£]?(-?\d[\d,]*(?:\.\d+)?)"
     ),
     re.IGNORECASE,
 )

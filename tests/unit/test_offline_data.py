@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -356,3 +357,9 @@ Umsatz €: read as numbers, 1.234,50 as 1234.5 and - as missing"""
     assert ([c.name for c in size.measures], [c.name for c in size.groups], size.doubts) == (["Größe (cm)"], ["Straße"], ())
     assert ([c.name for c in letter.measures], letter.doubts) == (["v"], ())
     assert (total.notes, size.notes, letter.notes) == ((above, amounts), (above,), (above,))
+
+
+def test_one_long_word_is_read_in_time_that_grows_with_its_length_alone() -> None:
+    began = time.process_time()
+    assert conditions(one("How many calls of " + "ACGT" * 4_000 + " waited longer than 30?", CALLS)) == [("wait_s", ">", 30.0)]
+    assert time.process_time() - began < 10, "it took minutes, in which the worker answered nobody"
