@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from crewlog.orchestrator.rollback import rollback_report
-from crewlog.orchestrator.run import SYNTHESIS, RunState, TaskState, blocked_steps, waiting_reason
+from crewlog.orchestrator.run import SYNTHESIS, RunState, TaskState, blocked_steps
 from crewlog.orchestrator.run_controls import is_paused
+from crewlog.orchestrator.step_waits import waiting_reason
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.run_events import RunCancelled, RunCompleted, RunFailed
 from crewlog.schemas.values import Outcome

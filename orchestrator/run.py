@@ -13,7 +13,7 @@ Folding this one stream rebuilds the run; nothing here waits, reads a clock or k
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Final, Literal, NamedTuple, assert_never
+from typing import Final, Literal
 
 import msgspec
 from msgspec.structs import replace
@@ -53,7 +53,7 @@ from crewlog.schemas.run_events import (
 )
 from crewlog.schemas.task_events import ApprovalDecision
 from crewlog.schemas.undo_steps import undo_steps
-from crewlog.schemas.usage import Usage, format_usd
+from crewlog.schemas.usage import Usage
 from crewlog.schemas.values import Failure, Issue, Outcome, Shortfall
 
 PLAN: Final = "@plan"
@@ -444,54 +444,3 @@ def next_due_us(state: RunState) -> int | None:
 def has_clock(state: RunState, task: TaskState) -> bool:
     """Say whether time runs for a task: while anything pauses the run, only a wait before another attempt ends."""
     return not state.pauses or task.phase == "retrying"
-
-
-class Waiting(NamedTuple):
-    """The one reason why a step is not finished."""
-
-    reason: Literal["worker", "retry", "approval", "dependency", "budget", "pause"]
-    detail: str
-    until_us: int | None = None
-
-
-def waiting_reason(state: RunState, key: str) -> Waiting | None:
-    """Say what a step, or one of the orchestrator's own tasks, waits for; None when nothing will happen to it any more."""
-    if state.status != "open":
-        return None
-    task = state.tasks.get(key)
-    held = starving(state)
-    if task is not None:
-        return _budget_waits(state, held[0]) if held and task.phase in ("held", "retrying", "revise") else _task_waits(task)
-    step = next((s for s in state.steps if s.key == key), None)
-    if step is None or key in blocked_steps(state):
-        return None
-    missing = [name for name in step.depends_on if not is_finished(state, name)]
-    if missing:
-        return Waiting("dependency", f"waits for {', '.join(missing)}")
-    if state.rollback is not None:
-        return Waiting("dependency", "effects are taken back one after the other, the last one first")
-    # every other ready step was dispatched in the append that made it ready
-    return _budget_waits(state, held[0]) if held else None
-
-
-def _budget_waits(state: RunState, task: TaskState) -> Waiting:
-    short = task.shortfall
-    assert short is not None
-    used, limit, needed = map(format_usd, (short.used_micro_usd, short.limit_micro_usd, short.needed_micro_usd))
-    return Waiting("budget", f"{short.scope} has no room for {needed}: {used} of {limit} used", state.hold.expires_us if state.hold else None)
-
-
-def _task_waits(task: TaskState) -> Waiting | None:
-    match task.phase:
-        case "dispatched":
-            return Waiting("worker", f"attempt {task.attempt} is with the {task.kind} agents", task.due_us)
-        case "retrying":
-            return Waiting("retry", f"attempt {task.attempt} follows after {task.error.message if task.error else 'a failure'}", task.due_us)
-        case "suspended":
-            return Waiting("approval", f"a person must decide about {', '.join(sorted(p.tool for p in task.pending.values()))}", task.due_us)
-        case "judging":
-            return Waiting("worker", "a critic judges its outcome")
-        case "accepted" | "flagged" | "failed" | "revise" | "held":
-            return None  # a revision is dispatched in the append that asks for it, unless a budget holds everything
-        case _:
-            assert_never(task.phase)

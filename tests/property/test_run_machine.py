@@ -12,7 +12,8 @@ from support.runlog import RunLog
 
 from crewlog.orchestrator.commands import ApprovalAsked, CancelRun, DecideApproval, ReleaseRun, Tick
 from crewlog.orchestrator.rederive import verify_run
-from crewlog.orchestrator.run import TaskState, active_tasks, blocked_steps, is_finished, next_due_us, starving, waiting_reason
+from crewlog.orchestrator.run import TaskState, active_tasks, blocked_steps, is_finished, next_due_us, starving
+from crewlog.orchestrator.step_waits import waiting_reason
 from crewlog.schemas.ids import ApprovalId, Hash
 from crewlog.schemas.payload import EMPTY
 from crewlog.schemas.run_events import RunCancelled, RunCompleted, RunFailed, RunReleased, TaskDispatched

@@ -8,7 +8,8 @@ import pytest
 from support.decider import SECOND_US, Spec, a_plan, ends, submit
 
 from crewlog.orchestrator.commands import AlreadyDecided, ApprovalAsked, CancelRun, DecideApproval, Tick, TooLate
-from crewlog.orchestrator.run import next_due_us, waiting_reason
+from crewlog.orchestrator.run import next_due_us
+from crewlog.orchestrator.step_waits import waiting_reason
 from crewlog.schemas.errors import NotFound
 from crewlog.schemas.ids import ApprovalId, Hash
 from crewlog.schemas.payload import pack

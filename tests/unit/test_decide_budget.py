@@ -8,8 +8,9 @@ import pytest
 from support.decider import RUN_UUID, SECOND_US, Spec, a_plan, breaks, broken, done, ends, starved, submit
 
 from crewlog.orchestrator.commands import ApprovalAsked, CancelRun, DecideApproval, ReleaseRun, SubmitRun, Terms, Tick
-from crewlog.orchestrator.run import next_due_us, waiting_reason
+from crewlog.orchestrator.run import next_due_us
 from crewlog.orchestrator.scopes import scopes_of
+from crewlog.orchestrator.step_waits import waiting_reason
 from crewlog.schemas.budget import ScopeLimit
 from crewlog.schemas.ids import ApprovalId, Hash, TaskId
 from crewlog.schemas.payload import EMPTY

@@ -15,6 +15,7 @@ from crewlog.orchestrator.commands import AbortRun, CancelRun, Command, HandedBa
 from crewlog.orchestrator.interventions import due_interventions
 from crewlog.orchestrator.rederive import verify_run
 from crewlog.orchestrator.run import next_due_us
+from crewlog.orchestrator.step_waits import waiting_reason
 from crewlog.schemas.run_events import (
     QuarantineLifted,
     ResultsHeld,
@@ -322,3 +323,19 @@ def test_a_kind_that_was_paused_long_ago_gives_a_run_no_time_from_before_it_bega
     spec.when(note, after_s=0).then(RunPaused).when(ResumeRun(long_ago.scope, "ada"), after_s=10).then(RunResumed)
     assert spec.state.deadline_us == deadline_us + 10 * SECOND_US
     assert spec.state.tasks["a"].due_us == due_us + 10 * SECOND_US
+
+
+def test_each_step_of_a_paused_run_says_what_keeps_it_and_who_paused_it() -> None:
+    spec = Spec().given(submit(plan=a_plan(a="data", b="code", c="research b", d="data")))
+    spec.given(asks("a"), paused(), breaks("b", broken(retryable=True)), handed_back("d"))
+    waits = {key: waiting_reason(spec.state, key) for key in "abcd"}
+
+    assert {key: found.reason for key, found in waits.items() if found} == {"a": "approval", "b": "pause", "c": "dependency", "d": "pause"}
+    assert waits["d"] == ("pause", f"{run_scope(spec.state.run_id)} is paused by ada", None)
+
+
+def test_a_task_of_a_paused_kind_is_with_agents_that_take_none() -> None:
+    spec = Spec().given(submit(plan=a_plan(a="data", b="code")), paused(kind_scope("data")))
+
+    assert waiting_reason(spec.state, "a") == ("pause", "attempt 1 is with the data agents; kind/data is paused by ada", None)
+    assert waiting_reason(spec.state, "b").reason == "worker"  # type: ignore[union-attr]

@@ -11,7 +11,8 @@ from crewlog.agents.planner_roles import CRITIC_PREFIX as AGENTS_CRITIC
 from crewlog.agents.planner_roles import ROUTER as AGENTS_ROUTER
 from crewlog.orchestrator.decide import REVISIONS_MAX
 from crewlog.orchestrator.rederive import verify_run
-from crewlog.orchestrator.run import CRITIC_PREFIX, ROUTER, waiting_reason
+from crewlog.orchestrator.run import CRITIC_PREFIX, ROUTER
+from crewlog.orchestrator.step_waits import waiting_reason
 from crewlog.schemas.run_events import RunCompleted, RunPlanned, RunSubmitted, TaskDispatched, TaskReviewed
 
 RUBRIC = ["names the largest risk", "is polite"]

@@ -12,7 +12,7 @@ from crewlog.events.store import NO_STREAM
 from crewlog.orchestrator.brief import Brief
 from crewlog.orchestrator.dispatch import kinds_told
 from crewlog.orchestrator.planning import Offer
-from crewlog.orchestrator.run import waiting_reason
+from crewlog.orchestrator.step_waits import waiting_reason
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import task_stream
 from crewlog.schemas.run_events import RunCompleted, RunPlanned, RunSubmitted, TaskDispatched, TaskReviewed

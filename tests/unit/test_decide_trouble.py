@@ -8,7 +8,8 @@ import pytest
 from support.decider import SECOND_US, Spec, a_plan, breaks, broken, done, ends, plans, submit
 
 from crewlog.orchestrator.commands import AbortRun, BuryTask, CancelRun, TaskEnded, Tick
-from crewlog.orchestrator.run import next_due_us, waiting_reason
+from crewlog.orchestrator.run import next_due_us
+from crewlog.orchestrator.step_waits import waiting_reason
 from crewlog.schemas.run_events import (
     RunCancelled,
     RunCompleted,
