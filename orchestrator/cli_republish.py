@@ -22,7 +22,7 @@ async def publish_again(run: str, subject: str, speed: float, home: Path | None)
     """
     from crewlog.events.clock import SystemClock
     from crewlog.events.nats_bus import NatsBus
-    from crewlog.orchestrator.endpoints import with_login
+    from crewlog.orchestrator.endpoints import nats_url
     from crewlog.orchestrator.republish import republish
     from crewlog.orchestrator.run_history import load_history
     from crewlog.schemas.subjects import parse_foreign
@@ -30,9 +30,7 @@ async def publish_again(run: str, subject: str, speed: float, home: Path | None)
     parse_foreign(subject)
     async with opened(run, home) as (store, run_id):
         history = await load_history(store, run_id)
-    config = with_login(load_config(home), "operator")
-    assert config.nats_url is not None
-    bus = await NatsBus.connect(config.nats_url.get_secret_value(), name="replay")
+    bus = await NatsBus.connect(nats_url(load_config(home), "operator").get_secret_value(), name="replay")  # an exported run needs nothing else
     of, published = len(history.events), 0
 
     def told(index: int, wait_s: float) -> None:

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 from support.live_crew import DEMO, LiveCrew
 
+from crewlog.events.credentials import load_credentials
 from crewlog.orchestrator.bundle import read_bundle
+from crewlog.orchestrator.home import Home
 from crewlog.orchestrator.replay import replay
 from crewlog.schemas.payload import content_hash
 
@@ -235,8 +237,15 @@ def test_a_search_forks_the_run_for_each_try_and_names_the_first_bad_one(crew: L
     assert (tmp_path / "completed").read_text()
 
 
-def test_a_run_is_published_again(crew: LiveCrew) -> None:
+def test_a_run_is_published_again(crew: LiveCrew, tmp_path: Path) -> None:
     run = crew.json("submit", "Which islands are there?", "--type", "research", "--wait")["run_id"]
     assert "published" in crew.run("replay", run, "--subject", "replay.mine", "--speed", "1000").stderr
     assert "crews work with" in crew.run("replay", run, "--subject", "events.mine", code=2).stderr
     assert "may not publish" in crew.run("replay", run, "--subject", "elsewhere.mine", code=2).stderr
+    crew.run("export", run, "--out", tmp_path / "run.crewlog")
+    state = Home(crew.home).state()
+    assert state is not None
+    assert state.nats_port is not None
+    nobody = LiveCrew(tmp_path / "none", {"CREWLOG_NATS_URL": load_credentials(crew.home).nats_url("operator", state.nats_port)})
+    told = nobody.run("replay", tmp_path / "run.crewlog", "--subject", "replay.mine", "--speed", "1000").stderr
+    assert "published" in told, "an exported run needs a NATS server, and no crew"
