@@ -102,3 +102,17 @@ def _write(path: Path, credentials: Credentials) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make sure that a power cut does not take away the name of a file that was just made: what is locked with it would stay locked.
+
+    Raises:
+        OSError: the folder cannot be read or written.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from crewlog.events.credentials import sync_folder
 from crewlog.events.envelope import KEY_BYTES, KeyEncryptionKey, new_secret
 from crewlog.schemas.errors import ConfigError
 
@@ -51,11 +52,18 @@ def make_kek(home: Path) -> bool:
         return False
     try:
         handle, temporary = tempfile.mkstemp(dir=home, prefix=".person-kek-")  # mkstemp makes the file 0600
-        with os.fdopen(handle, "wb") as file:
-            file.write(b64encode(new_secret()) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(b64encode(new_secret()) + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.link(temporary, path)  # never in place of another one: that may be in use already
+        finally:
+            Path(temporary).unlink()
+        sync_folder(home)
+    except FileExistsError:
+        _read(path)
+        return False
     except OSError as error:
         raise ConfigError(f"key file {path}: {error.strerror}", hint="CREWLOG_HOME must be a folder that you may read and write") from error
     return True

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from crewlog.events import kek
 from crewlog.events.envelope import Cipher, DataKey, KeyEncryptionKey, enclosed, new_secret
 from crewlog.events.kek import FILE, kek_source, make_kek
 from crewlog.schemas.codec import decode, encode
@@ -107,6 +108,21 @@ def test_the_file_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
     first = kek_source(None, tmp_path)().kek_id
     assert not make_kek(tmp_path)
     assert kek_source(None, tmp_path)().kek_id == first
+
+
+def test_a_key_that_somebody_made_meanwhile_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def overtaken() -> bytes:
+        monkeypatch.undo()
+        assert make_kek(tmp_path)
+        made.append(kek_source(None, tmp_path)().kek_id)
+        return new_secret()
+
+    monkeypatch.setattr(kek, "new_secret", overtaken)
+    assert not make_kek(tmp_path)
+    assert [kek_source(None, tmp_path)().kek_id] == made
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
 def test_a_setting_goes_before_the_file(tmp_path: Path) -> None:
