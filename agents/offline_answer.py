@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import PurePosixPath
+from typing import Final
 
 from crewlog.agents.offline_clauses import OPENING, is_frame, split_goal
 from crewlog.agents.offline_conversation import PART_OF, Conversation, Turn, Want
@@ -11,6 +13,8 @@ from crewlog.agents.offline_report import SIMULATED_NOTICE, open_points, section
 from crewlog.agents.offline_text import cut_words, join_words
 from crewlog.schemas.text import shorten
 from crewlog.schemas.values import SUMMARY_CHARS_MAX, ContextItem
+
+_WORKBOOKS: Final = frozenset({".xlsx", ".xlsm", ".xls", ".ods", ".numbers"})
 
 
 def synthesise(talk: Conversation) -> Turn:
@@ -43,7 +47,7 @@ def write_answer(talk: Conversation, *, words_max: int) -> str:
     points = [*open_points(items), *(f"- Not done: {text}" for text in talk.not_done)]
     points += [f"- No step was made for: {shorten(text, 120)}" for text in left_out(goal, items)]
     if stray := [name for name in (attachment.name for attachment in talk.attachments) if all(name not in names for names in route(talk.attachments).values())]:
-        points.append(f"- Not used, because no rule reads files of this type: {join_words(stray[:6])}{' and more' if len(stray) > 6 else ''}.")
+        points.append(f"- Not used, because no rule reads files of this type: {join_words(stray[:6])}{' and more' if len(stray) > 6 else ''}.{_as_csv(stray)}")
     if points:
         lines += ["## Open points", "", *points, ""]
     text = trim("\n".join(lines), talk.constraints.banned_phrases).strip() + "\n"
@@ -60,3 +64,7 @@ def left_out(goal: str, items: Sequence[ContextItem]) -> list[str]:
 
 def _bare(text: str) -> str:
     return " ".join(text.lower().rstrip(" .;,").split())
+
+
+def _as_csv(names: Sequence[str]) -> str:
+    return " Save the sheets of a workbook as CSV files." if any(PurePosixPath(name).suffix.lower() in _WORKBOOKS for name in names) else ""

@@ -157,8 +157,9 @@ def _headline(ask: Ask, query: Query, table: Table) -> str:
     high, low = ranked[0], ranked[-1]
     if focused := [row for row in ranked if show(row[0]) in ask.focus]:
         return f"{capital(query.title)}{_conditions(ask)}: " + join_words(f"{_keys(row, keys)} has {show(row[at])}{unit}" for row in focused) + "."
-    if len(ranked) > 1 and high[at] == low[at]:
-        return f"{capital(query.title)}{_conditions(ask)}: the same for all ({show(high[at])}{unit})."
+    if len(ranked) > 1 and show(high[at]) == show(low[at]):
+        how = "the same" if high[at] == low[at] else "about the same"
+        return f"{capital(query.title)}{_conditions(ask)}: {how} for all ({show(high[at])}{unit})."
     text = f"{capital(query.title)}{_conditions(ask)}: "
     if ask.shape == "top":
         first = low if ask.is_ascending else high

@@ -63,8 +63,12 @@ def research(talk: Conversation) -> Turn:
         return Turn("I look which documents there are.", (Want("list_documents", {}),))
     shelf = _shelf(talk)
     if not shelf and talk.tried("list_documents"):
-        advice = "Attach the files the question is about, or add documents to the library."
-        reason = "None of the documents could be read." if _unreadable(talk) else "There are no documents: nothing is attached and the library is empty."
+        advice = "Attach the files the question is about (.md .txt .html .pdf .docx), or add documents to the library."
+        reason = (
+            "None of the documents could be read."
+            if _unreadable(talk)
+            else "There are no documents: none that can be read is attached, and the library is empty."
+        )
         return _submit_nothing(talk, reason if _unreadable(talk) else f"{reason} {advice}", shelf)
     core, setting = look_for(talk, shelf)
     if wants := _search(talk, core, setting):

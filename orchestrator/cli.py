@@ -11,7 +11,8 @@ import typer
 from typer.core import TyperGroup
 from typer.models import CommandInfo
 
-from crewlog.orchestrator.cli_output import said_of_file
+from crewlog.orchestrator.cli_options import OutputOption
+from crewlog.orchestrator.cli_output import Output, print_json, said_of_file
 
 COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
     "cli_crew": ("demo", "up", "down", "status", "providers", "scale", "doctor"),
@@ -112,9 +113,13 @@ def _options(
     pass
 
 
-def show_version() -> None:
+def show_version(output: OutputOption = Output.TABLE) -> None:
     """Show the version."""
-    _show_version(wanted=True)
+    if output is Output.TABLE:
+        _show_version(wanted=True)
+    from importlib.metadata import version
+
+    print_json({"version": version("crewlog")})
 
 
 def main() -> None:

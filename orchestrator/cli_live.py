@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 WRITTEN_CHARS_MAX: Final = 70
 """What is shown behind a task: why it waits, or the end of what its model is writing."""
+WIDE_MIN: Final = 72
+"""In a narrower terminal a task has its name, its time and what it waits for."""
 DRAW_AT_MOST_S: Final = 0.2
 """Shortest time between two looks at the views while many events come, in seconds."""
 
@@ -136,7 +138,7 @@ class _LiveTree:
         run, now = self._run, datetime.fromtimestamp(self._clock.now_us() / 1e6, UTC)
         if run is None:
             return Tree(Text(f"run {str(self._run_id)[:8]}"))
-        took = elapsed(run.submitted_at, run.finished_at or now)
+        took, is_wide = elapsed(run.submitted_at, run.finished_at or now), stderr_console().width >= WIDE_MIN
         root = Tree(Text.assemble((f"run {str(run.run_id)[:8]} ", "bold"), (run.status, ICONS.get(run.status, ("", "cyan"))[1]), f"  {took}"))
         for scope in run.warnings:
             root.add(Text(f"! passed its soft limit, with what its calls had reserved: {scope}", style="yellow"))
@@ -146,7 +148,8 @@ class _LiveTree:
             took = elapsed(began, task.finished_at or now) if began else ""
             counts = f"{task.turns} turns, {task.tool_calls} calls" if task.turns else ""
             cost = format_usd(task.cost_micro_usd) if task.cost_micro_usd else ""
-            line = Text.assemble((f"{icon} ", style), (f"{task.key:<16} ", "bold"), f"{task.kind:<12} {took:>7}  {counts:<20} {cost}")
+            about = f"{task.kind:<12} {took:>7}  {counts:<20} {cost}" if is_wide else f"{took:>7} "
+            line = Text.assemble((f"{icon} ", style), (f"{task.key:<{16 if is_wide else 12}} ", "bold"), about)
             line.append(self._note(task), style="dim")
             line.no_wrap = True
             root.add(line)

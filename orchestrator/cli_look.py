@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from crewlog.orchestrator.cli_output import Output, json_line, plain, print_json, print_lines, say
+from crewlog.orchestrator.cli_output import Output, json_line, plain, print_json, print_lines, say, terminal_width
 
 if TYPE_CHECKING:
     from crewlog.events.store import EventStore
@@ -146,7 +146,7 @@ async def _show_as(view: View, run: str, home: Path | None, output: Output, *, w
     match view:
         case View.TIMELINE:
             spans = timeline(history)
-            print_json(plain(spans)) if is_json else print_lines(debug_text.timeline_lines(spans))
+            print_json(plain(spans)) if is_json else print_lines(debug_text.timeline_lines(spans, terminal_width()))
         case View.TREE:
             tree = build_tree(history)
             print_json(plain(tree)) if is_json else print_lines(debug_text.tree_lines(tree))

@@ -76,12 +76,15 @@ def _groups(columns: Sequence[Column], width: int) -> list[list[Column]]:
 
 
 def _squeezed(columns: Sequence[Column], width: int) -> list[Column] | None:
-    """Take what is too much from the widest column that can give it; None when none can."""
-    too_much = _total(columns) - width
-    for n, column in sorted(enumerate(columns), key=lambda each: -each[1].width):
-        if column.is_prose and column.width - too_much >= (CUT_WIDTH_MIN if column.may_be_cut else PROSE_WIDTH_MIN):
-            return [*columns[:n], column._replace(width=column.width - too_much), *columns[n + 1 :]]
-    return None
+    """Take what is too much from the columns that can give it, the widest first; None when that is not enough."""
+    made = list(columns)
+    while _total(made) > width:
+        giving = [n for n, column in enumerate(made) if column.is_prose and column.width > (CUT_WIDTH_MIN if column.may_be_cut else PROSE_WIDTH_MIN)]
+        if not giving:
+            return None
+        widest = max(giving, key=lambda n: made[n].width)
+        made[widest] = made[widest]._replace(width=made[widest].width - 1)
+    return made
 
 
 def _total(columns: Sequence[Column]) -> int:

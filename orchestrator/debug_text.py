@@ -20,6 +20,9 @@ if TYPE_CHECKING:  # a tree or a timeline can do without what reads a conversati
     from crewlog.orchestrator.moments import Moment
 
 BAR_CHARS: Final = 40
+BAR_CHARS_MIN: Final = 6
+WORDS_CHARS: Final = 66
+"""What stands beside the bar of a timeline, with a name of usual length."""
 NOTE_CHARS_MAX: Final = 100
 
 
@@ -68,23 +71,28 @@ def _block(head: str, text: str) -> Iterator[str]:
     yield from (f"   {printable(line)}".rstrip() for line in text.strip().splitlines())
 
 
-def timeline_lines(spans: Sequence[Span]) -> Iterator[str]:
-    """Yield one line per span: when it began, how long it took, and a bar on the scale of the whole run."""
+def timeline_lines(spans: Sequence[Span], width: int | None = None) -> Iterator[str]:
+    """Yield one line per span: when it began, how long it took, and a bar on the scale of the whole run.
+
+    Args:
+        width: columns of the terminal, in which the bar gives way to the words; None for no limit.
+    """
+    bar_chars = BAR_CHARS if width is None else max(BAR_CHARS_MIN, min(BAR_CHARS, width - WORDS_CHARS))
     whole_us = max((span.ended_us or span.began_us for span in spans), default=0) or 1
     for span in spans:
         took = "" if span.ended_us is None else f"{(span.ended_us - span.began_us) / 1e6:.3f}s"
         cost = format_usd(span.cost_micro_usd) if span.cost_micro_usd != 0 else ""
         where = f"{span.task} {span.turn}" if span.turn else span.task
         status = "" if span.status == "ok" else span.status
-        text = f"{span.began_us / 1e6:9.3f}s {took:>9}  {_bar(span, whole_us)}  {where:<18} {span.what:<6} {span.name}  {status}  {cost}"
+        text = f"{span.began_us / 1e6:9.3f}s {took:>9}  {_bar(span, whole_us, bar_chars)}  {where:<18} {span.what:<6} {span.name}  {status}  {cost}"
         yield printable(text).rstrip()
 
 
-def _bar(span: Span, whole_us: int) -> str:
-    begin = min(span.began_us * BAR_CHARS // whole_us, BAR_CHARS - 1)
-    end = BAR_CHARS if span.ended_us is None else max(begin + 1, -(-span.ended_us * BAR_CHARS // whole_us))
+def _bar(span: Span, whole_us: int, chars: int) -> str:
+    begin = min(span.began_us * chars // whole_us, chars - 1)
+    end = chars if span.ended_us is None else max(begin + 1, -(-span.ended_us * chars // whole_us))
     sign = {"queue": "·", "person": "?", "model": "█", "tool": "▒"}[span.what]
-    return (" " * begin + sign * (end - begin)).ljust(BAR_CHARS)
+    return (" " * begin + sign * (end - begin)).ljust(chars)
 
 
 def tree_lines(tree: RunTree) -> Iterator[str]:

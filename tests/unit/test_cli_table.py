@@ -64,6 +64,15 @@ def test_sentences_wrap_in_place_while_there_is_room_and_paths_stay_whole() -> N
     assert "    /srv/reports/2026/november.pdf" in list(table_lines(rows, width=20))
 
 
+def test_columns_of_sentences_share_the_room() -> None:
+    rows = [["X", "FOUND", "WHAT HELPS"], ["mail", "no mail server is configured in this environment", "set the host and the port to let the crew send mail"]]
+    assert list(table_lines(rows, width=70)) == [
+        "X     FOUND                            WHAT HELPS",
+        "mail  no mail server is configured in  set the host and the port to",
+        "      this environment                 let the crew send mail",
+    ]
+
+
 def test_wide_and_combining_characters_keep_the_columns_aligned() -> None:
     assert [shown_width(text) for text in ("Köln", "Ko\u0308ln", "東京", "✔ ok")] == [4, 4, 4, 4]
     assert list(table_lines([["A", "B"], ["東京", "1"], ["Ko\u0308ln", "2"]])) == ["A     B", "東京  1", "Ko\u0308ln  2"]

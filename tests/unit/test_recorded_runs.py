@@ -16,7 +16,7 @@ from crewlog.agents.recorded_task import asked_request, conversation, folded
 from crewlog.agents.rederive import replay_task
 from crewlog.events.store import Recorded
 from crewlog.orchestrator.causes import causes
-from crewlog.orchestrator.debug_text import conversation_lines, moment_lines, timeline_lines, tree_lines
+from crewlog.orchestrator.debug_text import BAR_CHARS, WORDS_CHARS, conversation_lines, moment_lines, timeline_lines, tree_lines
 from crewlog.orchestrator.moments import conversation_at, describe_moment, moment_at, moments
 from crewlog.orchestrator.replay import fold_streams
 from crewlog.orchestrator.run_diff import diff_runs
@@ -120,6 +120,8 @@ def test_a_timeline_is_in_order_and_within_the_run() -> None:
         assert {"queue", "tool"} <= {span.what for span in spans}
         assert "model" in {span.what for span in spans} or b'"rollback"' in history.events[0].data
         assert len(list(timeline_lines(spans))) == len(spans)
+        whole, narrow = timeline_lines(spans), timeline_lines(spans, 80)
+        assert all(len(line) - len(short) == BAR_CHARS - (80 - WORDS_CHARS) for line, short in zip(whole, narrow, strict=True))
     asked = [span for history in runs() for span in timeline(history) if span.what == "person"]
     assert {span.status for span in asked} & {"happened", "did_not_happen"}
 
