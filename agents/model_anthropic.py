@@ -81,7 +81,7 @@ class AnthropicModel:
                     body = await self._streamed(
                         event_data(response.iter_bytes(), self.name, media_type=response.headers.get("content-type", "")), written, on_text
                     )
-        return understand(body, request, request_id)
+            return understand(body, request, request_id)
 
     async def close(self) -> None:
         """Let go of the connections. Safe to call twice."""

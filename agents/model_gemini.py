@@ -93,7 +93,7 @@ class GeminiModel:
             else:
                 chunks = await models.generate_content_stream(model=self.name, contents=_UNUSED, config=config)
                 body = await self._streamed(cast("AsyncGenerator[Any, None]", chunks), written, on_text)
-        return understand(body, request)
+            return understand(body, request)
 
     async def close(self) -> None:
         """Let go of the connections. Safe to call twice."""

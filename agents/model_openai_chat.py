@@ -93,7 +93,7 @@ class OpenAIChatModel:
                     body = await self._streamed(
                         event_data(response.iter_bytes(), self.name, media_type=response.headers.get("content-type", "")), written, on_text
                     )
-        return understand(body, request, self._connection, request_id)
+            return understand(body, request, self._connection, request_id)
 
     async def close(self) -> None:
         """Let go of the connections. Safe to call twice."""

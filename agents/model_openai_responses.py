@@ -66,7 +66,7 @@ class OpenAIResponsesModel:
                 async with create(extra_body=body_sent, stream=True, timeout=timeout_s) as response:
                     request_id = response.headers.get("x-request-id", "")
                     body = await self._streamed(event_data(response.iter_bytes(), self.name, media_type=response.headers.get("content-type", "")), on_text)
-        return understand(body, request, self._connection, request_id)
+            return understand(body, request, self._connection, request_id)
 
     async def close(self) -> None:
         """Let go of the connections. Safe to call twice."""

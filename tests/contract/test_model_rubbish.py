@@ -107,6 +107,22 @@ async def test_a_key_that_comes_back_is_not_told(wire: Wire) -> None:
     assert KEY not in f"{error} {error.args} {error.failure()}"
 
 
+@pytest.mark.parametrize(
+    ("wire", "answer"),
+    [
+        (RESPONSES, {"status": "failed", "output": [], "error": {"message": f"invalid key: {KEY}"}}),
+        (CHAT, {"error": {"message": f"invalid key: {KEY}"}}),
+        (ANTHROPIC, {"content": [], "usage": {"input_tokens": 1, "output_tokens": 1}, "stop_reason": KEY}),
+        (GEMINI, {"candidates": [{"finishReason": KEY}], "usageMetadata": {}}),
+    ],
+    ids=str,
+)
+async def test_nor_is_one_in_an_answer_that_is_none(wire: Wire, answer: Any) -> None:
+    error = await failed(wire, Canned(body=answer), is_streamed=False)
+    assert "[key]" in error.message
+    assert KEY not in f"{error} {error.args} {error.failure()}"
+
+
 @pytest.mark.parametrize(("asked", "believed"), [("99999999", 86_400), ("1e308", 86_400), ("-5", 0), ("nan", None)])
 async def test_a_wait_is_believed_as_far_as_a_schedule_reaches(asked: str, believed: float | None) -> None:
     error = await failed(RESPONSES, Canned(429, RESPONSES.problem(429, "rate_limit_error", "slow down"), {"retry-after": asked}))
