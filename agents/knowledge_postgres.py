@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, Final
-
-import asyncpg
+from collections.abc import Sequence
+from typing import Final
 
 from crewlog.agents.knowledge import DOCUMENTS_MAX, DocumentInfo, Passage
-from crewlog.events.connections import explain, is_retryable
+from crewlog.agents.view_pool import ViewPool
 from crewlog.schemas.errors import ContractError, Unavailable
 from crewlog.schemas.ids import Hash
 
@@ -21,7 +18,6 @@ _CHOSEN: Final = f"{_COLUMNS} where tenant = $1 and content = any($2::text[]) or
 _CHECKPOINT: Final = "select position from crewlog.checkpoints where name = 'knowledge'"
 
 QUERY_CHARS_MAX: Final = 1_000
-_COMMAND_TIMEOUT_S: Final = 15.0
 _POLL_MIN_S: Final = 0.02
 _POLL_MAX_S: Final = 0.5
 
@@ -30,34 +26,21 @@ class PostgresKnowledge:
     """The `Knowledge` port over the read model in Postgres."""
 
     def __init__(self, url: str, *, connections_max: int = 4) -> None:
-        self._url, self._connections_max = url, connections_max
-        self._pool: asyncpg.Pool[Any] | None = None
-        self._opening = asyncio.Lock()
+        self._views = ViewPool(url, connections_max=connections_max)
 
     async def close(self) -> None:
         """Close the connections. Safe to call twice, and without ever having connected."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            await pool.close()
-
-    async def _open(self) -> asyncpg.Pool[Any]:
-        # most workers never search: the first call connects
-        async with self._opening:
-            if self._pool is None:
-                self._pool = await asyncpg.create_pool(self._url, min_size=0, max_size=self._connections_max, command_timeout=_COMMAND_TIMEOUT_S)
-            return self._pool
+        await self._views.close()
 
     async def search(self, tenant: str, query: str, documents: Sequence[Hash] | None, limit: int) -> list[Passage]:
         if "\0" in query or len(query) > QUERY_CHARS_MAX:
             raise ContractError(f"a query has at most {QUERY_CHARS_MAX} characters and no NUL; got {len(query)} characters")
-        async with _mapped("search documents"):
-            rows = await (await self._open()).fetch(_SEARCH, tenant, query, None if documents is None else list(documents), limit)
+        rows = await self._views.fetch("search documents", _SEARCH, tenant, query, None if documents is None else list(documents), limit)
         return [Passage(Hash(row["document"]), row["name"], row["line"], row["passage"], row["rank"]) for row in rows]
 
     async def documents(self, tenant: str, hashes: Sequence[Hash] | None) -> list[DocumentInfo]:
-        async with _mapped("list documents"):
-            pool = await self._open()
-            rows = await (pool.fetch(_LIBRARY, tenant) if hashes is None else pool.fetch(_CHOSEN, tenant, list(hashes)))
+        asked = (_LIBRARY, tenant) if hashes is None else (_CHOSEN, tenant, list(hashes))
+        rows = await self._views.fetch("list documents", *asked)
         return [DocumentInfo(Hash(r["content"]), r["name"], r["title"], r["media_type"], r["lines"], r["library"], Hash(r["text_hash"])) for r in rows]
 
     async def wait_indexed(self, position: int, timeout_s: float) -> None:
@@ -66,8 +49,8 @@ class PostgresKnowledge:
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
-                    async with _mapped("read how far the knowledge index is"):
-                        reached = await (await self._open()).fetchval(_CHECKPOINT) or 0
+                    rows = await self._views.fetch("read how far the knowledge index is", _CHECKPOINT)
+                    reached = rows[0]["position"] if rows else 0
                     if reached >= position:
                         return
                     await asyncio.sleep(pause_s)
@@ -77,11 +60,3 @@ class PostgresKnowledge:
                 f"the knowledge index is at position {reached} of the log and has not reached {position} within {timeout_s:g} s; "
                 "the projector lags or is not running (see `crewlog status`)"
             ) from None
-
-
-@asynccontextmanager
-async def _mapped(action: str) -> AsyncIterator[None]:
-    try:
-        yield
-    except Exception as error:
-        raise Unavailable(f"cannot {action}: {error or type(error).__name__}") if is_retryable(error, None) else explain(error, f"cannot {action}") from error

@@ -52,13 +52,6 @@ class Source:
         indent = " " * statement.col_offset
         return Edit(at, at, "".join(f"{indent}{line}".rstrip() + "\n" for line in new.split("\n")), prior, statement.lineno, why)
 
-    def function_of(self, node: ast.AST) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
-        """Return the function a node stands in."""
-        here: ast.AST | None = node
-        while here is not None and not isinstance(here, ast.FunctionDef | ast.AsyncFunctionDef):
-            here = self.parents.get(here)
-        return here
-
 
 def unique_pair(text: str, edit: Edit) -> tuple[str, str] | None:
     """Return (old, new) of whole lines around the edit, widened until the old text occurs once; None when nothing would change."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Final, Literal
 
@@ -212,11 +211,3 @@ def shown(text: str) -> str:
     if len(text) <= RESULT_CHARS_MAX:
         return text
     return f"{text[:RESULT_CHARS_MAX]}\n[cut: {len(text) - RESULT_CHARS_MAX} of {len(text)} characters left out; ask for a smaller part]"
-
-
-def readable_arguments(arguments: str) -> str:
-    """Return arguments for people: indented JSON, or the text itself when it is none."""
-    try:
-        return json.dumps(json.loads(arguments), indent=2, ensure_ascii=False)
-    except ValueError:
-        return arguments
