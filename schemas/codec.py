@@ -66,7 +66,9 @@ def decode(type_: str, schema_version: int, data: bytes | str, *, upcasters: Map
             return decode_current(data)
         fields = msgspec.json.decode(data)
         for version in range(schema_version, current):
-            fields = upcasters[type_, version](fields)
+            if (lift := upcasters.get((type_, version))) is None:
+                raise ContractError(f"stored event {type_} v{schema_version} does not decode: nothing lifts version {version} to {version + 1}")
+            fields = lift(fields)
         return msgspec.convert(fields, EVENT_TYPES[type_])
     except (msgspec.MsgspecError, KeyError, RecursionError) as error:  # RecursionError: nested deeper than Python follows
         raise ContractError(f"stored event {type_} v{schema_version} does not decode: {error}") from error
