@@ -23,7 +23,7 @@ from crewlog.agents.toolbox import Toolbox
 from crewlog.agents.undo import call_key, undoes
 from crewlog.events.store import Write
 from crewlog.schemas.effects import Compensation, EffectRef
-from crewlog.schemas.ids import Hash, compensation_key
+from crewlog.schemas.ids import Hash, compensation_key, id_text
 from crewlog.schemas.system_events import ClaimsOpened, EffectClaimed, EffectSettled
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import (
@@ -301,7 +301,7 @@ class ToolCalls:
             call_id=call.call.call_id,
             idempotency_key=key,
             artifacts=self._shop.artifacts,
-            workspace=self._shop.workspaces / str(self._task.task_id),
+            workspace=self._shop.workspaces / id_text(self._task.task_id),
             earlier_artifacts=state.artifacts,
             recall=self._recall,
             trust=state.trust,

@@ -26,7 +26,7 @@ from crewlog.events.bus import Bus, Consuming, Delivery, Message, Subscription
 from crewlog.events.prefix import read_whole
 from crewlog.events.store import EventStore
 from crewlog.schemas.errors import ConflictError, ContractError, OrchestrationError, Unavailable
-from crewlog.schemas.ids import RunId, TaskId, task_stream
+from crewlog.schemas.ids import RunId, TaskId, id_text, task_stream
 from crewlog.schemas.subjects import LANES, SHADOW_LANE, control_kind, control_worker, telemetry, wake
 from crewlog.schemas.system_events import AgentRegistered, ToolInfo
 from crewlog.schemas.task import AgentTask, read_task
@@ -203,7 +203,7 @@ class Worker:
             # a good end names its task, so that the orchestrator may wait for those that end at the same time
             if faults.hook is not None:
                 faults.hook("before_wake_published")
-            await self._bus.publish(wake(RunId(task.run_id)), str(task.task_id).encode() if ended == "completed" else b"")
+            await self._bus.publish(wake(RunId(task.run_id)), id_text(task.task_id).encode() if ended == "completed" else b"")
             if faults.hook is not None:
                 faults.hook("after_wake_published")
         return True

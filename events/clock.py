@@ -41,17 +41,12 @@ class SystemClock:
     def now_us(self) -> int:
         return time.time_ns() // 1000
 
-    def monotonic(self) -> float:
-        return time.monotonic()
+    monotonic = staticmethod(time.monotonic)  # asked for more often than anything else: no call of ours around it
 
     def new_id(self) -> UUID:
         # RFC 9562 §6.2 method 3: the 12 bits after the millisecond hold its fraction, bumped when it would repeat
         with self._lock:
-            ms, ns = divmod(time.time_ns(), 1_000_000)
-            stamp = (ms << 12) | (ns * 4096 // 1_000_000)
-            if stamp <= self._last:
-                stamp = self._last + 1
-            self._last = stamp
+            self._last = stamp = max(time.time_ns() * 4096 // 1_000_000, self._last + 1)
         high = ((stamp >> 12) << 16) | 0x7000 | (stamp & 0xFFF)
         bits = (high << 64) | (0b10 << 62) | self._random.getrandbits(62)
         return msgspec.convert(bits.to_bytes(16), UUID)  # a quarter of the time of `UUID(int=bits)`: every event has such an id

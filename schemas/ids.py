@@ -196,7 +196,7 @@ def idempotency_key(run_id: RunId, task_id: TaskId, call_id: str) -> str:
 
     No argument takes part: those of a call are fixed by its record before it runs, so no try of it can have others.
     """
-    return _derived(f"{run_id}/{task_id}/effect/{call_id}").hex
+    return _derived(f"{id_text(run_id)}/{id_text(task_id)}/effect/{call_id}").hex
 
 
 def compensation_key(key: str) -> str:
