@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from crewlog.schemas.errors import ConfigError, LimitExceeded, NotFound, TerminalError, Unavailable
 from crewlog.schemas.ids import Hash
-from crewlog.schemas.payload import content_hash
+from crewlog.schemas.payload import content_hash, is_hash
 from crewlog.schemas.text import clean
 from crewlog.schemas.values import ArtifactRef
 
@@ -104,7 +104,7 @@ class ObjectArtifacts:
         return ArtifactRef(name, hash_, len(data), media_type or guess_media_type(name))
 
     async def get(self, hash_: Hash | str) -> bytes:
-        if len(hash_) != 64 or not set(hash_) <= set("0123456789abcdef"):
+        if not is_hash(hash_):
             raise NotFound("artifact", hash_)
         import obstore
         from obstore.exceptions import BaseError
@@ -121,6 +121,8 @@ class ObjectArtifacts:
         return data
 
     async def delete(self, hash_: Hash) -> bool:
+        if not is_hash(hash_):
+            return False
         import obstore
         from obstore.exceptions import BaseError
 
@@ -147,7 +149,7 @@ class ObjectArtifacts:
         except (BaseError, OSError) as error:
             raise Unavailable(f"listing {self._where}: {_first_line(error)}") from None
         names = ((entry["path"].rpartition("/")[2], entry) for entry in found if entry["last_modified"] < before)
-        return [(Hash(name), entry["size"]) for name, entry in names if len(name) == 64 and set(name) <= set("0123456789abcdef")]
+        return [(Hash(name), entry["size"]) for name, entry in names if is_hash(name)]
 
     async def _create(self, key: str, data: bytes) -> None:
         import obstore

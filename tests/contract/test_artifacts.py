@@ -17,6 +17,7 @@ from crewlog.events import artifact_store
 from crewlog.events.artifact_store import ObjectArtifacts, clean_name, guess_media_type, open_artifacts
 from crewlog.schemas.checks import RelativePath
 from crewlog.schemas.errors import ConfigError, LimitExceeded, NotFound, TerminalError
+from crewlog.schemas.ids import Hash
 
 
 @pytest.fixture(params=["local", "object"])
@@ -54,6 +55,7 @@ async def test_an_empty_file_is_a_file(artifacts: ObjectArtifacts) -> None:
 async def test_what_was_never_stored_is_not_found(artifacts: ObjectArtifacts, hash_: str) -> None:
     with pytest.raises(NotFound, match="artifact"):
         await artifacts.get(hash_)
+    assert not await artifacts.delete(Hash(hash_))
 
 
 async def test_a_given_media_type_wins(artifacts: ObjectArtifacts) -> None:
