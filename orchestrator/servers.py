@@ -163,7 +163,7 @@ class Servers:
             try:
                 await server.start()
                 wait_s = _RESTART_FIRST_S
-            except OrchestrationError as error:
+            except (OrchestrationError, OSError) as error:  # such as a disk that is full, and will not be for ever
                 self._say(f"{type(server).__name__} did not start: {error}")
 
 

@@ -104,7 +104,7 @@ class Supervised:
         try:
             while not self._stop.is_set():
                 started = self._clock.monotonic()
-                self.exit_code = await self._run_once()
+                how = await self._run_and_tell()
                 if self._stop.is_set():
                     break
                 if self.exit_code == EXIT_MISCONFIGURED:
@@ -117,7 +117,7 @@ class Supervised:
                 failures = 0 if self._clock.monotonic() - started > HEALTHY_AFTER_S else failures + 1
                 wait_s = doubled_s(RESTART_FIRST_S, max(failures - 1, 0), longest_s=self._restart_longest_s)
                 self.state = "restarting"
-                self._output(self.program.name, f"ended with {_describe(self.exit_code)}, starts again in {wait_s:g} s")
+                self._output(self.program.name, f"{how}, starts again in {wait_s:g} s")
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._stop.wait(), wait_s)
                 self.restarts += 1
@@ -127,6 +127,21 @@ class Supervised:
             self._output(self.program.name, f"cannot be started: {error}")
         finally:
             self._settled.set()
+
+    async def _run_and_tell(self) -> str:
+        """Run the program once and say how it ended. One that ran before and cannot be started now meets what passes, such as a machine without memory.
+
+        Raises:
+            OSError: it could not be started for the first time.
+        """
+        self.exit_code = None
+        try:
+            self.exit_code = await self._run_once()
+        except OSError as error:
+            if not self.restarts:
+                raise
+            return f"cannot be started: {error}"
+        return f"ended with {_describe(self.exit_code)}"
 
     async def _run_once(self) -> int:
         # own pipes, not asyncio's: a grandchild that keeps the output open must not hide that the child has ended

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -111,3 +112,21 @@ async def test_long_lines_arrive_whole(size: int) -> None:
     async with supervised(READY + f"print('x' * {size}, flush=True); signal.pause()") as (_, lines):
         await lines.until(bool)
         assert lines.all == ["x" * size]
+
+
+async def test_a_child_that_cannot_be_started_again_at_once_is_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = 0
+    spawn = asyncio.create_subprocess_exec
+
+    async def short_of_memory(*argv: str, **options: object) -> asyncio.subprocess.Process:
+        nonlocal started
+        started += 1
+        if started == 2:
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return await spawn(*argv, **options)  # type: ignore[arg-type]  # what the child was to be started with
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", short_of_memory)
+    async with supervised("print('up', flush=True); raise SystemExit(1)") as (child, lines):
+        await lines.until(lambda all_: all_.count("up") == 2)
+        assert child.state != "failed"
+        assert any("cannot be started: [Errno 12]" in line for line in lines.all)

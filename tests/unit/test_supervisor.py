@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import io
 import json
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from crewlog.events.clock import SystemClock
 from crewlog.events.config import load
 from crewlog.events.memory_bus import MemoryBroker, MemoryBus
 from crewlog.orchestrator.home import Home
+from crewlog.orchestrator.servers import Servers
 from crewlog.orchestrator.supervisor import Supervisor
 
 
@@ -63,3 +66,39 @@ async def test_what_is_no_number_of_copies_is_refused_with_an_answer(tmp_path: P
         await crew._listen(MemoryBus(broker))
         answer = json.loads((await MemoryBus(broker).request("supervisor.scale", body, timeout_s=5)).data)
     assert (answer["ok"], answer["error"]["code"]) == (False, "contract")
+
+
+class Struck:
+    """A server that has ended, and that no disk has room for at first."""
+
+    port, pid = 1, None
+
+    def __init__(self) -> None:
+        self.starts = 0
+        self.runs = asyncio.Event()
+
+    async def wait(self) -> int:
+        if self.runs.is_set():
+            await asyncio.get_running_loop().create_future()
+        return 1
+
+    async def start(self) -> None:
+        self.starts += 1
+        if self.starts == 1:
+            raise OSError(errno.ENOSPC, "No space left on device", "nats.conf")
+        self.runs.set()
+
+    async def stop(self) -> None:
+        """Nothing runs."""
+
+
+async def test_a_server_that_has_no_room_to_start_again_is_started_once_it_has(tmp_path: Path) -> None:
+    said: list[str] = []
+    server = Struck()
+    keeping = asyncio.create_task(Servers(load(home=tmp_path), Home(tmp_path), say=said.append)._keep(server))
+    async with asyncio.timeout(10):
+        await asyncio.wait({keeping, asyncio.ensure_future(server.runs.wait())}, return_when=asyncio.FIRST_COMPLETED)
+    assert (keeping.done(), server.starts) == (False, 2)
+    assert any("No space left on device" in line for line in said)
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
