@@ -20,7 +20,6 @@ from crewlog.agents.smtp_sink import SmtpSink
 from crewlog.events.clock import SystemClock
 from crewlog.events.config import Config, load
 from crewlog.events.migrate import fingerprint
-from crewlog.events.whereabouts import default_home
 from crewlog.orchestrator.cli_live import follow, show_approval
 from crewlog.orchestrator.cli_output import Exit, complain, say
 from crewlog.orchestrator.cli_run import headline
@@ -53,12 +52,14 @@ async def run_demo(home: Path | None, *, keep: bool, yes: bool) -> int:
     """Run the demo and return its exit code; leaves nothing running unless `keep`.
 
     Args:
-        home: folder for everything the demo makes; None for one below the default home that only this build uses: the demo starts
+        home: folder for everything the demo makes; None for one below the configured home that only this build uses: the demo starts
             whatever an older one left there.
         keep: leave the crew up until Ctrl-C.
         yes: approve the mail without asking; the same happens when nobody can be asked.
     """
-    config = load(home=home or default_home() / f"demo-{fingerprint(SQL_FOLDERS)}").model_copy(update={"database_url": None, "nats_url": None})
+    configured = load()
+    own = home or configured.home / f"demo-{fingerprint(SQL_FOLDERS)}"
+    config = configured.model_copy(update={"home": own, "database_url": None, "nats_url": None})
     sink = SmtpSink(config.home / "mail")
     await sink.start()
     # the mail must stay on this machine whatever else is configured
