@@ -21,7 +21,7 @@ from crewlog.schemas.codec import Unknown
 from crewlog.schemas.ids import category
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.run_events import RunEvent
-from crewlog.schemas.task_events import ApprovalDecided, TaskCancelled, TaskEvent, TaskFailed, TaskForked, TaskOpened
+from crewlog.schemas.task_events import ApprovalDecided, TaskCancelled, TaskEvent, TaskFailed, TaskForked, TaskOpened, TaskStarted
 
 
 class Linked(msgspec.Struct, frozen=True):
@@ -109,9 +109,10 @@ def _texts(history: RunHistory, event: Any, *, with_reasoning: bool) -> dict[str
 
 def _decided_by(history: RunHistory, recorded: Recorded, in_front: Sequence[Recorded]) -> dict[str, Any]:
     by: dict[str, Any] = {"actor": recorded.actor, "writer": recorded.writer, "schema_version": recorded.schema_version}
-    if not isinstance(recorded.event(), TaskEvent):
+    event = recorded.event()
+    if not isinstance(event, TaskEvent):
         return by
-    state = folded(in_front)
+    state = folded([*in_front, recorded] if isinstance(event, TaskStarted) else in_front)  # it says itself who begins
     setup = setup_of(state, history.read)
     if setup is None:
         return by

@@ -13,7 +13,7 @@ from crewlog.orchestrator.causes import causes, effects
 from crewlog.orchestrator.debug_text import explanation_lines
 from crewlog.orchestrator.explain import explain, needed
 from crewlog.orchestrator.run_history import RunHistory
-from crewlog.schemas.task_events import ModelCallFinished, ToolFinished
+from crewlog.schemas.task_events import ModelCallFinished, TaskStarted, ToolFinished
 
 
 def runs() -> Iterator[RunHistory]:
@@ -159,6 +159,15 @@ def test_a_retry_says_what_the_policy_had_to_choose_from() -> None:
     assert choices["retry"]["taken"] is True
     assert "attempt 1 of at most 20" in choices["retry"]["why"]
     assert choices["fail"]["taken"] is choices["hold"]["taken"] is False
+
+
+def test_whoever_begins_a_task_is_named_with_it() -> None:
+    for log in eventful_logs():
+        for history in histories(log):
+            for index in indexes(history, "TaskStarted"):
+                event = history.events[index - 1].event()
+                assert isinstance(event, TaskStarted)
+                assert explain(history, index).decided_by["worker"] == event.worker
 
 
 def test_an_unknown_event_of_the_run_is_explained_as_far_as_it_goes() -> None:
