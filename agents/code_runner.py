@@ -159,10 +159,10 @@ def outcomes(report: Report, *wanted: str) -> list[str]:
 
 def try_candidate(root: Path, candidate: dict[str, str], baseline: Report, *, seconds: float, keep_open: int) -> dict[str, Any]:
     """Write one candidate and run the failing tests, then all; leaves the file as the candidate wants it."""
-    path = root.joinpath(candidate["path"])
+    path = Path(candidate["path"])
     if path.suffix == ".py":
         try:
-            compile(candidate["text"], candidate["path"], "exec")
+            compile(candidate["text"], path.name, "exec")
         except (SyntaxError, ValueError) as error:
             return {"status": "syntax", "message": str(error)[:200]}
     path.write_text(candidate["text"])
@@ -195,7 +195,7 @@ def main(job: dict[str, Any], answer_to: int) -> dict[str, Any]:
         left = end - time.monotonic()
         if left <= 0:
             break
-        path = root / candidate["path"]
+        path = Path(candidate["path"])  # it need not be a file of the project itself
         before = path.read_bytes()
         tried.append(try_candidate(root, candidate, baseline, seconds=min(seconds, left), keep_open=answer_to))
         if tried[-1]["status"] == "fixes_all":

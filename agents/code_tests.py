@@ -87,7 +87,7 @@ async def run_tests(
             "arguments": [argument.removeprefix(inside) for argument in arguments],
             "trace": trace,
             "seconds": wall_s,
-            "candidates": [{"path": candidate.path.removeprefix(inside), "text": candidate.text} for candidate in candidates],
+            "candidates": [{"path": str(project / candidate.path), "text": candidate.text} for candidate in candidates],
         }
         result = await sandbox.run_python([RUNNER.name], folder=folder, limits=limits, stdin=json.dumps(job).encode())
         answer = _answer(result, limits)
