@@ -194,7 +194,11 @@ async def _attend(launcher: asyncio.subprocess.Process, read_end: int, stdin: by
         await work
     except asyncio.CancelledError:
         _signal(launcher, signal.SIGTERM)
-        await asyncio.shield(work)
+        last = asyncio.get_running_loop().call_later(SUPERVISOR_GRACE_S, _signal, launcher, signal.SIGKILL)
+        while not work.done():
+            with contextlib.suppress(asyncio.CancelledError):  # once is enough: who cancels again waits for the same end
+                await asyncio.wait({work})
+        last.cancel()
         raise
     finally:
         flood.cancel()

@@ -158,7 +158,8 @@ async def test_when_nothing_helps_the_files_stay_and_that_is_said(desk: Desk) ->
 
 async def test_a_file_beside_the_project_may_be_edited_too(desk: Desk) -> None:
     await desk("write_file", path="tools/hello.py", content="print('hello')\n")
-    said = await desk("try_edits", candidates=[{"path": "tools/hello.py", "old": "hello", "new": "good bye"}, {"path": "shop/pager/pages.py", "old": OLD, "new": NEW}])
+    edits = [{"path": "tools/hello.py", "old": "hello", "new": "good bye"}, {"path": "shop/pager/pages.py", "old": OLD, "new": NEW}]
+    said = await desk("try_edits", candidates=edits)
     assert said.startswith("Kept candidate 2: all 3 tests pass.")
     assert "1. tools/hello.py: 'hello' -> 'good bye': fixes no failing test" in said
 
