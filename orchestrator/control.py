@@ -23,9 +23,9 @@ async def ask_supervisor(bus: Bus, verb: Literal["scale", "status"], body: Any =
     """
     try:
         reply = await bus.request(f"supervisor.{verb}", json.dumps(body).encode(), timeout_s=_ANSWER_WITHIN_S)
-    except Unavailable as error:
+    except Unavailable:  # its own text would send people to `crewlog status`, which is where they are
         raise Unavailable(
-            f"no `crewlog up` answers supervisor.{verb}: {error}\nwhen the processes run elsewhere, scale them there: docker compose up --scale"
+            "no `crewlog up` runs the processes of this crew: when they run elsewhere, they are seen and scaled there, as with docker compose up --scale"
         ) from None
     answer: dict[str, Any] = json.loads(reply.data)
     if not answer.pop("ok"):
