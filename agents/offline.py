@@ -124,7 +124,9 @@ def _offered(turn: Turn, talk: Conversation) -> Turn:
 
 
 def _goes_round(talk: Conversation, turn: Turn) -> bool:
-    return any(sum(call.tool == want.tool and call.arguments == want.arguments for call in talk.calls) >= REPEATS_MAX for want in turn.calls)
+    """Say whether a call was made too often already without anything new coming of it: tests run again after each repair tell something else."""
+    calls = [[call.result for call in talk.calls if call.tool == want.tool and call.arguments == want.arguments] for want in turn.calls]
+    return any(results.count(results[-1]) >= REPEATS_MAX for results in calls if results)
 
 
 def _reply(name: str, request: ModelRequest, blocks: tuple[Text | ToolUse, ...], *, refused: bool = False) -> ModelReply:

@@ -49,9 +49,11 @@ class Workspace:
     def __init__(self, context: ToolContext) -> None:
         self._artifacts = context.artifacts
         self.given: dict[str, ArtifactRef] = {}
-        """What the task started from; a write of an earlier task goes before the attachment it changed."""
+        """What the step started from; a write of an earlier task goes before the attachment it changed."""
         given = [ArtifactRef(a.name, Hash(a.hash), a.size, a.media_type) for a in context.task.attachments]
-        earlier = [ref for item in context.task.context for ref in item.outcome.artifacts]
+        before = [(item.key == context.task.key, ref) for item in context.task.context for ref in item.outcome.artifacts]
+        earlier = [ref for is_own, ref in before if not is_own]
+        tried = [ref for is_own, ref in before if is_own]  # work that was sent back: it goes on, and the patch is of all of it
         for ref in earlier:
             if not ref.name.startswith(PREFIX):
                 self.given[ref.name] = ref
@@ -59,7 +61,7 @@ class Workspace:
             self.given[ref.name.removeprefix(PREFIX)] = ref
         self.files = dict(self.given)
         """Path -> file, now."""
-        for ref in context.earlier_artifacts:
+        for ref in (*tried, *context.earlier_artifacts):
             if ref.name.startswith(PREFIX):
                 self.files[ref.name.removeprefix(PREFIX)] = ref
 
@@ -68,7 +70,7 @@ class Workspace:
         return sorted(self.files)
 
     def changed(self) -> list[str]:
-        """Return the paths that are new or differ from what was given."""
+        """Return the paths that are new or differ from what the step was given."""
         return [path for path in self.paths() if path not in self.given or self.given[path].hash != self.files[path].hash]
 
     def tree_hash(self) -> Hash:
@@ -129,7 +131,7 @@ class Workspace:
         await asyncio.to_thread(_write_all, folder, contents)
 
     async def diff(self) -> str:
-        """Return what this task changed, as a patch that `git apply` takes; empty when nothing."""
+        """Return what this step changed, as a patch that `git apply` takes; empty when nothing."""
         parts = []
         for path in self.changed():
             old = await self._artifacts.get(self.given[path].hash) if path in self.given else None

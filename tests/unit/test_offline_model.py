@@ -13,13 +13,14 @@ from pydantic import BaseModel, ConfigDict
 from support.solo import carry_out
 from support.toolbox import bench
 
-from crewlog.agents.offline import Fault, OfflineModel, parse_fault
-from crewlog.agents.offline_conversation import read_conversation, result_data
+from crewlog.agents.offline import Fault, OfflineModel, _goes_round, parse_fault
+from crewlog.agents.offline_conversation import Call, Conversation, Turn, Want, read_conversation, result_data
 from crewlog.agents.offline_text import EMAIL, cut_words, sentences, stem
 from crewlog.agents.spec import AgentSpec, ToolContext, ToolFailed, ToolOutput, ToolSpec
 from crewlog.agents.tokens import estimate_tokens
 from crewlog.schemas.blocks import Message, ModelRequest, Text, ToolDef, ToolResult, ToolUse
 from crewlog.schemas.errors import ConfigError
+from crewlog.schemas.plan import Constraints
 from crewlog.schemas.values import Outcome
 
 ENDS = ("submit_plan", "submit_answer", "submit_findings", "submit_analysis", "submit_patch", "submit_report", "shout")
@@ -204,3 +205,14 @@ def test_tokens_are_estimated_rather_high() -> None:
     assert estimate_tokens("How many penguins live on Dream island?") == 11
     assert estimate_tokens("数据") >= 2
     assert estimate_tokens('{"a":1}') >= 4
+
+
+def test_a_call_goes_round_only_while_nothing_new_comes_of_it() -> None:
+    def talk(*results: str) -> Conversation:
+        calls = tuple(Call("run_tests", {}, result, is_error=False, turn=turn) for turn, result in enumerate(results))
+        return Conversation("Repair it.", "code", "fix", (), (), Constraints(), None, {}, calls, (), len(results))
+
+    again = Turn("", (Want("run_tests", {}),))
+    assert not _goes_round(talk("5 failed", "4 failed", "3 failed", "2 failed"), again), "one repair after the other"
+    assert not _goes_round(talk("5 failed", "5 failed"), again)
+    assert _goes_round(talk("5 failed", "5 failed", "5 failed"), again)

@@ -67,6 +67,20 @@ async def test_the_work_of_an_earlier_task_goes_on() -> None:
     assert workspace.changed() == []
 
 
+async def test_work_that_was_sent_back_goes_on_and_the_patch_is_of_all_of_it() -> None:
+    store = MemoryArtifacts()
+    tried = [await store.put("workspace/a.py", b"half\n"), await store.put("changes.diff", b"of a.py")]
+    desk = await bench(attachments={"a.py": b"broken\n", "b.py": b"broken\n"}, key="fix", context=[earlier("fix", artifacts=tried)])
+    desk.artifacts.files.update(store.files)
+    workspace = Workspace(desk.context())
+    assert workspace.paths() == ["a.py", "b.py"]
+    assert await workspace.read("a.py") == "half\n"
+    await workspace.write("b.py", "whole\n")
+    assert workspace.changed() == ["a.py", "b.py"]
+    patch = await workspace.diff()
+    assert [line for line in patch.splitlines() if line[0] in "+-" and line[1] not in "+-"] == ["-broken", "+half", "-broken", "+whole"]
+
+
 async def test_limits_and_clashes_are_told() -> None:
     workspace = Workspace((await bench(attachments={"a/b.py": b"1", "c": b"\xff\xfe"})).context())
     with pytest.raises(ToolFailed, match=f"at most {FILE_BYTES_MAX}"):
