@@ -6,7 +6,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -51,7 +51,7 @@ async def import_run(
     from crewlog.orchestrator.bundle import unpack_bundle
     from crewlog.orchestrator.client import Client
     from crewlog.orchestrator.run_import import import_run as import_bundle
-    from crewlog.orchestrator.run_import import marker_of
+    from crewlog.orchestrator.run_import import is_here, marker_of
     from crewlog.schemas.payload import content_hash
 
     data = file.read_bytes()
@@ -62,6 +62,13 @@ async def import_run(
         if any(recorded.erased_us for recorded in bundle.events) and not isinstance(store, PersonalStore):
             assert isinstance(store, PostgresStore)
             store = PersonalStore(store, kek_source(config.person_kek, config.home), SystemClock(), gives_keys=False)
+        if bundle.files and await is_here(store, bundle):
+            restored = await restore_files(await client.artifact_store(), bundle, file.parent)
+            say(f"run {bundle.run_id} is in this log already; put {restored.put} files that it read and made into the store")
+            nothing: dict[str, Any] = {"events": 0, "blobs": 0, "position": None, "state_hash": None, "beginnings": []}
+            same = {"run_id": str(bundle.run_id), **nothing, "files": restored.put, "files_missing": restored.missing}
+            print_json(same) if output is Output.JSON else typer.echo(str(bundle.run_id))
+            return
         done = await import_bundle(store, connections, bundle, marker, SystemClock(), verify=not unverified)
         restored = await restore_files(await client.artifact_store(), bundle, file.parent)
     if output is Output.JSON:

@@ -76,6 +76,15 @@ async def import_run(store: EventStore, connections: Connections, bundle: Bundle
     return Imported(run_id, len(family[run_id]), len(bundle.blobs), first, here, beginnings)
 
 
+async def is_here(store: EventStore, bundle: Bundle) -> bool:
+    """Say whether all of a run is in the log already, so that only files of it may be missing.
+
+    Raises:
+        ContractError: the log has other events in its place, or the data of its person was erased here.
+    """
+    return not await _missing(store, bundle.run_id, family_of(bundle)[bundle.run_id])
+
+
 async def _put_blobs(store: EventStore, bundle: Bundle) -> None:
     """Store the texts of a file: setups of agents for everybody, all others as the run's own."""
     setups = {event.setup.ref for recorded in bundle.events if isinstance(event := recorded.event(), TaskStarted | TaskMoved)}

@@ -41,6 +41,10 @@ def test_a_run_is_archived_and_read_by_another_crew(crew: LiveCrew, tmp_path: Pa
     assert (back["state_hash"], back["files"], back["files_missing"]) == (before["state_hash"], archived["files"], 0)
     assert kept.read_bytes() == (DEMO / "penguins.csv").read_bytes()
     assert crew.json("replay", run, "--verify") == before
+    crew.run("export", run, "--out", tmp_path / "whole.crewlog")
+    kept.unlink()
+    assert crew.json("import", tmp_path / "whole.crewlog")["events"] == 0, "only its files were missing"
+    assert kept.read_bytes() == (DEMO / "penguins.csv").read_bytes()
 
 
 def test_a_run_of_another_crew_is_read_in_and_replays_here(crew: LiveCrew, tmp_path: Path) -> None:
