@@ -45,12 +45,16 @@ def _call_violations(stream: Stream, events: Sequence[Recorded]) -> Iterator[str
     told: set[str] = set()
     """Calls that may run again: a probe found nothing, or a person said so."""
     asked: set[str] = set()
+    repeatable: set[str] = set()
+    """Calls of tools that may run twice: where none is there to do it, no person need be asked what became of the first time."""
     for recorded in events:
         if recorded.type not in _OF_CALLS:
             continue
         match event := recorded.event():
             case ToolStarted():
-                if keys[event.call_id] and event.effect not in ("read", "idempotent") and event.call_id not in told:
+                if event.effect in ("read", "idempotent"):
+                    repeatable.add(event.call_id)
+                elif keys[event.call_id] and event.call_id not in told:
                     yield f"{event.call_id} of {stream} was repeated and nobody was asked"
                 keys[event.call_id].add(event.idempotency_key)
                 told.discard(event.call_id)
@@ -62,7 +66,7 @@ def _call_violations(stream: Stream, events: Sequence[Recorded]) -> Iterator[str
                     told.add(event.call_id)
             case ToolFinished():
                 finishes[event.call_id] += 1
-                if event.status == "unknown" and not event.reused and event.call_id not in asked:
+                if event.status == "unknown" and not event.reused and event.call_id not in asked | repeatable:
                     yield f"{event.call_id} of {stream} is left unknown and nobody was asked"
             case _:
                 continue

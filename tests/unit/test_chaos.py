@@ -96,6 +96,7 @@ def test_a_broken_run_is_found(events: list[Recorded], said: str) -> None:
 
 def test_a_good_run_is_let_pass() -> None:
     begun = started(effect="irreversible")
+    assert not [*run_violations(RUN, recorded(started(effect="idempotent"), finished("unknown"), DONE))], "its tool is gone, and doing it twice does no harm"
     assert not [*run_violations(RUN, recorded(begun, decided("did_not_happen"), begun, finished(), DONE))]
     assert not [*run_violations(RUN, recorded(begun, probed("did_not_happen"), begun, decided("give_up"), finished("unknown"), DONE))]
 
