@@ -168,6 +168,10 @@ def _constant(source: Source, node: ast.Constant) -> Iterator[Edit]:
             yield source.replace(node, text if not text.startswith("-") else f"({text})", 0.15, f"{text} instead of {node.value}")
 
 
+_OF_TEXT: Final = frozenset({"replace", "strip", "lstrip", "rstrip", "lower", "removeprefix", "removesuffix", "translate", "join", "format"})
+"""Methods that only text has and that return text."""
+
+
 def _call(source: Source, node: ast.Call) -> Iterator[Edit]:
     name = node.func.id if isinstance(node.func, ast.Name) else node.func.attr if isinstance(node.func, ast.Attribute) else ""
     start = source.span(node.func)[1] - len(name)
@@ -192,6 +196,9 @@ def _call(source: Source, node: ast.Call) -> Iterator[Edit]:
         yield source.replace(node.args[0], f"{source.segment(node.args[0])}, 1", 0.4, "split once")
     if name == "sort" and isinstance(node.func, ast.Attribute) and isinstance(source.parents.get(node), ast.Return | ast.Assign):
         yield source.replace(node, f"sorted({source.segment(node.func.value)})", 0.9, "sort() returns nothing")
+    if isinstance(node.func, ast.Attribute) and name in _OF_TEXT and isinstance(source.parents.get(node), ast.Return | ast.Assign):
+        for also in ("lower", "strip"):
+            yield source.replace(node, f"{source.segment(node)}.{also}()", 0.2, f"{also}() is missing")
     if isinstance(node.func, ast.Attribute) and name in ("lower", "upper", "strip", "copy", "reverse") and not node.args:
         yield source.replace(node, source.segment(node.func.value), 0.2, f"drop {name}()")
 

@@ -27,6 +27,7 @@ def results(text: str) -> list[str]:
         ("def share(a, b):\n    return a - b * 100 / 7\n", "def share(a, b):\n    return (a - b) * 100 / 7\n"),
         ("def boxes(n, size):\n    return n // size\n", "def boxes(n, size):\n    return -(-n // size)\n"),
         ("def words(s):\n    return s.split(' ')\n", "def words(s):\n    return s.split()\n"),
+        ("def slug(s):\n    return s.replace(' ', '-')\n", "def slug(s):\n    return s.replace(' ', '-').lower()\n"),
         ("def pair(s):\n    return s.split(':')\n", "def pair(s):\n    return s.split(':', 1)\n"),
         ("def only(s):\n    return re.findall('[a-z]+', s)\n", "def only(s):\n    return re.findall('[a-z0-9]+', s)\n"),
         ("def give(box, n):\n    box.count = n\n", "def give(box, n):\n    box.count += n\n"),
