@@ -21,7 +21,7 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -177,9 +177,9 @@ def _has_bytecode(module: str) -> bool:
 
 @contextmanager
 def scratch(parent: Path) -> Iterator[Path]:
-    """Make a folder for one child below `parent`, with a `tmp` inside, and remove both afterwards."""
-    parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="child-", dir=parent)).resolve()
+    """Make a folder for one child below `parent`, with a `tmp` inside, and remove both afterwards, and `parent` if it was not there before."""
+    was_there = parent.exists()
+    folder = _folder_below(parent)
     try:
         (folder / "tmp").mkdir()
         yield folder
@@ -189,6 +189,18 @@ def scratch(parent: Path) -> Iterator[Path]:
                 if not (locked := Path(place, name)).is_symlink():
                     locked.chmod(0o700)
         shutil.rmtree(folder)
+        if not was_there:
+            with suppress(OSError):  # it holds something else by now
+                parent.rmdir()
+
+
+def _folder_below(parent: Path) -> Path:
+    while True:
+        parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return Path(tempfile.mkdtemp(prefix="child-", dir=parent)).resolve()
+        except FileNotFoundError:  # another child was the last one in it, and has gone this moment
+            continue
 
 
 def clean_environment(folder: Path) -> dict[str, str]:

@@ -247,7 +247,18 @@ async def test_the_end_hands_over_figures_and_charts(desk: Desk) -> None:
 def test_scratch_folders_go_away(tmp_path: Path) -> None:
     with scratch(tmp_path / "a" / "b") as folder:
         (folder / "x").symlink_to("/etc")
-    assert list((tmp_path / "a" / "b").iterdir()) == []
+    assert list((tmp_path / "a").iterdir()) == []
+
+
+def test_a_folder_that_was_there_or_holds_something_else_stays(tmp_path: Path) -> None:
+    with scratch(tmp_path / "a"), scratch(tmp_path / "a") as beside:
+        (tmp_path / "a" / "kept").touch()
+    assert not beside.exists()
+    assert [place.name for place in (tmp_path / "a").iterdir()] == ["kept"]
+    (tmp_path / "a" / "kept").unlink()
+    with scratch(tmp_path / "a"):
+        pass
+    assert (tmp_path / "a").exists()
 
 
 async def test_a_decimal_comma_is_read_between_semicolons(agent: AgentSpec) -> None:
