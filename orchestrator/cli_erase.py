@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from uuid import UUID
 
-    from crewlog.events.postgres_store import PostgresStore
     from crewlog.orchestrator.client import Client
     from crewlog.orchestrator.erasure import Erased, Found
 
@@ -43,7 +42,7 @@ async def erase(
     from crewlog.events.postgres_store import PostgresStore
     from crewlog.orchestrator.client import Client
     from crewlog.orchestrator.endpoints import database_url
-    from crewlog.orchestrator.erasure import Eraser, find, refuse_hindrances
+    from crewlog.orchestrator.erasure import Eraser, end_runs, find, refuse_hindrances
 
     config = load_config(home)
     person, actor = Person(tenant or config.tenant, user), actor or config.user
@@ -54,7 +53,8 @@ async def erase(
             if found.keys or found.open_runs:
                 confirm(f"erase {_what(found)} of {user} (tenant {person.tenant}) for good?", yes=yes)
             if terminate and found.open_runs:
-                found = await _terminated(client, store, found, actor)
+                await end_runs(client, found, actor=actor)
+                found = await find(store, client.queries(), person)
             refuse_hindrances(found)
             eraser = Eraser(store, store.person_keys, await client.artifact_store(), client.queries(), SystemClock())
             done = await eraser.erase(found, actor=actor, reason=reason)
@@ -70,16 +70,6 @@ async def erase(
 def _what(found: Found) -> str:
     under_way = f" and {len(found.open_runs)} that are under way" if found.open_runs else ""
     return f"what was said in {len(found.keys)} runs and schedules{under_way}"
-
-
-async def _terminated(client: Client, store: PostgresStore, found: Found, actor: str) -> Found:
-    """End what is under way, and look again."""
-    from crewlog.orchestrator.erasure import find
-
-    await client.control.runs("terminate", found.open_runs, reason="erasure", actor=actor, tenant=found.person.tenant)
-    for run_id in found.open_runs:
-        await client.wait(run_id)
-    return await find(store, client.queries(), found.person)
 
 
 async def _drop_letters(client: Client, run_ids: Sequence[UUID]) -> int:

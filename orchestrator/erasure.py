@@ -7,7 +7,7 @@ are destroyed in one transaction; what follows (files, texts of documents, the f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 from uuid import UUID
 
 from crewlog.agents.memories import MEMORIES_MAX
@@ -17,9 +17,12 @@ from crewlog.events.person_keys import KeyUse, PersonKeys
 from crewlog.events.personal_store import KeepsKeys, Person
 from crewlog.events.store import ANY, AppendRequest, EventStore, Write
 from crewlog.projections.queries import Queries
-from crewlog.schemas.errors import ContractError, NotFound
+from crewlog.schemas.errors import ContractError, NotFound, Unavailable
 from crewlog.schemas.ids import Hash, RunId, category, document_stream, erasure_event_id, memory_stream, person_stream
 from crewlog.schemas.system_events import DocumentErased, DocumentIngested, MemoryForgotten, PersonErased, ScheduleAdded, ScheduleRemoved
+
+if TYPE_CHECKING:
+    from crewlog.orchestrator.client import Client
 
 RUNS_PER_EVENT: Final = 2_000
 """Runs that one `PersonErased` names: it stays well below the largest event."""
@@ -79,6 +82,24 @@ async def find(store: KeepsKeys, queries: Queries, person: Person) -> Found:
     )
 
 
+async def end_runs(client: Client, found: Found, *, actor: str) -> None:
+    """Terminate what is under way of a person, and wait for the ends: a run that nobody terminated would be waited for until it ends by itself.
+
+    Raises:
+        Unavailable: some could not be terminated; asking again is safe.
+    """
+    told = await client.control.runs("terminate", found.open_runs, reason="erasure", actor=actor, tenant=found.person.tenant)
+    left = [run for run in told if run.status == "unknown"]
+    if left:
+        count, named = f"{len(left)} {'run' if len(left) == 1 else 'runs'}", _named([run.run_id for run in left])
+        raise Unavailable(
+            f"{count} of {found.person.name} could not be ended, so nothing was erased: {named}: {left[0].error}\n"
+            "give the same command again; crewlog doctor says what does not answer"
+        )
+    for run_id in found.open_runs:
+        await client.wait(run_id)
+
+
 def refuse_hindrances(found: Found) -> None:
     """Refuse to erase while something of the person goes on.
 
@@ -90,9 +111,12 @@ def refuse_hindrances(found: Found) -> None:
         named = ", ".join(stream.split("/", 2)[2] for stream in found.schedules)
         raise ContractError(f"{name} has schedules that recur: {named}\nremove them first: crewlog schedule remove NAME")
     if found.open_runs:
-        named = ", ".join(str(run_id) for run_id in found.open_runs[:NAMED_MAX])
-        more = f" and {len(found.open_runs) - NAMED_MAX} more" if len(found.open_runs) > NAMED_MAX else ""
-        raise ContractError(f"{name} has {len(found.open_runs)} runs that have not ended: {named}{more}\nwait for them, or end them: --terminate")
+        raise ContractError(f"{name} has {len(found.open_runs)} runs that have not ended: {_named(found.open_runs)}\nwait for them, or end them: --terminate")
+
+
+def _named(run_ids: Sequence[UUID]) -> str:
+    more = f" and {len(run_ids) - NAMED_MAX} more" if len(run_ids) > NAMED_MAX else ""
+    return f"{', '.join(map(str, run_ids[:NAMED_MAX]))}{more}"
 
 
 class Eraser:
