@@ -9,6 +9,7 @@ from support.live_crew import LiveCrew
 
 def test_a_running_crew_is_sealed_and_verified(crew: LiveCrew, tmp_path: Path) -> None:
     crew.run("submit", "How many penguins are there: two penguins and three?", "--wait")
+    assert any(crew.json("verify")["seals"] for _ in range(100)), "the projector seals by itself, seconds behind the appends"
     mark = crew.run("seal").stdout
     kept = tmp_path / "seal"
     kept.write_text(mark)
