@@ -7,6 +7,7 @@ from typing import Final
 from crewlog.agents.offline_code_repair import Candidate, candidates, suspicious_lines
 from crewlog.agents.offline_code_report import TestRun, best_improvement, is_test, listed_files, read_files, read_run, same_file
 from crewlog.agents.offline_conversation import Conversation, Turn, Want
+from crewlog.agents.workspace import PREFIX
 from crewlog.schemas.text import shorten
 
 BATCH: Final = 60
@@ -144,7 +145,7 @@ def _summary(talk: Conversation, run: TestRun) -> str:
     lines += [
         "",
         f"{run.failed} {'test still fails' if run.failed == 1 else 'tests still fail'} after trying {pool_size} small edits"
-        + (", so the files are as they were." if not changes else "."),
+        + ("." if changes else f", so the files are as {'an earlier try left them' if _goes_on(talk) else 'they were'}."),
     ]
     if suspects := suspicious_lines(files, run):
         lines += ["", "The most suspicious lines:", "", *(f"- `{line}`" for line in suspects)]
@@ -169,3 +170,8 @@ def _marked(sign: str, text: str) -> str:
 
 def _all(count: int) -> str:
     return "The only test passes" if count == 1 else f"All {count} tests pass"
+
+
+def _goes_on(talk: Conversation) -> bool:
+    """Say whether an earlier try of this task, which was sent back, changed files."""
+    return any(item.key == talk.key and any(ref.name.startswith(PREFIX) for ref in item.outcome.artifacts) for item in talk.context)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from crewlog.agents.offline_code import _summary
 from crewlog.agents.offline_code_edits import Source, is_valid
 from crewlog.agents.offline_code_errors import error_edits
 from crewlog.agents.offline_code_operators import operator_edits
 from crewlog.agents.offline_code_repair import suspicious_lines
 from crewlog.agents.offline_code_report import Failing, read_run
 from crewlog.agents.offline_code_shapes import shape_edits
+from crewlog.agents.offline_conversation import Call, Conversation
+from crewlog.schemas.ids import Hash
+from crewlog.schemas.plan import Constraints
+from crewlog.schemas.values import ArtifactRef, ContextItem, Outcome
 
 ORDER = "def size(n):\n    if n > 1:\n        return 'some'\n    {}if n > 100:\n        return 'many'\n    return 'one'\n"
 SWAPPED = "def size(n):\n    if n > 100:\n        return 'many'\n    {}if n > 1:\n        return 'some'\n    return 'one'\n"
@@ -78,3 +83,14 @@ suspicious lines:
 """)
     assert run.failing == (Failing("proj ü/tests/test_bank.py::test_average", "proj ü/src/bank.py", 17, "ZeroDivisionError: division by zero"),)
     assert run.suspicious == {("proj ü/src/bank.py", 17): 1.0}
+
+
+def test_a_try_that_changes_nothing_says_whose_work_the_files_hold() -> None:
+    def report(*items: ContextItem) -> str:
+        result = "0 passed, 1 failed, 0 errors, 0 skipped\nFAILED m.py::test_a - m.py:1: AssertionError: no"
+        calls = (Call("run_tests", {}, result, is_error=False, turn=0),)
+        return _summary(Conversation("Repair it.", "code", "fix", (), items, Constraints(), None, {}, calls, (), 1), read_run(result))
+
+    earlier = ContextItem("fix", "code", "Repair it.", Outcome("half", artifacts=(ArtifactRef("workspace/m.py", Hash("0" * 64), 1, "text/plain"),)))
+    assert "so the files are as they were." in report()
+    assert "so the files are as an earlier try left them." in report(earlier)
