@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import Final, NamedTuple
 
 import msgspec
@@ -22,7 +23,6 @@ from crewlog.schemas.run_events import RunCancelled, RunCompleted, RunFailed, Ru
 from crewlog.schemas.task import AgentTask, read_task
 from crewlog.schemas.task_events import TERMINAL_TYPES, ModelCallStarted, TaskStarted
 
-PAGE: Final = 200
 CHECK_TIMEOUT_S: Final = 60.0
 HANDED_IN: Final = ("api", "subject")
 """Sources of runs that somebody asked for."""
@@ -50,14 +50,13 @@ async def submitted_task(store: EventStore, run_id: RunId) -> AgentTask | None:
 async def finished_runs(client: Client, *, last: int, type_: str | None, tenant: str) -> list[RunView]:
     """List the runs that ended last, the newest first, without trials and forks."""
     found: list[RunView] = []
-    before = None
-    while len(found) < last:
-        page = await client.queries().runs(tenant=tenant, before=before, limit=PAGE, trials=False)
-        found += [run for run in page if run.status in ("completed", "failed") and run.source in HANDED_IN and type_ in (None, run.type)]
-        if len(page) < PAGE:
-            break
-        before = page[-1].submitted_at
-    return found[:last]
+    async with aclosing(client.queries().every_run(tenant=tenant, trials=False)) as runs:
+        async for run in runs:
+            if run.status in ("completed", "failed") and run.source in HANDED_IN and type_ in (None, run.type):
+                found.append(run)
+            if len(found) >= last:
+                break
+    return found
 
 
 async def compared(store: EventStore, run_id: RunId, trial_id: RunId, *, check: Sequence[str] = ()) -> Pair:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 RUNS_PER_EVENT: Final = 2_000
 """Runs that one `PersonErased` names: it stays well below the largest event."""
-RUNS_PER_PAGE: Final = 1_000
 NAMED_MAX: Final = 5
 """Runs that an error names before it only counts them."""
 
@@ -200,12 +199,7 @@ class _Documents(NamedTuple):
 
 
 async def _runs_of(queries: Queries, person: Person) -> list[RunId]:
-    found: list[RunId] = []
-    before = None
-    while page := await queries.runs(tenant=person.tenant, user=person.name, before=before, limit=RUNS_PER_PAGE):
-        found += [RunId(run.run_id) for run in page]
-        before = page[-1].submitted_at
-    return list(dict.fromkeys(found))
+    return [RunId(run.run_id) async for run in queries.every_run(tenant=person.tenant, user=person.name)]
 
 
 async def _recurs(store: EventStore, use: KeyUse) -> str | None:

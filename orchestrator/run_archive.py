@@ -34,7 +34,6 @@ from crewlog.schemas.run_events import RunForked, RunSubmitted
 from crewlog.schemas.system_events import RunArchived
 
 SUFFIX: Final = ".crewlog"
-RUNS_PER_PAGE: Final = 100
 
 
 class Archived(NamedTuple):
@@ -94,12 +93,9 @@ async def archive_run(
 
 async def finished_before(queries: Queries, at: datetime, *, tenant: str | None, user: str | None = None) -> AsyncIterator[RunView]:
     """Yield runs that ended before a time, the newest first."""
-    before = at
-    while page := await queries.runs(tenant=tenant, user=user, before=before, limit=RUNS_PER_PAGE):
-        for run in page:
-            if run.finished_at is not None and run.finished_at < at:
-                yield run
-        before = page[-1].submitted_at
+    async for run in queries.every_run(tenant=tenant, user=user, before=at):
+        if run.finished_at is not None and run.finished_at < at:
+            yield run
 
 
 def _parent(bundle: Bundle) -> UUID | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from datetime import date, datetime
 from typing import Any, Final, Literal, NamedTuple, Protocol, Self, TypeVar, get_args
 from uuid import UUID
@@ -56,6 +56,7 @@ EVERYTHING: Final = CostFilter()
 
 _CANDIDATES_MAX: Final = 10
 _CALLS_PAGE_MAX: Final = 10_000
+_RUNS_PAGE_MAX: Final = 200
 _COST_FILTER: Final = """
 WHERE ($1::uuid IS NULL OR run_id = $1) AND ($2::text IS NULL OR tenant = $2) AND ($3::text IS NULL OR user_name = $3)
   AND ($4::date IS NULL OR day >= $4) AND ($5::date IS NULL OR day <= $5)
@@ -141,20 +142,34 @@ class Queries:
         user: str | None = None,
         status: str | None = None,
         before: datetime | None = None,
+        behind: RunView | None = None,
         limit: int = 50,
         trials: bool = True,
     ) -> list[RunView]:
-        """List runs, the newest first.
+        """List runs, the newest first; those of the same microsecond by their ids.
 
         Args:
-            before: only runs submitted before this time; pass the last one's to get the next page.
+            before: only runs submitted before this time.
+            behind: only runs that come behind this one; pass the last one of a page to get the next.
             limit: most runs to return.
             trials: also those that only repeat others: evaluations and shadows.
         """
         where = """WHERE ($1::text IS NULL OR tenant = $1) AND ($2::text IS NULL OR user_name = $2) AND ($3::text IS NULL OR status = $3)
                      AND ($4::timestamptz IS NULL OR submitted_at < $4) AND ($6 OR source NOT IN ('trial', 'shadow'))
+                     AND ($7::timestamptz IS NULL OR submitted_at < $7 OR (submitted_at = $7 AND run_id > $8::uuid))
                    ORDER BY submitted_at DESC, run_id LIMIT $5"""
-        return await self._read(RunView, "list runs", f"{_RUNS} {where}", tenant, user, status, before, limit, trials)
+        key = (None, None) if behind is None else (behind.submitted_at, behind.run_id)
+        return await self._read(RunView, "list runs", f"{_RUNS} {where}", tenant, user, status, before, limit, trials, *key)
+
+    async def every_run(
+        self, *, tenant: str | None = None, user: str | None = None, before: datetime | None = None, trials: bool = True, page_max: int = _RUNS_PAGE_MAX
+    ) -> AsyncGenerator[RunView, None]:
+        """Yield runs, the newest first, however many: read in pages of at most `page_max`. For the rest see `runs`."""
+        behind = None
+        while page := await self.runs(tenant=tenant, user=user, before=before, behind=behind, limit=page_max, trials=trials):
+            for run in page:
+                yield run
+            behind = page[-1]
 
     async def run(self, prefix: str) -> RunView:
         """Return the run whose id begins with `prefix`, or the newest one for `@last`.

@@ -13,14 +13,17 @@ import msgspec
 import pytest
 import pytest_asyncio
 from support.histories import store_history, write_history
+from support.logs import new_run, to_run
 from support.postgres import Database
 from support.views import follow, log_of, model_of
 
 from crewlog.events.clock import SystemClock
+from crewlog.events.store import NO_STREAM
 from crewlog.orchestrator.cli_live import _LiveTree
 from crewlog.projections.queries import LAST, CostFilter, Queries
 from crewlog.schemas.errors import ContractError, NotFound
 from crewlog.schemas.ids import RunId
+from crewlog.schemas.run_events import RunSubmitted
 
 pytestmark = pytest.mark.hand_written("the views are tried on histories of every shape")
 
@@ -53,13 +56,30 @@ async def test_runs_come_newest_first_in_pages(views: Views) -> None:
     runs = await views.queries.runs()
     assert len(runs) > 5
     assert [run.submitted_at for run in runs] == sorted((run.submitted_at for run in runs), reverse=True)
-    assert (await views.queries.runs(limit=2)) + (await views.queries.runs(before=runs[1].submitted_at, limit=100)) == runs
+    assert (await views.queries.runs(limit=2)) + (await views.queries.runs(behind=runs[1], limit=100)) == runs
+    assert await views.queries.runs(before=runs[1].submitted_at) == runs[2:]
     completed = await views.queries.runs(status="completed")
     assert completed == [run for run in runs if run.status == "completed"]
     assert completed
     assert completed[0].answer == "The answer."
     assert completed[0].flags == ("simulated",)
     assert await views.queries.runs(tenant="nobody") == await views.queries.runs(user="nobody") == []
+
+
+async def test_pages_leave_out_no_run_and_tell_none_twice_when_many_were_submitted_in_the_same_microsecond(database: Database) -> None:
+    run_ids, now_us = [new_run() for _ in range(5)], SystemClock().now_us()
+    async with log_of(database) as store, model_of(database, store) as model:
+        for run_id in run_ids:
+            task = msgspec.Raw(msgspec.json.encode({"task_id": run_id, "type": "data", "objective": "Count"}))
+            event = RunSubmitted(run_id, "default", "ada", "Count", task, "api")
+            await store.append(to_run(run_id, event, expected=NO_STREAM)._replace(occurred_us=now_us))
+        await follow(model, store)
+    async with Queries(database.url("crewlog_operator"), SystemClock()) as queries:
+        runs = await queries.runs()
+        assert {run.run_id for run in runs} == {*run_ids}
+        assert len({run.submitted_at for run in runs}) == 1
+        for page_max in (1, 2, 5):
+            assert [run async for run in queries.every_run(page_max=page_max)] == runs
 
 
 async def test_a_run_is_found_by_the_beginning_of_its_id(views: Views) -> None:
