@@ -1,5 +1,6 @@
 """Which new runs are taken: a tenant that has as much open, or as much waiting, as the operator allows is refused, so that one that submits
-for ever meets a clear error instead of burying all others.
+for ever meets a clear error instead of burying all others. A rollback is always taken: it is bounded by the runs that there were, one at a time
+for each.
 
 What is counted is what this process sees itself, set right by every sweep. Several orchestrators may together take somewhat more than
 the limit: as much as the others take within one sweep.

@@ -149,13 +149,14 @@ class Driver:
 
         Raises:
             ContractError: the task cannot be carried out, or its ids belong to another task.
-            TenantFull: its tenant may have no more runs now.
+            TenantFull: its tenant may have no more runs now; never for a rollback.
             Unavailable: the log cannot be reached; submitting the same task again is safe.
         """
         if task.priority == SHADOW_LANE and not is_shadow:
             raise ContractError("only orchestrators make shadows", problems=(("/priority", "say high, normal or low; CREWLOG_SHADOW has runs shadowed"),))
         try:
-            self._admit(task.tenant)
+            if rollback is None:  # a tenant that has too much under way may still take back what it did
+                self._admit(task.tenant)
         except TenantFull:
             if RunId(task.run_id) in await self.folds.states([RunId(task.run_id)]):
                 return await self._known(task)  # it was accepted before

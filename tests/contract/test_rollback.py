@@ -22,8 +22,9 @@ from crewlog.events.artifact_store import open_artifacts
 from crewlog.events.clock import SystemClock
 from crewlog.events.memory_bus import MemoryBus
 from crewlog.events.memory_store import MemoryLog, MemoryStore
-from crewlog.orchestrator.memory_crew import MemoryCrew, memory_crew
+from crewlog.orchestrator.memory_crew import QUIET, MemoryCrew, memory_crew
 from crewlog.orchestrator.replay import replay
+from crewlog.orchestrator.service import Settings
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import RunId, TaskId, compensation_key, idempotency_key, rollback_run_id, task_stream
 from crewlog.schemas.run_events import RollbackContinued, RunCompleted
@@ -34,11 +35,13 @@ SUBMIT = calls(("submit", '{"text":"done"}'))
 
 
 @asynccontextmanager
-async def crew(tmp: Path, outside: Outside, *lines: Line, log: MemoryLog | None = None) -> AsyncIterator[MemoryCrew]:
+async def crew(tmp: Path, outside: Outside, *lines: Line, log: MemoryLog | None = None, settings: Settings = QUIET) -> AsyncIterator[MemoryCrew]:
     artifacts = await open_artifacts(tmp / "artifacts")
     async with (
         asyncio.timeout(60),
-        memory_crew([outside.agent()], lambda _: (ScriptedModel(list(lines)),), clock=SystemClock(), artifacts=artifacts, folder=tmp, log=log) as made,
+        memory_crew(
+            *([outside.agent()], lambda _: (ScriptedModel(list(lines)),)), clock=SystemClock(), artifacts=artifacts, folder=tmp, log=log, settings=settings
+        ) as made,
     ):
         yield made
 
@@ -110,6 +113,20 @@ class Stuck(Outside):
             return await asyncio.Future()
 
         return replace(super().undoing(), run=hang)
+
+
+async def test_a_tenant_that_may_have_no_more_runs_may_take_one_back(tmp_path: Path) -> None:
+    outside = Outside()
+    async with crew(tmp_path, outside, calls(("rent", '{"text":"hall"}')), SUBMIT, settings=QUIET._replace(open_runs_max=1)) as made:
+        run_id = await ran(made)
+        research = {"type": "research", "objective": "wait for a worker: there is none"}
+        await made.submit(parse_task({"task_id": str(uuid4()), **research}))
+        with pytest.raises(ContractError, match="CREWLOG_OPEN_RUNS_MAX"):
+            await made.submit(parse_task({"task_id": str(uuid4()), **research}))
+
+        _, report = await rolled_back(made, run_id)
+
+        assert ([item["key"] for item in report["rollback"]["undone"]], outside.things) == ([key(run_id, "t1-1")], {})
 
 
 async def test_whoever_takes_the_id_of_a_rollback_for_a_run_of_their_own_keeps_nobody_from_rolling_back(tmp_path: Path) -> None:
