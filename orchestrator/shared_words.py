@@ -6,7 +6,7 @@ A figure may be rounded in the text: whoever writes an answer says 4716.02 of wh
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from typing import Final, NamedTuple
 
@@ -32,29 +32,100 @@ class Shared(NamedTuple):
     share: float
 
 
+NOTHING: Final = Shared("", whole=False, figures=(), share=0.0)
+
+
+class Known(NamedTuple):
+    """What a source has of the texts that are looked for: its words on one line, and the runs of words and figures of those texts that are in it."""
+
+    line: str
+    pieces: frozenset[str]
+    figures: frozenset[str]
+
+
+class _Text(NamedTuple):
+    words: list[str]
+    size: int
+    """Words of a piece."""
+    pieces: tuple[str, ...]
+    figures: tuple[str, ...]
+
+
+class Sought:
+    """Texts that any number of sources are compared with: each source is read once for all of them."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._texts = {text: _text(text) for text in texts}
+        self._figures = frozenset(figure for text in self._texts.values() for figure in text.figures)
+        self._numbers: dict[int, dict[Decimal, set[str]]] = {}
+        """Decimal places -> number -> the figures that say it."""
+        for figure in filter(_NUMBER.fullmatch, self._figures):
+            number = Decimal(figure)
+            self._numbers.setdefault(_places(number), {}).setdefault(number, set()).add(figure)
+        self._pieces: dict[int, set[str]] = {}
+        for text in self._texts.values():
+            self._pieces.setdefault(text.size, set()).update(text.pieces)
+
+    def read(self, source: str) -> Known:
+        """Look up in a source what the texts have."""
+        words = _words(source)
+        found: set[str] = set()
+        for size, pieces in self._pieces.items():
+            found |= pieces.intersection(_pieces(words, size))
+        return Known(_line(words), frozenset(found), self._known_figures(set(words)))
+
+    def _known_figures(self, words: set[str]) -> frozenset[str]:
+        """Return those that stand among the words, or that a longer number there rounds to."""
+        figures = set(self._figures & words)
+        longer = [Decimal(word) for word in words if (number := _NUMBER.fullmatch(word)) and number[1]] if self._numbers else []
+        for exact in longer:
+            for places, numbers in self._numbers.items():
+                if _places(exact) > places:
+                    figures |= numbers.get(round(exact, places), set())
+        return frozenset(figures)
+
+    def shared(self, text: str, known: Known) -> Shared:
+        """Compare one of the texts with a source that was read."""
+        wanted, size, pieces, figures = self._texts[text]
+        if known.pieces.isdisjoint(pieces) and known.figures.isdisjoint(figures):
+            return NOTHING
+        covered = [piece in known.pieces for piece in pieces]
+        begin, length = _longest(covered)
+        run = wanted[begin : begin + length + size - 1] if length else []
+        both = tuple(figure for figure in figures if figure in known.figures)
+        words = sum(word in both or any(covered[max(n - size + 1, 0) : n + 1]) for n, word in enumerate(wanted))
+        return Shared(" ".join(run), stands_in(_line(wanted), known.line), both, words / len(wanted))
+
+
 def shared_words(text: str, source: str) -> Shared:
     """Compare a text with a source that it may come from."""
-    wanted, known = _words(text), _words(source)
-    if not wanted:
-        return Shared("", whole=False, figures=(), share=0.0)
-    size = min(RUN_WORDS_MIN, len(wanted))
-    pieces = {tuple(known[n : n + size]) for n in range(len(known) - size + 1)}
-    covered = [tuple(wanted[n : n + size]) in pieces for n in range(len(wanted) - size + 1)]
-    begin, length = _longest(covered)
-    run = wanted[begin : begin + length + size - 1] if length else []
-    whole = len(run) == len(wanted) and f" {' '.join(run)} " in f" {' '.join(known)} "
-    figures = [word for word in dict.fromkeys(wanted) if sum(map(str.isdigit, word)) >= FIGURE_DIGITS_MIN]
-    shared = _known_figures(figures, set(known))
-    words = sum(word in shared or any(covered[max(n - size + 1, 0) : n + 1]) for n, word in enumerate(wanted))
-    return Shared(" ".join(run), whole, shared, words / len(wanted))
+    sought = Sought([text])
+    return sought.shared(text, sought.read(source))
 
 
-def _known_figures(figures: Sequence[str], known: set[str]) -> tuple[str, ...]:
-    """Return those that stand among the known words, or that a longer number there rounds to."""
-    new = {figure: Decimal(figure) for figure in figures if figure not in known and _NUMBER.fullmatch(figure)}
-    longer = [Decimal(word) for word in known if (number := _NUMBER.fullmatch(word)) and number[1]] if new else []
-    rounded = {places: {round(number, places) for number in longer if _places(number) > places} for places in set(map(_places, new.values()))}
-    return tuple(figure for figure in figures if figure in known or (figure in new and new[figure] in rounded[_places(new[figure])]))
+def line_of(text: str) -> str:
+    """Return the words of a text on one line, for `stands_in`; empty when it has none."""
+    return _line(_words(text))
+
+
+def stands_in(line: str, other: str) -> bool:
+    """Say whether the words of a line, all of them and in a row, are in another one."""
+    return bool(line) and line in other
+
+
+def _text(text: str) -> _Text:
+    words = _words(text)
+    size = min(RUN_WORDS_MIN, len(words)) or 1
+    figures = tuple(word for word in dict.fromkeys(words) if sum(map(str.isdigit, word)) >= FIGURE_DIGITS_MIN)
+    return _Text(words, size, tuple(_pieces(words, size)), figures)
+
+
+def _pieces(words: Sequence[str], size: int) -> Iterator[str]:
+    return (" ".join(words[n : n + size]) for n in range(len(words) - size + 1))
+
+
+def _line(words: Sequence[str]) -> str:
+    return f" {' '.join(words)} " if words else ""
 
 
 def _places(number: Decimal) -> int:

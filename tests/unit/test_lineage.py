@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from cProfile import Profile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
+from crewlog.events.store import Recorded
 from crewlog.orchestrator.bundle import read_bundle
 from crewlog.orchestrator.lineage import Source, lineage_of_answer, lineage_of_artifact, lineage_of_effect, lineage_of_sentence
 from crewlog.orchestrator.lineage_text import brief_lines
 from crewlog.orchestrator.run_history import RunHistory, all_payloads, load_history, with_texts
 from crewlog.orchestrator.shared_words import sentences, shared_words
+from crewlog.schemas.codec import encode
 from crewlog.schemas.errors import ContractError, NotFound
+from crewlog.schemas.payload import Payload
+from crewlog.schemas.run_events import RunCompleted
+from crewlog.schemas.task_events import TaskCompleted, ToolFinished
 
 RUNS = Path(__file__).parents[1] / "golden_tasks"
 
@@ -29,6 +37,33 @@ def recorded(name: str) -> RunHistory:
         return await with_texts(store, history, all_payloads(history.events))
 
     return asyncio.run(read())
+
+
+def prolonged(history: RunHistory, times: int) -> RunHistory:
+    """The run, whose last task was shown its results so many times, and answered with as many sentences more."""
+    task = next(r.stream for r in reversed(history.events) if r.type == "TaskCompleted")
+    shown = [r for r in history.events if r.stream == task and isinstance(e := r.event(), ToolFinished) and not e.outcome]
+    more = " ".join(f"In case {n} the 7{n}01 colonies were counted." for n in range(times))
+    events: list[Recorded] = []
+    for recorded in history.events:
+        fact, data = recorded.event(), recorded.data
+        if isinstance(fact, TaskCompleted) and recorded.stream == task:
+            data = encode(structs.replace(fact, outcome=replace(fact.outcome, summary=f"{fact.outcome.summary} {more}")))
+        elif isinstance(fact, RunCompleted):
+            data = encode(structs.replace(fact, answer=Payload(1, inline=f"{history.shown(fact.answer)} {more}")))
+        events += [structs.replace(recorded, data=data)] * (times if recorded in shown else 1)
+    return RunHistory(history.run_id, tuple(structs.replace(r, position=n) for n, r in enumerate(events, 1)), history.texts)
+
+
+@pytest.mark.hand_written("no recorded run is so long")
+def test_a_result_is_read_once_however_many_sentences_are_traced() -> None:
+    history, profile = prolonged(recorded("research-versions"), 60), Profile()
+    found = profile.runcall(lineage_of_answer, history)
+    assert len(found) > 60
+    told = len(found[-1].sources)
+    assert told > 60
+    (reads,) = (each.callcount for each in profile.getstats() if not isinstance(each.code, str) and each.code.co_name == "_words")
+    assert reads < 6 * (len(found) + told)
 
 
 def flat(sources: tuple[Source, ...]) -> list[Source]:
