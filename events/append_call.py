@@ -17,7 +17,7 @@ from crewlog.events.connections import fetch
 from crewlog.events.store import NO_STREAM, Appended, AppendRequest
 from crewlog.schemas.codec import Event
 from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, OrchestrationError, OverBudget
-from crewlog.schemas.ids import category
+from crewlog.schemas.ids import RunId, category
 
 SQL: Final = "SELECT * FROM es.append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"
 SQL_WITH_CALLS: Final = SQL.removesuffix(")") + "".join(f", {name} => ${number}" for number, name in enumerate(CALL_ARGUMENTS, 18)) + ")"
@@ -221,6 +221,16 @@ def unreserved(stream: str) -> ContractError:
     return ContractError(
         f"append to {stream}: ModelCallStarted on a stream with budgets is one per append, in its first write, and needs a reservation, of 0 if it is free"
     )
+
+
+def another_run(stream: str, own: RunId | None, run_id: RunId | None) -> ContractError:
+    """Say that events name another run than that of their stream."""
+    return ContractError(f"append: {stream} is of run {own or 'none'}, and its events cannot be of run {run_id}")
+
+
+def beside_no_run(stream: str, run_id: RunId) -> ContractError:
+    """Say that events name a run without being beside events of that run."""
+    return ContractError(f"append: {stream} is of no run, and its events are of run {run_id} only beside events of that run")
 
 
 def _columns_of(requests: Sequence[AppendRequest]) -> list[list[Any]]:

@@ -71,7 +71,7 @@ def correct_answer(row: Any, request: AppendRequest, event: BillCorrected, actor
 
     Raises:
         NotAuthorised: this login may not settle calls of that task.
-        ContractError: the call is not settled as the event says, or its event id is that of another event.
+        ContractError: the call is not settled as the event says, the task is of another run, or its event id is that of another event.
     """
     status, version, position = row
     match status:
@@ -81,5 +81,7 @@ def correct_answer(row: Any, request: AppendRequest, event: BillCorrected, actor
             raise NotAuthorised(actor, "append", reason=f"task {event.task_id} is unknown or not for this login")
         case "partial":
             raise partly_known(request)
+        case "other_run":
+            raise ContractError(f"append: task {event.task_id} is not of run {request.run_id}, so its bill cannot be")
         case _:
             raise settled_otherwise(event)

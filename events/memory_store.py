@@ -12,14 +12,14 @@ from uuid import UUID
 
 import msgspec
 
-from crewlog.events.append_call import partly_known, unreserved
+from crewlog.events.append_call import another_run, beside_no_run, partly_known, unreserved
 from crewlog.events.append_request import encode_request
 from crewlog.events.appender import OnCommit
 from crewlog.events.bills import correction_in, first_bill, settled_otherwise
 from crewlog.events.grants import GRANTS, Grant, owner_grants
 from crewlog.events.memory_ledger import MemoryLedger
 from crewlog.events.person_keys_memory import KeyTables, MemoryPersonKeys
-from crewlog.events.store import Appended, AppendRequest, ArchivedRun, BudgetState, Changes, OpenReservation, Page, Recorded, Write
+from crewlog.events.store import RUN_CATEGORIES, Appended, AppendRequest, ArchivedRun, BudgetState, Changes, OpenReservation, Page, Recorded, Write
 from crewlog.schemas.codec import type_name
 from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, Unavailable
 from crewlog.schemas.ids import Hash, RunId, Stream, TaskId, category, document_stream, run_stream, task_stream
@@ -126,6 +126,7 @@ class MemoryStore:
             return known
         for write in request.writes:
             self._check(write, request.run_id)
+        self._check_is_of_run(request)
         self._book(request)
         return self._written(request, documents)
 
@@ -268,6 +269,22 @@ class MemoryStore:
             raise ConflictError(write.stream, expected=write.expected, actual=actual, closed=closed)
         if stream is None and run_id is None and category(write.stream) == "run":
             raise ContractError(f"append to {write.stream}: opening a run needs the run's id")
+        if run_id is not None and category(write.stream) in RUN_CATEGORIES:
+            own = self._run_of(write.stream, run_id)
+            if own != run_id:
+                raise another_run(write.stream, own, run_id)
+
+    def _run_of(self, name: Stream, opener: RunId) -> RunId | None:
+        """Return the run of a stream; if it is new, that of its opener."""
+        if category(name) == "spend":
+            task = self.log.streams.get(Stream(f"task/{name.removeprefix('spend/')}"))
+            return task.run_id if task is not None else None
+        stream = self.log.streams.get(name)
+        return stream.run_id if stream is not None else opener
+
+    def _check_is_of_run(self, request: AppendRequest) -> None:
+        if request.run_id is not None and not any(category(write.stream) in RUN_CATEGORIES for write in request.writes):
+            raise beside_no_run(request.writes[0].stream, request.run_id)
 
     def _book(self, request: AppendRequest) -> None:
         """Reserve and settle, if what is spent on streams with scopes is reserved as it must be."""
@@ -285,6 +302,8 @@ class MemoryStore:
         stream = self.log.streams.get(task_stream(event.task_id))
         if spend is None or CallSettled.__name__ not in spend.types or of_task is None or stream is None or not of_task.covers(stream.kind):
             raise NotAuthorised(self._actor, "append", reason=f"task {event.task_id} is unknown or not for this login")
+        if request.run_id not in (None, stream.run_id):
+            raise another_run(request.writes[0].stream, stream.run_id, request.run_id)
         if known := self._known(request):
             return known
         beside = self.log.streams.get(request.writes[0].stream)

@@ -22,6 +22,9 @@ NO_STREAM: Final = 0
 """Expected version of a stream that must not exist yet."""
 ANY: Final = -1
 """No expected version: append behind whatever is there."""
+RUN_CATEGORIES: Final = frozenset({"run", "task", "alert", "spend"})
+"""Streams of one run: their events are of it, or of none. `spend/<task>` is of the run of its task. All others are of no run, and their events
+are of a run only in an append that writes to a stream of it, too."""
 
 EVENTS_PER_APPEND_MAX: Final = 1_000
 STREAMS_PER_APPEND_MAX: Final = 128
@@ -76,6 +79,7 @@ class AppendRequest(NamedTuple):
     event_ids: Sequence[UUID]
     occurred_us: int
     run_id: RunId | None = None
+    """That of the streams it writes to, see RUN_CATEGORIES; or none."""
     task_id: TaskId | None = None
     causation_id: UUID | None = None
     trace_id: UUID | None = None
@@ -191,7 +195,8 @@ class EventStore(Protocol):
         Raises:
             ConflictError: a stream is not at its expected version, or is closed (it has its terminal event).
             NotAuthorised: this login may not write such an event to such a stream, or settle what was reserved there.
-            ContractError: the request is malformed, or some but not all of its event ids are known already.
+            ContractError: the request is malformed, names another run than that of a stream it writes to, or some but not all of its
+                event ids are known already.
             OverBudget: the reservation does not fit a scope; nothing is written.
         """
 

@@ -53,7 +53,7 @@ def correcting(task_id: TaskId, actual: int, *, settled: int = RESERVED, source:
 async def a_call(log: Log, *, kind: str = "research") -> tuple[EventStore, TaskId]:
     """Begin a call that may cost 60 micro-USD; returns the store of its worker."""
     worker, task_id = await log.open("crewlog_research"), new_task()
-    await (await log.open()).append(opened(task_id, *LIMITS, kind=kind))
+    await (await log.open()).append(opened(task_id, *LIMITS, kind=kind)._replace(run_id=RunId(task_id)))
     await (worker if kind == "research" else await log.open(f"crewlog_{kind}")).append(calling(task_id, RESERVED))
     return worker, task_id
 

@@ -15,7 +15,7 @@ from crewlog.events.grants import OPERATOR, ORCHESTRATOR, PROJECTOR, SPECIALIST
 from crewlog.events.store import ANY, NO_STREAM, AppendRequest, BudgetState, EventStore, Reservation, Settlement, Write
 from crewlog.schemas.budget import MICRO_USD_MAX, ScopeLimit, run_scope, tenant_scope
 from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, OverBudget
-from crewlog.schemas.ids import Stream, TaskId, budget_stream, reservation_id, task_stream
+from crewlog.schemas.ids import RunId, Stream, TaskId, budget_stream, reservation_id, task_stream
 from crewlog.schemas.system_events import AgentStopped, BudgetChanged
 from crewlog.schemas.task_events import TaskCancelled
 
@@ -35,10 +35,10 @@ async def worker(log: Log) -> EventStore:
     return await log.open("crewlog_research")
 
 
-async def task(store: EventStore, *limits: ScopeLimit, kind: str = "research") -> TaskId:
+async def task(store: EventStore, *limits: ScopeLimit, kind: str = "research", run_id: RunId | None = None) -> TaskId:
     """Open a task that is charged to these scopes."""
     task_id = new_task()
-    await store.append(opened(task_id, *limits, kind=kind))
+    await store.append(opened(task_id, *limits, kind=kind)._replace(run_id=run_id))
     return task_id
 
 
@@ -462,10 +462,9 @@ async def test_a_refused_change_changes_nothing(store: EventStore) -> None:
 async def test_a_raised_limit_holds_for_what_stands_behind_it_in_one_batch(store: EventStore, log: Log) -> None:
     owner = await log.open_as_owner() if isinstance(log, InPostgres) else await log.open("owner")
     task_id = await task(store, ScopeLimit("run/1", None, 10))
-    run_id = new_run()  # one order for all, so that they travel together
     requests = [calling(task_id, 11, "a"), changing(ScopeLimit("run/1", None, 20)), calling(task_id, 11, "b"), changing(ScopeLimit("run/1", None, 5))]
-    requests.append(calling(task_id, 1, "c"))
-    answers = await asyncio.gather(*(owner.append(r._replace(run_id=run_id)) for r in requests), return_exceptions=True)
+    requests.append(calling(task_id, 1, "c"))  # too few for a second lane: they travel together
+    answers = await asyncio.gather(*map(owner.append, requests), return_exceptions=True)
     assert [type(answer).__name__ for answer in answers] == ["OverBudget", "Appended", "Appended", "Appended", "OverBudget"]
     assert await store.budgets(["run/1"]) == {"run/1": BudgetState(None, 5, 0, 11)}
 
@@ -475,7 +474,8 @@ async def test_a_raised_limit_holds_for_what_stands_behind_it_in_one_batch(store
 
 @pytest.mark.hand_written("tries the ledger")
 async def test_open_reservations_are_listed_oldest_first(store: EventStore, worker: EventStore) -> None:
-    task_id, run_id = await task(store, ScopeLimit("run/1", None, None)), new_run()
+    run_id = new_run()
+    task_id = await task(store, ScopeLimit("run/1", None, None), run_id=run_id)
     for since_us, call_id in ((30, "c"), (10, "a"), (20, "b"), (5, "released")):
         await worker.append(calling(task_id, since_us, call_id)._replace(occurred_us=since_us, run_id=run_id, task_id=task_id))
     await worker.append(settling(task_id, None, "released"))
@@ -538,9 +538,10 @@ async def test_a_plain_reservation_is_settled_from_anywhere_it_may_be(store: Eve
 @pytest.mark.hand_written("tries the ledger")
 @pytest.mark.parametrize("by_worker", [True, False])
 async def test_what_is_reserved_when_a_task_ends_is_left_over(store: EventStore, worker: EventStore, *, by_worker: bool) -> None:
-    ended, open_, idle = [await task(store, ScopeLimit("run/1", None, 1000)) for _ in range(3)]
+    run_id = new_run()
+    ended, open_, idle = [await task(store, ScopeLimit("run/1", None, 1000), run_id=run_id) for _ in range(3)]
     for task_id in (ended, open_):
-        await worker.append(calling(task_id, 10, expected=1)._replace(run_id=new_run(), task_id=task_id))
+        await worker.append(calling(task_id, 10, expected=1)._replace(run_id=run_id, task_id=task_id))
     (before,) = [r for r in await store.open_reservations(FAR_US, 9) if r.task_id == ended]
     assert await store.open_reservations(FAR_US, 9, left_over=True) == []
     await (worker if by_worker else store).append(to_task(ended, completed() if by_worker else TaskCancelled("late", "test"), expected=2))

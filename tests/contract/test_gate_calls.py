@@ -129,7 +129,7 @@ async def test_every_answer_stands_at_its_request(connection: Any) -> None:
         opening(other),
         first,
         to_run(run_id, dispatched(new_task()), expected=9),
-        request(Write(run_stream(run_id), [dispatched(new_task())], 2), Write(run_stream(other), [dispatched(new_task())], 1), run_id=run_id),
+        request(Write(run_stream(run_id), [dispatched(new_task())], 2), Write(run_stream(other), [dispatched(new_task())], 1)),
         request(Write(run_stream(other), [dispatched(new_task()), submitted(other)]), run_id=other)._replace(event_ids=[known.event_ids[0], new_task()]),
         to_run(other, dispatched(new_task()), expected=2),
     ]

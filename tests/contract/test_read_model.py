@@ -32,12 +32,13 @@ from crewlog.projections.table import Table
 from crewlog.projections.view_connection import connect_views, lead
 from crewlog.schemas.codec import Event
 from crewlog.schemas.errors import ConfigError, ConflictError
-from crewlog.schemas.ids import RunId, Stream, TaskId, document_stream, person_stream, run_stream, spend_stream
+from crewlog.schemas.ids import RunId, Stream, TaskId, category, document_stream, person_stream, run_stream, spend_stream, task_stream
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.public_form import ERASED, PERSONAL
 from crewlog.schemas.run_events import RunCancelled, RunPlanned, RunSubmitted, Step, TaskDispatched, TaskRetryScheduled
 from crewlog.schemas.subjects import POKE
 from crewlog.schemas.system_events import CallSettled, DocumentIngested, PersonErased
+from crewlog.schemas.task_events import TaskOpened
 from crewlog.schemas.usage import Price, Usage
 from crewlog.schemas.values import Failure
 
@@ -326,13 +327,15 @@ async def test_what_is_settled_after_an_erasure_brings_back_no_text(database: Da
     plan = RunPlanned((Step("task", "data", PERSONAL, (), msgspec.Raw(b"{}")),), "single")
     facts: list[tuple[Stream, list[Event]]] = [
         (run_stream(run_id), [submitted(run_id), plan, TaskDispatched(task_id, "task", "data", 1, 0, 0), RunCancelled("enough", "ann")]),
+        (task_stream(task_id), [TaskOpened("data", "task", 0, msgspec.Raw(b"{}"))]),
         (person_stream("default", "ann"), [PersonErased("default", "ann", "bob", BEGIN_US, (run_id,))]),
         (spend_stream(task_id), [CallSettled(task_id, run_id, "m1-1", "p", "m", Usage(), Price(9, "config"))]),
     ]
     digests = []
     async with log_of(database) as store, model_of(database, store) as model:
         for stream, events in facts:
-            await store.append(AppendRequest([Write(stream, events)], [clock.new_id() for _ in events], BEGIN_US, run_id))
+            of_run = None if category(stream) == "person" else run_id
+            await store.append(AppendRequest([Write(stream, events)], [clock.new_id() for _ in events], BEGIN_US, of_run))
         for page_max in (1, 100):
             await query(database.admin_url, "TRUNCATE rm.runs, rm.tasks, rm.model_calls, rm.erasures")
             await query(database.admin_url, "UPDATE rm.checkpoints SET position = 0")

@@ -148,7 +148,7 @@ class MoneyMachine(RuleBasedStateMachine):
                 made = settling(self.tasks[task], 0)._replace(settle=[self.settlement(task, *one) for one in settled])
             case _:
                 raise AssertionError(move)
-        return made._replace(run_id=self.run_id)
+        return made._replace(run_id=None if move[0] == "change" else self.run_id)  # limits are of no run
 
     def settlement(self, task: int, other: bool, call: str, actual: int | None) -> Settlement:
         return Settlement(reservation_id(self.tasks[(task + other) % TASKS], call), actual)
