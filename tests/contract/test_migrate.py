@@ -256,7 +256,9 @@ async def test_logins_are_made_once_and_follow_their_passwords(database: Databas
 async def test_who_starts_together_sets_the_same_logins_one_after_the_other(database: Database) -> None:
     password = database.credentials.postgres["crewlog_operator"]
     await asyncio.gather(*(ensure_roles(database.admin_url, {"crewlog_operator": password}) for _ in range(6)))
-    await (await asyncpg.connect(database.url("crewlog_operator"))).close()
+    connection = await asyncpg.connect(database.url("crewlog_operator"))
+    assert await connection.fetchval("SELECT session_user") == "crewlog_operator"
+    await connection.close()
 
 
 async def test_no_password_stands_in_a_statement(database: Database) -> None:

@@ -14,15 +14,6 @@ from crewlog.events.nats_bus import NatsBus
 
 
 @pytest_asyncio.fixture
-async def bus(nats_url: str) -> AsyncIterator[NatsBus]:
-    """Yield a bus with the consumers of kind research."""
-    bus = await NatsBus.connect(nats_url, name="mended")
-    await bus.ensure_kind("research")
-    yield bus
-    await bus.close()
-
-
-@pytest_asyncio.fixture
 async def other(nats_url: str) -> AsyncIterator[NatsBus]:
     """Yield another process's bus."""
     bus = await NatsBus.connect(nats_url, name="other")
@@ -55,41 +46,41 @@ async def give_up(bus: NatsBus) -> None:
         await over.wait()
 
 
-async def test_what_listens_and_pulls_goes_on_with_a_new_client(bus: NatsBus, other: NatsBus) -> None:
+async def test_what_listens_and_pulls_goes_on_with_a_new_client(nats_bus: NatsBus, other: NatsBus) -> None:
     heard, worked = Heard(), Heard()
-    await bus.subscribe("wake.*", heard)
-    consuming = await bus.consume("WORK", {"research-normal": 0}, worked, slots=2)
-    await give_up(bus)
-    await bus.flush()
+    await nats_bus.subscribe("wake.*", heard)
+    consuming = await nats_bus.consume("WORK", {"research-normal": 0}, worked, slots=2)
+    await give_up(nats_bus)
+    await nats_bus.flush()
     await other.publish("wake.1")
     await other.enqueue("work.research.normal", b"{}", message_id="1")
     assert (await heard.next(), await worked.next()) == ("wake.1", "work.research.normal")
     await consuming.stop(grace_s=1)
 
 
-async def test_what_was_stopped_is_not_begun_again_nor_kept(bus: NatsBus, other: NatsBus) -> None:
+async def test_what_was_stopped_is_not_begun_again_nor_kept(nats_bus: NatsBus, other: NatsBus) -> None:
     heard, stopped = Heard(), Heard()
     for _ in range(3):
-        await (await bus.subscribe("wake.*", stopped)).stop()
-    await bus.subscribe("wake.*", heard)
-    assert len(bus._subscriptions) == 1
-    await give_up(bus)
-    await bus.flush()
+        await (await nats_bus.subscribe("wake.*", stopped)).stop()
+    await nats_bus.subscribe("wake.*", heard)
+    assert len(nats_bus._subscriptions) == 1
+    await give_up(nats_bus)
+    await nats_bus.flush()
     await other.publish("wake.1")
     assert await heard.next() == "wake.1"
     assert stopped.subjects.empty()
 
 
-async def test_whoever_subscribes_or_stops_while_a_new_client_takes_over_is_heard(bus: NatsBus, other: NatsBus) -> None:
+async def test_whoever_subscribes_or_stops_while_a_new_client_takes_over_is_heard(nats_bus: NatsBus, other: NatsBus) -> None:
     heard = {n: Heard() for n in range(8)}
-    before = [await bus.subscribe(f"wake.{n}", heard[n]) for n in range(4)]
-    mending = asyncio.create_task(give_up(bus))
+    before = [await nats_bus.subscribe(f"wake.{n}", heard[n]) for n in range(4)]
+    mending = asyncio.create_task(give_up(nats_bus))
     for n in range(4, 8):
         await asyncio.sleep(0)
-        await bus.subscribe(f"wake.{n}", heard[n])
+        await nats_bus.subscribe(f"wake.{n}", heard[n])
     await before[0].stop()
     await mending
-    await bus.flush()
+    await nats_bus.flush()
     for n in range(8):
         await other.publish(f"wake.{n}")
     for n in range(1, 8):
@@ -97,29 +88,37 @@ async def test_whoever_subscribes_or_stops_while_a_new_client_takes_over_is_hear
     assert heard[0].subjects.empty()
 
 
-async def test_stopping_does_not_fail_where_the_server_answers_no_more(bus: NatsBus, monkeypatch: pytest.MonkeyPatch) -> None:
-    consuming = await bus.consume("WORK", {"research-normal": 0}, Heard(), slots=2)
+async def test_stopping_does_not_fail_where_the_server_answers_no_more(nats_bus: NatsBus, other: NatsBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped, next_one, asked = Heard(), Heard(), asyncio.Event()
+    consuming = await nats_bus.consume("WORK", {"research-normal": 0}, stopped, slots=2)
 
     async def cut(_: int = 0) -> None:
+        asked.set()
         raise nats.errors.FlushTimeoutError
 
-    monkeypatch.setattr(bus._nc, "flush", cut)
-    await consuming.stop(grace_s=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(nats_bus._nc, "flush", cut)
+        await consuming.stop(grace_s=1)
+    assert asked.is_set()
+    await other.consume("WORK", {"research-normal": 0}, next_one, slots=2)
+    await other.enqueue("work.research.normal", b"{}", message_id="1")
+    assert await next_one.next() == "work.research.normal"
+    assert stopped.subjects.empty()
 
 
-async def test_pulling_outlives_a_client_that_is_closed_in_the_middle_of_it(bus: NatsBus, other: NatsBus, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pulling_outlives_a_client_that_is_closed_in_the_middle_of_it(nats_bus: NatsBus, other: NatsBus, monkeypatch: pytest.MonkeyPatch) -> None:
     worked, tried = Heard(), asyncio.Event()
-    consuming = await bus.consume("WORK", {"research-normal": 0}, worked, slots=2)
+    consuming = await nats_bus.consume("WORK", {"research-normal": 0}, worked, slots=2)
 
     async def closed(*_: object, **__: object) -> None:
         tried.set()
         raise nats.errors.ConnectionClosedError
 
     with monkeypatch.context() as patched:
-        patched.setattr(bus._nc, "subscribe", closed)
-        patched.setattr(type(bus._nc), "is_connected", property(lambda _: not tried.is_set()))
-        consuming.reconnected(bus._nc)
+        patched.setattr(nats_bus._nc, "subscribe", closed)
+        patched.setattr(type(nats_bus._nc), "is_connected", property(lambda _: not tried.is_set()))
+        consuming.reconnected(nats_bus._nc)
         await tried.wait()
-    await give_up(bus)
+    await give_up(nats_bus)
     await other.enqueue("work.research.normal", b"{}", message_id="1")
     assert await worked.next() == "work.research.normal"
