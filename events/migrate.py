@@ -281,7 +281,7 @@ async def _grant_rights(connection: Any, role: str) -> None:
         "EXECUTE ON FUNCTION es.high_water, es.read_all",
     ]
     if writes:
-        append = "es.append, es.append_plain, es.append_opening, es.append_one, es.correct_bill"
+        append = "es.append, es.append_plain, es.append_opening, es.correct_bill"
         rights += [f"EXECUTE ON FUNCTION {append}", "INSERT, UPDATE (put_at) ON es.blobs"]
     if role != grants.PROJECTOR:  # views hold nothing that is personal, so whoever keeps them needs no keys
         rights.append("SELECT ON es.person_keys, es.person_blobs, es.person_files")

@@ -1,4 +1,4 @@
-"""Runs that come from a file and runs that go to one, as the database does it: `es.import_run` and `es.archive_run`, see sql/0011 and sql/0017."""
+"""Runs that come from a file and runs that go to one, as the database does it: `es.import_run` and `es.archive_run`, see sql/0009."""
 
 from __future__ import annotations
 

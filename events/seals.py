@@ -20,7 +20,7 @@ from crewlog.schemas.errors import ContractError
 EVENT_BYTES: Final = """record_send(ROW(
   e.position, e.stream_id, e.version, e.event_id, e.type, e.schema_version, e.occurred_us, e.recorded_at,
   e.run_id, e.task_id, e.causation_id, e.trace_id, e.actor, e.writer, e.data))"""
-"""SQL: all columns of an event `e` in binary form, each with its type and length. The same list as in `es.seal` (sql/0010_seals.sql)."""
+"""SQL: all columns of an event `e` in binary form, each with its type and length. The same list as in `es.seal` (sql/0008_seals.sql)."""
 
 _MARK: Final = struct.Struct(">ii8s")
 _NUMBERS: Final = struct.Struct(">qqqi")

@@ -3,7 +3,8 @@
 
 -- Owners and grants name logins that may not exist yet; who starts the servers gives them their passwords afterwards.
 DO $$ DECLARE r text; BEGIN
-  FOREACH r IN ARRAY ARRAY['crewlog_projector', 'crewlog_orchestrator', 'crewlog_operator', 'crewlog_research'] LOOP
+  FOREACH r IN ARRAY ARRAY['crewlog_projector', 'crewlog_orchestrator', 'crewlog_operator', 'crewlog_planner', 'crewlog_research', 'crewlog_communicate',
+                           'crewlog_specialist', 'crewlog_archivist', 'crewlog_reader'] LOOP
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = r) THEN EXECUTE format('CREATE ROLE %I NOLOGIN', r); END IF;
   END LOOP;
 END $$;
@@ -13,7 +14,7 @@ CREATE SCHEMA rm_build AUTHORIZATION crewlog_projector;             -- where a r
 CREATE SCHEMA IF NOT EXISTS crewlog;
 ALTER SCHEMA crewlog OWNER TO crewlog_projector;
 GRANT USAGE ON SCHEMA es TO crewlog_projector;
-GRANT SELECT ON es.events, es.streams TO crewlog_projector;         -- its views show the log itself, too
+GRANT SELECT ON es.events, es.streams, es.budgets TO crewlog_projector;                 -- its views show the log and the ledger themselves, too
 
 SET ROLE crewlog_projector;
 
@@ -58,9 +59,17 @@ CREATE TABLE rm.runs (
   flags         jsonb NOT NULL,
   artifacts     jsonb NOT NULL,
   error_code    text COLLATE "C",
-  error         text
+  error         text,
+  hold          jsonb,                                              -- scope, limit, used, needed, since and until when; NULL unless held
+  hold_position bigint,                                             -- RunHeld: it has the partial result
+  warnings      jsonb NOT NULL DEFAULT '[]',                        -- scopes over their soft limit
+  controls      jsonb NOT NULL DEFAULT '[]',                        -- of what operators have in force, what the run itself has taken note of
+  parent_run_id uuid                                                -- a fork's parent, or the run that a trial repeats
 ) WITH (fillfactor = 80);
 CREATE INDEX ON rm.runs (submitted_us DESC, run_id);
+CREATE INDEX ON rm.runs ((hold ->> 'scope')) WHERE hold IS NOT NULL;
+CREATE INDEX ON rm.runs (run_id) WHERE controls <> '[]';
+CREATE INDEX ON rm.runs (parent_run_id) WHERE parent_run_id IS NOT NULL;
 
 CREATE TABLE rm.tasks (
   run_id           uuid NOT NULL,
@@ -103,6 +112,9 @@ CREATE TABLE rm.tasks (
 CREATE INDEX ON rm.tasks (task_id);
 CREATE INDEX ON rm.tasks (run_id, key, revision) WHERE finished_us IS NULL;
 
+-- Numbers that agents write and views show or sum up have bounds: one that is out of every calendar, or makes a sum pass the end of bigint, would stop
+-- the whole view for everybody. The row of such an event is refused; it is left out and stands in crewlog.problems. At most 10^12 tokens a call, and
+-- 10^15 micro-USD as in the gate (MICRO_USD_MAX): ten million such calls still have a sum.
 CREATE TABLE rm.model_calls (
   task_id            uuid NOT NULL,
   number             bigint NOT NULL,
@@ -127,7 +139,13 @@ CREATE TABLE rm.model_calls (
   outcome_position   bigint,
   error_code         text COLLATE "C",
   error              text,
-  PRIMARY KEY (task_id, number)
+  uncached_micro_usd bigint,                                        -- the same call at the same price without caching; NULL: the cache was not touched
+  wire               text COLLATE "C",
+  request_id         text COLLATE "C",
+  PRIMARY KEY (task_id, number),
+  CONSTRAINT tokens_have_a_sum CHECK (least(input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, reasoning_tokens) >= 0
+    AND greatest(input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, reasoning_tokens) <= 1000000000000),
+  CONSTRAINT money_has_a_sum CHECK (least(cost_micro_usd, uncached_micro_usd) >= 0 AND greatest(cost_micro_usd, uncached_micro_usd) <= 1000000000000000)
 );
 CREATE INDEX ON rm.model_calls (run_id);
 
@@ -150,9 +168,15 @@ CREATE TABLE rm.tool_calls (
   latency_ms         bigint,
   requested_position bigint,                                        -- ModelCallFinished: it has the arguments
   outcome_position   bigint,                                        -- ToolFinished: it has the result
+  fingerprint        text COLLATE "C",                              -- of tenant, kind, tool and arguments: the same for calls that ask for the same
+  compensation       jsonb,                                         -- what to call to take the effect back; its fingerprint is that of the call
+  reused             jsonb,                                         -- nothing ran: the call whose outcome this is
+  stub               text COLLATE "C",                              -- stubbed, recorded, missing: how a trial answered it instead
   PRIMARY KEY (task_id, call_id)
 );
 CREATE INDEX ON rm.tool_calls (run_id);
+CREATE INDEX ON rm.tool_calls (fingerprint, outcome_position) WHERE status = 'ok' AND fingerprint IS NOT NULL;
+CREATE INDEX ON rm.tool_calls (started_us) WHERE compensation IS NOT NULL OR status IN ('unknown', 'interrupted', 'abandoned');
 
 CREATE TABLE rm.approvals (
   approval_id        uuid PRIMARY KEY,
@@ -164,11 +188,12 @@ CREATE TABLE rm.approvals (
   digest             text COLLATE "C" NOT NULL,
   status             text COLLATE "C" NOT NULL,
   requested_us       bigint NOT NULL,
-  expires_us         bigint NOT NULL,
+  expires_us         bigint NOT NULL CONSTRAINT expiry_has_a_date CHECK (expires_us BETWEEN 0 AND 253402300799999999),
   requested_position bigint NOT NULL,                               -- ApprovalRequested: it has the arguments
   decided_us         bigint,
   actor              text,
-  note               text
+  note               text,
+  question           text COLLATE "C"                               -- what is asked besides whether a call may run
 );
 CREATE INDEX ON rm.approvals (run_id);
 CREATE INDEX ON rm.approvals (requested_us) WHERE decided_us IS NULL;
@@ -185,7 +210,31 @@ CREATE TABLE rm.agents (
   unavailable text NOT NULL,
   started_us  bigint NOT NULL,
   stopped_us  bigint,
+  is_shadow   boolean NOT NULL DEFAULT false,                       -- takes the work of shadows and no other
   PRIMARY KEY (kind, worker)
+);
+
+-- States of providers as workers see them: which models a worker asks no more for a while, and why.
+CREATE TABLE rm.providers (
+  worker     text COLLATE "C" NOT NULL,
+  wire       text COLLATE "C" NOT NULL,
+  provider   text COLLATE "C" NOT NULL,
+  model      text COLLATE "C" NOT NULL,
+  state      text COLLATE "C" NOT NULL,                             -- closed, open, half_open
+  until_us   bigint CONSTRAINT until_has_a_date CHECK (until_us BETWEEN 0 AND 253402300799999999),   -- open: when one call will be tried
+  reason     text NOT NULL,
+  changed_us bigint NOT NULL,
+  PRIMARY KEY (worker, wire, provider, model)
+);
+
+-- What operators have in force: paused and quarantined scopes.
+CREATE TABLE rm.controls (
+  measure  text COLLATE "C" NOT NULL,                               -- pause or quarantine
+  scope    text COLLATE "C" NOT NULL,                               -- run/<run_id>, tenant/<tenant> or kind/<kind>
+  actor    text NOT NULL,
+  reason   text NOT NULL,
+  since_us bigint NOT NULL,
+  PRIMARY KEY (measure, scope)
 );
 
 CREATE TABLE rm.documents (
@@ -214,5 +263,66 @@ CREATE TABLE rm.passages (
   PRIMARY KEY (tenant, content, number)
 );
 CREATE INDEX ON rm.passages USING gin (words);
+
+CREATE TABLE rm.memories (                                          -- what agents remember for a user or a whole tenant
+  tenant        text COLLATE "C" NOT NULL,
+  user_name     text COLLATE "C" NOT NULL,                          -- '' for what the whole tenant shares
+  content       text COLLATE "C" NOT NULL,                          -- sha-256 of the text: the same text is the same memory
+  memory        text NOT NULL,
+  about         text NOT NULL,
+  trust         text COLLATE "C" NOT NULL,
+  kind          text COLLATE "C" NOT NULL,
+  run_id        uuid NOT NULL,
+  task_id       uuid NOT NULL,
+  remembered_us bigint NOT NULL,
+  position      bigint NOT NULL,
+  words         tsvector NOT NULL GENERATED ALWAYS AS (             -- A: what it is about, D: the text
+    setweight(to_tsvector('pg_catalog.english', about), 'A') || setweight(to_tsvector('pg_catalog.english', memory), 'D')) STORED,
+  PRIMARY KEY (tenant, user_name, content)
+);
+CREATE INDEX ON rm.memories USING gin (words);
+
+CREATE TABLE rm.imports (                                           -- runs that came from a file
+  run_id      uuid PRIMARY KEY,
+  file        text NOT NULL,
+  sha256      text COLLATE "C" NOT NULL,
+  events      bigint NOT NULL,
+  blobs       bigint NOT NULL,
+  actor       text NOT NULL,
+  made_by     text COLLATE "C" NOT NULL,
+  imported_us bigint NOT NULL
+);
+
+CREATE TABLE rm.archives (                                          -- runs that went to one
+  run_id         uuid PRIMARY KEY,
+  tenant         text COLLATE "C" NOT NULL,
+  user_name      text COLLATE "C" NOT NULL,
+  type           text COLLATE "C" NOT NULL,
+  goal           text NOT NULL,
+  status         text COLLATE "C" NOT NULL,
+  submitted_us   bigint NOT NULL,
+  finished_us    bigint NOT NULL,
+  cost_micro_usd bigint NOT NULL,
+  events         bigint NOT NULL,
+  file           text NOT NULL,
+  sha256         text COLLATE "C" NOT NULL,
+  actor          text NOT NULL,
+  archived_us    bigint NOT NULL
+);
+
+CREATE TABLE rm.erasures (                                          -- runs whose person's data was erased
+  run_id    uuid PRIMARY KEY,
+  tenant    text COLLATE "C" NOT NULL,
+  user_name text COLLATE "C" NOT NULL,
+  actor     text COLLATE "C" NOT NULL,
+  reason    text NOT NULL,
+  erased_us bigint NOT NULL
+);
+
+-- How far the log has been sent to a tracing tool. No view shows it: it is no fold of the log, and empty where nothing is traced.
+CREATE TABLE rm.telemetry (
+  position bigint NOT NULL,
+  one      boolean PRIMARY KEY DEFAULT true CHECK (one)
+) WITH (fillfactor = 50);
 
 RESET ROLE;

@@ -1,4 +1,4 @@
--- Full-text search over the passages of one tenant.
+-- Full-text search over the passages and the memories of one tenant.
 
 SET ROLE crewlog_projector;
 
@@ -47,5 +47,32 @@ BEGIN
      ORDER BY score DESC, h.content, h.line, h.number LIMIT p_limit;
 END $$;
 REVOKE ALL ON FUNCTION crewlog.search_documents FROM public;
+
+-- What a user may be reminded of: their own memories and those of the tenant. Memories that have more of the words come first, then those
+-- that have them closer together, then newer ones. Without any word to look for, the newest. p_trusted_only leaves out what came from outside.
+CREATE FUNCTION crewlog.search_memories(p_tenant text, p_user text, p_query text, p_limit int, p_trusted_only boolean)
+RETURNS TABLE (content text, user_name text, memory text, about text, trust text, kind text, remembered_us bigint)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+  asked text[] := tsvector_to_array(to_tsvector('english', p_query));
+  any_word tsquery := regexp_replace(plainto_tsquery('english', p_query)::text, ' (&|<(-|\d+)>) ', ' | ', 'g')::tsquery;
+BEGIN
+  RETURN QUERY
+    SELECT m.content, nullif(m.user_name, ''), m.memory, m.about, m.trust, m.kind, m.remembered_us
+      FROM rm.memories m
+     WHERE m.tenant = p_tenant AND m.user_name IN (p_user, '') AND (m.trust = 'trusted' OR NOT p_trusted_only)
+       AND (cardinality(asked) = 0 OR m.words @@ any_word)
+     ORDER BY (SELECT count(*) FROM unnest(asked) w WHERE w = ANY (tsvector_to_array(m.words))) DESC,
+              ts_rank_cd(m.words, any_word, 1) DESC, m.position DESC LIMIT p_limit;
+END $$;
+REVOKE ALL ON FUNCTION crewlog.search_memories FROM public;
+
+-- How many memories a user has; of the tenant, when p_user is ''.
+CREATE FUNCTION crewlog.count_memories(p_tenant text, p_user text) RETURNS bigint
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+  SELECT count(*) FROM rm.memories m WHERE m.tenant = p_tenant AND m.user_name = p_user
+$$;
+REVOKE ALL ON FUNCTION crewlog.count_memories FROM public;
 
 RESET ROLE;

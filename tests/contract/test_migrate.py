@@ -7,22 +7,16 @@ from collections.abc import AsyncIterator
 from itertools import count
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import asyncpg
 import pytest
 import pytest_asyncio
-from support.logs import CLOCK, asked, new_run, new_task, opening, started, to_task
-from support.money import calling, opened
+from support.logs import CLOCK, new_run, new_task, opening
 from support.postgres import Database
 
-from crewlog.events.append_call import SQL, arguments
-from crewlog.events.append_request import encode_request
 from crewlog.events.migrate import _LOCK, LOG_FOLDER, connect, ensure_database, ensure_roles, fingerprint, migrate, read_migrations
 from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.server_postgres import PostgresServer
-from crewlog.events.store import BudgetState
-from crewlog.schemas.budget import ScopeLimit
 from crewlog.schemas.errors import ConfigError, Unavailable
 
 _numbers = count(1)
@@ -206,40 +200,6 @@ async def test_one_url_of_an_ordinary_owner_is_enough(postgres_server: PostgresS
     await admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
     await admin.execute("DROP ROLE somebody")
     await admin.close()
-
-
-async def test_a_log_from_before_budgets_goes_on(database: Database, empty: str, tmp_path: Path) -> None:
-    """Logins keep their rights, what is open stays open, and tasks from before spend without scopes."""
-    for path in sorted(LOG_FOLDER.glob("*.sql"))[:3]:
-        (tmp_path / path.name).write_text(path.read_text())
-    await ensure_database(empty)
-    assert (await migrate(empty, [tmp_path]))[-1] == "0003_readers.sql"
-    owner = await connect(empty)
-    for right in ("USAGE ON SCHEMA es", "SELECT ON es.streams, es.events, es.blobs", "EXECUTE ON FUNCTION es.append"):
-        await owner.execute(f"GRANT {right} TO crewlog_orchestrator, crewlog_research")
-    run_id, old = new_run(), new_task()
-    before = opening(run_id, old)
-    given = arguments([encode_request(before)], "old")
-    await owner.fetch(SQL, *given)
-
-    applied = await migrate(empty)
-    assert applied[:2] == ["0004_budgets.sql", "0005_append_money.sql"]
-    assert await migrate(empty) == []
-    password = database.credentials.postgres
-    urls = {role: empty.replace("crewlog_admin:admin@", f"{role}:{quote(password[role])}@") for role in ("crewlog_orchestrator", "crewlog_research")}
-    orchestrator, worker = [await PostgresStore.open(url, actor=role, clock=CLOCK) for role, url in urls.items()]
-    again = await orchestrator.append(before)
-    assert (again.duplicate, list(again.versions)) == (True, [1, 1])
-    assert (await worker.append(to_task(old, started(), asked("m1-1"), expected=1))).versions == [2, 3]
-    fresh = new_task()
-    await orchestrator.append(opened(fresh, ScopeLimit("run/1", None, 10)))
-    await worker.append(calling(fresh, 10))
-    assert await worker.budgets(["run/1"]) == {"run/1": BudgetState(None, 10, 0, 10)}
-    assert await owner.fetchval("SELECT count(*) FROM pg_proc WHERE proname = 'append' AND pronamespace = 'es'::regnamespace") == 1
-    for store in (orchestrator, worker):
-        await store.close()
-    await owner.execute("DROP OWNED BY crewlog_orchestrator, crewlog_research")
-    await owner.close()
 
 
 async def test_logins_are_made_once_and_follow_their_passwords(database: Database) -> None:

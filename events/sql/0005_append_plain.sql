@@ -1,17 +1,24 @@
--- es.append_plain adds up what a batch reserves and settles in fewer steps, and looks at single events only where there is something to see.
+-- What is plain is written without being looked at one by one.
 --
--- What agents of one run reserve is one sum for all their scopes. The budgets of a batch are read and charged in one pass over their numbers
--- instead of one look-up each, and a charge that may pass a limit is no charge: the count of rows says so. Where an append has one event, which is
--- no model call and ends nothing, events need not be gone through.
--- rolling: arguments and answers are what they were; an empty p_events, which is new, is sent by programs that have migrated to here
-
--- A sum of amounts. sum() of bigint would go by numeric, which costs more than the rest of these additions; this one stops at the end of bigint.
-CREATE AGGREGATE es.total(bigint) (SFUNC = int8pl, STYPE = bigint, INITCOND = '0');
-REVOKE ALL ON FUNCTION es.total FROM public;
-
--- Arguments are those of 0023, but
+-- Nearly every append is plain: it writes to one stream that is there, at the version it expects, and reserves money for one call or settles
+-- one, or none. es.append_plain writes a whole batch of such in a few statements, or changes nothing and answers NULL: whatever is not as
+-- plain as it looked (a conflict, a duplicate, a missing right, a limit that is near) is for es.append to decide and to say.
+--
+-- What agents of one run reserve is one sum for all their scopes. The budgets of a batch are read and charged in one pass over their numbers, and a
+-- charge that may pass a limit is no charge: the count of rows says so. Where an append has one event, which is no model call and ends nothing, events
+-- need not be gone through.
+--
+-- One entry of p_stream … q_trace for each append, in the order they are to have in the log, one of e_type … e_data for each event, in that order.
+-- Arrays that hold nothing but NULL may be empty.
+--   p_stream    each stream once, all of one category
+--   p_expected  version of the stream, 1 at least
 --   p_events    number of events; empty: one each
-CREATE OR REPLACE FUNCTION es.append_plain(
+--   e_type      index into p_types and p_schemas
+--   h_id, h_amount   reserve: the reservation and its micro-USD
+--   h_id, h_actual   settle: the reservation made on this stream before, and the price in fact
+--   h_amount    of 0 and nothing else: a call that is free, reserved and settled by this very append
+-- Answers the position of each event, or NULL if this is for es.append.
+CREATE FUNCTION es.append_plain(
   p_stream text[], p_expected bigint[], p_events int[],
   q_occurred_us bigint[], q_run uuid[], q_task uuid[], q_cause uuid[], q_trace uuid[],
   p_types text[], p_schemas smallint[], e_type int[], e_id uuid[], e_data json[], p_actor text,
@@ -40,6 +47,13 @@ DECLARE
   c_spent bigint[]; c_reserved bigint[]; c_most bigint[];         -- what is added, and how much it could be if nothing were given back
   written int; called int; e int := 0; n int; v bigint;
 BEGIN
+  IF array_ndims(p_stream) > 1 OR array_lower(p_stream, 1) <> 1 OR array_ndims(p_events) > 1 OR array_lower(p_events, 1) <> 1
+     OR array_ndims(p_types) > 1 OR array_lower(p_types, 1) <> 1 OR array_ndims(e_type) > 1 OR array_lower(e_type, 1) <> 1 THEN
+    RAISE EXCEPTION 'es.append_plain: a list counts from 1' USING ERRCODE = 'ES006';
+  END IF;
+  IF q_run <> '{}' AND (prefix = 'spend/' OR array_ndims(q_run) > 1 OR array_lower(q_run, 1) <> 1) THEN
+    RETURN;
+  END IF;
   IF current_setting('transaction_isolation') <> 'read committed' THEN
     RAISE EXCEPTION 'es.append_plain needs READ COMMITTED' USING ERRCODE = 'ES005';
   END IF;
@@ -92,8 +106,8 @@ BEGIN
     -- Rights, the end of a stream, its version, its lock and its reservation in one statement.
     IF h_id = '{}' THEN
       UPDATE streams t SET version = t.version + coalesce(u.events, 1), closed_at = CASE WHEN u.closes THEN clock_timestamp() END
-        FROM (SELECT * FROM unnest(p_stream, p_expected, p_events, closes) x (name, expected, events, closes) ORDER BY name COLLATE "C") u
-       WHERE t.stream_id = u.name AND t.version = u.expected AND t.closed_at IS NULL
+        FROM (SELECT * FROM unnest(p_stream, p_expected, p_events, closes, q_run) x (name, expected, events, closes, run) ORDER BY name COLLATE "C") u
+       WHERE t.stream_id = u.name AND t.version = u.expected AND t.closed_at IS NULL AND (t.run_id = u.run OR u.run IS NULL)
          AND starts_with(t.stream_id, prefix) AND es.is_covered(t.kind, g_kind, g_except) AND (u.closes IS NOT TRUE OR t.held_id IS NULL);
       GET DIAGNOSTICS written = ROW_COUNT;
     ELSE
@@ -103,9 +117,9 @@ BEGIN
                held_id = CASE WHEN u.held IS NULL THEN t.held_id WHEN u.actual IS NULL THEN u.held END,
                held_amount = CASE WHEN u.held IS NOT NULL AND u.actual IS NULL THEN u.amount ELSE t.held_amount END,
                held_at = CASE WHEN u.held IS NOT NULL AND u.actual IS NULL THEN u.expected + 1 ELSE t.held_at END
-          FROM (SELECT * FROM unnest(p_stream, p_expected, p_events, closes, h_id, h_amount, h_actual)
-                              x (name, expected, events, closes, held, amount, actual) ORDER BY name COLLATE "C") u
-         WHERE t.stream_id = u.name AND t.version = u.expected AND t.closed_at IS NULL
+          FROM (SELECT * FROM unnest(p_stream, p_expected, p_events, closes, h_id, h_amount, h_actual, q_run)
+                              x (name, expected, events, closes, held, amount, actual, run) ORDER BY name COLLATE "C") u
+         WHERE t.stream_id = u.name AND t.version = u.expected AND t.closed_at IS NULL AND (t.run_id = u.run OR u.run IS NULL)
            AND starts_with(t.stream_id, prefix) AND es.is_covered(t.kind, g_kind, g_except)
            AND CASE WHEN u.held IS NULL THEN (u.closes IS NOT TRUE OR t.held_id IS NULL) AND u.actual IS NULL AND (u.amount > 0) IS NOT TRUE
                     WHEN u.actual IS NULL THEN u.closes IS NOT TRUE AND t.held_id IS NULL AND u.amount IS NOT NULL
@@ -156,3 +170,4 @@ BEGIN
     r_positions := NULL;
   END;
 END $$;
+REVOKE ALL ON FUNCTION es.append_plain FROM public;

@@ -1,5 +1,4 @@
 -- The bill of a model call that was settled at the most it could cost, because nobody knew it then: it has come after all, and takes that place.
--- rolling: a function that programs of before do not call
 --
 -- Writes one BillCorrected to p_stream, which is spend/<task>, and changes what is spent in the budgets of the task by the difference; or changes
 -- nothing and says why. What the call was settled at is read off the log: its first bill must be a worst case of just the amount that the event
@@ -19,7 +18,7 @@ DECLARE
   call text := p_data ->> 'call_id';
   actual bigint := (p_data -> 'price' ->> 'cost_micro_usd')::bigint;
   settled bigint := (p_data ->> 'settled_micro_usd')::bigint;
-  charged bigint[]; bill json; known text;
+  of_run uuid; charged bigint[]; bill json; known text;
 BEGIN
   IF current_setting('transaction_isolation') <> 'read committed' THEN
     RAISE EXCEPTION 'es.correct_bill needs READ COMMITTED' USING ERRCODE = 'ES005';
@@ -27,13 +26,17 @@ BEGIN
   IF NOT starts_with(p_stream, 'spend/') OR call IS NULL OR settled IS NULL OR actual IS NULL OR NOT actual BETWEEN 0 AND 1000000000000000 THEN
     RAISE EXCEPTION 'es.correct_bill: this corrects no bill' USING ERRCODE = 'ES006';
   END IF;
-  SELECT s.scopes INTO charged FROM streams s                     -- whoever may settle a call may correct it
+  SELECT s.scopes, s.run_id INTO charged, of_run FROM streams s                     -- whoever may settle a call may correct it
    WHERE s.stream_id = task
      AND EXISTS (SELECT FROM grants a WHERE a.role = session_user AND a.category = 'spend' AND 'CallSettled' = ANY (a.types))
      AND EXISTS (SELECT FROM grants a WHERE a.role = session_user AND a.category = 'task'
                     AND es.is_covered(s.kind, a.kind, concat(',', array_to_string(a.except_kinds, ','), ',')));
   IF NOT FOUND THEN
     r_status := 'denied';
+    RETURN;
+  END IF;
+  IF p_run IS NOT NULL AND of_run IS DISTINCT FROM p_run THEN
+    r_status := 'other_run';
     RETURN;
   END IF;
 
@@ -71,12 +74,3 @@ BEGIN
     FROM (SELECT x.id FROM unnest(charged) x (id) ORDER BY x.id) c WHERE b.scope_id = c.id;
 END $$;
 REVOKE ALL ON FUNCTION es.correct_bill FROM public;
-
-DO $$
-DECLARE g record;
-BEGIN
-  FOR g IN SELECT DISTINCT a.grantee::regrole AS login FROM pg_proc p, aclexplode(p.proacl) a
-            WHERE p.oid = 'es.append_plain'::regproc AND a.privilege_type = 'EXECUTE' AND a.grantee NOT IN (0, p.proowner) LOOP
-    EXECUTE format('GRANT EXECUTE ON FUNCTION es.correct_bill TO %s', g.login);
-  END LOOP;
-END $$;

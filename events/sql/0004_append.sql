@@ -1,8 +1,88 @@
--- es.append sums up what is charged to the same rows in a plain loop: a batch of one run is dearest where many agents share a budget, and the
--- general statement costs more to begin than the sums themselves. All rules of 0002, 0005 and 0006 hold on.
--- rolling: arguments and answers are what they were
+-- es.append: the gate. Appends a batch of independent requests, each of them atomic and idempotent.
+--
+-- One pass locks and advances all streams in sorted order, a loop over arrays decides every request, one INSERT writes all events,
+-- and what the loop refused is corrected. The arrays refer to each other by index, from 1:
+--   p_streams     distinct, ascending
+--   writes w_*    in request order: request, stream, expected version (-1: any), number of events, agent kind to open the stream with
+--   requests q_*  occurred_us, run, task, cause, trace
+--   types         distinct pairs of p_types and p_schemas
+--   events e_*    in write order: type, id, data
+-- An empty array stands for one that is all NULL (w_kind, q_run, q_task, q_cause, q_trace). About money, all of which may be left out:
+--   p_scope, p_soft, p_hard   distinct scopes with limits
+--   binds b_*                 in write order: write, scope with limits; the write opens its stream (w_expected is 0)
+--   limits l_*                in request order: request, scope with limits
+--   p_held                    distinct reservations, those that are settled first and ascending
+--   reservations r_*          in request order, one at most for each: request, reservation, amount
+--   settlements t_*           in request order: request, reservation, actual (NULL gives the money back)
+-- Amounts are micro-USD. Scopes are bound to a stream when it is opened, a model call reserves its worst price in the append that records it, and
+-- settles its real one. A settlement is about a reservation made on the stream of its request's first write, where spend/<task> stands for
+-- task/<task>; any other is left alone.
+--
+-- Answers with version and position of each event (version 0: refused) and one json object for each request that is not simply ok:
+--   {"request", "status": "duplicate", "versions", "positions", "warned"?}   all its ids are known: the original answer
+--   {"request", "status": "conflict", "stream", "version", "closed"}
+--   {"request", "status": "partial"}                      some ids are known, or known on another stream
+--   {"request", "status": "denied", "reason"}
+--   {"request", "status": "malformed", "reason"}
+--   {"request", "status": "over_budget", "scope", "limit", "used", "needed"}
+--   {"request", "status": "unreserved", "stream"}         a model call on a stream with scopes, without a reservation of its own
+--   {"request", "status": "reserved", "stream", "reason"} the reservation is there already
+--   {"request", "status": "warned", "warned"}             written, but these scopes of the first write's stream are over their soft limit
+--
+-- A list counts from 1 in one dimension: it is looked at by number, x[1] … x[n], and written with unnest(), which goes by place, and a Postgres array
+-- may begin at any number. Whoever passed one that begins at 0 had something else looked at than was written.
+--
+-- Whose run an event is of is what its stream says. A request that names none is of none; one that names a run
+--   on run, task, alert   is of that of the request that opened the stream
+--   on spend              is of that of the task beside which it stands, whoever opened it
+--   on all others         goes together with a write to a stream of that run, as claims do with the call they are for
+--
+-- Locks are taken in the order: scopes that are new, by name; streams, by name; reservations, by id; budgets, by number.
+--
+-- A batch is first decided as if everything fitted, and charged to the budgets with one UPDATE, which says whether a limit could have been
+-- passed or a warning be due at any moment of it, in any order. Only then is it decided again, exactly: request by request against
+-- the rows as they were, and the UPDATE is repeated with the difference.
 
-CREATE OR REPLACE FUNCTION es.append(
+-- Says whether a grant covers a stream of this kind; p_except is a list like ',code,data,'. One expression without settings: the planner puts it in
+-- place of the call.
+CREATE FUNCTION es.is_covered(p_kind text, p_only text, p_except text) RETURNS boolean LANGUAGE sql IMMUTABLE
+AS $$ SELECT (p_only IS NULL OR p_kind = p_only) AND (p_except = ',,' OR strpos(p_except, ',' || p_kind || ',') = 0) $$;
+REVOKE ALL ON FUNCTION es.is_covered FROM public;
+
+-- The answer to a request some of whose event ids are in the log: duplicate, partial, or NULL when none is.
+CREATE FUNCTION es.known_answer(
+  p_first_event int, p_last_event int, p_first_write int, p_last_write int,
+  p_streams text[], w_stream int[], w_events int[],
+  known_event int[], known_stream text[], known_version bigint[], known_position bigint[]
+) RETURNS jsonb LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, es, pg_temp AS $$
+  WITH placed AS (
+    SELECT w, p_first_event + sum(w_events[w]) OVER (ORDER BY w) - w_events[w] AS first FROM generate_series(p_first_write, p_last_write) w),
+  found AS (
+    SELECT n.event, n.version, n.position, n.stream = p_streams[w_stream[(SELECT max(w) FROM placed WHERE first <= n.event)]] AS fits
+      FROM unnest(known_event, known_stream, known_version, known_position) n (event, stream, version, position)
+     WHERE n.event BETWEEN p_first_event AND p_last_event)
+  SELECT CASE
+    WHEN count(*) = 0 THEN NULL
+    WHEN count(*) FILTER (WHERE fits) = p_last_event - p_first_event + 1 THEN
+      jsonb_build_object('status', 'duplicate', 'versions', jsonb_agg(version ORDER BY event), 'positions', jsonb_agg(position ORDER BY event))
+    ELSE jsonb_build_object('status', 'partial') END
+  FROM found
+$$;
+REVOKE ALL ON FUNCTION es.known_answer FROM public;
+
+-- Gives the scopes of streams, as text, and says of each whether this login may not settle what was reserved there: it may where it may append.
+CREATE FUNCTION es.reserved_elsewhere(p_writer text, p_streams text[], OUT scopes text[], OUT denied boolean[]) LANGUAGE sql STABLE
+SET search_path = pg_catalog, es, pg_temp AS $$
+  SELECT array_agg(z.scopes::text ORDER BY u.o),
+         array_agg(u.name IS NOT NULL AND NOT EXISTS (
+           SELECT FROM grants a
+            WHERE a.role = p_writer AND starts_with(u.name, a.category || '/')
+              AND es.is_covered(z.kind, a.kind, concat(',', array_to_string(a.except_kinds, ','), ','))) ORDER BY u.o)
+    FROM unnest(p_streams) WITH ORDINALITY u (name, o) LEFT JOIN streams z ON z.stream_id = u.name
+$$;
+REVOKE ALL ON FUNCTION es.reserved_elsewhere FROM public;
+
+CREATE FUNCTION es.append(
   p_streams text[],
   w_request int[], w_stream int[], w_expected bigint[], w_events int[], w_kind text[],
   q_occurred_us bigint[], q_run uuid[], q_task uuid[], q_cause uuid[], q_trace uuid[],
@@ -38,6 +118,8 @@ DECLARE
   type_closes boolean[];        -- NULL when no type of the batch closes anything
   added bigint[];               -- stream -> events of the whole batch
   opener int[];                 -- stream -> the write that opens it, if it is new
+  s_run uuid[]; now_run uuid[]; -- stream -> its run
+  is_of_run boolean;            -- whether the request writes to a stream of its run
   ours text[];                  -- streams that were locked
   plain boolean;                -- no event needs a look of its own
   advanced bigint[];            -- stream -> version in the table after the locking pass
@@ -53,7 +135,6 @@ DECLARE
   r_n int := cardinality(r_request); t_n int := cardinality(t_request); b_n int := cardinality(b_write); l_n int := cardinality(l_request);
   charging boolean := r_n + t_n > 0;
   money boolean;
-  at_once boolean := false;     -- reservations and settlements are summed up for the batch, none has to be looked at by itself
   type_calls boolean[];         -- NULL when the batch begins no model call
   type_limits boolean[];        -- NULL when the batch changes no limit
   k_scope bigint[];             -- scope with limits -> its row
@@ -64,6 +145,7 @@ DECLARE
   set_charged boolean[]; done_charged boolean[];       -- set -> whether an amount above 0 is about it
   set_spent bigint[]; set_reserved bigint[]; set_freed bigint[]; done_spent bigint[] := '{}'; done_reserved bigint[] := '{}';
   settled_n int := 0;           -- the first so many of p_held are settled here
+  t_counts boolean[];           -- settlement -> whether it is about a reservation of the stream it may settle on
   held_id uuid[]; held_amount bigint[]; held_stream text[]; held_run uuid[]; held_task uuid[]; held_since bigint[];   -- taken from the table
   else_scopes text[]; else_denied boolean[];           -- reservation -> scopes of its stream, if that is not in the batch, and whether it is taboo
   known_held uuid[];            -- reservations that were made elsewhere meanwhile
@@ -78,9 +160,13 @@ DECLARE
   was_spent bigint[]; was_reserved bigint[]; was_freed bigint[]; was_used bigint[]; was_soft bigint[]; was_hard bigint[]; was_limit int[];
   was_state int[]; was_amount bigint[]; was_set int[]; was_write int[];
   r int; t0 int; b0 int; l0 int; next_r int; next_t int; next_b int; next_l int;
-  scopes text; last_scopes text; last_set int; own boolean; plain_money boolean; x int; first_set int; charges boolean; amount bigint; freed bigint; warned text[];
+  scopes text; last_scopes text; last_set int; own boolean; x int; first_set int; charges boolean; amount bigint; warned text[];
   h int; i int; n int;
 BEGIN
+  IF array_ndims(p_streams) > 1 OR array_lower(p_streams, 1) <> 1 OR array_ndims(p_types) > 1 OR array_lower(p_types, 1) <> 1
+     OR array_ndims(e_type) > 1 OR array_lower(e_type, 1) <> 1 THEN
+    RAISE EXCEPTION 'es.append: a list counts from 1' USING ERRCODE = 'ES006';
+  END IF;
   IF current_setting('transaction_isolation') <> 'read committed' THEN
     RAISE EXCEPTION 'es.append needs READ COMMITTED' USING ERRCODE = 'ES005';
   END IF;
@@ -172,32 +258,32 @@ BEGIN
     IF added[s] = 0 THEN opener[s] := w; END IF;
     added[s] := added[s] + w_events[w];
   END LOOP;
-  IF streams_n = 1 AND w_expected[1] > 0 THEN                     -- the common case: one stream, which should be there
-    UPDATE streams t SET version = t.version + added[1]
-     WHERE t.stream_id = p_streams[1] AND granted[1] > 0 AND es.is_covered(t.kind, g_kind[granted[1]], g_except[granted[1]])
-    RETURNING p_streams, ARRAY[t.version], ARRAY[t.closed_at IS NOT NULL], ARRAY[CASE WHEN charging OR type_calls IS NOT NULL THEN t.scopes::text END]
-      INTO ours, advanced, was_closed, s_scopes;
-  END IF;
-  IF ours IS NULL THEN                                            -- several, or one that is new, or not for this login
-    WITH touched AS (
-      INSERT INTO streams AS t (stream_id, version, run_id, kind, scopes)
-      SELECT u.name, u.n, q_run[w_request[opener[u.o]]], w_kind[opener[u.o]], w_scopes[opener[u.o]]::bigint[]
-        FROM unnest(p_streams, added) WITH ORDINALITY u (name, n, o)
-       WHERE granted[u.o] > 0
-         AND (g_opens[granted[u.o]]
-              OR EXISTS (SELECT FROM streams z WHERE z.stream_id = u.name AND es.is_covered(z.kind, g_kind[granted[u.o]], g_except[granted[u.o]])))
-       ORDER BY u.o
-      ON CONFLICT (stream_id) DO UPDATE SET version = t.version + excluded.version
-      RETURNING stream_id, version, closed_at, CASE WHEN charging OR type_calls IS NOT NULL THEN t.scopes::text END AS scopes)
-    SELECT array_agg(stream_id), array_agg(version), array_agg(closed_at IS NOT NULL), array_agg(scopes)
-      INTO ours, advanced, was_closed, s_scopes FROM touched;
-  END IF;
+  WITH touched AS (
+    INSERT INTO streams AS t (stream_id, version, run_id, kind, scopes)
+    SELECT u.name, u.n, q_run[w_request[opener[u.o]]], w_kind[opener[u.o]], w_scopes[opener[u.o]]::bigint[]
+      FROM unnest(p_streams, added) WITH ORDINALITY u (name, n, o)
+     WHERE granted[u.o] > 0
+       AND (g_opens[granted[u.o]]
+            OR EXISTS (SELECT FROM streams z WHERE z.stream_id = u.name AND es.is_covered(z.kind, g_kind[granted[u.o]], g_except[granted[u.o]])))
+     ORDER BY u.o
+    ON CONFLICT (stream_id) DO UPDATE SET version = t.version + excluded.version
+    RETURNING stream_id, version, closed_at, CASE WHEN charging OR type_calls IS NOT NULL THEN t.scopes::text END AS scopes, t.run_id AS run)
+  SELECT array_agg(stream_id), array_agg(version), array_agg(closed_at IS NOT NULL), array_agg(scopes), array_agg(run)
+    INTO ours, advanced, was_closed, s_scopes, s_run FROM touched;
   IF ours IS DISTINCT FROM p_streams THEN                         -- some were left out, or they came in another order: align the arrays again
     SELECT array_agg(CASE WHEN t.name IS NULL THEN 0 ELSE granted[u.o] END ORDER BY u.o),
-           array_agg(coalesce(t.version, 0) ORDER BY u.o), array_agg(coalesce(t.closed, false) ORDER BY u.o), array_agg(t.scopes ORDER BY u.o)
-      INTO granted, advanced, was_closed, s_scopes
+           array_agg(coalesce(t.version, 0) ORDER BY u.o), array_agg(coalesce(t.closed, false) ORDER BY u.o), array_agg(t.scopes ORDER BY u.o),
+           array_agg(t.run ORDER BY u.o)
+      INTO granted, advanced, was_closed, s_scopes, s_run
       FROM unnest(p_streams) WITH ORDINALITY u (name, o)
-      LEFT JOIN unnest(ours, advanced, was_closed, s_scopes) t (name, version, closed, scopes) ON t.name = u.name;
+      LEFT JOIN unnest(ours, advanced, was_closed, s_scopes, s_run) t (name, version, closed, scopes, run) ON t.name = u.name;
+  END IF;
+  IF 'spend/' = ANY (g_prefix) THEN
+    FOR s IN 1..streams_n LOOP
+      IF starts_with(p_streams[s], 'spend/') THEN
+        s_run[s] := (SELECT t.run_id FROM streams t WHERE t.stream_id = 'task/' || substr(p_streams[s], 7));
+      END IF;
+    END LOOP;
   END IF;
   IF w_scopes IS NULL AND array_remove(s_scopes, NULL) = '{}' THEN type_calls := NULL; END IF;   -- nothing that happens here costs anything
   money := charging OR b_n + l_n > 0 OR type_calls IS NOT NULL OR type_limits IS NOT NULL;
@@ -212,6 +298,7 @@ BEGIN
     IF l_n > 0 THEN                                               -- rows whose limits change are locked together with the others
       sets := ARRAY[(SELECT array_agg(DISTINCT k_scope[x])::text FROM unnest(l_limit) x)]; sets_n := 1; set_charged := '{true}';
     END IF;
+    PERFORM es.set_aside(p_streams || ARRAY(SELECT 'task/' || substr(x, 7) FROM unnest(p_streams) x WHERE starts_with(x, 'spend/')), p_held);
     IF settled_n > 0 THEN                                         -- what is to be settled is taken away; what stays is put back below
       WITH taken AS (
         DELETE FROM reservations x USING unnest(p_held[1:settled_n]) u (id) WHERE x.reservation_id = u.id
@@ -227,50 +314,11 @@ BEGIN
                  ON x.id = u.id;
       END IF;
     END IF;
-    -- Usually no request needs a look of its own: each writes to one stream, no reservation is named twice, and what is settled was reserved
-    -- on the stream that says so. If one is refused after all, or a limit is near, they are decided one by one.
-    IF requests > 3 AND writes = requests AND l_n + b_n = 0 AND type_limits IS NULL AND t_n = settled_n AND cardinality(p_held) = settled_n + r_n
-       AND array_position(t_actual, NULL) IS NULL THEN
-      IF s_scopes[1] IS NOT NULL AND s_scopes = array_fill(s_scopes[1], ARRAY[streams_n]) THEN   -- the common case: all of it is charged to the same rows
-        v := 0; amount := 0; freed := 0; now_state := held_was; at_once := true;
-        FOR k IN 1..r_n LOOP
-          amount := amount + r_amount[k]; at_once := at_once AND r_held[k] = settled_n + k;
-        END LOOP;
-        FOR k IN 1..t_n LOOP
-          h := t_held[k];
-          IF now_state[h] = 1 AND held_stream[h] = p_streams[w_stream[t_request[k]]] THEN
-            v := v + t_actual[k]; freed := freed + held_amount[h]; now_state[h] := 3;
-          ELSE
-            at_once := false; EXIT;
-          END IF;
-        END LOOP;
-        sets := CASE WHEN v > 0 OR amount > 0 OR freed > 0 THEN s_scopes[1:1] END;
-        set_charged := '{true}'; set_spent := ARRAY[v]; set_reserved := ARRAY[amount - freed]; set_freed := ARRAY[freed];
-      ELSE
-        SELECT bool_and(y.fits) AND sum(y.named) = cardinality(p_held), array_agg(y.scopes) FILTER (WHERE y.charged), array_agg(true) FILTER (WHERE y.charged),
-               array_agg(y.spent) FILTER (WHERE y.charged), array_agg(y.reserved) FILTER (WHERE y.charged), array_agg(y.freed) FILTER (WHERE y.charged)
-          INTO at_once, sets, set_charged, set_spent, set_reserved, set_freed
-          FROM (SELECT z.scopes, z.scopes IS NOT NULL AND bool_or(z.spent > 0 OR z.reserved <> 0) AS charged, sum(z.spent)::bigint AS spent,
-                       sum(z.reserved)::bigint AS reserved, sum(z.freed)::bigint AS freed, bool_and(z.fits) AS fits, count(DISTINCT z.held) AS named
-                  FROM (SELECT s_scopes[w_stream[u.q]] AS scopes, 0::bigint AS spent, u.amount AS reserved, 0::bigint AS freed, u.h > settled_n AS fits, u.h AS held
-                          FROM unnest(r_request, r_held, r_amount) u (q, h, amount)
-                         UNION ALL
-                        SELECT s_scopes[w_stream[u.q]], u.actual, -held_amount[u.h], held_amount[u.h],
-                               held_was[u.h] = 1 AND held_stream[u.h] = p_streams[w_stream[u.q]], u.h
-                          FROM unnest(t_request, t_held, t_actual) u (q, h, actual)) z GROUP BY z.scopes) y;
-      END IF;
-      at_once := coalesce(at_once, false);
-      IF at_once AND sets IS NOT NULL THEN
-        sets_n := cardinality(sets);
-      ELSE
-        sets := '{}'; set_charged := '{}';
-      END IF;
-    END IF;
   END IF;
 
   LOOP
     tries := tries + 1; refused := false; special := '{}'; w := 0; e := 0;
-    IF charging AND NOT at_once THEN
+    IF charging THEN
       now_state := held_was; now_amount := held_amount; now_write := array_fill(0, ARRAY[cardinality(p_held)]); now_set := now_write;
       set_spent := array_fill(0::bigint, ARRAY[sets_n]); set_reserved := set_spent; set_freed := set_spent;
       used := a_before; soft := a_soft; hard := a_hard; reserves := false; releases := false; last_scopes := NULL; last_set := 0;
@@ -278,13 +326,13 @@ BEGIN
     IF money THEN next_r := 1; next_t := 1; next_b := 1; next_l := 1; now_scopes := s_scopes; END IF;
     IF f_scope IS NOT NULL THEN f_limit := array_fill(0, ARRAY[cardinality(f_scope)]); END IF;
     closed := was_closed; versions := array_fill(0::bigint, ARRAY[events_n]); e_write := array_fill(1, ARRAY[events_n]);
-    latest := advanced;
+    latest := advanced; now_run := s_run;
     FOR s IN 1..streams_n LOOP
       IF granted[s] > 0 THEN latest[s] := advanced[s] - added[s]; END IF;
     END LOOP;
 
     FOR q IN 1..requests LOOP
-      answer := NULL; w0 := w + 1; e0 := e + 1;
+      answer := NULL; w0 := w + 1; e0 := e + 1; is_of_run := q_run[q] IS NULL;
       LOOP
         w := w + 1; s := w_stream[w]; e := e + w_events[w];
         IF w_request[w] <> q OR w_events[w] < 1 OR e > events_n THEN
@@ -293,8 +341,21 @@ BEGIN
         IF answer IS NULL AND (closed[s] OR (w_expected[w] >= 0 AND w_expected[w] <> latest[s])) THEN
           answer := jsonb_build_object('status', 'conflict', 'stream', p_streams[s], 'version', latest[s], 'closed', closed[s]);
         END IF;
+        IF p_streams[s] ~ '^(run|task|alert|spend)/' THEN
+          IF latest[s] = 0 AND NOT starts_with(p_streams[s], 'spend/') THEN now_run[s] := q_run[q]; END IF;
+          is_of_run := true;
+          IF answer IS NULL AND q_run[q] IS NOT NULL AND now_run[s] IS DISTINCT FROM q_run[q] THEN
+            answer := jsonb_build_object('status', 'malformed', 'reason',
+                                         format('%s is of run %s, and its events cannot be of run %s', p_streams[s],
+                                                coalesce(now_run[s]::text, 'none'), q_run[q]));
+          END IF;
+        END IF;
         EXIT WHEN w = writes OR w_request[w + 1] <> q;
       END LOOP;
+      IF answer IS NULL AND NOT is_of_run THEN
+        answer := jsonb_build_object('status', 'malformed', 'reason',
+                                     format('%s is of no run, and its events are of run %s only beside events of that run', p_streams[s], q_run[q]));
+      END IF;
       IF known_event IS NOT NULL THEN                             -- duplicates before versions
         answer := coalesce(es.known_answer(e0, e, w0, w, p_streams, w_stream, w_events, known_event, known_stream, known_version, known_position), answer);
       END IF;
@@ -316,11 +377,8 @@ BEGIN
         END LOOP;
       END IF;
       IF money THEN
-        r := 0;
+        r := 0; t0 := next_t; charges := false; own := false;
         IF r_request[next_r] = q THEN r := next_r; next_r := next_r + 1; END IF;
-      END IF;
-      IF money AND NOT at_once THEN
-        t0 := next_t; charges := false; own := false;
         WHILE t_request[next_t] = q LOOP next_t := next_t + 1; END LOOP;
         IF f_scope IS NOT NULL THEN
           b0 := next_b; l0 := next_l;
@@ -342,6 +400,10 @@ BEGIN
           IF r > 0 THEN charges := r_amount[r] > 0; END IF;
           FOR k IN t0..next_t - 1 LOOP
             h := t_held[k]; i := first_set;
+            IF t_actual[k] > 0 THEN charges := true; END IF;
+            t_counts[k] := h = r_held[r] OR regexp_replace(p_streams[s], '^spend/', 'task/')
+                             = CASE WHEN now_write[h] > 0 THEN p_streams[w_stream[now_write[h]]] ELSE held_stream[h] END;
+            CONTINUE WHEN t_counts[k] IS NOT TRUE;
             IF held_stream[h] <> p_streams[s] AND now_write[h] = 0 THEN
               x := array_position(p_streams, held_stream[h]);
               IF x > 0 AND granted[x] > 0 THEN
@@ -363,7 +425,6 @@ BEGIN
               END IF;
             END IF;
             IF now_write[h] = 0 THEN now_set[h] := i; END IF;
-            IF t_actual[k] > 0 THEN charges := true; END IF;
             IF (now_amount[h] > 0 OR t_actual[k] > 0) AND now_set[h] > 0 THEN set_charged[now_set[h]] := true; END IF;
             IF r > 0 AND h = r_held[r] THEN own := true; END IF;
           END LOOP;
@@ -383,7 +444,7 @@ BEGIN
           END IF;
         END LOOP;
       END IF;
-      IF money AND NOT at_once THEN
+      IF money THEN
         IF answer IS NULL AND type_limits IS NOT NULL THEN        -- limits and the events that say so, one for one
           k := e0; n := next_l - l0;
           FOR x IN w0..w LOOP
@@ -425,16 +486,10 @@ BEGIN
               END LOOP;
             END IF;
           END IF;
-          plain_money := NOT (exact OR own);
-          IF r > 0 AND plain_money THEN                           -- the common case: any order is fine
-            h := r_held[r]; amount := r_amount[r]; reserves := true;
-            now_state[h] := 1; now_amount[h] := amount; now_set[h] := first_set; now_write[h] := w0;
-            IF first_set > 0 THEN set_reserved[first_set] := set_reserved[first_set] + amount; END IF;
-          END IF;
           FOR round IN 1..2 LOOP                                  -- settle, reserve, then settle what was reserved just now
             FOR k IN t0..next_t - 1 LOOP
               h := t_held[k];
-              CONTINUE WHEN own AND (round = 2) <> (h = r_held[r]);
+              CONTINUE WHEN t_counts[k] IS NOT TRUE OR (own AND (round = 2) <> (h = r_held[r]));
               IF now_state[h] = 1 THEN
                 amount := now_amount[h];
               ELSIF now_state[h] = 2 AND t_actual[k] >= 0 THEN
@@ -450,7 +505,7 @@ BEGIN
                 FOR y IN coalesce(set_end[i - 1], 0) + 1..set_end[i] LOOP used[set_row[y]] := used[set_row[y]] + v - amount; END LOOP;
               END IF;
             END LOOP;
-            EXIT WHEN r = 0 OR round = 2 OR plain_money;
+            EXIT WHEN r = 0 OR round = 2;
             h := r_held[r]; amount := r_amount[r];
             now_state[h] := 1; now_amount[h] := amount; now_set[h] := first_set; now_write[h] := w0; reserves := true;
             IF first_set > 0 THEN set_reserved[first_set] := set_reserved[first_set] + amount; END IF;
@@ -507,14 +562,9 @@ BEGIN
         IF type_closes[e_type[k - 1]] THEN closed[s] := true; END IF;
       END LOOP;
     END LOOP;
-    IF e <> events_n OR w <> writes OR (money AND (next_r <= r_n OR (next_t <= t_n AND NOT at_once) OR next_b <= b_n OR next_l <= l_n)) THEN
+    IF e <> events_n OR w <> writes OR (money AND (next_r <= r_n OR next_t <= t_n OR next_b <= b_n OR next_l <= l_n)) THEN
       RAISE EXCEPTION 'es.append: arrays do not fit together' USING ERRCODE = 'ES006';
     END IF;
-    IF at_once AND refused THEN
-      at_once := false; sets := '{}'; sets_n := 0; set_charged := '{}';
-      CONTINUE;
-    END IF;
-
     -- With an exact expected version the unique index is check enough; ids are looked up only when the answer could depend on them.
     IF (refused OR -1 = ANY (w_expected)) AND NOT looked_up THEN
       looked_up := true;
@@ -534,27 +584,19 @@ BEGIN
     -- Charge the rows. They are touched as late as can be, in the order of their numbers, and stay locked until the commit.
     IF charging AND true = ANY (set_charged)
        AND (set_spent, set_reserved, set_charged) IS DISTINCT FROM (done_spent, done_reserved, done_charged) THEN
-      IF done_spent = '{}' AND sets_n = 1 THEN                    -- the common case: all of it is charged to the same rows
-        WITH changed AS (
-          UPDATE budgets b SET spent = b.spent + set_spent[1], reserved = b.reserved + set_reserved[1]
-            FROM (SELECT id FROM unnest(sets[1]::bigint[]) x (id) ORDER BY id) c WHERE b.scope_id = c.id
-          RETURNING b.spent + b.reserved + set_freed[1] > least(b.soft, b.hard) AS near)
-        SELECT bool_or(changed.near) INTO near FROM changed;
-      ELSE
-        WITH change AS MATERIALIZED (
-          SELECT x.id, sum(u.spent - coalesce(u.done_spent, 0))::bigint AS spent, sum(u.reserved - coalesce(u.done_reserved, 0))::bigint AS reserved,
-                 sum(u.freed)::bigint AS freed
-            FROM unnest(sets, set_charged, set_spent, set_reserved, set_freed, done_spent, done_reserved)
-                   u (ids, charged, spent, reserved, freed, done_spent, done_reserved), unnest(u.ids::bigint[]) x (id)
-           WHERE u.charged GROUP BY x.id ORDER BY x.id),
-        changed AS (
-          UPDATE budgets b SET spent = b.spent + c.spent, reserved = b.reserved + c.reserved FROM change c WHERE b.scope_id = c.id
-          RETURNING b.spent + b.reserved + c.freed > least(b.soft, b.hard) AS near)
-        SELECT bool_or(changed.near) INTO near FROM changed;
-      END IF;
+      WITH change AS MATERIALIZED (
+        SELECT x.id, sum(u.spent - coalesce(u.done_spent, 0))::bigint AS spent, sum(u.reserved - coalesce(u.done_reserved, 0))::bigint AS reserved,
+               sum(u.freed)::bigint AS freed
+          FROM unnest(sets, set_charged, set_spent, set_reserved, set_freed, done_spent, done_reserved)
+                 u (ids, charged, spent, reserved, freed, done_spent, done_reserved), unnest(u.ids::bigint[]) x (id)
+         WHERE u.charged GROUP BY x.id ORDER BY x.id),
+      changed AS (
+        UPDATE budgets b SET spent = b.spent + c.spent, reserved = b.reserved + c.reserved FROM change c WHERE b.scope_id = c.id
+        RETURNING b.spent + b.reserved + c.freed > least(b.soft, b.hard) AS near)
+      SELECT bool_or(changed.near) INTO near FROM changed;
       done_spent := set_spent; done_reserved := set_reserved;
       IF set_charged IS DISTINCT FROM done_charged AND (exact OR near OR f_scope IS NOT NULL) THEN   -- somebody may not fit, or is to be warned
-        exact := true; at_once := false; done_charged := set_charged;
+        exact := true; done_charged := set_charged;
         SELECT array_agg(b.scope_id ORDER BY b.scope_id), array_agg(b.scope ORDER BY b.scope_id), array_agg(b.soft ORDER BY b.scope_id),
                array_agg(b.hard ORDER BY b.scope_id), array_agg(b.spent + b.reserved - c.added ORDER BY b.scope_id)
           INTO a_scope, a_name, a_soft, a_hard, a_before
@@ -571,18 +613,13 @@ BEGIN
     END IF;
 
     BEGIN
-      IF at_once AND r_n > 0 THEN
-        INSERT INTO reservations (reservation_id, stream_id, run_id, task_id, amount, since_us)
-        SELECT p_held[u.h], p_streams[w_stream[u.q]], q_run[u.q], q_task[u.q], u.amount, q_occurred_us[u.q]
-          FROM unnest(r_request, r_held, r_amount) u (q, h, amount);
-      END IF;
       IF reserves THEN
         INSERT INTO reservations (reservation_id, stream_id, run_id, task_id, amount, since_us, released_at)
         SELECT u.id, p_streams[w_stream[u.made]], q_run[w_request[u.made]], q_task[w_request[u.made]], u.amount, q_occurred_us[w_request[u.made]],
                CASE u.state WHEN 2 THEN clock_timestamp() END
           FROM unnest(p_held, now_state, now_write, now_amount) u (id, state, made, amount) WHERE u.made > 0 AND u.state < 3;
       END IF;
-      IF NOT at_once AND (1 = ANY (now_state[1:settled_n]) OR 2 = ANY (now_state[1:settled_n])) THEN      -- put back
+      IF 1 = ANY (now_state[1:settled_n]) OR 2 = ANY (now_state[1:settled_n]) THEN      -- put back
         INSERT INTO reservations (reservation_id, stream_id, run_id, task_id, amount, since_us, released_at)
         SELECT u.id, u.stream, u.run, u.task, u.amount, u.since, CASE u.state WHEN 2 THEN clock_timestamp() END
           FROM unnest(p_held, now_state, now_write, held_amount, held_stream, held_run, held_task, held_since)
@@ -590,14 +627,15 @@ BEGIN
          WHERE u.state IN (1, 2) AND u.made = 0;
       END IF;
       FOR k IN 1..events_n LOOP positions[k] := nextval('es.event_position'); END LOOP;
-      INSERT INTO events (position, version, occurred_us, event_id, run_id, task_id, causation_id, trace_id, schema_version, stream_id, type, actor, writer, data)
+      INSERT INTO events (position, version, occurred_us, event_id, run_id, task_id, causation_id, trace_id, schema_version, stream_id, type, actor,
+                          writer, data)
       SELECT u.p, u.v, q_occurred_us[w_request[u.w]], u.id, q_run[w_request[u.w]], q_task[w_request[u.w]], q_cause[w_request[u.w]], q_trace[w_request[u.w]],
              p_schemas[u.t], p_streams[w_stream[u.w]], p_types[u.t], p_actor, writer, u.d
         FROM unnest(positions, versions, e_id, e_write, e_type, e_data) u (p, v, id, w, t, d) WHERE u.v > 0;
       EXIT;
     EXCEPTION WHEN unique_violation THEN                          -- an id is known after all: look the ids up and decide again
       IF tries > 6 THEN RAISE; END IF;
-      looked_up := true; at_once := false;
+      looked_up := true;
       SELECT array_agg(u.o::int), array_agg(n.stream_id), array_agg(n.version), array_agg(n.position)
         INTO known_event, known_stream, known_version, known_position
         FROM unnest(e_id) WITH ORDINALITY u (id, o) JOIN events n ON n.event_id = u.id;
@@ -614,6 +652,9 @@ BEGIN
      WHERE reopened AND t.stream_id = u.name AND u.was = u.added;
     DELETE FROM streams t USING unnest(p_streams, advanced, latest) u (name, was, now)
      WHERE t.stream_id = u.name AND u.now = 0 AND u.was > 0;      -- a refused first append leaves no empty stream
+    IF closed <> was_closed THEN                                  -- what is reserved when a stream ends is for the sweep to find
+      PERFORM es.set_aside(ARRAY(SELECT u.name FROM unnest(p_streams, was_closed, closed) u (name, was, now) WHERE u.was <> u.now), NULL);
+    END IF;
   END IF;
   IF f_scope IS NOT NULL THEN
     UPDATE budgets b SET soft = p_soft[u.k], hard = p_hard[u.k] FROM unnest(f_scope, f_limit) u (id, k)
@@ -627,3 +668,4 @@ BEGIN
   r_versions := versions; r_positions := positions; r_special := CASE WHEN special <> '{}' THEN to_jsonb(special) END;
   RETURN NEXT;
 END $$;
+REVOKE ALL ON FUNCTION es.append FROM public;

@@ -2,10 +2,9 @@
 --
 -- es.append can do it too, and decides request by request; es.append_opening writes a batch of such requests or changes nothing and answers
 -- NULL. A stream that is there already, a known event id and a missing right are for es.append to decide and to say.
--- rolling: a function of its own; programs of before do not call it
-
--- A batch of requests that open streams: one entry of p_stream … w_request for each stream, one of q_occurred_us … q_trace for each request, one
--- of e_type … e_data for each event, in the order they are to have in the log. Arrays that hold nothing but NULL may be empty.
+--
+-- One entry of p_stream … w_request for each stream, one of q_occurred_us … q_trace for each request, one of e_type … e_data for each event, in the
+-- order they are to have in the log. Arrays that hold nothing but NULL may be empty.
 --   p_stream    each stream once
 --   p_events    number of events
 --   w_request   index into q_occurred_us … q_trace
@@ -21,6 +20,7 @@ LANGUAGE plpgsql VOLATILE SECURITY DEFINER
 SET search_path = pg_catalog, es, pg_temp
 SET plan_cache_mode = force_generic_plan                          -- custom plans cost 90 us per small call
 SET enable_seqscan = off
+SET enable_hashjoin = on                                          -- sessions of the log have it off
 AS $$
 DECLARE
   writer text := session_user;
@@ -48,7 +48,8 @@ BEGIN
   -- What begins a call or changes a limit is about money, and what closes a stream has rules of its own.
   IF p_types && '{ModelCallStarted,BudgetChanged}' OR 0 > ANY (p_soft || p_hard) OR 1000000000000000 < ANY (p_soft || p_hard)
      OR EXISTS (SELECT FROM (SELECT DISTINCT split_part(p_stream[u.w], '/', 1), p_types[u.t] FROM unnest(e_write, e_type) u (w, t)) x (category, type)
-                 WHERE NOT EXISTS (SELECT FROM grants g WHERE g.role = writer AND g.category = x.category AND g.opens
+                 WHERE (q_run <> '{}' AND x.category NOT IN ('run', 'task', 'alert'))
+                    OR NOT EXISTS (SELECT FROM grants g WHERE g.role = writer AND g.category = x.category AND g.opens
                                       AND x.type = ANY (g.types) AND x.type <> ALL (g.closing))) THEN
     RETURN;
   END IF;
@@ -68,8 +69,10 @@ BEGIN
       SELECT array_agg(b.scope_id ORDER BY u.o) INTO k_scope FROM unnest(p_scope) WITH ORDINALITY u (scope, o) JOIN budgets b ON b.scope = u.scope;
     END IF;
     INSERT INTO streams (stream_id, version, run_id, kind, scopes)
-    SELECT u.name, u.n, q_run[u.q], u.kind, (SELECT array_agg(k_scope[b.l] ORDER BY b.o) FROM unnest(b_write, b_limit) WITH ORDINALITY b (w, l, o) WHERE b.w = u.o)
+    SELECT u.name, u.n, q_run[u.q], u.kind, s.scopes
       FROM unnest(p_stream, p_events, w_request, p_kind) WITH ORDINALITY u (name, n, q, kind, o)
+      LEFT JOIN (SELECT b.w, array_agg(k_scope[b.l] ORDER BY b.o) AS scopes
+                   FROM unnest(b_write, b_limit) WITH ORDINALITY b (w, l, o) GROUP BY b.w) s ON s.w = u.o
      WHERE strpos(u.name, '/') > 0 ORDER BY u.name COLLATE "C"
     ON CONFLICT DO NOTHING;
     GET DIAGNOSTICS written = ROW_COUNT;
@@ -88,12 +91,3 @@ BEGIN
   END;
 END $$;
 REVOKE ALL ON FUNCTION es.append_opening FROM public;
-
-DO $$
-DECLARE login text;
-BEGIN
-  FOR login IN SELECT DISTINCT a.grantee::regrole FROM pg_proc p, aclexplode(p.proacl) a
-                WHERE p.oid = 'es.append'::regproc AND a.privilege_type = 'EXECUTE' AND a.grantee NOT IN (0, p.proowner) LOOP
-    EXECUTE format('GRANT EXECUTE ON FUNCTION es.append_opening TO %s', login);
-  END LOOP;
-END $$;
