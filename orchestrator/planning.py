@@ -67,8 +67,19 @@ def check_kinds(task: AgentTask, kinds: Kinds) -> None:
 def _kind_problem(kind: str, kinds: Kinds) -> str:
     offer = kinds.get(kind)
     if offer is None:
-        return f"unknown kind {kind!r}; known kinds: {', '.join(sorted(kinds)) or 'none'}"
+        return unknown_kind(kind, kinds)
     return f"kind {kind!r} is unavailable: {offer.unavailable}" if offer.unavailable else ""
+
+
+def unknown_kind(kind: str, known: Iterable[str]) -> str:
+    """Say that there is no such kind, which there are, and how to go on: with the one that may be meant, or by starting an agent of it."""
+    from difflib import get_close_matches  # nearly no process ever needs it
+
+    there = sorted(known)
+    near = get_close_matches(kind.lower(), there, n=1)
+    meant = f", perhaps {near[0]!r}" if near else ""
+    own = "" if kind in (RUN, PLANNER) else f", or start an agent of kind {kind!r} with `crewlog agent MODULE:ATTR`"
+    return f"unknown kind {kind!r}; known kinds: {', '.join(there) or 'none'}; name one of them{meant}{own}"
 
 
 def offers(kinds: Kinds) -> dict[str, str]:
@@ -103,7 +114,7 @@ def _check_names(steps: list[PlanStep], brief: Brief, offered: frozenset[str]) -
     problems: list[tuple[str, str]] = []
     for step in steps:
         if step.type not in offered:
-            problems.append((f"/{step.key}/type", f"unknown kind {step.type!r}; known kinds: {', '.join(sorted(offered)) or 'none'}"))
+            problems.append((f"/{step.key}/type", unknown_kind(step.type, offered)))
         unknown = sorted(set(step.attachments or ()) - attached)
         if unknown:
             problems.append((f"/{step.key}/attachments", f"unknown {', '.join(unknown)}; attached: {', '.join(sorted(attached)) or 'none'}"))

@@ -87,7 +87,11 @@ async def test_problems_name_their_place() -> None:
         answer = await crew.ask("tasks.submit", {"type": "run", "objective": "x", "plan": a_plan(a="reserch")})
 
     assert answer["error"]["problems"] == [
-        {"pointer": "/plan/steps/0/type", "message": "unknown kind 'reserch'; known kinds: code, communicate, data, planner, research"}
+        {
+            "pointer": "/plan/steps/0/type",
+            "message": "unknown kind 'reserch'; known kinds: code, communicate, data, planner, research; name one of them, perhaps 'research', "
+            "or start an agent of kind 'reserch' with `crewlog agent MODULE:ATTR`",
+        }
     ]
 
 

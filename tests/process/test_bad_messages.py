@@ -52,7 +52,7 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "malformed JSON": ("tasks.default.data", b'{"objective": "Count', "not valid JSON"),
     "not an object": ("tasks.default.data", b'"Count"', "must be a JSON object"),
     "an unknown field": ("tasks.default.data", task(type="data", colour="red"), "/colour"),
-    "an unknown type": ("tasks.default.sorcery", task(type="sorcery"), "unknown kind 'sorcery'"),
+    "an unknown type": ("tasks.default.sorcery", task(type="sorcery"), "or start an agent of kind 'sorcery' with `crewlog agent MODULE:ATTR`"),
     "another tenant": ("tasks.default.data", task(type="data", tenant="acme"), "'acme' does not fit the subject"),
     "a tenant that is no token": ("tasks.default.data", task(type="data", tenant="a.b"), "does not fit the subject"),
     "another type": ("tasks.default.data", task(type="code"), "'code' does not fit the subject"),

@@ -207,7 +207,9 @@ def test_a_planner_is_told_which_kinds_cannot_work_and_a_replay_knows_it_too() -
     [
         ({"type": "reserch"}, "/type", "unknown kind 'reserch'; known kinds: code, communicate, data, planner, research, weather"),
         ({"plan": a_plan(a="research", b="reserch")}, "/plan/steps/1/type", "unknown kind 'reserch'"),
-        ({"plan": a_plan(a="run")}, "/plan/steps/0/type", "unknown kind 'run'"),
+        ({"type": "Reserch"}, "/type", "; name one of them, perhaps 'research', or start an agent of kind 'Reserch' with `crewlog agent MODULE:ATTR`"),
+        ({"type": "sorcery"}, "/type", "research, weather; name one of them, or start an agent of kind 'sorcery' with"),
+        ({"plan": a_plan(a="run")}, "/plan/steps/0/type", "research, weather; name one of them"),
         ({"type": "weather"}, "/type", "unavailable: pip install weather"),
         ({"type": "data", "key": "@plan"}, "/key", "must not begin with '@'"),
         ({"plan": a_plan(a="data"), "output_schema": {}}, "/output_schema", "set synthesis to 'planner'"),

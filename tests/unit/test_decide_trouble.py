@@ -136,7 +136,7 @@ def test_a_bad_plan_is_corrected_once() -> None:
     assert "cycle" in review.outcome.summary
     assert [item.key for item in spec.message("@plan").context] == ["@plan", "@review", "@kinds"]
     spec.when(plans(a="research", b="reserch a")).then(TaskReviewed, RunFailed)
-    assert "unknown kind 'reserch'; known kinds: code, communicate, data, research" in spec.event(RunFailed).error.message
+    assert "unknown kind 'reserch'; known kinds: code, communicate, data, research; name one of them, perhaps 'research'" in spec.event(RunFailed).error.message
 
 
 def test_a_corrected_plan_is_carried_out() -> None:
