@@ -237,11 +237,18 @@ class MemoryStore:
     def _authorise(self, write: Write) -> None:
         grant: Grant | None = self._grants.get(category(write.stream)) if "/" in write.stream else None
         stream = self.log.streams.get(write.stream)
-        if grant is None or not (grant.opens if stream is None else grant.covers(stream.kind)):
+        if grant is None or not (grant.opens if stream is None else grant.covers(stream.kind)) or not self._covers_task_of(write.stream):
             raise NotAuthorised(self._actor, "append", reason=f"{write.stream} is unknown or not for {self._role}")
         for event in write.events:
             if type_name(event) not in grant.types:
                 raise NotAuthorised(self._actor, "append", reason=f"{type_name(event)} on {write.stream}")
+
+    def _covers_task_of(self, name: Stream) -> bool:
+        """Say whether what a stream stands beside is a task that this login may write to; any other stream stands beside none."""
+        if category(name) != "spend":
+            return True
+        of_task, task = self._grants.get("task"), self.log.streams.get(Stream(f"task/{name.removeprefix('spend/')}"))
+        return of_task is not None and task is not None and of_task.covers(task.kind)
 
     def _authorise_settlements(self, request: AppendRequest) -> None:
         for settlement in request.settle:
@@ -252,13 +259,13 @@ class MemoryStore:
 
     def _known(self, request: AppendRequest) -> Appended | None:
         """Answer a request some of whose event ids are in the log: duplicates come before versions."""
-        streams = [write.stream for write in request.writes for _ in write.events]
+        meant = [(write.stream, type_name(event)) for write in request.writes for event in write.events]
         known = [self.log.by_id.get(event_id) for event_id in request.event_ids]
         if not any(known):
             return None
-        if not all(event is not None and event.stream == stream for event, stream in zip(known, streams, strict=True)):
+        if not all(event is not None and (event.stream, event.type) == one for event, one in zip(known, meant, strict=True)):
             raise partly_known(request)
-        warned = self.log.ledger.warned(request, self.log.streams[streams[0]].scopes)
+        warned = self.log.ledger.warned(request, self.log.streams[request.writes[0].stream].scopes)
         return Appended([event.version for event in known if event], [event.position for event in known if event], duplicate=True, warned=warned)
 
     def _check(self, write: Write, run_id: RunId | None) -> None:
@@ -274,13 +281,13 @@ class MemoryStore:
             if own != run_id:
                 raise another_run(write.stream, own, run_id)
 
-    def _run_of(self, name: Stream, opener: RunId) -> RunId | None:
-        """Return the run of a stream; if it is new, that of its opener."""
+    def _run_of(self, name: Stream, opener: RunId | None) -> RunId | None:
+        """Return the run that events of a stream are of. On a new stream, and on one of no run, it is that of whoever appends them."""
         if category(name) == "spend":
             task = self.log.streams.get(Stream(f"task/{name.removeprefix('spend/')}"))
             return task.run_id if task is not None else None
         stream = self.log.streams.get(name)
-        return stream.run_id if stream is not None else opener
+        return stream.run_id if stream is not None and category(name) in RUN_CATEGORIES else opener
 
     def _check_is_of_run(self, request: AppendRequest) -> None:
         if request.run_id is not None and not any(category(write.stream) in RUN_CATEGORIES for write in request.writes):
@@ -294,7 +301,8 @@ class MemoryStore:
             if scopes and calls and (request.reserve is None or calls > 1 or write is not request.writes[0]):
                 raise unreserved(write.stream)
         opened = [limit for write in request.writes if write.stream not in self.log.streams for limit in write.scopes]
-        self.log.ledger.book(request, self._scopes(request.writes[0]), opened)
+        first = request.writes[0]
+        self.log.ledger.book(request._replace(run_id=self._run_of(first.stream, request.run_id)), self._scopes(first), opened)
 
     def _correct(self, request: AppendRequest, event: BillCorrected, documents: Sequence[str]) -> Appended:
         """Do what `es.correct_bill` does."""
@@ -329,12 +337,13 @@ class MemoryStore:
         versions: list[int] = []
         positions: list[int] = []
         for write in request.writes:
-            stream = self.log.streams.setdefault(write.stream, _Stream(request.run_id, write.kind, self._scopes(write)))
+            run_id = self._run_of(write.stream, request.run_id)
+            stream = self.log.streams.setdefault(write.stream, _Stream(run_id, write.kind, self._scopes(write)))
             for event in write.events:
                 at = len(versions)
                 recorded = Recorded(
                     *(len(self.log.events) + 1, write.stream, len(stream.events) + 1, request.event_ids[at], type_name(event), event.schema_version),
-                    *(documents[at].encode(), request.occurred_us, request.run_id, request.task_id, request.causation_id, request.trace_id),
+                    *(documents[at].encode(), request.occurred_us, run_id, request.task_id, request.causation_id, request.trace_id),
                     *(self._actor, self._role),
                 )
                 stream.events.append(recorded)

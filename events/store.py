@@ -23,8 +23,8 @@ NO_STREAM: Final = 0
 ANY: Final = -1
 """No expected version: append behind whatever is there."""
 RUN_CATEGORIES: Final = frozenset({"run", "task", "alert", "spend"})
-"""Streams of one run: their events are of it, or of none. `spend/<task>` is of the run of its task. All others are of no run, and their events
-are of a run only in an append that writes to a stream of it, too."""
+"""Streams of one run: their events are of it, also when the append names none. `spend/<task>` is of the run of its task, and for those who may
+write to that. All others are of no run, and their events are of a run only in an append that writes to a stream of it, too."""
 
 EVENTS_PER_APPEND_MAX: Final = 1_000
 STREAMS_PER_APPEND_MAX: Final = 128
@@ -79,7 +79,7 @@ class AppendRequest(NamedTuple):
     event_ids: Sequence[UUID]
     occurred_us: int
     run_id: RunId | None = None
-    """That of the streams it writes to, see RUN_CATEGORIES; or none."""
+    """That of the streams it writes to, see RUN_CATEGORIES; None for streams of no run."""
     task_id: TaskId | None = None
     causation_id: UUID | None = None
     trace_id: UUID | None = None

@@ -374,7 +374,7 @@ async def test_a_kind_settles_only_its_own(store: EventStore, worker: EventStore
     await worker.append(calling(mine, 30))
     for role in ("crewlog_data", SPECIALIST):
         stranger = await log.open(role)
-        with pytest.raises(NotAuthorised, match="reservation"):
+        with pytest.raises(NotAuthorised):
             await stranger.append(settling_elsewhere(mine, 1))
     assert await state(store) == (0, 30)
     # written to the stream of another task it is left alone; beside its own it counts, which may be closed

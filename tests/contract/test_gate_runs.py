@@ -7,16 +7,16 @@ import asyncio
 import asyncpg
 import msgspec
 import pytest
-from support.logs import CLOCK, Log, cancelled, completed, dispatched, new_run, new_task, opening, request, started, to_run, to_task
+from support.logs import CLOCK, Log, asked, cancelled, completed, dispatched, new_run, new_task, opening, request, started, to_run, to_task
 from support.postgres import Database
 
 from crewlog.events.append_call import SQL_OPENING, SQL_PLAIN, opening_arguments, plain_arguments
 from crewlog.events.append_request import encode_request
-from crewlog.events.grants import ORCHESTRATOR, kind_role
+from crewlog.events.grants import ORCHESTRATOR, SPECIALIST, kind_role
 from crewlog.events.postgres_store import PostgresStore
-from crewlog.events.store import NO_STREAM, AppendRequest, EventStore, Write
-from crewlog.schemas.errors import ContractError
-from crewlog.schemas.ids import RunId, Stream, TaskId, alert_stream, mcp_stream, run_stream, spend_stream, task_stream
+from crewlog.events.store import NO_STREAM, AppendRequest, EventStore, Reservation, Write
+from crewlog.schemas.errors import ContractError, NotAuthorised
+from crewlog.schemas.ids import RunId, Stream, TaskId, alert_stream, corrected_event_id, mcp_stream, reservation_id, run_stream, spend_stream, task_stream
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.system_events import BillCorrected, CallSettled, McpToolPinned, RunStoodStill
 from crewlog.schemas.usage import WORST_CASE, Price, Usage
@@ -57,7 +57,7 @@ async def test_an_agent_appends_to_its_task_as_of_the_run_of_that_only(log: Log,
     await refuses(agent, to_task(task_id, started(), expected=expected, run_id=new_run()), task_stream(task_id), run_id)
     assert (await agent.append(to_task(task_id, started(), expected=expected, run_id=run_id))).versions == [2]
     assert (await agent.append(to_task(task_id, completed(), expected=2))).versions == [3]
-    assert [event.run_id for event in await agent.read_streams({task_stream(task_id): 0})] == [run_id, run_id, None]
+    assert [event.run_id for event in await agent.read_streams({task_stream(task_id): 0})] == [run_id] * 3, "also where the append names no run"
     assert len(await agent.read_run(other)) == 2
 
 
@@ -81,10 +81,51 @@ async def test_an_append_is_of_one_run(log: Log) -> None:
 async def test_what_is_spent_beside_a_task_is_of_the_run_of_that(log: Log) -> None:
     _, agent, run_id, task_id, other, of_other = await two_runs(log)
     await refuses(agent, settled(task_id, other), spend_stream(task_id), run_id, other)
-    await refuses(agent, settled(new_task(), other), "is of run none", other)
     assert (await agent.append(settled(of_other, None))).versions == [1]
     assert (await agent.append(settled(of_other, other))).versions == [2], "whoever opened it does not say whose it is"
     assert (await agent.append(settled(task_id, run_id))).versions == [1]
+    assert [event.run_id for event in await agent.read_streams({spend_stream(of_other): 0})] == [other] * 2
+    assert len(await agent.read_run(other)) == 4
+
+
+@pytest.mark.parametrize("names_its_run", [True, False])
+async def test_what_is_spent_beside_a_task_is_for_those_who_may_write_to_it(log: Log, names_its_run: bool) -> None:
+    orchestrator, research, run_id, task_id, *_ = await two_runs(log)
+    named = run_id if names_its_run else None
+    for store, beside in (
+        (await log.open(kind_role("code")), task_id),
+        (await log.open(SPECIALIST), task_id),
+        (research, new_task()),
+        (orchestrator, new_task()),
+    ):
+        with pytest.raises(NotAuthorised):
+            await store.append(settled(beside, named))
+    assert not await orchestrator.read_streams({spend_stream(task_id): 0})
+    assert [(await store.append(settled(task_id, named))).versions for store in (research, orchestrator)] == [[1], [2]]
+
+
+async def test_what_is_reserved_is_of_the_run_of_its_stream(log: Log) -> None:
+    orchestrator, agent, run_id, task_id, *_ = await two_runs(log)
+    reserved = to_task(task_id, started(), asked("m1-1"), expected=1)._replace(reserve=Reservation(reservation_id(task_id, "m1-1"), 7))
+    await agent.append(reserved)
+    assert [found.run_id for found in await orchestrator.open_reservations(CLOCK.now_us() + 1, 10)] == [run_id]
+
+
+@pytest.mark.parametrize("expected", [2, -1])
+async def test_an_event_id_that_is_taken_by_an_event_of_another_type_is_not_there(log: Log, expected: int) -> None:
+    _, agent, _, task_id, *_ = await two_runs(log)
+    first = to_task(task_id, started(), expected=1)
+    await agent.append(first)
+    await refuses(agent, request(Write(task_stream(task_id), [completed()], expected), ids=first.event_ids), task_stream(task_id), "some of its event ids")
+    assert (await agent.append(first)).duplicate
+
+
+async def test_the_id_of_a_bill_may_be_taken_and_then_says_so(log: Log) -> None:
+    _, agent, run_id, task_id, *_ = await two_runs(log)
+    await agent.append(settled(task_id, run_id)._replace(event_ids=[corrected_event_id(task_id, "m1-1")]))
+    event = BillCorrected(task_id, run_id, "m1-1", "provider", "model", Usage(1, 1), Price(3, "config"), 0)
+    corrects = request(Write(spend_stream(task_id), [event]), run_id=run_id, task_id=task_id, ids=[corrected_event_id(task_id, "m1-1")])
+    await refuses(agent, corrects, "some of its event ids")
 
 
 async def test_a_bill_is_corrected_as_of_the_run_of_its_task(log: Log) -> None:
@@ -117,11 +158,12 @@ async def test_narrow_functions_leave_what_is_of_another_run_to_the_whole_gate(d
     await orchestrator.append(opening(other))
     connection = await asyncpg.connect(database.url(RESEARCH))
     plain = plain_arguments([encode_request(to_task(task_id, started(), expected=1, run_id=run_id))], "by hand")
-    opens = opening_arguments([encode_request(request(pinned("one"), run_id=run_id))], "by hand")
     assert plain is not None
-    assert opens is not None
-    assert await connection.fetchval(SQL_OPENING, *opens) is None
-    for run in ([other], [[other]]):
+    for asked_for in (request(pinned("one"), run_id=run_id), request(settled(task_id, None).writes[0]._replace(expected=NO_STREAM))):
+        opens = opening_arguments([encode_request(asked_for)], "by hand")
+        assert opens is not None
+        assert await connection.fetchval(SQL_OPENING, *opens) is None
+    for run in ([other], [[other]], []):
         assert await connection.fetchval(SQL_PLAIN, *plain[:4], run, *plain[5:]) is None
     by_place = SQL_PLAIN.replace("$5", "$5::text::uuid[]")  # the row is found by the first, the event would be written with the one that has number 1
     assert await connection.fetchval(by_place, *plain[:4], f"[0:1]={{{run_id},{other}}}", *plain[5:]) is None

@@ -33,12 +33,14 @@ class Model:
 
     def __init__(self) -> None:
         self.streams: dict[Stream, list[UUID]] = {}
+        self.types: dict[UUID, type[Event]] = {}
         self.closed: set[Stream] = set()
 
     def append(self, request: AppendRequest) -> Answer:
         placed = list(zip((w.stream for w in request.writes for _ in w.events), request.event_ids, strict=True))
         known = [event_id in ids for ids in self.streams.values() for _, event_id in placed if event_id in ids]
-        fitting = [event_id in self.streams.get(stream, []) for stream, event_id in placed]
+        types = dict(zip(request.event_ids, (type(event) for write in request.writes for event in write.events), strict=True))
+        fitting = [event_id in self.streams.get(stream, []) and self.types[event_id] is types[event_id] for stream, event_id in placed]
         if all(fitting):
             return tuple(self.streams[stream].index(event_id) + 1 for stream, event_id in placed), True
         if known:
@@ -47,6 +49,7 @@ class Model:
             if write.stream in self.closed or write.expected not in (ANY, len(self.streams.get(write.stream, []))):
                 return "conflict"
         versions = []
+        self.types.update(types)
         for stream, event_id in placed:
             self.streams.setdefault(stream, []).append(event_id)
             versions.append(len(self.streams[stream]))
