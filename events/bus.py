@@ -10,7 +10,7 @@ LAST_SEQUENCE: Final = "Nats-Expected-Last-Sequence"
 
 
 class Message(NamedTuple):
-    """A core message. `reply` is the subject an answer goes to, empty when none is wanted."""
+    """A core message. `reply` is the subject an answer goes to, empty when none is wanted, or the one that is named is not for answers."""
 
     subject: str
     data: bytes

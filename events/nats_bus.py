@@ -29,7 +29,7 @@ from crewlog.events.nats_requests import NoResponders, Requests
 from crewlog.events.puller import Puller
 from crewlog.events.slots import Slots
 from crewlog.schemas.errors import ConfigError, LimitExceeded, NotAuthorised, Unavailable
-from crewlog.schemas.subjects import REPLAY
+from crewlog.schemas.subjects import REPLAY, is_answerable
 
 CONNECT_TIMEOUT_S: Final = 10.0
 RECONNECT_WAIT_S: Final = 0.5
@@ -429,7 +429,7 @@ def _raise_limit(subject: str, data: bytes, error: jetstream.ApiError) -> None:
 
 
 def _message(msg: Msg) -> Message:
-    return Message(msg.subject, msg.data, msg.headers or {}, msg.reply)
+    return Message(msg.subject, msg.data, msg.headers or {}, msg.reply if is_answerable(msg.reply) else "")
 
 
 def _parse(url: str) -> tuple[list[str], str]:

@@ -223,8 +223,9 @@ class Supervisor:
                 body = {"ok": False, "error": {"code": error.code, "message": str(error)}}
             except (TypeError, ValueError) as error:
                 body = {"ok": False, "error": {"code": "contract", "message": f"not JSON, or no object with a number for each kind: {error}"}}
-            await bus.publish(message.reply, json.dumps(body).encode())
-            await bus.flush()
+            if message.reply:
+                await bus.publish(message.reply, json.dumps(body).encode())
+                await bus.flush()
 
         for verb in ("scale", "status", "down"):
             await bus.subscribe(f"supervisor.{verb}", answer)

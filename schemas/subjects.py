@@ -159,6 +159,16 @@ def parse_tasks(subject: str) -> TaskSubject:
     return TaskSubject(parts[1], parts[2])
 
 
+def is_answerable(reply: str) -> bool:
+    """Say whether an answer may go to the subject that a request names for it.
+
+    Whoever answers may publish where whoever asks may not, and the server does not check that subject: an answer must never be taken for work, a
+    command, or a request to the server itself.
+    """
+    first = reply.partition(".")[0]
+    return first.startswith("_INBOX") or not (first == "" or first in OURS or first.startswith("$"))
+
+
 def parse_foreign(subject: str) -> str:
     """Check a subject that a person names to have something published there.
 

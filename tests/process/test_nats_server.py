@@ -186,6 +186,21 @@ async def test_who_hands_in_work_steers_nothing(fleet: Fleet, subject: str) -> N
         await client.request(f"api.default.{subject}", b"{}", timeout_s=5)
 
 
+@pytest.mark.parametrize("elsewhere", ["tasks.default.data", "work.code.normal", "control.code", "wake.run", "$JS.API.STREAM.PURGE.TASKS"])
+async def test_an_answer_goes_nowhere_where_others_listen(fleet: Fleet, elsewhere: str) -> None:
+    """The orchestrator may publish there, who hands in work may not, and the server lets a request name any subject for its answer."""
+    orchestrator = await fleet.bus("orchestrator")
+    heard: asyncio.Queue[Message] = asyncio.Queue()
+    await orchestrator.subscribe("api.>", heard.put)
+    nc = await nats.connect(fleet.server.url("client"), inbox_prefix=b"_INBOX_client")
+    for reply in (elsewhere, "_INBOX_client.mine"):
+        await nc.publish("api.default.tasks.submit", reply.encode(), reply=reply)
+    await nc.drain()
+    async with asyncio.timeout(10):
+        asked = {message.data.decode(): message.reply for message in (await heard.get(), await heard.get())}
+    assert asked == {elsewhere: "", "_INBOX_client.mine": "_INBOX_client.mine"}
+
+
 async def test_an_agent_answers_what_it_is_asked(fleet: Fleet) -> None:
     orchestrator, research = await fleet.bus("orchestrator"), await fleet.bus("research")
 
