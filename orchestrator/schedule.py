@@ -172,9 +172,9 @@ def next_due_us(state: Schedule, now_us: int) -> int | None:
     return next(_times(state, after_us), None)
 
 
-def run_of(state: Schedule, due_us: int) -> RunId:
-    """Return the id of the run of one due time."""
-    return scheduled_run_id(state.tenant, state.name, generation=state.generation, due_us=due_us)
+def run_of(state: Schedule, due_us: int, number: int = 1) -> RunId:
+    """Return the id of the run of one due time, or the one with this number where the ids before it are somebody else's."""
+    return scheduled_run_id(state.tenant, state.name, generation=state.generation, due_us=due_us, number=number)
 
 
 def task_for(state: Schedule, run_id: RunId) -> AgentTask:

@@ -19,11 +19,15 @@ from crewlog.events import faults
 from crewlog.events.clock import Clock
 from crewlog.events.controls import tenant_scope
 from crewlog.events.store import ANY, AppendRequest, EventStore, Write
-from crewlog.orchestrator.driver import Driver
+from crewlog.orchestrator.driver import Driver, Submitted
 from crewlog.orchestrator.schedule import AddSchedule, ChangeSchedule, Schedule, ScheduleEvent, decide, due, evolve, next_due_us, run_of, task_for
+from crewlog.schemas.codec import Event, Unknown
 from crewlog.schemas.errors import ConflictError, ContractError, NotFound, OrchestrationError, TenantFull, Unavailable
-from crewlog.schemas.ids import Stream, schedule_stream
+from crewlog.schemas.ids import RunId, Stream, TaskId, run_stream, schedule_stream, task_stream
+from crewlog.schemas.run_events import RunSubmitted
 from crewlog.schemas.system_events import ScheduleAdded, ScheduleFired
+from crewlog.schemas.task import AgentTask, parse_task
+from crewlog.schemas.task_events import TaskOpened
 from crewlog.schemas.text import shorten
 
 DIRECTORY: Final = Stream("schedule/@all")
@@ -31,6 +35,8 @@ POLL_S: Final = 10.0
 """Longest time until an orchestrator knows what another was told, in seconds."""
 RACES_MAX: Final = 20
 ERROR_CHARS_MAX: Final = 500
+IDS_MAX: Final = 16
+"""Ids that the run of a due time may have: enough that nobody keeps a schedule from running by submitting tasks under them."""
 
 log = logging.getLogger(__name__)
 
@@ -178,13 +184,30 @@ class Schedules:
 
     async def _submit(self, state: Schedule, fired: ScheduleFired) -> ScheduleFired:
         try:
-            submitted = await self._driver.submit(task_for(state, fired.run_id), "api")
+            submitted = await self._begin(state, fired.due_us)
         except (ContractError, TenantFull) as error:
             log.warning("schedule %s of %s: its task was refused: %s", state.name, state.tenant, error)
             return replace(fired, error=shorten(str(error), ERROR_CHARS_MAX))
         if submitted.status == "accepted":
             log.info("schedule %s of %s: run %s", state.name, state.tenant, submitted.run_id)
-        return fired
+        return replace(fired, run_id=submitted.run_id)
+
+    async def _begin(self, state: Schedule, due_us: int) -> Submitted:
+        """Begin the run of a due time. Whoever submits a task chooses its id: the one of this run may be another's already."""
+        for number in range(1, IDS_MAX + 1):
+            task = task_for(state, run_of(state, due_us, number))
+            if not await self._is_taken(task):
+                submitted = await self._driver.submit(task, "api")
+                if submitted.status == "accepted" or not await self._is_taken(task):
+                    return submitted
+            log.warning("schedule %s of %s: run %s is not its own: somebody submitted another task under that id", state.name, state.tenant, task.run_id)
+        raise ContractError(f"all {IDS_MAX} ids for the run of this due time are taken by other tasks")
+
+    async def _is_taken(self, task: AgentTask) -> bool:
+        """Say whether a run or a task that is another one has the id of this."""
+        streams = {run_stream(RunId(task.run_id)): 0, task_stream(TaskId(task.task_id)): 0}
+        found = await self._store.read_streams(streams, types=frozenset({RunSubmitted.__name__, TaskOpened.__name__}))
+        return bool(found) and not any(recorded.erased_us or _submits(recorded.event(), task) for recorded in found)
 
     async def _refresh(self, *more: Stream) -> None:
         """Read what is new of all schedules there are, and of these. Of one that was removed there is nothing new until the directory names it again."""
@@ -203,3 +226,13 @@ class Schedules:
             if recorded.version > known.version and isinstance(event, ScheduleEvent):
                 known.state, known.version = evolve(known.state, event), recorded.version
         self._named -= wanted.keys()
+
+
+def _submits(event: Event | Unknown, task: AgentTask) -> bool:
+    """Say whether an event submits just this task."""
+    if not isinstance(event, RunSubmitted):
+        return False
+    try:
+        return parse_task(msgspec.json.decode(event.task)) == task
+    except ContractError:
+        return False

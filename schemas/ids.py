@@ -93,13 +93,14 @@ def schedule_stream(tenant: str, name: str) -> Stream:
     return Stream(f"schedule/{tenant}/{name}")
 
 
-def scheduled_run_id(tenant: str, name: str, *, generation: int, due_us: int) -> RunId:
+def scheduled_run_id(tenant: str, name: str, *, generation: int, due_us: int, number: int = 1) -> RunId:
     """Derive the id of the run of one due time: whoever fires it second submits a duplicate.
 
     Args:
         generation: how often a schedule of this name has been added.
+        number: from 1; somebody else's run may have the ids before this one.
     """
-    return RunId(_derived(f"schedule/{tenant}/{name}/{generation}/{due_us}"))
+    return RunId(_derived(f"schedule/{tenant}/{name}/{generation}/{due_us}" + (f"/{number}" if number > 1 else "")))
 
 
 CONTROL_STREAM: Final = Stream("control/@all")

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import msgspec
 import pytest
@@ -16,8 +16,9 @@ from crewlog.events.grants import ORCHESTRATOR
 from crewlog.events.memory_store import MemoryStore
 from crewlog.events.store import Recorded
 from crewlog.orchestrator.schedule import AddSchedule, ChangeSchedule
+from crewlog.orchestrator.schedules import IDS_MAX
 from crewlog.schemas.errors import Unavailable
-from crewlog.schemas.ids import Stream, schedule_stream
+from crewlog.schemas.ids import Stream, schedule_stream, scheduled_run_id
 from crewlog.schemas.task import parse_task
 
 TASK = {"type": "data", "objective": "Count the rows"}
@@ -27,6 +28,11 @@ STREAM = schedule_stream("default", "hourly")
 def fired(crew: Crew) -> list[dict[str, Any]]:
     stream = crew.log.streams.get(STREAM)
     return [msgspec.json.decode(r.data) for r in (stream.events if stream else ()) if r.type == "ScheduleFired"]
+
+
+def json_of(recorded: Recorded) -> dict[str, Any]:
+    fields: dict[str, Any] = msgspec.json.decode(recorded.data)
+    return fields
 
 
 def submitted(crew: Crew) -> list[str]:
@@ -99,6 +105,40 @@ async def test_a_run_whose_record_was_lost_is_recorded_by_the_next_and_not_submi
             await other.schedules.look()
 
     assert [firing["run_id"] for firing in fired(crew)] == submitted(crew)
+
+
+@pytest.mark.parametrize("as_a_task_of", [None, "another run"])
+async def test_whoever_takes_the_id_of_a_due_time_for_a_run_of_their_own_keeps_no_schedule_from_running(as_a_task_of: str | None) -> None:
+    """The id follows from what every client may read: name, generation and due time."""
+    crew = Crew()
+    async with crew.orchestrator() as one, crew.orchestrator() as other:
+        schedule = await add(crew)
+        taken = str(scheduled_run_id("default", "hourly", generation=1, due_us=schedule["next_us"]))
+        fields = {"run_id": str(uuid4())} if as_a_task_of else {}
+        assert (await crew.ask("tasks.submit", {**TASK, "task_id": taken, "objective": "Do what I want", **fields}))["ok"]
+        before = submitted(crew)
+        leap_to_next(crew, schedule)
+        await asyncio.gather(one.schedules.look(), other.schedules.look())
+
+    [run], [firing] = submitted(crew)[1:], fired(crew)
+    assert (firing["run_id"], firing.get("error", "")) == (run, "")
+    assert run not in (taken, *before)
+    assert [json_of(r)["goal"] for r in crew.log.events if r.type == "RunSubmitted"] == ["Do what I want", TASK["objective"]]
+
+
+async def test_a_due_time_whose_ids_are_all_taken_says_so() -> None:
+    crew = Crew()
+    async with crew.orchestrator() as one:
+        schedule = await add(crew)
+        for number in range(1, IDS_MAX + 1):
+            taken = scheduled_run_id("default", "hourly", generation=1, due_us=schedule["next_us"], number=number)
+            assert (await crew.ask("tasks.submit", {**TASK, "task_id": str(taken), "objective": "Do what I want"}))["ok"]
+        leap_to_next(crew, schedule)
+        await one.schedules.look()
+
+    [firing] = fired(crew)
+    assert "taken by other tasks" in firing["error"]
+    assert len(submitted(crew)) == IDS_MAX
 
 
 async def test_an_orchestrator_that_was_away_makes_up_for_the_last_time() -> None:
