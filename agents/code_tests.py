@@ -11,7 +11,8 @@ from typing import Any, Final
 import msgspec
 
 from crewlog.agents.child import ChildLimits, ChildResult
-from crewlog.agents.sandbox import Sandbox, scratch
+from crewlog.agents.sandbox import Sandbox
+from crewlog.agents.scratch import scratch
 from crewlog.agents.spec import ToolContext, ToolFailed
 from crewlog.agents.workspace import Workspace
 from crewlog.schemas.text import clean, shorten

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from crewlog.agents.child import MIB, ChildLimits
 from crewlog.agents.files import TaskFiles
-from crewlog.agents.sandbox import Sandbox, scratch
+from crewlog.agents.sandbox import Sandbox
+from crewlog.agents.scratch import scratch
 from crewlog.agents.spec import ToolContext, ToolFailed
 from crewlog.schemas.text import clean
 

@@ -21,6 +21,7 @@ from crewlog.agents.model import Closable, Model
 from crewlog.agents.models import PLANNERS_TASKS, build_chain, chain_of, parse_models, trial_chain
 from crewlog.agents.prices import load_prices
 from crewlog.agents.provider_watch import ProviderWatch
+from crewlog.agents.scratch import remove_left
 from crewlog.agents.spec import AgentSpec, Requirement
 from crewlog.agents.work import Workshop
 from crewlog.agents.worker import Worker
@@ -111,6 +112,7 @@ async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | N
             context_window=config.context_window,
             trial_chain=_trial_chains(config, closing),
         )
+        await asyncio.to_thread(remove_left, shop.workspaces)
         worker = Worker(shop, store, bus, slots=config.slots, unavailable=missing_extras(spec), lanes=lanes)
         await _run(worker, config.shutdown_grace_s)
 

@@ -20,13 +20,13 @@ import site
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
 from crewlog.agents.child import LIMITS_ONLY, NAMESPACES, ChildLimits, ChildResult, Isolation, SandboxError, run_child
+from crewlog.agents.scratch import scratch
 
 Level = Literal["namespaces", "limits-only"]
 
@@ -173,34 +173,6 @@ def _has_bytecode(module: str) -> bool:
         return True
     source = Path(spec.origin).parent.joinpath(*rest).with_suffix(".py") if rest else Path(spec.origin)
     return Path(importlib.util.cache_from_source(str(source))).exists()
-
-
-@contextmanager
-def scratch(parent: Path) -> Iterator[Path]:
-    """Make a folder for one child below `parent`, with a `tmp` inside, and remove both afterwards, and `parent` if it was not there before."""
-    was_there = parent.exists()
-    folder = _folder_below(parent)
-    try:
-        (folder / "tmp").mkdir()
-        yield folder
-    finally:
-        for place, names, _ in os.walk(folder):  # a child may have locked its own folders
-            for name in names:
-                if not (locked := Path(place, name)).is_symlink():
-                    locked.chmod(0o700)
-        shutil.rmtree(folder)
-        if not was_there:
-            with suppress(OSError):  # it holds something else by now
-                parent.rmdir()
-
-
-def _folder_below(parent: Path) -> Path:
-    while True:
-        parent.mkdir(parents=True, exist_ok=True)
-        try:
-            return Path(tempfile.mkdtemp(prefix="child-", dir=parent)).resolve()
-        except FileNotFoundError:  # another child was the last one in it, and has gone this moment
-            continue
 
 
 def clean_environment(folder: Path) -> dict[str, str]:

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from crewlog.agents.child import ChildLimits, ChildResult
 from crewlog.agents.code_tests import STOPPED, Candidate, Tried, keep_report, latest_report, render, run_tests
-from crewlog.agents.sandbox import Level, Sandbox, scratch
+from crewlog.agents.sandbox import Level, Sandbox
+from crewlog.agents.scratch import scratch
 from crewlog.agents.spec import AgentSpec, Requirement, ToolContext, ToolFailed, ToolOutput, ToolSpec
 from crewlog.agents.workspace import PREFIX, Workspace, diff_lines, safe_path
 from crewlog.schemas.text import clean, shorten

@@ -176,7 +176,8 @@ def _describe_run(event: RunEvent) -> str:  # noqa: C901  (one arm per event typ
         case RunReleased():
             return f"{event.scope} has room again"
         case RunCompleted():
-            return f"{len(event.artifacts)} files, {format_usd(event.cost_micro_usd)}" + (f"; {', '.join(event.flags)}" if event.flags else "")
+            told = f"{format_usd(event.cost_micro_usd)} as told by its tasks"  # the ledger may know of more
+            return f"{len(event.artifacts)} files, {told}" + (f"; {', '.join(event.flags)}" if event.flags else "")
         case RunFailed():
             return f"{event.error.code}: {event.error.message}"
         case RunCancelled():

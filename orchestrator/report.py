@@ -1,4 +1,8 @@
-"""What `runs.get` says about a run: made from its state alone, so it is current to the last commit."""
+"""What `runs.get` says about a run: made from its state alone, so it is current to the last commit.
+
+`usage` and `cost_micro_usd` are therefore what its tasks said when they ended, not the ledger: that has calls under way, those that were cut off and
+bills that came late, too, and is read from the view `crewlog.costs`.
+"""
 
 from __future__ import annotations
 

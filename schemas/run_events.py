@@ -223,6 +223,7 @@ class RunCompleted(RunEvent, frozen=True):
     flags: tuple[str, ...] = ()
     usage: Usage = Usage()
     cost_micro_usd: int = 0
+    """What its tasks said at their ends, as is `usage`. Bills that came later, and calls that were cut off, are only in the ledger: `crewlog.costs`."""
 
 
 class RunFailed(RunEvent, frozen=True):

@@ -18,7 +18,8 @@ from support.workshop import open_folder
 
 from crewlog.agents.child import LIMITS_ONLY, MIB, ChildLimits, ChildResult, SandboxError, run_child
 from crewlog.agents.child_launcher import processes_of
-from crewlog.agents.sandbox import Sandbox, clean_environment, scratch
+from crewlog.agents.sandbox import Sandbox, clean_environment
+from crewlog.agents.scratch import scratch
 
 MECHANISMS = ("namespaces", *(["bubblewrap"] if shutil.which("bwrap") else []), "limits-only")
 DAEMON = """

@@ -18,7 +18,7 @@ from support.workshop import Workshop, open_folder
 from crewlog.agents import data_child, data_sources
 from crewlog.agents.child import MIB
 from crewlog.agents.files import TaskFiles
-from crewlog.agents.sandbox import Sandbox, scratch
+from crewlog.agents.sandbox import Sandbox
 from crewlog.agents.spec import AgentSpec, ToolFailed
 from crewlog.agents.specialist_data import data_agent
 
@@ -242,23 +242,6 @@ async def test_the_end_hands_over_figures_and_charts(desk: Desk) -> None:
     assert end.outcome.output == {"figures": [{"label": "mean mass of Gentoo", "value": 5000, "unit": "g"}]}
     assert [ref.name for ref in end.outcome.artifacts] == ["mean-mass-g.svg", "mean-mass-g.png"]
     assert end.outcome.trust == "untrusted"
-
-
-def test_scratch_folders_go_away(tmp_path: Path) -> None:
-    with scratch(tmp_path / "a" / "b") as folder:
-        (folder / "x").symlink_to("/etc")
-    assert list((tmp_path / "a").iterdir()) == []
-
-
-def test_a_folder_that_was_there_or_holds_something_else_stays(tmp_path: Path) -> None:
-    with scratch(tmp_path / "a"), scratch(tmp_path / "a") as beside:
-        (tmp_path / "a" / "kept").touch()
-    assert not beside.exists()
-    assert [place.name for place in (tmp_path / "a").iterdir()] == ["kept"]
-    (tmp_path / "a" / "kept").unlink()
-    with scratch(tmp_path / "a"):
-        pass
-    assert (tmp_path / "a").exists()
 
 
 async def test_a_decimal_comma_is_read_between_semicolons(agent: AgentSpec) -> None:
