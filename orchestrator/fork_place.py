@@ -6,7 +6,7 @@ agent any place will do.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from crewlog.events.prefix import successors
@@ -15,6 +15,7 @@ from crewlog.orchestrator.folds import folded
 from crewlog.orchestrator.rederive import OURS
 from crewlog.orchestrator.run import RunState, TaskState, active_tasks
 from crewlog.orchestrator.run_history import RunHistory
+from crewlog.schemas.codec import Unknown
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import Stream, category, task_stream
 from crewlog.schemas.task_events import TaskCompleted
@@ -39,15 +40,39 @@ def fork_place(history: RunHistory, index: int) -> ForkPlace:
     """Return the place that an index means.
 
     Raises:
-        ContractError: the run is over there; the message names the last place where it was not.
+        ContractError: the run is over there; the message names the last place where it was not. Or what would be shared cannot be folded: an event is
+            damaged, or of a type that this program does not know.
     """
     events, end = history.events, _whole(history.events, index)
+    _refuse_unfoldable(history, end, lambda stream: category(stream) == "run")
     state = folded(events[:end])
     if state.status != "open":
         raise ContractError(f"run {history.run_id} is over behind event {end} of {len(events)}: fork it at {_last_open(events, end)} or before")
+    under_way = {task_stream(task.task_id) for task in active_tasks(state)}
+    _refuse_unfoldable(history, end, lambda stream: history.stream_of(stream) in under_way)
     versions = {task.key: _shared_version(events[:end], task) for task in active_tasks(state)}
     own = [r for r in events[:end] if category(r.stream) == "run"]
     return ForkPlace(end, events[end - 1].position, state, own[-1].version, versions)
+
+
+def _refuse_unfoldable(history: RunHistory, end: int, is_folded: Callable[[Stream], bool]) -> None:
+    """Refuse a fork whose beginning nobody could fold: it would come to nothing in its first task."""
+    for index, recorded in enumerate(history.events[:end], 1):
+        if is_folded(recorded.stream) and (why := _unfoldable(recorded)):
+            before = next((at for at in range(index - 1, 0, -1) if _whole(history.events, at) < index), 0)
+            way = f"fork it at {before} or before" if before else "no part of it can be forked"
+            raise ContractError(f"run {history.run_id} cannot be forked behind event {end}, which would share event {index}: {why}; {way}")
+
+
+def _unfoldable(recorded: Recorded) -> str:
+    try:
+        event = recorded.event()
+    except ContractError as error:
+        return str(error)
+    if not isinstance(event, Unknown):
+        return ""
+    place = f"{recorded.stream} version {recorded.version} at position {recorded.position}"
+    return f"{place} is a {recorded.type} v{recorded.schema_version}, unknown to this program"
 
 
 def _whole(events: Sequence[Recorded], index: int) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import pytest
 from support.scripted import Recorder, ScriptedModel, calls
 from support.toolbox import MemoryArtifacts
@@ -19,6 +21,7 @@ from crewlog.events.memory_store import MemoryStore
 from crewlog.orchestrator.bundle import collect, pack_bundle, unpack_bundle
 from crewlog.orchestrator.event_text import describe
 from crewlog.orchestrator.folds import Folds
+from crewlog.orchestrator.fork_place import fork_place
 from crewlog.orchestrator.golden import golden_of
 from crewlog.orchestrator.memory_crew import MemoryCrew, memory_crew
 from crewlog.orchestrator.replay import replay
@@ -26,7 +29,7 @@ from crewlog.orchestrator.run_history import RunHistory, all_payloads, load_hist
 from crewlog.schemas.blocks import ModelReply, ModelRequest, ToolResult
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import RunId
-from crewlog.schemas.run_events import RunCompleted, RunForked
+from crewlog.schemas.run_events import RunCompleted, RunForked, TaskDispatched
 from crewlog.schemas.task import parse_task
 from crewlog.schemas.task_events import ApprovalRequested, ModelCallStarted, TaskCompleted, ToolFinished, ToolStarted
 from crewlog.schemas.values import Outcome
@@ -275,6 +278,29 @@ async def test_the_end_of_a_run_names_the_last_place_before_it(crew: Crew) -> No
     history = await crew.history(parent)
     with pytest.raises(ContractError, match=r"is over behind event (\d+) of \1: fork it at \d+ or before"):
         await crew.begin(parent, len(history.events))
+
+
+@pytest.mark.parametrize(
+    ("type_", "damage", "why"),
+    [
+        (ToolFinished, {"data": b'{"call_id": 5}'}, "at position {p}: stored event ToolFinished v1 does not decode: "),
+        (ToolFinished, {"type": "ToolSang"}, "at position {p} is a ToolSang v1, unknown to this program"),
+        (TaskDispatched, {"data": b"{}"}, "at position {p}: stored event TaskDispatched v1 does not decode: "),
+        (TaskDispatched, {"type": "TaskSung"}, "at position {p} is a TaskSung v1, unknown to this program"),
+    ],
+)
+async def test_behind_what_cannot_be_folded_no_fork_begins(crew: Crew, type_: type, damage: dict[str, Any], why: str) -> None:
+    history = await crew.history(await crew.run())
+    bad = index_of(history, lambda event: isinstance(event, type_))
+    at = index_of(history, lambda event: isinstance(event, TaskCompleted)) - 1
+    there = history.events[bad - 1]
+    events = (*history.events[: bad - 1], msgspec.structs.replace(there, **damage), *history.events[bad:])
+    told = re.escape(f"cannot be forked behind event {at}, which would share event {bad}: {there.stream} version {there.version} ") + why.format(
+        p=there.position
+    )
+    way = f"fork it at {bad - 1} or before" if bad > 4 else "no part of it can be forked"  # four events are the first decision
+    with pytest.raises(ContractError, match=told + rf".*; {way}"):
+        fork_place(RunHistory(history.run_id, events), at)
 
 
 async def test_another_tenant_has_no_such_run(crew: Crew) -> None:
