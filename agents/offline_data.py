@@ -8,17 +8,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
-from crewlog.agents.offline_conversation import Conversation, Turn, Want
-from crewlog.agents.offline_data_ask import Ask, understand
+from crewlog.agents.offline_conversation import Call, Conversation, Turn, Want
+from crewlog.agents.offline_data_ask import understand
 from crewlog.agents.offline_data_facts import Source, described, source_names
-from crewlog.agents.offline_data_sql import Query, queries, said, values_query
+from crewlog.agents.offline_data_shape import Ask
+from crewlog.agents.offline_data_sql import VALUES_MAX, Query, queries, said, values_query
 from crewlog.agents.offline_data_words import figures_of, spread, write_summary
-from crewlog.agents.offline_tables import Table, as_number, read_table
+from crewlog.agents.offline_tables import Table, as_number, is_cut, read_table
 from crewlog.agents.offline_text import closeness, cut_words, terms
 from crewlog.schemas.text import shorten
 
 SOURCES_MAX: Final = 4
 QUERIES_MAX: Final = 10
+ROWS_MAX: Final = 500
+"""Rows of a result that are looked at when more than the tool shows at first are needed."""
 FIGURES_MAX: Final = 20
 
 
@@ -55,6 +58,8 @@ def analyse(talk: Conversation) -> Turn:
     ]
     if open_:
         return Turn("", tuple(Want("run_sql", {"sql": sql}) for sql in dict.fromkeys(open_)))
+    if cut := [query.sql for _, query in planned if (found := _last(talk, query.sql)) and "rows_max" not in found.arguments and is_cut(found.result)]:
+        return Turn("", tuple(Want("run_sql", {"sql": sql, "rows_max": ROWS_MAX}) for sql in dict.fromkeys(cut)))
     answered = [_answer(talk, ask, query) for ask, query in planned]
     if chart := _chart(talk, asks, answered):
         return Turn("", (chart,))
@@ -74,7 +79,7 @@ def _needs_values(source: Source) -> list[str]:
     return [
         values_query(source, column)
         for column in source.of("text")
-        if not column.is_text_number and 2 <= column.distinct <= 60 and column.distinct > len(column.values)
+        if not column.is_text_number and 2 <= column.distinct <= VALUES_MAX and column.distinct > len(column.values)
     ][:6]
 
 
@@ -92,18 +97,22 @@ def _with_values(talk: Conversation, sources: Sequence[Source]) -> list[Source]:
         for column in source.columns:
             table = read_table(results.get(values_query(source, column))) if column.sort == "text" else None
             found = tuple(str(value) for value in table.column(table.columns[0]) if value is not None) if table and table.columns else ()
-            columns.append(type(column)(**{**{f: getattr(column, f) for f in column.__dataclass_fields__}, "values": found}) if found else column)
+            columns.append(replace(column, values=found) if found else column)
         made.append(replace(source, columns=tuple(columns)))
     return made
 
 
 def _answer(talk: Conversation, ask: Ask, query: Query) -> Answered:
-    for call in talk.calls:
-        if call.tool == "run_sql" and call.arguments.get("sql") == query.sql:
-            if call.is_error:
-                return Answered(ask, query, None, shorten(" ".join((call.result or "").split()), 300))
-            return Answered(ask, query, read_table(call.result) or Table((), ()))
-    return Answered(ask, query, None)
+    call = _last(talk, query.sql)
+    if call is None:
+        return Answered(ask, query, None)
+    if call.is_error:
+        return Answered(ask, query, None, shorten(" ".join((call.result or "").split()), 300))
+    return Answered(ask, query, read_table(call.result) or Table((), ()))
+
+
+def _last(talk: Conversation, sql: str) -> Call | None:
+    return next((call for call in reversed(talk.calls) if call.tool == "run_sql" and call.arguments.get("sql") == sql), None)
 
 
 def _chart(talk: Conversation, asks: Sequence[Ask], answered: Sequence[Answered]) -> Want | None:

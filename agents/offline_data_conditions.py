@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from crewlog.agents.offline_data_facts import MISSING_SPELLINGS, Column, Source, is_year
+from crewlog.agents.offline_data_facts import MISSING_SPELLINGS, Column, Source, is_key, is_year
 from crewlog.agents.offline_data_match import GROUP, NEAR, likely_columns
 from crewlog.agents.offline_data_time import MONTHS, Span, spans
 from crewlog.agents.offline_tables import as_number
@@ -27,6 +27,12 @@ _LESS: Final = re.compile(
     r"^(?:under|below|<)|\b(?:less|lower|smaller|fewer|younger|cheaper|shorter|lighter|colder|cooler|earlier|faster|quicker)\b", re.IGNORECASE
 )
 _ORDERED: Final = frozenset({">", ">=", "<", "<=", "="})
+_COMPARISON: Final = re.compile(
+    r"\b(?:above|below|under|at least|at most|(?!other\b|rather\b)(?:more|less|[a-z]{2,20}er)(?: [a-z]{1,20})? than)\s+(?!time\b)"
+    r"[^\s,.;?]+(?: [^\s,.;?]+){0,2}",
+    re.IGNORECASE,
+)
+"""What compares something with something, in whatever words."""
 _OPERATORS: Final = {"at least": ">=", "from": ">=", ">=": ">=", "at most": "<=", "<=": "<=", "=": "=", "equal": "=", "equals": "="}
 _BETWEEN: Final = re.compile(
     r"([A-Za-z_][\w ]{0,40}?)\s*\b(?:between|from)\s+[$€£]?(-?\d[\d,]*(?:\.\d+)?)\s+(?:and|to)\s+[$€£]?(-?\d[\d,]*(?:\.\d+)?)", re.IGNORECASE
@@ -54,7 +60,8 @@ _TIME_UNITS: Final = {
     "min": "minute", "mins": "minute", "h": "hour", "hr": "hour", "hrs": "hour",
 }  # fmt: skip
 _ORDER: Final = re.compile(
-    r"\b(?:top|best|first|bottom|worst|last|highest|lowest|largest|smallest|biggest)\s+\d{1,3}\b|\b\d{1,3}\s+(?=(?:highest|largest|biggest|best|most|top|lowest|smallest|cheapest|worst)\b)",
+    r"\b(?:top|best|first|bottom|worst|last|highest|lowest|largest|smallest|biggest)\s+\d{1,3}\b|"
+    r"\b\d{1,3}(?=\s+(?:[\w-]+\s+){1,4}?(?:with|have|has|had)\s+(?:the\s+)?(?:most|fewest|[a-z]{2,}est)\b)|\b\d{1,3}\s+(?=(?:highest|largest|biggest|best|most|top|lowest|smallest|cheapest|worst)\b)",
     re.IGNORECASE,
 )
 
@@ -95,7 +102,9 @@ def _values(question: str, source: Source) -> list[Condition]:
                 found.append((column, "in", tuple(sorted(kept))))
             continue
         hits = [
-            v for v in column.values if v not in MISSING_SPELLINGS and _says(lowered, v) and (v in quoted(question) or not {stem(w) for w in words(v)} <= names)
+            v
+            for v in column.values
+            if v not in MISSING_SPELLINGS and _says(lowered, v, _plain(column.name)) and (v in quoted(question) or not {stem(w) for w in words(v)} <= names)
         ]
         if hits and column.sort == "text":
             refused = [v for v in hits if re.search(_NOT + re.escape(_plain(v)), lowered)]
@@ -109,9 +118,11 @@ def _plain(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", " ", text.lower()).strip()
 
 
-def _says(lowered: str, value: str) -> bool:
+def _says(lowered: str, value: str, name: str) -> bool:
+    """Say whether a text holds a value; a letter or a number only behind the name of its column, as in "class B"."""
     plain = _plain(value)
-    if len(plain) < 2 or plain.isdigit():
+    named = re.search(rf" {re.escape(name)} {re.escape(plain)} ", lowered)
+    if not plain or ((len(plain) < 2 or plain.isdigit()) and not named):
         return False
     return f" {plain} " in lowered or (len(plain) > 2 and (f" {plain}s " in lowered or (plain.endswith("y") and f" {plain[:-1]}ies " in lowered)))
 
@@ -175,12 +186,18 @@ def _comparisons(question: str, source: Source) -> list[Condition]:
 
 def _converted(number: float, after: str, column: Column) -> float:
     """Convert a time to the unit of a column: "2 hours" to 120 for `runtime_minutes`."""
-    said = re.match(r"\s*([a-z]+)\b", after, re.IGNORECASE)
-    given = _TIME_UNITS.get(said.group(1).lower(), "") if said else ""
-    held = next(
-        (_TIME_UNITS[part] for part in reversed(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", column.name).lower())) if part in _TIME_UNITS), ""
-    )
+    given, held = _time_unit(after), _held_unit(column)
     return number * _SECONDS[given] / _SECONDS[held] if given and held else number
+
+
+def _time_unit(after: str) -> str:
+    said = re.match(r"\s*([a-z]+)\b", after, re.IGNORECASE)
+    return _TIME_UNITS.get(said.group(1).lower(), "") if said else ""
+
+
+def _held_unit(column: Column) -> str:
+    parts = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", column.name).lower())
+    return _TIME_UNITS.get(parts[-1], "") if parts else ""
 
 
 def _compared_all(before: str, question: str, end: int, source: Source) -> list[Column]:
@@ -188,14 +205,16 @@ def _compared_all(before: str, question: str, end: int, source: Source) -> list[
     after = terms(re.split(r"[,.;?]", question[end:], maxsplit=1)[0])[:6]
     named = [c for c in source.of("number") if after and closeness(after, " ".join(c.words)) >= 0.99 and not is_year(c)]
     tail = terms(before)[-3:]
-    if named and not any(closeness(tail, " ".join(c.words)) >= NEAR for c in source.of("number")):
+    if named and not any(closeness(tail, " ".join(c.words)) >= NEAR for c in source.of("number") if not is_key(c, source.rows)):
         return named
+    if _time_unit(question[end:]) and len(timed := [c for c in source.of("number") if _held_unit(c)]) == 1:
+        return timed
     return [column] if (column := _compared(before, question, source)) else []
 
 
 def _compared(before: str, question: str, source: Source) -> Column | None:
     """Return the column a comparison is about: named just before it, else meant by its adjective, else named anywhere in the question."""
-    numbers = [c for c in source.of("number") if c is not source.numbering]
+    numbers = [c for c in source.of("number") if c is not source.numbering and ("id" in words(before) or not is_key(c, source.rows))]
     if _PEOPLE.search(before) and (ages := [c for c in numbers if "age" in c.words]):
         return ages[0]
     tail = terms(before)[-3:]
@@ -207,25 +226,38 @@ def _compared(before: str, question: str, source: Source) -> Column | None:
 
 
 def _nearest(used: Sequence[str], numbers: Sequence[Column]) -> Column | None:
-    scored = [(closeness(used, " ".join(column.words)), -at) for at, column in enumerate(numbers)]
-    score, at = max(scored, default=(0.0, 0))
+    scored = [(closeness(used, " ".join(column.words)), len(column.words), -at) for at, column in enumerate(numbers)]
+    score, _, at = max(scored, default=(0.0, 0, 0))
     return numbers[-at] if score >= NEAR else None
 
 
 def _equal_numbers(question: str, source: Source) -> list[Condition]:
-    """Find numbers that are values of a column: "status 500", or "500 errors" when one column alone holds 500."""
-    found: list[Condition] = []
+    """Find numbers that are values of a column: "status 500 or 503", "500 errors" when one column alone holds 500, or "order 17" when orders are numbered."""
+    found: dict[Column, list[float]] = {}
+    keys = [c for c in source.of("number") if is_key(c, source.rows)]
     holders = [c for c in source.of("number") if c.distinct and c.distinct <= 30 and not is_year(c)]
     plain = _ORDER.sub(" ", question)
     for match in re.finditer(r"(?<![\w.,-])(\d{1,9})(?![\w.,]*\d|\w|%)", plain):
-        if re.search(r"(?:than|over|above|below|under|least|most|[<>=$€£]|between|from|and|to)\s*$", plain[: match.start()], re.IGNORECASE):
+        if re.search(
+            r"(?:than|over|above|below|under|least|most|[<>=$€£]|between|from|between \S+ and|from \S+ to)\s*$", plain[: match.start()], re.IGNORECASE
+        ):
             continue
         having = [c for c in holders if match.group(1) in c.values]
         before = [stem(word) for word in words(plain[: match.start()])[-3:]]
-        named = [c for c in having if set(c.words) & set(before)]
+        named = [c for c in having if set(c.words) & set(before)] or [c for c in keys if before[-1:] in ([c.words[-1]], ["id"])]
+        named = named or [c for c in having if c in found and before[-1:] in (["or"], ["and"])]
         if named or (len(having) == 1 and len(match.group(1)) >= 3):
-            found.append(((named or having)[0], "=", (float(match.group(1)),)))
-    return found
+            found.setdefault((named or having)[0], []).append(float(match.group(1)))
+    return [(column, "=" if len(numbers) == 1 else "in", tuple(numbers)) for column, numbers in found.items()]
+
+
+def not_compared(question: str, source: Source, conditions: Sequence[Condition]) -> list[str]:
+    """Return the comparisons in a question that became no condition, as far as their number tells."""
+    _, plain = _times(question, source)
+    made = sum(operator in _ORDERED or operator == "between" or operator.endswith("mean") for _, operator, _ in conditions)
+    said = [match.group() for match in _COMPARISON.finditer(plain)]
+    worded = [text for text in said if not re.search(r"\d|average|mean", text)]
+    return (worded or said)[: max(0, len(said) - made)]
 
 
 def unmatched(question: str, source: Source, conditions: Sequence[Condition]) -> list[str]:

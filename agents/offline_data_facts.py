@@ -12,8 +12,10 @@ from crewlog.agents.offline_text import name_tokens
 
 Sort = Literal["number", "text", "date", "bool"]
 
-_UNITS: Final = "mm cm m km g kg mg t s ms min h c f k usd eur gbp pct percent deg l ml kwh kw w mb gb id"
+_UNITS: Final = "mm cm m km g kg mg t s ms min h c f k usd eur gbp musd meur pct percent deg l ml kwh kw w mb gb hg hpa id"
 UNITS: Final = frozenset(_UNITS.split())
+LINKS: Final = frozenset({"of", "per"})
+"""Words that only hold the others of a name together."""
 MISSING_SPELLINGS: Final = ("NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None", "-", "?", "")
 _NUMBER_TYPES: Final = re.compile(r"INT|DOUBLE|FLOAT|REAL|DECIMAL|NUMERIC|HUGEINT|NUMBER", re.IGNORECASE)
 _DATE_TYPES: Final = re.compile(r"DATE|TIMESTAMP", re.IGNORECASE)
@@ -32,13 +34,17 @@ class Column:
     distinct: int = 0
     values: tuple[str, ...] = ()
     factors: tuple[Column, ...] = ()
-    """The columns it is the product of; empty for a column of the table."""
+    """The columns it is computed from; empty for a column of the table."""
+    part: Literal["", "weekday", "hour of day", "day", "decade"] = ""
+    """What it takes of a point in time; without it, a column with factors is their product."""
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Stems of the name without its unit."""
-        tokens = tuple(name_tokens(self.name))
-        return tokens[:-1] if len(tokens) > 1 and tokens[-1] in UNITS else tokens
+        """Stems of the name without its unit: `gdp per capita (k USD)` is called gdp, capita."""
+        called, _, unit = self.name.partition("(")
+        tokens = name_tokens(called if called and unit and set(name_tokens(unit)) <= UNITS else self.name)
+        tokens = [token for at, token in enumerate(tokens) if at == 0 or token not in LINKS]
+        return tuple(tokens[:-1] if len(tokens) > 1 and tokens[-1] in UNITS else tokens)
 
     @property
     def is_yes_or_no(self) -> bool:
@@ -174,10 +180,9 @@ def _values(listed: Any) -> tuple[str, ...]:
     if isinstance(listed, list):
         return tuple(str(_first(v, "value", "name") if isinstance(v, dict) else v[0] if isinstance(v, list) and v else v) for v in listed if v is not None)
     if isinstance(listed, str):
-        # values with or without their counts in brackets
+        if counted := re.findall(r"(\S.*?) \(\d+\)(?:, |$)", listed):
+            return tuple(value for value in counted if not value.endswith("…"))  # what is cut short is no value, and the commas are theirs
         return tuple(
-            part
-            for part in (re.sub(r"\s*(?:\(\d[\d,]*\)|[:×x]\s*\d+)\s*$", "", piece).strip(" '\"`") for piece in re.split(r"[,;]\s+", listed))
-            if part and part != "…"
+            part for part in (re.sub(r"\s*[:×x]\s*\d+\s*$", "", piece).strip(" '\"`") for piece in re.split(r"[,;]\s+", listed)) if part and part != "…"
         )
     return () if listed is None else (str(listed),)

@@ -4,13 +4,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Final
+from itertools import takewhile
+from typing import Final, Literal
 
-from crewlog.agents.offline_data_facts import Column, Source, is_key, is_year
+from crewlog.agents.offline_data_facts import LINKS, Column, Source, is_key, is_year
 from crewlog.agents.offline_text import STOP_WORDS, closeness, name_tokens, stem, stems, terms, words
 
-_MEASURED: Final = stems("temperature precipitation rain rainfall wind salary wage price cost distance weight height profit")
-"""Nouns that only a column of their own can answer."""
+LEAST: Final = "smallest|lowest|least|shortest|cheapest|lightest|earliest|fewest|youngest|coldest|coolest|driest|fastest|quickest"
+MOST: Final = (
+    "largest|highest|biggest|greatest|longest|heaviest|most expensive|latest|oldest|tallest|peak|hottest|warmest|wettest|windiest|slowest|richest|farthest"
+)
+_COMPUTED: Final = re.compile(
+    rf"\b(?:(?:mean|average|avg|typical|median|totals?|sum|minimum|maximum|standard deviation|{MOST}|{LEAST})(?: of)?|what (?:is|was|are|were))\s+"
+    r"(?!(?:number|count) of\b)(?:the\s+|all\s+)?((?:[^\W\d][\w-]*(?:,\s*|\s+and\s+(?:the\s+)?|\s+|(?![\w-]))){1,6})",
+    re.IGNORECASE,
+)
+"""What is to be computed: the words behind a function."""
+_ANYTHING: Final = stems(
+    "value number figure row record entry item datum data table file one thing result amount case count common frequent popular overall trend correlation "
+    "score grade mark point relation relationship share percentage percent proportion fraction rate distribution difference comparison overview summary "
+    "range period"
+)
+_CALENDAR: Final[tuple[tuple[Literal["weekday", "hour of day", "decade"], re.Pattern[str]], ...]] = (
+    ("weekday", re.compile(r"\bweekdays?\b|\bdays? of (?:the )?week\b", re.IGNORECASE)),
+    ("hour of day", re.compile(r"\b(?:hours?|time) of (?:the )?day\b", re.IGNORECASE)),
+    ("decade", re.compile(r"\bdecades?\b", re.IGNORECASE)),
+)
 _GROUPED: Final = re.compile(
     r"\b(?:per|by|for each|for every|in each|grouped by|broken down by|split by)\s+(?:the\s+)?([a-z]{3,})\b(?!\s+[a-z]+ed\b)", re.IGNORECASE
 )
@@ -26,11 +45,11 @@ _GROUP_END: Final = re.compile(r"\b(?:best|worst|top|most|highest|lowest|where|w
 SYNONYMS: Final = tuple(
     stems(group)
     for group in (
-        "revenue sales amount turnover total value sold sell earned earns earn income proceeds gross",
+        "revenue sales amount turnover total value sold sell earned earns earn income proceeds gross spend spends spent",
         "price cost amount fee charge expensive cheap cheaper cheapest",
         "salary wage pay paid income earn earns earnings compensation richest",
         "quantity qty units count items sold number",
-        "duration time hours minutes length long longer longest short shorter shortest slow slowest slower fast fastest faster quickest",
+        "duration time runtime hours minutes length long longer longest short shorter shortest slow slowest slower fast fastest faster quickest",
         "weight mass heavy heaviest heavier light lightest lighter",
         "height tall tallest taller altitude elevation",
         "score rating points grade mark",
@@ -43,13 +62,35 @@ SYNONYMS: Final = tuple(
 )
 _ADDITIVE: Final = stems(
     "revenue sales amount quantity qty units total sum orders spend profit turnover hours nights visits votes goals wins population cases deaths "
-    "income count clicks downloads passengers rain rainfall precipitation"
+    "income gross count clicks downloads passengers rain rainfall precipitation"
 )
 _MONEY: Final = stems("revenue sales turnover proceeds income earnings")
 _QUANTITIES: Final = stems("quantity qty units count items sold amount pieces")
 _PRICES: Final = stems("price cost fee")
 NEAR: Final = 0.5
 """How close a column name must come to the words of a question."""
+
+
+def in_one_piece(question: str, source: Source) -> str:
+    """Write names of columns that hold a "per" or "by" as one word, so that they are not taken for an order to group: `gdp_per_capita`."""
+    for column in source.columns:
+        parts = re.findall(r"[^\W_]+", column.name.partition("(")[0])
+        if len(parts) > 2 and any(GROUP.match(f"{part} x") for part in parts[1:-1]):
+            question = re.sub(rf"\b{r'[ _-]+'.join(map(re.escape, parts))}\b", "_".join(parts), question, flags=re.IGNORECASE)
+    return question
+
+
+def in_full(found: Sequence[Column], question: str, source: Source) -> list[Column]:
+    """Leave out a column whose name stands in the question only as part of another's: `units` where the "unit price" is asked for."""
+    spoken = [stem(word) for word in words(question) if word not in LINKS]
+    names = {c.words for c in source.columns if len(c.words) > 1}
+    places = [(at, name) for name in names for at in range(len(spoken)) if sorted(spoken[at : at + len(name)]) == sorted(name)]
+
+    def stands_alone(column: Column) -> bool:
+        longer = {at + n for at, name in places if set(column.words) < set(name) for n in range(len(name))}
+        return not longer or closeness([word for at, word in enumerate(spoken) if at not in longer], " ".join(column.words)) >= NEAR
+
+    return [column for column in found if stands_alone(column)]
 
 
 def group_columns(question: str, source: Source) -> list[Column]:
@@ -62,18 +103,44 @@ def group_columns(question: str, source: Source) -> list[Column]:
         scored = [(score, c) for score, c in scored if score >= 0.7 or (score >= NEAR and c in source.categories)]
         best = max((score for score, _ in scored), default=0.0)
         found += [c for score, c in scored if score >= max(0.7, best - 0.2) or score == best]
-    groupable = [c for c in dict.fromkeys(found) if c.sort != "number" or is_year(c) or (c.distinct and c.distinct <= 20)]
-    return groupable[:3]
+    groupable = [c for c in in_full(list(dict.fromkeys(found)), question, source) if c.sort != "number" or is_year(c) or (c.distinct and c.distinct <= 20)]
+    return [*calendar_columns(question, source), *groupable][:3]
 
 
-def without_a_column(question: str, source: Source, groups: Sequence[Column]) -> list[str]:
-    """Return the words of a question that name what could be measured or grouped by and for which the table has no column."""
-    named = [word for word in words(question) if stem(word) in _MEASURED and not _is_held(stem(word), source)]
-    for match in _GROUPED.finditer(question) if not groups else ():
-        word = match.group(1).lower()
-        if word not in STOP_WORDS and stem(word) not in _NO_COLUMNS and not _is_held(stem(word), source):
-            named.append(word)
-    return list(dict.fromkeys(named))
+def calendar_columns(question: str, source: Source) -> list[Column]:
+    """Return the weekday, the hour of the day or the decade that a question groups by, computed from the first column that has it."""
+    made = []
+    for part, pattern in _CALENDAR:
+        held = [c for c in source.columns if (is_year(c) if part == "decade" else c.sort == "date")]
+        if pattern.search(question) and (of := next((c for c in held if part != "hour of day" or "TIMESTAMP" in c.type.upper()), None)):
+            made.append(Column(part, "VARCHAR" if part == "weekday" else "BIGINT", "text", distinct=7, factors=(of,), part=part))
+    return made
+
+
+def day_of(source: Source) -> list[Column]:
+    """Return the day of the first point in time of a table, or nothing."""
+    dates = source.of("date")[:1]
+    return [Column("day", "DATE", "date", nulls=c.nulls, factors=(c,), part="day") if "TIMESTAMP" in c.type.upper() else c for c in dates]
+
+
+def not_measured(question: str, source: Source) -> list[str]:
+    """Return what a question wants computed and the table has nothing of: "bonus" in "average salary and bonus"."""
+    lacking = []
+    for match in _COMPUTED.finditer(question):
+        for phrase in re.split(r",\s*|\s+and\s+", match.group(1)):
+            ahead = list(takewhile(lambda word: word not in STOP_WORDS and word not in LINKS, words(phrase)))
+            nouns = [word for word in ahead if not _COMPUTED.match(f"{word} x")]
+            if nouns and not any(stem(word) in _ANYTHING or _is_held(stem(word), source) for word in nouns):
+                lacking.append(" ".join(nouns))
+            if len(ahead) < len(words(phrase)):
+                break  # behind a preposition something else begins
+    return list(dict.fromkeys(lacking))
+
+
+def not_grouped(question: str, source: Source) -> list[str]:
+    """Return what a question groups by and the table has nothing of."""
+    named = [match.group(1).lower() for match in _GROUPED.finditer(question)]
+    return list(dict.fromkeys(w for w in named if w not in STOP_WORDS and stem(w) not in _NO_COLUMNS and not _is_held(stem(w), source)))
 
 
 def _is_held(word: str, source: Source) -> bool:
@@ -91,7 +158,8 @@ def measure_columns(question: str, source: Source, taken: set[str]) -> tuple[lis
     keys = {c.name for c in source.of("number") if is_key(c, source.rows) or c is source.numbering}
     allowed = [c for c in source.of("number") if c.name not in taken and (c.name not in keys or "id" in words(question))]
     scored = [(max(closeness(used, c.name), closeness(used, " ".join(c.words))), c) for c in allowed]
-    scored = [(score, c) for score, c in scored if score >= NEAR]
+    named = in_full([c for score, c in scored if score >= NEAR], question, source)
+    scored = [(score, c) for score, c in scored if c in named]
     if lettered := [c for c in allowed if len(c.name) == 1 and re.search(rf"\b(?:of|column|in|and) {re.escape(c.name)}\b", question)]:
         return lettered, []  # a single letter is no word elsewhere
     if not scored:
@@ -99,8 +167,8 @@ def measure_columns(question: str, source: Source, taken: set[str]) -> tuple[lis
         scored = [(score, c) for c in allowed if (score := closeness(terms(question), " ".join(c.words))) >= NEAR]
     if not any(score >= 0.99 for score, _ in scored) and (product := _revenue(question, source, allowed)):
         return [product], [_revenue_note(product, source)]
-    named = {word for column in source.columns if column.name in taken for word in column.words}
-    if not scored and (likely := likely_columns([word for word in terms(question) if word not in named], allowed)):
+    busy = {word for column in source.columns if column.name in taken for word in column.words}
+    if not scored and (likely := likely_columns([word for word in terms(question) if word not in busy], allowed)):
         return likely[:1], [f"taken for what the question names: {likely[0].name}"]
     exact = [c for score, c in scored if score >= 0.99]
     if exact:
@@ -144,12 +212,12 @@ def what_counts(source: Source) -> Column | None:
 
 def is_additive(measure: Column) -> bool:
     """Say whether a measure adds up over rows, as amounts do and prices do not."""
-    return bool(measure.factors or (set(measure.words) & _ADDITIVE and not set(measure.words) & (_PRICES | {"rat", "percent", "pct"})))
+    return bool((measure.factors and not measure.part) or (set(measure.words) & _ADDITIVE and not set(measure.words) & (_PRICES | {"rat", "percent", "pct"})))
 
 
 def _revenue(question: str, source: Source, allowed: list[Column]) -> Column | None:
     """Make revenue of a quantity and a price when a question asks for it and no column holds it."""
-    if not _MONEY & set(terms(question)) or any(_MONEY & set(c.words) for c in source.columns):
+    if not _MONEY & set(terms(question)) or any(_MONEY & set(c.words) for c in source.of("number")):
         return None
     prices = [c for c in allowed if _PRICES & set(c.words)]
     amounts = [c for c in allowed if _QUANTITIES & set(c.words) and c not in prices]

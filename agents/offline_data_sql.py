@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
-from crewlog.agents.offline_data_ask import Ask, Function
 from crewlog.agents.offline_data_facts import MISSING_SPELLINGS, Column, Source
+from crewlog.agents.offline_data_shape import Ask, Function
 from crewlog.agents.offline_text import join_words
 
 if TYPE_CHECKING:
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 
 GROUPS_MAX = 40
 COLUMNS_MAX = 6
-VALUES_MAX = 60
+VALUES_MAX = 50
+PERIODS_MAX = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,8 @@ class Query:
     x: str = ""
     y: str = ""
     chart: str = ""
+    rows_max: int = 0
+    """Where the result is cut off; 0 for nowhere."""
 
 
 def values_query(source: Source, column: Column) -> str:
@@ -43,9 +47,17 @@ def values_query(source: Source, column: Column) -> str:
 
 def queries(ask: Ask) -> list[Query]:
     """Return the statements that answer an ask."""
-    build = {"profile": _profile, "missing": _missing, "correlation": _correlation, "trend": _trend, "share": _share, "top": _top, "rows": _rows}.get(
-        ask.shape, _aggregates
-    )
+    build = {
+        "profile": _profile,
+        "missing": _missing,
+        "correlation": _correlation,
+        "trend": _trend,
+        "share": _share,
+        "top": _top,
+        "rows": _rows,
+        "duplicates": _duplicates,
+        "none": _nothing,
+    }.get(ask.shape, _aggregates)
     made = build(ask)
     if ask.draws == "histogram" and (measure := next((m for m in ask.measures or ask.source.measures if m.sort == "number"), None)):
         made = [query for query in made if query.chart != "histogram"] + [_distribution(ask, measure)]
@@ -131,6 +143,17 @@ def _correlation(ask: Ask) -> list[Query]:
     ]
 
 
+def _duplicates(ask: Ask) -> list[Query]:
+    from sqlglot import exp
+
+    whole = exp.Count(this=exp.Distinct(expressions=[exp.Tuple(expressions=[_name(column) for column in ask.source.columns])]))
+    return [Query("rows", _text(_where(_from(exp.select(_aliased(_count(), "rows"), _aliased(whole, "different rows")), ask.source), ask)))]
+
+
+def _nothing(_: Ask) -> list[Query]:
+    return []
+
+
 def _trend(ask: Ask) -> list[Query]:
     from sqlglot import exp
 
@@ -147,9 +170,14 @@ def _trend(ask: Ask) -> list[Query]:
     for column in ask.groups:
         select = select.where(exp.not_(_is_missing(column)))
     order = [axis, *keys]
-    select = select.where(_name(ask.date).is_(exp.Null()).not_()).group_by(*(key.copy() for key in order)).order_by(*(key.copy() for key in order)).limit(400)
+    select = (
+        select.where(_name(ask.date).is_(exp.Null()).not_())
+        .group_by(*(key.copy() for key in order))
+        .order_by(*(key.copy() for key in order))
+        .limit(PERIODS_MAX)
+    )
     by = join_words([name, *(column.name for column in ask.groups)])
-    return [Query(f"{said(outputs[0][0])} by {by}", _text(select), name, outputs[0][0], "" if ask.groups else "line")]
+    return [Query(f"{said(outputs[0][0])} by {by}", _text(select), name, outputs[0][0], "" if ask.groups else "line", PERIODS_MAX)]
 
 
 def _share(ask: Ask) -> list[Query]:
@@ -195,8 +223,10 @@ def _aggregates(ask: Ask) -> list[Query]:
     else:
         counted = [*expressions, _aliased(_count() if len(ask.measures) != 1 else exp.Count(this=_value(ask.measures[0])), "n")]
     if ask.groups:
-        grouped = _grouped(ask.source, list(ask.groups), counted, ask)
-        return [Query(f"{title} by {', '.join(c.name for c in ask.groups)}", _text(grouped), ask.groups[0].name, outputs[0][0], "bar")]
+        # of more groups than are shown, those with the most
+        is_many = prod(column.distinct or 1 for column in ask.groups) > GROUPS_MAX
+        grouped = _grouped(ask.source, list(ask.groups), counted, ask, order=outputs[0][0] if is_many else "", descending=True)
+        return [Query(f"{title} by {', '.join(c.name for c in ask.groups)}", _text(grouped), ask.groups[0].name, outputs[0][0], "bar", GROUPS_MAX)]
     made = [Query(title, _text(_where(_from(exp.select(*counted), ask.source), ask)))]
     if ask.wants_chart and (numbers := [m for m in ask.measures if m.sort == "number"]):
         made.append(_distribution(ask, numbers[0]))
@@ -319,23 +349,39 @@ def _value(column: Column) -> exp.Expr:
     from sqlglot import exp
 
     return (
-        exp.func("NULLIF", _name(column), exp.Literal.string("NA")) if column.sort == "text" else _number(column) if column.sort == "number" else _name(column)
+        exp.func("NULLIF", _name(column), exp.Literal.string("NA"))
+        if column.sort == "text" and not column.part
+        else _number(column)
+        if column.sort == "number"
+        else _name(column)
     )
 
 
 def _number(column: Column) -> exp.Expr:
     from sqlglot import exp
 
-    if column.factors:
+    if column.factors and not column.part:
         one, other = (_number(factor) for factor in column.factors)
         return exp.Mul(this=one, expression=other)
     return exp.TryCast(this=_name(column), to=exp.DataType.build("double")) if column.is_text_number else _name(column)
 
 
-def _name(column: Column) -> exp.Column:
+def _name(column: Column) -> exp.Expr:
     from sqlglot import exp
 
-    return exp.column(column.name, quoted=True)
+    if not column.part:
+        return exp.column(column.name, quoted=True)
+    of = _name(column.factors[0])
+    match column.part:
+        case "day":
+            return exp.cast(of, "date")
+        case "weekday":
+            return exp.func("DAYNAME", of)
+        case "hour of day":
+            return exp.func("HOUR", of)
+        case _:
+            year = exp.func("YEAR", of) if column.factors[0].sort == "date" else of
+            return exp.Sub(this=year, expression=exp.paren(exp.Mod(this=year.copy(), expression=exp.Literal.number(10))))
 
 
 def _count() -> exp.Expr:

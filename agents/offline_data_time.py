@@ -20,7 +20,8 @@ _POINT: Final = re.compile(
 )
 _RANGE: Final = re.compile(r"^\s*(?:and|to|until|till|through|[-–])\s*(?:the\s+)?$", re.IGNORECASE)
 _LEAD: Final = re.compile(
-    r"\b(between|from|since|after|starting(?: in| on)?|before|until|till|up to|through|by|in|on|during|for|of|and|to)\s+(?:the\s+)?$", re.IGNORECASE
+    r"\b(between|from|since|after|starting(?: in| on)?|before|until|till|up to|through|by|in|on|during|for|of|and|or|to|vs\.?|versus)\s+(?:the\s+)?$",
+    re.IGNORECASE,
 )
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from datetime import date, timedelta
 from typing import Any, Final
 
-from crewlog.agents.offline_data_ask import Ask
 from crewlog.agents.offline_data_facts import Column, Source
+from crewlog.agents.offline_data_shape import Ask
 from crewlog.agents.offline_data_sql import Query, said
 from crewlog.agents.offline_data_time import MONTHS
 from crewlog.agents.offline_report import show
@@ -25,7 +25,7 @@ def write_summary(asks: Sequence[Ask], parts: Sequence[Part]) -> str:
     lines: list[str] = []
     for ask in asks:
         mine = [(query, table) for owner, query, table in parts if owner is ask]
-        lines += [text for doubt in ask.doubts for text in (f"Careful: {doubt}.", "")]
+        lines += [text for doubt in ask.doubts for text in (f"{'This cannot be answered' if ask.shape == 'none' else 'Careful'}: {doubt}.", "")]
         if ask.shape in ("profile", "rows"):
             lines += _profile(ask, mine) if ask.shape == "profile" else _rows(ask, mine)
         else:
@@ -128,6 +128,10 @@ def _result(ask: Ask, query: Query, table: Table) -> list[str]:
         return [f"{capital(query.title)}: no rows fit{_conditions(ask)}.", ""]
     if query.chart in ("scatter", "histogram"):
         return []
+    if ask.shape == "duplicates":
+        rows, different = (int(as_number(cell) or 0) for cell in table.rows[0])
+        again = f"{rows - different or 'none'} {'is a repetition' if rows - different == 1 else 'are repetitions'}"
+        return [f"{ask.source.name} has {rows} rows{_conditions(ask)}, {different} different ones: {again}.", ""]
     if len(table.rows) == 1 and not ask.groups and ask.shape not in ("trend", "missing"):
         count = dict(zip(table.columns, table.rows[0], strict=True)).get("n")
         texts = [
@@ -149,10 +153,10 @@ def _headline(ask: Ask, query: Query, table: Table) -> str:
     at = table.columns.index(query.y) if query.y in table.columns else -1
     keys = _key_count(ask)
     ranked = sorted((row for row in table.rows if as_number(row[at]) is not None), key=lambda row: (-(as_number(row[at]) or 0.0), str(row[0])))
-    if not ranked and ask.shape == "top":
-        return f"{capital(query.title)}{_conditions(ask)}: {_keys(table.rows[0], keys)} is first with {_key(table.rows[0][at])}."
-    if not ranked:
+    if not ranked and ask.shape != "top":
         return f"{capital(query.title)}{_conditions(ask)}:"
+    if ask.shape == "top":
+        return f"{capital(query.title)}{_conditions(ask)}: {_place(ask, query, table, at)}"
     unit = _unit(_named_in(ask, query.y)) if not query.y.startswith("percent") else " %"
     high, low = ranked[0], ranked[-1]
     if focused := [row for row in ranked if show(row[0]) in ask.focus]:
@@ -161,14 +165,31 @@ def _headline(ask: Ask, query: Query, table: Table) -> str:
         how = "the same" if high[at] == low[at] else "about the same"
         return f"{capital(query.title)}{_conditions(ask)}: {how} for all ({show(high[at])}{unit})."
     text = f"{capital(query.title)}{_conditions(ask)}: "
-    if ask.shape == "top":
-        first = low if ask.is_ascending else high
-        return text + f"{_keys(first, keys)} is first with {show(first[at])}{unit}."
-    return (
-        text
-        + f"highest for {_keys(high, keys, ask.period)} ({show(high[at])}{unit})"
-        + (f", lowest for {_keys(low, keys, ask.period)} ({show(low[at])}{unit})." if low is not high else ".")
-    )
+    is_cut = 0 < query.rows_max <= len(table.rows)
+    if is_cut and ask.shape == "trend":
+        return f"{text}only the first {len(table.rows)} are looked at, so these rules cannot say where it is highest."
+    text += f"highest for {_keys(high, keys, ask.period)} ({show(high[at])}{unit})"
+    if is_cut:
+        return f"{text}; only the {len(table.rows)} highest are looked at."
+    if low is not high:
+        text += f", lowest for {_keys(low, keys, ask.period)} ({show(low[at])}{unit})"
+    if ask.functions in (("count",), ("sum",)) and len(ask.measures) <= 1 and ask.shape == "group" and 1 < len(ranked) == len(table.rows):
+        text += f"; {show(sum(row[at] for row in ranked))}{unit} in all"
+    if len(ranked) == 2 and ask.is_contrast:
+        text += f"; a difference of {show(high[at] - low[at])}{unit}"
+    return f"{text}."
+
+
+def _place(ask: Ask, query: Query, table: Table, at: int) -> str:
+    """Say who is first, and in what place the one is that was asked for; rows come in the order of the ranking."""
+    unit = _unit(_named_in(ask, query.y))
+    if ask.rank > len(table.rows):
+        return f"there are only {len(table.rows)}."
+    row = table.rows[ask.rank - 1]
+    place = ("first", "second", "third", "fourth", "fifth")[ask.rank - 1]
+    equal = [_keys(other, 1) for other in table.rows if other[at] == row[at] and other is not row]
+    same = f", as {'has' if len(equal) == 1 else 'have'} {join_words(equal)}" if equal else ""
+    return f"{_keys(row, 1)} is {place} with {_key(row[at])}{unit}{same}."
 
 
 def _what(ask: Ask, name: str) -> str:

@@ -49,6 +49,11 @@ def read_table(text: str | None) -> Table | None:
     return _pipe_table(text or "") or _separated(text or "")
 
 
+def is_cut(text: str | None) -> bool:
+    """Say whether a result has more rows than it shows."""
+    return bool(re.search(r"(?m)^the first \d+ of (?:more than )?\d+ rows", text or ""))
+
+
 def records(text: str | None) -> list[dict[str, Any]]:
     """Return the rows of the first table as mappings with lower-case names."""
     table = read_table(text)

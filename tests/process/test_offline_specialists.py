@@ -157,3 +157,10 @@ async def test_passing_tests_leave_the_project_as_it_is(folder: Path) -> None:
     solo = await work("code", "Fix it", project("def one():\n    return 1\n", "one() == 1"), folder)
     assert "nothing was changed" in solo.result.summary
     assert solo.result.output["diff_lines"] == 0
+
+
+async def test_the_extremes_of_a_long_series_and_of_many_groups_are_those_of_all_of_it(folder: Path) -> None:
+    table = "day,town,amount\n" + "".join(f"2024-{1 + n // 28:02}-{1 + n % 28:02},town {n:03},{1_000 + n}\n" for n in range(200))
+    told = (await work("data", "Show the amount per day. What is the total amount by town?", {"t.csv": table}, folder)).result.summary
+    assert "highest for 2024-08-04 (1199), lowest for 2024-01-01 (1000)" in told
+    assert "highest for town 199 (1199); only the 40 highest are looked at" in told

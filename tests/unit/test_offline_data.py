@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from crewlog.agents.offline_data_ask import Ask, understand
+from crewlog.agents.offline_data_ask import understand
 from crewlog.agents.offline_data_facts import Column, Source, read_source
+from crewlog.agents.offline_data_shape import Ask
 from crewlog.agents.offline_data_sql import queries
 from crewlog.agents.offline_data_time import spans
 
@@ -274,7 +275,7 @@ def test_a_trend_keeps_its_group() -> None:
         ("Which hotel has the fewest nights?", BOOKINGS, ["Hotel"], ["Nights"], ("sum",), True),
         ("What is the most common hotel?", BOOKINGS, ["Hotel"], [], ("count",), False),
         ("Top 3 hotels by nights", BOOKINGS, ["Hotel"], ["Nights"], ("sum",), False),
-        ("What was the coldest day?", CALLS, ["started_at"], ["temp_min_c"], ("value",), True),
+        ("What was the coldest day?", CALLS, ["day"], ["temp_min_c"], ("min",), True),
         ("Who waited longest?", CALLS, ["agent_name"], ["wait_s"], ("value",), False),
         ("Who called most recently?", CALLS, ["agent_name"], ["started_at"], ("value",), False),
     ],
@@ -363,3 +364,121 @@ def test_one_long_word_is_read_in_time_that_grows_with_its_length_alone() -> Non
     began = time.process_time()
     assert conditions(one("How many calls of " + "ACGT" * 4_000 + " waited longer than 30?", CALLS)) == [("wait_s", ">", 30.0)]
     assert time.process_time() - began < 10, "it took minutes, in which the worker answered nobody"
+
+
+SALES = Source(
+    "sales",
+    400,
+    (
+        number("order_id", 400),
+        Column("order_date", "DATE", "date", distinct=120),
+        text("region", "North", "South", "East"),
+        text("product", "Lamp", "Sofa, red"),
+        text("sales rep", "Ann", "Bob"),
+        number("units", 9),
+        Column("unit_price", "DOUBLE", "number", nulls=9, distinct=300),
+        Column("gdp per capita (k USD)", "DOUBLE", "number", distinct=300),
+        Column("returned", "BOOLEAN", "bool", distinct=2, values=("false", "true")),
+        number("status", 4, "200", "404", "500", "503"),
+        text("team", "A", "B"),
+        number("year", 30, "2022", "2023"),
+    ),
+)
+
+
+def measured(ask: Ask) -> tuple[Any, ...]:
+    return ask.shape, ask.functions, names(ask.measures), names(ask.groups)
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("Median unit price by product", ("group", ("median",), ["unit_price"], ["product"])),
+        ("Total units and average unit price", ("value", ("mean", "sum"), ["units", "unit_price"], [])),
+        ("Total revenue by region", ("group", ("sum",), ["units × unit_price"], ["region"])),
+        ("Which sales rep has the highest average unit price?", ("top", ("mean",), ["unit_price"], ["sales rep"])),
+        ("Mean gdp per capita in the North", ("value", ("mean",), ["gdp per capita (k USD)"], [])),
+        ("Correlation between gdp per capita and units", ("correlation", (), ["units", "gdp per capita (k USD)"], [])),
+        ("Which region has the highest return rate?", ("group", ("rate",), ["returned"], ["region"])),
+        ("What is the maximum unit price and which order had it?", ("top", ("max",), ["unit_price"], ["order_id"])),
+        ("Average units by weekday", ("group", ("mean",), ["units"], ["weekday"])),
+        ("Total units by decade", ("group", ("sum",), ["units"], ["decade"])),
+        ("On how many days were lamps sold?", ("value", ("distinct",), ["order_date"], [])),
+        ("Are there duplicate rows?", ("duplicates", (), [], [])),
+    ],
+)
+def test_what_is_measured_and_grouped(question: str, expected: tuple[Any, ...]) -> None:
+    ask = one(question, SALES)
+    assert measured(ask) == expected
+    assert not ask.doubts
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("How many orders in the North with more than 5 units?", [("region", "in", "North"), ("units", ">", 5.0)]),
+        ("How many orders cost between 50 and 100?", [("unit_price", "between", 50.0, 100.0)]),
+        ("How many orders with a unit price over 20?", [("unit_price", ">", 20.0)]),
+        ("How many with status 404, 500 or 503?", [("status", "in", 404.0, 500.0, 503.0)]),
+        ("What is the unit price of order 1005?", [("order_id", "=", 1005.0)]),
+        ("Mean units of team B", [("team", "in", "B")]),
+        ("How many orders of Sofa, red?", [("product", "in", "Sofa, red")]),
+        ("How many orders in the North or East?", [("region", "in", "East", "North")]),
+    ],
+)
+def test_whose_number_it_is(question: str, expected: list[tuple[Any, ...]]) -> None:
+    ask = one(question, SALES)
+    assert conditions(ask) == expected
+    assert not ask.groups, "either of two is one number"
+    assert not ask.doubts
+
+
+@pytest.mark.parametrize(
+    ("question", "spans_"),
+    [
+        ("Total units in Q1 2024 versus Q2 2024", [("2024-01-01", "2024-04-01"), ("2024-04-01", "2024-07-01")]),
+        ("Mean units after 2022 and before 2022", [(2023.0,), (2022.0,)]),
+        ("Total units in March or April", [(3.0,), (4.0,)]),
+    ],
+)
+def test_times_that_exclude_each_other_are_asked_for_one_by_one(question: str, spans_: list[tuple[Any, ...]]) -> None:
+    assert [ask.filters[-1][2] for ask in understand(question, [SALES])] == spans_
+
+
+def test_times_that_overlap_are_one_condition() -> None:
+    assert len(one("Total units after March 2023 and before May 2024", SALES).filters) == 2
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ("What is the average discount per region?", "no column for “discount”"),
+        ("Total payroll", "no column for “payroll”"),
+        ("Which region has the highest profit margin?", "no column for “profit margin”"),
+        ("Average units by city", "no column for “city”"),
+        ("Who is the oldest?", "nothing in sales says what is “oldest”"),
+        ("How many orders with fewer than half a dozen units?", "“fewer than half a dozen” was not understood"),
+        ("What is the p95 of the unit price?", "“p95”"),
+        ("What is the ratio of returned orders?", "“ratio”"),
+    ],
+)
+def test_what_cannot_be_answered_gets_no_number(question: str, said: str) -> None:
+    ask = one(question, SALES)
+    assert ask.shape == "none"
+    assert not queries(ask)
+    assert said in ask.doubts[0]
+
+
+@pytest.mark.parametrize(("question", "said"), [("Total units pro region", "“region” is a column"), ("What is the weather in it?", "was not understood")])
+def test_what_played_no_part_is_said(question: str, said: str) -> None:
+    assert said in one(question, SALES).doubts[0]
+
+
+def test_values_with_commas_and_brackets_are_read_whole_and_what_was_cut_is_none() -> None:
+    told = """\
+| column | type | missing | distinct | values |
+| --- | --- | --- | --- | --- |
+| item | VARCHAR | 0 | 4 | Sofa, red (87), Desk (old) (3), Table…, (2), a very long na… |"""
+    source = read_source("t", told)
+    assert source is not None
+    assert source.columns[0].values == ("Sofa, red", "Desk (old)", "Table…,")

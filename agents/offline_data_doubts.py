@@ -1,0 +1,84 @@
+"""What the data rules say of a question that they did not understand, or that a table cannot answer: before the numbers, or instead of them."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from crewlog.agents.offline_data_conditions import find_filters, not_compared, unmatched
+from crewlog.agents.offline_data_facts import Column, Source, is_key
+from crewlog.agents.offline_data_match import in_full, not_grouped, not_measured
+from crewlog.agents.offline_data_shape import COUNT, PROFILE, Ask, refused, with_
+from crewlog.agents.offline_text import STOP_WORDS, closeness, join_words, name_tokens, stem, stems, terms, words
+
+BEYOND: Final = re.compile(
+    r"\b(percentiles?|quartiles?|quantiles?|variance|ratio|growth|grew|grows|grown|moving average|running total|cumulative|forecast|predict\w*|regression|"
+    r"significan\w+|outliers?|p-?value|cluster\w*|p\d\d|interquartile|iqr|(?:percentage|percent) change|year[ -]over[ -]year)\b",
+    re.IGNORECASE,
+)
+"""What the rules cannot compute; to be said, not passed over."""
+_NEGATION: Final = re.compile(r"\b(?:not|never|none|no longer|except|excluding)\b|n't\b", re.IGNORECASE)
+_GENERAL: Final = stems(
+    "row rows column columns table data dataset file files csv there value values anything interesting important matter mean content contain"
+)
+
+
+def checked(question: str, ask: Ask) -> Ask:
+    """Add what was not taken into account; instead of an answer, when the numbers would answer something else."""
+    if ask.shape == "none":
+        return ask
+    if ask.shape != "profile" and (reasons := _reasons_against(question, ask)):
+        return refused(ask, *reasons)
+    return with_(ask, doubts=(*ask.doubts, *_ignored(question, ask)), notes=(*ask.notes, *_as_read(ask)))
+
+
+def _reasons_against(question: str, ask: Ask) -> list[str]:
+    reasons = []
+    if texts := not_compared(question, ask.source, ask.filters):
+        reasons.append(f"{join_words(f'“{text}”' for text in texts)} was not understood as a condition")
+    if ask.shape == "value" and (lacking := not_grouped(question, ask.source)):
+        lacking = [*not_measured(question, ask.source), *lacking]
+        reasons.append(f"{ask.source.name} has no column for {join_words(f'“{word}”' for word in lacking)}")
+    return reasons
+
+
+def off_the_table(question: str, source: Source) -> tuple[str, ...]:
+    """Say that an overview answers no definite question."""
+    if not re.match(r"\s*(?:what|which|who|whose|when|where|how|why|is|are|was|were|does|do|did|has|have|can)\b", question, re.IGNORECASE):
+        return ()
+    said = [w for w in dict.fromkeys(words(question)) if w not in STOP_WORDS and not {stem(w)} & (_GENERAL | set(name_tokens(source.name)))]
+    if not said or PROFILE.search(question):
+        return ()
+    return (f"the question was not understood, since no column or value of {source.name} answers to {join_words(f'“{w}”' for w in said)}; this is an overview",)
+
+
+def _as_read(ask: Ask) -> list[str]:
+    """Say what was not read as it stands in the file, of the whole table and of the columns that matter here."""
+    used = {column.name for column in (*ask.measures, *ask.groups, *(column for column, _, _ in ask.filters))}
+    return [note for note in ask.source.notes if ": read as" not in note or note.partition(": read as")[0] in used]
+
+
+def _ignored(question: str, ask: Ask) -> list[str]:
+    """Say which words look like conditions and are none."""
+    conditions = find_filters(question, ask.source)
+    doubts = []
+    if names := unmatched(question, ask.source, conditions):
+        listed = join_words(f"“{text}”" for text in names)
+        doubts.append(f"{listed} is not among the known values of {ask.source.name}, so the numbers below are not limited to it")
+    if ask.shape in ("value", "group", "trend") and not COUNT.search(question) and (lacking := not_measured(question, ask.source)):
+        doubts.append(f"{ask.source.name} has no column for {join_words(f'“{word}”' for word in lacking)}, so the numbers below leave that out of account")
+    if ask.shape not in ("profile", "missing", "rows") and (unused := _unused(question, ask)):
+        doubts.append(f"{join_words(f'“{c.name}”' for c in unused)} {'is a column' if len(unused) == 1 else 'are columns'} that the numbers below do not use")
+    if _NEGATION.search(question) and ask.shape != "missing" and not any(operator in ("not in", "false", "missing") for _, operator, _ in conditions):
+        doubts.append("the negation in the question was not understood, so the numbers below leave it out of account")
+    return doubts
+
+
+def _unused(question: str, ask: Ask) -> list[Column]:
+    """Return the columns that a question names in full and that played no part."""
+    used = [*ask.measures, *ask.groups, *(column for column, _, _ in ask.filters), *filter(None, (ask.date,))]
+    used += [factor for column in used for factor in column.factors]
+    spoken = {word for column in used for word in (*column.words, *(stem(w) for value in column.values for w in words(value)))}
+    spoken |= {*name_tokens(ask.source.name), *(() if not ask.period else (ask.period,))}
+    named = [c for c in ask.source.columns if c not in used and not is_key(c, ask.source.rows) and closeness(terms(question), " ".join(c.words)) >= 0.99]
+    return [c for c in in_full(named, question, ask.source) if not set(c.words) <= spoken]
