@@ -119,6 +119,10 @@ class ModelCalls:
         at_us = self.clock.now_us() - latency_ms * 1000
         return price(model.provider, answered or model.name, usage, asked=model.name, at_us=at_us, table=self.prices)
 
+    def price_of(self, model: Model, reply: ModelReply, latency_ms: int) -> Price:
+        """Price an answer that ends now: as it says itself, such as one from a recording, else as `price`."""
+        return reply.price or self.price(model, reply.model, reply.usage, latency_ms)
+
     def worst_case(self, model: Model, request: ModelRequest, *, calibration: float = 1.0) -> Price:
         """Return the most that a call which begins now can cost."""
         return worst_case(model.provider, model.name, request, at_us=self.clock.now_us(), calibration=calibration, table=self.prices)
@@ -202,7 +206,7 @@ class _ModelCall:
         latency_ms = self._latency_ms()
         if reply is not None and self._admission is not None:
             self._admission.succeeded()
-        price = self._price_of_lost(latency_ms) if reply is None else self._calls.price(self.model, reply.model, reply.usage, latency_ms)
+        price = self._price_of_lost(latency_ms) if reply is None else self._calls.price_of(self.model, reply, latency_ms)
         usage, request_id = (Usage(), "") if reply is None else (reply.usage, reply.request_id)
         self._close_failed(Failure(HEDGE_LOST, "another model answered first"), price, latency_ms, usage=usage, request_id=request_id)
 
@@ -351,7 +355,7 @@ class _ModelCall:
                 ToolCall(f"t{step.turn}-{n}" if reply.native is None else u.call_id, _name(u.name), journal.pack(u.arguments)) for n, u in enumerate(uses, 1)
             ),
             usage=reply.usage,
-            price=self._calls.price(self.model, reply.model, reply.usage, latency_ms),
+            price=self._calls.price_of(self.model, reply, latency_ms),
             provider=link.provider,
             model=_name(reply.model),
             simulated=self.model.simulated,

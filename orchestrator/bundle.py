@@ -163,11 +163,17 @@ def unpack_bundle(data: bytes, name: str) -> Bundle:
     try:
         header = msgspec.json.decode(body[: body.index(b"\n")], type=Header)
         if header.format != FORMAT or not 1 <= header.version <= VERSION:
-            raise ContractError(f"{name}: {header.format!r} version {header.version} is not the {FORMAT!r} version 1 to {VERSION} that this program reads")
+            raise ContractError(
+                f"{name}: {header.format!r} version {header.version} is not the {FORMAT!r} version 1 to {VERSION} that this program reads: {_newer(header)}"
+            )
         events, blobs, files = _read_lines(header, body, name) if header.version == 1 else _read_columns(header, body, name)
     except (msgspec.MsgspecError, ValueError) as error:
         raise ContractError(f"{name} is no exported run: {error}") from error
     return Bundle(RunId(header.run_id), events, blobs, header.made_by, header.redacted, files)
+
+
+def _newer(header: Header) -> str:
+    return f"read it with crewlog {header.made_by or 'as it is now'}, which wrote it" if header.format == FORMAT else "it was written by something else"
 
 
 class _Read(NamedTuple):
@@ -218,7 +224,7 @@ def _checked_body(data: bytes, name: str) -> bytes:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
             body = file.read(BYTES_MAX + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise ContractError(f"{name} is no exported run, or a part of one: {error}") from error
+        raise ContractError(f"{name} is no exported run, or only a part of one: {error}; copy or export it again") from error
     if len(body) > BYTES_MAX:
         raise ContractError(f"{name} unpacks to more than {BYTES_MAX} bytes")
     end = body.rfind(b"\n", 0, -1) + 1
@@ -227,10 +233,10 @@ def _checked_body(data: bytes, name: str) -> bytes:
     try:
         said = msgspec.json.decode(body[end:], type=LastLine).sha256
     except msgspec.MsgspecError as error:
-        raise ContractError(f"{name} is no exported run, or a part of one: its last line is no checksum ({error})") from error
+        raise ContractError(f"{name} is no exported run, or only a part of one: its last line is no checksum ({error}); copy or export it again") from error
     body = body[:end]
     if said != content_hash(body):
-        raise ContractError(f"{name} is not what was exported: its checksum is {content_hash(body)}, expected {said}")
+        raise ContractError(f"{name} is not what was exported: its checksum is {content_hash(body)}, expected {said}; copy or export it again")
     return body
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from crewlog.orchestrator.cli_check import check_command
 from crewlog.orchestrator.cli_options import HomeOption, OutputOption
 from crewlog.orchestrator.cli_output import Exit, Output, load_config, plain, print_json, run_async, say
 from crewlog.orchestrator.cli_runs import RunArgument
+from crewlog.orchestrator.outcome_check import check_command, run_check
 
 if TYPE_CHECKING:
     from crewlog.orchestrator.bisect import Found, Verdict
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from crewlog.projections.query_rows import RunView
     from crewlog.schemas.ids import RunId
 
-SKIP: Final = 125
-"""Exit code of a check that cannot tell, as in `git bisect`."""
+BAD_MAX: Final = 124
+"""Greatest exit code that says bad. 125 cannot tell, as in `git bisect`; shells end with 126 and 127 when they cannot carry something out, and with more
+when a signal did."""
 CANDIDATES_MAX: Final = 1_000
 TELL_S: Final = 10.0
 """How often it is said what a fork waits for, in seconds; half as often each time."""
@@ -32,7 +33,9 @@ TELL_AT_LEAST_S: Final = 120.0
 
 _OVER = "What changes, and its candidates from the one known to be good to the one known to be bad, with commas (or ; between chains or several kinds)."
 _PATIENCE = "Give a run up in which nothing has happened for so many seconds: of it nothing can be told."
-_CHECK = "Command without a shell; gets the answer on stdin, CREWLOG_RUN and CREWLOG_STATUS. 0 is good, 125 cannot tell, else bad."
+_CHECK = (
+    "Command without a shell; gets the answer on stdin, CREWLOG_RUN and CREWLOG_STATUS. 0 is good, 1 to 124 bad; else, as when it was killed, it cannot tell."
+)
 
 
 class Over(StrEnum):
@@ -136,14 +139,15 @@ async def _try(client: Client, run_id: RunId, at: int, changes: ForkChanges, com
         return forked, "skip"
     answer = await client.answer(ended)
     env = {**os.environ, "CREWLOG_RUN": str(forked), "CREWLOG_STATUS": ended.status}
-    process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, env=env)
-    try:
-        await process.communicate(answer.encode())
-    except asyncio.CancelledError:
-        process.kill()
-        await process.wait()
-        raise
-    return forked, "good" if process.returncode == 0 else "skip" if process.returncode == SKIP else "bad"
+    code = await run_check(command, answer.encode(), env)
+    if verdict_of(code) == "skip":
+        say(f"run {str(forked)[:8]}: the check {f'was killed by signal {-code}' if code < 0 else f'ended with code {code}'}: it tells nothing")
+    return forked, verdict_of(code)
+
+
+def verdict_of(code: int) -> Verdict:
+    """Read the exit code of a check. One that was killed, or could not be carried out, has said nothing about the run."""
+    return "good" if code == 0 else "bad" if 0 < code <= BAD_MAX else "skip"
 
 
 async def _untold(client: Client, fork: RunView) -> str:
@@ -220,4 +224,4 @@ def _told(found: Found, candidates: list[str]) -> str:
         case "none bad":
             return f"{candidates[-1]} is good, too: end with one that is bad"
         case "unknown":
-            return "nothing could be told of the first or the last one: the search has no ends"
+            return "nothing could be told of the first or the last one, between which the search goes: name others there"

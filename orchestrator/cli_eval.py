@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from crewlog.orchestrator.cli_check import check_command
 from crewlog.orchestrator.cli_fork import named_prompts
 from crewlog.orchestrator.cli_options import HomeOption, OutputOption
 from crewlog.orchestrator.cli_output import Exit, Output, complain, load_config, plain, print_json, print_rows, run_async, say
+from crewlog.orchestrator.outcome_check import check_command
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

@@ -16,6 +16,7 @@ from crewlog.orchestrator.cli_options import HomeOption, OutputOption
 from crewlog.orchestrator.cli_output import Exit, Output, load_config, plain, print_json, printable, run_async, say
 
 if TYPE_CHECKING:
+    from crewlog.orchestrator.bundle import Bundle
     from crewlog.orchestrator.golden import Golden
     from crewlog.orchestrator.golden_report import Verdict
     from crewlog.orchestrator.run_history import RunHistory
@@ -144,7 +145,6 @@ async def run_golden(
 async def _judged(path: Path, home: Path | None, options: dict[str, Any], *, live: bool, strict: bool, update: bool) -> Verdict:
     """Play one golden task; what goes wrong with it is its verdict, and the others are played all the same."""
     from crewlog.events.clock import SystemClock
-    from crewlog.orchestrator.bundle import read_bundle
     from crewlog.orchestrator.golden import read_golden, recording_of, updated, write_golden
     from crewlog.orchestrator.golden_observe import differences, observe
     from crewlog.orchestrator.golden_play import Played, play
@@ -159,7 +159,7 @@ async def _judged(path: Path, home: Path | None, options: dict[str, Any], *, liv
         if live:
             played = Played(await _lived(golden, path, home), (), 0)
         else:
-            played = await play(golden, read_bundle(recording_of(path)), path, clock, **options)
+            played = await play(golden, _recording(path), path, clock, **options)
         seen = observe(played.history)
     except (OrchestrationError, OSError, TimeoutError) as error:
         return Verdict(name, str(path), False, (), str(error) or f"it did not end in time ({type(error).__name__})", None, clock.monotonic() - began)
@@ -170,6 +170,22 @@ async def _judged(path: Path, home: Path | None, options: dict[str, Any], *, liv
     drift = tuple(played.drift)
     passed = not found and not (strict and drift)
     return Verdict(name, str(path), passed, tuple(found), "", seen, clock.monotonic() - began, drift, played.calls)
+
+
+def _recording(path: Path) -> Bundle:
+    """Read the recording of a golden task.
+
+    Raises:
+        ContractError: it is not there, or is none.
+    """
+    from crewlog.orchestrator.bundle import read_bundle
+    from crewlog.orchestrator.golden import recording_of
+    from crewlog.schemas.errors import ContractError
+
+    file = recording_of(path)
+    if not file.is_file():
+        raise ContractError(f"its recording {file} is not there: record a run again with crewlog golden record RUN --to {path}, or play it with --live")
+    return read_bundle(file)
 
 
 async def _lived(golden: Golden, path: Path, home: Path | None) -> RunHistory:

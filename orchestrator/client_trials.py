@@ -12,6 +12,7 @@ import msgspec
 from crewlog.events.store import EventStore
 from crewlog.orchestrator.client import Client
 from crewlog.orchestrator.golden_observe import Observed, observe
+from crewlog.orchestrator.outcome_check import run_check
 from crewlog.orchestrator.run_history import RunHistory, load_history, with_texts
 from crewlog.orchestrator.run_tree import build_tree
 from crewlog.orchestrator.trials import Check, Pair, compare
@@ -75,14 +76,11 @@ async def compared(store: EventStore, run_id: RunId, trial_id: RunId, *, check: 
 async def _checked(command: Sequence[str], original: Observed, trial: Observed) -> Check:
     """Ask a command; one that takes too long refuses."""
     body = msgspec.json.encode({"original": original, "trial": trial})
-    process = await asyncio.create_subprocess_exec(*command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL)
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_S):
-            await process.communicate(body)
+            return "passed" if await run_check(command, body) == 0 else "failed"
     except TimeoutError:
-        process.kill()
-        await process.wait()
-    return "passed" if process.returncode == 0 else "failed"
+        return "failed"
 
 
 async def shadows(client: Client, runs: Sequence[RunView]) -> AsyncIterator[Tried]:

@@ -74,11 +74,13 @@ def golden_of(history: RunHistory, name: str) -> Golden:
         history: the whole run, with the text of its answer.
 
     Raises:
-        ContractError: the run is not over.
+        ContractError: the run is not over, or somebody ended it: that is not in its recording, and would never come again.
     """
     seen = observe(history)
     if seen.status == "open":
         raise ContractError(f"run {history.run_id} is not over: a golden task needs its end")
+    if seen.status == "cancelled":
+        raise ContractError(f"run {history.run_id} was cancelled: a golden task needs a run that came to its own end")
     task = {key: value for key, value in _submitted(history).items() if key not in ("task_id", "run_id", "parent_task_id", "trial")}
     if task.get("priority") == SHADOW_LANE:
         del task["priority"]  # that is for trials alone

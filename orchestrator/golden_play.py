@@ -127,7 +127,7 @@ def _reply(event: ModelCallFinished, history: RunHistory, asked: str) -> ModelRe
     said = (Text(text),) if text else ()
     native = None if event.native is None else Native(event.wire, asked, msgspec.Raw(history.read(event.native).encode()))
     uses = (ToolUse(call.call_id, call.tool, history.read(call.arguments)) for call in event.tool_calls)
-    return ModelReply((*said, *uses), event.stop, event.usage, event.model, native=native, request_id=event.request_id)
+    return ModelReply((*said, *uses), event.stop, event.usage, event.model, native=native, request_id=event.request_id, price=event.price)
 
 
 class TapeModel:

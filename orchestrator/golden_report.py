@@ -34,12 +34,13 @@ def verdict_lines(verdict: Verdict) -> Iterator[str]:
     seen = verdict.seen
     told = "" if seen is None else f"{len(seen.tasks)} tasks, {seen.steps} steps, {format_usd(seen.cost_micro_usd)}, "
     yield f"{'ok  ' if verdict.passed else 'FAIL'} {verdict.name}  {told}{verdict.seconds:.2f} s"
-    if verdict.error:
-        yield f"     {verdict.error}"
-    for difference in verdict.differences:
-        yield f"     {difference}"
+    for line in (*verdict.error.splitlines(), *map(str, verdict.differences), *_drift(verdict)):
+        yield f"     {line}"
+
+
+def _drift(verdict: Verdict) -> Iterator[str]:
     if verdict.drift:
-        yield f"     {len(verdict.drift)} of {verdict.calls} model calls were asked otherwise than recorded, the first is {verdict.drift[0]}"
+        yield f"{len(verdict.drift)} of {verdict.calls} model calls were asked otherwise than recorded, the first is {verdict.drift[0]}"
 
 
 def junit(verdicts: Sequence[Verdict]) -> str:
@@ -50,12 +51,11 @@ def junit(verdicts: Sequence[Verdict]) -> str:
     suite = ET.Element("testsuite", {"name": "crewlog golden", **counts})
     for verdict in verdicts:
         case = ET.SubElement(suite, "testcase", {"classname": "golden", "name": verdict.name, "file": verdict.path, "time": f"{verdict.seconds:.3f}"})
-        text = "\n".join(map(str, verdict.differences))
+        wrong = [*map(str, verdict.differences), *_drift(verdict)]
         if verdict.error:
             ET.SubElement(case, "error", {"message": _xml(verdict.error)})
         elif not verdict.passed:
-            first = str(verdict.differences[0]) if verdict.differences else "requests differ"
-            ET.SubElement(case, "failure", {"message": _xml(first)}).text = _xml(text)
+            ET.SubElement(case, "failure", {"message": _xml(wrong[0])}).text = _xml("\n".join(wrong))
     ET.indent(suite)
     return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 

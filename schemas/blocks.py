@@ -11,7 +11,7 @@ import msgspec
 
 from crewlog.schemas.ids import Hash
 from crewlog.schemas.payload import content_hash
-from crewlog.schemas.usage import Usage
+from crewlog.schemas.usage import Price, Usage
 
 
 class Text(msgspec.Struct, frozen=True, tag="text"):
@@ -121,3 +121,5 @@ class ModelReply(msgspec.Struct, frozen=True):
     """Readable reasoning, kept apart from the answer; empty when the provider shows none."""
     request_id: str = ""
     """The provider's name for this call, for its support."""
+    price: Price | None = None
+    """What the answer cost, where whoever gives it knows: a recording. None: it is looked up."""

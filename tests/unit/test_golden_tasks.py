@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import msgspec
 import pytest
+from support.paid_agent import AGENT, KIND
+from support.scripted import ScriptedModel, calls
+from support.toolbox import MemoryArtifacts
 from typer.testing import CliRunner
 
 from crewlog.events.clock import SystemClock
-from crewlog.orchestrator.bundle import read_bundle
+from crewlog.orchestrator.bundle import collect, pack_bundle, read_bundle
 from crewlog.orchestrator.cli import command_line
 from crewlog.orchestrator.golden import SUFFIX, Golden, find_golden, golden_of, golden_path, read_golden, recording_of, task_of, updated, write_golden
 from crewlog.orchestrator.golden_observe import Difference, differences, normalised, observe
 from crewlog.orchestrator.golden_play import Answers, Played, play
 from crewlog.orchestrator.golden_report import Verdict, junit
+from crewlog.orchestrator.memory_crew import memory_crew
 from crewlog.orchestrator.replay import replay
+from crewlog.orchestrator.run_history import RunHistory, all_payloads, load_history, with_texts
+from crewlog.schemas.codec import encode
 from crewlog.schemas.errors import ContractError
+from crewlog.schemas.ids import RunId
+from crewlog.schemas.price_table import TokenPrices
+from crewlog.schemas.run_events import RunCancelled
+from crewlog.schemas.task import parse_task
 from crewlog.schemas.task_events import ToolStarted
 
 FOLDER = Path(__file__).parents[1] / "golden_tasks"
@@ -72,6 +83,32 @@ async def test_another_goal_is_noticed_as_drift() -> None:
     found = await played(MAIL, msgspec.structs.replace(golden, task={**golden.task, "objective": "Mail nobody."}))
     assert found.drift[0] == "task call 1"
     assert len(found.drift) == found.calls
+
+
+async def test_recorded_answers_cost_what_they_did(tmp_path: Path) -> None:
+    """What a server of one's own costs is known where the crew was, and nowhere else: the recording says it."""
+    path, history = await recorded_of_a_paid_run(tmp_path)
+    golden, found = read_golden(path), await played(path, agents=["support.paid_agent:AGENT"])
+    seen = observe(found.history)
+    assert (seen.cost_micro_usd, seen.flags, found.drift) == (observe(history).cost_micro_usd, (), [])
+    assert seen.cost_micro_usd == 2 * (10 * 3 + 5 * 15)
+    assert not differences(golden.expect, seen, is_exact=True)
+    less = msgspec.structs.replace(golden.expect, max_cost_micro_usd=seen.cost_micro_usd - 1)
+    assert [found.where for found in differences(less, seen, is_exact=True)] == ["max_cost_micro_usd"]
+
+
+async def recorded_of_a_paid_run(folder: Path) -> tuple[Path, RunHistory]:
+    """Keep a run whose model has a price in the settings of its crew alone."""
+    model = ScriptedModel([calls((name, "{}")) for name in ("look", "finish")], wire="puppet.wire", provider="puppets", name="own-1", simulated=False)
+    prices, clock = {"puppets:*": TokenPrices(input=Decimal(3), output=Decimal(15))}, SystemClock()
+    task = parse_task({"task_id": str(clock.random_id()), "type": KIND, "objective": "look"})
+    async with memory_crew([AGENT], lambda _: (model,), clock=clock, artifacts=MemoryArtifacts(), folder=folder / "work", prices=prices) as crew:
+        await crew.end(await crew.submit(task))
+        history = await load_history(crew.store, RunId(task.run_id))
+        history = await with_texts(crew.store, history, all_payloads(history.events))
+        path = folder / f"paid{SUFFIX}"
+        write_golden(path, golden_of(history, "paid"), pack_bundle(await collect(crew.store, history.run_id)), {})
+    return path, history
 
 
 async def test_each_difference_names_its_place() -> None:
@@ -150,6 +187,32 @@ def test_what_is_no_golden_task_is_refused(text: str, tmp_path: Path) -> None:
 def test_a_folder_without_any_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(ContractError, match="crewlog golden record RUN"):
         find_golden([tmp_path])
+
+
+async def test_what_somebody_cut_off_is_no_golden_task() -> None:
+    history = (await played(MAIL)).history
+    cut = msgspec.structs.replace(history, events=tuple(r for r in history.events if r.type not in ("RunCompleted", "TaskReviewed")))
+    with pytest.raises(ContractError, match="is not over"):
+        golden_of(cut, "cut")
+    end = next(recorded for recorded in history.events if recorded.type == "RunCompleted")
+    cancelled = msgspec.structs.replace(end, type="RunCancelled", data=encode(RunCancelled("enough", "ann")))
+    with pytest.raises(ContractError, match="was cancelled: a golden task needs a run that came to its own end"):
+        golden_of(msgspec.structs.replace(cut, events=(*cut.events, cancelled)), "cancelled")
+
+
+def test_a_recording_that_is_missing_says_how_to_make_it(tmp_path: Path) -> None:
+    path = tmp_path / MAIL.name
+    path.write_bytes(MAIL.read_bytes())
+    ended = CliRunner().invoke(command_line(), ["golden", "run", str(path)])
+    assert ended.exit_code == 1
+    assert f"record a run again with crewlog golden record RUN --to {path}" in ended.stdout
+
+
+def test_the_report_for_ci_names_what_was_asked_otherwise() -> None:
+    strict = Verdict("strict", "s.golden.json", False, (), "", None, 0.1, ("task call 2",), 3)
+    failure = ET.fromstring(junit([strict])).find("testcase/failure")
+    assert failure is not None
+    assert failure.attrib["message"] == failure.text == "1 of 3 model calls were asked otherwise than recorded, the first is task call 2"
 
 
 def test_the_report_for_ci_tells_failures_from_errors() -> None:
