@@ -137,7 +137,7 @@ class NatsBus:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + ENQUEUE_TIMEOUT_S
         tagged = {**(headers or {}), "Nats-Msg-Id": message_id}
-        pause_s, why = 0.05, "no confirmation"
+        pause_s, why = 0.05, ""
         while (left_s := deadline - loop.time()) > 0:
             try:
                 reply = await self._requests.ask(subject, data, timeout_s=min(ENQUEUE_TRY_S, left_s), headers=tagged)
@@ -145,7 +145,7 @@ class NatsBus:
             except NoResponders:
                 why = "no stream takes this subject: has the orchestrator been started once, and is JetStream on?"
             except TimeoutError:
-                why = "no confirmation"  # asking again is harmless: the id makes it the same message
+                pass  # asking again is harmless: the id makes it the same message; what the server has said stays the reason
             except nats.errors.MaxPayloadError:
                 raise self._too_large(data) from None
             except nats.errors.Error as error:
@@ -155,7 +155,7 @@ class NatsBus:
                 why = error.description
             await asyncio.sleep(max(min(pause_s, deadline - loop.time()), 0))
             pause_s = min(pause_s * 2, 1.0)
-        raise Unavailable(f"enqueue {message_id} to {subject}: {why}; tried for {ENQUEUE_TIMEOUT_S:g} s, send it again with the same id")
+        raise Unavailable(f"enqueue {message_id} to {subject}: {why or 'no confirmation'}; tried for {ENQUEUE_TIMEOUT_S:g} s, send it again with the same id")
 
     async def request(self, subject: str, data: bytes, *, timeout_s: float, headers: Mapping[str, str] | None = None) -> Message:
         try:

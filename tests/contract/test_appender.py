@@ -27,20 +27,30 @@ Make = Callable[..., Appender]
 
 
 class Line:
-    """Opens connections for an appender, but lets a test hold them back, count them and count their calls."""
+    """Opens connections for an appender, but lets a test hold them back, hold calls back until so many are open, and count both."""
 
     def __init__(self, url: str) -> None:
         self._connect = connector(url, application="appender test")
         self.open = asyncio.Event()
         self.open.set()
         self.connections: list[Any] = []
+        self.wanted = 1
+        """Connections that must have been opened before anything is sent."""
         self.calls: list[int] = []
         """Requests of each call."""
+        self._opened = asyncio.Condition()
 
     async def __call__(self) -> Any:
         await self.open.wait()
-        self.connections.append(await self._connect())
+        async with self._opened:
+            self.connections.append(await self._connect())
+            self._opened.notify_all()
         return Counted(self, self.connections[-1])
+
+    async def ready(self) -> None:
+        """Wait until as many connections are open as a test wants."""
+        async with asyncio.timeout(PATIENCE_S), self._opened:
+            await self._opened.wait_for(lambda: len(self.connections) >= self.wanted)
 
 
 class Counted:
@@ -49,6 +59,7 @@ class Counted:
         self.terminate, self.is_closed = connection.terminate, connection.is_closed
 
     async def fetch(self, sql: str, *arguments: Any) -> Any:
+        await self._line.ready()
         self._line.calls.append(len(arguments[{SQL_PLAIN: 3, SQL_OPENING: 4}.get(sql, 6)]))
         return await self._connection.fetch(sql, *arguments)
 
@@ -88,6 +99,7 @@ async def test_what_waits_together_travels_together(make: Make, line: Line) -> N
 
 async def test_a_second_lane_helps_when_many_wait(make: Make, line: Line) -> None:
     appender = make()
+    line.wanted = 2
     line.open.clear()
     futures = [appender.submit(opening(new_run())) for _ in range(REQUESTS_PER_CALL_MAX * 2 + 5)]
     line.open.set()
@@ -222,6 +234,7 @@ async def test_closing_sends_what_is_queued_and_leaves_no_connection(make: Make,
 
 async def test_a_lane_that_nobody_needs_is_hung_up_and_opened_again(make: Make, line: Line) -> None:
     appender = make(spare_s=0.05)
+    line.wanted = 2
     line.open.clear()
     futures = [appender.submit(opening(new_run())) for _ in range(2 * REQUESTS_PER_CALL_MAX)]
     line.open.set()

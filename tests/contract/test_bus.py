@@ -17,6 +17,8 @@ from crewlog.events.memory_bus import MemoryBroker, MemoryBus
 from crewlog.events.nats_bus import NatsBus
 from crewlog.schemas.errors import LimitExceeded, Unavailable
 
+WITHIN_S = 30.0
+"""Nothing takes nearly as long, but on a machine that has much else to do."""
 WORK_LANES = {"research-high": 0, "research-normal": 1, "research-low": 2}
 Connect = Callable[[], Awaitable[Bus]]
 
@@ -64,15 +66,15 @@ class Seen:
             self.items.append(item)
             self._changed.notify_all()
 
-    async def until(self, count: int, timeout_s: float = 10) -> list[str]:
-        async with asyncio.timeout(timeout_s), self._changed:
+    async def until(self, count: int) -> list[str]:
+        async with asyncio.timeout(WITHIN_S), self._changed:
             await self._changed.wait_for(lambda: len(self.items) >= count)
         return self.items
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
     """Wait for something no signal tells about."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN_S):
         while not await condition():  # noqa: ASYNC110 — the server sends no signal for it
             await asyncio.sleep(0.01)
 
@@ -140,7 +142,7 @@ async def test_request_gets_one_answer(bus: Bus, connect: Connect) -> None:
         await server.publish(message.reply, message.data.upper(), headers={"Seen": "yes"})
 
     await server.subscribe("api.default.echo", answer)
-    replies = await asyncio.gather(*(bus.request("api.default.echo", f"n{n}".encode(), timeout_s=5) for n in range(50)))
+    replies = await asyncio.gather(*(bus.request("api.default.echo", f"n{n}".encode(), timeout_s=WITHIN_S) for n in range(50)))
     assert [reply.data for reply in replies] == [f"N{n}".encode() for n in range(50)]
     assert replies[0].headers["Seen"] == "yes"
 
@@ -154,16 +156,16 @@ async def test_a_slow_handler_does_not_hold_up_the_next_message(bus: Bus) -> Non
         await bus.publish(message.reply, message.data)
 
     await bus.subscribe("api.default.echo", answer)
-    slow = asyncio.ensure_future(bus.request("api.default.echo", b"slow", timeout_s=5))
-    assert (await bus.request("api.default.echo", b"quick", timeout_s=5)).data == b"quick"
+    slow = asyncio.ensure_future(bus.request("api.default.echo", b"slow", timeout_s=WITHIN_S))
+    assert (await bus.request("api.default.echo", b"quick", timeout_s=WITHIN_S)).data == b"quick"
     gate.set()
     assert (await slow).data == b"slow"
 
 
 async def test_request_without_listener_says_so_at_once(bus: Bus) -> None:
     with pytest.raises(Unavailable, match=r"nobody listens on api\.default.tasks.submit"):
-        async with asyncio.timeout(2):
-            await bus.request("api.default.tasks.submit", b"{}", timeout_s=30)
+        async with asyncio.timeout(WITHIN_S):
+            await bus.request("api.default.tasks.submit", b"{}", timeout_s=2 * WITHIN_S)
 
 
 async def test_request_without_answer_times_out_and_tells_nothing_about_the_failure(bus: Bus, caplog: pytest.LogCaptureFixture) -> None:
@@ -337,29 +339,26 @@ async def test_urgent_lanes_are_served_first_and_the_others_in_their_turn(bus: B
 
 
 async def test_nak_comes_back_after_its_delay_with_a_higher_count(bus: Bus) -> None:
-    counts: list[int] = []
-    times: list[float] = []
-    done = asyncio.Event()
+    seen, times = Seen(), list[float]()
 
     async def handle(delivery: Delivery) -> None:
-        counts.append(delivery.deliveries)
-        times.append(asyncio.get_running_loop().time())
-        if delivery.deliveries == 1:
-            await delivery.nak(delay_s=0.3)
-        elif delivery.deliveries == 2:
-            await delivery.nak()
-        else:
-            await delivery.ack()
-            done.set()
+        name = delivery.data.decode()
+        if name == "later":
+            times.append(asyncio.get_running_loop().time())
+        match (name, delivery.deliveries):
+            case "later", 1:
+                await delivery.nak(delay_s=0.3)
+            case "at once", 1 | 2:
+                await delivery.nak()
+            case _:
+                await delivery.ack()
+        await seen.add(f"{name} {delivery.deliveries}")
 
+    for name in ("later", "at once"):
+        await bus.enqueue("work.research.normal", name.encode(), message_id=name)
     await bus.consume("WORK", WORK_LANES, handle, slots=1)
-    sequence = await bus.enqueue("work.research.normal", b"again", message_id="again")
-    async with asyncio.timeout(10):
-        await done.wait()
-    assert counts == [1, 2, 3]
-    assert sequence == 1
+    assert await seen.until(5) == ["later 1", "at once 1", "at once 2", "at once 3", "later 2"]
     assert times[1] - times[0] >= 0.25
-    assert times[2] - times[1] < 0.25
 
 
 async def test_a_terminated_message_is_gone(bus: Bus) -> None:
@@ -389,7 +388,7 @@ async def test_a_task_published_by_a_plain_client_is_taken_in(bus: Bus, connect:
 
     await bus.consume("TASKS", {"intake": 0}, handle, slots=2)
     await client.publish("tasks.default.data", b"fire and forget")
-    await client.request("tasks.default.data", b"with confirmation", timeout_s=5)
+    await client.request("tasks.default.data", b"with confirmation", timeout_s=WITHIN_S)
     assert sorted(await seen.until(2)) == ["fire and forget", "with confirmation"]
 
 
@@ -409,7 +408,7 @@ async def test_a_failing_handler_gets_the_message_again_until_it_is_a_dead_lette
     await bus.subscribe("dlq.>", buried)
     await bus.consume("WORK", WORK_LANES, handle, slots=2)
     await bus.enqueue("work.research.normal", b"poison", message_id="poison", headers={"Task-Id": "t1"})
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN_S):
         message = await dead
 
     async def empty() -> bool:
@@ -576,7 +575,7 @@ async def test_stop_lets_running_work_finish_and_hands_back_the_rest(bus: Bus, c
     await stopping
     await consuming.stop(grace_s=0)
     await other.consume("WORK", WORK_LANES, take, slots=2)
-    assert sorted(await second.until(2, timeout_s=5)) == ["hangs 2", "untouched 1"]
+    assert sorted(await second.until(2)) == ["hangs 2", "untouched 1"]
     assert sorted(started.items) == ["finishes", "hangs"]
 
 
@@ -653,6 +652,6 @@ async def test_backlog_of_a_consumer_nobody_made_is_zero(bus: Bus) -> None:
 
 
 async def test_enqueue_to_a_subject_without_stream_is_refused(bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("crewlog.events.nats_bus.ENQUEUE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("crewlog.events.nats_bus.ENQUEUE_TIMEOUT_S", 0.5)
     with pytest.raises(Unavailable, match=r"no stream takes this subject"):
         await bus.enqueue("nowhere.at.all", b"", message_id="1")

@@ -60,7 +60,7 @@ async def crashed(bench: Bench, outside: Outside, tool: str, mode: Mode = "done_
     await bench.worker(spec or outside.agent(), calls((tool, '{"text":"x"}')), name="dead")
     task = await bench.open()
     await bench.dispatch(task)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await outside.entered.wait()
     await bench.workers.pop().stop(grace_s=0)
     outside.mode = "answers"
@@ -143,7 +143,7 @@ async def test_a_compensation_that_was_interrupted_is_done_again_under_its_key(b
     spec = held.agent()
     hanging = tuple(replace(t, run=hang) if t.name == "unmake" else t for t in spec.tools if isinstance(t, ToolSpec))
     await bench.worker(replace(spec, tools=hanging), name="w2")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await held.entered.wait()
     await bench.workers.pop().stop(grace_s=0)
     await bench.worker(outside.agent(), SUBMIT, name="w3")

@@ -33,7 +33,7 @@ async def submit(crew: Crew, tenant: str, count: int, **fields: Any) -> RunId:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  (what is waited for happens on this loop, without a log or a message that tells)
             await asyncio.sleep(0.005)
 

@@ -278,7 +278,7 @@ async def test_a_worker_that_takes_over_gives_both_calls_up(bench: Bench) -> Non
 
 async def test_a_deadline_ends_both_calls_at_their_worst(bench: Bench) -> None:
     a, b = held("a", DONE), held("b")
-    task = await bench.open(scopes=[RUN], output_schema=SCHEMA, timeout_seconds=1)
+    task = await bench.open(scopes=[RUN], output_schema=SCHEMA, timeout_seconds=3)
     await begun(bench, a, b, task=task)
     events = await bench.rest(task)
     ended = events[-1]

@@ -187,7 +187,7 @@ def tenants(crew: Crew) -> list[str]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  (a queue tells nobody that it is empty)
             await asyncio.sleep(0.005)
 

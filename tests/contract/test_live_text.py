@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from support.scripted import Recorder, ScriptedModel, calls
-from support.worker_bench import Bench, worker_bench
+from support.worker_bench import WITHIN_S, Bench, worker_bench
 
 from crewlog.agents.breaker import Breakers
 from crewlog.agents.live_text import PIECE_CHARS_MAX, LiveText
@@ -49,7 +49,7 @@ async def test_an_answer_is_told_while_it_is_written(bench: Bench) -> None:
     task = await bench.open()
     await bench.dispatch(task)
     await bench.rest(task)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WITHIN_S):
         pieces = [await heard.get(), await heard.get()]
     assert {m.subject for m in pieces} == {f"live.default.{task.run_id}.{task.task_id}"}
     told = [json.loads(m.data) for m in pieces]
@@ -79,6 +79,6 @@ async def test_a_breaker_that_opens_and_closes_is_in_the_log_and_in_the_heartbea
     assert changed.until_us > bench.clock.now_us()
     await bench.bus.subscribe("telemetry.data.*", hear)
     await bench.worker(Recorder(), chain=(a, b), breakers=breakers, name="w2")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WITHIN_S):
         beat = json.loads((await beats.get()).data)
     assert beat["providers"] == {"acme/a": "open", "acme/b": "closed"}

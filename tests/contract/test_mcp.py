@@ -104,7 +104,7 @@ async def test_tools_of_a_server_over_stdio_are_tools_of_an_agent() -> None:
 
 
 async def test_tools_of_a_server_over_http() -> None:
-    async with http_server() as (url, process), hub_of(McpServer(kinds=("helper",), url=url, timeout_s=3)) as hub:
+    async with http_server() as (url, process), hub_of(McpServer(kinds=("helper",), url=url)) as hub:
         assert await text(hub, "testing__add", a=2, b=3) == "5"
         assert await failure(hub, "testing__fail") == "Error executing tool fail: the moon is full"
         assert "larger than 8 MiB" in await failure(hub, "testing__huge")

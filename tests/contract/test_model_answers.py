@@ -36,7 +36,7 @@ def canned(wire: Wire, said: Said, *, is_streamed: bool) -> Canned:
 
 async def ask(wire: Wire, answer: Canned, request: ModelRequest | None = None, *, shown: list[str] | None = None) -> tuple[ModelReply, dict[str, Any]]:
     async with wire.asking(answer) as (model, server):
-        reply = await model.complete(request or wire.request(), timeout_s=5, on_text=None if shown is None else shown.append)
+        reply = await model.complete(request or wire.request(), timeout_s=30, on_text=None if shown is None else shown.append)
         assert (model.wire, model.provider) == (wire.name, wire.provider)
         assert len(server.requests) == 1
         return reply, server.requests[0]
@@ -94,7 +94,7 @@ async def test_a_refusal_of_openai_is_text_with_its_own_stop() -> None:
 async def test_the_same_request_is_the_same_bytes_and_holds_no_key(wire: Wire) -> None:
     async with wire.asking(Canned(body=wire.answer(Said()))) as (model, server):
         for _ in range(2):
-            await model.complete(wire.request(effort="high"), timeout_s=5)
+            await model.complete(wire.request(effort="high"), timeout_s=30)
         assert json.dumps(server.requests[0]) == json.dumps(server.requests[1])
         assert "key-of-a-test" not in json.dumps(server.requests[0])
         assert "key-of-a-test" in str(server.headers[0])

@@ -118,8 +118,8 @@ async def test_a_conversation_goes_out_with_all_results_first_and_no_empty_text(
 
 async def test_the_same_request_is_the_same_bytes() -> None:
     async with asking(Canned(body=answer(text("ok")))) as (model, server):
-        await model.complete(REQUEST, timeout_s=5)
-        await model.complete(REQUEST, timeout_s=5)
+        await model.complete(REQUEST, timeout_s=30)
+        await model.complete(REQUEST, timeout_s=30)
         assert server.requests[0] == server.requests[1]
 
 
@@ -137,7 +137,7 @@ async def test_what_a_cache_may_keep_ends_in_three_places_and_stays_the_same_fro
     results = Message("user", (ToolResult("a", "look", "seen"),))
     async with asking(Canned(body=answer(text("ok")))) as (model, server):
         for messages in ((opening, more, results), (opening, more, results, Message("assistant", (Text("hm"),)), Message("user", (Text("go on"),)))):
-            await model.complete(ModelRequest(MODEL, "Be brief.", REQUEST.tools, messages, 10), timeout_s=5)
+            await model.complete(ModelRequest(MODEL, "Be brief.", REQUEST.tools, messages, 10), timeout_s=30)
         sent = server.requests
     mark = {"type": "ephemeral"}
     for body in sent:

@@ -17,13 +17,13 @@ VERDICT = OutputFormat("verdict", {"type": "object", "properties": {"ok": {"type
 
 async def ask(answer: Canned, *, shown: list[str] | None = None, **more: Any) -> ModelReply:
     async with CHAT.asking(answer) as (model, _):
-        return await model.complete(CHAT.request(**more), timeout_s=5, on_text=None if shown is None else shown.append)
+        return await model.complete(CHAT.request(**more), timeout_s=30, on_text=None if shown is None else shown.append)
 
 
 async def asked_with(answer: Any, output: OutputFormat | None = None, **settings: Any) -> tuple[ModelReply, dict[str, Any], dict[str, str]]:
     async with serve_models(Canned(body=answer)) as server:
         model = OpenAIChatModel("qwen-test", provider="box", base_url=f"{server.url}/v1", **settings)
-        reply = await model.complete(CHAT.request(output=output), timeout_s=5)
+        reply = await model.complete(CHAT.request(output=output), timeout_s=30)
         await model.close()
         return reply, server.requests[0], server.headers[0]
 

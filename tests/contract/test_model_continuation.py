@@ -20,14 +20,14 @@ PAIRS = [pytest.param(begun, continued, id=f"{begun}-to-{continued}") for begun 
 async def begin(wire: Wire) -> tuple[Message, ...]:
     said = Said("I look twice.", (("c1", "look", '{"at":"here"}'), ("c2", "look", '{"at":"there","deep":2}')), thinking="My own thoughts.")
     async with wire.asking(Canned(body=wire.answer(said))) as (model, _):
-        reply: ModelReply = await model.complete(wire.request(), timeout_s=5)
+        reply: ModelReply = await model.complete(wire.request(), timeout_s=30)
     results = Message("user", (ToolResult("c1", "look", "seen"), ToolResult("c2", "look", "nobody there", is_error=True)))
     return Message("user", (Text("Hello"),)), Message("assistant", reply.content, reply.native), results
 
 
 async def go_on(wire: Wire, messages: tuple[Message, ...], **more: Any) -> dict[str, Any]:
     async with wire.asking(Canned(body=wire.answer(Said("Done.")))) as (model, server):
-        reply = await model.complete(wire.request(*messages, **more), timeout_s=5)
+        reply = await model.complete(wire.request(*messages, **more), timeout_s=30)
         assert reply.content == (Text("Done."),)
         return server.requests[0]
 

@@ -88,7 +88,7 @@ async def test_a_stream_that_never_ends_is_left() -> None:
 async def test_an_answer_may_be_packed(wire: Wire) -> None:
     body = gzip.compress(json.dumps(wire.answer(Said("Packed."))).encode())
     async with wire.asking(Canned(body=body, headers={"content-encoding": "gzip"})) as (model, server):
-        reply = await model.complete(wire.request(), timeout_s=5)
+        reply = await model.complete(wire.request(), timeout_s=30)
         assert server.headers[0]["accept-encoding"] == "gzip, deflate"
     assert reply.content == (Text("Packed."),)
 
@@ -148,7 +148,7 @@ async def test_a_character_that_was_cut_in_two_is_whole_again(wire: Wire) -> Non
     events = [json.dumps(event).replace("QQ", "\\ud83d").replace("ZZ", "\\ude00") for event in wire.events(Said("QQZZ"))]
     framed = [f"data: {event}\n\n" for event in events if not event.startswith('"event')]
     async with wire.asking(Canned(events=framed)) as (model, _):
-        reply = await model.complete(wire.request(), timeout_s=5, on_text=lambda text: None)
+        reply = await model.complete(wire.request(), timeout_s=30, on_text=lambda text: None)
     assert reply.content == (Text("😀"),)
 
 
@@ -156,7 +156,7 @@ async def test_a_character_that_was_cut_in_two_is_whole_again(wire: Wire) -> Non
 @pytest.mark.parametrize("arguments", ['{"at": NaN}', '{"at": 1e400}', "[" * 100_000, '"here"', '{"at": '], ids=["nan", "endless", "deep", "text", "broken"])
 async def test_arguments_that_are_none_cost_no_call_and_can_go_back_to_every_provider(wire: Wire, arguments: str) -> None:
     async with wire.asking(Canned(events=wire.events(Said("", (("call_1", "look", arguments),))))) as (model, _):
-        reply = await model.complete(wire.request(), timeout_s=5, on_text=lambda text: None)
+        reply = await model.complete(wire.request(), timeout_s=30, on_text=lambda text: None)
     (use,) = reply.content
     assert use == ToolUse("call_1", "look", arguments), "whoever runs the tool says what is wrong with them"
     assert as_object(arguments) == {"invalid_json": arguments}

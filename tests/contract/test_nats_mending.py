@@ -33,7 +33,7 @@ class Heard:
             await message.ack()
 
     async def next(self) -> str:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await self.subjects.get()
 
 
@@ -42,7 +42,7 @@ async def give_up(bus: NatsBus) -> None:
     over = asyncio.Event()
     await bus.watch("", over.set)
     await bus._nc.close()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await over.wait()
 
 

@@ -8,7 +8,6 @@ from collections import Counter
 from typing import Any
 from uuid import UUID
 
-import pytest
 from support.decider import a_plan
 from support.postgres import Database
 
@@ -30,7 +29,6 @@ from crewlog.schemas.usage import Usage
 from crewlog.schemas.values import Outcome
 
 
-@pytest.mark.timeout(60)
 async def test_runs_on_real_servers(database: Database, nats_url: str) -> None:
     clock = SystemClock()
     bus = await NatsBus.connect(nats_url, name="agents")
@@ -77,7 +75,6 @@ async def test_runs_on_real_servers(database: Database, nats_url: str) -> None:
             await one.close()
 
 
-@pytest.mark.timeout(60)
 async def test_a_task_overtakes_those_of_another_tenant_on_real_servers(database: Database, nats_url: str) -> None:
     clock, heard = SystemClock(), asyncio.Event()
 
@@ -94,12 +91,13 @@ async def test_a_task_overtakes_those_of_another_tenant_on_real_servers(database
             await bus.publish("tasks.noisy.data", json.dumps({"objective": f"Count {n}"}).encode())
         await bus.enqueue("tasks.quiet.data", b'{"objective": "Count"}', message_id="quiet", headers={"Reply-To": "replies.quiet.me"})
         await service.start()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await heard.wait()
-            assert await _tenants(store) < Counter({"noisy": 200, "quiet": 2})
             while (await bus.queued("TASKS")).subjects:  # noqa: ASYNC110  (the server sends no signal for it)
                 await asyncio.sleep(0.02)
-        assert await _tenants(store) == Counter({"noisy": 400, "quiet": 1}), "each message once, whichever way it came"
+        order = await _tenants(store)
+        assert Counter(order) == {"noisy": 400, "quiet": 1}, "each message once, whichever way it came"
+        assert order.index("quiet") < 200
     finally:
         await service.stop()
         await store.close()
@@ -107,23 +105,24 @@ async def test_a_task_overtakes_those_of_another_tenant_on_real_servers(database
         await bus.close()
 
 
-async def _tenants(store: PostgresStore) -> Counter[str]:
-    """Count the open runs of each tenant."""
+async def _tenants(store: PostgresStore) -> list[str]:
+    """Return whose the open runs are, in the order in which they were recorded."""
     runs = await store.open_runs(after=None, limit=1000)
     events = await store.read_streams({run_stream(run_id): 0 for run_id in runs}, types=frozenset({RunSubmitted.__name__}))
-    return Counter(event.tenant for recorded in events if isinstance(event := recorded.event(), RunSubmitted))
+    submitted = [(recorded.position, event.tenant) for recorded in events if isinstance(event := recorded.event(), RunSubmitted)]
+    return [tenant for _, tenant in sorted(submitted)]
 
 
 async def _submit(bus: NatsBus, run_id: UUID) -> RunId:
     plan = a_plan(research="research", code="code", data="data", communicate="communicate research code data")
     body = {"task_id": str(run_id), "type": "run", "objective": "Do it", "plan": plan}
-    answer: dict[str, Any] = json.loads((await bus.request("api.default.tasks.submit", json.dumps(body).encode(), timeout_s=10)).data)
+    answer: dict[str, Any] = json.loads((await bus.request("api.default.tasks.submit", json.dumps(body).encode(), timeout_s=60)).data)
     assert answer["status"] == "accepted", answer
     return RunId(UUID(answer["run_id"]))
 
 
 async def _ended(store: PostgresStore, runs: set[RunId], changed: asyncio.Event) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(120):
         while True:
             changed.clear()
             if len(await store.read_streams({run_stream(run_id): 0 for run_id in runs}, types=TERMINAL_TYPES)) == len(runs):

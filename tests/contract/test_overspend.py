@@ -122,10 +122,11 @@ async def test_the_books_balance_when_backends_die(orchestrator: PostgresStore, 
     await asyncio.gather(*(orchestrator.append(opened(task_id, ScopeLimit("run/1", None, 10**9))) for task_id in tasks))
     admin = await database.admin()
     at_work = asyncio.gather(*(work(workers[n % STORES], task_id, Random(n), spent) for n, task_id in enumerate(tasks)))
-    kills = 0
+    kills, pause_s = 0, 0.01
     while not at_work.done():
         kills += len(await admin.fetch("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'crewlog w@%' AND state = 'active'"))
-        await asyncio.wait([at_work], timeout=0.2 if kills else 0.01)  # a fresh connection plans anew: leave it time to write something
+        pause_s = 1.2 * max(pause_s, 0.2) if kills else pause_s
+        await asyncio.wait([at_work], timeout=pause_s)  # a fresh connection plans anew: leave it time to write something, and more where that was too little
     await at_work
     assert kills > 0
     assert await orchestrator.budgets(["run/1"]) == {"run/1": BudgetState(None, 10**9, spent.settled, spent.left_open)}
@@ -157,7 +158,7 @@ async def test_what_is_free_touches_no_budget(orchestrator: PostgresStore, worke
     admin = await database.admin()
     async with admin.transaction():
         await admin.execute("SELECT FROM es.budgets FOR UPDATE")  # whoever wanted to charge them would wait
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await workers[0].append(calling(task_id, 0))
             await workers[0].append(settling(task_id, 0))
             await orchestrator.append(opening(run_id))

@@ -50,7 +50,7 @@ class Several:
                 enough.set()
 
         listening = await MemoryBus(self.broker).subscribe(subject, hear)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await enough.wait()
         await listening.stop()
 
@@ -66,7 +66,7 @@ async def several(*names: str) -> AsyncIterator[Several]:
 
 
 async def until(is_so: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not is_so():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 

@@ -228,8 +228,7 @@ async def test_a_rollback_of_more_than_an_event_holds_goes_on_page_by_page_also_
         assert 0 < begun["orders"] < 5
         assert begun["orders"] + begun["more"] == 20
         rollback = RunId(UUID(begun["run_id"]))
-        while not [r for r in await made.store.read_run(rollback) if isinstance(r.event(), RollbackContinued)]:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+        await made.until(lambda: any(r.run_id == rollback and isinstance(r.event(), RollbackContinued) for r in log.events))
     assert 0 < len(outside.undone) < 20, "the crew goes away in the middle"
     async with crew(tmp_path, outside, log=log) as made:
         await made.end(rollback)

@@ -274,12 +274,12 @@ async def test_the_sealer_follows_pokes(store: PostgresStore, sealing: Connectio
     await fill(store)
     sealer = asyncio.create_task(Sealer(sealing, bus, CLOCK, gather_s=0).run())
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (found := await verify(reading)).unsealed:
                 assert not sealer.done()
         assert found.seals == 1
         await store.append(opening(new_run()))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (found := await verify(reading)).seals < 2:
                 await bus.publish(POKE)
                 assert not sealer.done()

@@ -35,8 +35,6 @@ from crewlog.schemas.subjects import VERSION_LANES, version_lane, work, worker_g
 from crewlog.schemas.task import parse_task
 from crewlog.schemas.task_events import ApprovalRequested, TaskStarted, ToolFinished, ToolStarted
 
-pytestmark = pytest.mark.timeout(60)
-
 FORKS = 12
 """Of each version: enough that workers which take what comes would mix them up."""
 CLASHING = ("1", "27")

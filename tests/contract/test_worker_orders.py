@@ -12,8 +12,9 @@ import pytest
 from support.scripted import Recorder, ScriptedModel, calls
 from support.worker_bench import RUN_ID, WITHIN_S, Bench, names, worker_bench
 
+from crewlog.agents import orders
 from crewlog.agents.model import OnText
-from crewlog.events.controls import FRESH_S, kind_scope, run_scope, tenant_scope, worker_scope
+from crewlog.events.controls import kind_scope, run_scope, tenant_scope, worker_scope
 from crewlog.events.store import ANY, AppendRequest, Write
 from crewlog.schemas.blocks import ModelReply, ModelRequest
 from crewlog.schemas.budget import ScopeLimit
@@ -92,7 +93,8 @@ async def test_a_task_that_waited_in_the_queue_is_not_begun(bench: Bench) -> Non
     assert model.requests == []
 
 
-async def test_a_paused_kind_fetches_nothing_until_it_is_resumed(bench: Bench) -> None:
+async def test_a_paused_kind_fetches_nothing_until_it_is_resumed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orders, "FRESH_S", 0.05)
     await say(bench, ScopePaused(kind_scope("data"), "ada"), told=False)
     await bench.worker(Recorder(), SUBMIT)
     await bench.workers[0]._orders.look()
@@ -107,7 +109,9 @@ async def test_a_paused_kind_fetches_nothing_until_it_is_resumed(bench: Bench) -
 
 
 @pytest.mark.parametrize("told", [True, False])
-async def test_a_model_call_of_a_terminated_run_is_cut_off_and_settled_at_its_reservation(bench: Bench, told: bool) -> None:
+async def test_a_model_call_of_a_terminated_run_is_cut_off_and_settled_at_its_reservation(bench: Bench, monkeypatch: pytest.MonkeyPatch, told: bool) -> None:
+    # who is told need not look by itself, and who is not told does
+    monkeypatch.setattr(orders, "FRESH_S", 3600.0 if told else 0.05)
     hanging = Hanging([], provider="paid", wire="test.wire", name="m", simulated=False)
     await bench.worker(Recorder(), chain=(hanging,), prices=PRICES)
     task = await bench.open(scopes=(ScopeLimit("run/x", None, 1_000_000),))
@@ -117,10 +121,9 @@ async def test_a_model_call_of_a_terminated_run_is_cut_off_and_settled_at_its_re
     assert reserved > 0
 
     await bench.append(task, TaskCancelled("enough", "ada"), expected=ANY)
-    began = bench.clock.monotonic()
     if told:
         await bench.bus.publish(control_kind("data"))
-    await asyncio.wait_for(hanging.cancelled.wait(), 2 * FRESH_S)
+    await asyncio.wait_for(hanging.cancelled.wait(), WITHIN_S)
     async with asyncio.timeout(WITHIN_S):
         while (await bench.store.budgets(["run/x"]))["run/x"].reserved:
             bench.committed.clear()
@@ -129,7 +132,6 @@ async def test_a_model_call_of_a_terminated_run_is_cut_off_and_settled_at_its_re
     (settled,) = [r.event() for r in await bench.store.read_streams({spend_stream(TaskId(task.task_id)): 0})]
     assert isinstance(settled, CallSettled)
     assert (settled.price.cost_micro_usd, settled.price.source) == (reserved, WORST_CASE)
-    assert bench.clock.monotonic() - began < 2 * FRESH_S
     assert (await bench.store.budgets(["run/x"]))["run/x"].spent == reserved
 
 

@@ -62,7 +62,7 @@ async def another_orchestrator(crew: LiveCrew) -> AsyncIterator[None]:
     process = subprocess.Popen([*CLI, "orchestrator"], env={**crew.env, READY_FD: str(child)}, pass_fds=(child,))  # noqa: ASYNC220
     os.close(child)
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             assert await asyncio.to_thread(os.read, ready, 1) == b"1"
         yield
     finally:
@@ -177,13 +177,13 @@ async def test_what_a_killed_worker_left_reserved_is_settled_when_its_run_was_ca
     async with a_paid_crew(CREWLOG_SETTLE_GRACE_S="0.1", CREWLOG_DISPATCH_LEASE_S="3600") as (crew, models):
         models.answers = [Canned(hangs=True)]
         run_id = (await data(crew, "submit", "Say it", "--type", "research", "--budget", "5"))["run_id"]
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while not models.requests:  # noqa: ASYNC110 — the server of the test is in this loop
                 await asyncio.sleep(0.01)
         (worker,) = [process for process in (await data(crew, "status"))["processes"] if process["name"].startswith("research")]
         await run(crew, "cancel", run_id)
         os.kill(worker["pid"], signal.SIGKILL)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while any(budget["reserved_micro_usd"] for budget in await data(crew, "budget", "show", run_id)):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         budgets = await data(crew, "budget", "show", run_id)

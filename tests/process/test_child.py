@@ -11,6 +11,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 import pytest_asyncio
@@ -32,6 +33,8 @@ if os.fork() == 0:
         time.sleep(300)
     os._exit(0)
 """
+STUBBORN, LEFT, CANCELLED = (f"{what}-{uuid4()}" for what in ("stubborn", "left", "cancelled"))
+"""Arguments by which the processes of one test run are found on a machine where another one may run the same."""
 LIVES = f"life = open('life', 'wb', 0)\n{DAEMON}\nlife.write(b'!')\ntime.sleep(300)"
 """Holds one end of a pipe, as does its daemon: the other end sees when the last of them is gone."""
 
@@ -102,22 +105,22 @@ async def test_packages_can_be_imported(sandbox: Sandbox, folder: Path) -> None:
 
 async def test_time_ends_a_tree_that_ignores_signals(sandbox: Sandbox, folder: Path) -> None:
     code = "import os, signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nos.fork(); os.fork()\nwhile True: time.sleep(100)"
-    result = await run(sandbox, folder, code, "mark-of-a-stubborn-tree", wall_s=0.7)
+    result = await run(sandbox, folder, code, STUBBORN, wall_s=0.7)
     assert (result.timed_out, result.killed_reason, result.returncode) == (True, "timeout", -signal.SIGKILL)
-    assert alive("mark-of-a-stubborn-tree") == []
+    assert alive(STUBBORN) == []
 
 
 async def test_a_daemon_does_not_outlive_its_command(sandbox: Sandbox, folder: Path) -> None:
-    result = await run(sandbox, folder, DAEMON + "else: sys.stdin.read(); os.wait()", "mark-of-a-daemon")
+    result = await run(sandbox, folder, DAEMON + "else: sys.stdin.read(); os.wait()", LEFT)
     assert result.ok, result.stderr
-    assert alive("mark-of-a-daemon") == []
+    assert alive(LEFT) == []
 
 
 @pytest.mark.parametrize("times", [1, 2])
 async def test_cancelling_ends_the_child(sandbox: Sandbox, folder: Path, times: int) -> None:
     with scratch(folder) as place:
         os.mkfifo(place / "life")
-        work = asyncio.create_task(sandbox.run_python(["-c", LIVES, "mark-of-the-cancelled"], folder=place, limits=ChildLimits()))
+        work = asyncio.create_task(sandbox.run_python(["-c", LIVES, CANCELLED], folder=place, limits=ChildLimits()))
         with await asyncio.to_thread((place / "life").open, "rb", 0) as life:
             assert await asyncio.to_thread(life.read, 1) == b"!"
             for _ in range(times):  # by the end of the tool's time, then by that of the task
@@ -125,7 +128,7 @@ async def test_cancelling_ends_the_child(sandbox: Sandbox, folder: Path, times: 
                 await asyncio.sleep(0)
             with pytest.raises(asyncio.CancelledError):
                 await work
-            assert alive("mark-of-the-cancelled") == []
+            assert alive(CANCELLED) == []
             assert await asyncio.to_thread(life.read) == b"", "all that held the other end are gone"
 
 

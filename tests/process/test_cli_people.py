@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import pytest
 from support.live_crew import CLI, LiveCrew, a_crew
+from support.ports import reserved_port
 
 from crewlog.agents.smtp_sink import SmtpSink
 from crewlog.orchestrator.client import Client
@@ -26,12 +27,9 @@ SHAPE = "approval_id run_id task_id key kind call_id tool arguments reason statu
 
 
 @pytest.fixture(scope="module")
-def smtp_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def smtp_port() -> Iterator[int]:
+    with reserved_port() as port:
+        yield port
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +63,23 @@ async def asked(crew: LiveCrew) -> dict[str, Any]:
     assert approval["arguments"]["to"] == [TO]
     found: dict[str, Any] = approval
     return found
+
+
+def to_come_back(said: str) -> str:
+    """Return the run that whoever was told to go on without waiting is told to watch."""
+    found = re.search(r"crewlog watch ([0-9a-f]{8})", said)
+    assert found, said
+    return found[1]
+
+
+async def questions(crew: LiveCrew, name: str) -> int:
+    """Wait until a run asks a person and the views know of it, and return how many questions they list."""
+    async with Client.connect(crew.home) as client, asyncio.timeout(60):
+        run_id = await client.find_run(name)
+        async for recorded in client.events(run_id, follow=True):
+            if recorded.type == "TaskSuspended":
+                break
+        return len(await client.asked(run_id))
 
 
 async def test_an_approved_mail_is_sent_once_and_the_answer_counts_once(mailing: LiveCrew, sink: SmtpSink) -> None:
@@ -122,16 +137,17 @@ async def test_ctrl_c_leaves_the_run_at_work_and_says_how_to_come_back(mailing: 
         process.send_signal(signal.SIGINT)
         _, rest = await process.communicate()
     assert process.returncode == 130
-    found = re.search(r"crewlog watch ([0-9a-f]{8})", rest.decode())
-    assert found
+    name = to_come_back(rest.decode())
+    assert await questions(mailing, name) == 1
     await run(mailing, "approve", "-")
-    await run(mailing, "watch", found[1])
+    await run(mailing, "watch", name)
     assert len(sink.received) == 1
 
 
 async def test_waiting_no_longer_than_said(mailing: LiveCrew, sink: SmtpSink) -> None:
-    late = await run(mailing, "submit", GOAL, "--type", "communicate", "--wait", "--timeout", "3", code=124)
+    late = await run(mailing, "submit", GOAL, "--type", "communicate", "--wait", "--timeout", "1", code=124)
     assert "it goes on" in late.stderr
+    assert await questions(mailing, to_come_back(late.stderr)) == 1
     await run(mailing, "deny", "-")
 
 

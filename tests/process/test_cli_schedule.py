@@ -61,7 +61,6 @@ def test_what_is_not_understood_is_refused(crew: LiveCrew, name: str) -> None:
     assert the(crew, name) is None
 
 
-@pytest.mark.timeout(180)  # the next minute begins within sixty seconds
 @pytest.mark.long  # it waits for the next minute
 async def test_a_goal_that_is_due_is_worked_on_by_itself(crew: LiveCrew, client: Client, name: str) -> None:
     ended: asyncio.Queue[Message] = asyncio.Queue()

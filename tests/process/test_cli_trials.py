@@ -92,19 +92,19 @@ def test_a_search_does_not_wait_for_ever_and_says_what_it_waited_for(crew: LiveC
         # by the log: views may be a moment behind the word that a run is cancelled
         return crew.json("show", found["tried"][0]["run_id"], "--as", "tree")["status"], done.stderr
 
-    status, said = tried("versions", "data=no-1;data=no-2", "--patience", "1")
+    status, said = tried("versions", "data=no-1;data=no-2", "--patience", "2")
     assert status == "cancelled"
     waits = "waits for a worker of version no-1 of kind data; versions live: 1; ended by: a worker of kind data that starts with version no-1"
-    assert f"nothing has happened in it for 1 s: {waits}" in said
+    assert f"nothing has happened in it for 2 s: {waits}" in said
     refused = crew.run("bisect", run["run_id"], "--over", "versions", "1,nobody-2", "--check", "true", code=2).stderr
     assert "no agent has been there in version 'nobody-2'; versions known: " in refused
     crew.run("pause", "--kind", "data")
     try:
-        status, said = tried("models", "offline,offline", "--patience", "1")
+        status, said = tried("models", "offline,offline", "--patience", "2")
     finally:
         crew.run("resume", "--kind", "data")
     assert status == "cancelled"
-    assert "is cancelled: nothing has happened in it for 1 s: " in said
+    assert "is cancelled: nothing has happened in it for 2 s: " in said
     assert "crewlog resume --kind data" in said
     assert "unknown provider 'nobody'" in crew.run("bisect", run["run_id"], "--over", "models", "offline,nobody:x", "--check", "true", code=2).stderr
 

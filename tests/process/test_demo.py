@@ -18,9 +18,8 @@ import pytest
 from support.live_crew import CLI
 from support.reaper import descendants
 
-FIRST_WITHIN_S = 45.0
-LATER_WITHIN_S = 30.0
-"""Wall clock on a machine that other tests share; alone, a later demo takes less than ten seconds."""
+WITHIN_S = 100.0
+"""Patience on a machine that other tests share; alone, a first demo takes less than 45 seconds, a later one less than ten."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +35,7 @@ def environment() -> dict[str, str]:
 
 
 def test_the_whole_story_without_a_terminal(home: Path) -> None:
-    done = subprocess.run([*CLI, "demo", "--home", home], capture_output=True, text=True, cwd="/proc", env=environment(), timeout=FIRST_WITHIN_S, check=False)
+    done = subprocess.run([*CLI, "demo", "--home", home], capture_output=True, text=True, cwd="/proc", env=environment(), timeout=WITHIN_S, check=False)
     assert done.returncode == 0, done.stderr
     assert "approved by the demo" in done.stderr
     assert "identical: state hash" in done.stderr
@@ -73,7 +72,7 @@ async def test_a_person_at_a_terminal_is_asked_and_may_refuse(home: Path) -> Non
 
     asyncio.get_running_loop().add_reader(master, read)
     try:
-        async with asyncio.timeout(LATER_WITHIN_S):
+        async with asyncio.timeout(WITHIN_S):
             while b"[y/N]" not in seen:
                 arrived.clear()
                 await arrived.wait()
@@ -98,7 +97,7 @@ async def test_ctrl_c_in_the_middle_leaves_nothing_running(home: Path) -> None:
         env=environment(),
     )
     assert process.stderr is not None
-    async with asyncio.timeout(LATER_WITHIN_S):
+    async with asyncio.timeout(WITHIN_S):
         while b"TaskDispatched" not in await process.stderr.readline():
             pass
         process.send_signal(signal.SIGINT)

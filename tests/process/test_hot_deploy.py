@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-import pytest
 from support.gate import GatedAgents, a_gate, gated_agents
 from support.gated_agent import KIND
 from support.live_crew import LiveCrew
@@ -38,10 +37,9 @@ async def leave(agents: GatedAgents, pid: int) -> None:
     """Let one leave in good order."""
     process = agents.processes.pop(pid)
     process.terminate()
-    assert await asyncio.to_thread(process.wait, 30) == 0
+    assert await asyncio.to_thread(process.wait, 90) == 0
 
 
-@pytest.mark.timeout(180)
 async def test_runs_finish_under_the_version_they_planned_with_or_move_when_that_is_wanted(crew: LiveCrew, client: Client) -> None:
     async with a_gate() as gate, gated_agents(crew, gate) as agents:
         before = await agents.start(slots=64)
@@ -83,7 +81,6 @@ async def begun_by(client: Client, run_id: RunId) -> set[str]:
     return {event.agent_version async for recorded in client.events(run_id) if isinstance(event := recorded.event(), TaskStarted)}
 
 
-@pytest.mark.timeout(120)
 async def test_past_runs_are_tried_again_under_the_version_that_is_named_whoever_fetches_first(crew: LiveCrew, client: Client) -> None:
     def command(*arguments: str) -> Any:
         return asyncio.to_thread(crew.json, *arguments)

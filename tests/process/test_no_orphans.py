@@ -55,6 +55,6 @@ def _lives(pid: int) -> bool:
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 — other people's processes send no signal
             await asyncio.sleep(0.01)

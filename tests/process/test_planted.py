@@ -53,7 +53,7 @@ OF_ORCHESTRATORS: Final = {
     "ack_before_append": "has no end",
     "nothing_settled": "stays reserved",
 }
-SOUND_WITHIN_S: Final = 30.0
+SOUND_WITHIN_S: Final = 60.0
 LOST_AFTER_S: Final = 3.0
 """What overtook is in the log within so many seconds once an orchestrator is there; an agent, to end it, is not."""
 

@@ -63,7 +63,7 @@ async def agents(sturdy: LiveCrew, gate: Gate) -> AsyncIterator[GatedAgents]:
 
 async def kill(client: Client, *names: str) -> None:
     """Kill processes of the crew, all at the same moment, and wait until that was noticed; one that is not up yet again is waited for."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while not all(pids := [p.pid for p in await client.processes() if p.name in names]):  # noqa: ASYNC110 — the supervisor sends no signal
             await asyncio.sleep(0.02)
         assert len(pids) == len(names)
@@ -110,7 +110,7 @@ async def test_what_cannot_be_repeated_asks_a_person_after_a_crash(client: Clien
     await agents.kill(first)
     await agents.start()
     gate.open()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         async for recorded in client.events(submitted.run_id, follow=True):
             if isinstance(event := recorded.event(), TaskSuspended):
                 await client.decide(submitted.run_id, event.approval_id, decision, actor="tester")
@@ -133,7 +133,7 @@ async def test_an_agent_dies_in_a_call_of_each_effect_class(client: Client, gate
             runs.append((await client.submit(f"{' '.join(tools)} finish", kind=KIND)).run_id)
         victim = agents.processes.pop(pid)
         try:
-            assert await asyncio.to_thread(victim.wait, 30) == -signal.SIGKILL
+            assert await asyncio.to_thread(victim.wait, 90) == -signal.SIGKILL
         finally:
             victim.kill()
             victim.wait()
@@ -193,7 +193,7 @@ async def test_two_orchestrators_end_every_run_once(sturdy: LiveCrew, client: Cl
     second = subprocess.Popen([*CLI, "orchestrator"], env={**sturdy.env, READY_FD: str(child)}, pass_fds=(child,))  # noqa: ASYNC220
     os.close(child)
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             assert await asyncio.to_thread(os.read, ready, 1) == b"1"
         tasks = [client.submit(plan(one=f"data: {COUNT}", two=f"data: {COUNT}")) for _ in range(20)]
         runs = [submitted.run_id for submitted in await asyncio.gather(*tasks)]
@@ -203,7 +203,7 @@ async def test_two_orchestrators_end_every_run_once(sturdy: LiveCrew, client: Cl
     finally:
         os.close(ready)
         second.terminate()
-        assert await asyncio.to_thread(second.wait, 30) == 0
+        assert await asyncio.to_thread(second.wait, 90) == 0
 
 
 async def test_the_whole_store_of_nats_is_lost_while_runs_are_under_way(sturdy: LiveCrew, client: Client, gate: Gate, agents: GatedAgents) -> None:
@@ -273,7 +273,7 @@ async def test_a_worker_that_wakes_up_behind_a_persons_word_has_its_effect_no_mo
     gate.open()
     zombie = await agents.start(slots=1, env={"CREWLOG_FAULT": "before_tool_effect:1:stop", "CREWLOG_FAULT_ONCE": str(tmp_path)})
     submitted = await client.submit("send finish", kind=KIND)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while not (tmp_path / "before_tool_effect").exists():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     heir = await agents.start(slots=1)
@@ -326,6 +326,6 @@ async def test_the_views_answer_what_people_ask(sturdy: LiveCrew, client: Client
 
 
 async def _until_shown(connection: asyncpg.Connection, run_id: RunId, reason: str) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while not await connection.fetchval("select true from crewlog.tasks where run_id = $1 and waiting_reason = $2", run_id, reason):  # noqa: ASYNC110
             await asyncio.sleep(0.02)

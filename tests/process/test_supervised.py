@@ -32,7 +32,7 @@ class Lines:
             self._changed.notify_all()
 
     async def until(self, holds: Callable[[list[str]], bool]) -> None:
-        async with asyncio.timeout(20), self._changed:
+        async with asyncio.timeout(60), self._changed:
             await self._changed.wait_for(lambda: holds(self.all))
 
 
@@ -56,7 +56,7 @@ async def test_a_child_says_when_it_is_ready_and_stops_when_asked() -> None:
         assert await child.settled()
         await lines.until(lambda all_: "hello" in all_)
         assert child.pid is not None
-        await child.stop(grace_s=5)
+        await child.stop(grace_s=30)
         assert ended(child) == ("stopped", None, -15)
 
 
@@ -76,7 +76,7 @@ async def test_a_child_that_leaves_in_good_order_stays_away_if_it_may() -> None:
         async with supervised(READY + "print('up', flush=True); sys.exit(0)", may_leave=may_leave) as (child, lines):
             if may_leave:
                 assert child._keeper is not None
-                await asyncio.wait_for(child._keeper, 20)
+                await asyncio.wait_for(child._keeper, 60)
                 assert (child.state, child.restarts, child.pid) == ("left", 0, None)
             else:
                 await lines.until(lambda all_: all_.count("up") == 2)
@@ -104,7 +104,7 @@ async def test_what_ignores_the_signal_is_killed_with_its_children() -> None:
         grandchild = int(lines.all[0])
         await child.stop(grace_s=0.1)
         assert any("killed" in line for line in lines.all)
-        assert await wait_gone(grandchild, timeout_s=5)
+        assert await wait_gone(grandchild, timeout_s=30)
 
 
 @pytest.mark.parametrize("size", [10, 300_000])

@@ -52,7 +52,6 @@ def in_pages(events: Sequence[Recorded], random: Random) -> list[Sequence[Record
 
 @given(seed=st.integers(0, 1_000_000))
 @settings(max_examples=6, deadline=None)
-@pytest.mark.timeout(60)
 def test_live_fold_replay_rebuild_and_import_agree(seed: int) -> None:
     log = troubled_log(seed)
     for run_id in dict.fromkeys(RunId(r.run_id) for r in log.events if r.run_id is not None):
@@ -61,7 +60,6 @@ def test_live_fold_replay_rebuild_and_import_agree(seed: int) -> None:
 
 @given(seed=st.integers(0, 1_000_000))
 @settings(max_examples=3, deadline=None)
-@pytest.mark.timeout(60)
 def test_forks_and_forks_of_forks_agree_as_well(seed: int) -> None:
     world = play_forks(draw_plan(seed), forks=4)
     for fork in world.forks:

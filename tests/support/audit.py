@@ -25,7 +25,7 @@ async def events(client: Client, run_id: RunId | UUID) -> list[Recorded]:
     return [recorded async for recorded in client.events(RunId(run_id))]
 
 
-async def ended_well(client: Client, runs: Iterable[RunId], *, within_s: float = 60.0) -> None:
+async def ended_well(client: Client, runs: Iterable[RunId], *, within_s: float = 120.0) -> None:
     """Wait until all of these runs have completed, and hold each to the rules."""
     runs = list(runs)
     try:
@@ -68,7 +68,7 @@ async def caught_up(operator_url: str) -> None:
     """Wait until the views show all of the log."""
     connection = await asyncpg.connect(operator_url)
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while await connection.fetchval("SELECT min(position) < (SELECT max(position) FROM crewlog.events) FROM crewlog.checkpoints"):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
     finally:

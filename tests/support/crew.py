@@ -25,7 +25,7 @@ from crewlog.schemas.task_events import NOTICED_TYPES, TERMINAL_TYPES, AttemptFa
 from crewlog.schemas.usage import Usage
 from crewlog.schemas.values import Failure, Outcome
 
-WITHIN_S = 15.0
+WITHIN_S = 60.0
 
 Behaviour = Callable[[AgentTask, int], TaskEvent | None]
 """(task, attempt) -> what the agent appends; None: it takes the message and is never heard of again."""

@@ -20,7 +20,7 @@ from crewlog.events.readiness import READY_FD
 
 COMMAND = (sys.executable, "-P", "-m", "support.gated_agent")
 TESTS = Path(__file__).parents[1]
-READY_WITHIN_S = 30.0
+READY_WITHIN_S = 120.0
 PROBE = "probe "
 """What the name of a tool is preceded by when its probe asks."""
 
@@ -51,7 +51,7 @@ class Gate:
 
     async def call(self) -> Call:
         """Wait for the next call and hold it."""
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             return await self._waiting.get()
 
     def open(self) -> None:
@@ -118,7 +118,7 @@ class GatedAgents:
         for process in self.processes.values():
             process.terminate()
         for process in self.processes.values():
-            assert await asyncio.to_thread(process.wait, 30) == 0
+            assert await asyncio.to_thread(process.wait, 90) == 0
 
 
 @asynccontextmanager

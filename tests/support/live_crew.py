@@ -26,7 +26,7 @@ from crewlog.orchestrator.client import Client
 from crewlog.orchestrator.home import Home
 
 CLI = (sys.executable, "-P", "-m", "crewlog.orchestrator")
-READY_WITHIN_S = 60.0
+READY_WITHIN_S = 120.0
 DEMO = Path(__file__).parents[2] / "orchestrator" / "demo"
 
 
@@ -57,7 +57,7 @@ class LiveCrew:
         """Stop it in good order; safe to call twice."""
         if self.process is not None:
             self.process.terminate()
-            assert self.process.wait(60) == 0, self.log()
+            assert self.process.wait(120) == 0, self.log()
             self.process = None
 
     def replay_violations(self) -> list[str]:
@@ -75,7 +75,7 @@ class LiveCrew:
 
     def run(self, *arguments: str | Path, stdin: str = "", code: int = 0, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Run a command and check how it ends."""
-        done = subprocess.run([*CLI, *map(str, arguments)], env=self.env, input=stdin, capture_output=True, text=True, timeout=100, cwd=cwd, check=False)
+        done = subprocess.run([*CLI, *map(str, arguments)], env=self.env, input=stdin, capture_output=True, text=True, timeout=200, cwd=cwd, check=False)
         assert done.returncode == code, f"crewlog {' '.join(map(str, arguments))} ended with {done.returncode}, not {code}\n{done.stdout}{done.stderr}"
         return done
 
@@ -122,7 +122,7 @@ def own_agent(crew: LiveCrew, target: str, folder: Path, **env: str) -> Iterator
     finally:
         os.close(ready)
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
 
 
 @pytest.fixture(autouse=True)

@@ -45,14 +45,14 @@ def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def _ready(process: subprocess.Popen[bytes], ports: Path) -> str:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         assert process.poll() is None, f"nats-server ended with {process.returncode}"
         try:
             return str(json.loads(ports.read_text())["nats"][0])
         except (FileNotFoundError, json.JSONDecodeError):
             time.sleep(0.005)
-    raise AssertionError("nats-server wrote no ports file within 15 s")
+    raise AssertionError("nats-server wrote no ports file within 60 s")
 
 
 @pytest.fixture(scope="session")

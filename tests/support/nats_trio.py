@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
+
+from support.ports import reserved_port
 
 from crewlog.events.child_launch import launch_command
 
@@ -21,9 +22,9 @@ LOGIN = "crew:secret"
 class Trio:
     """Servers by name. `url` names all three: a client finds one that answers."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, ports: Sequence[int]) -> None:
         self._home = home
-        self.ports, self._routes = _free_ports(3), _free_ports(3)
+        self.ports, self._routes = ports[:3], ports[3:]
         self.running: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
@@ -56,8 +57,8 @@ class Trio:
 @asynccontextmanager
 async def a_trio() -> AsyncIterator[Trio]:
     """Run a cluster of three until the test is over."""
-    with tempfile.TemporaryDirectory(prefix="trio-") as home:
-        trio = Trio(Path(home))
+    with tempfile.TemporaryDirectory(prefix="trio-") as home, ExitStack() as reserving:
+        trio = Trio(Path(home), [reserving.enter_context(reserved_port()) for _ in range(2 * len(NAMES))])
         try:
             for name in NAMES:
                 trio.start(name)
@@ -65,14 +66,3 @@ async def a_trio() -> AsyncIterator[Trio]:
         finally:
             for name in list(trio.running):
                 await asyncio.to_thread(trio.kill, name)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()

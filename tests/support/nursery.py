@@ -26,7 +26,7 @@ from pathlib import Path
 from support.plants import PLANTED, plant
 
 TESTS = Path(__file__).parents[1]
-READY_WITHIN_S = 60.0
+READY_WITHIN_S = 120.0
 PR_SET_PDEATHSIG = 1
 
 

@@ -134,7 +134,10 @@ def a_run_for_each_message() -> None:
     read = intake.read_submission
 
     def as_if_new(data: bytes, **known: Any) -> Any:
-        return read(json.dumps({**json.loads(data), "task_id": str(uuid.uuid4()), "run_id": None}).encode(), **known)
+        task = json.loads(data)
+        if isinstance(task, dict):  # what is no task is refused as before
+            data = json.dumps({**task, "task_id": str(uuid.uuid4()), "run_id": None}).encode()
+        return read(data, **known)
 
     intake.read_submission = as_if_new  # type: ignore[assignment]
 

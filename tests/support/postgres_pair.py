@@ -81,7 +81,7 @@ class Pair:
     async def until_synchronous(self) -> None:
         """From here on a commit that is acknowledged is on both servers."""
         await self.ask(self.primary, f"ALTER SYSTEM SET synchronous_standby_names = 'FIRST 1 ({STANDBY})'", "SELECT pg_reload_conf()")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while not await self.ask(self.primary, "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync' AND state = 'streaming'"):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 

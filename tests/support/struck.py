@@ -64,7 +64,7 @@ class Victim:
     async def struck(self) -> None:
         """Wait until the process was struck by its fault."""
         if self.case[1] == "kill":
-            assert await asyncio.to_thread(self.process.wait, 30) == -signal.SIGKILL
+            assert await asyncio.to_thread(self.process.wait, 90) == -signal.SIGKILL
         else:
             await until(lambda: self.process.is_stopped)
         assert self.marker.exists(), f"{self.case[0]} was never reached"
@@ -73,7 +73,7 @@ class Victim:
         """Let a stopped process go on where it was, to the end of what it was doing."""
         self.process.send_signal(signal.SIGCONT)
         self.process.terminate()
-        assert await asyncio.to_thread(self.process.wait, 30) == 0
+        assert await asyncio.to_thread(self.process.wait, 90) == 0
 
 
 def nothing() -> None:
@@ -90,7 +90,7 @@ def failing(what: str) -> Iterator[None]:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(90):
         while not condition():  # noqa: ASYNC110 — what stops itself gives no signal
             await asyncio.sleep(0.02)
 
@@ -106,7 +106,7 @@ async def a_victim(nursery: Nursery, role: str, case: Case, env: Mapping[str, st
             yield Victim(case, process, Path(folder) / point)
         finally:
             process.kill()
-            await asyncio.to_thread(process.wait, 30)
+            await asyncio.to_thread(process.wait, 90)
 
 
 @asynccontextmanager
@@ -117,11 +117,11 @@ async def a_process(nursery: Nursery, role: str, env: Mapping[str, str]) -> Asyn
         yield process
     finally:
         process.terminate()
-        assert await asyncio.to_thread(process.wait, 30) == 0
+        assert await asyncio.to_thread(process.wait, 90) == 0
 
 
 async def strike_an_agent(
-    crew: LiveCrew, nursery: Nursery, client: Client, case: Case, *, within_s: float = 60.0, on_struck: Callable[[], None] = nothing, planted: str = ""
+    crew: LiveCrew, nursery: Nursery, client: Client, case: Case, *, within_s: float = 120.0, on_struck: Callable[[], None] = nothing, planted: str = ""
 ) -> None:
     """Strike one of two agents that have a kind for themselves, and check its run and what its effects reached.
 
@@ -195,7 +195,7 @@ def effects_are_right(gate: Gate, runs: int) -> None:
 
 
 async def strike_an_orchestrator(
-    crew: LiveCrew, nursery: Nursery, client: Client, case: Case, *, within_s: float = 30.0, on_struck: Callable[[], None] = nothing, planted: str = ""
+    crew: LiveCrew, nursery: Nursery, client: Client, case: Case, *, within_s: float = 90.0, on_struck: Callable[[], None] = nothing, planted: str = ""
 ) -> None:
     """Strike one orchestrator beside others, and check every run that it had a hand in.
 
@@ -223,7 +223,7 @@ async def strike_an_orchestrator(
 
 
 async def strike_who_overtakes(
-    crew: LiveCrew, nursery: Nursery, client: Client, case: Case, *, within_s: float = 30.0, on_struck: Callable[[], None] = nothing, planted: str = ""
+    crew: LiveCrew, nursery: Nursery, client: Client, case: Case, *, within_s: float = 90.0, on_struck: Callable[[], None] = nothing, planted: str = ""
 ) -> None:
     """Strike one orchestrator while tasks of a quiet tenant overtake a crowd, and check each of them. What the crowd is made of is refused, which costs
     no agent anything.
@@ -264,7 +264,7 @@ async def strike_who_overtakes(
 async def until_empty(bus: NatsBus, is_over: Callable[[], bool]) -> None:
     """Wait until everybody is taken in, or there is no need to wait any longer."""
     with failing("not everything was taken in"):
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while (await bus.queued("TASKS")).subjects and not is_over():  # noqa: ASYNC110  (the server sends no signal for it)
                 await asyncio.sleep(0.02)
 
@@ -356,7 +356,7 @@ class Asked:
         """Check that everything that was left half done is done, once."""
         store = await self.store("crewlog_orchestrator")
         await self.is_settled(30)
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while open_runs := await store.open_runs(after=None, limit=100):
                 await ended_well(self.client, open_runs)
         for budget in (await store.budgets([tree_scope(task_id) for task_id in self.tasks])).values():
@@ -369,7 +369,7 @@ class Asked:
 
 async def strike_who_is_asked(crew: LiveCrew, nursery: Nursery, asked: Asked, case: Case) -> None:
     async with a_victim(nursery, "orchestrator", case, crew.env) as victim:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while not victim.marker.exists():
                 await getattr(asked, case[0].partition("_")[2])()
                 await asyncio.sleep(0.05)

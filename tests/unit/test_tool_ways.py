@@ -148,7 +148,7 @@ async def test_when_nobody_can_the_model_hears_of_each_and_what_to_do() -> None:
 
 
 async def test_a_wait_that_does_not_fit_is_not_waited() -> None:
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(20):
         ways = await carried(
             tool(doing([], "first", ToolUnavailable("later", retry_after_s=60)), Implementation("second", doing([], "second", "found")), retries=5)
         )
@@ -160,7 +160,7 @@ async def test_a_way_that_hangs_leaves_time_for_the_next() -> None:
         await asyncio.Event().wait()
         raise AssertionError
 
-    ways = await carried(tool(hang, Implementation("second", doing([], "second", "found")), timeout_s=0.2))
+    ways = await carried(tool(hang, Implementation("second", doing([], "second", "found")), timeout_s=1.0))
     assert ways.degraded == ("first: did not answer in time",)
 
 
