@@ -6,6 +6,7 @@ import os
 import signal
 
 import pytest
+from hypothesis import settings
 
 pytest_plugins = ["support.reaper", "support.replayed", "support.postgres", "support.nats", "support.live_crew"]
 
@@ -16,16 +17,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--sim-seeds", type=int, default=5_000, help="schedules to play")
     group.addoption("--sim-from", type=int, default=0, help="first seed")
     group.addoption("--sim-seed", type=int, default=None, help="play this seed alone")
-    parser.getgroup("crewlog").addoption("--long", action="store_true", help="also run the tests marked `long`: more of the same, or slow by nature")
+    parser.getgroup("crewlog").addoption(
+        "--long", action="store_true", help="also run the tests marked `long`: more of the same, or slow by nature; and draw other examples than last time"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Name our marker, and let the hundreds of processes that tests start share compiled modules, wherever Python is told to keep none.
+    """Name our marker, draw the same examples every time, and let the hundreds of processes that tests start share compiled modules, wherever
+    Python is told to keep none.
 
     They also get a terminal's signals: a shell without job control ignores Ctrl-C for what it starts in the background, and so would they.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # how long an example takes says what else the machine does; and a change is told what it broke, not what nobody has drawn before
+    settings.register_profile("suite", deadline=None, derandomize=not config.getoption("--long"))
+    settings.load_profile("suite")
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.environ.setdefault("PYTHONPYCACHEPREFIX", str(config.rootpath / ".pytest_cache" / "compiled"))
     config.addinivalue_line("markers", "long: takes longer than a suite that runs at every change should; run with --long")

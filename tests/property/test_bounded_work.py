@@ -23,7 +23,7 @@ scripts: st.SearchStrategy[list[Line]] = st.tuples(st.lists(blocks, min_size=1, 
 
 
 @given(scripts, st.integers(4_000, 40_000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_task_ends_and_every_decision_follows_from_its_log(script: list[Line], window: int) -> None:
     model = ScriptedModel([*script, *[calls(("submit", '{"text":"done"}'))] * 3], provider="test", wire="test.wire", simulated=False)
 

@@ -38,7 +38,7 @@ def assert_paired(request: ModelRequest) -> None:
 
 
 @given(st.lists(a_turn, max_size=25), st.integers(500, 30_000), st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_a_conversation_fits_or_says_that_it_cannot_and_loses_no_call(rounds: list[tuple[str, list[Used]]], window: int, refused: bool) -> None:
     texts = Texts()
     turns_done = [turn(*used, number=n, text=text, texts=texts) for n, (text, used) in enumerate(rounds, 1)]

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.wires import ANTHROPIC, CHAT, GEMINI, RESPONSES, WIRES, Said, Wire
 
@@ -70,7 +70,6 @@ def judged(wire: Wire, body: bytes, request: ModelRequest) -> None:
 
 
 @wires
-@settings(deadline=None)
 @given(data=st.data())
 def test_a_spoilt_answer_is_an_answer_or_an_error(wire: Wire, data: st.DataObject) -> None:
     request = wire.request(output=data.draw(st.sampled_from([None, OUTPUT])))
@@ -99,7 +98,6 @@ async def streamed(wire: Wire, events: list[bytes]) -> bytes:
 
 
 @pytest.mark.parametrize("wire", [ANTHROPIC, RESPONSES, CHAT], ids=str)
-@settings(deadline=None)
 @given(data=st.data())
 async def test_a_spoilt_stream_is_an_answer_or_an_error(wire: Wire, data: st.DataObject) -> None:
     events = wire.events(SAID)
@@ -115,7 +113,6 @@ async def test_a_spoilt_stream_is_an_answer_or_an_error(wire: Wire, data: st.Dat
     judged(wire, body, wire.request())
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_spoilt_chunks_of_gemini_too(data: st.DataObject) -> None:
     written = model_gemini.Written()

@@ -160,7 +160,7 @@ class World:
             assert all(self.log.is_closed(task.task_id) for task in state.tasks.values()), "an ended run left a task open"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data(), submissions())
 def test_every_run_ends_once_and_can_be_derived_again(data: st.DataObject, fields: dict[str, Any]) -> None:
     world = World(data, fields)

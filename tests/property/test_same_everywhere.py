@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sim.forks import play as play_forks
@@ -51,7 +50,7 @@ def in_pages(events: Sequence[Recorded], random: Random) -> list[Sequence[Record
 
 
 @given(seed=st.integers(0, 1_000_000))
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 def test_live_fold_replay_rebuild_and_import_agree(seed: int) -> None:
     log = troubled_log(seed)
     for run_id in dict.fromkeys(RunId(r.run_id) for r in log.events if r.run_id is not None):
@@ -59,7 +58,7 @@ def test_live_fold_replay_rebuild_and_import_agree(seed: int) -> None:
 
 
 @given(seed=st.integers(0, 1_000_000))
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 def test_forks_and_forks_of_forks_agree_as_well(seed: int) -> None:
     world = play_forks(draw_plan(seed), forks=4)
     for fork in world.forks:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import jsonschema
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -131,7 +131,6 @@ SHAPES = st.recursive(LEAVES, lambda inner: inner.map(listed) | inner.map(nullab
 ROOTS = objects(SHAPES)
 
 
-@settings(deadline=None)
 @given(ROOTS, st.sampled_from(DIALECTS))
 def test_what_comes_out_obeys_the_rules_and_the_schema_is_left_as_it_was(shape: Shape, dialect: Dialect) -> None:
     before = copy.deepcopy(shape.schema)
@@ -146,7 +145,6 @@ def test_what_comes_out_obeys_the_rules_and_the_schema_is_left_as_it_was(shape: 
     assert express(json.loads(json.dumps(shape.schema)), dialect) == expressed
 
 
-@settings(deadline=None)
 @given(ROOTS, st.data())
 def test_a_strict_answer_finds_back_to_the_original_schema(shape: Shape, data: st.DataObject) -> None:
     value, strict = data.draw(shape.pairs)
@@ -158,7 +156,6 @@ def test_a_strict_answer_finds_back_to_the_original_schema(shape: Shape, data: s
     assert json.loads(without_nulls(json.dumps(strict), shape.schema)) == value
 
 
-@settings(deadline=None)
 @given(ROOTS, st.data(), st.sampled_from(["anthropic", "gemini"]))
 def test_other_dialects_take_the_values_as_they_are(shape: Shape, data: st.DataObject, dialect: Dialect) -> None:
     value, _ = data.draw(shape.pairs)
@@ -169,7 +166,6 @@ def test_other_dialects_take_the_values_as_they_are(shape: Shape, data: st.DataO
     assert prune(value, shape.schema) == value
 
 
-@settings(deadline=None)
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8))
 def test_an_answer_of_any_shape_is_survived(value: Any) -> None:
     schema = Trip.model_json_schema()
@@ -178,7 +174,6 @@ def test_an_answer_of_any_shape_is_survived(value: Any) -> None:
     prune(value, schema)
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_text_of_any_kind_is_survived(text: str) -> None:
     original(text, Trip.model_json_schema())

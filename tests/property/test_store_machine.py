@@ -144,8 +144,6 @@ def run_machine(store: EventStore, loop: asyncio.AbstractEventLoop, examples: in
     profile = settings(
         max_examples=examples,
         stateful_step_count=25,
-        deadline=None,
-        derandomize=True,
         database=None,
         suppress_health_check=[HealthCheck.too_slow],
         phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from uuid import UUID
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -121,7 +121,6 @@ def ending(state: TaskState, step: AskModel, how: str, worker: str) -> Iterator[
             yield not_said(state, step, f"model_{how}")
 
 
-@settings(deadline=None)
 @given(hows=st.lists(st.sampled_from(ENDINGS), min_size=CALLS_MAX, max_size=CALLS_MAX))
 def test_a_task_comes_to_its_end(hows: list[str]) -> None:
     state = evolve(initial_state(), TaskOpened("data", "a", 0, msgspec.Raw(msgspec.json.encode(TASK))))

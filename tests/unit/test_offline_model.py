@@ -53,7 +53,7 @@ def requests(draw: st.DrawFn) -> ModelRequest:
 
 
 @given(requests())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 async def test_any_request_gets_the_same_well_formed_reply_twice(request: ModelRequest) -> None:
     reply = await OfflineModel().complete(request, timeout_s=1)
     again = await OfflineModel().complete(msgspec.json.decode(request.canonical(), type=ModelRequest), timeout_s=1)

@@ -56,7 +56,7 @@ def cut(events: Sequence[Recorded], random: Random) -> list[Sequence[Recorded]]:
     return pages
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 2**32), st.integers(1, 6), st.integers(1, 300))
 async def test_rows_do_not_depend_on_the_pages(seed: int, runs: int, moves: int) -> None:
     store, events = await recorded_history(write_history(Random(seed), runs=runs, moves=moves))
@@ -95,7 +95,7 @@ async def test_an_event_that_names_another_run_changes_neither() -> None:
     assert found == [vars(await fold_pages(store, [events[:-1]]))] * 2
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 150))
 async def test_an_unfinished_task_has_one_reason_at_any_moment(seed: int, runs: int, moves: int) -> None:
     store, events = await recorded_history(write_history(Random(seed), runs=runs, moves=moves))
@@ -108,7 +108,7 @@ async def test_an_unfinished_task_has_one_reason_at_any_moment(seed: int, runs: 
             assert (task["finished_us"] is not None) == (task["status"] in FINISHED), task
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 2**32))
 async def test_totals_follow_from_the_calls(seed: int) -> None:
     store, events = await recorded_history(write_history(Random(seed), runs=3, moves=400))

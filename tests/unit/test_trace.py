@@ -333,7 +333,7 @@ def test_a_replay_is_a_trace_of_its_own_linked_to_the_original() -> None:
 
 
 @pytest.mark.hand_written("histories of every shape")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 300))
 async def test_every_history_is_one_tree_per_run(seed: int, runs: int, moves: int) -> None:
     _, events = await recorded_history(write_history(Random(seed), runs=runs, moves=moves))
