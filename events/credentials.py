@@ -5,7 +5,9 @@ from __future__ import annotations
 import hmac
 import os
 import secrets
+import stringprep
 import tempfile
+import unicodedata
 from base64 import b64encode
 from hashlib import pbkdf2_hmac, sha256
 from pathlib import Path
@@ -24,6 +26,11 @@ POSTGRES_ROLES: Final = (ADMIN, *ROLES)
 NATS_USERS: Final = ("orchestrator", "projector", *BUILT_IN_KINDS, "specialist", "operator", "client", "supervisor")
 
 
+_FORBIDDEN: Final = (
+    *(stringprep.in_table_a1, stringprep.in_table_c21_c22, stringprep.in_table_c3, stringprep.in_table_c4),
+    *(stringprep.in_table_c5, stringprep.in_table_c6, stringprep.in_table_c7, stringprep.in_table_c8, stringprep.in_table_c9),
+)
+"""Tables of RFC 3454 whose characters RFC 4013 forbids, and those of code points that were unassigned."""
 _SALT_BYTES: Final = 16
 _ITERATIONS: Final = 4096
 """Both as Postgres itself makes them."""
@@ -64,19 +71,28 @@ def load_credentials(home: Path) -> Credentials:
     return complete
 
 
-def scram_verifier(password: str) -> str:
+def scram_verifier(password: str, salt: bytes | None = None) -> str:
     """Return what Postgres keeps of a password (RFC 5803), and takes in its place: so the password is in no statement, and in no server's log.
 
-    One that is not ASCII comes back as it is: the server prepares such a text first (RFC 4013).
+    Args:
+        salt: None makes one.
     """
-    if not password.isascii():
-        return password
-    salt = secrets.token_bytes(_SALT_BYTES)
-    salted = pbkdf2_hmac("sha256", password.encode(), salt, _ITERATIONS)
+    salt = salt or secrets.token_bytes(_SALT_BYTES)
+    salted = pbkdf2_hmac("sha256", _prepared(password).encode(), salt, _ITERATIONS)
     stored_key = sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
     server_key = hmac.digest(salted, b"Server Key", "sha256")
     salt_text, stored, server = (b64encode(part).decode() for part in (salt, stored_key, server_key))
     return f"SCRAM-SHA-256${_ITERATIONS}:{salt_text}${stored}:{server}"
+
+
+def _prepared(password: str) -> str:
+    """Return the spelling that stands for all of a password (SASLprep, RFC 4013): itself, where that forbids it. Postgres looks for what is forbidden
+    before it normalises."""
+    mapped = "".join(" " if stringprep.in_table_c12(char) else char for char in password if not stringprep.in_table_b1(char))
+    right_to_left = [stringprep.in_table_d1(char) for char in mapped]
+    is_mixed = any(right_to_left) and (not (right_to_left[0] and right_to_left[-1]) or any(map(stringprep.in_table_d2, mapped)))
+    is_forbidden = any(in_table(char) for char in mapped for in_table in _FORBIDDEN)
+    return password if password.isascii() or not mapped or is_mixed or is_forbidden else unicodedata.normalize("NFKC", mapped)
 
 
 def _read(path: Path) -> Credentials:

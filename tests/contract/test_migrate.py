@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from base64 import b64decode
 from collections.abc import AsyncIterator
 from itertools import count
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest_asyncio
 from support.logs import CLOCK, new_run, new_task, opening
 from support.postgres import Database
 
+from crewlog.events.credentials import scram_verifier
 from crewlog.events.migrate import _LOCK, LOG_FOLDER, connect, ensure_database, ensure_roles, fingerprint, migrate, read_migrations
 from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.server_postgres import PostgresServer
@@ -218,6 +220,22 @@ async def test_who_starts_together_sets_the_same_logins_one_after_the_other(data
     await asyncio.gather(*(ensure_roles(database.admin_url, {"crewlog_operator": password}) for _ in range(6)))
     connection = await asyncpg.connect(database.url("crewlog_operator"))
     assert await connection.fetchval("SELECT session_user") == "crewlog_operator"
+    await connection.close()
+
+
+async def test_what_is_kept_of_a_password_is_what_the_server_itself_would_keep(database: Database) -> None:
+    """The server prepares a password before it keeps it; a client does the same before it proves that it knows it."""
+    alike = ["Schl\u00fcssel", "Schlu\u0308ssel", "\u2168", "a\u00a0b", "I\u00adX\u00e9", "\u00ad", "\u0627\u0628", "\ufb01\u00fc", "\u3000x"]
+    as_they_are = ["\u0627\u0031", "a\u0627", "bell\u0007\u00fc", "\U0001f511", "\u0221", "\ue000", "x\u0340", "plain", " "]
+    connection = await database.admin()
+    for password in (*alike, *as_they_are):
+        await connection.execute(f"ALTER ROLE crewlog_operator PASSWORD {await connection.fetchval('SELECT quote_literal($1::text)', password)}")
+        kept = await connection.fetchval("SELECT rolpassword FROM pg_authid WHERE rolname = 'crewlog_operator'")
+        assert scram_verifier(password, b64decode(kept.split(":")[1].split("$")[0])) == kept, ascii(password)
+        await ensure_roles(database.admin_url, {"crewlog_operator": password})
+        if password != "x\u0340":  # this client normalises first, and would find nothing that is forbidden
+            await (await asyncpg.connect(database.url("crewlog_operator"), password=password)).close()
+    await ensure_roles(database.admin_url, {"crewlog_operator": database.credentials.postgres["crewlog_operator"]})
     await connection.close()
 
 
