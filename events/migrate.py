@@ -62,6 +62,15 @@ SELECT format('REVOKE %s ON DATABASE %I FROM PUBLIC', CASE WHEN d.datname = curr
   FROM pg_database d WHERE d.datallowconn AND has_database_privilege('public', d.oid, 'TEMPORARY')
 """
 
+_PUBLIC_MAY: Final = """
+SELECT what FROM (VALUES (1, 'take locks that stop the readers of the log', '^pg_(try_)?advisory_(xact_)?lock(_shared)?$'),
+                         (2, 'make large objects', '^lo_(creat|create|from_bytea)$')) f (n, what, functions)
+ WHERE EXISTS (SELECT FROM pg_proc p WHERE p.pronamespace = 'pg_catalog'::regnamespace AND p.proname ~ f.functions
+                                       AND has_function_privilege('public', p.oid, 'EXECUTE'))
+ UNION ALL
+SELECT 'keep temporary tables' WHERE has_database_privilege('public', current_database(), 'TEMPORARY')
+"""
+
 
 class Migration(NamedTuple):
     """One SQL file."""
@@ -188,6 +197,15 @@ async def close_to_public(admin_url: str) -> None:
             await connection.execute(f"GRANT EXECUTE ON FUNCTION pg_try_advisory_lock(bigint) TO {grants.PROJECTOR}")  # who leads is told by one
     finally:
         await connection.close()
+
+
+async def open_to_public(connection: Any) -> list[str]:
+    """Say what every login of the server may do in this database: a server that is not the crew's alone keeps what Postgres lets them do.
+
+    Returns:
+        Nothing where `close_to_public`, or somebody by hand, has taken it away.
+    """
+    return [row[0] for row in await connection.fetch(_PUBLIC_MAY)]
 
 
 async def connect(url: str, *, timeout_s: float = 10.0) -> Any:

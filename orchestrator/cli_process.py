@@ -54,17 +54,26 @@ async def migrate(home: HomeOption = None, output: OutputOption = Output.TABLE) 
     address the database of a running `crewlog up` is meant.
     """
     from crewlog.events.grants import ROLES
+    from crewlog.events.migrate import connect, open_to_public
+    from crewlog.orchestrator.doctor import OPEN_TO_PUBLIC_HINT
     from crewlog.orchestrator.endpoints import owner_url
     from crewlog.orchestrator.servers import migrate_all
 
     config = load_config(home)
     given = {role: os.environ[f"{role.upper()}_PASSWORD"] for role in ROLES if os.environ.get(f"{role.upper()}_PASSWORD")}
     applied = await migrate_all(owner_url(config), given)
+    connection = await connect(owner_url(config))
+    try:
+        public = await open_to_public(connection)
+    finally:
+        await connection.close()
     if output is Output.JSON:
-        print_json({"applied": applied, "logins": sorted(given)})
+        print_json({"applied": applied, "logins": sorted(given), "open_to_public": public})
     else:
         say("\n".join(f"applied {name}" for name in applied) or "nothing to apply")
         say(f"logins set: {', '.join(sorted(given)) or 'none'}")
+        if public:
+            say(f"any login of the server may {', '.join(public)}: {OPEN_TO_PUBLIC_HINT}")
 
 
 async def rebuild(home: HomeOption = None, output: OutputOption = Output.TABLE) -> None:

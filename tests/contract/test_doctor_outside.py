@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.postgres import Database
 
 from crewlog.events.config import Config
 from crewlog.events.config_mcp import McpServer
+from crewlog.events.grants import READER
 from crewlog.orchestrator.doctor import Finding, examine
 
 SERVER = str(Path(__file__).parents[1] / "support" / "mcp_server.py")
@@ -41,6 +43,20 @@ async def test_an_address_that_is_none_is_a_finding(tmp_path: Path) -> None:
         found = (await findings(tmp_path, database_url=address))["postgres"]
         assert (found.ok, found.hint) == (False, "check CREWLOG_DATABASE_URL")
         assert "malformed" in found.found
+
+
+async def test_what_every_login_of_a_server_may_do_is_told_until_it_is_taken_away_as_the_guide_says(database: Database, tmp_path: Path) -> None:
+    public = "any of the server may take locks that stop the readers of the log, make large objects, keep temporary tables"
+    guide = Path(__file__).parents[2].joinpath("docs/guide.md").read_text()
+    admin = await database.admin()
+    for sql, ok, said in (
+        (f"GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA pg_catalog TO PUBLIC; GRANT TEMPORARY ON DATABASE {database.name} TO PUBLIC", False, public),
+        (guide.partition("```sql\nDO $$")[2].partition("```")[0].join(("DO $$", "")), True, "no more than they need"),
+    ):
+        await admin.execute(sql)
+        told = (await findings(tmp_path, database_url=database.url(READER)))["postgres logins"]
+        assert (told.ok, told.found, told.needed) == (ok, said, False)
+    await admin.close()
 
 
 async def test_the_web_is_told_as_it_is_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
