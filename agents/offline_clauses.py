@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
+from crewlog.agents.offline_addresses import read_order
 from crewlog.agents.offline_text import EMAIL, URL, name_tokens, stem, stems, terms, words
 
 _COMMUNICATE_VERBS = "mail email e-mail send notify post forward inform announce message distribute"
@@ -28,6 +29,8 @@ _LEADING: Final = (
     "also|please|finally|lastly|afterwards|then|next|first|second|third|now|and|so|to|can you|could you|would you|i want you to|i "
     "need you to|we need to|let us|let's"
 )
+
+_FILLERS: Final = re.compile(rf"^\s*(?:(?:{_LEADING})\b[,:]?\s*)+", re.IGNORECASE)
 
 _STRONG: Final[Mapping[str, frozenset[str]]] = {
     "communicate": stems(_COMMUNICATE_VERBS),
@@ -81,7 +84,9 @@ _REQUIREMENT: Final = re.compile(
     re.IGNORECASE,
 )
 """A sentence about how the work before it is to be done."""
-_LEAD_IN: Final = re.compile(r"^\s*(?:based on|building on|using|with|from|given|after|once|if|when|while|for|in|as)\b", re.IGNORECASE)
+AHEAD_CHARS: Final = 400
+"""How far behind a comma or an "and" is looked for work: a goal may be very long."""
+_LEAD_IN: Final = re.compile(r"\s*(?:based on|building on|using|with|from|given|after|once|if|when|while|for|in|as)\b", re.IGNORECASE)
 _TELL_SOMEBODY: Final = re.compile(
     r"^(?:tell|let)\s+(?!me\b|us\b|what|which|who|why|when|where|how|whether|if\b|apart)(?:the |our |my |all )?[\w.@-]+", re.IGNORECASE
 )
@@ -95,9 +100,14 @@ _REFERS_BACK: Final = re.compile(
 _PRONOUN: Final = re.compile(r"\b(?:it|them|this|these|that|those|result|results|findings)\b", re.IGNORECASE)
 
 
-_REPORTED: Final = re.compile(
-    rf"^(?:send|mail|e-?mail|post|forward)\s+(?:(?:me|us|them|him|her)\s+)?(.+?)\s+(?:to|at)\s+(?:\S+\s+){{0,3}}?(?:{EMAIL.pattern}|{URL.pattern})",
-    re.IGNORECASE,
+_OUT: Final = rf"(?:{EMAIL.pattern}|{URL.pattern})"
+_REPORTED: Final = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"^(?:send|mail|e-?mail|post|forward)\s+(?:(?:me|us|them|him|her)\s+)?(?!{_OUT})(.+?)\s+(?:to|at)\s+(?:\S+\s+){{0,3}}?{_OUT}",
+        rf"^(?:send|mail|e-?mail)\s+{_OUT}(?:,?\s+(?:and|or|(?:but\s+)?not)\s+{_OUT})*,?\s+((?:the|our|what|which|who|when|where|how|whether)\s.+)$",
+        rf"^(?:tell|inform|notify|ask|let)\s+{_OUT}\s+(?:know\s+)?((?:what|which|who|when|where|how|whether)\s.+)$",
+    )
 )
 
 
@@ -125,16 +135,14 @@ class Clause(NamedTuple):
 
 
 def reported(clause: Clause) -> str:
-    """Return what a message is to say when it is named right in the order to send it: "send the sales by store to a@b.org"; else nothing."""
-    found = _REPORTED.match(strip_fillers(clause.text))
+    """Return what a message is to say when it is named right in the order to send it, as in "send the sales by store to a@b.org"; else nothing."""
+    found = next(filter(None, (pattern.match(strip_fillers(clause.text)) for pattern in _REPORTED)), None)
     return "" if found is None or len(terms(found.group(1))) < 2 else found.group(1)
 
 
 def strip_fillers(text: str) -> str:
     """Remove polite and ordering words from the start of a clause."""
-    while (shorter := re.sub(rf"^(?:{_LEADING})\b[,:]?\s*", "", text.strip(), flags=re.IGNORECASE)) != text.strip():
-        text = shorter
-    return text.strip()
+    return _FILLERS.sub("", text).strip()
 
 
 def split_goal(goal: str) -> tuple[str, list[Clause]]:
@@ -142,7 +150,7 @@ def split_goal(goal: str) -> tuple[str, list[Clause]]:
 
     A comma or an "and" only separates where the next part begins like work of its own: with a verb in the imperative, or a question word.
     """
-    headline, body = _headline(goal.replace("\r", ""))
+    headline, body = _headline(re.sub(r"[^\S\n]+", " ", goal))
     body = re.sub(r"(?m)^\s*(?:\d{1,2}[.)]|[-*•])\s+", "", body)
     protected = {
         at for found in (*EMAIL.finditer(body), *URL.finditer(body), *re.finditer(r"[\"“`][^\"”`\n]+[\"”`]", body)) for at in range(found.start(), found.end())
@@ -153,7 +161,7 @@ def split_goal(goal: str) -> tuple[str, list[Clause]]:
         if cut.start() in protected or (cut.end() > cut.start() and cut.end() - 1 in protected):
             continue
         is_soft = cut.group(1) is None and (cut.group().lstrip().startswith(",") or re.match(r"\s+and\b", cut.group(), re.IGNORECASE))
-        if is_soft and (_LEAD_IN.match(body[start : cut.start()]) or not _begins_work(body[cut.end() :])):
+        if is_soft and (_LEAD_IN.match(body, start) or not _begins_work(body[cut.end() : cut.end() + AHEAD_CHARS])):
             continue
         _add(clauses, body[start : cut.start()], after=after)
         start, after = cut.end(), cut.group(1) is not None
@@ -166,6 +174,9 @@ def _add(clauses: list[Clause], text: str, *, after: bool) -> None:
     text = strip_fillers(text).strip(" ,;")
     if clauses and _REQUIREMENT.match(text):
         clauses[-1] = Clause(f"{clauses[-1].text.rstrip('.')}, {text}", clauses[-1].after)
+    elif clauses and len(clauses) == 1 and _REQUIREMENT.match(clauses[0].text) and words(text):
+        # what is forbidden first holds for the work that follows
+        clauses[0] = Clause(f"{text.rstrip('.')}, {clauses[0].text}")
     elif words(text):
         clauses.append(Clause(text, after or bool(opened_with_then)))
 
@@ -232,7 +243,7 @@ def score(clause: Clause, kinds: Sequence[KindInfo], files: Mapping[str, Sequenc
             points += 2.0 * _mentions(content, files.get(kind, ()))
         scores[kind] = points
     if "communicate" in scores and (
-        EMAIL.search(clause.text) or _TELL_SOMEBODY.match(strip_fillers(clause.text)) or (URL.search(clause.text) and first in _STRONG["communicate"])
+        read_order(clause.text).recipients or _TELL_SOMEBODY.match(strip_fillers(clause.text)) or (URL.search(clause.text) and first in _STRONG["communicate"])
     ):
         scores["communicate"] += 4.0
     if "research" in scores and _QUESTION.match(strip_fillers(clause.text)):

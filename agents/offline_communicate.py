@@ -6,18 +6,16 @@ import json
 import re
 from typing import Any, Final
 
+from crewlog.agents.offline_addresses import Order, read_order, said
 from crewlog.agents.offline_conversation import Call, Conversation, Turn, Want
 from crewlog.agents.offline_report import open_points, section, title_of, trim
-from crewlog.agents.offline_text import EMAIL, URL, capital, cut_words, join_words, quoted
+from crewlog.agents.offline_text import EMAIL, capital, cut_words, join_words, quoted
 from crewlog.schemas.text import shorten
 
-_DRAFT_ONLY: Final = re.compile(r"\b(?:draft|do not send|don't send|without sending)\b", re.IGNORECASE)
-_SEND: Final = re.compile(r"\b(?:send|e-?mail|mail|notify|forward|inform|announce|share|tell|report)\b", re.IGNORECASE)
-_NAMED: Final = re.compile(r"\b(?:to|mail|e-?mail|notify|inform|tell)\s+([A-Z][a-z]+)\b(?=\s*(?:\(|<|at\b|\b[\w.+-]+@))")
-_SAYING: Final = re.compile(
-    r"\b(?:saying|that says|to say|with the (?:text|message|words)|telling (?:them|him|her|everyone)|that)\s+(?:that\s+)?(.{3,2000})$",
-    re.IGNORECASE | re.DOTALL,
+_SEND: Final = re.compile(
+    r"\b(?:send|e-?mail|mail|notify|forward|inform|announce|share|tell|report|write|remind|invite|warn|let\b.*\bknow|cc)\b", re.IGNORECASE | re.DOTALL
 )
+_NAMED: Final = re.compile(rf"\b([A-Z][a-z]+)\s*(?:[(<]|\bat\b)?\s*({EMAIL.pattern})")
 _SUBJECT: Final = re.compile(r"\bsubject\s*(?:line\s*)?(?:is|:|=)?\s*[\"“'`]([^\"”'`\n]{1,200})[\"”'`]", re.IGNORECASE)
 _NO_WAY_OUT: Final = re.compile(r"It cannot be sent from here: (.+?)\.?$", re.DOTALL)
 SECTION_WORDS_MAX: Final = 140
@@ -28,22 +26,25 @@ def communicate(talk: Conversation) -> Turn:
     """Draft, then send or post where the objective names an address, then report what really happened."""
     if talk.failed("submit_report"):
         return Turn(_report(talk)) if len(talk.failed("submit_report")) > 1 else Turn("", (_submit(talk),))
-    recipients = list(dict.fromkeys(EMAIL.findall(URL.sub(" ", talk.question))))
-    if not talk.tried("draft_message") and talk.offers("draft_message") and not (URL.search(talk.question) and not recipients):
+    order = read_order(talk.question)
+    recipients = list(order.recipients)
+    if not talk.tried("draft_message") and talk.offers("draft_message") and not (order.urls and not recipients):
         return Turn("I draft the message first.", (Want("draft_message", {**_message(talk), "to": recipients}),))
     if (failed := talk.failed("draft_message")) and not talk.made("draft_message") and len(failed) == 1:
         plain = {**_message(talk), "attachments": [], "to": recipients}
         return Turn("I draft it again without attachments.", (Want("draft_message", plain),))
-    if wants := _deliveries(talk, recipients):
+    if wants := _deliveries(talk, order):
         return Turn("", wants)
     return Turn("", (_submit(talk),))
 
 
-def _deliveries(talk: Conversation, recipients: list[str]) -> tuple[Want, ...]:
+def _deliveries(talk: Conversation, order: Order) -> tuple[Want, ...]:
+    if why_kept(talk, order):
+        return ()
     wants: list[Want] = []
     drafted = not talk.offers("draft_message") or bool(talk.made("draft_message"))
-    if recipients and drafted and talk.offers("send_email") and _SEND.search(talk.question) and not _DRAFT_ONLY.search(talk.question):
-        message = dict(talk.made("draft_message")[-1].arguments) if talk.made("draft_message") else {**_message(talk), "to": recipients}
+    if order.recipients and drafted and talk.offers("send_email") and _SEND.search(talk.question):
+        message = dict(talk.made("draft_message")[-1].arguments) if talk.made("draft_message") else {**_message(talk), "to": list(order.recipients)}
         if cannot_send(talk):
             pass  # a person would be asked to agree to what cannot happen
         elif not talk.tried("send_email"):
@@ -51,9 +52,18 @@ def _deliveries(talk: Conversation, recipients: list[str]) -> tuple[Want, ...]:
         elif _may_try_again(talk) and message.get("attachments"):
             wants.append(Want("send_email", {**message, "attachments": []}))
     posted = {call.arguments.get("url") for call in talk.calls if call.tool == "post_webhook"}
-    urls = dict.fromkeys(URL.findall(talk.question)) if talk.offers("post_webhook") else ()
+    urls = order.urls if talk.offers("post_webhook") else ()
     wants += [Want("post_webhook", {"url": url, "body": _webhook_body(talk)}) for url in urls if url not in posted]
     return tuple(wants)
+
+
+def why_kept(talk: Conversation, order: Order) -> str:
+    """Return why a message stays a draft although it may have recipients: the task forbids to send it, or there is nothing in it."""
+    if order.is_forbidden:
+        return "The task says not to send it."
+    if not (_own_text(talk) or talk.outcomes or talk.not_done or _files(talk) or _named_files(talk)):
+        return "There is nothing to say: the task holds no text, no file and no result of an earlier step."
+    return ""
 
 
 def cannot_send(talk: Conversation) -> str:
@@ -86,7 +96,7 @@ def _message(talk: Conversation) -> dict[str, Any]:
     own_text = _own_text(talk)
     subject = given.group(1) if given else title_of(topic) if topic else _subject_without_goal(talk, own_text)
     files = _files(talk)
-    named = [attachment.name for attachment in talk.attachments if attachment.name in talk.question]
+    named = _named_files(talk)
     body = [_greeting(talk.question), ""]
     if own_text:
         body += [own_text, ""]
@@ -110,13 +120,18 @@ def _files(talk: Conversation) -> list[str]:
     return [name for name in names if not (name.endswith(".png") and name.removesuffix(".png") + ".svg" in names)][:FILES_MAX]
 
 
+def _named_files(talk: Conversation) -> list[str]:
+    """Return the attachments that the objective names."""
+    return [attachment.name for attachment in talk.attachments if attachment.name in talk.question]
+
+
 def _own_text(talk: Conversation) -> str:
     """Return what the objective itself wants to be said, word for word."""
-    without_subject = _SUBJECT.sub(" ", talk.question)
-    if texts := quoted(EMAIL.sub(" ", without_subject)):
+    question = _SUBJECT.sub(" ", talk.question)
+    if texts := quoted(EMAIL.sub(" ", question)):
         return capital(" ".join(texts))
-    if found := _SAYING.search(EMAIL.sub(" ", without_subject)):
-        return capital(" ".join(found.group(1).split()).rstrip(" .")) + "."
+    if text := said(question):
+        return capital(" ".join(text.split()).rstrip(" .")) + "."
     if not talk.outcomes and (found := re.match(r"(?:please\s+)?(?:e-?mail|mail|send|post|write)\s+(.+?)\s+to\b", talk.question, re.IGNORECASE)):
         return capital(found.group(1))
     return ""
@@ -132,8 +147,11 @@ def _subject_without_goal(talk: Conversation, own_text: str) -> str:
 
 
 def _greeting(question: str) -> str:
-    if found := _NAMED.search(question):
-        return f"Hello {found.group(1)},"
+    """Greet by name where every recipient has one."""
+    recipients = read_order(question).recipients
+    named = {address: name for name, address in _NAMED.findall(question)}
+    if recipients and all(address in named for address in recipients):
+        return f"Hello {join_words(named[address] for address in recipients)},"
     return "Hello team," if re.search(r"\bteam\b", question, re.IGNORECASE) else "Hello,"
 
 
@@ -153,7 +171,9 @@ def _report(talk: Conversation) -> str:
         lines.append(f"A draft is ready: subject “{drafts[-1].arguments.get('subject', '')}”. Nothing was sent.")
         if reason := cannot_send(talk):
             lines.append(f"It cannot be sent from here: {reason}.")
-        if not drafts[-1].arguments.get("to"):
+        if reason := why_kept(talk, read_order(talk.question)):
+            lines.append(reason)
+        elif not drafts[-1].arguments.get("to"):
             lines.append("The task names no address, and none is made up: add one to the goal, such as `name@example.org`, to have it sent.")
     elif not lines:
         errors = [call.result for call in talk.calls if call.is_error]

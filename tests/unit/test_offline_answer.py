@@ -127,6 +127,20 @@ async def test_an_address_in_an_outcome_is_not_a_recipient() -> None:
     assert json.loads(solo.used("draft_message")[0])["to"] == []
 
 
+async def test_who_is_forbidden_gets_nothing_and_what_is_forbidden_is_not_sent() -> None:
+    solo = await message("Never contact b@example.org; Mail the result to a@example.org", FACTS)
+    assert json.loads(solo.used("send_email")[0])["to"] == ["a@example.org"]
+    solo = await message("Mail the result to a@example.org, but do not send it before Friday", FACTS)
+    assert not solo.used("send_email")
+    assert "says not to send" in solo.result.summary
+
+
+async def test_a_mail_without_anything_to_say_is_not_sent() -> None:
+    solo = await message("Notify a@example.org")
+    assert not solo.used("send_email")
+    assert "nothing to say" in solo.result.summary
+
+
 async def test_a_draft_is_not_sent() -> None:
     assert not (await message("Draft a mail to a@example.org", FACTS)).used("send_email")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -113,6 +114,9 @@ async def test_objectives_keep_the_words_of_the_goal() -> None:
     [
         ("Send the average sales by store to bob@example.org", ("sales.csv",), [("data", ()), ("communicate", ("data",))]),
         ("Mail the refund rules to the team at team@example.org", ("terms.md",), [("research", ()), ("communicate", ("research",))]),
+        ("Mail a@example.org, not bob@example.org, the total revenue", ("sales.csv",), [("data", ()), ("communicate", ("data",))]),
+        ("Let bob@example.org know what the terms say about refunds", ("terms.md",), [("research", ()), ("communicate", ("research",))]),
+        ("Never contact a@example.org. Mail the total revenue to bob@example.org", ("sales.csv",), [("data", ()), ("communicate", ("data",))]),
         ("Send sales.csv to bob@example.org", ("sales.csv",), [("communicate", ())]),
         ("Send greetings to bob@example.org", (), [("communicate", ())]),
     ],
@@ -124,6 +128,20 @@ async def test_what_is_to_be_sent_is_found_out_first(goal: str, names: tuple[str
 async def test_only_offered_kinds_are_used() -> None:
     output = await plan("Count the rows and mail them to a@example.org", "a.csv", offered={"data": "Computes.", "research": "Reads."})
     assert shape(output) == [("data", ())]
+
+
+async def test_an_address_alone_is_no_message_and_a_prohibition_stays_with_the_work() -> None:
+    asked = await plan("My colleague bob@example.org wrote this policy. What does it say about sick pay?", "policy.md")
+    assert shape(asked) == [("research", ())]
+    told = await plan("Don't fix anything; only say why the tests fail", *PROJECT)
+    assert "Don't fix anything" in told["steps"][0]["objective"]
+
+
+@pytest.mark.parametrize("goal", ["Summarise" + " " * 100_000 + "the sales", "and " * 25_000 + "summarise the sales"], ids=["blanks", "fillers"])
+def test_a_long_goal_is_split_in_linear_time(goal: str) -> None:
+    began = time.process_time()
+    assert split_goal(goal)[1][-1].text == "summarise the sales" or split_goal(goal)[1][0].text == "Summarise the sales"
+    assert time.process_time() - began < 20, "it took minutes when each blank or filler was looked at again and again"
 
 
 async def test_a_table_is_not_left_to_who_writes_mail_while_its_kind_is_away() -> None:
