@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from crewlog.orchestrator.interruption import INTERRUPTED, leave_when_interrupted, say_interrupted
@@ -13,6 +14,7 @@ from crewlog.orchestrator.interruption import INTERRUPTED, leave_when_interrupte
 def main() -> None:
     """Load as much of the command line as the command needs, and run it."""
     leave_when_interrupted()
+    _read_words_as_utf8()
     _open_what_is_closed()
     try:
         from crewlog.orchestrator.cli_quick import looks, run_quickly
@@ -26,6 +28,19 @@ def main() -> None:
     except KeyboardInterrupt:  # a second one, while the first was being obeyed
         say_interrupted()
         sys.exit(INTERRUPTED)
+
+
+def _read_words_as_utf8() -> None:
+    """Begin anew in Python's UTF-8 mode when the locale cannot read the words of the command line and UTF-8 can: in the locale `C`, goals and the names
+    of files have their umlauts all the same."""
+    if sys.getfilesystemencoding() == "utf-8" or "".join(sys.argv).isascii() or not sys.executable:
+        return
+    try:
+        "".join(sys.argv).encode()
+    except UnicodeEncodeError:  # there are bytes in it that the locale has no characters for
+        with suppress(UnicodeDecodeError):
+            os.fsencode("".join(sys.argv)).decode()
+            os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606  (itself, with the same words)
 
 
 def _open_what_is_closed() -> None:

@@ -209,11 +209,13 @@ async def _lived(golden: Golden, path: Path, home: Path | None) -> RunHistory:
         is_known = recorded is not None and bool(await (await client.store()).read_run(recorded))
         ids = {"task_id": str(SystemClock().random_id()), "tenant": config.tenant, "user": config.user}
         task = task_of(golden, **ids, auto_approve=True, trial=plain(Trial("stub", recorded if is_known else None, fresh_reads=True)))
-        run_id = RunId((await client.submit(task)).run_id)
+        submitting = asyncio.create_task(client.submit(task))
         try:
             async with asyncio.timeout(task.timeout_seconds):
+                run_id = RunId((await asyncio.shield(submitting)).run_id)
                 await client.wait(run_id)
         except (asyncio.CancelledError, TimeoutError):
+            run_id = RunId((await submitting).run_id)  # once it was asked for, there may be a run
             with suppress(RequestRefused):  # it has ended meanwhile
                 await client.cancel(run_id, reason="the golden task was given up")
             say(f"run {str(run_id)[:8]} is cancelled: the golden task was given up")

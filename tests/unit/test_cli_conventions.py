@@ -339,6 +339,19 @@ def test_what_a_locale_cannot_write_becomes_a_question_mark() -> None:
     assert told.stdout == b"K?ln\n"
 
 
+def test_words_of_the_command_line_are_utf8_in_a_locale_that_has_none(tmp_path: Path) -> None:
+    poor = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONIOENCODING": "utf-8"}
+    (tmp_path / "Größe.json").write_text("[]")
+
+    def said(word: str | bytes) -> str:
+        told = subprocess.run([*CLI, "golden", "run", word], env=poor, cwd=tmp_path, capture_output=True, check=False)
+        return (told.stdout + told.stderr).decode()
+
+    assert "Größe-数 does not exist" in said("Größe-数")
+    assert "Größe.json is no golden task" in said("Größe.json")
+    assert "does not exist" in said(b"Gr\xf6\xdfe")
+
+
 STRUCK = """
 import asyncio, os, signal, sys
 from crewlog.orchestrator import __main__ as start
