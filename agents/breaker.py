@@ -5,6 +5,9 @@
        └────────────────────────── an answer ──────────────────────────┼───────────────────────────────┤
                                                                        └────────── a failure ──────────┘
 
+One that hangs would need many times WINDOW_S to fail so often: calls that time out open it once they have waited for WINDOW_S together while
+nobody had an answer, and it stays open for as long as they waited, up to `HANG_OPEN_S_MAX`.
+
 A provider that names a time to wait is held for so long besides, and is asked by everybody afterwards. What a request is to blame for
 (`bad_request`, `context_length`, `content_filter`, `not_found`) shows that the provider is up. Each process learns for itself, within a
 few calls; nothing is shared over the network on the way to an answer. Times are monotonic and passed in.
@@ -23,6 +26,8 @@ FAILURES_MAX: Final = 5
 WINDOW_S: Final = 30.0
 OPEN_S: Final = 20.0
 """How long an open breaker lets nothing through, in seconds."""
+HANG_OPEN_S_MAX: Final = 120.0
+"""The longest time, in seconds, for one that lets calls wait in vain: to find out whether it is back may take a whole call's time again."""
 REFUSED_OPEN_S: Final = 300.0
 """The same after a refused key or an empty account: only a person can mend that."""
 HOLD_S_MAX: Final = 300.0
@@ -59,6 +64,8 @@ class Breaker:
     def __init__(self, announce: Callable[[Change], None]) -> None:
         self._announce = announce
         self._failures: list[float] = []
+        self._waited_s = 0.0
+        self.answers = 0
         self._open_until: float | None = None
         self._held_until = 0.0
         self._probe: Admission | None = None
@@ -70,19 +77,21 @@ class Breaker:
         if now + _EARLY_S < self._held_until:
             return Closed(self._held_until - now, self._reason)
         if self._open_until is None:
-            return Admission(self)
+            return Admission(self, now)
         if now + _EARLY_S < self._open_until:
             return Closed(self._open_until - now, self._reason)
         if self._probe is not None:
             return Closed(PROBE_WAIT_S, f"{self._reason}; a call is under way that will tell")
-        self._probe = Admission(self)
+        self._probe = Admission(self, now)
         self._show("half_open")
         return self._probe
 
     def succeeded(self, admission: Admission) -> None:
         """Take note of an answer. Once open, only the probe's closes it: others were on their way before."""
+        self.answers += 1
         if self._open_until is None or self._probe is admission:
             self._failures.clear()
+            self._waited_s = 0.0
             self._open_until = self._probe = None
             self._show("closed")
 
@@ -98,10 +107,12 @@ class Breaker:
             return
         self._reason = kind
         self._failures = [*(at for at in self._failures if now - at < WINDOW_S), now]
+        if kind == "timeout" and admission.answers == self.answers:
+            self._waited_s += now - admission.began
         if kind in _REFUSED:
             self._open_until = now + REFUSED_OPEN_S
-        elif is_probe or len(self._failures) >= FAILURES_MAX:
-            self._open_until = now + OPEN_S
+        elif is_probe or len(self._failures) >= FAILURES_MAX or self._waited_s >= WINDOW_S:
+            self._open_until = now + max(OPEN_S, min(self._waited_s, HANG_OPEN_S_MAX))
         self._probe = None
         closed_s = max(self._open_until or 0.0, self._held_until) - now
         if self._open_until is not None or closed_s > SHOWN_HOLD_S_MIN:
@@ -123,8 +134,10 @@ class Breaker:
 class Admission:
     """One call that was let through. Exactly one of its methods ends it."""
 
-    def __init__(self, breaker: Breaker) -> None:
+    def __init__(self, breaker: Breaker, began: float) -> None:
         self._breaker = breaker
+        self.began = began
+        self.answers = breaker.answers
 
     def succeeded(self) -> None:
         """The model answered."""

@@ -165,6 +165,8 @@ class _LiveTree:
 
 def show_approval(approval: ApprovalView, arguments: str) -> None:
     """Print one question to a person: the action first, then its arguments as they would be used, why, and how to answer."""
+    from crewlog.agents.escalation import ESCALATE
+
     short = str(approval.approval_id)[:8]
     asks = f"did {approval.tool} of {approval.kind} happen?" if approval.question else f"{approval.kind} wants to run {approval.tool}"
     print_lines([f"{short}  {asks}   run {str(approval.run_id)[:8]}, until {short_time(approval.expires_at)}"])
@@ -177,5 +179,7 @@ def show_approval(approval: ApprovalView, arguments: str) -> None:
     print_lines([f"    why: {approval.reason}"])
     if approval.question:
         say(f"    answer: crewlog resolve {short} happened   or   did-not-happen (it runs again)   or   give-up")
+    elif approval.tool == ESCALATE:
+        say(f"    answer: crewlog approve {short} --note ANSWER   or   crewlog deny {short} --note REASON")
     else:
         say(f"    answer: crewlog approve {short}   or   crewlog deny {short} --note REASON")

@@ -33,9 +33,14 @@ AFTER_ERROR: Final[Mapping[str, str]] = {
     "model_billing": "pay that provider, or name others behind it in CREWLOG_MODELS: A > B; then submit the goal again",
     "model_malformed": "is the address in CREWLOG_MODELS that of a model API? see what was answered: crewlog events",
     "model_not_found": "name a model that the provider has, at its own address, in CREWLOG_MODELS; start the crew again, and submit the goal again",
+    "output_invalid": "ask for less, or name a stronger model in CREWLOG_MODELS; see what was answered: crewlog show --as conversation",
     "unpriced": "name its price in CREWLOG_PRICES, or set CREWLOG_UNPRICED=allow; start the crew again, and submit the goal again",
     **dict.fromkeys(
-        ("model_connection", "model_cut", "model_overloaded", "model_rate_limit", "model_server", "model_timeout", "model_unavailable"), _PROVIDERS
+        (
+            *("model_breaker_open", "model_connection", "model_cut", "model_overloaded"),
+            *("model_rate_limit", "model_server", "model_timeout", "model_unavailable"),
+        ),
+        _PROVIDERS,
     ),
 }
 """What a person can do about a run that failed, by the code of its error."""

@@ -160,9 +160,12 @@ def _running(task: TaskView, detail: str, known: Known) -> Wait:
 
 def _asked(detail: str, known: Known) -> Wait:
     if not known.approvals:
-        return Wait("approval" if detail.startswith("approval of") else "orchestrator", detail, _orchestrator(known))
+        return Wait("orchestrator" if detail.startswith("approval was decided") else "approval", detail, _orchestrator(known))
     first = min(known.approvals, key=lambda approval: (approval.expires_at, approval.approval_id))
     name = str(first.approval_id)[:8]
+    if first.question is not None:
+        ends = f"crewlog resolve {name} happened, did-not-happen (it runs again) or give-up, or silence until then, which gives it up"
+        return Wait("approval", detail, ends, first.expires_at)
     return Wait("approval", detail, f"crewlog approve {name}, crewlog deny {name}, or silence until then, which is a no", first.expires_at)
 
 

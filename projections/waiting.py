@@ -88,8 +88,10 @@ def _approval(task: TaskState) -> str:
     if not task.approvals:
         return "approval was decided: the orchestrator resumes it"
     first = min(task.approvals.values(), key=lambda approval: (approval.expires_us, approval.approval_id))
-    tools = ", ".join(sorted({approval.tool for approval in task.approvals.values()}))
-    return f"approval of {tools} by a person until {format_time(first.expires_us)}"
+    alike = [approval for approval in task.approvals.values() if approval.question == first.question]
+    tools = ", ".join(sorted({approval.tool for approval in alike}))
+    asked = f"approval of {tools} by a person" if first.question is None else f"a person's word on whether {tools} happened,"
+    return f"{asked} until {format_time(first.expires_us)}"
 
 
 def _held(run: RunState, task: TaskState) -> str:

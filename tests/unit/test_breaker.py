@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from crewlog.agents.breaker import FAILURES_MAX, HOLD_S_MAX, OPEN_S, REFUSED_OPEN_S, WINDOW_S, Admission, Breaker, Change, Closed
+from crewlog.agents.breaker import FAILURES_MAX, HANG_OPEN_S_MAX, HOLD_S_MAX, OPEN_S, REFUSED_OPEN_S, WINDOW_S, Admission, Breaker, Change, Closed
 from crewlog.agents.model import ErrorKind
 
 
@@ -59,6 +59,28 @@ def test_an_answer_in_between_starts_the_count_anew(bench: Bench) -> None:
     bench.admitted().succeeded()
     bench.fail("server", times=FAILURES_MAX - 1)
     bench.admitted()
+
+
+@pytest.mark.parametrize(("timeout_s", "calls"), [(300.0, 1), (WINDOW_S, 1), (8.0, 4)])
+def test_one_that_hangs_is_passed_over_although_it_cannot_fail_often(bench: Bench, timeout_s: float, calls: int) -> None:
+    for _ in range(calls):
+        hanging = bench.admitted()
+        bench.now += timeout_s
+        hanging.failed("timeout", bench.now)
+    assert bench.refused() == Closed(max(OPEN_S, min(timeout_s * calls, HANG_OPEN_S_MAX)), "timeout")
+    bench.now += HANG_OPEN_S_MAX
+    bench.admitted().succeeded()
+    bench.fail("timeout")
+    bench.admitted()
+
+
+def test_a_call_that_times_out_while_others_are_answered_is_one_failure(bench: Bench) -> None:
+    long = bench.admitted()
+    bench.admitted().succeeded()
+    bench.now += WINDOW_S * 10
+    long.failed("timeout", bench.now)
+    bench.admitted()
+    assert bench.changes == []
 
 
 @pytest.mark.parametrize("kind", ["auth", "billing"])

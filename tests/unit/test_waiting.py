@@ -31,9 +31,9 @@ def reason(status: TaskStatus, **fields: object) -> str | None:
     return waiting_reason(*make(status, **fields))
 
 
-def approval(tool: str, expires_us: int, number: int) -> tuple[UUID, ApprovalRow]:
+def approval(tool: str, expires_us: int, number: int, question: str | None = None) -> tuple[UUID, ApprovalRow]:
     key = UUID(int=number)
-    return key, ApprovalRow(key, RUN, TASK, f"t1-{number}", tool, "", "", "pending", 0, expires_us, 1)
+    return key, ApprovalRow(key, RUN, TASK, f"t1-{number}", tool, "", "", "pending", 0, expires_us, 1, question=question)
 
 
 def tool_call(tool: str, status: str) -> ToolCallRow:
@@ -60,6 +60,11 @@ def tool_call(tool: str, status: str) -> ToolCallRow:
             "suspended",
             {"approvals": dict([approval("send_email", AT_US + 10**9, 7), approval("post_webhook", AT_US, 8)])},
             f"approval of post_webhook, send_email by a person until {AT}",
+        ),
+        (
+            "suspended",  # only the answer to the question that is named may be given: a yes to another one is refused
+            {"approvals": dict([approval("post_webhook", AT_US, 7, "outcome"), approval("send_email", AT_US + 1, 8)])},
+            f"a person's word on whether post_webhook happened, until {AT}",
         ),
         ("suspended", {}, "approval was decided: the orchestrator resumes it"),
         ("retrying", {"attempt": 2, "retry_due_us": AT_US, "error_code": "model_timeout"}, f"retry: attempt 2 due at {AT} after model_timeout"),

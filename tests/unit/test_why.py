@@ -33,6 +33,8 @@ def worker(name: str = "data-1", **given: Any) -> AgentView:
 
 
 ASKED = view(ApprovalView, approval_id=UUID("abcdef01" + "0" * 24), expires_at=AT, tool="send")
+LOST = view(ApprovalView, approval_id=UUID("abcdef01" + "0" * 24), expires_at=AT, tool="send", question="outcome")
+DOUBT = task("suspended", "a person's word on whether send happened, until T")
 SHUT = view(ProviderView, worker="data-1", provider="anthropic", model="m", until_at=AT, reason="overloaded")
 QUEUED = task("queued", "queued for data (attempt 1)")
 WORKING = task("running", "working: turn 1, preparing", worker="data-1", started_at=AT)
@@ -50,6 +52,8 @@ AGAIN = task("retrying", "retry: attempt 2 due at T after timeout", error="no wo
         (PAUSED, {}, "paused", "paused by ann since T (late)", "crewlog resume 1234"),
         (SHORT, {}, "budget", "budget run/1: $1", "crewlog budget raise"),
         (task("suspended", "approval of send by a person until T"), {"approvals": [ASKED]}, "approval", "approval of send by", "crewlog approve abcdef01,"),
+        (DOUBT, {"approvals": [LOST]}, "approval", "on whether send happened", "crewlog resolve abcdef01 happened, did-not-happen"),
+        (DOUBT, {"out": {}}, "approval", "on whether send happened", "an orchestrator, any moment"),
         (task("suspended", "approval was decided: the orchestrator resumes it"), {"out": {}}, "orchestrator", "approval was decided", "any moment"),
         (AGAIN, {}, "retry", "attempt 2 due at T after timeout: no word", "the next attempt"),
         (AGAIN, {"providers": [SHUT]}, "breaker", f"does not ask anthropic/m until {LOCAL} (overloaded)", "answering again"),
