@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -21,7 +20,6 @@ from crewlog.events.clock import SystemClock
 from crewlog.events.grants import ORCHESTRATOR, PROJECTOR
 from crewlog.events.memory_store import MemoryLog, MemoryStore
 from crewlog.events.nats_bus import NatsBus
-from crewlog.events.poke import Poke
 from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.relay import Relay
 from crewlog.events.server_nats import NatsServer
@@ -302,22 +300,3 @@ async def test_the_real_log_is_relayed_while_several_processes_append(nats_bus: 
     assert {copy.subject.split(".")[1] for copy in copies} == {"tenant-0", "tenant-1", "tenant-2"}
     for store in (*writers, reader):
         await store.close()
-
-
-async def test_pokes_are_merged(nats_bus: NatsBus) -> None:
-    poked: list[float] = []
-
-    async def note(_: Message) -> None:
-        poked.append(asyncio.get_running_loop().time())
-
-    subscription = await nats_bus.subscribe(subjects.POKE, note)
-    poke = Poke(nats_bus, delay_s=0.005, interval_s=0.05)
-    for _ in range(1000):
-        poke.notify(1)
-        await asyncio.sleep(0)
-    await poke.close()
-    await poke.close()
-    await nats_bus.flush()
-    await subscription.stop()
-    assert 1 <= len(poked) <= 20
-    assert all(later - earlier > 0.03 for earlier, later in itertools.pairwise(poked[:-1]))  # the last one is sent by `close`
