@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Final
 
 from crewlog.agents.offline_clauses import split_goal
-from crewlog.agents.offline_data_conditions import AVERAGE, find_filters
-from crewlog.agents.offline_data_doubts import BEYOND, checked, off_the_table
-from crewlog.agents.offline_data_facts import Column, Source, is_year
+from crewlog.agents.offline_data_conditions import AVERAGE, ORDERED, find_filters
+from crewlog.agents.offline_data_doubts import checked, hopeless, off_the_table
+from crewlog.agents.offline_data_facts import Column, Source, is_key, is_year
 from crewlog.agents.offline_data_match import (
     GROUP,
     LEAST,
@@ -22,6 +22,7 @@ from crewlog.agents.offline_data_match import (
     group_columns,
     in_full,
     in_one_piece,
+    is_named,
     measure_columns,
     names_extreme,
     not_measured,
@@ -37,12 +38,14 @@ _FUNCTIONS: Final[tuple[tuple[Function, re.Pattern[str]], ...]] = (
     ("median", re.compile(r"\bmedian\b", re.IGNORECASE)),
     ("stddev", re.compile(r"\b(?:standard deviation|std ?dev|spread|variation)\b", re.IGNORECASE)),
     ("sum", re.compile(r"\b(?:sum|totals?|overall|altogether|how much)\b", re.IGNORECASE)),
-    ("min", re.compile(rf"\b(?:min(?:imum)?|{LEAST})\b", re.IGNORECASE)),
-    ("max", re.compile(rf"\b(?:max(?:imum)?|{MOST})\b", re.IGNORECASE)),
+    ("min", re.compile(rf"\b(?:min(?:imum)?|range|{LEAST})\b", re.IGNORECASE)),
+    ("max", re.compile(rf"\b(?:max(?:imum)?|range|{MOST})\b", re.IGNORECASE)),
 )
 _MISSING: Final = re.compile(r"\b(?:missing|nulls?|empty cells?|incomplete|NAs?|completeness)\b")
 _CORRELATION: Final = re.compile(r"\b(?:correlat\w*|relat(?:e|es|ed|ion|ionship)|association|depends? on|linked)\b", re.IGNORECASE)
 _SHARE: Final = re.compile(r"\b(?:shares?|percentages?|proportions?|fraction|percent|rates?)\b|%", re.IGNORECASE)
+_VERB: Final = re.compile(r"\b(?:is|are|was|were|has|have|had|do|does|did|who|that|earns?|works?|lives?|costs?)\b", re.IGNORECASE)
+"""Where the part of a share ends that says of what it is one: "of the employees in IT who earn …"."""
 _DISTINCT: Final = re.compile(r"\b(?:distinct|different|unique)\b", re.IGNORECASE)
 _PERIODS: Final = "hour|day|week|month|quarter|year"
 _TREND: Final = re.compile(
@@ -57,8 +60,10 @@ _DATES: Final = re.compile(
     r"(?:first|last|earliest|latest|newest|oldest) (?:date|day|entry|record))\b",
     re.IGNORECASE,
 )
-_LISTED: Final = re.compile(r"^\s*(?:list|show|print|display|give me|who (?:is|are|was|were)|which|find)\b", re.IGNORECASE)
+_LISTED: Final = re.compile(r"^\s*(?:list|what (?:are|were)|show|print|display|give me|who (?:is|are|was|were)|which|find)\b", re.IGNORECASE)
 CHART: Final = re.compile(r"\b(?:charts?|plots?|graphs?|histograms?|visuali[sz]\w*|figure|diagrams?|draw)\b", re.IGNORECASE)
+_NUMERALS: Final = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMERAL: Final = re.compile(rf"(?<=\b(?:top|the)\s)(?:{'|'.join(_NUMERALS[2:])})\b(?=\s+[a-z]{{3,}})|(?<=\bthan\s)(?:{'|'.join(_NUMERALS)})\b", re.IGNORECASE)
 _CHART_WORDS: Final = stems(
     "chart charts plot plots graph graphs histogram bar line scatter pie visualise visualize visualisation figure diagram draw add include nice simple "
     "result results data table"
@@ -67,6 +72,7 @@ _CHART_WORDS: Final = stems(
 
 def understand(question: str, sources: Sequence[Source]) -> list[Ask]:
     """Return what a question asks of the sources; a profile of each when nothing more definite is asked."""
+    question = _NUMERAL.sub(lambda found: str(_NUMERALS.index(found.group().lower())), question)
     if not sources:
         return []
     asks: list[Ask] = []
@@ -105,6 +111,8 @@ def _drawn(ask: Ask, text: str) -> Ask:
 
 def _understand_part(question: str, sources: Sequence[Source]) -> list[Ask]:
     ranked = sorted(sources, key=lambda source: -_fit(question, source))
+    if reason := hopeless(question, ranked[0]):
+        return [refused(Ask(ranked[0], "none"), reason)]
     if _fit(question, ranked[0]) == 0 or (PROFILE.search(question) and not _has_function(question)):
         chosen = [source for source in sources if closeness(terms(question), source.name) >= 1] or list(sources)
         if _is_profile(question, chosen[0]):
@@ -112,10 +120,27 @@ def _understand_part(question: str, sources: Sequence[Source]) -> list[Ask]:
         if _MISSING.search(question):
             return [Ask(source, "missing") for source in chosen[:3]]
     source = ranked[0]
-    if (beyond := BEYOND.search(question)) and not {stem(w) for w in words(beyond.group())} & {w for c in source.columns for w in c.words}:
-        return [refused(Ask(source, "none"), f"these rules do not compute what “{beyond.group(1)}” asks for")]
+    if other := next((text for text in _held_elsewhere(question, source, ranked[1:])), ""):
+        return [refused(Ask(source, "none"), f"{other}, and these rules do not join tables")]
     question = in_one_piece(question, source)
     return [checked(question, ask) for ask in _by_time(_ask(question, source))]
+
+
+def _held_elsewhere(question: str, source: Source, others: Sequence[Source]) -> Iterator[str]:
+    """Return what a question speaks of that another table holds: a value, or a column."""
+    held = {value for column in source.columns for value in column.values}
+    for other in others:
+        for column, operator, values in find_filters(question, other):
+            if operator == "in" and (foreign := [value for value in values if value not in held]):
+                yield f"“{foreign[0]}” stands in {other.name}, in the column {column.name}"
+        for column in other.columns:
+            if (
+                column.sort != "number"
+                and not is_key(column, other.rows)
+                and is_named(question, column)
+                and not any(is_named(column.name, c) for c in source.columns)
+            ):
+                yield f"{column.name} is a column of {other.name}, not of {source.name}"
 
 
 def _by_time(ask: Ask) -> list[Ask]:
@@ -152,6 +177,7 @@ def _has_function(question: str) -> bool:
         or FREQUENT.search(question)
         or COMPARED.search(question)
         or _DUPLICATES.search(question)
+        or _DATES.search(question)
     )
 
 
@@ -166,11 +192,13 @@ def _ask(question: str, source: Source) -> Ask:
     groups = group_columns(question, source)
     taken = {column.name for column, _, _ in filters if column.sort != "number"} | {column.name for column in groups}
     measures, notes = measure_columns(question, source, taken | {column.name for column, operator, _ in filters if operator == "="})
-    plain = AVERAGE.sub(" ", question)
+    plain = re.sub(r"\bat (?:least|most)\b", " ", AVERAGE.sub(" ", question), flags=re.IGNORECASE)
     functions = tuple(function for function, pattern in _FUNCTIONS if pattern.search(plain))
+    if len(functions) > 1 and "sum" in functions and re.search(r"\bhow much\b", question, re.IGNORECASE):
+        functions = tuple(function for function in functions if function != "sum")
     if len(functions) > 1 and names_extreme(question, measures):
         functions = tuple(function for function in functions if function not in ("min", "max"))
-    is_either = bool(re.search(r"\bor\b", question, re.IGNORECASE)) and not _CONTRAST.search(question)
+    is_either = bool(re.search(r"\bor\b", question, re.IGNORECASE)) and not (_CONTRAST.search(question) or COMPARED.search(question))
     compared = [column for column, operator, values in filters if operator == "in" and len(values) > 1 and column not in groups and not is_either]
     groups = [*groups, *compared]
     if _CONTRAST.search(question):
@@ -203,6 +231,14 @@ def _ask(question: str, source: Source) -> Ask:
 
 def _share(question: str, base: Ask) -> Ask | None:
     """Understand a share: of what is true among all, of rows that meet a condition, or of each group in the total."""
+    after = question[found.end() :] if (found := _SHARE.search(question)) else ""
+    said = find_filters(after[verb.start() :], base.source) if (verb := _VERB.search(after)) else ()
+    whether = tuple(f for f in base.filters if f in said)
+    if len(base.filters) > len(whether) > 0 or (base.filters and all(operator in ORDERED - {"="} or operator == "between" for _, operator, _ in base.filters)):
+        whether = whether or base.filters
+        kept = tuple(f for f in base.filters if f not in whether)
+        across = tuple(column for column in base.groups if all(column is not other for other, _, _ in base.filters))
+        return with_(base, shape="group" if across else "value", functions=(), measures=(), groups=across, filters=kept, whether=whether)
     answered_yes = next((column for column, operator, _ in base.filters if operator == "true"), None)
     if answered_yes is not None:
         rest = tuple(f for f in base.filters if f[0] is not answered_yes)
@@ -223,6 +259,8 @@ def _share(question: str, base: Ask) -> Ask | None:
 
 def _rows(question: str, base: Ask) -> Ask | None:
     """Understand "list the employees in HR": the rows themselves, when there are conditions and nothing is to be computed."""
+    if any(is_named(question, c) for c in base.source.categories if c.sort == "text" and all(c is not column for column, _, _ in base.filters)):
+        return None
     if not _LISTED.search(question) or not base.filters or base.groups or base.functions or COUNT.search(question) or CHART.search(question):
         return None
     return with_(base, shape="rows")
@@ -242,8 +280,12 @@ def _aggregate(question: str, base: Ask) -> Ask:
     if is_plain_count:
         amounts = amounts_counted(question, measures)
         return with_(base, shape=shape, functions=("sum",) if amounts else ("count",), measures=amounts, notes=base.notes if amounts else ())
-    if not functions and not measures and not base.groups and not base.filters:
-        return with_(base, shape="profile")
+    if not functions and not (measures and not base.notes) and not base.groups:
+        listed = [c for c in source.categories if c.sort == "text" and is_named(question, c) and all(c is not column for column, _, _ in base.filters)]
+        if listed and _LISTED.search(question):
+            return with_(base, shape="group", functions=("count",), measures=(), groups=tuple(listed[:1]), notes=())
+        if not base.filters and not measures:
+            return with_(base, shape="profile")
     if not functions:
         functions = tuple(dict.fromkeys(default_function(measure) for measure in measures)) or ("count",)
     if not measures and functions != ("count",) and (worded := _worded(question, base)):

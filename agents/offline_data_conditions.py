@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from crewlog.agents.offline_data_facts import MISSING_SPELLINGS, Column, Source, is_key, is_year
-from crewlog.agents.offline_data_match import GROUP, NEAR, likely_columns
+from crewlog.agents.offline_data_match import GROUP, NEAR, in_full, likely_columns
 from crewlog.agents.offline_data_time import MONTHS, Span, spans
 from crewlog.agents.offline_tables import as_number
 from crewlog.agents.offline_text import NUMBER, closeness, name_tokens, quoted, stem, stems, terms, words
@@ -26,7 +26,7 @@ _COMPARE: Final = re.compile(
 _LESS: Final = re.compile(
     r"^(?:under|below|<)|\b(?:less|lower|smaller|fewer|younger|cheaper|shorter|lighter|colder|cooler|earlier|faster|quicker)\b", re.IGNORECASE
 )
-_ORDERED: Final = frozenset({">", ">=", "<", "<=", "="})
+ORDERED: Final = frozenset({">", ">=", "<", "<=", "="})
 _COMPARISON: Final = re.compile(
     r"\b(?:above|below|under|at least|at most|(?!other\b|rather\b)(?:more|less|[a-z]{2,20}er)(?: [a-z]{1,20})? than)\s+(?!time\b)"
     r"[^\s,.;?]+(?: [^\s,.;?]+){0,2}",
@@ -38,13 +38,14 @@ _BETWEEN: Final = re.compile(
     r"([A-Za-z_][\w ]{0,40}?)\s*\b(?:between|from)\s+[$€£]?(-?\d[\d,]*(?:\.\d+)?)\s+(?:and|to)\s+[$€£]?(-?\d[\d,]*(?:\.\d+)?)", re.IGNORECASE
 )
 _OR_MORE: Final = re.compile(
-    r"([A-Za-z_][\w ]{0,40}?)\s+(-?\d[\d,]*(?:\.\d+)?)\s+(?:[a-z]+\s+)?or (more|older|higher|above|over|longer|less|fewer|younger|lower|below|under|shorter)\b",
+    r"([A-Za-z_][\w ]{0,40}?)\s+(-?\d[\d,]*(?:\.\d+)?)\s+(?:[a-z]+\s+)?or (more|older|higher|above|over|longer|less|fewer|younger|lower|below|under|shorter)\b"
+    r"(?!\s+(?:than\s+)?[$€£]?\d)",
     re.IGNORECASE,
 )
 AVERAGE: Final = re.compile(
     r"\b(above|over|below|under|(?:more|less|higher|lower|larger|smaller|greater|\w+er) than)\s+(?:the\s+)?(?:average|mean)\b", re.IGNORECASE
 )
-_NOT: Final = r"\b(?:not|except|excluding|without|other than|besides|outside|apart from|exclude|ignoring)\s+(?:\w+\s+){0,3}"
+_NOT: Final = r"\b(?:not|neither|nor|except|excluding|without|other than|besides|outside|apart from|exclude|ignoring)\s+(?:\w+\s+){0,3}"
 _WITHOUT: Final = re.compile(r"(?:\b(?:not|never|without|no)|n't)\s+(?:(?:yet|ever|been|being|an?|any|the|have|has|had)\s+)*([a-z]+)")
 _NAME: Final = re.compile(r"(?<=[\w,] )([A-Z][\w-]*[a-z][\w-]*(?: [A-Z][\w-]*[a-z][\w-]*)*)")
 _WOMEN: Final = frozenset({"woman", "women", "female", "females", "girl", "girls"})
@@ -61,7 +62,7 @@ _TIME_UNITS: Final = {
 }  # fmt: skip
 _ORDER: Final = re.compile(
     r"\b(?:top|best|first|bottom|worst|last|highest|lowest|largest|smallest|biggest)\s+\d{1,3}\b|"
-    r"\b\d{1,3}(?=\s+(?:[\w-]+\s+){1,4}?(?:with|have|has|had)\s+(?:the\s+)?(?:most|fewest|[a-z]{2,}est)\b)|\b\d{1,3}\s+(?=(?:highest|largest|biggest|best|most|top|lowest|smallest|cheapest|worst)\b)",
+    r"\b\d{1,3}(?=\s+(?:[\w-]+\s+){1,4}?(?:with|have|has|had)\s+(?:the\s+)?(?:most|fewest|[a-z]{2,}est)\b)|\b\d{1,3}\s+(?=(?:highest|largest|biggest|best|most|top|lowest|smallest|worst|[a-z]{3,}est)\b)",
     re.IGNORECASE,
 )
 
@@ -203,11 +204,12 @@ def _held_unit(column: Column) -> str:
 def _compared_all(before: str, question: str, end: int, source: Source) -> list[Column]:
     """Return the columns a comparison is about: as `_compared`, or all that are named after it, as in "more than 80 in maths and physics"."""
     after = terms(re.split(r"[,.;?]", question[end:], maxsplit=1)[0])[:6]
-    named = [c for c in source.of("number") if after and closeness(after, " ".join(c.words)) >= 0.99 and not is_year(c)]
+    numbers = [c for c in source.of("number") if not is_key(c, source.rows) and not is_year(c)]
+    named = in_full([c for c in numbers if after and closeness(after, " ".join(c.words)) >= 0.99], question, source)
     tail = terms(before)[-3:]
-    if named and not any(closeness(tail, " ".join(c.words)) >= NEAR for c in source.of("number") if not is_key(c, source.rows)):
+    if named and not any(closeness(tail, " ".join(c.words)) >= NEAR for c in numbers):
         return named
-    if _time_unit(question[end:]) and len(timed := [c for c in source.of("number") if _held_unit(c)]) == 1:
+    if _time_unit(question[end:]) and len(timed := [c for c in numbers if _held_unit(c)]) == 1:
         return timed
     return [column] if (column := _compared(before, question, source)) else []
 
@@ -254,7 +256,7 @@ def _equal_numbers(question: str, source: Source) -> list[Condition]:
 def not_compared(question: str, source: Source, conditions: Sequence[Condition]) -> list[str]:
     """Return the comparisons in a question that became no condition, as far as their number tells."""
     _, plain = _times(question, source)
-    made = sum(operator in _ORDERED or operator == "between" or operator.endswith("mean") for _, operator, _ in conditions)
+    made = sum(operator in ORDERED or operator == "between" or operator.endswith("mean") for _, operator, _ in conditions)
     said = [match.group() for match in _COMPARISON.finditer(plain)]
     worded = [text for text in said if not re.search(r"\d|average|mean", text)]
     return (worded or said)[: max(0, len(said) - made)]
@@ -264,7 +266,7 @@ def unmatched(question: str, source: Source, conditions: Sequence[Condition]) ->
     """Return the numbers, quoted texts and names of a question that look like conditions and match nothing that is known of the table."""
     _, plain = _times(question, source)
     plain = _ORDER.sub(" ", plain)
-    if any(operator in _ORDERED for _, operator, _ in conditions):
+    if any(operator in ORDERED for _, operator, _ in conditions):
         plain = _COMPARE.sub(" ", plain)  # the number may have been converted to the column's unit
     known = {_plain(str(value)) for _, _, values in conditions for value in values}
     known |= {f"{value:g}" for _, _, values in conditions for value in values if isinstance(value, float)}

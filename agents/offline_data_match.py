@@ -36,7 +36,7 @@ _GROUPED: Final = re.compile(
 _NO_COLUMNS: Final = stems("hour day week month quarter year minute second percent cent size order hand far default name value")
 GROUP: Final = re.compile(
     (
-        r"\b(?:per|by|for each|for every|in each|of each|each|across|among|between|grouped by|broken down by|split by|"
+        r"\b(?:per|by|for each|for every|in each|of each|each|across|between|grouped by|broken down by|split by|"
         r"for all)\s+((?:[\w-]+(?:\s*,\s*|\s+and\s+|\s+|(?![\w-]))){1,5})"
     ),
     re.IGNORECASE,
@@ -91,6 +91,11 @@ def in_full(found: Sequence[Column], question: str, source: Source) -> list[Colu
         return not longer or closeness([word for at, word in enumerate(spoken) if at not in longer], " ".join(column.words)) >= NEAR
 
     return [column for column in found if stands_alone(column)]
+
+
+def is_named(question: str, column: Column) -> bool:
+    """Say whether a question holds each word of a column's name."""
+    return closeness(terms(question), " ".join(column.words)) >= 0.99
 
 
 def group_columns(question: str, source: Source) -> list[Column]:

@@ -14,7 +14,7 @@ from crewlog.agents.offline_text import closeness, name_tokens, stem, stems, ter
 TOP: Final = re.compile(
     (
         r"\b(?:top|best|highest|largest|biggest|first)\s+(\d{1,3})\b|\b(\d{1,3})\s+(?:highest|largest|biggest|best|most|top|lowest|"
-        r"smallest|cheapest|worst)\b|\b(?:bottom|worst|lowest|smallest)\s+(\d{1,3})\b|"
+        r"smallest|worst|[a-z]{3,}est)\b|\b(?:bottom|worst|lowest|smallest)\s+(\d{1,3})\b|"
         r"\b(\d{1,3})\s+(?:[\w-]+\s+){1,4}?(?:with|have|has|had)\s+(?:the\s+)?(?:most|fewest|[a-z]{2,}est)\b"
     ),
     re.IGNORECASE,
@@ -28,7 +28,8 @@ _EXTREME_OF: Final = re.compile(
     re.IGNORECASE,
 )
 """The noun after a superlative: "what was the hottest day in May?"."""
-COMPARED: Final = re.compile(r"\b(?:most|best|worst|more|higher|larger|bigger|less|fewer|lower|smaller)\b", re.IGNORECASE)
+COMPARED: Final = re.compile(r"\b(?:most|best|worst|(?:more|higher|larger|bigger|less|fewer|lower|smaller)\b(?! than))\b", re.IGNORECASE)
+_MOST_ROWS: Final = re.compile(r"\b(?:most|fewest|more|fewer|least)\s+(?:of the\s+)?([a-z]+)\b", re.IGNORECASE)
 _NTH: Final = re.compile(r"\b(second|third|fourth|fifth|2nd|3rd|4th|5th)[ -](?=(?:most|least|best|worst|[a-z]{2,}est)\b)", re.IGNORECASE)
 _RANKS: Final = {"second": 2, "2nd": 2, "third": 3, "3rd": 3, "fourth": 4, "4th": 4, "fifth": 5, "5th": 5}
 _AND_WHICH: Final = re.compile(r"\band\s+(?:(?:in|on|at|by|for)\s+)?(?:when|who|which|what)\b\s*(.*)", re.IGNORECASE)
@@ -58,10 +59,12 @@ def ranking(question: str, base: Ask) -> Ask | None:
     if extreme_of and not which:
         noun = terms(extreme_of.group(1))
         is_about_labels = is_about_labels or any(closeness(noun, c.name) >= NEAR for c in labels) or _is_day(extreme_of.group(1), labels)
-        is_about_labels = is_about_labels or any({word, stem(f"{word}s")} & set(name_tokens(base.source.name)) for word in words(extreme_of.group(1)))
+        is_about_labels = is_about_labels or _is_a_row(extreme_of.group(1), base.source)
     if not labels or not (counted or is_about_labels or frequent or besides):
         return None
     measures = () if frequent else tuple(m for m in base.measures if m not in labels) or tuple(c for c in base.groups if c.sort == "number")
+    counts_rows = bool((rows := _MOST_ROWS.search(question)) and _is_a_row(rows.group(1), base.source))
+    measures = () if counts_rows else measures
     limit = int(next(g for g in counted.groups() if g)) if counted else 5
     low = bool(_LOW.search(question)) and not re.search(r"\b(?:top|highest|largest|biggest|most|more)\b", question, re.IGNORECASE)
     notes = base.notes if measures else ()
@@ -75,7 +78,7 @@ def ranking(question: str, base: Ask) -> Ask | None:
     if not measures and not frequent and (adjective := _BY_WHAT.search(question)):
         return refused(base, f"nothing in {base.source.name} says what is “{adjective.group()}”")
     functions = tuple(f for f in base.functions if f in ("min", "max")) if besides else _ranking_function(base, labels[0], measures)
-    doubts = uncounted(question, measures)
+    doubts = () if counts_rows else uncounted(question, measures)
     if not measures and not frequent and any(f in ("mean", "median") for f in base.functions):
         doubts = ("no column is named for it, so rows are counted instead",)
     return with_(
@@ -104,6 +107,11 @@ def _ranking_function(base: Ask, label: Column, measures: Sequence[Column]) -> t
     return tuple(f for f in base.functions if f not in ("min", "max")) or (default_function(measures[0]),)
 
 
+def _is_a_row(noun: str | None, source: Source) -> bool:
+    """Say whether a noun is what the rows are, by the name of the table: a movie in `movies`."""
+    return any({stem(word), stem(f"{word}s")} & set(name_tokens(source.name)) for word in words(noun or ""))
+
+
 def _is_day(noun: str, labels: Sequence[Column]) -> bool:
     return labels[:1] != [] and labels[0].sort == "date" and bool({"day", "date"} & set(words(noun)))
 
@@ -117,6 +125,8 @@ def _labels(question: str, base: Ask, which: re.Match[str] | None) -> list[Colum
     if calendar := calendar_columns(question, source):
         return calendar
     kinds = [c for c in source.columns if c.sort in ("text", "bool", "date") and closeness(used, c.name) >= NEAR and c not in base.measures]
+    if which and _is_a_row(which.group(1), source) and not any(closeness(used, " ".join(c.words)) >= 0.99 for c in kinds):
+        return _naming(source)
     if re.match(r"\s*who(?:se)?\b", question, re.IGNORECASE):
         kinds = [c for c in kinds if c.sort != "date"]
     if (not kinds or kinds[0].sort == "date") and {"day", "date"} & set(used):
@@ -129,5 +139,5 @@ def _labels(question: str, base: Ask, which: re.Match[str] | None) -> list[Colum
 def _naming(source: Source) -> list[Column]:
     """Return the column that names what the rows are about: by its name, by a value of its own in nearly each row, or the first of words."""
     texts = source.of("text")
-    named = [c for c in texts if {"name", "titl"} & set(c.words)] or [c for c in texts if c.distinct * 10 >= source.rows * 9]
-    return (named or texts)[:1]
+    named = [c for c in texts if {"name", "titl"} & set(c.words)]
+    return (named or [c for c in (*texts, *filter(lambda c: is_key(c, source.rows), source.columns)) if c.distinct * 10 >= source.rows * 9] or texts)[:1]

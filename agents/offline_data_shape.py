@@ -43,6 +43,8 @@ class Ask:
     """The difference between its groups was asked for."""
     rank: int = 1
     """Which of a ranking was asked for."""
+    whether: tuple[Condition, ...] = ()
+    """Conditions of which the share of rows that meet them was asked for."""
     focus: tuple[str, ...] = ()
     """The groups whose share was asked for."""
     notes: tuple[str, ...] = ()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
+from crewlog.agents.offline_data_conditions import Condition
 from crewlog.agents.offline_data_facts import MISSING_SPELLINGS, Column, Source
 from crewlog.agents.offline_data_shape import Ask, Function
 from crewlog.agents.offline_text import join_words
@@ -17,6 +18,8 @@ GROUPS_MAX = 40
 COLUMNS_MAX = 6
 VALUES_MAX = 50
 PERIODS_MAX = 400
+WHETHER = "percent of rows"
+"""Name of the result column that holds the share of rows for which something is so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +224,8 @@ def _aggregates(ask: Ask) -> list[Query]:
     if any(name == "n" for name, _ in outputs):
         counted = expressions
     else:
-        counted = [*expressions, _aliased(_count() if len(ask.measures) != 1 else exp.Count(this=_value(ask.measures[0])), "n")]
+        what = exp.Count(this=_all_hold(ask)) if ask.whether else exp.Count(this=_value(ask.measures[0])) if len(ask.measures) == 1 else _count()
+        counted = [*expressions, _aliased(what, "n")]
     if ask.groups:
         # of more groups than are shown, those with the most
         is_many = prod(column.distinct or 1 for column in ask.groups) > GROUPS_MAX
@@ -252,6 +256,8 @@ def _rows(ask: Ask) -> list[Query]:
 
 
 def _outputs(ask: Ask) -> list[tuple[str, Any]]:
+    if ask.whether:
+        return [(WHETHER, _aliased(_percent(_all_hold(ask)), WHETHER))]
     made: list[tuple[str, Any]] = []
     for function in ask.functions or ("count",):
         if function == "count" or not ask.measures:
@@ -283,8 +289,7 @@ def _aggregate(function: Function, measure: Column) -> exp.Expr:
     if function == "distinct":
         return exp.Count(this=exp.Distinct(expressions=[_value(measure)]))
     if function == "rate":
-        percent = exp.Mul(this=exp.Literal.number("100.0"), expression=exp.Avg(this=exp.cast(_number(measure), "int")))
-        return exp.func("ROUND", percent, exp.Literal.number(2))
+        return _percent(_number(measure))
     number = _number(measure)
     made: dict[str, exp.Expr] = {
         "sum": exp.Sum(this=number),
@@ -298,40 +303,55 @@ def _aggregate(function: Function, measure: Column) -> exp.Expr:
     return exp.func("ROUND", made[function], exp.Literal.number(4)) if function in ("mean", "median", "stddev") else made[function]
 
 
-def _where(select: exp.Select, ask: Ask) -> exp.Select:
+def _percent(truth: exp.Expr) -> exp.Expr:
     from sqlglot import exp
 
-    for column, operator, values in ask.filters:
-        literals = [exp.Literal.string(value) if isinstance(value, str) else exp.Literal.number(f"{value:.15g}") for value in values]
-        if operator in ("in", "not in"):
-            listed = exp.In(this=_name(column), expressions=literals)
-            select = select.where(listed if operator == "in" else exp.not_(listed))
-        elif operator == "between":
-            select = select.where(exp.Between(this=_number(column), low=literals[0], high=literals[1]))
-        elif operator == "span":
-            select = _within(select, column, str(values[0]), str(values[1]))
-        elif operator == "month":
-            select = select.where(exp.EQ(this=exp.func("MONTH", _name(column)), expression=literals[0]))
-        elif operator in ("> mean", "< mean"):
-            mean = _from(exp.select(exp.Avg(this=_number(column))), ask.source).subquery()
-            select = select.where((exp.GT if operator == "> mean" else exp.LT)(this=_number(column), expression=mean))
-        elif operator == "missing":
-            select = select.where(_is_missing(column))
-        elif operator in ("true", "false"):
-            holds = exp.cast(_number(column), "boolean")
-            select = select.where(holds if operator == "true" else exp.not_(holds))
-        else:
-            kind = {"=": exp.EQ, ">": exp.GT, ">=": exp.GTE, "<": exp.LT, "<=": exp.LTE}[operator]
-            select = select.where(kind(this=_number(column), expression=literals[0]))
+    percent = exp.Mul(this=exp.Literal.number("100.0"), expression=exp.Avg(this=exp.cast(truth, "int")))
+    return exp.func("ROUND", percent, exp.Literal.number(2))
+
+
+def _all_hold(ask: Ask) -> exp.Expr:
+    from sqlglot import exp
+
+    return exp.and_(*(part for condition in ask.whether for part in _holds(condition, ask.source)))
+
+
+def _where(select: exp.Select, ask: Ask) -> exp.Select:
+    for condition in ask.filters:
+        for part in _holds(condition, ask.source):
+            select = select.where(part)
     return select
 
 
-def _within(select: exp.Select, column: Column, start: str, end: str) -> exp.Select:
+def _holds(condition: Condition, source: Source) -> list[exp.Expr]:
+    """Write a condition; what it returns is to be true all together."""
     from sqlglot import exp
 
-    if start:
-        select = select.where(exp.GTE(this=_name(column), expression=exp.cast(exp.Literal.string(start), "date")))
-    return select.where(exp.LT(this=_name(column), expression=exp.cast(exp.Literal.string(end), "date"))) if end else select
+    column, operator, values = condition
+    literals: list[exp.Expr] = [exp.Literal.string(value) if isinstance(value, str) else exp.Literal.number(f"{value:.15g}") for value in values]
+    match operator:
+        case "in":
+            return [exp.In(this=_name(column), expressions=literals)]
+        case "not in":
+            return [exp.not_(exp.In(this=_name(column), expressions=literals))]
+        case "between":
+            return [exp.Between(this=_number(column), low=literals[0], high=literals[1])]
+        case "span":
+            ends = zip((exp.GTE, exp.LT), literals, values, strict=True)
+            return [kind(this=_name(column), expression=exp.cast(literal, "date")) for kind, literal, value in ends if value]
+        case "month":
+            return [exp.EQ(this=exp.func("MONTH", _name(column)), expression=literals[0])]
+        case "> mean" | "< mean":
+            mean = _from(exp.select(exp.Avg(this=_number(column))), source).subquery()
+            return [(exp.GT if operator == "> mean" else exp.LT)(this=_number(column), expression=mean)]
+        case "missing":
+            return [_is_missing(column)]
+        case "true" | "false":
+            yes = exp.cast(_number(column), "boolean")
+            return [yes if operator == "true" else exp.not_(yes)]
+        case _:
+            kind = {"=": exp.EQ, ">": exp.GT, ">=": exp.GTE, "<": exp.LT, "<=": exp.LTE}[operator]
+            return [kind(this=_number(column), expression=literals[0])]
 
 
 def _is_missing(column: Column) -> exp.Expr:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import date, timedelta
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 MONTHS: Final = ("january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december")
@@ -18,7 +19,8 @@ _POINT: Final = re.compile(
     rf"(?P<nth>(?i:first|second|third|fourth|1st|2nd|3rd|4th)) (?P<part>(?i:quarter|half))(?: of)? (?P<partyear>{_YEAR})|"
     rf"(?P<decade>\b(?:19|20)\d0)s\b|(?P<year>\b{_YEAR})(?![-\d.,]\d|\d)|(?P<only>\b(?i:{_MONTH})\b)"
 )
-_RANGE: Final = re.compile(r"^\s*(?:and|to|until|till|through|[-–])\s*(?:the\s+)?$", re.IGNORECASE)
+_LISTED: Final = re.compile(r"^\s*(?:,|(?:,\s*)?(?:and|or|to|until|till|through|(?P<versus>vs\.?|versus))|[-–])\s*(?:in\s+|the\s+)*$", re.IGNORECASE)
+"""What stands between two points in time that belong together."""
 _LEAD: Final = re.compile(
     r"\b(between|from|since|after|starting(?: in| on)?|before|until|till|up to|through|by|in|on|during|for|of|and|or|to|vs\.?|versus)\s+(?:the\s+)?$",
     re.IGNORECASE,
@@ -39,30 +41,30 @@ class Span(NamedTuple):
 def spans(question: str) -> list[Span]:
     """Return the spans of time a question names, in its order. A year alone needs a word such as "in" or "since" before it."""
     points = [(match, *bounds) for match in _POINT.finditer(question) if (bounds := _bounds(match))]
+    between = [_LISTED.match(question[one[0].end() : other[0].start()]) for one, other in pairwise(points)]
+    for at in reversed(range(len(between))):
+        # "January, February and March 2024": the year stands once, for all of them
+        match, _, _, month = points[at]
+        if between[at] and month and not points[at + 1][3]:
+            points[at] = (match, *_months(points[at + 1][1].year, month, 1), 0)
     found: list[Span] = []
     at = 0
     while at < len(points):
         match, start, end, month = points[at]
-        lead = _LEAD.search(question[: match.start()])
-        word = lead.group(1).lower() if lead else ""
+        lead = _LEAD.search(question, max(0, match.start() - 30), match.start())
+        word = lead.group(1).lower() if lead else "in" if at and between[at - 1] and found else ""
+        last = match
+        while at < len(between) and (link := between[at]) and not (month or points[at + 1][3] or link["versus"]):
+            follower, other, until, _ = points[at + 1]
+            if not (until == start or other == end or (word in ("between", "from") and last is match)):
+                break
+            start, end, last, at = min(start, other), max(end, until), follower, at + 1
         at += 1
-        if at < len(points) and _RANGE.match(question[match.end() : points[at][0].start()]) and not points[at][3]:
-            last, other, until, _ = points[at]
-            if month:
-                # "January and February 2024": the year stands once, for both
-                (start, end), month = _months(other.year, month, 1), 0
-            if word in ("between", "from") or until == start or other == end:
-                first = match.start() if not lead else lead.start()
-                found.append(
-                    Span(question[first : last.end()], min(start, other).isoformat(), max(end, until).isoformat(), 0, bool(match["year"] and last["year"]))
-                )
-                at += 1
-                continue
-        if not word and (match["year"] or match["only"]):
-            continue
-        found.append(
-            _single(question[lead.start() if lead else match.start() : match.end()], word, start, end, month, is_years=bool(match["year"] or match["decade"]))
-        )
+        first = lead.start() if lead else match.start()
+        if last is not match:
+            found.append(Span(question[first : last.end()], start.isoformat(), end.isoformat(), 0, bool(match["year"] and last["year"])))
+        elif word or not (match["year"] or match["only"]):
+            found.append(_single(question[first : match.end()], word, start, end, month, is_years=bool(match["year"] or match["decade"])))
     return found
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import date, timedelta
 from typing import Any, Final
 
+from crewlog.agents.offline_data_conditions import Condition
 from crewlog.agents.offline_data_facts import Column, Source
 from crewlog.agents.offline_data_shape import Ask
-from crewlog.agents.offline_data_sql import Query, said
+from crewlog.agents.offline_data_sql import WHETHER, Query, said
 from crewlog.agents.offline_data_time import MONTHS
 from crewlog.agents.offline_report import show
 from crewlog.agents.offline_tables import Table, as_number, markdown_table
@@ -135,7 +136,7 @@ def _result(ask: Ask, query: Query, table: Table) -> list[str]:
     if len(table.rows) == 1 and not ask.groups and ask.shape not in ("trend", "missing"):
         count = dict(zip(table.columns, table.rows[0], strict=True)).get("n")
         texts = [
-            f"{_what(ask, name)} is {show(value)}{_unit(_named_in(ask, name))}"
+            f"{_what(ask, name)} is {show(value)}{' %' if name.startswith('percent') else _unit(_named_in(ask, name))}"
             for name, value in zip(table.columns, table.rows[0], strict=True)
             if (name != "n" or ask.functions == ("count",)) and value is not None
         ]
@@ -193,23 +194,21 @@ def _place(ask: Ask, query: Query, table: Table, at: int) -> str:
 
 
 def _what(ask: Ask, name: str) -> str:
-    text = (
-        "the number of rows"
-        if name == "n"
-        else f"the number of {name}"
-        if name.startswith("distinct ")
-        else name
-        if ask.shape == "correlation"
-        else f"the {name}"
-    )
+    if name == WHETHER:
+        return f"the percentage of rows{_conditions(ask)} for which {_told(ask.whether)}"
     if ask.shape == "correlation":
-        text = f"the {name} of {ask.measures[0].name} and {ask.measures[1].name}"
-    return text + _conditions(ask)
+        return f"the {name} of {ask.measures[0].name} and {ask.measures[1].name}{_conditions(ask)}"
+    text = "number of rows" if name == "n" else f"number of {name}" if name.startswith("distinct ") else name
+    return f"the {text}{_conditions(ask)}"
 
 
 def _conditions(ask: Ask) -> str:
-    texts = [f"{column.name} {_condition(operator, values)}" for column, operator, values in ask.filters if column not in ask.groups or operator != "in"]
-    return f" where {join_words(texts)}" if texts else ""
+    told = _told([(column, operator, values) for column, operator, values in ask.filters if column not in ask.groups or operator != "in"])
+    return f" where {told}" if told else ""
+
+
+def _told(conditions: Sequence[Condition]) -> str:
+    return join_words(f"{column.name} {_condition(operator, values)}" for column, operator, values in conditions)
 
 
 def _condition(operator: str, values: Sequence[str | float]) -> str:
@@ -272,8 +271,4 @@ def _named_in(ask: Ask, name: str) -> Column | None:
 def _table(table: Table, period: str = "") -> str:
     shown = [[_key(cell, period) if cell is not None else "" for cell in row] for row in table.rows[:ROWS_SHOWN_MAX]]
     more = f"\n\n(the first {ROWS_SHOWN_MAX} rows are shown)" if len(table.rows) > ROWS_SHOWN_MAX else ""
-    return markdown_table(_labels(table.columns), shown) + more
-
-
-def _labels(names: Iterable[str]) -> list[str]:
-    return list(names)
+    return markdown_table(table.columns, shown) + more

@@ -367,7 +367,7 @@ def test_one_long_word_is_read_in_time_that_grows_with_its_length_alone() -> Non
 
 
 SALES = Source(
-    "sales",
+    "orders",
     400,
     (
         number("order_id", 400),
@@ -405,6 +405,14 @@ def measured(ask: Ask) -> tuple[Any, ...]:
         ("Total units by decade", ("group", ("sum",), ["units"], ["decade"])),
         ("On how many days were lamps sold?", ("value", ("distinct",), ["order_date"], [])),
         ("Are there duplicate rows?", ("duplicates", (), [], [])),
+        ("Which products are sold in the North?", ("group", ("count",), [], ["product"])),
+        ("List all regions", ("group", ("count",), [], ["region"])),
+        ("What is the range of the unit price?", ("value", ("min", "max"), ["unit_price"], [])),
+        ("How much did the North sell on average in units?", ("value", ("mean",), ["units"], [])),
+        ("What are the three most sold products?", ("top", ("sum",), ["units"], ["product"])),
+        ("Which region has the most orders with a unit price over 9?", ("top", ("count",), [], ["region"])),
+        ("What is the cheapest order?", ("top", ("value",), ["unit_price"], ["order_id"])),
+        ("What is the most common region among returned orders?", ("top", ("count",), [], ["region"])),
     ],
 )
 def test_what_is_measured_and_grouped(question: str, expected: tuple[Any, ...]) -> None:
@@ -424,6 +432,10 @@ def test_what_is_measured_and_grouped(question: str, expected: tuple[Any, ...]) 
         ("Mean units of team B", [("team", "in", "B")]),
         ("How many orders of Sofa, red?", [("product", "in", "Sofa, red")]),
         ("How many orders in the North or East?", [("region", "in", "East", "North")]),
+        ("How many orders are neither in the North nor in the East?", [("region", "not in", "East", "North")]),
+        ("How many orders of at least 5 units?", [("units", ">=", 5.0)]),
+        ("How many orders with more than 5 units were not returned?", [("returned", "false"), ("units", ">", 5.0)]),
+        ("How many orders had more than two units?", [("units", ">", 2.0)]),
     ],
 )
 def test_whose_number_it_is(question: str, expected: list[tuple[Any, ...]]) -> None:
@@ -439,6 +451,8 @@ def test_whose_number_it_is(question: str, expected: list[tuple[Any, ...]]) -> N
         ("Total units in Q1 2024 versus Q2 2024", [("2024-01-01", "2024-04-01"), ("2024-04-01", "2024-07-01")]),
         ("Mean units after 2022 and before 2022", [(2023.0,), (2022.0,)]),
         ("Total units in March or April", [(3.0,), (4.0,)]),
+        ("Total units in January, February and March 2024", [("2024-01-01", "2024-04-01")]),
+        ("Total units in January, March and May 2024", [("2024-01-01", "2024-02-01"), ("2024-03-01", "2024-04-01"), ("2024-05-01", "2024-06-01")]),
     ],
 )
 def test_times_that_exclude_each_other_are_asked_for_one_by_one(question: str, spans_: list[tuple[Any, ...]]) -> None:
@@ -456,16 +470,45 @@ def test_times_that_overlap_are_one_condition() -> None:
         ("Total payroll", "no column for “payroll”"),
         ("Which region has the highest profit margin?", "no column for “profit margin”"),
         ("Average units by city", "no column for “city”"),
-        ("Who is the oldest?", "nothing in sales says what is “oldest”"),
+        ("Who is the oldest?", "nothing in orders says what is “oldest”"),
         ("How many orders with fewer than half a dozen units?", "“fewer than half a dozen” was not understood"),
         ("What is the p95 of the unit price?", "“p95”"),
         ("What is the ratio of returned orders?", "“ratio”"),
+        ("How many orders had units below 3 or above 7?", "“or” only between values of one column"),
+        ("Which regions have an average unit price above 100?", "not groups of them"),
+        ("Total units in the last month", "“last month”"),
+        ("Average units of the 10 latest orders", "“the 10 latest orders”"),
     ],
 )
 def test_what_cannot_be_answered_gets_no_number(question: str, said: str) -> None:
     ask = one(question, SALES)
     assert ask.shape == "none"
     assert not queries(ask)
+    assert said in ask.doubts[0]
+
+
+@pytest.mark.parametrize(
+    ("question", "whether", "kept"),
+    [
+        ("What percentage of orders in the North have more than 5 units?", [("units", ">")], [("region", "in")]),
+        ("What percentage of returned orders are from the North?", [("region", "in")], [("returned", "true")]),
+        ("What share of orders is above 100 in unit price?", [("unit_price", ">")], []),
+    ],
+)
+def test_a_share_is_of_what_stands_before_the_verb(question: str, whether: list[tuple[str, str]], kept: list[tuple[str, str]]) -> None:
+    ask = one(question, SALES)
+    assert ([(c.name, operator) for c, operator, _ in ask.whether], [(c.name, operator) for c, operator, _ in ask.filters]) == (whether, kept)
+    assert "AVG(CAST(" in queries(ask)[0].sql
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [("Total units of sales to gold customers", "“gold” stands in buyers, in the column tier"), ("Total units per tier", "tier is a column of buyers")],
+)
+def test_what_another_table_holds_is_not_passed_over(question: str, said: str) -> None:
+    buyers = Source("buyers", 40, (text("buyer", "Ann", "Bob"), text("tier", "gold", "silver")))
+    (ask,) = understand(question, [SALES, buyers])
+    assert ask.shape == "none"
     assert said in ask.doubts[0]
 
 
