@@ -56,8 +56,9 @@ async def verify(
 ) -> int:
     """Compare every event of the log with its seal, and say where it was changed.
 
-    Finds what was changed, removed, added or reordered behind crewlog's back, whoever did it. What is not sealed yet is compared with the
-    versions of its streams. Ends with code 1 when something was found.
+    Finds what was changed, removed, added or reordered behind crewlog's back. What is not sealed yet is compared with the versions of its streams.
+    Who removes the newest seals with what they cover, or seals a changed log anew, is found by --against alone: keep what `crewlog seal` prints
+    somewhere else. Ends with code 1 when something was found.
     """
     from crewlog.events.verify import verify as verify_log
     from crewlog.events.verify import verify_blobs
@@ -69,7 +70,7 @@ async def verify(
     if output is Output.JSON:
         print_json(_as_json(found, spoiled))
     else:
-        _print(found, spoiled)
+        _print(found, spoiled, mark)
     return Exit.RUN_FAILED if found.faults or spoiled else Exit.OK
 
 
@@ -79,7 +80,7 @@ def _as_json(found: Verified, spoiled: list[str] | None) -> dict[str, object]:
     return {**found._asdict(), "newest": newest, "archived": [run._asdict() for run in found.archived], "faults": places, "spoiled_blobs": spoiled}
 
 
-def _print(found: Verified, spoiled: list[str] | None) -> None:
+def _print(found: Verified, spoiled: list[str] | None, mark: SealMark | None) -> None:
     from crewlog.schemas.text import counted
 
     typer.echo(f"{found.events} events under {counted(found.seals, 'seal')}, up to position {found.position}; {found.unsealed} behind them are not sealed yet")
@@ -96,7 +97,12 @@ def _print(found: Verified, spoiled: list[str] | None) -> None:
     if found.faults or spoiled:
         complain("the log is not what was sealed", next_step="compare it with a backup, or with the copy in the NATS stream EVENTS")
         return
-    say(f"nothing was changed{'' if spoiled is None else ', and every blob is what its name says'}. Newest seal, to be kept elsewhere: {found.newest}")
+    blobs = "" if spoiled is None else ", and every blob is what its name says"
+    if found.newest is None:
+        say(f"nothing is sealed: only the versions of streams were compared, and they hold{blobs}. Seal the log with: crewlog seal")
+        return
+    alone = ", as far as this log tells; one that was cut or sealed anew shows --against a kept seal"
+    say(f"nothing was changed{blobs}{alone if mark is None else f'; it is the log of seal {mark.number}'}. Newest seal, to be kept elsewhere: {found.newest}")
 
 
 def _mark(given: str) -> SealMark:

@@ -6,7 +6,7 @@ differs in what was asked (`request`), what was called (`name`, `input`), what c
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -100,7 +100,7 @@ def diff_runs(a: RunHistory, b: RunHistory) -> RunDiff:
         b=_brief(trees[1], answers[1]),
         differs=differs,
         first=first,
-        saw=None if first is None else _saw(a, b, steps[first]),
+        saw=None if first is None else _saw(a, b, steps, steps[first]),
         tasks=tasks,
         steps=steps,
     )
@@ -167,14 +167,26 @@ def _task_differs(task: TaskDiff) -> bool:
     return any(task.a[name] != task.b[name] for name in task.a if name != "took_s")
 
 
-def _saw(a: RunHistory, b: RunHistory, step: StepDiff) -> Saw | None:
-    if "request" not in step.differs or step.a is None or step.b is None:
+def _saw(a: RunHistory, b: RunHistory, steps: Sequence[StepDiff], first: StepDiff) -> Saw | None:
+    if "request" not in first.differs or first.a is None or first.b is None:
+        return None
+    asked = _asked(steps, first)
+    if asked is None:
         return None
     try:
-        ours, theirs = _request(a, step.a.index), _request(b, step.b.index)
+        ours, theirs = _request(a, asked[0].index), _request(b, asked[1].index)
     except ContractError:  # a blob is missing: that the requests differ is known all the same
         return None
     return None if ours is None or theirs is None else request_difference(ours, theirs)
+
+
+def _asked(steps: Sequence[StepDiff], first: StepDiff) -> tuple[Side, Side] | None:
+    """Return the calls whose requests are held against each other: those of the first step that differs, unless one of these was skipped and asked
+    nobody. Then calls of the same turn are taken, if there are any of one model."""
+    turn = [step for step in steps if (step.task, step.revision, step.turn) == (first.task, first.revision, first.turn)]
+    pairs = [(first.a, first.b), *((ours.a, theirs.b) for ours in turn for theirs in turn)]
+    both = [(a, b) for a, b in pairs if a is not None and b is not None and a.request_hash is not None and b.request_hash is not None]
+    return next(((a, b) for a, b in both if (a, b) == pairs[0] or a.name == b.name), None)
 
 
 def _request(history: RunHistory, index: int) -> ModelRequest | None:

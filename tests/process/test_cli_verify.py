@@ -16,6 +16,8 @@ def test_a_running_crew_is_sealed_and_verified(crew: LiveCrew, tmp_path: Path) -
     found = crew.json("verify", "--against", kept, "--from-scratch")
     assert found["events"] > 0
     assert (found["faults"], found["spoiled_blobs"]) == ([], [])
+    assert f"it is the log of seal {mark.partition(':')[0]}" in crew.run("verify", "--against", kept).stderr
+    assert "one that was cut or sealed anew shows --against a kept seal" in crew.run("verify").stderr
     assert "sealed up to position" in (crew.home / "logs" / "projector.log").read_text()
     other = f"{mark.partition(':')[0]}:{'0' * 64}"
     (fault,) = crew.json("verify", "--against", other, code=1)["faults"]

@@ -10,6 +10,8 @@ from crewlog.events.store import Recorded
 from crewlog.orchestrator.diff_text import diff_lines
 from crewlog.orchestrator.run_diff import diff_runs
 from crewlog.orchestrator.run_history import RunHistory
+from crewlog.schemas.codec import encode
+from crewlog.schemas.task_events import ModelCallSkipped, ModelCallStarted
 
 
 def planned_run() -> RunHistory:
@@ -93,6 +95,35 @@ def test_another_prompt_is_the_first_difference_and_shown() -> None:
     assert found.saw.a.startswith("Do what you are told.")
     assert found.saw.b.startswith("Do as you like.")
     assert "different system" in "\n".join(diff_lines(found, 100))
+
+
+def test_what_the_models_saw_is_also_found_where_one_was_skipped_in_only_one_run() -> None:
+    """In one run a breaker was open, so that the same request went out as the second call of its turn."""
+    history = planned_run()
+    texts = {ref: text.replace("Do what you are told.", "Do  what you are told.") for ref, text in history.texts.items()}
+    at = next(n for n, r in enumerate(history.events) if r.type == "ModelCallStarted")
+    asked = touched(RunHistory(history.run_id, history.events, texts), at, request_hash="0" * 64)
+
+    found = diff_runs(history, skipped_before(asked, at))
+
+    assert found.first is not None
+    assert {"request", "status"} <= set(found.steps[found.first].differs)
+    assert found.saw is not None
+    assert (found.saw.where, found.saw.b[:8]) == ("system", "Do  what")
+    assert diff_runs(history, skipped_before(history, at)).saw is None, "both were told the same"
+
+
+def skipped_before(history: RunHistory, at: int) -> RunHistory:
+    """Let another model be skipped before the call that begins with an event, which is the second one of its turn then."""
+    begun = history.events[at].event()
+    assert isinstance(begun, ModelCallStarted)
+    skipped = encode(ModelCallSkipped(begun.call_id, begun.turn, begun.wire, "away", "away-1", "breaker_open"))
+    events = [replace(r, position=2 * r.position) for r in history.events]
+    end = next(n for n, r in enumerate(events) if n > at and r.stream == events[at].stream and r.type == "ModelCallFinished")
+    for n in (at, end):
+        events[n] = replace(events[n], data=msgspec.json.encode(msgspec.json.decode(events[n].data) | {"call_id": "m1-2"}))
+    before = replace(events[at], type="ModelCallSkipped", data=skipped, position=events[at].position - 1)
+    return RunHistory(history.run_id, (*events[:at], before, *events[at:]), history.texts)
 
 
 def test_two_positions_of_one_run() -> None:
