@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from crewlog.agents.breaker import FAILURES_MAX, HANG_OPEN_S_MAX, HOLD_S_MAX, OPEN_S, REFUSED_OPEN_S, WINDOW_S, Admission, Breaker, Change, Closed
+from crewlog.agents.breaker import _EARLY_S, FAILURES_MAX, HANG_OPEN_S_MAX, HOLD_S_MAX, OPEN_S, REFUSED_OPEN_S, WINDOW_S, Admission, Breaker, Change, Closed
 from crewlog.agents.model import ErrorKind
 
 
@@ -155,3 +155,15 @@ def test_a_long_hold_is_announced_and_has_an_end(bench: Bench) -> None:
     bench.now += HOLD_S_MAX
     bench.admitted().succeeded()
     assert [c.state for c in bench.changes] == ["open", "closed"]
+
+
+def test_a_sleep_that_ends_a_moment_too_early_is_good_enough(bench: Bench) -> None:
+    bench.fail("rate_limit", retry_after_s=10.0)
+    bench.now += 10.0 - 2 * _EARLY_S
+    assert bench.refused().for_s == pytest.approx(2 * _EARLY_S)
+    bench.now += 1.5 * _EARLY_S
+    bench.fail("server", times=FAILURES_MAX - 1)
+    bench.now += OPEN_S - 2 * _EARLY_S
+    assert bench.refused().for_s == pytest.approx(2 * _EARLY_S)
+    bench.now += 1.5 * _EARLY_S
+    bench.admitted()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from crewlog.orchestrator.critic import REFERENCES_MAX, check_schema, review
+from crewlog.orchestrator.critic import REFERENCES_MAX, SCHEMA_DEPTH_MAX, check_schema, read_judgement, review
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.parse import parse
 from crewlog.schemas.plan import Constraints
@@ -98,9 +98,60 @@ def test_schemas_that_only_look_dangerous() -> None:
     check_schema(doubling(5))
 
 
-def test_deep_nesting_is_refused() -> None:
+def nested(levels: int) -> dict[str, Any]:
     schema: dict[str, Any] = {}
-    for _ in range(200):
+    for _ in range(levels):
         schema = {"items": schema}
-    with pytest.raises(ContractError):
-        check_schema(schema)
+    return schema
+
+
+def test_deep_nesting_is_refused() -> None:
+    check_schema(nested(SCHEMA_DEPTH_MAX))
+    with pytest.raises(ContractError, match=f"nested deeper than {SCHEMA_DEPTH_MAX}"):
+        check_schema(nested(SCHEMA_DEPTH_MAX + 1))
+    with pytest.raises(ContractError):  # long before, the library gives up
+        check_schema(nested(2_000))
+
+
+def test_so_many_references_are_taken_and_not_one_more() -> None:
+    def referring(times: int) -> dict[str, Any]:
+        return {"anyOf": [{"$ref": "#/$defs/a"}] * times, "$defs": {"a": {}}}
+
+    check_schema(referring(REFERENCES_MAX))
+    with pytest.raises(ContractError, match=f"unfold to {REFERENCES_MAX + 1} definitions"):
+        check_schema(referring(REFERENCES_MAX + 1))
+
+
+RUBRIC = ("names its sources", "is polite")
+
+
+def verdict(criterion: Any, met: Any = True, **more: Any) -> dict[str, Any]:
+    return {"criterion": criterion, "met": met, **more}
+
+
+def test_each_criterion_that_is_not_met_is_an_issue_with_the_reason() -> None:
+    assert read_judgement({"verdicts": [verdict(2), verdict(1)]}, RUBRIC) == ()
+    found = read_judgement({"verdicts": [verdict(2, "yes"), verdict(1, False, why="none " * 100)]}, RUBRIC)
+    assert [issue.rule for issue in found] == ["rubric", "rubric"]
+    assert found[0].message.startswith("not met: names its sources (none none")
+    assert len(found[0].message) < 350
+    assert found[1].message == "not met: is polite", "what is not plainly met is not met"
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        None,
+        [],
+        {"verdicts": "fine"},
+        {"verdicts": [verdict(1)]},
+        {"verdicts": [verdict(1), verdict(3)]},
+        {"verdicts": [verdict(1), verdict("2")]},
+        {"verdicts": [verdict(1), verdict(2), verdict(3)]},
+        {"verdicts": [verdict(1, False), verdict(2), verdict(1)]},
+        {"verdicts": [verdict(1), verdict(2), "and more"]},
+    ],
+)
+def test_a_judgement_that_does_not_judge_each_criterion_once_is_none(output: Any) -> None:
+    with pytest.raises(ContractError, match="the critic judged criteria"):
+        read_judgement(output, RUBRIC)

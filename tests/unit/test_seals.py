@@ -52,6 +52,18 @@ def test_a_chain_holds_and_depends_on_everything_before() -> None:
     assert not holds(None, second, digests(4))
 
 
+def test_a_seal_that_is_hashed_right_and_covers_something_else_does_not_hold() -> None:
+    first, _ = sealed(1, 1, [event(1), event(3)])
+    skipping, _ = sealed(2, 5, [event(5)], first.hash)
+    assert not holds(first, skipping, digests(5)), "it leaves position 4 out"
+    again, _ = sealed(2, 1, [event(1)], first.hash)
+    assert not holds(first, again, digests(1)), "it covers what is covered"
+    late, _ = sealed(3, 4, [event(4)], first.hash)
+    assert not holds(first, late, digests(4)), "a seal is missing in front of it"
+    boasting = first._replace(events=3)
+    assert not holds(None, boasting._replace(hash=seal_hash(b"", boasting, digests(1, 3))), digests(1, 3)), "it says that it covers three events"
+
+
 @given(st.sets(st.integers(1, 60), min_size=3), st.data())
 def test_every_place_that_differs_is_named(positions: set[int], data: st.DataObject) -> None:
     events = [event(position) for position in sorted(positions)]
@@ -98,3 +110,10 @@ def test_removed_events_get_the_names_of_the_versions_that_are_missing() -> None
         ("removed", 8, "run/a", 3),
         ("missing version", 20, "run/c", 4),
     ]
+
+
+@pytest.mark.parametrize("gap", [Gap("run/a", 2, 3, 5, 7), Gap("run/a", 2, 5, 9, 7), Gap("run/a", 2, 3, 9, 8)])
+def test_a_version_that_was_missing_elsewhere_is_no_name_for_a_removed_event(gap: Gap) -> None:
+    named = name_removed([Fault("removed", 5, "", 0, "gone", 7)], [gap])
+    assert [fault[:4] for fault in named if fault.kind == "removed"] == [("removed", 5, "", 0)]
+    assert [fault[:4] for fault in named if fault.kind != "removed"] == [("missing version", gap.after, "run/a", 2)]
