@@ -11,8 +11,9 @@ import importlib
 import io
 import logging
 import re
+import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any, Final, NamedTuple
@@ -23,9 +24,14 @@ from crewlog.schemas.text import clean, shorten
 DOCUMENT_BYTES_MAX: Final = 32 * 1024 * 1024
 TEXT_CHARS_MAX: Final = 8_000_000
 PAGES_MAX: Final = 5_000
+CPU_S_MAX: Final = 60.0
+"""Computing time that the pages of a PDF, or the paragraphs and rows of a .docx, may take together, in seconds. A small file unpacks to millions of
+paragraphs, and thousands of pages may share one that is long."""
 UNPACKED_BYTES_MAX: Final = 256 * 1024 * 1024
 MERGED_CELLS_MAX: Final = 100_000
 """Columns that all merged cells of a document may cover together: the library makes as many cells of one as it says that it covers."""
+CELLS_MAX: Final = 1_000_000
+"""Cells of all tables of a .docx together: those of one row are made in one go."""
 TITLE_CHARS_MAX: Final = 160
 
 MARKDOWN: Final = "text/markdown"
@@ -169,8 +175,8 @@ def _read_pdf(name: str, data: bytes) -> tuple[str, str]:
         if len(reader.pages) > PAGES_MAX:
             raise ContractError(f"PDF {name!r} has {len(reader.pages)} pages; at most {PAGES_MAX} are read; split it")
         pages: list[str] = []
-        chars = 0
-        for page in reader.pages:
+        chars, check = 0, _limit_of_time(f"PDF {name!r}")
+        for page in _each(reader.pages, check):
             pages.append(page.extract_text().strip("\n"))
             chars += len(pages[-1])
             if chars > TEXT_CHARS_MAX:
@@ -191,19 +197,42 @@ def _read_docx(name: str, data: bytes) -> tuple[str, str]:
         document = docx.Document(io.BytesIO(data))
         if sum(map(int, document.element.xpath("//w:gridSpan/@w:val"))) > MERGED_CELLS_MAX:
             raise ContractError(f"document {name!r} has merged cells over more than {MERGED_CELLS_MAX} columns; split it")
-        text = "\n\n".join(_docx_blocks(document))
+        if document.element.xpath("count(//w:tc)") > CELLS_MAX:
+            raise ContractError(f"document {name!r} has more than {CELLS_MAX} cells; split it")
+        text = "\n\n".join(_docx_blocks(document, _limit_of_time(f"document {name!r}")))
         title = document.core_properties.title or ""
     # python-docx puts this into every file it makes
     return text, "" if title == "Word Document" else title
 
 
-def _docx_blocks(document: Any) -> Iterator[str]:
+def _docx_blocks(document: Any, check: Callable[[], None]) -> Iterator[str]:
+    marks: dict[str | None, str] = {}  # by the id of a style: to look one up takes longer than all the rest
     for block in document.iter_inner_content():
+        check()
         if hasattr(block, "rows"):
-            yield "\n".join("| " + " | ".join(" ".join(cell.text.split()) for cell in row.cells) + " |" for row in block.rows)
+            yield "\n".join("| " + " | ".join(" ".join(cell.text.split()) for cell in row.cells) + " |" for row in _each(block.rows, check))
         elif block.text.strip():
-            style = (block.style.name or "") if block.style is not None else ""
-            yield _docx_mark(style) + block.text
+            id_ = block.paragraph_format.element.style
+            if id_ not in marks:
+                marks[id_] = _docx_mark((block.style.name or "") if block.style is not None else "")
+            yield marks[id_] + block.text
+
+
+def _each(items: Iterable[Any], check: Callable[[], None]) -> Iterator[Any]:
+    for item in items:
+        check()
+        yield item
+
+
+def _limit_of_time(what: str) -> Callable[[], None]:
+    """Return what ends the reading of a file once this thread has computed for too long."""
+    begun = time.thread_time()
+
+    def check() -> None:
+        if time.thread_time() - begun > CPU_S_MAX:
+            raise ContractError(f"{what} takes more than {CPU_S_MAX:g} s of computing; split it")
+
+    return check
 
 
 def _docx_mark(style: str) -> str:

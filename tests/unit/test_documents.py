@@ -4,8 +4,10 @@ import io
 import sys
 import time
 import zipfile
+from typing import Any
 
 import pytest
+from docx.text.paragraph import Paragraph
 from support.papers import make_docx, make_html, make_pdf
 
 from crewlog.agents import documents
@@ -81,15 +83,42 @@ async def test_sizes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "TEXT_CHARS_MAX", 100)
     monkeypatch.setattr(documents, "UNPACKED_BYTES_MAX", 100)
     monkeypatch.setattr(documents, "PAGES_MAX", 1)
+    monkeypatch.setattr(documents, "CELLS_MAX", 1)
     with pytest.raises(ContractError, match="101 characters"):
         await extract("a.txt", b"x" * 101)
     with pytest.raises(ContractError, match="unpacks to"):
         await extract("a.docx", make_docx(heading="x", paragraphs=[]))
+    monkeypatch.setattr(documents, "UNPACKED_BYTES_MAX", 1_000_000)
+    with pytest.raises(ContractError, match="more than 1 cells"):
+        await extract("a.docx", make_docx(heading="x", paragraphs=[], rows=[["a", "b"]]))
     with pytest.raises(ContractError, match="has 2 pages"):
         await extract("a.pdf", make_pdf([["a"], ["b"]]))
     monkeypatch.setattr(documents, "DOCUMENT_BYTES_MAX", 100)
     with pytest.raises(ContractError, match="has 101 bytes"):
         await extract("a.txt", b"x" * 101)
+
+
+async def test_what_takes_too_long_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = make_docx(heading="x", paragraphs=[], rows=[["a", "b"]])
+    monkeypatch.setattr(documents, "CPU_S_MAX", -1.0)
+    for name, data in (("a.pdf", make_pdf([["a"]])), ("a.docx", make_docx(heading="x", paragraphs=["y"])), ("b.docx", rows)):
+        with pytest.raises(ContractError, match="takes more than -1 s of computing"):
+            await extract(name, data)
+
+
+async def test_the_style_of_many_paragraphs_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That takes ten times as long as all the rest of a paragraph."""
+    data = make_docx(heading="Title", paragraphs=["text"] * 500, items=["one", "two"])
+    known, asked = Paragraph.style, []
+
+    def style(paragraph: Paragraph) -> Any:
+        asked.append(paragraph)
+        return known.__get__(paragraph)
+
+    monkeypatch.setattr(Paragraph, "style", property(style))
+    document = await extract("a.docx", data)
+    assert (document.text.count("text"), document.text[:7], document.text[-12:]) == (500, "# Title", "- one\n\n- two")
+    assert len(asked) < 20
 
 
 async def test_a_zip_bomb_is_refused_before_it_is_unpacked() -> None:
