@@ -44,8 +44,10 @@ def _read_words_as_utf8() -> None:
 
 
 def _open_what_is_closed() -> None:
-    """Give a process that was started without stdout or stderr (`>&-`) one that takes everything: Python has nothing in its place."""
+    """Give a process that was started without stdin, stdout or stderr (`>&-`) an empty one, or one that takes everything: Python has nothing in its
+    place."""
     nowhere = Path(os.devnull)
+    sys.stdin = sys.stdin or nowhere.open(encoding="utf-8")
     sys.stdout = sys.stdout or nowhere.open("w", encoding="utf-8")
     sys.stderr = sys.stderr or nowhere.open("w", encoding="utf-8")
     for stream in (sys.stdout, sys.stderr):  # in a locale without Unicode, a question mark for an umlaut is better than no answer

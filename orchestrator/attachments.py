@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from crewlog.events.artifacts import ArtifactStore
+from crewlog.schemas.checks import relative_path
 from crewlog.schemas.errors import ContractError, LimitExceeded, NotFound
 from crewlog.schemas.task import Attachment
 
@@ -36,7 +37,8 @@ def collect(paths: Iterable[Path]) -> list[Found]:
 
     Raises:
         NotFound: a path does not exist.
-        ContractError: two files would have the same name, a folder is empty, or a path is a pipe, a device or a socket.
+        ContractError: two files would have the same name, no task can use the name of one, a folder is empty, or a path is a pipe, a device or a
+            socket.
         LimitExceeded: too many or too large files.
     """
     found: list[Found] = []
@@ -55,16 +57,28 @@ def collect(paths: Iterable[Path]) -> list[Found]:
 
 
 async def upload(found: Iterable[Found], artifacts: ArtifactStore) -> tuple[Attachment, ...]:
-    """Store the files and return how a task names them; what is stored already is not stored twice."""
+    """Store the files and return how a task names them; what is stored already is not stored twice.
+
+    Raises:
+        LimitExceeded: a file has grown too large meanwhile.
+    """
     gate = asyncio.Semaphore(_UPLOADS_AT_ONCE)
 
     async def store(file: Found) -> Attachment:
         async with gate:
-            data = await asyncio.to_thread(file.path.read_bytes)
+            data = await asyncio.to_thread(_read, file)
             ref = await artifacts.put(file.name, data)
         return Attachment(name=file.name, hash=ref.hash, size=ref.size, media_type=ref.media_type)
 
     return tuple(await asyncio.gather(*map(store, found)))
+
+
+def _read(file: Found) -> bytes:
+    with file.path.open("rb") as opened:
+        data = opened.read(FILE_BYTES_MAX + 1)
+    if len(data) > FILE_BYTES_MAX:  # it was smaller, or said so, as files of /proc do
+        raise LimitExceeded(f"bytes of attachment {file.name}", used=len(data), limit_max=FILE_BYTES_MAX)
+    return data
 
 
 def _walk(folder: Path) -> Iterator[Found]:
@@ -88,6 +102,11 @@ def _check(found: list[Found]) -> None:
     names = [file.name for file in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ContractError(f"two attachments would be called {twice[0]!r}; attach their folders instead, or rename one")
+    for file in found:
+        try:
+            relative_path(file.name)
+        except ValueError as error:
+            raise ContractError(f"the file {str(file.path)!r} cannot be attached: its name {error}; rename it") from None
     if len(found) > FILES_MAX:
         raise LimitExceeded("attached files", used=len(found), limit_max=FILES_MAX)
     sizes = [file.path.stat().st_size for file in found]

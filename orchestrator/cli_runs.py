@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -39,6 +39,13 @@ TimeoutOption = Annotated[float | None, typer.Option("--timeout", min=0.0, help=
 RunStatus = Literal["planning", "running", "paused", "held", "quarantined", "completed", "failed", "cancelled"]
 _ENDINGS = {"completed": Exit.OK, "failed": Exit.RUN_FAILED, "cancelled": Exit.RUN_FAILED, "waiting": Exit.WAITING_FOR_PERSON, "held": Exit.WAITING_FOR_PERSON}
 _ENDINGS["quarantined"] = Exit.WAITING_FOR_PERSON
+_ATTACH: Final = "A file or folder to work on; repeatable."
+
+
+def _attached(text: str) -> Path:
+    if not text:  # as of a variable that a script never set; it would mean everything in the current folder
+        raise typer.BadParameter("it is empty: name a file or folder; . is the current one")
+    return Path(text)
 
 
 def register(app: typer.Typer) -> None:
@@ -50,7 +57,7 @@ def register(app: typer.Typer) -> None:
 async def submit(
     goal: Annotated[str, typer.Argument(help="What the crew shall do; with --file - or a path, leave it out.")] = "",
     *,
-    attach: Annotated[list[Path] | None, typer.Option("--attach", "-a", help="A file or folder to work on; repeatable.")] = None,
+    attach: Annotated[list[Path] | None, typer.Option("--attach", "-a", metavar="PATH", parser=_attached, help=_ATTACH)] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="An AgentTask or a plan as JSON instead of a goal; - reads stdin.")] = None,
     kind: Annotated[str, typer.Option("--type", help="Send the goal to one kind of agent, without a plan.")] = "run",
     wait: Annotated[bool, typer.Option("--wait", "-w", help="Show the work and wait until the run has ended.")] = False,
@@ -300,17 +307,27 @@ def _read_submission(goal: str, file: Path | None, config: Config) -> Any:
         raise ContractError("give either a goal or --file, for example: crewlog submit 'Summarise the table' --attach table.csv")
     if file is None:
         return goal
+    text = _text_of(file)
     try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text()
         given = json.loads(text)
-        if not isinstance(given, dict):
-            return parse_task(text)
-        if "steps" in given:
-            return parse(Plan, given, f"{file} is not a valid plan")
-        return parse_task({"task_id": SystemClock().random_id(), "tenant": config.tenant, "user": config.user, **given})
+    except RecursionError:
+        raise ContractError(f"{file} is not JSON that can be read: it is nested too deeply") from None
+    except ValueError as error:
+        raise ContractError(f"{file} is not JSON: {error}") from None
+    if not isinstance(given, dict):
+        return parse_task(text)
+    if "steps" in given:
+        return parse(Plan, given, f"{file} is not a valid plan")
+    return parse_task({"task_id": SystemClock().random_id(), "tenant": config.tenant, "user": config.user, **given})
+
+
+def _text_of(file: Path) -> str:
+    """Read a file, or stdin for `-`, as UTF-8, whatever the locale is."""
+    from crewlog.schemas.errors import ContractError
+
+    try:
+        return (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode("utf-8-sig")
     except OSError as error:
         raise ContractError(f"{file} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ContractError(f"{file} is not UTF-8 text: {error}") from None
-    except json.JSONDecodeError as error:
-        raise ContractError(f"{file} is not JSON: {error}") from None

@@ -57,7 +57,18 @@ def _token(text: str) -> str:
     return text
 
 
-def _relative_path(text: str) -> str:
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be blank: say what is to be done")
+    return text
+
+
+def relative_path(text: str) -> str:
+    """Return the name of a file below some folder.
+
+    Raises:
+        ValueError: it could lead elsewhere, or cannot be shown.
+    """
     parts = text.split("/")
     if not text or text.startswith("/") or "\\" in text or any(p in ("", ".", "..") for p in parts) or any(ord(c) < 32 for c in text):
         raise ValueError("must be a relative path without '..', empty parts, backslashes or control characters")
@@ -66,9 +77,10 @@ def _relative_path(text: str) -> str:
 
 SafeText = Annotated[str, Check(_safe)]
 Token = Annotated[str, Check(_token)]
-RelativePath = Annotated[str, Within(max_length=512), Check(_safe), Check(_relative_path)]
+RelativePath = Annotated[str, Within(max_length=512), Check(_safe), Check(relative_path)]
 Kind = Annotated[str, Check(_token)]
 Objective = Annotated[str, Within(min_length=1, max_length=20_000), Check(lambda value: _safe(value) if isinstance(value, str) else value, is_first=True)]
+Goal = Annotated[Objective, Check(_not_blank)]
 StepKey = Annotated[str, Within(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 TaskKey = Annotated[str, Within(pattern=r"^@?[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 """Key of a task: of the plan step it carries out, or one of the orchestrator's own, which begin with `@`."""

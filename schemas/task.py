@@ -13,7 +13,7 @@ from uuid import UUID
 import msgspec
 
 from crewlog.schemas.budget import MICRO_USD_MAX
-from crewlog.schemas.checks import CLOSED, Check, Kind, Objective, RelativePath, SafeText, TaskKey, Token, Within
+from crewlog.schemas.checks import CLOSED, Check, Goal, Kind, RelativePath, SafeText, TaskKey, Token, Within
 from crewlog.schemas.effects import UndoOrder
 from crewlog.schemas.ids import TOKEN
 from crewlog.schemas.parse import parse
@@ -97,7 +97,7 @@ class AgentTask:
     surface: Token = "default"
     """Where the work comes from, such as `batch` or `free`: the operator may set budgets for each. One without any has those of `default`."""
     type: Kind
-    objective: Objective
+    objective: Goal
     context: tuple[ContextItem, ...] = ()
     attachments: tuple[Attachment, ...] = ()
     constraints: Constraints = UNCONSTRAINED

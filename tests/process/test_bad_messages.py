@@ -56,6 +56,7 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "another tenant": ("tasks.default.data", task(type="data", tenant="acme"), "'acme' does not fit the subject"),
     "a tenant that is no token": ("tasks.default.data", task(type="data", tenant="a.b"), "does not fit the subject"),
     "another type": ("tasks.default.data", task(type="code"), "'code' does not fit the subject"),
+    "a blank objective": ("tasks.default.data", task(type="data", objective=" \t\n"), "must not be blank: say what is to be done"),
     "NUL": ("tasks.default.data", task(type="data", objective="a\0b"), "NUL"),
     "a raw NUL": ("tasks.default.data", b'{"type": "data", "objective": "a\0b"}', "not valid JSON"),
     "a lone surrogate": ("tasks.default.data", b'{"type": "data", "objective": "a\\ud800b"}', "half of a surrogate pair"),

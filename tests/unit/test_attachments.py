@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
+from support.toolbox import MemoryArtifacts
 
 from crewlog.orchestrator import attachments
-from crewlog.orchestrator.attachments import collect
+from crewlog.orchestrator.attachments import collect, upload
 from crewlog.schemas.errors import ContractError, LimitExceeded, NotFound
 
 
@@ -51,6 +53,22 @@ def test_a_name_that_is_no_unicode_can_be_sent(tmp_path: Path) -> None:
     assert found.name == "p/caf\N{REPLACEMENT CHARACTER}.txt"
     assert found.path.read_text() == "x"
     assert collect([found.path])[0].name == "caf\N{REPLACEMENT CHARACTER}.txt"
+
+
+@pytest.mark.parametrize("name", ["two\nlines.csv", "\x1b[31mred.csv", "back\\slash.csv"])
+def test_a_file_whose_name_no_task_can_use_is_named(tmp_path: Path, name: str) -> None:
+    path = _tree(tmp_path, name) / name
+    for given in (path, tmp_path):
+        with pytest.raises(ContractError, match=re.escape(f"the file {str(path)!r} cannot be attached: its name must be a relative path")):
+            collect([given])
+
+
+async def test_a_file_that_grows_past_the_limit_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attachments, "FILE_BYTES_MAX", 10)
+    found = collect([_tree(tmp_path, "grows") / "grows"])
+    found[0].path.write_text("x" * 1_000)
+    with pytest.raises(LimitExceeded, match="bytes of attachment grows reached: 11 of 10"):
+        await upload(found, MemoryArtifacts())
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -271,7 +272,9 @@ def test_counts_of_agents() -> None:
             parse_counts([wrong])
 
 
-WRONG_USE = "submit|submit  |nonsense|runs -o xml|runs --status asleep|scale research=many|submit goal --file x|submit goal --budget 1 --soft 2"
+WRONG_USE = (
+    "submit|submit  |nonsense|runs -o xml|runs --status asleep|scale research=many|submit goal --file x|submit goal --budget 1 --soft 2|submit goal --attach "
+)
 
 
 @pytest.mark.parametrize("arguments", [line.split(" ") for line in WRONG_USE.split("|")])
@@ -287,7 +290,10 @@ def test_wrong_use_ends_with_2_and_says_why(arguments: list[str], tmp_path: Path
         (None, "cannot be read: No such file"),
         (b"\xff\xfe{", "not UTF-8"),
         (b"{", "not JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"objective": "x", "timeout_seconds": ' + b"9" * 5_000 + b"}", "not JSON"),
         (b"[]", "not a valid AgentTask"),
+        (b'\xef\xbb\xbf{"type": "data", "objective": " \\n"}', "/objective: must not be blank: say what is to be done"),
         (b'{"steps":[]}', "not a valid plan"),
     ],
 )
@@ -299,6 +305,16 @@ def test_a_file_that_holds_no_task_is_refused_before_anything_is_asked(content: 
     assert (done.returncode, done.stdout) == (2, "")
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_task_is_read_as_utf8_in_any_locale_and_a_closed_stdin_holds_none(tmp_path: Path) -> None:
+    (tmp_path / "task.json").write_text('{"type": "data", "objective": "Größe"}', encoding="utf-8")
+    poor = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "CREWLOG_HOME": str(tmp_path)}
+    for command, code, said in (("--file task.json", 4, "no crew runs"), ("--file - < task.json", 4, "no crew runs"), ("--file - <&-", 2, "- is not JSON")):
+        line = f"{shlex.join(CLI)} submit {command}"
+        done = subprocess.run(["/bin/sh", "-c", line], env=poor, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (code, "")
+        assert said in done.stderr
 
 
 def test_settings_that_are_not_toml_are_named(tmp_path: Path) -> None:
