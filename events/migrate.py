@@ -41,6 +41,9 @@ _NAME: Final = re.compile(r"(\d{4})_[a-z0-9_]+\.sql")
 READER_CONNECTIONS_MAX: Final = 20
 """Sessions that the login for reading views may have at once: notebooks and dashboards must not take those of the crew."""
 
+TEMPORARY_FILES_MAX: Final = "1GB"
+"""What each session of a login may keep in files while a statement runs. No login can raise it for itself."""
+
 _LOCK: Final = 0x637265776C6F67
 _TABLE: Final = """
 CREATE TABLE IF NOT EXISTS public.crewlog_migrations (
@@ -184,7 +187,8 @@ async def ensure_roles(admin_url: str, passwords: Mapping[str, str], *, wait_s: 
 
 
 async def close_to_public(admin_url: str) -> None:
-    """Take away what Postgres lets every login do, in a server that is the crew's alone: hold locks that others look at, keep data of its own.
+    """Take away what Postgres lets every login do, in a server that is the crew's alone: hold locks that others look at, keep data of its own, fill
+    the disk with what one question is sorted in.
 
     One lock of a login that only reads views would stop all readers of the log (`es.high_water`), the seals, or the next start. Run it behind
     `ensure_roles`, as a superuser; it repeats harmlessly.
@@ -195,6 +199,9 @@ async def close_to_public(admin_url: str) -> None:
             for row in await connection.fetch(_OPEN_TO_PUBLIC):
                 await connection.execute(row[0])
             await connection.execute(f"GRANT EXECUTE ON FUNCTION pg_try_advisory_lock(bigint) TO {grants.PROJECTOR}")  # who leads is told by one
+            for role in grants.ROLES:
+                if role != grants.PROJECTOR:  # which sorts whole logs for a rebuild
+                    await connection.execute(f"ALTER ROLE {role} SET temp_file_limit = '{TEMPORARY_FILES_MAX}'")
     finally:
         await connection.close()
 

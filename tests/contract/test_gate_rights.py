@@ -29,6 +29,7 @@ from support.postgres import Database
 from crewlog.events.append_call import SQL, SQL_PLAIN, arguments, plain_arguments
 from crewlog.events.append_request import encode_request
 from crewlog.events.grants import BUILT_IN_KINDS, GRANTS, OPERATOR, ORCHESTRATOR, PROJECTOR, READER, ROLES, SPECIALIST, kind_role, owner_grants
+from crewlog.events.migrate import TEMPORARY_FILES_MAX
 from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.store import NO_STREAM, EventStore, Write
 from crewlog.schemas.budget import ScopeLimit
@@ -237,6 +238,17 @@ async def test_one_who_reads_views_cannot_hold_up_those_who_read_the_log(databas
     assert len((await store.read_all(0, 10)).events) == 1
     await reader.close()
     await store.close()
+
+
+@pytest.mark.parametrize("role", [READER, SPECIALIST, "crewlog_research", OPERATOR, ORCHESTRATOR])
+async def test_what_one_question_is_sorted_in_is_bounded_and_no_login_raises_that(database: Database, role: str) -> None:
+    connection = await asyncpg.connect(database.url(role))
+    await connection.execute("SET default_transaction_read_only = off")
+    for sql in ("SET temp_file_limit = -1", f"ALTER ROLE {role} RESET temp_file_limit", f"ALTER ROLE {role} SET temp_file_limit = -1"):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute(sql)
+    assert await connection.fetchval("SHOW temp_file_limit") == TEMPORARY_FILES_MAX
+    await connection.close()
 
 
 @pytest.mark.parametrize("role", [SPECIALIST, "crewlog_research", OPERATOR, ORCHESTRATOR])

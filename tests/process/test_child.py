@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ import pytest_asyncio
 from support.workshop import open_folder
 
 from crewlog.agents.child import LIMITS_ONLY, MIB, ChildLimits, ChildResult, SandboxError, run_child
-from crewlog.agents.child_launcher import processes_of
+from crewlog.agents.child_launcher import JOIN_SESSION_KEYRING, KEYCTL, processes_of
 from crewlog.agents.sandbox import Sandbox, clean_environment
 from crewlog.agents.scratch import scratch
 
@@ -204,6 +205,21 @@ print("s3cr3t" in text, "CREWLOG" in str(dict(os.environ)))
     assert in_environment == b"False"
     if (await sandbox.ready()).level == "namespaces" or os.geteuid() == 0:  # else a user may look at all of that user's processes
         assert in_processes == b"False"
+
+
+async def test_keys_in_the_keyring_of_the_worker_stay_there(sandbox: Sandbox, folder: Path) -> None:
+    keyctl, libc = KEYCTL.get(os.uname().machine), ctypes.CDLL(None, use_errno=True)
+    if keyctl is None or libc.syscall(keyctl, JOIN_SESSION_KEYRING, None) < 0:
+        pytest.skip("this machine has no keyrings")
+    name = uuid4().hex
+    assert libc.syscall(keyctl - 2, b"user", name.encode(), b"s3cr3t", 6, -3) > 0  # add_key, to that of the session
+    code = f"""
+import ctypes, sys
+libc = ctypes.CDLL(None, use_errno=True)
+print(libc.syscall({keyctl}, 10, -3, b"user", sys.argv[1].encode(), 0) > 0)
+"""
+    result = await run(sandbox, folder, code, name)
+    assert (result.stdout, result.returncode) == (b"False\n", 0), result.stderr
 
 
 async def test_namespaces_hide_network_files_and_processes(sandbox: Sandbox, folder: Path) -> None:
