@@ -100,7 +100,8 @@ class ObjectArtifacts:
         try:
             await self._create(_key(hash_), data)
         except (BaseError, OSError) as error:
-            raise Unavailable(f"storing artifact {name!r} ({hash_[:12]}) in {self._where}: {_first_line(error)}") from None
+            failed = f"storing artifact {name!r} ({hash_[:12]}) in {self._where}: {_first_line(error)}"
+            raise Unavailable(f"{failed}\nsee whether that place can be reached and written, and has room; then do the same again") from None
         return ArtifactRef(name, hash_, len(data), media_type or guess_media_type(name))
 
     async def get(self, hash_: Hash | str) -> bytes:

@@ -43,7 +43,10 @@ def collect(paths: Iterable[Path]) -> list[Found]:
     """
     found: list[Found] = []
     for given in paths:
-        path = given.expanduser()
+        try:
+            path = given.expanduser()
+        except RuntimeError:  # `~` and a user who does not exist
+            path = given
         if not path.exists():
             raise NotFound("file or folder", str(given))
         if not (path.is_file() or path.is_dir()):

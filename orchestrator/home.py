@@ -57,7 +57,17 @@ class Home:
     """Paths and state of one home folder."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path.expanduser().absolute()
+        """Name its parts.
+
+        Raises:
+            ConfigError: it begins with `~` and a user who does not exist.
+        """
+        try:
+            self.path = path.expanduser().absolute()
+        except RuntimeError:
+            raise ConfigError(
+                f"the home folder {path} is that of a user who does not exist", hint="choose another one: --home DIR or CREWLOG_HOME=DIR"
+            ) from None
         self.logs = self.path / "logs"
         self.credentials = self.path / "credentials.json"
         self._state = self.path / "state.json"

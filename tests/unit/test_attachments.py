@@ -41,6 +41,8 @@ def test_a_folder_may_be_given_relative(tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"nothing\.csv"):
         collect([tmp_path / "nothing.csv"])
+    with pytest.raises(NotFound, match=r"~no-such-user/a\.csv"):
+        collect([Path("~no-such-user/a.csv")])
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ContractError, match="pipe is neither a file nor a folder"):
         collect([tmp_path / "pipe"])

@@ -24,6 +24,11 @@ def test_only_one_holds_the_lock_and_the_other_is_told_who(tmp_path: Path) -> No
     assert home.holder() is None
 
 
+def test_the_home_of_nobody_is_refused_with_a_way_out() -> None:
+    with pytest.raises(ConfigError, match="~no-such-user/crew is that of a user who does not exist\nchoose another one: --home DIR"):
+        Home(Path("~no-such-user/crew"))
+
+
 def test_who_looks_for_the_holder_keeps_nobody_from_taking_the_lock(tmp_path: Path) -> None:
     home, is_over = Home(tmp_path), threading.Event()
     with home.locked():
