@@ -69,6 +69,7 @@ def test_a_conversation_that_is_too_long_goes_only_to_a_larger_window() -> None:
     assert ended.too_long
     assert ended.failure.code == "model_context_length"
     assert not ended.failure.retryable
+    assert then(tried(1, "context_length"), first=1) == Ask(2), "where the soft limit moved the chain, what stands before is too dear"
     unknown = (Link("w", "a", "m"), Link("w", "b", "n"), Link("w", "c", "o", window=10))
     assert then(tried(0, "context_length"), chain=unknown) == Ask(2), "only one that is known to be larger"
 
