@@ -28,6 +28,8 @@ import pytest
 OUTPUT_CHARS_MAX: Final = 4_000
 DETAIL_LINES_MAX: Final = 12
 SUSPICIOUS_MAX: Final = 15
+COLLECTION: Final = "collection"
+"""Stands for what fails before there is any test file."""
 Report = dict[str, Any]
 
 
@@ -42,7 +44,7 @@ class Recorder:
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:
-            self._note(report.nodeid or "collection", "error", report)
+            self._note(report.nodeid or COLLECTION, "error", report)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
@@ -157,6 +159,13 @@ def outcomes(report: Report, *wanted: str) -> list[str]:
     return [test["id"] for test in report["tests"] if test["outcome"] in wanted]
 
 
+def mended(bad: list[str], report: Report) -> int:
+    """Count what failed before and does not now: a test that passes, a file that could not be loaded and has tests that pass."""
+    good, still = outcomes(report, "passed"), set(outcomes(report, "failed", "error"))
+    loaded = {node.split("::", 1)[0] for node in good}
+    return sum(node in good if "::" in node else node not in still and (node in loaded or node == COLLECTION) for node in bad)
+
+
 def try_candidate(root: Path, candidate: dict[str, str], baseline: Report, *, seconds: float, keep_open: int) -> dict[str, Any]:
     """Write one candidate and run the failing tests, then all; leaves the file as the candidate wants it."""
     path = Path(candidate["path"])
@@ -170,15 +179,14 @@ def try_candidate(root: Path, candidate: dict[str, str], baseline: Report, *, se
     first = run(root, [node for node in bad if "::" in node] if all("::" in node for node in bad) else [], trace=False, seconds=seconds, keep_open=keep_open)
     if first is None:
         return {"status": "timeout"}
-    good = set(outcomes(first, "passed"))
-    passing = sum(node in good for node in bad) if all("::" in node for node in bad) else int(bool(good) and not outcomes(first, "failed", "error"))
+    passing = mended(bad, first)
     if not passing:
         return {"status": "no_change"}
     full = run(root, [], trace=False, seconds=seconds, keep_open=keep_open)
     if full is None:
         return {"status": "timeout"}
     broken = sorted(set(outcomes(baseline, "passed")) - set(outcomes(full, "passed")))
-    is_clean = full["exit"] == 0 and not broken and not outcomes(full, "failed", "error")
+    is_clean = full["exit"] == 0 and passing == len(bad) and not broken and not outcomes(full, "failed", "error")
     return {"status": "fixes_all" if is_clean else "improves", "passing": passing, "broken": len(broken)}
 
 

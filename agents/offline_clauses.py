@@ -110,6 +110,13 @@ _REPORTED: Final = tuple(
     )
 )
 
+_READ_ONLY: Final = re.compile(
+    r"(?:\b(?:do not|never|without)|n['’]t)\s+(?:\w+\s+){0,2}?(?:chang|edit|modif|touch|alter|repair|fix|patch)\w*\s*"
+    r"(?:(?:it|them|anything|(?:(?:the|any|its|my|our)\s+)?(?:code|files?|projects?|sources?))\b(?!\s+\S*test)|[.,;!?]|and\b|but\b|yet\b|$)"
+    r"|\b(?:fix|change|edit|repair) nothing\b",
+    re.IGNORECASE,
+)
+
 
 class Clause(NamedTuple):
     """One piece of work in the user's words."""
@@ -232,7 +239,7 @@ def score(clause: Clause, kinds: Sequence[KindInfo], files: Mapping[str, Sequenc
     Args:
         files: built-in kind -> names of the attachments it works on.
     """
-    used = [stem(word) for word in words(clause.text)]
+    used = _stems(clause.text)
     first = stem(clause.first)
     content = set(terms(clause.text))
     scores: dict[str, float] = {}
@@ -266,6 +273,11 @@ def score(clause: Clause, kinds: Sequence[KindInfo], files: Mapping[str, Sequenc
     return {kind: points for kind, points in scores.items() if points > 0.9}
 
 
+def _stems(text: str) -> list[str]:
+    """Return the stems of the words; "not" is none of the forms of "notes"."""
+    return [stem(word) for word in words(text) if word != "not"]
+
+
 def _mentions(content: set[str], names: Sequence[str]) -> float:
     """Count 1 for a file or folder that a clause names with a word of its name."""
     tokens = {token for name in names for token in name_tokens(re.sub(r"\.\w+$", "", name)) if len(token) >= 3 and not token.isdigit()}
@@ -292,7 +304,7 @@ def is_question(clause: Clause) -> bool:
 
 def is_about_files(clause: Clause) -> bool:
     """Say whether the clause can be about any attached file: it names no kind of document that would have to be searched for."""
-    return not {stem(word) for word in words(clause.text)} & (_OBJECTS["research"] - {stem("report"), stem("figures")})
+    return not set(_stems(clause.text)) & (_OBJECTS["research"] - {stem("report"), stem("figures")})
 
 
 def is_vague(clause: Clause) -> bool:
@@ -303,3 +315,8 @@ def is_vague(clause: Clause) -> bool:
 def is_frame(clause: Clause) -> bool:
     """Say whether the clause only names the product of the whole goal, as in "prepare the release note"."""
     return clause.first in _FRAME_VERBS.split()
+
+
+def forbids_changes(text: str) -> bool:
+    """Say whether no file may be changed, as in "tell me what is wrong but do not fix anything"; sparing the tests alone is no such thing."""
+    return bool(_READ_ONLY.search(text))

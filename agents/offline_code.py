@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
-from crewlog.agents.offline_code_repair import Candidate, candidates, suspicious_lines
-from crewlog.agents.offline_code_report import TestRun, best_improvement, is_test, listed_files, read_files, read_run, same_file
+from crewlog.agents.offline_clauses import forbids_changes, strip_fillers
+from crewlog.agents.offline_code_repair import candidates, suspicious_lines
+from crewlog.agents.offline_code_report import (
+    TestRun,
+    best_improvement,
+    kept_candidate,
+    lines_left,
+    listed_files,
+    paths_of_tests,
+    read_files,
+    read_run,
+    same_file,
+)
 from crewlog.agents.offline_conversation import Conversation, Turn, Want
 from crewlog.agents.workspace import PREFIX
 from crewlog.schemas.text import shorten
@@ -16,7 +28,14 @@ BATCHES_MAX: Final = 3
 REPAIRS_MAX: Final = 4
 """Defects that are repaired one after the other."""
 FILES_MAX: Final = 14
+LINES_MAX: Final = 2_000
+PARTS_MAX: Final = 5
+"""A file is read in so many parts of so many lines."""
 SECONDS_MAX: Final = 120
+BEYOND: Final = "The offline rules only repair what failing tests show; they write no new code. A test that fails, or a model, would get further."
+_WISH: Final = re.compile(
+    r"(?:add|implement|write|create|refactor|rename|document|port|convert|translate|optimi[sz]e|extend|build|make|rewrite|support)\b", re.IGNORECASE
+)
 CAVEAT: Final = "That the tests pass is all that is known: the edit was found by trying small changes, so read it before you merge it."
 
 
@@ -27,12 +46,10 @@ def repair(talk: Conversation) -> Turn:
     run = _latest_run(talk)
     if run is None:
         return _without_run(talk)
-    if _kept(talk):
-        return _finish(talk, run)
-    if not run.failed:
+    if _kept(talk) or not run.failed or forbids_changes(talk.question):
         return _finish(talk, run)
     if unread := _unread(talk, run):
-        return Turn("", tuple(Want("read_file", {"path": path, "lines": 2000}) for path in unread))
+        return Turn("", unread)
     return _try(talk, run)
 
 
@@ -51,27 +68,38 @@ def _latest_run(talk: Conversation) -> TestRun | None:
     return read_run(runs[-1].result or "") if runs else None
 
 
-def _kept(talk: Conversation) -> bool:
-    return any((call.result or "").startswith("Kept candidate") for call in talk.made("try_edits"))
+def _kept(talk: Conversation) -> tuple[dict[str, str], int] | None:
+    """Return the candidate that made all tests pass, and how many there are."""
+    for call in talk.made("try_edits"):
+        if found := kept_candidate(call.result or ""):
+            return dict(call.arguments["candidates"][found[0]]), found[1]
+    return None
 
 
-def _unread(talk: Conversation, run: TestRun) -> list[str]:
-    """Return the files to read: those the failing tests went through first, then the tests themselves, then the rest."""
+def _unread(talk: Conversation, run: TestRun) -> tuple[Want, ...]:
+    """Return what to read: the files the failing tests went through first, then the tests themselves, then the rest; then what is left of long ones."""
     if talk.tried("read_file"):
-        return []
-    paths = [path for path in listed_files(talk) if path.endswith(".py")]
+        last = max(call.turn for call in talk.calls)
+        cut = [call for call in talk.made("read_file") if call.turn == last and lines_left(call.result or "")]
+        return tuple(
+            Want("read_file", {"path": call.arguments["path"], "lines": LINES_MAX, "start_line": call.arguments.get("start_line", 1) + LINES_MAX})
+            for call in cut
+            if call.arguments.get("start_line", 1) < LINES_MAX * PARTS_MAX
+        )
+    listed = [path for path in listed_files(talk) if path.endswith(".py")]
+    of_tests = paths_of_tests(listed)
     named = [path for path, _ in sorted(run.suspicious, key=lambda place: -run.suspicious[place])] + [failing.path for failing in run.failing if failing.path]
     tests = [failing.test.split("::", 1)[0] for failing in run.failing]
 
     def rank(path: str) -> tuple[int, str]:
         first = (
             next((at for at, name in enumerate(named) if same_file(path, name)), len(named))
-            if not is_test(path)
+            if path not in of_tests
             else len(named) + (0 if any(same_file(path, t) for t in tests) else 2)
         )
         return first, path
 
-    return sorted(paths, key=rank)[:FILES_MAX]
+    return tuple(Want("read_file", {"path": path, "lines": LINES_MAX}) for path in sorted(listed, key=rank)[:FILES_MAX])
 
 
 def _try(talk: Conversation, run: TestRun) -> Turn:
@@ -84,15 +112,12 @@ def _try(talk: Conversation, run: TestRun) -> Turn:
     if tried and (gain := best_improvement(tried[-1].result or "")) and edits_made < REPAIRS_MAX and not talk.failed("replace_in_file"):
         chosen = tried[-1].arguments["candidates"][gain[0]]
         return Turn(f"This repairs {gain[1]} of {run.failed} failing tests and breaks none; I keep it and go on.", (Want("replace_in_file", dict(chosen)),))
-    pool = candidates(read_files(talk), run)
-    batch = pool[BATCH * len(tried) : BATCH * (len(tried) + 1)]
-    if not batch or len(tried) >= BATCHES_MAX or (tried and tried[-1].is_error) or not talk.offers("try_edits"):
+    if len(tried) >= BATCHES_MAX or (tried and tried[-1].is_error) or not talk.offers("try_edits"):
         return _finish(talk, run)
-    return Turn("", (Want("try_edits", {"candidates": [_as_argument(c) for c in batch], "seconds_max": SECONDS_MAX}),))
-
-
-def _as_argument(candidate: Candidate) -> dict[str, str]:
-    return {"path": candidate.path, "old": candidate.old, "new": candidate.new}
+    batch = candidates(read_files(talk), run, BATCH * (len(tried) + 1))[BATCH * len(tried) :]
+    if not batch:
+        return _finish(talk, run)
+    return Turn("", (Want("try_edits", {"candidates": [candidate._asdict() for candidate in batch], "seconds_max": SECONDS_MAX}),))
 
 
 def _without_run(talk: Conversation) -> Turn:
@@ -104,7 +129,7 @@ def _without_run(talk: Conversation) -> Turn:
 
 
 def _finish(talk: Conversation, run: TestRun) -> Turn:
-    has_changes = _kept(talk) or bool(talk.made("replace_in_file"))
+    has_changes = bool(_kept(talk) or talk.made("replace_in_file"))
     if has_changes and talk.offers("show_diff") and not talk.tried("show_diff"):
         return Turn("", (Want("show_diff", {}),))
     return _submit(talk, _summary(talk, run))
@@ -126,38 +151,29 @@ def _summary(talk: Conversation, run: TestRun) -> str:
     if not first.failed and not first.passed:
         return f"There are no tests to go by, so nothing was changed. {shorten(' '.join(first.text.split()), 400)}"
     if not first.failed:
-        return f"{_all(first.passed)}; nothing was changed."
+        wish = f" {BEYOND}" if _WISH.match(strip_fillers(talk.question)) else ""
+        return f"{_all(first.passed)}; nothing was changed.{wish}"
     names = ", ".join(f"`{failing.test.rsplit('::', 1)[-1]}`" for failing in first.failing[:6])
     lines = [f"{first.failed} of {first.failed + first.passed} tests failed: {names}."]
     lines += [f"- {failing.test}: {shorten(failing.message, 200)}" for failing in first.failing[:6] if failing.message]
-    files = read_files(talk)
-    pool_size = sum(len(call.arguments.get("candidates") or ()) for call in talk.calls if call.tool == "try_edits")
-    changes = [dict(call.arguments) for call in talk.made("replace_in_file")]
-    if kept := _kept_arguments(talk):
-        changes.append(kept)
+    kept = _kept(talk)
+    changes = [dict(call.arguments) for call in talk.made("replace_in_file")] + ([kept[0]] if kept else [])
     if changes:
         lines += ["", "Changed:", "", *(_shown(change) for change in changes)]
-    if _kept(talk):
-        lines += [
-            f"{_all(first.failed + first.passed)} now. {CAVEAT}",
-        ]
-        return "\n".join(lines)
-    lines += [
-        "",
-        f"{run.failed} {'test still fails' if run.failed == 1 else 'tests still fail'} after trying {pool_size} small edits"
-        + ("." if changes else f", so the files are as {'an earlier try left them' if _goes_on(talk) else 'they were'}."),
-    ]
-    if suspects := suspicious_lines(files, run):
+    if kept or not run.failed:
+        return "\n".join([*lines, f"{_all(kept[1] if kept else run.passed)} now. {CAVEAT}"])
+    lines += ["", _unrepaired(talk, run, has_changes=bool(changes))]
+    if suspects := suspicious_lines(read_files(talk), run):
         lines += ["", "The most suspicious lines:", "", *(f"- `{line}`" for line in suspects)]
     return "\n".join(lines)
 
 
-def _kept_arguments(talk: Conversation) -> dict[str, str] | None:
-    for call in talk.made("try_edits"):
-        head = (call.result or "").split(":", 1)[0]
-        if head.startswith("Kept candidate ") and head.removeprefix("Kept candidate ").strip().isdigit():
-            return dict(call.arguments["candidates"][int(head.removeprefix("Kept candidate ")) - 1])
-    return None
+def _unrepaired(talk: Conversation, run: TestRun, *, has_changes: bool) -> str:
+    if forbids_changes(talk.question):
+        return "Nothing was tried, because the task says to change nothing."
+    tried = sum(len(call.arguments.get("candidates") or ()) for call in talk.calls if call.tool == "try_edits")
+    files = "." if has_changes else f", so the files are as {'an earlier try left them' if _goes_on(talk) else 'they were'}."
+    return f"{run.failed} {'test still fails' if run.failed == 1 else 'tests still fail'} after trying {tried} small edits{files}"
 
 
 def _shown(change: dict[str, str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from bisect import bisect_right
 from typing import Any, NamedTuple
 
 
@@ -42,6 +43,16 @@ class Source:
         start, end = self.span(node)
         return self.text[start:end]
 
+    def around(self, edit: Edit) -> tuple[int, int]:
+        """Return where the outermost statements on the lines of an edit begin and end; the whole text when there are none."""
+        first, last = bisect_right(self._starts, edit.start), bisect_right(self._starts, edit.end)
+        lines = [
+            (min(part.lineno for part in (node, *getattr(node, "decorator_list", ()))), node.end_lineno or node.lineno)
+            for node in self.tree.body
+            if node.lineno <= last and (node.end_lineno or node.lineno) >= first
+        ]
+        return (self._starts[min(lines)[0] - 1], self._starts[max(end for _, end in lines)]) if lines else (0, len(self.text))
+
     def replace(self, node: Any, new: str, prior: float, why: str) -> Edit:
         """Replace a node."""
         return Edit(*self.span(node), new, prior, node.lineno, why)
@@ -69,10 +80,11 @@ def unique_pair(text: str, edit: Edit) -> tuple[str, str] | None:
     return None if old == new else (old, new)
 
 
-def is_valid(text: str, edit: Edit) -> bool:
-    """Say whether the file still parses with the edit."""
+def is_valid(source: Source, edit: Edit) -> bool:
+    """Say whether the file still parses with the edit. Only the outermost statements that it touches are parsed: files may be long."""
     try:
-        ast.parse(text[: edit.start] + edit.new + text[edit.end :])
+        begin, end = source.around(edit)
+        ast.parse(source.text[begin : edit.start] + edit.new + source.text[edit.end : end])
     except (SyntaxError, ValueError):
         return False
     return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import difflib
 import re
 import sys
@@ -80,15 +81,18 @@ def error_edits(source: Source, messages: Sequence[str], expected: Sequence[str]
 
 def literal_edits(source: Source, literals: Sequence[str]) -> Iterator[Edit]:
     """Yield edits with literals that the failing tests use: another accepted spelling, a similar constant."""
+    values = [_value(literal) for literal in literals]
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value and not _is_docstring(source, node):
-            for literal in literals:
-                value = _value(literal)
+            for value in values:
                 if isinstance(value, str) and value != node.value and difflib.SequenceMatcher(None, node.value, value).ratio() > 0.6:
                     yield source.replace(node, repr(value), 0.5, f"{value!r} instead of {node.value!r}")
-    for literal in literals[:6]:
-        if isinstance(_value(literal), str):
-            yield from _other_missing_spelling(source, literal, prior=0.3)
+        elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
+            for value in values:
+                if type(value) in (int, float) and value != node.value:
+                    yield source.replace(node, repr(value), 0.3, f"{value!r} instead of {node.value!r}")
+    for literal in [literal for literal, value in zip(literals, values, strict=True) if isinstance(value, str)][:6]:
+        yield from _other_missing_spelling(source, literal, prior=0.3)
 
 
 def _other_missing_spelling(source: Source, literal: str, prior: float = 1.0) -> Iterator[Edit]:
@@ -165,7 +169,7 @@ def _define(source: Source, name: str) -> Iterator[Edit]:
         if line:
             has_imports = isinstance(statement, ast.Import | ast.ImportFrom)
             yield source.insert_before(statement, line if has_imports else f"{line}\n\n", 1.0, f"{name} is not imported")._replace(line=uses[0].lineno)
-    for close in difflib.get_close_matches(name, dict.fromkeys([*known, *dir(__builtins__)]), 4, 0.6):
+    for close in difflib.get_close_matches(name, dict.fromkeys([*known, *dir(builtins)]), 4, 0.6):
         for use in uses:
             yield source.replace(use, close, 0.95, f"{close} instead of {name}")
 
@@ -195,6 +199,9 @@ def _missing_key(source: Source) -> Iterator[Edit]:
         elif isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Subscript) and isinstance(node.op, ast.Add):
             owner, key = source.segment(node.target.value), source.segment(node.target.slice)
             yield source.replace(node, f"{owner}[{key}] = {owner}.get({key}, 0) + {source.segment(node.value)}", 0.95, "a new key begins at 0")
+        elif isinstance(node, ast.Delete) and len(node.targets) == 1 and isinstance(target := node.targets[0], ast.Subscript):
+            owner, key = source.segment(target.value), source.segment(target.slice)
+            yield source.replace(node, f"{owner}.pop({key}, None)", 0.9, "what is not there need not be removed")
 
 
 def _default_extreme(source: Source, expected: Sequence[str]) -> Iterator[Edit]:

@@ -133,6 +133,8 @@ def _arithmetic(source: Source, node: ast.BinOp) -> Iterator[Edit]:
         yield Edit(start, end, f"({source.text[start:end]})", 0.45, node.lineno, "parentheses")
     if isinstance(source.parents.get(node), ast.Return) and isinstance(node.op, ast.Mult | ast.Div):
         yield from _remainder(source, node)
+    if isinstance(node.op, ast.Add) and isinstance(node.left, ast.BinOp) and isinstance(node.left.op, ast.FloorDiv) and isinstance(node.right, ast.Constant):
+        yield source.replace(node, f"-(-{source.segment(node.left.left)} // {source.segment(node.left.right)})", 0.6, "one more only for a rest")
     if isinstance(node.op, ast.FloorDiv):
         yield source.replace(node, f"-(-{source.segment(node.left)} // {source.segment(node.right)})", 0.45, "round up instead of down")
 

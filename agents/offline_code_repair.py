@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from crewlog.agents.offline_code_edits import Edit, Source, is_valid, unique_pair
 from crewlog.agents.offline_code_errors import error_edits, literal_edits
 from crewlog.agents.offline_code_operators import operator_edits
-from crewlog.agents.offline_code_report import TestRun, is_test, same_file
+from crewlog.agents.offline_code_report import TestRun, paths_of_tests, same_file
 from crewlog.agents.offline_code_shapes import shape_edits
+
+LITERALS_MAX: Final = 24
+SYNTAX_ERRORS_MAX: Final = 3
 
 
 class Candidate(NamedTuple):
@@ -21,39 +24,45 @@ class Candidate(NamedTuple):
     path: str
     old: str
     new: str
-    why: str
 
 
-def candidates(files: Mapping[str, str], run: TestRun) -> list[Candidate]:
-    """Return all edits worth trying, the most plausible first."""
+def candidates(files: Mapping[str, str], run: TestRun, most: int) -> list[Candidate]:
+    """Return the edits worth trying, the most plausible first, at most so many: whether a file parses with an edit is only asked of those."""
     expected, literals = _test_literals(files, run)
     called = _called(files, run)
-    ranked: list[tuple[float, int, str, int, Candidate]] = []
-    for path in sorted(files):
-        if is_test(path) or not path.endswith(".py"):
-            continue
+    tests = paths_of_tests(files)
+    messages = [failing.message for failing in run.failing] + re.findall(r"(?m)^\s+E?\s*(\w*Error: .*)$", run.text)
+    ranked: list[tuple[float, int, str, int, Edit]] = []
+    sources: dict[str, Source] = {}
+    chosen: dict[Candidate, None] = {}
+    for path in sorted(path for path in files if path.endswith(".py") and path not in tests):
         try:
-            source = Source(path, files[path])
+            source = sources[path] = Source(path, files[path])
         except (SyntaxError, ValueError):
-            ranked += [(1.0, 0, path, at, candidate) for at, candidate in enumerate(_syntax(path, files[path]))]
+            chosen.update(dict.fromkeys(_syntax(path, files[path])))
             continue
         weights = _weights(source, run, called)
-        messages = [failing.message for failing in run.failing] + re.findall(r"(?m)^\s+E?\s*(\w*Error: .*)$", run.text)
         for edit, is_suggested in _edits(source, messages, expected, literals):
             weight = weights.get(edit.line, 0.0)
             # an error says where it stopped, not where the check before it should have been
             weight = weight**0.5 if is_suggested else weight
-            pair = unique_pair(source.text, edit) if weight > 0 else None
-            if pair and is_valid(source.text, edit):
-                ranked.append((round(weight * edit.prior, 6), abs(len(edit.new) - (edit.end - edit.start)), path, edit.start, Candidate(path, *pair, edit.why)))
-    ranked.sort(key=lambda entry: (-entry[0], entry[1], entry[2], entry[3], entry[4]))
-    return list({(c.path, c.old, c.new): c for *_, c in reversed(ranked)}.values())[::-1] if ranked else []
+            if weight > 0:
+                ranked.append((-round(weight * edit.prior, 6), abs(len(edit.new) - (edit.end - edit.start)), path, edit.start, edit))
+    for *_, path, _, edit in sorted(ranked):
+        if len(chosen) >= most:
+            break
+        text = sources[path].text
+        pair = unique_pair(text, edit)
+        if pair and (candidate := Candidate(path, *pair)) not in chosen and is_valid(sources[path], edit):
+            chosen[candidate] = None
+    return list(chosen)[:most]
 
 
 def suspicious_lines(files: Mapping[str, str], run: TestRun, most: int = 5) -> list[str]:
     """Return the lines a defect most likely sits in, as `path:line: text`."""
     ordered = sorted(run.suspicious.items(), key=lambda entry: (-entry[1], entry[0]))
-    places = [place for place, _ in ordered if not is_test(place[0])] or [(f.path, f.line) for f in run.failing if f.path]
+    tests = paths_of_tests(files)
+    places = [place for place, _ in ordered if place[0] not in tests] or [(f.path, f.line) for f in run.failing if f.path]
     shown: list[str] = []
     headers: list[str] = []
     for path, line in dict.fromkeys(places):
@@ -96,16 +105,15 @@ def _weights(source: Source, run: TestRun, called: frozenset[str]) -> dict[int, 
 
 def _failing_functions(files: Mapping[str, str], run: TestRun) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.Module]:
     names = {re.sub(r"\[.*", "", failing.test.rsplit("::", 1)[-1]) for failing in run.failing}
-    for path in sorted(files):
-        if is_test(path):
-            try:
-                tree = ast.parse(files[path])
-            except (SyntaxError, ValueError):
-                continue
-            found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name in names]
-            yield from found
-            if not found:
-                yield tree
+    for path in sorted(paths_of_tests(files)):
+        try:
+            tree = ast.parse(files[path])
+        except (SyntaxError, ValueError):
+            continue
+        found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name in names]
+        yield from found
+        if not found:
+            yield tree
 
 
 def _called(files: Mapping[str, str], run: TestRun) -> frozenset[str]:
@@ -119,45 +127,77 @@ def _called(files: Mapping[str, str], run: TestRun) -> frozenset[str]:
 
 
 def _test_literals(files: Mapping[str, str], run: TestRun) -> tuple[list[str], list[str]]:
-    """Return (what failing tests expect, every short text they use) as source text, in the order of the tests."""
+    """Return (what failing tests expect, every number, short text and word of a text they use) as source text, in the order of the tests."""
     expected: list[str] = []
     literals: list[str] = []
     for function in _failing_functions(files, run):
         for node in ast.walk(function):
             if isinstance(node, ast.Compare) and len(node.comparators) == 1:
-                right = node.comparators[0]
-                if isinstance(right, ast.Constant | ast.List | ast.Dict | ast.Tuple) and len(text := ast.unparse(right)) <= 12:
-                    expected.append(text)
+                expected += _short(node.comparators[0])
+            elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr.startswith("assert"):
+                expected += (text for given in reversed(node.args[:2]) for text in _short(given))
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and 0 < len(node.value) <= 24:
+                literals += (repr(value) for value in (node.value, *_parts(node.value)))
+            elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
                 literals.append(repr(node.value))
-    return list(dict.fromkeys(expected))[:8], list(dict.fromkeys(literals))[:20]
+    return list(dict.fromkeys(expected))[:8], list(dict.fromkeys(literals))[:LITERALS_MAX]
 
 
-def _syntax(path: str, text: str) -> Iterable[Candidate]:
-    """Repair what does not even parse: a missing colon, one `=` in a condition, an open bracket."""
-    try:
-        ast.parse(text)
-    except SyntaxError as error:
-        number = error.lineno or 1
-    else:
+def _short(node: ast.expr) -> list[str]:
+    text = ast.unparse(node) if isinstance(node, ast.Constant | ast.List | ast.Dict | ast.Tuple) else ""
+    return [text] if 0 < len(text) <= 12 else []
+
+
+def _parts(text: str) -> list[str | int]:
+    """Return the words and the numbers of a text that is put together of several."""
+    found = re.findall(r"[^\W\d_]{3,}|\d{1,9}", text)
+    return [int(part) if part.isdigit() else part for part in found if part != text or part.isdigit()]
+
+
+def _syntax(path: str, text: str) -> Iterator[Candidate]:
+    """Repair what does not even parse, up to three places of one file."""
+    before = text.split("\n")
+    for after in dict.fromkeys(_parsing(text, SYNTAX_ERRORS_MAX)):
+        changed = [at for at, (old, new) in enumerate(zip(before, after.split("\n"), strict=True)) if old != new]
+        first, last = changed[0], changed[-1] + 1
+        start = sum(len(line) + 1 for line in before[:first])
+        new = "\n".join(after.split("\n")[first:last])
+        if pair := unique_pair(text, Edit(start, start + len("\n".join(before[first:last])), new, 1.0, first + 1, "it does not parse")):
+            yield Candidate(path, *pair)
+
+
+def _parsing(text: str, errors_max: int) -> Iterator[str]:
+    """Yield forms of a text that parse: a missing colon, one `=` in a condition, an open bracket. A repair leads to the next error further on."""
+    if (number := _error_line(text)) is None or errors_max == 0:
         return
     lines = text.split("\n")
     for at in (number - 1, number - 2):
         if not 0 <= at < len(lines):
             continue
         line = lines[at]
-        fixes = [
-            (line.rstrip() + ":", "a colon is missing"),
-            (re.sub(r"(?<![=!<>+\-*/])=(?!=)", "==", line, count=1), "== instead of ="),
-            (line.rstrip() + ")", "a bracket is open"),
-        ]
-        fixes += [
-            (line.rstrip() + "]", "a bracket is open"),
-            (re.sub(r"\)(\s*:?\s*)$", r"))\1", line), "a bracket is open"),
-            (line.rstrip() + "]:", "a bracket is open"),
-        ]
-        start = sum(len(other) + 1 for other in lines[:at])
-        for new, why in fixes:
-            edit = Edit(start, start + len(line), new, 1.0, at + 1, why)
-            if new != line and is_valid(text, edit) and (pair := unique_pair(text, edit)):
-                yield Candidate(path, *pair, why)
+        fixes = (
+            line.rstrip() + ":",
+            re.sub(r"(?<![=!<>+\-*/])=(?!=)", "==", line, count=1),
+            line.rstrip() + ")",
+            line.rstrip() + "]",
+            re.sub(r"\)(\s*:?\s*)$", r"))\1", line),
+            line.rstrip() + "]:",
+        )
+        for fixed in fixes:
+            new = "\n".join([*lines[:at], fixed, *lines[at + 1 :]])
+            following = _error_line(new)
+            if following is None:
+                yield new
+            elif following > number:
+                yield from _parsing(new, errors_max - 1)
+
+
+def _error_line(text: str) -> int | None:
+    """Return the line of the first error of syntax; None when the text parses."""
+    try:
+        ast.parse(text)
+    except SyntaxError as error:
+        return error.lineno or 1
+    except ValueError:
+        return 1
+    return None

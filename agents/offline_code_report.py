@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
 
 from crewlog.agents.offline_conversation import Conversation
@@ -14,6 +14,10 @@ _SUSPICIOUS: Final = re.compile(r"^\s+(\d\.\d+)\s+(.+?):(\d+):", re.MULTILINE)
 _NUMBERED: Final = re.compile(r"^\s*(\d+)(?:  |\t|: ?| \| )(.*)$|^\s*(\d+)$")
 _LISTED: Final = re.compile(r"^[-*\s]*`?(.+?)`?(?:\s+\((\d+) bytes.*)?$", re.MULTILINE)
 _TRIED: Final = re.compile(r"^(\d+)\. .*: fixes (\d+) of (\d+) failing tests, breaks (\d+)\s*$", re.MULTILINE)
+
+_SHOWN: Final = re.compile(r"lines \d+-(\d+) of (\d+):$")
+_KEPT: Final = re.compile(r"Kept candidate (\d+): all (\d+) ")
+_TEST: Final = re.compile(r"(?:^|/)(?:tests?/|test_[^/]*\.py$|[^/]*_test\.py$|tests?\.py$|conftest\.py$)")
 
 
 class Failing(NamedTuple):
@@ -58,10 +62,22 @@ def read_files(talk: Conversation) -> dict[str, str]:
         path = str(call.arguments.get("path", ""))
         if call.tool == "read_file":
             rows = [found.group(2) if found.group(2) is not None else "" for row in call.result.split("\n") if (found := _NUMBERED.match(row))]
-            files[path] = "\n".join(rows)
+            files[path] = "\n".join([*([files[path]] if path in files and call.arguments.get("start_line", 1) != 1 else []), *rows])
         elif call.tool == "replace_in_file" and path in files:
             files[path] = files[path].replace(str(call.arguments.get("old")), str(call.arguments.get("new")), 1)
     return files
+
+
+def lines_left(text: str) -> int:
+    """Return how many lines of a file come after those that were read."""
+    found = _SHOWN.search(text.split("\n", 1)[0])
+    return int(found.group(2)) - int(found.group(1)) if found else 0
+
+
+def kept_candidate(text: str) -> tuple[int, int] | None:
+    """Return (index of the candidate that was kept, tests that pass with it)."""
+    found = _KEPT.match(text)
+    return (int(found.group(1)) - 1, int(found.group(2))) if found else None
 
 
 def best_improvement(text: str) -> tuple[int, int] | None:
@@ -75,6 +91,7 @@ def same_file(path: str, other: str) -> bool:
     return path == other or path.endswith("/" + other) or other.endswith("/" + path)
 
 
-def is_test(path: str) -> bool:
-    """Say whether a path holds tests, or what only tests use."""
-    return bool(re.search(r"(?:^|/)(?:tests?/|test_[^/]*\.py$|[^/]*_test\.py$|conftest\.py$)", path))
+def paths_of_tests(paths: Collection[str]) -> frozenset[str]:
+    """Return the paths that hold tests, or what only tests use. The one folder that a project came in may be called anything, "tests" too."""
+    is_one_folder = len({path.split("/", 1)[0] for path in paths}) == 1 and all("/" in path for path in paths)
+    return frozenset(path for path in paths if _TEST.search(path.split("/", 1)[1] if is_one_folder else path))

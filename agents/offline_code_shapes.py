@@ -47,7 +47,8 @@ def _missing_return(source: Source, node: Function) -> Iterator[Edit]:
         return
     at = source.offset(last.end_lineno or last.lineno, 0) + len(source.lines[(last.end_lineno or last.lineno) - 1])
     assigned = list(dict.fromkeys(inner.id for inner in _own_statements(node) if isinstance(inner, ast.Name) and isinstance(inner.ctx, ast.Store)))
-    for name in reversed(assigned[:NAMES_MAX]):
+    given = [argument.arg for argument in node.args.args if argument.arg not in ("self", "cls", *assigned)]
+    for name in [*reversed(assigned[:NAMES_MAX]), *given[:NAMES_MAX]]:
         yield Edit(at, at, f"\n{' ' * node.body[0].col_offset}return {name}", 0.8 if not has_return else 0.4, last.lineno, f"{name} is not returned")
 
 

@@ -13,6 +13,7 @@ from crewlog.agents.offline_clauses import (
     OPENING,
     Clause,
     KindInfo,
+    forbids_changes,
     is_about_files,
     is_frame,
     is_question,
@@ -314,7 +315,11 @@ def constraints_for(draft: Draft) -> dict[str, Any]:
     rules: dict[str, Any] = {}
     if draft.kind == "research" and draft.attachments:
         rules["citations_min"] = 1
-    if draft.kind == "code" and any(re.search(r"(?:^|/)(?:test_[^/]*|[^/]*_test)\.py$", name) for name in draft.attachments):
+    if (
+        draft.kind == "code"
+        and not forbids_changes(draft.text)
+        and any(re.search(r"(?:^|/)(?:test_[^/]*|[^/]*_test)\.py$", name) for name in draft.attachments)
+    ):
         rules["tests_pass"] = True
     if draft.kind == "data" and _CHART.search(draft.text):
         rules["files_exist"] = ["*.svg"]

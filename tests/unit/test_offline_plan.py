@@ -135,6 +135,8 @@ async def test_an_address_alone_is_no_message_and_a_prohibition_stays_with_the_w
     assert shape(asked) == [("research", ())]
     told = await plan("Don't fix anything; only say why the tests fail", *PROJECT)
     assert "Don't fix anything" in told["steps"][0]["objective"]
+    assert not told["steps"][0]["constraints"]["tests_pass"]
+    assert shape(await plan("Tell me what is wrong with this project, but do not change any file", *PROJECT)) == [("code", ())]
 
 
 @pytest.mark.parametrize("goal", ["Summarise" + " " * 100_000 + "the sales", "and " * 25_000 + "summarise the sales"], ids=["blanks", "fillers"])
