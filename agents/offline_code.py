@@ -11,7 +11,7 @@ from crewlog.agents.offline_code_report import (
     TestRun,
     best_improvement,
     kept_candidate,
-    lines_left,
+    lines_of,
     listed_files,
     paths_of_tests,
     read_files,
@@ -29,8 +29,9 @@ REPAIRS_MAX: Final = 4
 """Defects that are repaired one after the other."""
 FILES_MAX: Final = 14
 LINES_MAX: Final = 2_000
-PARTS_MAX: Final = 5
-"""A file is read in so many parts of so many lines."""
+PART_LINES: Final = 200
+PARTS_MAX: Final = 25
+"""A file whose text is cut when it is read as a whole is read in so many parts of so many lines."""
 SECONDS_MAX: Final = 120
 BEYOND: Final = "The offline rules only repair what failing tests show; they write no new code. A test that fails, or a model, would get further."
 _WISH: Final = re.compile(
@@ -46,10 +47,12 @@ def repair(talk: Conversation) -> Turn:
     run = _latest_run(talk)
     if run is None:
         return _without_run(talk)
-    if _kept(talk) or not run.failed or forbids_changes(talk.question):
+    if _kept(talk) or not run.failed:
         return _finish(talk, run)
     if unread := _unread(talk, run):
         return Turn("", unread)
+    if forbids_changes(talk.question):
+        return _finish(talk, run)
     return _try(talk, run)
 
 
@@ -78,14 +81,16 @@ def _kept(talk: Conversation) -> tuple[dict[str, str], int] | None:
 
 def _unread(talk: Conversation, run: TestRun) -> tuple[Want, ...]:
     """Return what to read: the files the failing tests went through first, then the tests themselves, then the rest; then what is left of long ones."""
-    if talk.tried("read_file"):
-        last = max(call.turn for call in talk.calls)
-        cut = [call for call in talk.made("read_file") if call.turn == last and lines_left(call.result or "")]
+    if reads := talk.made("read_file"):
+        whole = read_files(talk)
+        cut = [call for call in reads if call.arguments.get("lines") == LINES_MAX and call.arguments["path"] not in whole]
         return tuple(
-            Want("read_file", {"path": call.arguments["path"], "lines": LINES_MAX, "start_line": call.arguments.get("start_line", 1) + LINES_MAX})
-            for call in cut
-            if call.arguments.get("start_line", 1) < LINES_MAX * PARTS_MAX
+            Want("read_file", {"path": call.arguments["path"], "lines": PART_LINES, "start_line": start})
+            for call in (cut if len({call.turn for call in reads}) == 1 else ())
+            for start in range(1, 1 + min(lines_of(call.result or ""), PART_LINES * PARTS_MAX), PART_LINES)
         )
+    if talk.tried("read_file"):
+        return ()
     listed = [path for path in listed_files(talk) if path.endswith(".py")]
     of_tests = paths_of_tests(listed)
     named = [path for path, _ in sorted(run.suspicious, key=lambda place: -run.suspicious[place])] + [failing.path for failing in run.failing if failing.path]

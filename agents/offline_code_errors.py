@@ -87,7 +87,11 @@ def literal_edits(source: Source, literals: Sequence[str]) -> Iterator[Edit]:
             for value in values:
                 if isinstance(value, str) and value != node.value and difflib.SequenceMatcher(None, node.value, value).ratio() > 0.6:
                     yield source.replace(node, repr(value), 0.5, f"{value!r} instead of {node.value!r}")
-        elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        elif (
+            isinstance(node, ast.Constant)
+            and type(node.value) in (int, float)
+            and isinstance(source.parents.get(node), ast.arguments | ast.Assign | ast.AnnAssign)
+        ):
             for value in values:
                 if type(value) in (int, float) and value != node.value:
                     yield source.replace(node, repr(value), 0.3, f"{value!r} instead of {node.value!r}")

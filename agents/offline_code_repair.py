@@ -48,7 +48,9 @@ def candidates(files: Mapping[str, str], run: TestRun, most: int) -> list[Candid
             weight = weight**0.5 if is_suggested else weight
             if weight > 0:
                 ranked.append((-round(weight * edit.prior, 6), abs(len(edit.new) - (edit.end - edit.start)), path, edit.start, edit))
-    for *_, path, _, edit in sorted(ranked):
+    # what two operators propose stands where the less likely one puts it
+    distinct = {(path, edit.start, edit.end, edit.new): edit for *_, path, _, edit in sorted(ranked, reverse=True)}
+    for (path, *_), edit in reversed(distinct.items()):
         if len(chosen) >= most:
             break
         text = sources[path].text

@@ -15,7 +15,7 @@ _NUMBERED: Final = re.compile(r"^\s*(\d+)(?:  |\t|: ?| \| )(.*)$|^\s*(\d+)$")
 _LISTED: Final = re.compile(r"^[-*\s]*`?(.+?)`?(?:\s+\((\d+) bytes.*)?$", re.MULTILINE)
 _TRIED: Final = re.compile(r"^(\d+)\. .*: fixes (\d+) of (\d+) failing tests, breaks (\d+)\s*$", re.MULTILINE)
 
-_SHOWN: Final = re.compile(r"lines \d+-(\d+) of (\d+):$")
+_SHOWN: Final = re.compile(r"lines \d+-\d+ of (\d+):$")
 _KEPT: Final = re.compile(r"Kept candidate (\d+): all (\d+) ")
 _TEST: Final = re.compile(r"(?:^|/)(?:tests?/|test_[^/]*\.py$|[^/]*_test\.py$|tests?\.py$|conftest\.py$)")
 
@@ -54,24 +54,26 @@ def listed_files(talk: Conversation) -> list[str]:
 
 
 def read_files(talk: Conversation) -> dict[str, str]:
-    """Return the text of each file that was read, with the edits made since: what the workspace holds now."""
-    files: dict[str, str] = {}
-    for call in talk.calls:
-        if call.is_error or call.result is None:
-            continue
+    """Return the text of each file that was read as a whole, with the edits made since: what the workspace holds now."""
+    rows: dict[str, dict[int, str]] = {}
+    lengths: dict[str, int] = {}
+    for call in talk.made("read_file"):
+        path, result = str(call.arguments.get("path", "")), call.result or ""
+        found = (_NUMBERED.match(row) for row in result.split("\n"))
+        rows.setdefault(path, {}).update((int(row.group(1) or row.group(3)), row.group(2) or "") for row in found if row)
+        lengths[path] = lines_of(result) or len(rows[path])
+    files = {path: "\n".join(read[number] for number in sorted(read)) for path, read in rows.items() if set(read) == set(range(1, lengths[path] + 1))}
+    for call in talk.made("replace_in_file"):
         path = str(call.arguments.get("path", ""))
-        if call.tool == "read_file":
-            rows = [found.group(2) if found.group(2) is not None else "" for row in call.result.split("\n") if (found := _NUMBERED.match(row))]
-            files[path] = "\n".join([*([files[path]] if path in files and call.arguments.get("start_line", 1) != 1 else []), *rows])
-        elif call.tool == "replace_in_file" and path in files:
+        if path in files:
             files[path] = files[path].replace(str(call.arguments.get("old")), str(call.arguments.get("new")), 1)
     return files
 
 
-def lines_left(text: str) -> int:
-    """Return how many lines of a file come after those that were read."""
+def lines_of(text: str) -> int:
+    """Return how many lines the file has of which some were read."""
     found = _SHOWN.search(text.split("\n", 1)[0])
-    return int(found.group(2)) - int(found.group(1)) if found else 0
+    return int(found.group(1)) if found else 0
 
 
 def kept_candidate(text: str) -> tuple[int, int] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
@@ -20,6 +20,14 @@ _UNDERLINE: Final = re.compile(r"^\s*(?:={3,}|-{3,})\s*$")
 _ITEM: Final = re.compile(r"^\s*(?:[-*+•]|\d{1,3}[.)]|>)\s+(?:\[[ xX]\]\s+)?")
 _NUMBERED_HEADING: Final = re.compile(r"^\s*(?:\d+(?:\.\d+)*\.?|[IVX]+\.|§\s*\d+)\s+[A-Z][^.!?]{2,80}$")
 
+_TITLE: Final = re.compile(r"^\s*[A-Z][A-Z0-9 ,:&/'’()-]{3,80}$")
+"""A line in capitals alone."""
+_NEGATED: Final = re.compile(r"\b(?:not|never|no|none|neither|nor|cannot|without)\b|n['’]t\b", re.IGNORECASE)
+REPEATED: Final = 0.75
+ALIKE: Final = 0.6
+"""Share of words that two passages have in common: from there on one repeats the other, or they may contradict each other."""
+KIN_SHARE: Final = 0.7
+"""What a longer form of a word counts for one that occurs nowhere, such as "approval" for "approves"."""
 SENTENCE_CHARS_MAX: Final = 700
 """Longer sentences are no use as quotes."""
 
@@ -76,12 +84,13 @@ def cut_units(lines: Mapping[str, Mapping[int, str]]) -> list[Unit]:
                 in_code = not in_code
             found = _HEADING.match(text) if not in_code else None
             breaks = found or not text.strip() or _ITEM.match(text) or number != last + 1 or _UNDERLINE.match(text) or text.lstrip().startswith("|")
-            if breaks or _NUMBERED_HEADING.match(text):
+            is_title = bool(_NUMBERED_HEADING.match(text) and not _ITEM.match(text)) or bool(_TITLE.match(text) and not numbered.get(number + 1, "").strip())
+            if breaks or is_title or _NUMBERED_HEADING.match(text):
                 _flush(units, source, heading, paragraph, columns)
                 paragraph = []
             is_row = text.lstrip().startswith("|") and not in_code
             columns = (columns or text.strip()) if is_row else ""
-            if found or (_NUMBERED_HEADING.match(text) and not _ITEM.match(text)):
+            if found or (is_title and not in_code):
                 heading = found.group(2) if found else text.strip()
             elif text.strip() and not _UNDERLINE.match(text) and not in_code:
                 paragraph.append((number, text))
@@ -124,6 +133,7 @@ class Wanted:
     wants_number: bool = False
     defines: str = ""
     wants_list: bool = False
+    wants_exception: bool = False
 
 
 _WANTS_NUMBER: Final = re.compile(
@@ -153,6 +163,7 @@ def wanted(question: str, core: Sequence[str], setting: Sequence[str]) -> Wanted
         bool(_WANTS_NUMBER.search(question)),
         stem(next((g for g in defines.groups() if g), "").lower()) if defines else "",
         bool(_WANTS_LIST.search(question)),
+        bool(_NEGATED.search(question)),
     )
 
 
@@ -163,20 +174,27 @@ def score_units(units: Sequence[Unit], want: Wanted) -> list[tuple[float, float,
     """
     frequency = Counter(token for unit in units for token in unit.tokens | _heading_tokens(unit))
     weights = {term: weight * math.log(1 + (len(units) + 1) / (frequency[term] + 0.5)) for term, weight in want.weights.items()}
+    kin = {term: _kin(term, frequency) for term in weights if not frequency[term]}
     total = sum(weights.values()) or 1.0
     asked = {term: weight for term, weight in weights.items() if term in want.core} or weights
     asked_total = sum(asked.values()) or 1.0
     scored = []
     for unit in units:
-        tokens, around = unit.tokens, _heading_tokens(unit)
-        own = sum(weight for term, weight in weights.items() if term in tokens)
-        near = sum(weight for term, weight in weights.items() if term in around and term not in tokens)
-        held = sum(weight for term, weight in asked.items() if term in tokens)
-        held += 0.6 * sum(weight for term, weight in asked.items() if term in around and term not in tokens)
-        coverage = held / asked_total
-        score = (own + 0.45 * near) / total + _shape_bonus(unit, want, has_hit=own > 0)
-        scored.append((score, coverage, unit))
+        tokens, columns, around = unit.tokens, frozenset(map(stem, words(unit.columns))), _heading_tokens(unit)
+        has = {term: 1.0 for term in weights if term in tokens} | {term: KIN_SHARE for term, forms in kin.items() if forms & tokens}
+        # what a cell means says the first row of its table
+        named = {term for term in weights if term in columns and term not in has} if has else set()
+        near = {term for term in weights if term in around and term not in has and term not in named}
+        own = sum(weights[term] * share for term, share in has.items()) + sum(weights[term] for term in named)
+        held = sum(weight * (has.get(term) or (1.0 if term in named else 0.6 if term in near else 0.0)) for term, weight in asked.items())
+        score = (own + 0.45 * sum(weights[term] for term in near)) / total + _shape_bonus(unit, want, has_hit=own > 0)
+        scored.append((score, held / asked_total, unit))
     return sorted(scored, key=lambda entry: (-round(entry[0], 9), entry[2].source, entry[2].order))
+
+
+def _kin(term: str, vocabulary: Collection[str]) -> frozenset[str]:
+    """Return the words that only add an ending to one."""
+    return frozenset(word for word in vocabulary if len(term) >= 5 and word.startswith(term) and len(word) <= len(term) + 3)
 
 
 def choose(scored: Sequence[tuple[float, float, Unit]], *, most: int, per_source: int, floor: float) -> list[Unit]:
@@ -184,14 +202,29 @@ def choose(scored: Sequence[tuple[float, float, Unit]], *, most: int, per_source
     chosen: list[Unit] = []
     if not scored:
         return chosen
-    pool = [entry for entry in scored if entry[0] >= max(scored[0][0] * floor, 0.05)][:80]
+    pool = [(score, unit) for score, _, unit in scored if score >= max(scored[0][0] * floor, 0.05)][:80]
+
+    def repeated(unit: Unit) -> float:
+        return max((_overlap(unit, other) for other in chosen if not differ(unit, other)), default=0.0)
+
     while pool and len(chosen) < most:
-        best = max(pool, key=lambda entry: (round(entry[0] - 0.4 * max((_overlap(entry[2], other) for other in chosen), default=0.0), 9), -scored.index(entry)))
+        best = max(pool, key=lambda entry: round(entry[0] - 0.4 * repeated(entry[1]), 9))
         pool.remove(best)
-        same = sum(other.source == best[2].source for other in chosen)
-        if same < per_source and max((_overlap(best[2], other) for other in chosen), default=0.0) < 0.75:
-            chosen.append(best[2])
+        same = sum(other.source == best[1].source for other in chosen)
+        if same < per_source and repeated(best[1]) < REPEATED:
+            chosen.append(best[1])
     return chosen
+
+
+def differ(one: Unit, other: Unit) -> bool:
+    """Say whether two passages say almost the same, but with other figures or the other way round."""
+    if _overlap(one, other) < ALIKE:
+        return False
+    return _figures(one) != _figures(other) or bool(_NEGATED.search(one.text)) != bool(_NEGATED.search(other.text))
+
+
+def _figures(unit: Unit) -> frozenset[str]:
+    return frozenset(token for token in unit.tokens if token[0].isdigit())
 
 
 def completed(chosen: Sequence[Unit], scored: Sequence[tuple[float, float, Unit]], core: Sequence[str]) -> list[Unit]:
@@ -238,6 +271,8 @@ def _shape_bonus(unit: Unit, want: Wanted, *, has_hit: bool) -> float:
         bonus += 0.2
     if want.defines and re.search(rf"\b{re.escape(want.defines)}\w*\b[^.]{{0,40}}\b(?:is|are|means?|refers? to|defaults? to)\b", unit.text, re.IGNORECASE):
         bonus += 0.25
+    if want.wants_exception and _NEGATED.search(unit.text):
+        bonus += 0.2
     if want.wants_list and unit.is_list_item:
         bonus += 0.15
     length = len(unit.text.split())

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from crewlog.agents.offline_clauses import strip_fillers
 from crewlog.agents.offline_conversation import Conversation, Turn, Want
-from crewlog.agents.offline_passages import Unit, centrality, choose, completed, cut_units, headings, read_lines, score_units, wanted
-from crewlog.agents.offline_text import STOP_WORDS, join_words, name_tokens, quoted, stem, stems, terms, words
+from crewlog.agents.offline_passages import Unit, centrality, choose, completed, cut_units, differ, headings, read_lines, score_units, wanted
+from crewlog.agents.offline_text import EMAIL, STOP_WORDS, join_words, name_tokens, quoted, stem, stems, terms, words
 from crewlog.schemas.text import shorten
 
 READ_LINES: Final = 60
@@ -30,6 +33,8 @@ _META: Final = stems(
     words sentences
     """
 )
+_AMBIGUOUS: Final = stems("search find name list quote look check review report")
+"""Words that ask when they begin an objective, and may be what is asked about elsewhere: "the port of the search service"."""
 _FRAME: Final = stems("prepare write draft produce publish compile build note report make create new short our")
 _HOW: Final = re.compile(r"\bhow (?:long|often|far|old|big|high|large|fast|soon|late|early)\b", re.IGNORECASE)
 _SUMMARY: Final = re.compile(
@@ -42,6 +47,12 @@ _LENGTH: Final = re.compile(
     re.IGNORECASE,
 )
 """How long the answer is to be: nothing to look for."""
+_FORBIDDING: Final = re.compile(r"(?:^|[,;.]|\band\b|\bbut\b)\s*(?:please\s+)?(?:do not|don['’]t|never)\b[^.;!?]*(?=[.;!]|$)", re.IGNORECASE)
+"""What is not to be done is nothing to look for."""
+_BEYOND: Final = re.compile(
+    r"(?:translate|rewrite|rephrase|paraphrase|proofread|shorten|simplify|correct|edit|delete|rename|book|schedule|order|buy|call|phone|cancel)\b",
+    re.IGNORECASE,
+)
 _URL: Final = re.compile(r"https?://[^\s<>\"`“”]+")
 _LISTED: Final = re.compile(r"^\s*[-*]\s+(.+?): (.*) \((\d+) lines?\)(\s+\[library\])?", re.MULTILINE)
 _UNREADABLE: Final = re.compile(r"^- (.+?): cannot be read: (.+)$", re.MULTILINE)
@@ -71,6 +82,8 @@ def research(talk: Conversation) -> Turn:
         )
         return _submit_nothing(talk, reason if _unreadable(talk) else f"{reason} {advice}", shelf)
     core, setting = look_for(talk, shelf)
+    if beyond := _BEYOND.match(strip_fillers(talk.question)):
+        return _submit_nothing(talk, f"The offline rules only find and quote passages; they cannot {beyond.group().lower()} anything. A model can.", shelf)
     if wants := _search(talk, core, setting):
         return Turn("", wants)
     if wants := _read(talk, shelf, core):
@@ -90,12 +103,14 @@ def look_for(talk: Conversation, shelf: Sequence[Shelf]) -> tuple[list[str], lis
     names = [set(name_tokens(document.name)) for document in shelf]
     on_all = set.intersection(*names) if len(names) > 1 else set()
     goal = [term for term in terms(_URL.sub(" ", talk.goal)) if term not in _META and term not in _FRAME and term not in on_all]
-    question = [term for term in terms(_LENGTH.sub(" ", _HOW.sub("how", _URL.sub(" ", talk.question)))) if term not in _META]
+    asked = _FORBIDDING.sub(" ", EMAIL.sub(" ", _URL.sub(" ", talk.question)))
+    question = [term for term in terms(_LENGTH.sub(" ", _HOW.sub("how", asked))) if term not in _META]
     core = [term for term in question if term not in on_all and not (len(names) == 1 and term in names[0] and len(question) > 1)]
     if not core and not _SUMMARY.search(talk.question):
         # "which playbook rules apply": the subject is in the goal the question is part of
         return goal, []
-    return core, [term for term in goal if term not in core]
+    asked_about = [term for term in terms(asked)[1:] if term in _AMBIGUOUS]
+    return core, [*(term for term in goal if term not in core), *asked_about]
 
 
 def _covered_min(talk: Conversation, core: Sequence[str]) -> float:
@@ -192,7 +207,10 @@ def _submit(talk: Conversation, chosen: Sequence[Unit], shelf: Sequence[Shelf], 
         answer = _wording(talk, kept, shelf, core)
         if not talk.constraints.words_max or len(answer.split()) <= talk.constraints.words_max or len(kept) <= max(1, talk.constraints.citations_min):
             break
-        kept = kept[:-1]
+        # the last of whichever document is quoted most, so that each keeps its say
+        counts = Counter(unit.source for unit in kept)
+        longest = max(counts.values())
+        kept.pop(max(at for at, unit in enumerate(kept) if counts[unit.source] == longest))
     if not kept:
         return _submit_nothing(talk, _not_found(talk, shelf, core), shelf)
     citations = [{"source": unit.source, "line": unit.line, "quote": unit.text} for unit in kept]
@@ -211,6 +229,9 @@ def _wording(talk: Conversation, chosen: Sequence[Unit], shelf: Sequence[Shelf],
         text += f"- **{title}**: " + " ".join(f"“{_plain(unit.text)}” [{numbered[unit]}]" for unit in chosen if unit.source == source) + "\n"
     if len(sources) == 1:
         text += "\n".join(f"- “{_plain(unit.text)}” [{numbered[unit]}]{_columns(unit)}" for unit in chosen) + "\n"
+    for one, other in itertools.combinations(chosen, 2):
+        if one.source != other.source and differ(one, other) and not tight:
+            text += f"\n[{numbered[one]}] and [{numbered[other]}] do not say the same.\n"
     said = {token for unit in chosen for token in (*unit.tokens, *(stem(word) for word in words(f"{unit.heading} {unit.columns}")))}
     absent = [word for word in dict.fromkeys(words(talk.question)) if stem(word) in core and stem(word) not in said]
     if absent and not tight and len(absent) < len(core):
@@ -251,7 +272,10 @@ def _plain(text: str) -> str:
 
 def _not_found(talk: Conversation, shelf: Sequence[Shelf], core: Sequence[str]) -> str:
     looked = [word for word in dict.fromkeys(words(talk.objective)) if stem(word) in core]
-    return f"Not found in {_documents(shelf)}: no passage speaks of {join_words(looked[:8]) or 'this'}."
+    read = {stem(word) for lines in read_lines(talk).values() for text in lines.values() for word in words(text)}
+    absent = [word for word in looked if stem(word) not in read]
+    what = join_words(absent[:8]) or (f"{join_words(looked[:8])} together" if looked else "this")
+    return f"Not found in {_documents(shelf)}: no passage speaks of {what}."
 
 
 def _submit_nothing(talk: Conversation, reason: str, shelf: Sequence[Shelf], *, near: Sequence[Unit] = ()) -> Turn:

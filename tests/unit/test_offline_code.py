@@ -13,7 +13,7 @@ from crewlog.agents.offline_code_edits import Source, is_valid
 from crewlog.agents.offline_code_errors import error_edits
 from crewlog.agents.offline_code_operators import operator_edits
 from crewlog.agents.offline_code_repair import candidates, suspicious_lines
-from crewlog.agents.offline_code_report import Failing, lines_left, paths_of_tests, read_files, read_run
+from crewlog.agents.offline_code_report import Failing, lines_of, paths_of_tests, read_files, read_run
 from crewlog.agents.offline_code_shapes import shape_edits
 from crewlog.agents.offline_conversation import Call, Conversation
 from crewlog.schemas.ids import Hash
@@ -112,13 +112,14 @@ def test_a_long_file_is_not_parsed_once_for_each_of_its_edits() -> None:
     assert time.process_time() - began < 20, "it took many minutes"
 
 
-def test_a_long_file_is_read_in_parts() -> None:
-    calls = tuple(
-        Call("read_file", {"path": "m.py", "start_line": at, "lines": 2}, f"m.py, lines {at}-{end} of 3:\n{rows}", is_error=False, turn=turn)
-        for turn, (at, end, rows) in enumerate([(1, 2, "    1  a = 1\n    2  "), (3, 3, "    3  b = 2")])
-    )
-    assert [lines_left(call.result or "") for call in calls] == [1, 0]
-    assert read_files(talk_of("Repair it.", *calls)) == {"m.py": "a = 1\n\nb = 2"}
+def test_a_long_file_is_read_in_parts_and_one_with_a_gap_not_taken_for_the_whole() -> None:
+    def part(first: int, last: int, rows: str) -> Call:
+        return Call("read_file", {"path": "m.py", "start_line": first}, f"m.py, lines {first}-{last} of 3:\n{rows}", is_error=False, turn=0)
+
+    whole, end = part(1, 2, "    1  a = 1\n    2  "), part(3, 3, "    3  b = 2")
+    assert lines_of(whole.result or "") == 3
+    assert read_files(talk_of("Repair it.", whole, end)) == {"m.py": "a = 1\n\nb = 2"}
+    assert read_files(talk_of("Repair it.", whole)) == {}
 
 
 def test_a_file_that_could_not_be_loaded_is_mended_when_some_of_its_tests_pass() -> None:

@@ -151,3 +151,62 @@ async def test_filler_words_are_not_looked_for(question: str) -> None:
     outcome = (await ask(question, {"museum.md": RATES})).result
     assert "not_found" not in outcome.flags
     assert any("guard is called" in citation.quote for citation in outcome.citations)
+
+
+LEAVE = b"""\
+# Leave policy
+
+## Vacation
+Employees receive 25 days of paid vacation per calendar year. Unused days expire on 31 March.
+
+## Forms
+Late reports need the approval of the board.
+"""
+LEAVE_NEW = b"LEAVE POLICY 2024\n\nEmployees receive 30 days of paid vacation per calendar year.\nUnused days do not expire on 31 March.\n"
+PORTS = b"# Guide\n\n| Service | Port |\n| --- | --- |\n| Billing | 8443 |\n| Search | 9200 |\n"
+
+
+async def test_documents_that_contradict_each_other_are_both_quoted() -> None:
+    outcome = (await ask("How many days of vacation do employees get?", {"old.md": LEAVE, "new.txt": LEAVE_NEW})).result
+    assert "25 days" in outcome.summary
+    assert "30 days" in outcome.summary
+    assert "do not say the same" in outcome.summary
+    turned = (await ask("Do unused days expire?", {"old.md": LEAVE, "new.txt": LEAVE_NEW})).result
+    assert {c.source for c in turned.citations} == {"old.md", "new.txt"}
+    assert not any(c.quote == "LEAVE POLICY 2024" for c in turned.citations), "a title is no statement"
+
+
+async def test_a_cell_is_found_by_the_name_of_its_column() -> None:
+    shop = b"Claims must be sent to the service centre in Graz.\n"
+    outcome = (await ask("What is the port of the search service?", {"guide.md": PORTS, "warranty.txt": shop})).result
+    assert "9200" in outcome.citations[0].quote
+
+
+async def test_another_form_of_a_word_is_found() -> None:
+    outcome = (await ask("Who approves late reports?", {"leave.md": LEAVE})).result
+    assert "the board" in outcome.summary
+
+
+async def test_what_is_said_to_be_absent_is_absent() -> None:
+    outcome = (await ask("Which vacation days may managing directors sell to suppliers abroad?", {"leave.md": LEAVE})).result
+    assert "no passage speaks of" in outcome.summary
+    assert "vacation" not in outcome.summary.split("What comes", 1)[0]
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ("Translate the policy into French", "cannot translate"),
+        ("Summarise the policy, do not send any mail to bob@example.org", "25 days"),
+        ("What does ada@example.org have to know about late reports?", "the board"),
+    ],
+)
+async def test_what_is_not_to_be_looked_for(question: str, said: str) -> None:
+    assert said in (await ask(question, {"policy.md": LEAVE})).result.summary
+
+
+async def test_a_short_summary_still_takes_something_from_every_document() -> None:
+    documents = {f"{n}.md": LEAVE.replace(b"25", str(n).encode()) for n in (21, 22, 23)}
+    outcome = (await ask("Summarise the policies", documents, Constraints(words_max=75))).result
+    assert len(outcome.summary.split()) <= 75
+    assert {c.source for c in outcome.citations} == set(documents)
