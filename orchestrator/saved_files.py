@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from crewlog.orchestrator.bundle import Bundle
 from crewlog.schemas.errors import ContractError
@@ -19,7 +19,7 @@ async def save_files(files: Iterable[ArtifactRef], folder: Path, get: Callable[[
         get: fetches a file by its hash.
 
     Raises:
-        ContractError: a name that an agent chose would lie outside of the folder.
+        ContractError: a name that an agent chose would lie outside of the folder, or among what git obeys.
         NotFound: there is no such file any more.
     """
     written = []
@@ -27,6 +27,8 @@ async def save_files(files: Iterable[ArtifactRef], folder: Path, get: Callable[[
         path = _inside(folder, file.name)
         if path is None:
             raise ContractError(f"the file name {file.name!r} would lie outside of {folder}; nothing more was written")
+        if any(part.rstrip(". ").lower() == ".git" for part in PurePosixPath(file.name).parts):  # as file systems that ignore case and the end take it
+            raise ContractError(f"the file name {file.name!r} would be obeyed by git, which runs what its settings and hooks say; nothing more was written")
         data = await get(file.hash)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
