@@ -10,7 +10,7 @@ from typing import Final
 
 from crewlog.agents.offline_clauses import split_goal
 from crewlog.agents.offline_data_conditions import AVERAGE, ORDERED, find_filters
-from crewlog.agents.offline_data_doubts import checked, hopeless, off_the_table
+from crewlog.agents.offline_data_doubts import checked, hopeless
 from crewlog.agents.offline_data_facts import Column, Source, is_key, is_year
 from crewlog.agents.offline_data_match import (
     GROUP,
@@ -27,7 +27,7 @@ from crewlog.agents.offline_data_match import (
     names_extreme,
     not_measured,
 )
-from crewlog.agents.offline_data_rank import COMPARED, FREQUENT, SUPERLATIVE, TOP, WHICH, ranking
+from crewlog.agents.offline_data_rank import COMPARED, FREQUENT, SUPERLATIVE, TOP, WHICH, is_a_row, ranking
 from crewlog.agents.offline_data_shape import COUNT, PROFILE, Ask, Function, Shape, default_function, refused, uncounted, with_
 from crewlog.agents.offline_report import show
 from crewlog.agents.offline_tables import as_number
@@ -45,6 +45,7 @@ _MISSING: Final = re.compile(r"\b(?:missing|nulls?|empty cells?|incomplete|NAs?|
 _CORRELATION: Final = re.compile(r"\b(?:correlat\w*|relat(?:e|es|ed|ion|ionship)|association|depends? on|linked)\b", re.IGNORECASE)
 _SHARE: Final = re.compile(r"\b(?:shares?|percentages?|proportions?|fraction|percent|rates?)\b|%", re.IGNORECASE)
 _VERB: Final = re.compile(r"\b(?:is|are|was|were|has|have|had|do|does|did|who|that|earns?|works?|lives?|costs?)\b", re.IGNORECASE)
+_PAST: Final = re.compile(r"\b[a-z]{2,}ed\b", re.IGNORECASE)
 """Where the part of a share ends that says of what it is one: "of the employees in IT who earn …"."""
 _DISTINCT: Final = re.compile(r"\b(?:distinct|different|unique)\b", re.IGNORECASE)
 _PERIODS: Final = "hour|day|week|month|quarter|year"
@@ -116,7 +117,7 @@ def _understand_part(question: str, sources: Sequence[Source]) -> list[Ask]:
     if _fit(question, ranked[0]) == 0 or (PROFILE.search(question) and not _has_function(question)):
         chosen = [source for source in sources if closeness(terms(question), source.name) >= 1] or list(sources)
         if _is_profile(question, chosen[0]):
-            return [Ask(source, "profile", notes=source.notes, doubts=off_the_table(question, source)) for source in chosen[:3]]
+            return [checked(question, Ask(source, "profile")) for source in chosen[:3]]
         if _MISSING.search(question):
             return [Ask(source, "missing") for source in chosen[:3]]
     source = ranked[0]
@@ -164,7 +165,15 @@ def _span(operator: str, values: Sequence[str | float]) -> tuple[str, str]:
 
 def _fit(question: str, source: Source) -> float:
     used = terms(question)
-    return 2 * closeness(used, source.name) + sum(closeness(used, column.name) >= NEAR for column in source.columns) + len(find_filters(question, source))
+    is_measured = _has_function(question) and not COUNT.search(question) and bool(measure_columns(question, source, set())[0])
+    counted = re.search(r"\bhow many\s+(?:\w+\s+)?([a-z]+)", question, re.IGNORECASE)
+    return (
+        4 * is_measured
+        + 4 * (counted is not None and is_a_row(counted.group(), source))
+        + 2 * closeness(used, source.name)
+        + sum(closeness(used, column.name) >= NEAR for column in source.columns)
+        + len(find_filters(question, source))
+    )
 
 
 def _has_function(question: str) -> bool:
@@ -189,7 +198,7 @@ def _is_profile(question: str, source: Source) -> bool:
 
 def _ask(question: str, source: Source) -> Ask:
     filters = find_filters(question, source)
-    groups = group_columns(question, source)
+    groups = [c for c in group_columns(question, source) if c.sort != "number" or is_year(c) or not TOP.search(question)]
     taken = {column.name for column, _, _ in filters if column.sort != "number"} | {column.name for column in groups}
     measures, notes = measure_columns(question, source, taken | {column.name for column, operator, _ in filters if operator == "="})
     plain = re.sub(r"\bat (?:least|most)\b", " ", AVERAGE.sub(" ", question), flags=re.IGNORECASE)
@@ -226,15 +235,19 @@ def _ask(question: str, source: Source) -> Ask:
         return found
     if found := ranking(question, base):
         return found
+    if re.match(r"\s*(?:which|who)\b", question, re.IGNORECASE) and COMPARED.search(question):
+        return refused(base, "what is to be ranked was not understood")
     return _rows(question, base) or _aggregate(question, base)
 
 
 def _share(question: str, base: Ask) -> Ask | None:
     """Understand a share: of what is true among all, of rows that meet a condition, or of each group in the total."""
     after = question[found.end() :] if (found := _SHARE.search(question)) else ""
-    said = find_filters(after[verb.start() :], base.source) if (verb := _VERB.search(after)) else ()
-    whether = tuple(f for f in base.filters if f in said)
-    if len(base.filters) > len(whether) > 0 or (base.filters and all(operator in ORDERED - {"="} or operator == "between" for _, operator, _ in base.filters)):
+    splits = [find_filters(after[verb.start() :], base.source) for pattern in (_VERB, _PAST) for verb in pattern.finditer(after)]
+    whether = next((part for said in splits if 0 < len(part := tuple(f for f in base.filters if f in said)) < len(base.filters)), ())
+    if len(base.filters) > 1 and not whether:
+        return refused(base, "the words do not say of which rows the share is meant")
+    if whether or (base.filters and all(operator in ORDERED - {"="} or operator == "between" for _, operator, _ in base.filters)):
         whether = whether or base.filters
         kept = tuple(f for f in base.filters if f not in whether)
         across = tuple(column for column in base.groups if all(column is not other for other, _, _ in base.filters))
@@ -272,6 +285,8 @@ def _aggregate(question: str, base: Ask) -> Ask:
     if (_DISTINCT.search(question) and not functions) or is_plain_count:
         columns = _counted(question, source) or [c for c in source.columns if _DISTINCT.search(question) and closeness(terms(question), c.name) >= 1]
         columns = [c for c in columns if c not in base.groups and all(c is not column for column, _, _ in base.filters)]
+        if not columns and _DISTINCT.search(question):
+            return refused(base, f"no column of {source.name} holds what different ones are to be counted of")
         if columns:
             return with_(base, shape="group" if base.groups else "value", functions=("distinct",), measures=tuple(columns[:1]))
     shape: Shape = "group" if base.groups else "value"
@@ -387,4 +402,5 @@ def _counted(question: str, source: Source) -> list[Column]:
     if re.match(r"days?\b|dates?\b", found.group(1), re.IGNORECASE):
         return day_of(source)
     noun = [stem(word) for word in words(found.group(1)) if word not in STOP_WORDS]
-    return [c for c in source.columns if noun and set(c.words) <= set(noun) and c.sort in ("text", "date")]
+    near = 0.84 if _DISTINCT.search(question) else 1
+    return [c for c in source.columns if noun and closeness(noun, " ".join(c.words)) >= near and c.sort in ("text", "date")]

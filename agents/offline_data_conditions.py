@@ -48,8 +48,8 @@ AVERAGE: Final = re.compile(
 _NOT: Final = r"\b(?:not|neither|nor|except|excluding|without|other than|besides|outside|apart from|exclude|ignoring)\s+(?:\w+\s+){0,3}"
 _WITHOUT: Final = re.compile(r"(?:\b(?:not|never|without|no)|n't)\s+(?:(?:yet|ever|been|being|an?|any|the|have|has|had)\s+)*([a-z]+)")
 _NAME: Final = re.compile(r"(?<=[\w,] )([A-Z][\w-]*[a-z][\w-]*(?: [A-Z][\w-]*[a-z][\w-]*)*)")
-_WOMEN: Final = frozenset({"woman", "women", "female", "females", "girl", "girls"})
-_MEN: Final = frozenset({"man", "men", "male", "males", "boy", "boys"})
+WOMEN: Final = frozenset({"woman", "women", "female", "females", "girl", "girls"})
+MEN: Final = frozenset({"man", "men", "male", "males", "boy", "boys"})
 _PEOPLE: Final = re.compile(
     r"\b(?:people|persons?|patients?|passengers?|employees?|children|students?|customers?|respondents?|users?|men|women|aged?)"
     r"(?:\s+(?:over|above|under|below))?\W*$",
@@ -98,8 +98,8 @@ def _values(question: str, source: Source) -> list[Condition]:
     said = set(lowered.split())
     for column in source.of("text", "bool"):
         if {"sex", "gender"} & set(column.words):
-            meant = [*(("f", "w") if said & _WOMEN else ()), *(("m",) if said & _MEN else ())]
-            if kept := [v for v in column.values if meant and v.lower().startswith(tuple(meant)) and (len(v) == 1 or v.lower() in _WOMEN | _MEN)]:
+            meant = [*(("f", "w") if said & WOMEN else ()), *(("m",) if said & MEN else ())]
+            if kept := [v for v in column.values if meant and v.lower().startswith(tuple(meant)) and (len(v) == 1 or v.lower() in WOMEN | MEN)]:
                 found.append((column, "in", tuple(sorted(kept))))
             continue
         hits = [
@@ -203,13 +203,18 @@ def _held_unit(column: Column) -> str:
 
 def _compared_all(before: str, question: str, end: int, source: Source) -> list[Column]:
     """Return the columns a comparison is about: as `_compared`, or all that are named after it, as in "more than 80 in maths and physics"."""
-    after = terms(re.split(r"[,.;?]", question[end:], maxsplit=1)[0])[:6]
+    ahead = re.split(r"[,.;?]", question[end:], maxsplit=1)[0]
+    # "longer than 2 hours and rated above 7": what is compared on its own is named for itself
+    after = terms(re.split(r"\b(?:and|or)\b", ahead, maxsplit=1)[0] if re.search(r"\d", ahead) else ahead)[:6]
     numbers = [c for c in source.of("number") if not is_key(c, source.rows) and not is_year(c)]
     named = in_full([c for c in numbers if after and closeness(after, " ".join(c.words)) >= 0.99], question, source)
     tail = terms(before)[-3:]
     if named and not any(closeness(tail, " ".join(c.words)) >= NEAR for c in numbers):
         return named
-    if _time_unit(question[end:]) and len(timed := [c for c in numbers if _held_unit(c)]) == 1:
+    unit = re.match(r"\s*([a-z]+)\b", question[end:], re.IGNORECASE)
+    of_unit = [c for c in numbers if unit and re.findall(r"[a-z]+|$", c.name.lower().rstrip(")"))[-2:][0] == unit.group(1).lower()]
+    timed = [c for c in numbers if _held_unit(c)] if _time_unit(question[end:]) else of_unit
+    if len(timed) == 1:
         return timed
     return [column] if (column := _compared(before, question, source)) else []
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from crewlog.agents.offline_data_conditions import ORDERED, find_filters, not_compared, unmatched
+from crewlog.agents.offline_data_conditions import MEN, ORDERED, WOMEN, find_filters, not_compared, unmatched
 from crewlog.agents.offline_data_facts import Column, Source, is_key
 from crewlog.agents.offline_data_match import in_full, is_named, not_grouped, not_measured
 from crewlog.agents.offline_data_shape import COUNT, PROFILE, Ask, refused, with_
@@ -53,7 +53,9 @@ def checked(question: str, ask: Ask) -> Ask:
     """Add what was not taken into account; instead of an answer, when the numbers would answer something else."""
     if ask.shape == "none":
         return ask
-    if ask.shape != "profile" and (reasons := _reasons_against(question, ask)):
+    if ask.shape == "profile":
+        return with_(ask, notes=ask.source.notes, doubts=off_the_table(question, ask.source))
+    if reasons := _reasons_against(question, ask):
         return refused(ask, *reasons)
     return with_(ask, doubts=(*ask.doubts, *_ignored(question, ask)), notes=(*ask.notes, *_as_read(ask)))
 
@@ -65,8 +67,12 @@ def _reasons_against(question: str, ask: Ask) -> list[str]:
     ordered = [column for column, operator, _ in ask.filters if operator in ORDERED]
     if ordered and (having := _HAVING.search(question)) and any(is_named(having.group(1), c) for c in ask.source.categories):
         reasons.append("these rules compare rows with a number, not groups of them")
-    if len(ask.filters) > 1 and re.search(r"\bor\b", _alternatives(question, ask), re.IGNORECASE):
+    if ask.filters and re.search(r"\bor\b", _alternatives(question, ask), re.IGNORECASE):
         reasons.append("these rules take an “or” only between values of one column")
+    told = {stem(word) for column, _, values in (*ask.filters, *ask.whether) for word in (*column.words, *(w for v in values for w in words(str(v))))}
+    people = [w for w in dict.fromkeys(words(question)) if w in WOMEN | MEN and stem(w) not in told]
+    if people and not {"sex", "gender"} & (told | {word for column in ask.groups for word in column.words}):
+        reasons.append(f"no column of {ask.source.name} says who {join_words(f'“{word}”' for word in people)} are")
     if ask.shape == "value" and (lacking := not_grouped(question, ask.source)):
         lacking = [*not_measured(question, ask.source), *lacking]
         reasons.append(f"{ask.source.name} has no column for {join_words(f'“{word}”' for word in lacking)}")
@@ -105,7 +111,8 @@ def _ignored(question: str, ask: Ask) -> list[str]:
     if names := unmatched(question, ask.source, conditions):
         listed = join_words(f"“{text}”" for text in names)
         doubts.append(f"{listed} is not among the known values of {ask.source.name}, so the numbers below are not limited to it")
-    if ask.shape in ("value", "group", "trend") and not COUNT.search(question) and (lacking := not_measured(question, ask.source)):
+    is_taken = any(note.startswith("taken for") for note in ask.notes)
+    if ask.shape in ("value", "group", "trend") and not COUNT.search(question) and (lacking := not_measured(question, ask.source, wholly=is_taken)):
         doubts.append(f"{ask.source.name} has no column for {join_words(f'“{word}”' for word in lacking)}, so the numbers below leave that out of account")
     if ask.shape not in ("profile", "missing", "rows") and (unused := _unused(question, ask)):
         doubts.append(f"{join_words(f'“{c.name}”' for c in unused)} {'is a column' if len(unused) == 1 else 'are columns'} that the numbers below do not use")

@@ -37,7 +37,7 @@ _NO_COLUMNS: Final = stems("hour day week month quarter year minute second perce
 GROUP: Final = re.compile(
     (
         r"\b(?:per|by|for each|for every|in each|of each|each|across|between|grouped by|broken down by|split by|"
-        r"for all)\s+((?:[\w-]+(?:\s*,\s*|\s+and\s+|\s+|(?![\w-]))){1,5})"
+        r"for all)\s+(?!(?:the\s+)?(?:average|mean|median|total|sum|number)\b)((?:[\w-]+(?:\s*,\s*|\s+and\s+|\s+|(?![\w-]))){1,5})"
     ),
     re.IGNORECASE,
 )
@@ -45,8 +45,8 @@ _GROUP_END: Final = re.compile(r"\b(?:best|worst|top|most|highest|lowest|where|w
 SYNONYMS: Final = tuple(
     stems(group)
     for group in (
-        "revenue sales amount turnover total value sold sell earned earns earn income proceeds gross spend spends spent",
-        "price cost amount fee charge expensive cheap cheaper cheapest",
+        "revenue sales amount turnover total value sold sell earned earns earn income proceeds gross spend spends spent fare",
+        "price cost amount fee fare charge expensive cheap cheaper cheapest",
         "salary wage pay paid income earn earns earnings compensation richest",
         "quantity qty units count items sold number",
         "duration time runtime hours minutes length long longer longest short shorter shortest slow slowest slower fast fastest faster quickest",
@@ -57,12 +57,12 @@ SYNONYMS: Final = tuple(
         "temperature temp celsius fahrenheit degrees heat hot hotter hottest warm warmer warmest cold colder coldest cool coolest",
         "rain rainfall precipitation wet wetter wettest dry drier driest",
         "wind windy windiest gust",
-        "distance far farthest longest length",
+        "distance far farthest longer longest length",
     )
 )
 _ADDITIVE: Final = stems(
     "revenue sales amount quantity qty units total sum orders spend profit turnover hours nights visits votes goals wins population cases deaths "
-    "income gross count clicks downloads passengers rain rainfall precipitation"
+    "income gross fare count clicks downloads passengers rain rainfall precipitation"
 )
 _MONEY: Final = stems("revenue sales turnover proceeds income earnings")
 _QUANTITIES: Final = stems("quantity qty units count items sold amount pieces")
@@ -128,15 +128,20 @@ def day_of(source: Source) -> list[Column]:
     return [Column("day", "DATE", "date", nulls=c.nulls, factors=(c,), part="day") if "TIMESTAMP" in c.type.upper() else c for c in dates]
 
 
-def not_measured(question: str, source: Source) -> list[str]:
-    """Return what a question wants computed and the table has nothing of: "bonus" in "average salary and bonus"."""
+def not_measured(question: str, source: Source, *, wholly: bool = False) -> list[str]:
+    """Return what a question wants computed and the table has nothing of: "bonus" in "average salary and bonus".
+
+    Args:
+        wholly: each word counts, so that "shipping cost" is not answered by just any cost.
+    """
     lacking = []
     for match in _COMPUTED.finditer(question):
         for phrase in re.split(r",\s*|\s+and\s+", match.group(1)):
             ahead = list(takewhile(lambda word: word not in STOP_WORDS and word not in LINKS, words(phrase)))
             nouns = [word for word in ahead if not _COMPUTED.match(f"{word} x")]
-            if nouns and not any(stem(word) in _ANYTHING or _is_held(stem(word), source) for word in nouns):
-                lacking.append(" ".join(nouns))
+            unheld = [word for word in nouns if stem(word) not in _ANYTHING and not _is_held(stem(word), source)]
+            if unheld and (wholly or len(unheld) == len(nouns)):
+                lacking.append(" ".join(unheld))
             if len(ahead) < len(words(phrase)):
                 break  # behind a preposition something else begins
     return list(dict.fromkeys(lacking))

@@ -19,7 +19,10 @@ TOP: Final = re.compile(
     ),
     re.IGNORECASE,
 )
-WHICH: Final = re.compile(r"\b(?:which|what)\s+((?:[\w-]+\s+){1,3}?)(?:has|have|had|is|are|was|were|sold|sells|made|makes|got|earn\w*|shows?)\b", re.IGNORECASE)
+WHICH: Final = re.compile(
+    r"\b(?:which|what)\s+((?:[\w-]+\s+){1,3}?)(?:has|have|had|is|are|was|were|sold|sells|made|makes|got|earn\w*|shows?|spen[dt]\w*|paid|pays?|bought|buys?|costs?|weighs?|[a-z]{3,}ed)\b",
+    re.IGNORECASE,
+)
 _LOW: Final = re.compile(rf"\b(?:bottom|worst|min(?:imum)?|less|fewer|lower|smaller|{LEAST})\b", re.IGNORECASE)
 SUPERLATIVE: Final = "most|least|best|worst|top|highest|lowest|largest|biggest|smallest|[a-z]{3,}est"
 _EXTREME_OF: Final = re.compile(
@@ -37,6 +40,10 @@ _AND_WHICH: Final = re.compile(r"\band\s+(?:(?:in|on|at|by|for)\s+)?(?:when|who|
 _BORN: Final = stems("born birth birthday birthdate dob")
 _BY_WHAT: Final = re.compile(rf"\b(?!(?:largest|highest|biggest|greatest|peak|lowest|smallest|least|fewest)\b)(?:{MOST}|{LEAST}|best|worst)\b", re.IGNORECASE)
 """Superlatives that need something to be measured by; of what is highest or largest there may just be most rows."""
+_VERB_MOST: Final = re.compile(
+    r"\b(?:earn\w*|spen[dt]\w*|paid|pays?|cost\w*|weigh\w*|sold|sells?|made|makes|scored?)\s+(?:the\s+)?(?:most|least|more|less)\b(?!\s+[a-z]{3,})",
+    re.IGNORECASE,
+)
 FREQUENT: Final = re.compile(r"\b(?:most|least) (?:common|frequent|popular|often)\b(?:\s+(\w+))?", re.IGNORECASE)
 _RECENT: Final = re.compile(
     r"\b(?:most )?(recent|recently|latest|newest|last|first|earliest)\b(?! (?:name|\d|hour|day|week|month|quarter|year))", re.IGNORECASE
@@ -59,11 +66,11 @@ def ranking(question: str, base: Ask) -> Ask | None:
     if extreme_of and not which:
         noun = terms(extreme_of.group(1))
         is_about_labels = is_about_labels or any(closeness(noun, c.name) >= NEAR for c in labels) or _is_day(extreme_of.group(1), labels)
-        is_about_labels = is_about_labels or _is_a_row(extreme_of.group(1), base.source)
+        is_about_labels = is_about_labels or is_a_row(extreme_of.group(1), base.source)
     if not labels or not (counted or is_about_labels or frequent or besides):
         return None
     measures = () if frequent else tuple(m for m in base.measures if m not in labels) or tuple(c for c in base.groups if c.sort == "number")
-    counts_rows = bool((rows := _MOST_ROWS.search(question)) and _is_a_row(rows.group(1), base.source))
+    counts_rows = bool((rows := _MOST_ROWS.search(question)) and is_a_row(rows.group(1), base.source))
     measures = () if counts_rows else measures
     limit = int(next(g for g in counted.groups() if g)) if counted else 5
     low = bool(_LOW.search(question)) and not re.search(r"\b(?:top|highest|largest|biggest|most|more)\b", question, re.IGNORECASE)
@@ -75,8 +82,8 @@ def ranking(question: str, base: Ask) -> Ask | None:
     elif not measures and not frequent and not COUNT.search(question) and re.search(r"\b(?:best|worst)\b", question, re.IGNORECASE):
         measures = tuple(filter(None, (what_counts(base.source),)))
         notes = tuple(f"nothing says by what, so {measure.name} is taken" for measure in measures)
-    if not measures and not frequent and (adjective := _BY_WHAT.search(question)):
-        return refused(base, f"nothing in {base.source.name} says what is “{adjective.group()}”")
+    if not measures and not frequent and not counts_rows and (adjective := _BY_WHAT.search(question) or _VERB_MOST.search(question)):
+        return refused(base, f"nothing in {base.source.name} says “{adjective.group()}”")
     functions = tuple(f for f in base.functions if f in ("min", "max")) if besides else _ranking_function(base, labels[0], measures)
     doubts = () if counts_rows else uncounted(question, measures)
     if not measures and not frequent and any(f in ("mean", "median") for f in base.functions):
@@ -107,7 +114,7 @@ def _ranking_function(base: Ask, label: Column, measures: Sequence[Column]) -> t
     return tuple(f for f in base.functions if f not in ("min", "max")) or (default_function(measures[0]),)
 
 
-def _is_a_row(noun: str | None, source: Source) -> bool:
+def is_a_row(noun: str | None, source: Source) -> bool:
     """Say whether a noun is what the rows are, by the name of the table: a movie in `movies`."""
     return any({stem(word), stem(f"{word}s")} & set(name_tokens(source.name)) for word in words(noun or ""))
 
@@ -125,7 +132,7 @@ def _labels(question: str, base: Ask, which: re.Match[str] | None) -> list[Colum
     if calendar := calendar_columns(question, source):
         return calendar
     kinds = [c for c in source.columns if c.sort in ("text", "bool", "date") and closeness(used, c.name) >= NEAR and c not in base.measures]
-    if which and _is_a_row(which.group(1), source) and not any(closeness(used, " ".join(c.words)) >= 0.99 for c in kinds):
+    if which and is_a_row(which.group(1), source) and not any(closeness(used, " ".join(c.words)) >= 0.99 for c in kinds):
         return _naming(source)
     if re.match(r"\s*who(?:se)?\b", question, re.IGNORECASE):
         kinds = [c for c in kinds if c.sort != "date"]
