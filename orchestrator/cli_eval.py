@@ -103,7 +103,8 @@ async def evaluate(
         return code
     if output is Output.TABLE:
         left = sum(one.pair is None for one in tried)
-        more = "go on with a higher --max-usd" if evaluation.full == bill.scope else f"budget {evaluation.full} has no room: crewlog budget raise it"
+        way_out = f"crewlog budget raise {evaluation.full} --hard USD"
+        more = "go on with a higher --max-usd" if evaluation.full == bill.scope else f"budget {evaluation.full} has no room: {way_out}"
         say(f"stopped at its limit: {len(tried) - left} of {len(tried)} runs were compared, {left} are left; {more}")
     return Exit.WAITING_FOR_PERSON
 

@@ -137,7 +137,8 @@ def moment_lines(moment: Moment, described: Mapping[str, Any], first_us: int) ->
     yield printable(f"[{moment.index}/{described['of']}] {event_line(moment.recorded, first_us)}")
     run = described["run"]
     if run is not None:
-        yield f"    run {run['status']}  {format_usd(run['cost_micro_usd'])}" + (f"  held by {run['hold']['scope']}" if run["hold"] else "")
+        spent = sum(task["cost_micro_usd"] for task in described["tasks"])  # the run itself hears of it when a task ends
+        yield f"    run {run['status']}  {format_usd(spent)}" + (f"  held by {run['hold']['scope']}" if run["hold"] else "")
         for step in run["steps"]:
             waiting = f"  waits: {shorten(step['waiting']['detail'], NOTE_CHARS_MAX)}" if step["waiting"] else ""
             yield printable(f"    step {step['key']} ({step['type']})  {step['status']}{waiting}")

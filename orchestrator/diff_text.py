@@ -14,6 +14,8 @@ from crewlog.schemas.usage import format_usd
 
 LINES_MAX: Final = 12
 """Lines of one text that are shown of each side; JSON has all of it."""
+ALIKE_CHARS: Final = 20
+"""Characters that are shown on both sides of a difference which nobody sees."""
 _GAP: Final = " │ "
 
 
@@ -94,6 +96,8 @@ def _short(value: Any) -> str:
 
 def _columns(left: str, right: str, column: int) -> Iterator[str]:
     both = [_fitted(text, column) for text in (left, right)]
+    if left != right and [line.rstrip() for line in both[0]] == [line.rstrip() for line in both[1]]:
+        both = [_fitted(text, column) for text in _escaped(left, right)]
     if len(both[0]) > LINES_MAX or len(both[1]) > LINES_MAX:
         both = _from_difference(*both)
     for one, other in zip_longest(*both, fillvalue=""):
@@ -102,6 +106,13 @@ def _columns(left: str, right: str, column: int) -> Iterator[str]:
 
 def _fitted(text: str, column: int) -> list[str]:
     return [piece for line in text.splitlines() for piece in (wrap(printable(line), column - 2, drop_whitespace=False) or [""])]
+
+
+def _escaped(left: str, right: str) -> Iterator[str]:
+    """Write two texts that look alike, such as a tab and spaces, with escapes, around the first character that differs."""
+    at = next((n for n, (one, other) in enumerate(zip(left, right, strict=False)) if one != other), min(len(left), len(right)))
+    begin = max(at - ALIKE_CHARS, 0)
+    return (f"character {at + 1}: {text[begin : at + ALIKE_CHARS]!a}" for text in (left, right))
 
 
 def _from_difference(left: list[str], right: list[str]) -> list[list[str]]:

@@ -101,9 +101,13 @@ def _retry(decided: Decided, command: AttemptEnded) -> Iterator[dict[str, Any]]:
     short = failed.shortfall if isinstance(failed.shortfall, Shortfall) else None
     why = f"{short.scope} has no room for {format_usd(short.needed_micro_usd)}" if short is not None else "no budget stood in the way"
     yield _choice("hold", taken=held, why=why)
-    yield _choice(
-        "fail", taken=retry is None and not held, why="" if retry is not None or held else "no attempt is left, it is not worth one, or it would come too late"
+    fails = retry is None and not held
+    why = (
+        "no attempt is left, it is not worth one, or it would come too late"
+        if fails
+        else "the task goes on: with the next attempt, or once its budget is raised"
     )
+    yield _choice("fail", taken=fails, why=why)
 
 
 def _verdicts(before: RunState, event: TaskReviewed) -> Iterator[dict[str, Any]]:
@@ -117,6 +121,9 @@ def _verdicts(before: RunState, event: TaskReviewed) -> Iterator[dict[str, Any]]
     yield _choice(
         "revise", taken=event.verdict == "revise", why=f"sent back {revised} times of at most {REVISIONS_MAX}" if broken else "there is nothing to mend"
     )
-    why = "accepted although issues remain: sent back too often, or the same work came again" if event.verdict == "flagged" else ""
-    yield _choice("flagged", taken=event.verdict == "flagged", why=why)
-    yield _choice("failed", taken=event.verdict == "failed", why=msgspec.json.encode(event.error).decode() if event.error is not None else "")
+    flagged = "accepted although issues remain: sent back too often, or the same work came again"
+    yield _choice(
+        "flagged", taken=event.verdict == "flagged", why=flagged if event.verdict == "flagged" else "it is for work whose issues cannot be mended any more"
+    )
+    failed = msgspec.json.encode(event.error).decode() if event.error is not None else "the task has an outcome"
+    yield _choice("failed", taken=event.verdict == "failed", why=failed)

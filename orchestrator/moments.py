@@ -115,6 +115,7 @@ def _brief(history: RunHistory, moment: Moment, stream: Stream) -> dict[str, Any
         "phase": state.phase,
         "attempt": state.attempt,
         "turn": state.turn,
+        "cost_micro_usd": state.cost_micro_usd,
         "next": pending(history, state),
     }
 

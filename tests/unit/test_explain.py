@@ -146,6 +146,7 @@ def test_every_decision_of_the_orchestrator_is_derived_again() -> None:
                 commands.add(told.decision["command"]["command"])
                 if recorded.type in ("TaskRetryScheduled", "TaskReviewed"):
                     assert sum(choice["taken"] for choice in told.decision["alternatives"]) == 1
+                    assert all(choice["why"] for choice in told.decision["alternatives"]), "also of what was not decided it is said why"
             elif recorded.stream.startswith("task/") and recorded.type != "TaskStarted":
                 assert told.decided_by["agent_version"]
     assert commands >= {"SubmitRun", "TaskEnded", "AttemptEnded", "ApprovalAsked", "DecideApproval"}

@@ -28,6 +28,7 @@ from crewlog.schemas.errors import ContractError, NotFound
 from crewlog.schemas.ids import RunId
 from crewlog.schemas.payload import pack
 from crewlog.schemas.task_events import ModelCallFinished, ModelCallStarted, ToolStarted
+from crewlog.schemas.usage import format_usd
 
 
 def runs() -> Iterator[RunHistory]:
@@ -141,6 +142,17 @@ def test_moments_are_the_folds_of_every_prefix_and_end_where_a_replay_ends() -> 
         assert last["run"]["status"] in ("completed", "failed")
         report = fold_streams(history.run_id, history.streams, history.texts, verify=True)
         assert report.divergence is None
+
+
+def test_a_moment_says_what_was_spent_by_then() -> None:
+    """Also of tasks under way, of which the run has not heard yet."""
+    history = planned_run()
+    spent = []
+    for moment in moments(history):
+        _, run, *_ = moment_lines(moment, describe_moment(history, moment), 0)
+        spent.append(build_tree(history.until(moment.index)).cost_micro_usd)
+        assert run.endswith(f"  {format_usd(spent[-1])}")
+    assert len(set(spent)) > len(history.task_streams), "there is more than one paid call in each task"
 
 
 def test_the_pending_step_is_the_one_that_follows() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from msgspec.structs import replace
 from support.played import histories, quiet_log, troubled_log
 
@@ -138,6 +139,18 @@ def test_two_positions_of_one_run() -> None:
     assert not any(step.differs == ("only in a",) for step in found.steps)
     msgspec.json.encode(found)
     assert list(diff_lines(found, 80))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"), [("look\N{NO-BREAK SPACE}done", "'look\\xa0done'"), ("look done ", "'look done '"), ("look done\u200b", "'look done\\u200b'")]
+)
+def test_what_nobody_can_see_is_written_with_escapes(text: str, shown: str) -> None:
+    history = planned_run()
+    at = next(n for n, r in enumerate(history.events) if r.type == "ToolFinished" and b"look done" in r.data)
+    lines = [*diff_lines(diff_runs(history, touched(history, at, result={"size": len(text.encode()), "inline": text})), 100)]
+    (line,) = (line for line in lines if shown in line)
+    assert "'look done'" in line.partition("│")[0]
+    assert f"character {5 if text[4] != ' ' else 10}: {shown}" in line
 
 
 def test_no_text_moves_the_cursor() -> None:
