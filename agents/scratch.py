@@ -41,19 +41,20 @@ def scratch(parent: Path) -> Iterator[Path]:
 
 
 def remove_left(workspaces: Path) -> int:
-    """Remove what processes that are gone left in the folders of tasks; returns how many folders of children that were.
+    """Remove what processes that are gone left in the folders of tasks, and those that are empty; returns how many folders of children that were.
 
     Args:
         workspaces: the folder with one folder for each task.
     """
     removed = 0
-    for folder in [child for task in _entries(workspaces) for child in _entries(task) if child.name.startswith(_PREFIX)]:
-        try:
-            removed += _remove_if_left(folder)
-        except OSError as error:
-            log.warning("%s was left by a process that is gone and cannot be removed: %s", folder, error)
-        with suppress(OSError):  # it holds something else
-            folder.parent.rmdir()
+    for task in _entries(workspaces):
+        for folder in [child for child in _entries(task) if child.name.startswith(_PREFIX)]:
+            try:
+                removed += _remove_if_left(folder)
+            except OSError as error:
+                log.warning("%s was left by a process that is gone and cannot be removed: %s", folder, error)
+        with suppress(OSError):  # it holds something else, or is no folder
+            task.rmdir()
     if removed:
         log.info("removed %s that processes which are gone had left in %s", "one folder" if removed == 1 else f"{removed} folders", workspaces)
     return removed

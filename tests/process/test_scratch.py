@@ -87,10 +87,17 @@ def test_a_folder_of_a_task_goes_with_the_last_that_was_left_in_it(tmp_path: Pat
 def test_what_is_no_folder_of_a_child_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "a" / "report").mkdir(parents=True)
     (tmp_path / "a" / "child-of-nobody").symlink_to(tmp_path / "a" / "report")
-    (tmp_path / "child-folder").mkdir()
+    (tmp_path / "child-folder" / "x").mkdir(parents=True)
     assert remove_left(tmp_path) == 0
-    assert len(list(tmp_path.rglob("*"))) == 4
+    assert len(list(tmp_path.rglob("*"))) == 5
     assert "child-of-nobody" in caplog.text
+
+
+def test_an_empty_folder_of_a_task_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "file").touch()
+    assert remove_left(tmp_path) == 0
+    assert below(tmp_path) == [tmp_path / "file"]
 
 
 def test_there_may_be_no_workspaces(tmp_path: Path) -> None:
