@@ -101,6 +101,6 @@ def _told(exchange: Exchange, following: CallPurpose, setup: Setup, schema: dict
     elif following == "output":
         yield Text(f"{setup.output_prompt.strip()}\n\n```json\n{msgspec.json.encode(schema).decode()}\n```")
     elif not exchange.calls and (setup.nudge or not exchange.said):
-        yield Text(setup.nudge)
+        yield Text(setup.nudge or ("" if exchange.is_paused else setup.empty_nudge))
     if exchange.said:
         yield Text(exchange.said)

@@ -8,7 +8,7 @@ import msgspec
 
 from crewlog.agents.escalation import ESCALATE_TOOL
 from crewlog.agents.recall import READ_CONTEXT_TOOL, RECALL_TOOL
-from crewlog.agents.setup import CONDUCT, CORRECTION_PROMPT, MAX_TOKENS, OUTPUT_PROMPT, REPEATS_MAX, WINDOW, ContextMode, Room, Setup, SetupTool
+from crewlog.agents.setup import CONDUCT, CORRECTION_PROMPT, EMPTY_NUDGE, MAX_TOKENS, OUTPUT_PROMPT, REPEATS_MAX, WINDOW, ContextMode, Room, Setup, SetupTool
 from crewlog.agents.spec import AgentSpec, ToolSpec
 
 
@@ -39,6 +39,7 @@ def make_setup(
         context=context,
         output_prompt=OUTPUT_PROMPT if has_schema else "",
         correction_prompt=CORRECTION_PROMPT if has_schema else "",
+        empty_nudge="" if ends else EMPTY_NUDGE,
     )
     return setup, msgspec.json.encode(setup).decode()
 

@@ -39,6 +39,7 @@ OUTPUT_PROMPT = """
 The work is done. Now write its result for a program: one JSON value that satisfies this JSON Schema, and nothing else. Call no tool.
 Use only what the conversation has shown. What it has not shown is null or left out where the schema allows it, never invented.
 """
+EMPTY_NUDGE = "Your answer is empty, and it is the result of this task. Say what came of it, or what is missing."
 CORRECTION_PROMPT = "That is not yet a result that satisfies the schema. Write the whole JSON value again, with this corrected:"
 
 
@@ -98,6 +99,8 @@ class Setup(msgspec.Struct, frozen=True, omit_defaults=True):
     that did not ask for it."""
     correction_prompt: str = ""
     """What it is told when that JSON does not satisfy the schema, before the list of problems."""
+    empty_nudge: str = ""
+    """What a model is told whose plain text would end the task and is empty; "" when a tool has to end it, or it began before anybody looked."""
 
     def offered(self, *, is_compacted: bool) -> tuple[ToolDef, ...]:
         """Return the tools as the model sees them, before or after something was left out of the conversation."""

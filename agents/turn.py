@@ -166,11 +166,13 @@ def _unusable_answer(state: TaskState, setup: Setup) -> Failure | None:
 
 
 def _plain_answer(state: TaskState, setup: Setup, task: AgentTask) -> Outcome | None:
-    """Take the last answer as the outcome when it is plain text and the model was told often enough that a tool has to end the task."""
+    """Take the last answer as the outcome when it is plain text, and the model was told often enough that a tool has to end the task or that it is empty."""
     last = next((e for e in reversed(state.exchanges) if e.purpose == "turn"), None)
     if last is None or last.calls or last.is_paused or last.said or (setup.nudge and state.nudges <= NUDGES_MAX):
         return None
     text = last.text.inline or ""
+    if setup.empty_nudge and not text.strip() and state.nudges <= NUDGES_MAX:
+        return None
     output = _json_of(text) if task.output_schema is not None and setup.output_prompt else None
     return Outcome(text, output, state.artifacts, flags=("plain_answer",) if setup.nudge else ())
 

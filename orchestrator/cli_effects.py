@@ -82,7 +82,10 @@ async def roll_back(
         if output is Output.TABLE:
             again = " (it was on its way already)" if begun.status == "duplicate" else ""
             behind = f", {begun.more} more behind them" if begun.more else ""
-            say(f"rollback {str(begun.run_id)[:8]}: {counted(begun.orders, 'effect')} to take back, {begun.left} that cannot be{behind}{again}")
+            short = str(begun.run_id)[:8]
+            say(f"rollback {short}: {counted(begun.orders, 'effect')} to take back, {begun.left} that cannot be{behind}{again}")
+            if wait and begun.orders:
+                say(f"it waits for agents, pauses and quarantines like any run; should it not end: crewlog why {short}")
         if not wait:
             if output is Output.JSON:
                 print_json(plain(begun))

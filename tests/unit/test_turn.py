@@ -151,6 +151,17 @@ def test_plain_text_is_nudged_once_and_then_taken() -> None:
     assert step.outcome.flags == ("plain_answer", "simulated")
 
 
+def test_an_empty_answer_is_asked_for_once_more_and_then_taken() -> None:
+    plain = msgspec.structs.replace(SETUP, nudge="", empty_nudge="Your answer is empty.")
+    once = (opened(), started(), asked(), answered(text=" ", stop="end_turn"))
+    assert then(*once, setup=plain) == AskModel("m2-1", 2)
+    for text in ("42", ""):
+        step = then(*once, asked(2), answered(text=text, stop="end_turn", turn=2), setup=plain)
+        assert isinstance(step, Finish)
+        assert step.outcome.summary == text
+    assert isinstance(then(*once, setup=msgspec.structs.replace(plain, empty_nudge="")), Finish), "as it was for tasks that began before"
+
+
 def test_an_approval_suspends_until_it_is_decided() -> None:
     waiting = (opened(), started(), asked(), answered("send"), approval())
     assert then(*waiting) == Wait((ApprovalId(UUID(int=7)),))
