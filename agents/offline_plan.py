@@ -25,6 +25,7 @@ from crewlog.agents.offline_clauses import (
 )
 from crewlog.agents.offline_conversation import KINDS_KEY, NOT_DONE, PART_OF, Attached, Conversation, Turn, Want
 from crewlog.agents.offline_text import EMAIL, URL, capital, join_words, name_tokens, terms
+from crewlog.schemas.plan import STEPS_MAX
 from crewlog.schemas.text import shorten
 
 DATA_SUFFIXES: Final = frozenset({".csv", ".tsv", ".parquet", ".json", ".jsonl", ".ndjson"})
@@ -36,6 +37,7 @@ _AVOID: Final = re.compile(r"\b(?:do not|don't|never|without) (?:mention|use|say
 WORKERS: Final = ("data", "code", "research")
 """The built-in kinds that work on files."""
 GOAL_CHARS_MAX: Final = 600
+NOTE_CHARS_MAX: Final = 2_000
 
 
 @dataclass(slots=True)
@@ -70,6 +72,7 @@ def plan(talk: Conversation) -> Turn:
     if failures:
         # something in the fine print was refused: keep the work and its order, drop what is optional
         steps = [{"key": step["key"], "type": step["type"], "objective": step["objective"], "depends_on": step["depends_on"]} for step in steps]
+    note = shorten(note, NOTE_CHARS_MAX)
     return Turn(note, (Want("submit_plan", {"steps": steps, "note": note}),))
 
 
@@ -135,7 +138,8 @@ def make_drafts(goal: str, attachments: Sequence[Attached], kinds: Sequence[Kind
     unclear: list[Clause] = []
     for clause in _with_what_is_reported(clauses, attachments, kinds, files):
         chosen = _kinds_for(clause, kinds, files)
-        if not chosen:
+        # a plan has an end: the last steps are kept for what is to be sent
+        if not chosen or (len(drafts) + len(chosen) > STEPS_MAX - 2 and "communicate" not in chosen):
             unclear.append(clause)
             continue
         for kind in chosen:

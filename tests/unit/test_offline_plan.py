@@ -130,6 +130,14 @@ async def test_only_offered_kinds_are_used() -> None:
     assert shape(output) == [("data", ())]
 
 
+async def test_a_goal_of_more_parts_than_a_plan_has_steps_is_planned_as_far_as_it_goes() -> None:
+    goal = "".join(f"Compute the mean of column{n} by store. " for n in range(150)) + "Mail the results to bob@example.org"
+    output = await plan(goal, "sales.csv")
+    assert 90 < len(output["steps"]) <= 100
+    assert output["steps"][-1]["type"] == "communicate"
+    assert "No step of its own for: Compute the mean of column" in output["note"]
+
+
 async def test_an_address_alone_is_no_message_and_a_prohibition_stays_with_the_work() -> None:
     asked = await plan("My colleague bob@example.org wrote this policy. What does it say about sick pay?", "policy.md")
     assert shape(asked) == [("research", ())]
