@@ -190,7 +190,7 @@ def test_views_are_rebuilt_to_the_same(crew: LiveCrew, finished: dict[str, Any])
     assert "runs" in done["projections"]
     assert isinstance(done["corrected"], dict)
     assert crew.json("show", finished["run_id"]) == before
-    assert crew.json("db", "migrate") == {"applied": [], "logins": []}
+    assert crew.json("db", "migrate") == {"applied": [], "logins": [], "open_to_public": []}
     assert crew.json("db", "url")["url"].startswith("postgresql://crewlog_operator:")
 
 
