@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import islice
 from typing import Final
 
 from crewlog.agents.offline_data_facts import MISSING_SPELLINGS, Column, Source, is_key, is_year
@@ -26,6 +27,8 @@ _COMPARE: Final = re.compile(
 _LESS: Final = re.compile(
     r"^(?:under|below|<)|\b(?:less|lower|smaller|fewer|younger|cheaper|shorter|lighter|colder|cooler|earlier|faster|quicker)\b", re.IGNORECASE
 )
+COMPARISONS_MAX: Final = 20
+"""Comparisons of one question that are looked at; each is held against the whole of it."""
 ORDERED: Final = frozenset({">", ">=", "<", "<=", "="})
 _COMPARISON: Final = re.compile(
     r"\b(?:above|below|under|at least|at most|(?!other\b|rather\b)(?:more|less|[a-z]{2,20}er)(?: [a-z]{1,20})? than)\s+(?!time\b)"
@@ -171,7 +174,7 @@ def _comparisons(question: str, source: Source) -> list[Condition]:
         is_less = match.group(3).lower() in ("less", "fewer", "younger", "lower", "below", "under", "shorter")
         if number is not None and (column := _compared(f"{match.group(1)} {match.group(3)}", question, source)):
             found.append((column, "<=" if is_less else ">=", (number,)))
-    for match in _COMPARE.finditer(question):
+    for match in islice(_COMPARE.finditer(question), COMPARISONS_MAX):
         said = match.group(2).lower()
         operator = _OPERATORS.get(said, "<" if _LESS.search(said) else ">")
         number = as_number(match.group(3).replace(",", ""))

@@ -82,6 +82,8 @@ def in_one_piece(question: str, source: Source) -> str:
 
 def in_full(found: Sequence[Column], question: str, source: Source) -> list[Column]:
     """Leave out a column whose name stands in the question only as part of another's: `units` where the "unit price" is asked for."""
+    if not found:
+        return []
     spoken = [stem(word) for word in words(question) if word not in LINKS]
     names = {c.words for c in source.columns if len(c.words) > 1}
     places = [(at, name) for name in names for at in range(len(spoken)) if sorted(spoken[at : at + len(name)]) == sorted(name)]
