@@ -32,10 +32,12 @@
 -- A list counts from 1 in one dimension: it is looked at by number, x[1] … x[n], and written with unnest(), which goes by place, and a Postgres array
 -- may begin at any number. Whoever passed one that begins at 0 had something else looked at than was written.
 --
--- Whose run an event is of is what its stream says. A request that names none is of none; one that names a run
+-- Whose run an event is of is what its stream says, also when its request names none. A request that names one
 --   on run, task, alert   is of that of the request that opened the stream
 --   on spend              is of that of the task beside which it stands, whoever opened it
 --   on all others         goes together with a write to a stream of that run, as claims do with the call they are for
+-- What stands beside a task, on spend, is for those who may write to the task's own stream. An event id that is known stands for the same event only
+-- on the same stream and with the same type: ids follow from public facts, and nobody is to be told that an event is there which is another.
 --
 -- Locks are taken in the order: scopes that are new, by name; streams, by name; reservations, by id; budgets, by number.
 --
@@ -119,6 +121,7 @@ DECLARE
   added bigint[];               -- stream -> events of the whole batch
   opener int[];                 -- stream -> the write that opens it, if it is new
   s_run uuid[]; now_run uuid[]; -- stream -> its run
+  w_run uuid[];                 -- write -> the run of its stream, where that is of one
   is_of_run boolean;            -- whether the request writes to a stream of its run
   ours text[];                  -- streams that were locked
   plain boolean;                -- no event needs a look of its own
@@ -240,6 +243,17 @@ BEGIN
       FROM unnest(p_types) WITH ORDINALITY t (name, o);
   END IF;
 
+  IF 'spend/' = ANY (g_prefix) THEN
+    FOR s IN 1..streams_n LOOP
+      IF starts_with(p_streams[s], 'spend/') AND NOT EXISTS (
+           SELECT FROM streams t, grants a
+            WHERE t.stream_id = 'task/' || substr(p_streams[s], 7) AND a.role = writer AND a.category = 'task'
+              AND es.is_covered(t.kind, a.kind, concat(',', array_to_string(a.except_kinds, ','), ','))) THEN
+        granted[s] := 0;
+      END IF;
+    END LOOP;
+  END IF;
+
   -- Scopes that nobody has heard of get their rows first, see es.make_scopes.
   IF b_n + l_n > 0 THEN
     SELECT m.k_scope, m.f_scope, m.f_new INTO k_scope, f_scope, f_new FROM es.make_scopes(p_scope, p_soft, p_hard) m;
@@ -260,7 +274,10 @@ BEGIN
   END LOOP;
   WITH touched AS (
     INSERT INTO streams AS t (stream_id, version, run_id, kind, scopes)
-    SELECT u.name, u.n, q_run[w_request[opener[u.o]]], w_kind[opener[u.o]], w_scopes[opener[u.o]]::bigint[]
+    SELECT u.name, u.n,
+           coalesce(q_run[w_request[opener[u.o]]],
+                    CASE WHEN starts_with(u.name, 'spend/') THEN (SELECT z.run_id FROM streams z WHERE z.stream_id = 'task/' || substr(u.name, 7)) END),
+           w_kind[opener[u.o]], w_scopes[opener[u.o]]::bigint[]
       FROM unnest(p_streams, added) WITH ORDINALITY u (name, n, o)
      WHERE granted[u.o] > 0
        AND (g_opens[granted[u.o]]
@@ -343,7 +360,7 @@ BEGIN
         END IF;
         IF p_streams[s] ~ '^(run|task|alert|spend)/' THEN
           IF latest[s] = 0 AND NOT starts_with(p_streams[s], 'spend/') THEN now_run[s] := q_run[q]; END IF;
-          is_of_run := true;
+          is_of_run := true; w_run[w] := now_run[s];
           IF answer IS NULL AND q_run[q] IS NOT NULL AND now_run[s] IS DISTINCT FROM q_run[q] THEN
             answer := jsonb_build_object('status', 'malformed', 'reason',
                                          format('%s is of run %s, and its events cannot be of run %s', p_streams[s],
@@ -571,7 +588,7 @@ BEGIN
       IF (SELECT count(DISTINCT x) FROM unnest(e_id) x) < events_n THEN
         RAISE EXCEPTION 'es.append: one event id twice in a call' USING ERRCODE = 'ES007';   -- the client takes the batch apart
       END IF;
-      SELECT array_agg(u.o::int), array_agg(n.stream_id), array_agg(n.version), array_agg(n.position)
+      SELECT array_agg(u.o::int), array_agg(CASE WHEN n.type = p_types[e_type[u.o]] THEN n.stream_id END), array_agg(n.version), array_agg(n.position)
         INTO known_event, known_stream, known_version, known_position
         FROM unnest(e_id) WITH ORDINALITY u (id, o) JOIN events n ON n.event_id = u.id;
       IF known_event IS NOT NULL THEN CONTINUE; END IF;
@@ -615,8 +632,8 @@ BEGIN
     BEGIN
       IF reserves THEN
         INSERT INTO reservations (reservation_id, stream_id, run_id, task_id, amount, since_us, released_at)
-        SELECT u.id, p_streams[w_stream[u.made]], q_run[w_request[u.made]], q_task[w_request[u.made]], u.amount, q_occurred_us[w_request[u.made]],
-               CASE u.state WHEN 2 THEN clock_timestamp() END
+        SELECT u.id, p_streams[w_stream[u.made]], coalesce(q_run[w_request[u.made]], w_run[u.made]), q_task[w_request[u.made]], u.amount,
+               q_occurred_us[w_request[u.made]], CASE u.state WHEN 2 THEN clock_timestamp() END
           FROM unnest(p_held, now_state, now_write, now_amount) u (id, state, made, amount) WHERE u.made > 0 AND u.state < 3;
       END IF;
       IF 1 = ANY (now_state[1:settled_n]) OR 2 = ANY (now_state[1:settled_n]) THEN      -- put back
@@ -629,14 +646,15 @@ BEGIN
       FOR k IN 1..events_n LOOP positions[k] := nextval('es.event_position'); END LOOP;
       INSERT INTO events (position, version, occurred_us, event_id, run_id, task_id, causation_id, trace_id, schema_version, stream_id, type, actor,
                           writer, data)
-      SELECT u.p, u.v, q_occurred_us[w_request[u.w]], u.id, q_run[w_request[u.w]], q_task[w_request[u.w]], q_cause[w_request[u.w]], q_trace[w_request[u.w]],
+      SELECT u.p, u.v, q_occurred_us[w_request[u.w]], u.id, coalesce(q_run[w_request[u.w]], w_run[u.w]), q_task[w_request[u.w]],
+             q_cause[w_request[u.w]], q_trace[w_request[u.w]],
              p_schemas[u.t], p_streams[w_stream[u.w]], p_types[u.t], p_actor, writer, u.d
         FROM unnest(positions, versions, e_id, e_write, e_type, e_data) u (p, v, id, w, t, d) WHERE u.v > 0;
       EXIT;
     EXCEPTION WHEN unique_violation THEN                          -- an id is known after all: look the ids up and decide again
       IF tries > 6 THEN RAISE; END IF;
       looked_up := true;
-      SELECT array_agg(u.o::int), array_agg(n.stream_id), array_agg(n.version), array_agg(n.position)
+      SELECT array_agg(u.o::int), array_agg(CASE WHEN n.type = p_types[e_type[u.o]] THEN n.stream_id END), array_agg(n.version), array_agg(n.position)
         INTO known_event, known_stream, known_version, known_position
         FROM unnest(e_id) WITH ORDINALITY u (id, o) JOIN events n ON n.event_id = u.id;
       IF r_n > 0 THEN known_held := ARRAY(SELECT x.reservation_id FROM reservations x WHERE x.reservation_id = ANY (p_held)); END IF;
@@ -647,7 +665,7 @@ BEGIN
     UPDATE streams t SET version = u.now, closed_at = CASE WHEN u.closed THEN coalesce(t.closed_at, clock_timestamp()) END
       FROM unnest(p_streams, advanced, latest, was_closed, closed) u (name, was, now, was_closed, closed)
      WHERE t.stream_id = u.name AND u.now > 0 AND (u.now <> u.was OR u.closed <> u.was_closed);
-    UPDATE streams t SET run_id = q_run[w_request[u.w]], kind = w_kind[u.w], scopes = w_scopes[u.w]::bigint[]
+    UPDATE streams t SET run_id = coalesce(q_run[w_request[u.w]], w_run[u.w]), kind = w_kind[u.w], scopes = w_scopes[u.w]::bigint[]
       FROM unnest(p_streams, opener, advanced, added) u (name, w, was, added)
      WHERE reopened AND t.stream_id = u.name AND u.was = u.added;
     DELETE FROM streams t USING unnest(p_streams, advanced, latest) u (name, was, now)

@@ -51,7 +51,7 @@ BEGIN
      OR array_ndims(p_types) > 1 OR array_lower(p_types, 1) <> 1 OR array_ndims(e_type) > 1 OR array_lower(e_type, 1) <> 1 THEN
     RAISE EXCEPTION 'es.append_plain: a list counts from 1' USING ERRCODE = 'ES006';
   END IF;
-  IF q_run <> '{}' AND (prefix = 'spend/' OR array_ndims(q_run) > 1 OR array_lower(q_run, 1) <> 1) THEN
+  IF prefix = 'spend/' OR (q_run <> '{}' AND (array_ndims(q_run) > 1 OR array_lower(q_run, 1) <> 1)) THEN
     RETURN;
   END IF;
   IF current_setting('transaction_isolation') <> 'read committed' THEN
@@ -107,7 +107,7 @@ BEGIN
     IF h_id = '{}' THEN
       UPDATE streams t SET version = t.version + coalesce(u.events, 1), closed_at = CASE WHEN u.closes THEN clock_timestamp() END
         FROM (SELECT * FROM unnest(p_stream, p_expected, p_events, closes, q_run) x (name, expected, events, closes, run) ORDER BY name COLLATE "C") u
-       WHERE t.stream_id = u.name AND t.version = u.expected AND t.closed_at IS NULL AND (t.run_id = u.run OR u.run IS NULL)
+       WHERE t.stream_id = u.name AND t.version = u.expected AND t.closed_at IS NULL AND t.run_id IS NOT DISTINCT FROM u.run
          AND starts_with(t.stream_id, prefix) AND es.is_covered(t.kind, g_kind, g_except) AND (u.closes IS NOT TRUE OR t.held_id IS NULL);
       GET DIAGNOSTICS written = ROW_COUNT;
     ELSE
@@ -119,7 +119,7 @@ BEGIN
                held_at = CASE WHEN u.held IS NOT NULL AND u.actual IS NULL THEN u.expected + 1 ELSE t.held_at END
           FROM (SELECT * FROM unnest(p_stream, p_expected, p_events, closes, h_id, h_amount, h_actual, q_run)
                               x (name, expected, events, closes, held, amount, actual, run) ORDER BY name COLLATE "C") u
-         WHERE t.stream_id = u.name AND t.version = u.expected AND t.closed_at IS NULL AND (t.run_id = u.run OR u.run IS NULL)
+         WHERE t.stream_id = u.name AND t.version = u.expected AND t.closed_at IS NULL AND t.run_id IS NOT DISTINCT FROM u.run
            AND starts_with(t.stream_id, prefix) AND es.is_covered(t.kind, g_kind, g_except)
            AND CASE WHEN u.held IS NULL THEN (u.closes IS NOT TRUE OR t.held_id IS NULL) AND u.actual IS NULL AND (u.amount > 0) IS NOT TRUE
                     WHEN u.actual IS NULL THEN u.closes IS NOT TRUE AND t.held_id IS NULL AND u.amount IS NOT NULL

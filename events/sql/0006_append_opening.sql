@@ -48,7 +48,7 @@ BEGIN
   -- What begins a call or changes a limit is about money, and what closes a stream has rules of its own.
   IF p_types && '{ModelCallStarted,BudgetChanged}' OR 0 > ANY (p_soft || p_hard) OR 1000000000000000 < ANY (p_soft || p_hard)
      OR EXISTS (SELECT FROM (SELECT DISTINCT split_part(p_stream[u.w], '/', 1), p_types[u.t] FROM unnest(e_write, e_type) u (w, t)) x (category, type)
-                 WHERE (q_run <> '{}' AND x.category NOT IN ('run', 'task', 'alert'))
+                 WHERE x.category = 'spend' OR (q_run <> '{}' AND x.category NOT IN ('run', 'task', 'alert'))
                     OR NOT EXISTS (SELECT FROM grants g WHERE g.role = writer AND g.category = x.category AND g.opens
                                       AND x.type = ANY (g.types) AND x.type <> ALL (g.closing))) THEN
     RETURN;

@@ -41,10 +41,10 @@ BEGIN
   END IF;
 
   -- As in es.append: the row is written before any answer, also to a duplicate, and the watermark of readers is taken before the position.
-  INSERT INTO streams AS t (stream_id, version, run_id) VALUES (p_stream, 1, p_run)
+  INSERT INTO streams AS t (stream_id, version, run_id) VALUES (p_stream, 1, of_run)
     ON CONFLICT (stream_id) DO UPDATE SET version = t.version + 1 RETURNING t.version INTO r_version;
   PERFORM pg_advisory_xact_lock_shared((17747::bigint << 48) | (last_value - (NOT is_called)::int)) FROM event_position;
-  SELECT e.stream_id, e.version, e.position INTO known, r_version, r_position FROM events e WHERE e.event_id = p_id;
+  SELECT CASE WHEN e.type = 'BillCorrected' THEN e.stream_id END, e.version, e.position INTO known, r_version, r_position FROM events e WHERE e.event_id = p_id;
   IF FOUND THEN
     r_status := CASE WHEN known = p_stream THEN 'duplicate' ELSE 'partial' END;
   ELSE
@@ -67,7 +67,7 @@ BEGIN
 
   SELECT t.version INTO r_version FROM streams t WHERE t.stream_id = p_stream;
   INSERT INTO events (position, version, occurred_us, event_id, run_id, task_id, causation_id, trace_id, schema_version, stream_id, type, actor, writer, data)
-    VALUES (nextval('es.event_position'), r_version, p_occurred_us, p_id, p_run, p_task, p_cause, p_trace, p_schema, p_stream, 'BillCorrected', p_actor,
+    VALUES (nextval('es.event_position'), r_version, p_occurred_us, p_id, of_run, p_task, p_cause, p_trace, p_schema, p_stream, 'BillCorrected', p_actor,
             session_user, p_data)
     RETURNING events.position INTO r_position;
   UPDATE budgets b SET spent = b.spent + actual - settled
