@@ -64,14 +64,14 @@ async def approvals(
 
 
 async def approve(
-    approval: ApprovalArgument = "-", note: NoteOption = "", actor: ActorOption = "", home: HomeOption = None, output: OutputOption = Output.TABLE
+    approval: ApprovalArgument, note: NoteOption = "", actor: ActorOption = "", home: HomeOption = None, output: OutputOption = Output.TABLE
 ) -> None:
     """Let a waiting tool call run."""
     await _decide(approval, "approved", note, actor, home, output)
 
 
 async def deny(
-    approval: ApprovalArgument = "-", note: NoteOption = "", actor: ActorOption = "", home: HomeOption = None, output: OutputOption = Output.TABLE
+    approval: ApprovalArgument, note: NoteOption = "", actor: ActorOption = "", home: HomeOption = None, output: OutputOption = Output.TABLE
 ) -> None:
     """Refuse a waiting tool call; the agent is told and goes on without it."""
     await _decide(approval, "denied", note, actor, home, output)

@@ -18,7 +18,7 @@ from crewlog.orchestrator.run_history import RunHistory
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import Hash
 from crewlog.schemas.merge_patch import merged
-from crewlog.schemas.run_events import RunForked, RunSubmitted
+from crewlog.schemas.run_events import RunForked, RunPlanned, RunSubmitted
 from crewlog.schemas.subjects import SHADOW_LANE
 from crewlog.schemas.task import AgentTask, parse_task
 from crewlog.schemas.text import shorten
@@ -74,13 +74,16 @@ def golden_of(history: RunHistory, name: str) -> Golden:
         history: the whole run, with the text of its answer.
 
     Raises:
-        ContractError: the run is not over, or somebody ended it: that is not in its recording, and would never come again.
+        ContractError: the run is not over; somebody ended it, which is not in its recording and would never come again; or it is a rollback, which
+            nobody hands in.
     """
     seen = observe(history)
     if seen.status == "open":
         raise ContractError(f"run {history.run_id} is not over: a golden task needs its end")
     if seen.status == "cancelled":
         raise ContractError(f"run {history.run_id} was cancelled: a golden task needs a run that came to its own end")
+    if any(isinstance(event := recorded.event(), RunPlanned) and event.origin == "rollback" for recorded in history.run_events):
+        raise ContractError(f"run {history.run_id} takes back what another one did: a golden task needs a run that can be handed in again")
     task = {key: value for key, value in _submitted(history).items() if key not in ("task_id", "run_id", "parent_task_id", "trial")}
     if task.get("priority") == SHADOW_LANE:
         del task["priority"]  # that is for trials alone

@@ -28,7 +28,7 @@ from crewlog.schemas.codec import encode
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import RunId
 from crewlog.schemas.price_table import TokenPrices
-from crewlog.schemas.run_events import RunCancelled
+from crewlog.schemas.run_events import RunCancelled, RunPlanned
 from crewlog.schemas.task import parse_task
 from crewlog.schemas.task_events import ToolStarted
 
@@ -198,6 +198,16 @@ async def test_what_somebody_cut_off_is_no_golden_task() -> None:
     cancelled = msgspec.structs.replace(end, type="RunCancelled", data=encode(RunCancelled("enough", "ann")))
     with pytest.raises(ContractError, match="was cancelled: a golden task needs a run that came to its own end"):
         golden_of(msgspec.structs.replace(cut, events=(*cut.events, cancelled)), "cancelled")
+
+
+async def test_what_takes_a_run_back_is_no_golden_task() -> None:
+    history = (await played(MAIL)).history
+    planned = next(recorded for recorded in history.run_events if recorded.type == "RunPlanned")
+    plan = planned.event()
+    assert isinstance(plan, RunPlanned)
+    undo = msgspec.structs.replace(planned, data=encode(msgspec.structs.replace(plan, origin="rollback")))
+    with pytest.raises(ContractError, match="takes back what another one did"):
+        golden_of(msgspec.structs.replace(history, events=tuple(undo if recorded is planned else recorded for recorded in history.events)), "undo")
 
 
 def test_a_recording_that_is_missing_says_how_to_make_it(tmp_path: Path) -> None:
