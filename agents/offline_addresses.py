@@ -30,7 +30,7 @@ _SENDING: Final = re.compile(
 _SAYING: Final = re.compile(
     rf"\b(?:saying|that says|to say|with the (?:text|message|words)|telling (?:them|him|her|everyone))\s+(?:that\s+)?"
     rf"|(?:{EMAIL.pattern}[)>]?|\b(?:team|all|them|him|her|people|customers|users|colleagues|every(?:one|body)|know|note|e-?mail|message|word|reminder))"
-    r",?\s+that\s+",
+    rf",?\s+that\s+|(?:{EMAIL.pattern})[)>]?\s*:\s+(?=\S)",
     re.IGNORECASE,
 )
 _GLUE: Final = re.compile(r"(?:and|or|nor|cc|bcc|[A-Z][\w'’-]+|[\s,;:&()<>])*")
@@ -76,7 +76,7 @@ def read_order(text: str) -> Order:
 
 
 def said(text: str) -> str:
-    """Return what an order wants to be said, as it stands behind "saying …" or "tell them that …"; nothing when it says none."""
+    """Return what an order wants to be said, as it stands behind "saying …", "tell them that …" or "mail ADDRESS: …"; nothing when it says none."""
     found = _SAYING.search(text)
     if found is None:
         return ""

@@ -80,6 +80,8 @@ def test_a_page_that_is_only_named_is_not_posted_to(text: str, urls: tuple[str, 
         (f"Draft a mail to {ADA} that the office is closed on Friday, do not send it", "the office is closed on Friday"),
         (f"Tell {ADA} that she should write to {BOB}", f"she should write to {BOB}"),
         (f"Mail the totals that matter to {ADA}", ""),
+        ("Email eve@example.org: the totals are in", "the totals are in"),
+        ("Mail Ada (ada@example.org) and bob@example.org: ask cy@example.org", "ask cy@example.org"),
     ],
 )
 def test_the_words_to_be_said(text: str, words: str) -> None:
