@@ -20,7 +20,10 @@ TOP: Final = re.compile(
     re.IGNORECASE,
 )
 WHICH: Final = re.compile(
-    r"\b(?:which|what)\s+((?:[\w-]+\s+){1,3}?)(?:has|have|had|is|are|was|were|sold|sells|made|makes|got|earn\w*|shows?|spen[dt]\w*|paid|pays?|bought|buys?|costs?|weighs?|[a-z]{3,}ed)\b",
+    (
+        r"\b(?:which|what)\s+((?:[\w-]+\s+){1,3}?)(?:has|have|had|is|are|was|were|sold|sells|made|makes|got|gets?|earn\w*|shows?|spen[dt]\w*|paid|pays?|"
+        r"bought|buys?|brought|brings?|took|takes?|won|wins?|lost|loses?|gave|gives?|saw|sees?|drew|grew|costs?|weighs?|[a-z]{3,}ed)\b"
+    ),
     re.IGNORECASE,
 )
 _LOW: Final = re.compile(rf"\b(?:bottom|worst|min(?:imum)?|less|fewer|lower|smaller|{LEAST})\b", re.IGNORECASE)
@@ -33,6 +36,7 @@ _EXTREME_OF: Final = re.compile(
 """The noun after a superlative: "what was the hottest day in May?"."""
 COMPARED: Final = re.compile(r"\b(?:most|best|worst|(?:more|higher|larger|bigger|less|fewer|lower|smaller)\b(?! than))\b", re.IGNORECASE)
 _MOST_ROWS: Final = re.compile(r"\b(?:most|fewest|more|fewer|least)\s+(?:of the\s+)?([a-z]+)\b", re.IGNORECASE)
+_ROWS: Final = stems("row record entry line time often")
 _NTH: Final = re.compile(r"\b(second|third|fourth|fifth|2nd|3rd|4th|5th)[ -](?=(?:most|least|best|worst|[a-z]{2,}est)\b)", re.IGNORECASE)
 _RANKS: Final = {"second": 2, "2nd": 2, "third": 3, "3rd": 3, "fourth": 4, "4th": 4, "fifth": 5, "5th": 5}
 _AND_WHICH: Final = re.compile(r"\band\s+(?:(?:in|on|at|by|for)\s+)?(?:when|who|which|what)\b\s*(.*)", re.IGNORECASE)
@@ -70,7 +74,8 @@ def ranking(question: str, base: Ask) -> Ask | None:
     if not labels or not (counted or is_about_labels or frequent or besides):
         return None
     measures = () if frequent else tuple(m for m in base.measures if m not in labels) or tuple(c for c in base.groups if c.sort == "number")
-    counts_rows = bool((rows := _MOST_ROWS.search(question)) and is_a_row(rows.group(1), base.source))
+    rows = _MOST_ROWS.search(question)  # of a table and a column by one name, "the most rain" is of the column
+    counts_rows = bool(rows and is_a_row(rows.group(1), base.source) and not any(stem(rows.group(1).lower()) in m.words for m in measures))
     measures = () if counts_rows else measures
     limit = int(next(g for g in counted.groups() if g)) if counted else 5
     low = bool(_LOW.search(question)) and not re.search(r"\b(?:top|highest|largest|biggest|most|more)\b", question, re.IGNORECASE)
@@ -85,7 +90,7 @@ def ranking(question: str, base: Ask) -> Ask | None:
     if not measures and not frequent and not counts_rows and (adjective := _BY_WHAT.search(question) or _VERB_MOST.search(question)):
         return refused(base, f"nothing in {base.source.name} says “{adjective.group()}”")
     functions = tuple(f for f in base.functions if f in ("min", "max")) if besides else _ranking_function(base, labels[0], measures)
-    doubts = () if counts_rows else uncounted(question, measures)
+    doubts = () if counts_rows else uncounted(question, measures) or _unheard(rows, frequent, measures, base.source)
     if not measures and not frequent and any(f in ("mean", "median") for f in base.functions):
         doubts = ("no column is named for it, so rows are counted instead",)
     return with_(
@@ -108,10 +113,17 @@ def _ranking_function(base: Ask, label: Column, measures: Sequence[Column]) -> t
         return ("count",)
     if measures[0].sort == "date" or label.distinct >= base.source.rows:
         return ("value",)
-    extremes = tuple(f for f in base.functions if f in ("min", "max"))
-    if extremes and (label.part == "day" or 2 * label.distinct >= base.source.rows):
+    extremes, others = (tuple(f for f in base.functions if (f in ("min", "max")) is wanted) for wanted in (True, False))
+    if extremes and not others and (label.part == "day" or 2 * label.distinct >= base.source.rows):
         return extremes
-    return tuple(f for f in base.functions if f not in ("min", "max")) or (default_function(measures[0]),)
+    return others or (default_function(measures[0]),)
+
+
+def _unheard(rows: re.Match[str] | None, frequent: re.Match[str] | None, measures: Sequence[Column], source: Source) -> tuple[str, ...]:
+    """Say that rows are counted for want of what there is to be most of."""
+    if rows is None or frequent or measures or stem(noun := rows.group(1).lower()) in _ROWS or any(stem(noun) in c.words for c in source.columns):
+        return ()
+    return (f"nothing in {source.name} is called “{noun}”, so rows are counted instead",)
 
 
 def is_a_row(noun: str | None, source: Source) -> bool:

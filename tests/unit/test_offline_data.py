@@ -540,3 +540,21 @@ def test_values_with_commas_and_brackets_are_read_whole_and_what_was_cut_is_none
     source = read_source("t", told)
     assert source is not None
     assert source.columns[0].values == ("Sofa, red", "Desk (old)", "Table…,")
+
+
+RAIN = Source("rain", 5, (text("city", "Oslo", "Bergen", "Narvik"), number("rain_mm", 5)))
+
+
+@pytest.mark.parametrize(
+    "question", ["Which city had the most rain in total, and how much?", "Which city has the highest total rain?", "Which city saw the most rain?"]
+)
+def test_most_of_what_a_column_and_the_table_are_called_is_of_the_column(question: str) -> None:
+    ask = one(question, RAIN)
+    assert (ask.shape, ask.functions, names(ask.measures), names(ask.groups), ask.doubts) == ("top", ("sum",), ["rain_mm"], ["city"], ())
+
+
+def test_rows_are_counted_for_want_of_a_column_and_that_is_said() -> None:
+    ask = one("Which hotel had the most complaints?")
+    assert (ask.functions, names(ask.groups)) == (("count",), ["Hotel"])
+    assert ask.doubts == ("nothing in bookings is called “complaints”, so rows are counted instead",)
+    assert one("Which hotel had the most bookings?").doubts == ()
