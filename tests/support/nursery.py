@@ -19,8 +19,9 @@ import subprocess
 import sys
 import threading
 import traceback
+import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from support.plants import PLANTED, plant
@@ -36,6 +37,7 @@ class Forked:
     def __init__(self, nursery: Nursery, pid: int) -> None:
         self.pid, self.returncode = pid, None
         self._nursery, self._fd = nursery, os.pidfd_open(pid)
+        weakref.finalize(self, os.close, self._fd)  # not before: somebody else may still wait on it
         self._collecting = threading.Lock()
 
     returncode: int | None
@@ -48,11 +50,10 @@ class Forked:
             with self._collecting:  # two may wait for one process, and it can be collected only once
                 if self.returncode is None:
                     self.returncode = self._nursery.reap(self.pid)
-                    os.close(self._fd)
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        if self.returncode is None:
+        with suppress(ProcessLookupError):  # it has ended, and somebody who waited has collected it
             signal.pidfd_send_signal(self._fd, number)
 
     def terminate(self) -> None:
