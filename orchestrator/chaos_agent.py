@@ -33,6 +33,8 @@ MODEL: Final = "script-1"
 USAGE: Final = Usage(input_tokens=100, output_tokens=20)
 PRICES: Final = {f"{KIND}:{MODEL}": {"input": 3, "output": 15}}
 """USD per million tokens, for `CREWLOG_PRICES`."""
+FINISHED: Final = "finished"
+"""What every task says in the end."""
 ANSWER_MICRO_USD: Final = 100 * 3 + 20 * 15
 _SCRIPT: Final = re.compile(r'"objective":"([a-z+ ]+)"')
 
@@ -74,7 +76,7 @@ def _tool(name: str, effect: SinkEffect, description: str) -> ToolSpec:
 
 
 async def _finish(_: ToolContext, __: Item) -> ToolOutput:
-    return ToolOutput("finished", outcome=Outcome("finished"))
+    return ToolOutput(FINISHED, outcome=Outcome(FINISHED))
 
 
 AGENT: Final = AgentSpec(

@@ -15,6 +15,7 @@ from crewlog.events.credentials import load_credentials
 from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.store import EventStore, Recorded
 from crewlog.orchestrator.chaos_agent import KIND
+from crewlog.orchestrator.chaos_ends import end_violations
 from crewlog.orchestrator.chaos_sink import Effect, Sink
 from crewlog.orchestrator.home import Home
 from crewlog.orchestrator.invariants import charged_micro_usd, ledger_violations, run_violations
@@ -24,6 +25,7 @@ from crewlog.projections.rebuild import rebuild
 from crewlog.schemas.budget import run_scope, tenant_scope, utc_day
 from crewlog.schemas.ids import RunId
 from crewlog.schemas.subjects import LANES
+from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import ToolFinished, ToolStarted
 
 QUIET_WITHIN_S: Final = 60.0
@@ -42,18 +44,19 @@ class Found(msgspec.Struct):
     violations: list[str] = msgspec.field(default_factory=list)
 
 
-async def audit(store: EventStore, bus: Bus, queries: Queries, clock: Clock, home: Home, accepted: Collection[RunId], sink: Sink) -> Found:
+async def audit(store: EventStore, bus: Bus, queries: Queries, clock: Clock, home: Home, accepted: Mapping[RunId, AgentTask], sink: Sink) -> Found:
     """Check every invariant once all runs have ended; the crew still runs, and nothing strikes it any more."""
     found = Found()
     found.violations += [violation async for violation in _quiet(store, bus, queries, clock)]
     charged: dict[RunId, int] = {}
     calls = Calls()
     days: set[str] = set()
-    for run_id in sorted(accepted):
+    for run_id, task in sorted(accepted.items()):
         events = await store.read_run(run_id)
         found.events += len(events)
         found.tasks += len({recorded.stream for recorded in events if recorded.stream.startswith("task/")})
         found.violations += run_violations(run_id, events)
+        found.violations += end_violations(task, events)
         charged[run_id] = charged_micro_usd(events)
         days.update(utc_day(recorded.occurred_us) for recorded in events)
         calls.note(events)

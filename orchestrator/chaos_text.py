@@ -22,8 +22,8 @@ def report_lines(report: ChaosReport) -> Iterator[str]:
     yield f"  views       {found.views_compared} projections compared with a rebuild"
     yield ""
     if not broken:
-        yield "every promise was kept: one end for each task, no effect twice, the ledger balanced, views as rebuilt,"
-        yield "replays identical, queues empty, no process left over"
+        yield "every promise was kept: one end for each task, every run completed, no effect twice, the ledger balanced,"
+        yield "views as rebuilt, replays identical, queues empty, no process left over"
     else:
         yield f"{len(broken)} violations:"
         yield from (f"  {violation}" for violation in broken)

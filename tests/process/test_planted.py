@@ -43,6 +43,7 @@ OVERTAKEN: Final = "overtaken_before_append"
 """Without what this takes away, a task that overtakes is lost with the orchestrator that took it out of the stream."""
 OF_CHAOS: Final = {
     "blind_repeat": r"was repeated and nobody was asked|cannot be taken back and was done \d times",
+    "gives_up_every_other": r"run .* ended as RunFailed, not as RunCompleted: internal: .*somebody else began it",
     "settled_for_less": r"budget run/.* micro-USD spent and 0 reserved in the ledger",
     "views_for_nothing": r"view runs: \d+ rows differ from a rebuild|view tasks: \d+ rows differ from a rebuild",
 }

@@ -149,6 +149,25 @@ def blind_repeat() -> None:
     tool_runner.REPEATABLE = frozenset({"read", "idempotent", "compensable", "irreversible"})  # type: ignore[misc]
 
 
+def gives_up_every_other() -> None:
+    """Every other task of a worker that died is given up by the one that should go on with it."""
+    from crewlog.agents.journal import Journal
+    from crewlog.agents.worker import Worker
+    from crewlog.schemas.errors import ContractError
+    from crewlog.schemas.subjects import wake
+
+    work = Worker._work
+
+    async def faint(self: Any, task: Any, state: Any, attempt: int) -> bool:
+        if state.phase != "working" or task.task_id.int % 2:
+            return await work(self, task, state, attempt)
+        await self._record_crash(task, attempt, ContractError("somebody else began it"), Journal(self._store, self._shop.clock, state))
+        await self._bus.publish(wake(task.run_id))
+        return True
+
+    Worker._work = faint  # type: ignore[method-assign]
+
+
 def settled_for_less() -> None:
     """The ledger is told of one micro-USD less than a call cost."""
     from crewlog.agents import journal
@@ -181,6 +200,6 @@ PLANTS: Final = {
     defect.__name__: defect
     for defect in (
         *(effect_before_intent, key_of_the_process, lost_tasks_go_on, ack_before_append, intake_before_append, nothing_sent_again, nothing_settled),
-        *(overtaken_before_append, a_run_for_each_message, blind_repeat, settled_for_less, views_for_nothing),
+        *(overtaken_before_append, a_run_for_each_message, blind_repeat, gives_up_every_other, settled_for_less, views_for_nothing),
     )
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,10 +14,13 @@ from typing import Literal
 from uuid import UUID
 
 import pytest
+from support.decider import a_task, broken, done, submit
+from support.runlog import RunLog
 
 from crewlog.events.store import BudgetState, Recorded
 from crewlog.orchestrator.chaos import ChaosReport
 from crewlog.orchestrator.chaos_audit import Calls, Found
+from crewlog.orchestrator.chaos_ends import end_violations
 from crewlog.orchestrator.chaos_sink import Effect
 from crewlog.orchestrator.chaos_strikes import PARTS, STOPPED_S, Strike, Striker, Victim
 from crewlog.orchestrator.chaos_text import report_lines
@@ -24,8 +28,9 @@ from crewlog.orchestrator.invariants import charged_micro_usd, ledger_violations
 from crewlog.schemas import effects
 from crewlog.schemas.codec import encode, type_name
 from crewlog.schemas.effects import ProbeVerdict
-from crewlog.schemas.ids import ApprovalId, Hash, RunId, Stream, TaskId
+from crewlog.schemas.ids import ApprovalId, Hash, RunId, Stream, TaskId, run_stream, task_stream
 from crewlog.schemas.payload import EMPTY
+from crewlog.schemas.run_events import RunCancelled, RunFailed
 from crewlog.schemas.system_events import BillCorrected, CallSettled
 from crewlog.schemas.task_events import (
     ApprovalDecided,
@@ -149,6 +154,66 @@ def test_a_book_that_does_not_fit_the_log_is_found(log: Calls, arrivals: dict[st
 def test_what_can_be_repeated_may_arrive_again_and_what_broke_off_need_not_have_arrived() -> None:
     log = calls(started("k"), started("k"), finished(), started("j", "d"))
     assert not [*log.violations({"k": 2}, {"k": Effect("k", "t/stamp/1", "idempotent")})]
+
+
+SCRIPTS = {"a": "stamp+stamp send finish", "b": "stamp finish"}
+
+
+def a_run(calls: dict[str, str], *, says: str = "finished", fails: str = "") -> list[str]:
+    """Play a run whose steps are `SCRIPTS`; returns what is wrong with its end.
+
+    Args:
+        calls: step -> the calls that its task made, `?` behind one that a person gave up, `!` behind one that broke.
+        says: what each task says in the end.
+        fails: the step whose task ends with an error instead.
+    """
+    plan = {"steps": [{"key": key, "type": "data", "objective": script} for key, script in SCRIPTS.items()]}
+    log, submitted = RunLog(), submit(plan=plan)
+    log.decides(submitted)
+    status: dict[str, Literal["ok", "unknown", "error"]] = {"": "ok", "?": "unknown", "!": "error"}
+    for key in SCRIPTS:
+        task_id = log.state.tasks[key].task_id
+        for call in calls[key].split():
+            tool = call.rstrip("?!")
+            log._append(task_stream(task_id), ToolFinished(call, tool, status[call.removeprefix(tool)], EMPTY, 1))
+        log.says(task_id, broken() if key == fails else done(says))
+    return [*end_violations(submitted.task, [*log.run_events, *log.task_events])]
+
+
+def test_a_run_that_ends_as_it_was_handed_in_is_let_pass() -> None:
+    assert a_run({"a": "stamp stamp send? finish", "b": "stamp finish"}) == [], "a person said that nobody knows whether it was sent"
+    assert a_run({"a": "stamp stamp stamp send finish", "b": "stamp finish"}) == [], "what may be repeated is"
+
+
+@pytest.mark.parametrize(
+    ("played", "said"),
+    [
+        (
+            {"a": "stamp stamp send finish", "b": "stamp", "fails": "b"},
+            ["completed with the answer 'finished', flagged failed:b, not with '## a", "but for finish"],
+        ),
+        ({"a": "stamp stamp send finish", "b": "stamp finish", "says": "done"}, ["not with '## a"]),
+        ({"a": "stamp send finish", "b": "stamp finish"}, ["step a of run .* did not make all calls of its script, but for stamp$"]),
+        ({"a": "stamp stamp send! finish", "b": "finish"}, ["but for send$", "step b of run .*, but for stamp$"]),
+    ],
+)
+def test_a_run_that_ends_otherwise_is_found(played: dict[str, str], said: list[str]) -> None:
+    rest = {name: played[name] for name in ("says", "fails") if name in played}
+    found = a_run({key: played[key] for key in SCRIPTS}, **rest)
+    assert len(found) == len(said), found
+    for violation, expected in zip(found, said, strict=True):
+        assert re.search(expected, violation), violation
+
+
+def test_a_run_that_fails_or_is_ended_is_found_with_its_reason() -> None:
+    plan = {"steps": [{"key": "a", "type": "data", "objective": "finish"}]}
+    for end, said in (
+        (RunFailed(Failure("poison", "nobody could handle it", False), EMPTY), "ended as RunFailed, not as RunCompleted: poison: nobody could handle it"),
+        (RunCancelled("wrong file", "maria"), "ended as RunCancelled, not as RunCompleted: wrong file, by maria"),
+    ):
+        task = a_task(plan=plan)
+        ended = Recorded(1, run_stream(RunId(task.run_id)), 1, UUID(int=1), type_name(end), 1, encode(end), 1, RunId(task.run_id))
+        assert [*end_violations(task, [ended])] == [f"run {task.run_id} {said}"]
 
 
 async def strikes_of(seed: int, victims: list[Victim], *, kills: int = 3) -> list[Strike]:
