@@ -331,7 +331,7 @@ def _attempt_ended(draft: Draft, command: AttemptEnded) -> None:
     if failed.error.retryable and counted < policy.attempts_max:
         wait_s = max(policy.delay_s(counted, _jitter(task)), min(failed.error.retry_after_s or 0.0, WAIT_S_MAX))
         due_us = draft.now_us + round(wait_s * 1e6)
-        if state.pauses or due_us < state.deadline_us:  # a deadline that stands still cannot come first
+        if state.paused_since_us or due_us < state.deadline_us:  # a deadline that stands still cannot come first
             draft.emit(TaskRetryScheduled(task.task_id, task.key, failed.attempt + 1, due_us, failed.error))
             advance(draft)
             return

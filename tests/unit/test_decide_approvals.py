@@ -5,7 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 import pytest
-from support.decider import SECOND_US, Spec, a_plan, ends, submit
+from support.decider import SECOND_US, Spec, a_plan, breaks, broken, ends, submit
 
 from crewlog.orchestrator.commands import AlreadyDecided, ApprovalAsked, CancelRun, DecideApproval, Tick, TooLate
 from crewlog.orchestrator.run import next_due_us
@@ -13,7 +13,7 @@ from crewlog.orchestrator.step_waits import waiting_reason
 from crewlog.schemas.errors import NotFound
 from crewlog.schemas.ids import ApprovalId, Hash
 from crewlog.schemas.payload import pack
-from crewlog.schemas.run_events import RunCancelled, RunFailed, TaskDispatched, TaskResumed, TaskReviewed, TaskSuspended
+from crewlog.schemas.run_events import RunCancelled, RunFailed, TaskDispatched, TaskResumed, TaskRetryScheduled, TaskReviewed, TaskSuspended
 from crewlog.schemas.task_events import ApprovalDecided, ApprovalRequested
 
 FIRST, SECOND = ApprovalId(UUID(int=1)), ApprovalId(UUID(int=2))
@@ -102,3 +102,10 @@ def test_a_question_of_a_cancelled_run_cannot_be_answered() -> None:
 
     with pytest.raises(TooLate, match="is over"):
         spec.when(YES)
+
+
+def test_an_attempt_that_fails_while_the_deadline_stands_still_is_tried_again() -> None:
+    spec = Spec().given(submit(plan=a_plan(a="communicate", b="data", c="code b"), timeout_seconds=100), asks("a"))
+    spec.when(ends("b"), after_s=90).then(TaskReviewed, TaskDispatched)
+
+    spec.when(breaks("c", broken(retryable=True)), after_s=20).then(TaskRetryScheduled)
