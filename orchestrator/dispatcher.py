@@ -351,7 +351,7 @@ class Dispatcher:
             gone = set(self._windows[group].seen(out[group], sent, now_s))
             if gone:
                 self._out = defaultdict(dict, {run: left for run, tasks in self._out.items() if (left := {t: g for t, g in tasks.items() if t not in gone})})
-        for group, queue in self._queues.items():
+        for group, queue in list(self._queues.items()):  # another one may come while one of them is sent
             if queue and self._room(group) <= 0 and others_send and not _is_shadow(group):
                 self._starved[group] += 1
                 if self._starved[group] >= STARVED_LOOKS and self._most(group) is None:

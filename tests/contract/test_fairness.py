@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID
 
 from support.crew import Crew, diligent
 
+from crewlog.events.memory_bus import MemoryBus
 from crewlog.orchestrator.dispatcher import WORKER_SILENCE_S
 from crewlog.orchestrator.peers import SILENCE_S
 from crewlog.orchestrator.service import OrchestratorService
@@ -212,3 +213,36 @@ async def test_workers_that_come_and_go_for_months_are_not_all_remembered() -> N
         service.dispatcher.heard("data", "last", 2)
         assert service.dispatcher.workers("data") == {"last": 2}
         assert len(service.dispatcher._workers["data"]) == 1
+
+
+async def test_work_for_another_kind_that_begins_to_wait_while_one_is_sent_out_of_turn_breaks_nothing() -> None:
+    entered, gate, is_slow = asyncio.Event(), asyncio.Event(), False
+
+    class Slow(MemoryBus):
+        async def publish(self, subject: str, data: bytes = b"", *, headers: Mapping[str, str] | None = None) -> None:
+            if is_slow and subject.startswith("work.data."):
+                entered.set()
+                await gate.wait()
+            await super().publish(subject, data, headers=headers)
+
+    crew = Crew()
+
+    async def others_send_until(condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(60):
+            while not condition():
+                await crew.bus.publish("work.research.normal", b"of another orchestrator")
+                await asyncio.sleep(0.005)
+
+    async with crew.orchestrator(bus=Slow(crew.broker), in_flight_max={"code": 0}) as service:
+        service.dispatcher._all_heard_s = 0
+        await crew.bus.publish(telemetry("data", "w1"), b'{"kind":"data","worker":"w1","slots":1}')
+        await submit(crew, "default", 3)
+        await settled(service, 2)
+        is_slow = True
+        await others_send_until(entered.is_set)
+        await crew.submit(type="code")
+        gate.set()
+        ended = asyncio.create_task(service.broken())
+        await others_send_until(lambda: service.dispatcher.waiting == 1 or ended.done())
+        assert not ended.done(), ended.exception()
+        ended.cancel()
