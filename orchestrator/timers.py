@@ -25,6 +25,8 @@ POLL_S: Final = 5.0
 LATE_US: Final = 2_000_000
 """A row this late belongs to a process that is gone: a living one acts in time and then moves the row."""
 TAKE_MAX: Final = 256
+GONE_MAX: Final = 1024
+"""Times in the heap that no run has any more, at least, before they are dropped: a run may end a day before its deadline."""
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +71,9 @@ class Timers:
             heapq.heappush(self._heap, (due_us, run_id))
             if self._heap[0] == (due_us, run_id):
                 self._earlier.set()
+            if len(self._heap) > 2 * len(self._due) + GONE_MAX:
+                self._heap = [(due, run) for run, due in self._due.items()]
+                heapq.heapify(self._heap)
         self._changed.add(run_id)
         self._write_soon.set()
 
