@@ -16,6 +16,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import deque
+from collections.abc import Container
 from math import ceil
 from typing import Final, NamedTuple
 
@@ -27,6 +28,8 @@ BURST: Final = 16.0
 """Turns that a tenant may be behind the others when it comes back, at least."""
 REMEMBERED_MAX: Final = 1024
 """Former members of a level whose places are kept before those that no longer matter are dropped."""
+DROPPED_MAX: Final = 1024
+"""Tasks that are no longer wanted and stand in line all the same, at least, before they are taken out of it: nobody's turn may ever come."""
 
 
 class Waiting(NamedTuple):
@@ -65,9 +68,20 @@ class _Turns:
             heapq.heapreplace(self._heap, (start + cost, next(self._counter), member))
             return
         heapq.heappop(self._heap)
-        self._left[member] = start + cost
+        self._leaves(member, start + cost)
+
+    def keep(self, members: Container[str]) -> None:
+        """Let go of all members but these."""
+        for start, _, member in self._heap:
+            if member not in members:
+                self._leaves(member, start)
+        self._heap = [entry for entry in self._heap if entry[2] in members]
+        heapq.heapify(self._heap)
+
+    def _leaves(self, member: str, at: float) -> None:
+        self._left[member] = at
         if len(self._left) > REMEMBERED_MAX:
-            self._left = {name: at for name, at in self._left.items() if at > self._now - self.burst}
+            self._left = {name: place for name, place in self._left.items() if place > self._now - self.burst}
 
 
 class _Level:
@@ -113,6 +127,13 @@ class _Level:
         if path:
             self.members[path[0]].forget(path[1:])
 
+    def keep(self, wanted: Container[TaskId]) -> bool:
+        """Take out what is not wanted; returns whether anything is left."""
+        self.items = deque(task_id for task_id in self.items if task_id in wanted)
+        self.members = {name: member for name, member in self.members.items() if member.keep(wanted)}
+        self.turns.keep(self.members)
+        return bool(self.members or self.items)
+
 
 class FairQueue:
     """The tasks of one kind that wait for room."""
@@ -120,6 +141,7 @@ class FairQueue:
     def __init__(self) -> None:
         self._root = _Level(BURST)
         self._waiting: dict[TaskId, Waiting] = {}
+        self._dropped = 0
         self.bytes = 0
         """Of the messages that are kept with their entries."""
 
@@ -163,6 +185,10 @@ class FairQueue:
         if entry is not None:
             self._root.forget(_path(entry))
             self.bytes -= _bytes(entry)
+            self._dropped += 1
+            if self._dropped > len(self._waiting) + DROPPED_MAX:
+                self._root.keep(self._waiting)
+                self._dropped = 0
 
     def tenants(self) -> dict[str, int]:
         """Count the tasks of each tenant that has any."""

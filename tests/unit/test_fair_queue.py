@@ -124,6 +124,8 @@ def test_everything_comes_out_once_and_who_is_ahead_is_about_right(items: list[t
     dropped = data.draw(st.sets(st.integers(0, len(items) - 1)))
     for number in dropped:
         queue.drop(TaskId(UUID(int=number)))
+    if data.draw(st.booleans(), label="take the dropped ones out"):
+        queue._root.keep(queue._waiting)
     left = set(range(len(items))) - dropped
     said = {number: queue.ahead_of(TaskId(UUID(int=number))) for number in left}
     order = list(map(number_of, taken(queue, len(queue))))
@@ -175,3 +177,18 @@ def test_what_the_bus_says_is_shared_out_to_own_and_others() -> None:
     assert window.in_flight == 8
     assert window.seen(2, window.own(), 2.0) == tasks[1:4], "others heard of these ends: the oldest are taken for them"
     assert window.in_flight == 2
+
+
+def test_what_is_dropped_before_its_turn_is_not_kept_until_then() -> None:
+    queue = FairQueue()
+    queue.push(entry(0, "patient"))
+    for number in range(1, 20_000):
+        queue.push(entry(number, f"t{number % 7}", run=number))
+        queue.drop(entry(number).dispatch.task_id)
+    for number in range(20_001, 20_004):
+        queue.push(entry(number, "t1", run=number))
+
+    left = [run for tenant in queue._root.members.values() for lane in tenant.members.values() for run in lane.members]
+    assert len(left) < 2_000
+    assert sorted(map(number_of, taken(queue, 4))) == [0, 20_001, 20_002, 20_003]
+    assert (len(queue), queue.tenants(), queue.bytes) == (0, {}, 0)
