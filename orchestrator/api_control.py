@@ -163,14 +163,14 @@ class ControlApi:
         news = (
             await self._steering.say(verb, [run_scope(run_id) for run_id in chosen], actor=actor, reason=reason, command_id=asked.command_id) if chosen else {}
         )
-        verdicts |= await self._each({run_id: _commands(verb, open_runs[run_id], actor, reason) for run_id in chosen}, news)
+        verdicts |= await self._each(verb, {run_id: _commands(verb, open_runs[run_id], actor, reason) for run_id in chosen}, news)
         return accepted(runs=[verdicts[run_id] for run_id in map(RunId, dict.fromkeys(asked.run_ids))])
 
     async def _terminate(self, tenant: str, message: Message) -> bytes:
         asked = decoded(message.data, RunsRequest)
         command = CancelRun(bounded(asked.reason) or "terminated", person(asked.actor))
         open_runs, verdicts = await self._open(tenant, asked.run_ids)
-        verdicts |= await self._each({run_id: [command] for run_id in open_runs}, {run_scope(run_id): True for run_id in open_runs})
+        verdicts |= await self._each("terminate", {run_id: [command] for run_id in open_runs}, {run_scope(run_id): True for run_id in open_runs})
         return accepted(runs=[verdicts[run_id] for run_id in map(RunId, dict.fromkeys(asked.run_ids))])
 
     async def _cancel(self, tenant: str, message: Message) -> bytes:
@@ -230,13 +230,14 @@ class ControlApi:
             if state is None or state.brief.tenant != tenant:
                 verdicts[run_id] = Verdict(run_id, "unknown", changed=False, error=str(NotFound("run", str(run_id))))
             elif state.status != "open":
-                verdicts[run_id] = Verdict(run_id, state.status, changed=False, error=f"run {run_id} is over: it is {state.status}")
+                verdicts[run_id] = _is_over(run_id, state)
             else:
                 found[run_id] = state
         return found, verdicts
 
-    async def _each(self, commands: Mapping[RunId, Sequence[Command]], news: Mapping[str, bool]) -> dict[RunId, Verdict]:
-        """Have each run take note, and say what it is behind that."""
+    async def _each(self, verb: str, commands: Mapping[RunId, Sequence[Command]], news: Mapping[str, bool]) -> dict[RunId, Verdict]:
+        """Have each run take note, and say what it is behind that: one may have ended while the command was on its way."""
+        obeys = _OBEYS.get(verb)
 
         async def one(run_id: RunId, todo: Sequence[Command]) -> Verdict:
             try:
@@ -244,10 +245,20 @@ class ControlApi:
                     state = await self._driver.execute(run_id, command)
             except OrchestrationError as error:
                 return Verdict(run_id, "unknown", changed=False, error=str(error))
+            if obeys is not None and state.status != obeys:
+                return _is_over(run_id, state)
             return Verdict(run_id, status_of(state), changed=news[run_scope(run_id)] or len(todo) > 1)
 
         made = await asyncio.gather(*(one(run_id, todo) for run_id, todo in commands.items()))
         return {RunId(verdict.run_id): verdict for verdict in made}
+
+
+_OBEYS: Final = {"pause": "open", "quarantine": "open", "terminate": "cancelled"}
+"""What a run is behind a command; behind a resumption or a release it may have come to its end."""
+
+
+def _is_over(run_id: RunId, state: RunState) -> Verdict:
+    return Verdict(run_id, state.status, changed=False, error=f"run {run_id} is over: it is {state.status}")
 
 
 def _matches(state: RunState, asked: FindRequest, before_us: int | None) -> bool:

@@ -13,7 +13,10 @@ from support.decider import a_plan
 
 from crewlog.events.bus import Message
 from crewlog.events.controls import kind_scope, run_scope, tenant_scope
-from crewlog.events.store import ANY, AppendRequest, Write
+from crewlog.events.grants import ORCHESTRATOR
+from crewlog.events.memory_store import MemoryStore
+from crewlog.events.store import ANY, Appended, AppendRequest, Write
+from crewlog.orchestrator.commands import Tick
 from crewlog.schemas.ids import CONTROL_STREAM, RunId
 from crewlog.schemas.subjects import NO_RUN, control_kind, events, outcome, wake
 from crewlog.schemas.system_events import ScopePaused, ScopeResumed
@@ -220,6 +223,29 @@ async def test_nothing_is_done_to_a_run_that_is_over(verb: str) -> None:
         (verdict,) = await steer(crew, verb, run_id)
     assert (verdict["changed"], verdict["error"]) == (False, f"run {run_id} is over: it is completed")
     assert controls(crew) == []
+
+
+@pytest.mark.parametrize("verb", ["pause", "quarantine", "terminate"])
+async def test_a_run_that_ends_while_the_command_is_on_its_way_is_not_said_to_obey(verb: str) -> None:
+    class EndsItBefore(MemoryStore):
+        async def append(self, request: AppendRequest) -> Appended:
+            if request.writes[0].stream == CONTROL_STREAM and not controls(crew):
+                await crew.says(*_ended(crew, run_id))
+                await service.driver.execute(run_id, Tick())
+            return await super().append(request)
+
+    crew = Crew(lazy)
+    crew.wakes = False
+    store = EndsItBefore(crew.log, role=ORCHESTRATOR, on_commit=crew._on_commit)
+    async with crew.orchestrator(store=store) as service, crew.agents():
+        run_id = await crew.submit(type="data")
+        await crew.until_handed(1)
+        if verb == "terminate":
+            await crew.says(*_ended(crew, run_id))
+
+        (verdict,) = await steer(crew, verb, run_id)
+
+        assert verdict == {"run_id": str(run_id), "status": "completed", "changed": False, "error": f"run {run_id} is over: it is completed"}
 
 
 async def test_open_runs_are_found_by_kind_status_and_age() -> None:
