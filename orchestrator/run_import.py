@@ -18,7 +18,7 @@ from crewlog.events.connections import Connections
 from crewlog.events.personal_store import PersonalStore
 from crewlog.events.prefix import fork_of
 from crewlog.events.run_files import write_imported
-from crewlog.events.store import EventStore, Recorded
+from crewlog.events.store import RUN_CATEGORIES, EventStore, Recorded
 from crewlog.orchestrator.bundle import Bundle
 from crewlog.orchestrator.replay import ReplayReport, replay
 from crewlog.orchestrator.run_history import erased_text
@@ -53,7 +53,7 @@ async def import_run(store: EventStore, connections: Connections, bundle: Bundle
         TerminalError: it replays here to another state than there.
     """
     run_id = bundle.run_id
-    if foreign := sorted({category(event.stream) for event in bundle.events} - {"run", "task", "spend"}):
+    if foreign := sorted({category(event.stream) for event in bundle.events} - RUN_CATEGORIES):
         raise ContractError(f"the file of run {run_id} has streams of other kinds: {', '.join(foreign)}")
     family = family_of(bundle)
     missing = {member: await _missing(store, member, events) for member, events in family.items()}

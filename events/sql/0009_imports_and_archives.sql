@@ -17,7 +17,8 @@ BEGIN
     RAISE EXCEPTION 'es.import_run: arrays do not fit together' USING ERRCODE = 'ES006';
   END IF;
   IF NOT 'run/' || p_run = ANY (e_stream)
-     OR EXISTS (SELECT FROM unnest(e_stream) s (name) WHERE s.name <> 'run/' || p_run AND split_part(s.name, '/', 1) NOT IN ('task', 'spend')) THEN
+     OR EXISTS (SELECT FROM unnest(e_stream) s (name)
+                 WHERE s.name NOT IN ('run/' || p_run, 'alert/' || p_run) AND split_part(s.name, '/', 1) NOT IN ('task', 'spend')) THEN
     RAISE EXCEPTION 'es.import_run: these are not the streams of run %', p_run USING ERRCODE = 'ES006';
   END IF;
   IF EXISTS (SELECT FROM (SELECT v, row_number() OVER (PARTITION BY s ORDER BY o) AS wanted FROM unnest(e_stream, e_version) WITH ORDINALITY u (s, v, o)) x
@@ -68,7 +69,7 @@ CREATE FUNCTION es.archive_hindrance(p_run uuid) RETURNS text LANGUAGE sql STABL
 SET search_path = pg_catalog, es, pg_temp SET enable_seqscan = off AS $$
   SELECT CASE
     WHEN NOT EXISTS (SELECT FROM events e WHERE e.stream_id = 'run/' || p_run AND e.version = 1) THEN 'it is not in the log'
-    WHEN EXISTS (SELECT FROM streams s WHERE s.run_id = p_run AND s.closed_at IS NULL AND NOT starts_with(s.stream_id, 'spend/'))
+    WHEN EXISTS (SELECT FROM streams s WHERE s.run_id = p_run AND s.closed_at IS NULL AND split_part(s.stream_id, '/', 1) IN ('run', 'task'))
       THEN 'it has not ended, or a task of it has not'
     WHEN EXISTS (SELECT FROM streams s JOIN reservations r ON r.stream_id = s.stream_id WHERE s.run_id = p_run AND r.released_at IS NULL AND r.amount > 0)
       THEN 'money is reserved for a model call of it that nobody has settled'
@@ -103,6 +104,7 @@ BEGIN
   INSERT INTO tombstones (position, digest, run_id)
     SELECT e.position, es.event_digest(e), p_run FROM streams s JOIN events e ON e.stream_id = s.stream_id WHERE s.run_id = p_run;
   DELETE FROM events e USING streams s WHERE s.run_id = p_run AND e.stream_id = s.stream_id;
+  UPDATE streams s SET closed_at = clock_timestamp() WHERE s.run_id = p_run AND s.closed_at IS NULL;   -- what stood beside it ends with it
   RETURN found.events;
 END $$;
 REVOKE ALL ON FUNCTION es.archive_run FROM public;

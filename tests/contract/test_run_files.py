@@ -39,10 +39,11 @@ from crewlog.projections.queries import Queries
 from crewlog.projections.query_rows import RunView
 from crewlog.projections.rebuild import rebuild
 from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised, NotFound
-from crewlog.schemas.ids import Hash, RunId, Stream, archive_stream, run_stream
+from crewlog.schemas.ids import Hash, RunId, Stream, alert_stream, archive_stream, run_stream, spend_stream
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.run_events import RunCancelled, RunForked
-from crewlog.schemas.system_events import RunArchived
+from crewlog.schemas.system_events import CallSettled, RunArchived, RunStoodStill
+from crewlog.schemas.usage import WORST_CASE, Price, Usage
 
 CLOCK = SystemClock()
 ANY_HASH = Hash("0" * 64)
@@ -209,6 +210,30 @@ async def test_an_archived_run_comes_back_from_its_file_and_may_go_again(home: H
             live = await digest(url)
             await rebuild(url, store)
             assert await digest(url) == live
+    await home.seal()
+    assert (await verify(home.connections(OPERATOR))).faults == []
+
+
+@pytest.mark.hand_written("a bill and an alert that no crew wrote")
+async def test_a_run_that_stood_still_or_was_billed_late_goes_to_a_file_and_comes_back(home: Home, quiet: list[Bundle], tmp_path: Path) -> None:
+    """What stands beside a run and its tasks never ends, and goes with it all the same."""
+    bundle, store = planned(quiet), await home.store(ORCHESTRATOR)
+    await home.takes_in(bundle)
+    task_id = next(recorded.task_id for recorded in bundle.events if recorded.task_id is not None)
+    said = RunStoodStill(bundle.run_id, "nobody works on it", 1), CallSettled(task_id, bundle.run_id, "m9-1", "p", "m", Usage(), Price(0, WORST_CASE))
+    for stream, event in zip((alert_stream(bundle.run_id), spend_stream(task_id)), said, strict=True):
+        await store.append(AppendRequest([Write(stream, [event])], [CLOCK.new_id()], CLOCK.now_us(), bundle.run_id))
+    whole = await collect(store, bundle.run_id)
+    assert len(whole.events) == len(bundle.events) + len(said)
+    async with model_of(home.database, store) as model:
+        for _ in range(2):
+            await follow(model, store)
+            await home.seal()
+            done = await home.archive(bundle.run_id, tmp_path)
+            assert await store.read_run(bundle.run_id) == []
+            assert (await home.takes_in(read_bundle(done.file))).events == done.events == len(whole.events)
+            back = await collect(store, bundle.run_id)
+            assert [(e.stream, e.version, e.event_id, e.data) for e in back.events] == [(e.stream, e.version, e.event_id, e.data) for e in whole.events]
     await home.seal()
     assert (await verify(home.connections(OPERATOR))).faults == []
 
