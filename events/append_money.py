@@ -10,7 +10,7 @@ from uuid import UUID
 from crewlog.events.store import NO_STREAM, SCOPES_PER_STREAM_MAX, SETTLEMENTS_PER_APPEND_MAX, AppendRequest, Reservation, Settlement, Write
 from crewlog.schemas.budget import MICRO_USD_MAX, SCOPE_CHARS_MAX, ScopeLimit
 from crewlog.schemas.errors import ContractError
-from crewlog.schemas.ids import budget_stream, category
+from crewlog.schemas.ids import budget_stream
 from crewlog.schemas.system_events import BudgetChanged
 
 CALL_ARGUMENTS: Final = ("p_held", "r_request", "r_held", "r_amount", "t_request", "t_held", "t_actual")
@@ -132,7 +132,7 @@ def _columns(pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
 
 
 def _check_scopes(write: Write) -> None:
-    if write.expected != NO_STREAM or category(write.stream) != "task":
+    if write.expected != NO_STREAM or not write.stream.startswith("task/"):
         raise ContractError(f"append to {write.stream}: scopes are bound to a task stream when it is opened, with expected version {NO_STREAM}")
     if len(write.scopes) > SCOPES_PER_STREAM_MAX or len({limit.scope for limit in write.scopes}) < len(write.scopes):
         raise ContractError(f"append to {write.stream}: a stream has at most {SCOPES_PER_STREAM_MAX} scopes, each once; got {len(write.scopes)}")
@@ -156,8 +156,8 @@ def _check_limits(request: AppendRequest) -> None:
 
 
 def _check_limit(stream: str, limit: ScopeLimit) -> None:
-    if not 1 <= len(limit.scope) <= SCOPE_CHARS_MAX or "\0" in limit.scope:
-        raise ContractError(f"append to {stream}: {limit.scope[:40]!r} is no name of a scope: it takes 1 to {SCOPE_CHARS_MAX} characters without NUL")
+    if not 1 <= len(limit.scope) <= SCOPE_CHARS_MAX or not limit.scope.isprintable():
+        raise ContractError(f"append to {stream}: {limit.scope[:40]!r} is no name of a scope: it takes 1 to {SCOPE_CHARS_MAX} characters that can be printed")
     for amount in (limit.soft_micro_usd, limit.hard_micro_usd):
         if amount is not None:
             _check_amount(stream, f"a limit of {limit.scope}", amount)

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from crewlog.events.append_money import check_money, is_plain
 from crewlog.events.envelope import DataKey
-from crewlog.events.store import ANY, EVENT_BYTES_MAX, EVENTS_PER_APPEND_MAX, OCCURRED_US_END, STREAMS_PER_APPEND_MAX, AppendRequest
+from crewlog.events.store import ANY, EVENT_BYTES_MAX, EVENTS_PER_APPEND_MAX, NAME_CHARS_MAX, OCCURRED_US_END, STREAMS_PER_APPEND_MAX, AppendRequest
 from crewlog.schemas.codec import encode, type_name
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.task_events import TERMINAL_TYPES
@@ -43,9 +43,12 @@ def encode_request(request: AppendRequest) -> Encoded:
     documents: list[str] = []
     size = 0
     has_money = request.reserve is not None or bool(request.settle or request.limits)
-    for stream, events, expected, _, scopes in writes:
-        if not events or expected < ANY or not stream or "\0" in stream:
-            raise ContractError(f"append to {stream!r} of {len(events)} events at version {expected}: it needs a name, an event, and a version from {ANY} up")
+    for stream, events, expected, kind, scopes in writes:
+        if not events or expected < ANY or not _is_name(stream) or (kind is not None and not _is_name(kind)):
+            raise ContractError(
+                f"append to {stream[:80]!r} of {len(events)} events at version {expected}: it needs an event, a version from {ANY} up, and names of 1 to "
+                f"{NAME_CHARS_MAX} characters that can be printed"
+            )
         for event in events:
             try:
                 document = encode(event)
@@ -73,6 +76,10 @@ def encode_request(request: AppendRequest) -> Encoded:
         documents = _enclosed(request.key, request, documents)
         size = sum(map(len, documents))
     return Encoded(request, documents, size, has_money, is_plain(request))
+
+
+def _is_name(text: str) -> bool:
+    return 1 <= len(text) <= NAME_CHARS_MAX and text.isprintable()
 
 
 def _enclosed(key: DataKey, request: AppendRequest, documents: Sequence[str]) -> list[str]:

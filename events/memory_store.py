@@ -119,6 +119,7 @@ class MemoryStore:
             raise Unavailable(f"append to {request.writes[0].stream}: this process is closing its log")
         if (correction := correction_in(request)) is not None:
             return self._correct(request, correction, documents)
+        self._check_opens_run(request)
         for write in request.writes:
             self._authorise(write)
         self._authorise_settlements(request)
@@ -234,6 +235,11 @@ class MemoryStore:
     async def close(self) -> None:
         self._closed = True
 
+    def _check_opens_run(self, request: AppendRequest) -> None:
+        new = (write.stream for write in request.writes if write.stream.startswith("run/") and write.stream not in self.log.streams)
+        if request.run_id is None and "run" in self._grants and (stream := next(new, None)) is not None:
+            raise ContractError(f"append to {stream}: opening a run needs the run's id")
+
     def _authorise(self, write: Write) -> None:
         grant: Grant | None = self._grants.get(category(write.stream)) if "/" in write.stream else None
         stream = self.log.streams.get(write.stream)
@@ -274,8 +280,6 @@ class MemoryStore:
         closed = stream is not None and stream.closed
         if closed or write.expected not in (-1, actual):
             raise ConflictError(write.stream, expected=write.expected, actual=actual, closed=closed)
-        if stream is None and run_id is None and category(write.stream) == "run":
-            raise ContractError(f"append to {write.stream}: opening a run needs the run's id")
         if run_id is not None and category(write.stream) in RUN_CATEGORIES:
             own = self._run_of(write.stream, run_id)
             if own != run_id:
@@ -338,7 +342,8 @@ class MemoryStore:
         positions: list[int] = []
         for write in request.writes:
             run_id = self._run_of(write.stream, request.run_id)
-            stream = self.log.streams.setdefault(write.stream, _Stream(run_id, write.kind, self._scopes(write)))
+            of_run = run_id if category(write.stream) in RUN_CATEGORIES else None
+            stream = self.log.streams.setdefault(write.stream, _Stream(of_run, write.kind, self._scopes(write)))
             for event in write.events:
                 at = len(versions)
                 recorded = Recorded(

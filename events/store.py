@@ -29,6 +29,8 @@ write to that. All others are of no run, and their events are of a run only in a
 EVENTS_PER_APPEND_MAX: Final = 1_000
 STREAMS_PER_APPEND_MAX: Final = 128
 EVENT_BYTES_MAX: Final = 256 * 1024
+NAME_CHARS_MAX: Final = 600
+"""Of a stream or a kind: in UTF-8 still within an entry of an index of Postgres."""
 OCCURRED_US_END: Final = 253_402_300_800_000_000
 """The year 10000, where calendars of most programs end, in microseconds since 1970."""
 SCOPES_PER_STREAM_MAX: Final = 16

@@ -8,7 +8,7 @@ CREATE SEQUENCE es.event_position AS bigint CACHE 1;            -- CACHE 1: read
 CREATE TABLE es.streams (
   stream_id   text COLLATE "C" PRIMARY KEY,
   version     bigint NOT NULL,                                   -- number of events; rows always have at least one
-  run_id      uuid,
+  run_id      uuid,                                              -- of run, task, alert and spend; all other streams are of no run
   kind        text COLLATE "C",                                  -- agent kind of a task stream, fixed when it is opened
   opened_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
   closed_at   timestamptz,                                       -- set together with the terminal event

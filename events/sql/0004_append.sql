@@ -35,7 +35,7 @@
 -- Whose run an event is of is what its stream says, also when its request names none. A request that names one
 --   on run, task, alert   is of that of the request that opened the stream
 --   on spend              is of that of the task beside which it stands, whoever opened it
---   on all others         goes together with a write to a stream of that run, as claims do with the call they are for
+--   on all others         goes together with a write to a stream of that run, as claims do with the call they are for; the stream stays of none
 -- What stands beside a task, on spend, is for those who may write to the task's own stream. An event id that is known stands for the same event only
 -- on the same stream and with the same type: ids follow from public facts, and nobody is to be told that an event is there which is another.
 --
@@ -275,8 +275,8 @@ BEGIN
   WITH touched AS (
     INSERT INTO streams AS t (stream_id, version, run_id, kind, scopes)
     SELECT u.name, u.n,
-           coalesce(q_run[w_request[opener[u.o]]],
-                    CASE WHEN starts_with(u.name, 'spend/') THEN (SELECT z.run_id FROM streams z WHERE z.stream_id = 'task/' || substr(u.name, 7)) END),
+           CASE WHEN starts_with(u.name, 'spend/') THEN (SELECT z.run_id FROM streams z WHERE z.stream_id = 'task/' || substr(u.name, 7))
+                WHEN u.name ~ '^(run|task|alert)/' THEN coalesce(q_run[w_request[opener[u.o]]], (SELECT z.run_id FROM streams z WHERE z.stream_id = u.name)) END,
            w_kind[opener[u.o]], w_scopes[opener[u.o]]::bigint[]
       FROM unnest(p_streams, added) WITH ORDINALITY u (name, n, o)
      WHERE granted[u.o] > 0
@@ -294,13 +294,6 @@ BEGIN
       INTO granted, advanced, was_closed, s_scopes, s_run
       FROM unnest(p_streams) WITH ORDINALITY u (name, o)
       LEFT JOIN unnest(ours, advanced, was_closed, s_scopes, s_run) t (name, version, closed, scopes, run) ON t.name = u.name;
-  END IF;
-  IF 'spend/' = ANY (g_prefix) THEN
-    FOR s IN 1..streams_n LOOP
-      IF starts_with(p_streams[s], 'spend/') THEN
-        s_run[s] := (SELECT t.run_id FROM streams t WHERE t.stream_id = 'task/' || substr(p_streams[s], 7));
-      END IF;
-    END LOOP;
   END IF;
   IF w_scopes IS NULL AND array_remove(s_scopes, NULL) = '{}' THEN type_calls := NULL; END IF;   -- nothing that happens here costs anything
   money := charging OR b_n + l_n > 0 OR type_calls IS NOT NULL OR type_limits IS NOT NULL;
@@ -421,7 +414,7 @@ BEGIN
             t_counts[k] := h = r_held[r] OR regexp_replace(p_streams[s], '^spend/', 'task/')
                              = CASE WHEN now_write[h] > 0 THEN p_streams[w_stream[now_write[h]]] ELSE held_stream[h] END;
             CONTINUE WHEN t_counts[k] IS NOT TRUE;
-            IF held_stream[h] <> p_streams[s] AND now_write[h] = 0 THEN
+            IF held_stream[h] <> p_streams[s] AND now_write[h] = 0 AND h IS DISTINCT FROM r_held[r] THEN   -- one of that id is refused below
               x := array_position(p_streams, held_stream[h]);
               IF x > 0 AND granted[x] > 0 THEN
                 scopes := now_scopes[x];
@@ -665,7 +658,7 @@ BEGIN
     UPDATE streams t SET version = u.now, closed_at = CASE WHEN u.closed THEN coalesce(t.closed_at, clock_timestamp()) END
       FROM unnest(p_streams, advanced, latest, was_closed, closed) u (name, was, now, was_closed, closed)
      WHERE t.stream_id = u.name AND u.now > 0 AND (u.now <> u.was OR u.closed <> u.was_closed);
-    UPDATE streams t SET run_id = coalesce(q_run[w_request[u.w]], w_run[u.w]), kind = w_kind[u.w], scopes = w_scopes[u.w]::bigint[]
+    UPDATE streams t SET run_id = w_run[u.w], kind = w_kind[u.w], scopes = w_scopes[u.w]::bigint[]
       FROM unnest(p_streams, opener, advanced, added) u (name, w, was, added)
      WHERE reopened AND t.stream_id = u.name AND u.was = u.added;
     DELETE FROM streams t USING unnest(p_streams, advanced, latest) u (name, was, now)

@@ -505,6 +505,18 @@ async def test_plain_appends_reserve_and_settle_on_their_own_streams(store: Even
     assert (again.versions, await state(store)) == ([4], (6, 0)), "only the first one counts"
 
 
+async def test_a_reservation_of_anothers_is_reserved_already(store: EventStore, worker: EventStore, log: Log) -> None:
+    """Whoever makes one of that id, and settles it at once, learns no more of whose it is than anybody else."""
+    own, anothers = await task(store, ScopeLimit("run/1", None, 100)), await task(store, ScopeLimit("run/1", None, 100), kind="code")
+    taken = Reservation(reservation_id(anothers, "m1-1"), 10)
+    coder = await log.open("crewlog_code")
+    await coder.append(calling(anothers, 10)._replace(reserve=taken))
+    for settled in ([], [Settlement(taken.reservation_id, 3)]):
+        with pytest.raises(ContractError, match="reserved already"):
+            await worker.append(calling(own, 10)._replace(reserve=taken, settle=settled))
+    assert (await state(store), await open_ids(store)) == ((0, 10), [taken.reservation_id])
+
+
 async def test_a_plain_reservation_that_does_not_fit_is_refused_alone(store: EventStore, worker: EventStore) -> None:
     tasks = [await task(store, ScopeLimit("run/1", 50, 100)) for _ in range(3)]
     answers = await asyncio.gather(*(worker.append(calling(task_id, 45, expected=1)) for task_id in tasks), return_exceptions=True)
@@ -591,6 +603,8 @@ async def test_requests_that_contradict_themselves_are_refused_in_the_caller(sto
         "scope twice": opened(new_task(), limit, limit),
         "no name": opened(new_task(), ScopeLimit("", 1, 2)),
         "NUL": opened(new_task(), ScopeLimit("a\0", 1, 2)),
+        "surrogate": opened(new_task(), ScopeLimit("a\ud800", 1, 2)),
+        "no task's stream": request(opened(new_task(), limit).writes[0]._replace(stream=Stream("task"))),
         "long name": opened(new_task(), ScopeLimit("a" * 301, 1, 2)),
         "too many scopes": opened(new_task(), *(ScopeLimit(f"s/{n}", 1, 2) for n in range(17))),
         "too many settlements": settling(task_id, 1)._replace(settle=[Settlement(CLOCK.new_id(), 1) for _ in range(257)]),

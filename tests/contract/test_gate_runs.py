@@ -15,7 +15,7 @@ from crewlog.events.append_request import encode_request
 from crewlog.events.grants import ORCHESTRATOR, SPECIALIST, kind_role
 from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.store import NO_STREAM, AppendRequest, EventStore, Reservation, Write
-from crewlog.schemas.errors import ContractError, NotAuthorised
+from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised
 from crewlog.schemas.ids import RunId, Stream, TaskId, alert_stream, corrected_event_id, mcp_stream, reservation_id, run_stream, spend_stream, task_stream
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.system_events import BillCorrected, CallSettled, McpToolPinned, RunStoodStill
@@ -149,6 +149,28 @@ async def test_streams_of_no_run_hold_events_of_a_run_only_beside_its_own(log: L
         assert (await agent.append(request(pinned(server)._replace(expected=1)))).versions == [2]
     stands = request(Write(alert_stream(run_id), [RunStoodStill(run_id, "nobody works on it", 1)]), run_id=run_id)
     assert (await orchestrator.append(stands)).versions == [1]
+
+
+@pytest.mark.parametrize("expected", [2, -1])
+async def test_an_append_to_a_run_that_names_no_run_is_of_that_one(log: Log, expected: int) -> None:
+    orchestrator, _, run_id, task_id, *_ = await two_runs(log)
+    await orchestrator.append(to_run(run_id, dispatched(task_id), expected=1))
+    assert (await orchestrator.append(to_run(run_id, cancelled(), expected=expected)._replace(run_id=None))).versions == [3]
+    assert [event.run_id for event in await orchestrator.read_streams({run_stream(run_id): 0})] == [run_id] * 3
+    for again in (1, -1):
+        with pytest.raises(ConflictError):
+            await orchestrator.append(to_run(run_id, cancelled(), expected=again)._replace(run_id=None))
+    await refuses(orchestrator, to_run(new_run(), cancelled())._replace(run_id=None))
+
+
+async def test_a_stream_of_no_run_is_of_none_whoever_opened_it(log: Log) -> None:
+    """Else a run would show what others write there later, and could not leave the log while it is open."""
+    _, agent, run_id, task_id, other, of_other = await two_runs(log)
+    await agent.append(request(Write(task_stream(task_id), [started()], 1), pinned("one"), run_id=run_id))
+    await agent.append(request(Write(task_stream(of_other), [started()], 1), pinned("one")._replace(expected=1), run_id=other))
+    for one, of_one in ((run_id, task_id), (other, of_other)):
+        assert {event.stream for event in await agent.read_run(one)} == {run_stream(one), task_stream(of_one)}
+    assert [event.run_id for event in await agent.read_streams({mcp_stream("one"): 0})] == [run_id, other]
 
 
 async def test_narrow_functions_leave_what_is_of_another_run_to_the_whole_gate(database: Database) -> None:

@@ -27,9 +27,9 @@ from support.logs import (
 )
 
 from crewlog.events.grants import ARCHIVIST, OPERATOR
-from crewlog.events.store import EVENT_BYTES_MAX, NO_STREAM, STREAMS_PER_APPEND_MAX, AppendRequest, ArchivedRun, Changes, EventStore, Write
+from crewlog.events.store import EVENT_BYTES_MAX, NAME_CHARS_MAX, NO_STREAM, STREAMS_PER_APPEND_MAX, AppendRequest, ArchivedRun, Changes, EventStore, Write
 from crewlog.schemas.errors import ConflictError, ContractError, Unavailable
-from crewlog.schemas.ids import Hash, RunId, archive_stream, document_stream, run_stream, task_stream
+from crewlog.schemas.ids import Hash, RunId, Stream, archive_stream, document_stream, run_stream, task_stream
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.run_events import RunSubmitted
 from crewlog.schemas.system_events import DocumentIngested, RunArchived
@@ -235,6 +235,10 @@ def nested(depth: int) -> list[Any]:
     return inner
 
 
+LONGEST = Stream("run/" + "".join(chr(0x20000 + n * 7919 % 0xA000) for n in range(NAME_CHARS_MAX - 4)))
+"""As many bytes as a name may have, and of a kind that cannot be compressed."""
+
+
 async def test_malformed_requests_are_refused_in_the_caller(store: EventStore) -> None:
     run_id = new_run()
     good = opening(run_id)
@@ -248,7 +252,11 @@ async def test_malformed_requests_are_refused_in_the_caller(store: EventStore) -
         "version": good._replace(writes=[write._replace(expected=-2)]),
         "stream twice": good._replace(writes=[write, write], event_ids=[CLOCK.new_id(), CLOCK.new_id()]),
         "id twice": to_run(run_id, submitted(run_id), submitted(run_id))._replace(event_ids=[good.event_ids[0]] * 2),
-        "NUL in name": good._replace(writes=[write._replace(stream="run/\0")]),  # type: ignore[arg-type]
+        "NUL in name": good._replace(writes=[write._replace(stream=Stream("run/\0"))]),
+        "surrogate in name": good._replace(writes=[write._replace(stream=Stream("run/\ud800"))]),
+        "long name": good._replace(writes=[write._replace(stream=Stream(LONGEST + "𠀀"))]),
+        "NUL in kind": good._replace(writes=[write._replace(kind="\0")]),
+        "surrogate in kind": good._replace(writes=[write._replace(kind="\ud800")]),
         "too many streams": request(*(Write(run_stream(new_run()), [submitted(run_id)]) for _ in range(STREAMS_PER_APPEND_MAX + 1)), run_id=run_id),
         "too large": to_run(run_id, RunSubmitted(run_id, "t", "u", "x" * EVENT_BYTES_MAX, msgspec.Raw(b"{}"), "api")),
         "NUL": to_run(run_id, RunSubmitted(run_id, "t", "u", "a\0b", msgspec.Raw(b"{}"), "api")),
@@ -264,6 +272,13 @@ async def test_malformed_requests_are_refused_in_the_caller(store: EventStore) -
         with pytest.raises(ContractError):
             pytest.fail(f"{name}: {await store.append(wrong)}")
     assert await store.read_run(run_id) == []
+
+
+async def test_the_longest_name_is_stored(store: EventStore) -> None:
+    run_id = new_run()
+    write = opening(run_id).writes[0]._replace(stream=LONGEST, kind="𠀀" * NAME_CHARS_MAX)
+    assert (await store.append(request(write, run_id=run_id))).versions == [1]
+    assert len(await store.read_streams({LONGEST: 0})) == 1
 
 
 async def test_text_that_only_looks_dangerous_is_fine(store: EventStore) -> None:
