@@ -7,9 +7,12 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import metadata, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -62,3 +65,20 @@ def test_every_dependency_is_pinned_by_a_constraint() -> None:
     groups = [*PYPROJECT["project"]["dependencies"], *(d for extra in PYPROJECT["project"]["optional-dependencies"].values() for d in extra)]
     wanted = {d.split(">")[0].split("=")[0].split("[")[0].lower() for d in groups} - {"crewlog"}
     assert wanted <= pinned, f"not pinned: {sorted(wanted - pinned)}"
+
+
+def test_extras_of_what_we_need_are_found_by_an_old_pip() -> None:
+    """Pip before 23.3 knows an extra only as its package spells it, and passes over any other with a warning: what it would bring is named by us."""
+    project = PYPROJECT["project"]
+    ours = [Requirement(text) for texts in (project["dependencies"], *project["optional-dependencies"].values()) for text in texts]
+    named, open_, seen = {canonicalize_name(one.name) for one in ours}, [one for one in ours if one.name != "crewlog"], set[str]()
+    while open_:
+        needed = open_.pop()
+        provided = metadata(needed.name).get_all("Provides-Extra") or []
+        for requirement in map(Requirement, requires(needed.name) or []):
+            plain, *with_extras = [requirement.marker is None or requirement.marker.evaluate({"extra": extra}) for extra in ("", *needed.extras)]
+            if not plain and any(with_extras) and not needed.extras <= set(provided):
+                assert canonicalize_name(requirement.name) in named, f"{needed} is not what {needed.name} calls it: ask for {requirement.name}"
+            if (plain or any(with_extras)) and str(requirement) not in seen:
+                seen.add(str(requirement))
+                open_.append(requirement)
