@@ -1,22 +1,27 @@
-"""Runs inside the sandbox, one process per question: load files into DuckDB, lock it, answer. Standard library, duckdb and matplotlib only.
+"""Runs inside the sandbox, one process per question: load files into DuckDB, lock it, answer. Standard library and the extra `data` only.
 
 Reads one JSON object from stdin, writes one to stdout. Files are loaded before the lock; after it the database has no way to the file
 system, the network, extensions or its own settings. The process limits around it hold what the database's own limits do not: some
 functions take memory and time past both.
 
-    in:  {sources: [{name, path, format}], ask: "list" | "describe" | "query" | "chart", sql, rows_max, seconds, memory_bytes, chart: {…}}
-    out: {sources} | {rows, columns, notes} | {columns, rows, more} | {points, left_out, svg, png}, or {error}
+    in:  {sources: [{name, path, format, sheet}], ask: "sheets" | "list" | "describe" | "query" | "chart", sql, rows_max, seconds, memory_bytes, chart: {…}}
+    out: {sheets} | {sources} | {rows, columns, notes} | {columns, rows, more} | {points, left_out, svg, png}, or {error}
 """
 
 from __future__ import annotations
 
 import base64
+import csv
 import datetime as dt
 import decimal
+import functools
 import io
 import json
 import math
+import re
 import sys
+import zipfile
+from collections.abc import Iterable
 from typing import Any, Final
 
 import duckdb
@@ -43,7 +48,17 @@ READERS: Final = {
     "parquet": "read_parquet(?)",
     "json": "read_json(?, format='auto')",
     "ndjson": "read_json(?, format='newline_delimited')",
+    "xlsx": "read_csv(?, nullstr=?, sample_size=-1, header=true, delim=',')",
 }
+SHEETS_MAX: Final = 20
+CELLS_MAX: Final = 10_000_000
+UNPACKED_MIB_MAX: Final = 256
+HEADING_WITHIN: Final = 50
+"""Rows of a sheet among which its headings are looked for."""
+WITH_PASSWORD: Final = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
+"""How an encrypted workbook begins, and one of before 2007."""
+NEVER_COMPUTED: Final = re.compile(rb"(?:</f>|<f\b[^>]*/>)\s*(?:<v\s*/>|<v>\s*</v>)?\s*</c>")
+IN_ERROR: Final = re.compile(rb"<c\b[^>]*\bt=[\"']e[\"']")
 
 
 def quoted(name: str) -> str:
@@ -69,7 +84,7 @@ def load(job: dict[str, Any]) -> tuple[duckdb.DuckDBPyConnection, list[str]]:
     for source in job["sources"]:
         try:
             notes += read_table(database, source)
-        except duckdb.Error as error:
+        except (duckdb.Error, ValueError) as error:
             raise ValueError(f"{source['file']} cannot be read as {source['format']}: {first_line(error)}") from None
     database.execute("SET enable_external_access = false")
     database.execute("SET lock_configuration = true")
@@ -79,6 +94,9 @@ def load(job: dict[str, Any]) -> tuple[duckdb.DuckDBPyConnection, list[str]]:
 def read_table(database: duckdb.DuckDBPyConnection, source: dict[str, Any]) -> list[str]:
     """Make a table of one file; returns what of it was not read as it stands there."""
     reader, name, path = READERS[source["format"]], source["name"], source["path"]
+    unread: list[str] = []
+    if source["format"] == "xlsx":
+        path, unread = sheet_as_csv(source)
 
     def create(reader: str, *values: Any) -> None:
         database.execute(f"CREATE OR REPLACE TABLE {quoted(name)} AS SELECT * FROM {reader}", [path, *values])  # noqa: S608
@@ -86,6 +104,9 @@ def read_table(database: duckdb.DuckDBPyConnection, source: dict[str, Any]) -> l
     if "read_csv" not in reader:
         create(reader)
         return rows_in_document(database, name)
+    if source["format"] == "xlsx":
+        create(reader, MISSING)
+        return [*unread, *numbers_in_text(database, name, has_comma=False)]
     (delimiter, skipped) = database.execute("SELECT Delimiter, SkipRows FROM sniff_csv(?)", [path]).fetchone() or ("", 0)
     has_comma = delimiter in (";", "\t") and has_decimal_comma(database, reader, path)
     if has_comma:
@@ -170,6 +191,82 @@ def rows_in_document(database: duckdb.DuckDBPyConnection, name: str) -> list[str
         return []
     database.execute(f"CREATE OR REPLACE TABLE {table} AS SELECT unnest({quoted(lists[0])}, max_depth := 2) FROM {table}")  # noqa: S608
     return [f"its rows are the entries of {lists[0]}"]
+
+
+def sheets(job: dict[str, Any]) -> dict[str, Any]:
+    """Return the names of the sheets of each workbook that are tables."""
+    found = {}
+    for source in job["sources"]:
+        try:
+            found[source["file"]] = list(open_workbook(source["path"])[0])
+        except ValueError:  # whoever asks for its table is told why
+            found[source["file"]] = [""]
+    return {"sheets": found}
+
+
+@functools.cache
+def open_workbook(path: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the visible sheets of a workbook that hold something, by name, and what of it is not read as it stands there.
+
+    It is unpacked once before the library does so: what unpacks to more than it says, or to too much, is not opened.
+    """
+    from python_calamine import CalamineError, SheetTypeEnum, SheetVisibleEnum, load_workbook
+
+    with open(path, "rb") as file:  # noqa: PTH123
+        if file.read(len(WITH_PASSWORD)) == WITH_PASSWORD:
+            raise ValueError("it is protected by a password, or of before 2007: save it as .xlsx without a password")
+    try:
+        with zipfile.ZipFile(path) as parts:
+            unpacked = sum(part.file_size for part in parts.infolist()) >> 20
+            if unpacked > UNPACKED_MIB_MAX:
+                raise ValueError(f"it unpacks to {unpacked} MiB; at most {UNPACKED_MIB_MAX} are read")
+            texts = [text for part in parts.infolist() for text in [parts.read(part)] if part.filename.startswith("xl/worksheets/")]
+        never, errors = (sum(len(pattern.findall(text)) for text in texts) for pattern in (NEVER_COMPUTED, IN_ERROR))
+        workbook = load_workbook(path)
+        listed = [sheet for sheet in workbook.sheets_metadata if sheet.typ is SheetTypeEnum.WorkSheet]
+        seen = [sheet.name for sheet in listed if sheet.visible is SheetVisibleEnum.Visible]
+        found = {name: sheet for name in seen[:SHEETS_MAX] for sheet in [workbook.get_sheet_by_name(name)] if sheet.height}
+    except (zipfile.BadZipFile, CalamineError, NotImplementedError) as error:
+        raise ValueError(first_line(error)) from None
+    left_out = [sheet.name for sheet in listed if sheet.name not in seen[:SHEETS_MAX]]
+    return found, [
+        *([f"{never} formulas of the workbook have no stored value and count as missing: open it in a spreadsheet program and save it"] if never else []),
+        *([f"{errors} cells of the workbook hold an error such as #DIV/0! and count as missing"] if errors else []),
+        *([f"sheets of the workbook that are hidden or too many are left out: {', '.join(left_out)}"] if left_out else []),
+    ]
+
+
+def sheet_as_csv(source: dict[str, Any]) -> tuple[str, list[str]]:
+    """Write a sheet as the table it would be saved as, beside its workbook; returns the path, and what is not read as it stands there."""
+    found, unread = open_workbook(source["path"])
+    sheet = found[source["sheet"]]
+    if sheet.height * sheet.width > CELLS_MAX:
+        raise ValueError(f"its sheet {source['sheet']} spans {sheet.height} rows and {sheet.width} columns; at most {CELLS_MAX} cells are read")
+    first = sheet.to_python(nrows=HEADING_WITHIN)
+    filled = [sum(cell != "" for cell in row) for row in first]
+    # a line above the table fills few of its columns; the headings of one with row labels may lack the first
+    heading = next(at for at, row in enumerate(first) if 2 * filled[at] > max(filled) - (row[0] == ""))
+    path = f"{source['path']}-{source['name']}.csv"
+    with open(path, "w", encoding="utf-8", newline="") as file:  # noqa: PTH123
+        csv.writer(file, lineterminator="\n").writerows(as_text(row) for at, row in enumerate(sheet.iter_rows()) if at >= heading and any(c != "" for c in row))
+    above = sum(map(bool, filled[:heading]))
+    return path, [*([f"the {above} lines above the headings are left out"] if above else []), *unread]
+
+
+def as_text(row: Iterable[Any]) -> list[str]:
+    """Write the cells of a sheet: whole numbers without decimals, dates and times as ISO has them, durations in hours, minutes and seconds."""
+
+    def written(cell: Any) -> str:
+        if isinstance(cell, bool):
+            return str(cell).lower()
+        if isinstance(cell, float) and cell.is_integer() and abs(cell) < 1e15:
+            return str(int(cell))
+        if isinstance(cell, dt.timedelta):
+            minutes, seconds = divmod(round(cell.total_seconds()), 60)
+            return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+        return str(cell)
+
+    return [written(cell) for cell in row]
 
 
 def first_line(error: Exception) -> str:
@@ -315,6 +412,8 @@ def label(value: Any) -> str:
 
 def main(job: dict[str, Any]) -> dict[str, Any]:
     try:
+        if job["ask"] == "sheets":
+            return sheets(job)
         database, notes = load(job)
         answer = {"list": list_sources, "describe": describe, "query": query, "chart": chart}[job["ask"]](database, job)
         return {**answer, "notes": notes} if job["ask"] == "describe" else answer

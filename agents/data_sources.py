@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from crewlog.agents.sql_guard import Checked  # the module needs an extra; without it the agent must still be able to say so
 
 CHILD: Final = Path(__file__).with_name("data_child.py")
-FORMATS: Final = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet", ".json": "json", ".ndjson": "ndjson", ".jsonl": "ndjson"}
+TABLES: Final = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet", ".json": "json", ".ndjson": "ndjson", ".jsonl": "ndjson"}
+FORMATS: Final = {**TABLES, ".xlsx": "xlsx", ".xlsm": "xlsx"}
 TEXT_FORMATS: Final = frozenset({"csv", "tsv"})
 OWN_FILES: Final = re.compile(r"(test-report|query-[0-9a-f]{8})\.json$")
 RESERVED: Final = frozenset(
@@ -42,35 +44,46 @@ CHILD_LIMITS: Final = ChildLimits(
     resident_bytes_max=1024 * MIB,
     processes_max=16,
     output_bytes_max=16 * MIB,
+    file_bytes_max=256 * MIB,
 )
 DATABASE_BYTES_MAX: Final = 512 * MIB
 STOPPED: Final = {"timeout": f"it took longer than {QUERY_SECONDS} s", "memory": "it needs more memory than allowed", "output": "its result is too large"}
 
 
 class Source(NamedTuple):
-    """One file as a table."""
+    """One file, or one sheet of a workbook, as a table. `place` says where in the task's files it is."""
 
     name: str
     file: str
     format: str
+    sheet: str = ""
+    place: str = ""
 
 
-def sources_of(files: TaskFiles) -> dict[str, Source]:
-    """Return the tables of a task by name: the file's stem in lower case, other characters as `_`, numbered when two are alike."""
+async def sources_of(context: ToolContext, sandbox: Sandbox, files: TaskFiles) -> dict[str, Source]:
+    """Return the tables of a task by name: the file's stem in lower case, other characters as `_`, numbered when two are alike; behind it the
+    name of the sheet in a workbook that has several.
+
+    Raises:
+        ToolFailed: a workbook cannot be read.
+    """
+    tables = [(file, format_) for file in files.names() if (format_ := FORMATS.get(PurePosixPath(file).suffix.lower())) and not OWN_FILES.search(file)]
+    workbooks = [Source("", file, format_, place=file) for file, format_ in tables if format_ == "xlsx"]
+    sheets: dict[str, list[str]] = (await ask(context, sandbox, files, workbooks, ask="sheets"))["sheets"] if workbooks else {}
     found: dict[str, Source] = {}
-    for file in files.names():
-        path = PurePosixPath(file)
-        format_ = FORMATS.get(path.suffix.lower())
-        if format_ is None or OWN_FILES.search(file):
-            continue
-        stem = re.sub(r"[^a-z0-9]+", "_", path.stem.lower()).strip("_") or "table"
-        stem = f"t_{stem}" if stem[0].isdigit() or stem in RESERVED else stem
-        name, number = stem, 1
-        while name in found:
-            number += 1
-            name = f"{stem}_{number}"
-        found[name] = Source(name, file, format_)
+    for file, format_ in tables:
+        names = sheets.get(file, [""])
+        for sheet in names:
+            several = f" {sheet}" if len(names) > 1 else ""
+            name = _unused(PurePosixPath(file).stem + several, found)
+            found[name] = Source(name, file, format_, sheet, f"{file}, sheet{several}" if several else file)
     return found
+
+
+def _unused(words: str, names: Container[str]) -> str:
+    stem = re.sub(r"[^a-z0-9]+", "_", words.lower()).strip("_") or "table"
+    stem = f"t_{stem}" if stem[0].isdigit() or stem in RESERVED else stem
+    return next(name for number in itertools.count(1) if (name := f"{stem}_{number}" if number > 1 else stem) not in names)
 
 
 def as_utf8(data: bytes) -> bytes:
@@ -109,12 +122,12 @@ async def ask(context: ToolContext, sandbox: Sandbox, files: TaskFiles, sources:
         ToolFailed: a file cannot be read, the query is wrong, or it went past a limit; in words the model can act on.
     """
     with scratch(context.workspace) as folder:
-        placed = []
-        for number, source in enumerate(sources):
-            path = folder / f"source-{number}"
+        paths: dict[str, Path] = {}
+        for number, source in enumerate({source.file: source for source in sources}.values()):
+            paths[source.file] = folder / f"source-{number}"
             data = await files.read(source.file, bytes_max=SOURCE_BYTES_MAX)
-            path.write_bytes(as_utf8(data) if source.format in TEXT_FORMATS else data)
-            placed.append({"name": source.name, "file": source.file, "format": source.format, "path": str(path)})
+            paths[source.file].write_bytes(as_utf8(data) if source.format in TEXT_FORMATS else data)
+        placed = [{"name": s.name, "file": s.place, "format": s.format, "sheet": s.sheet, "path": str(paths[s.file])} for s in sources]
         (folder / CHILD.name).write_bytes(CHILD.read_bytes())
         job = {"sources": placed, "seconds": QUERY_SECONDS, "memory_bytes": DATABASE_BYTES_MAX, "sql": "", "rows_max": 0, "chart": None, **question}
         result = await sandbox.run_python(["-P", CHILD.name], folder=folder, limits=CHILD_LIMITS, stdin=json.dumps(job).encode())

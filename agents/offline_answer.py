@@ -14,7 +14,7 @@ from crewlog.agents.offline_text import cut_words, join_words
 from crewlog.schemas.text import shorten
 from crewlog.schemas.values import SUMMARY_CHARS_MAX, ContextItem
 
-_WORKBOOKS: Final = frozenset({".xlsx", ".xlsm", ".xls", ".ods", ".numbers"})
+_WORKBOOKS: Final = frozenset({".xlsb", ".xls", ".ods", ".numbers"})
 
 
 def synthesise(talk: Conversation) -> Turn:
@@ -67,4 +67,4 @@ def _bare(text: str) -> str:
 
 
 def _as_csv(names: Sequence[str]) -> str:
-    return " Save the sheets of a workbook as CSV files." if any(PurePosixPath(name).suffix.lower() in _WORKBOOKS for name in names) else ""
+    return " Save a workbook as .xlsx." if any(PurePosixPath(name).suffix.lower() in _WORKBOOKS for name in names) else ""

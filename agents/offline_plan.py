@@ -28,7 +28,7 @@ from crewlog.agents.offline_text import EMAIL, URL, capital, join_words, name_to
 from crewlog.schemas.plan import STEPS_MAX
 from crewlog.schemas.text import shorten
 
-DATA_SUFFIXES: Final = frozenset({".csv", ".tsv", ".parquet", ".json", ".jsonl", ".ndjson"})
+DATA_SUFFIXES: Final = frozenset({".csv", ".tsv", ".parquet", ".json", ".jsonl", ".ndjson", ".xlsx", ".xlsm"})
 DOCUMENT_SUFFIXES: Final = frozenset({".md", ".txt", ".html", ".htm", ".pdf", ".docx", ".rst"})
 _CHART: Final = re.compile(r"\b(?:charts?|plots?|graphs?|histograms?|visuali[sz]\w*|figure|diagrams?)\b", re.IGNORECASE)
 _WORDS_MAX: Final = re.compile(r"\b(?:at most|no more than|under|up to|maximum(?: of)?|within|in|fewer than|less than)\s+(\d{1,5})\s+words\b", re.IGNORECASE)

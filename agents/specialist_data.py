@@ -88,25 +88,25 @@ class DataTools:
 
     async def list_sources(self, context: ToolContext, _: ListSources) -> ToolOutput:
         files = TaskFiles(context)
-        sources = sources_of(files)
+        sources = await sources_of(context, self.sandbox, files)
         if not sources:
-            raise ToolFailed(f"this task has no tables (.csv .tsv .parquet .json .ndjson); its files are: {', '.join(files.names()) or 'none'}")
+            raise ToolFailed(f"this task has no tables (.csv .tsv .parquet .json .ndjson .xlsx); its files are: {', '.join(files.names()) or 'none'}")
         answer = await ask(context, self.sandbox, files, list(sources.values()), ask="list")
         rows = [[s["name"], s["file"], s["rows"], ", ".join(s["columns"])] for s in answer["sources"]]
         return ToolOutput(markdown(["source", "file", "rows", "columns"], rows))
 
     async def describe_source(self, context: ToolContext, args: DescribeSource) -> ToolOutput:
         files = TaskFiles(context)
-        source = find_source(sources_of(files), args.source)
+        source = find_source(await sources_of(context, self.sandbox, files), args.source)
         answer = await ask(context, self.sandbox, files, [source], ask="describe")
         head = ["column", "type", "missing", "distinct", "min", "max", "mean", "values"]
         rows = [[c["name"], *(c[key] for key in head[1:-1]), frequent(c["values"], c["distinct"])] for c in answer["columns"]]
         notes = "\n".join(("", "", *map(clean, answer["notes"]))) if answer["notes"] else ""
-        return ToolOutput(f"{source.name} ({source.file}): {answer['rows']} rows\n\n{markdown(head, rows)}{notes}")
+        return ToolOutput(f"{source.name} ({source.place}): {answer['rows']} rows\n\n{markdown(head, rows)}{notes}")
 
     async def run_sql(self, context: ToolContext, args: RunSql) -> ToolOutput:
         files = TaskFiles(context)
-        sources = sources_of(files)
+        sources = await sources_of(context, self.sandbox, files)
         query = checked(args.sql, sources)
         answer = await ask(context, self.sandbox, files, [sources[name] for name in query.tables], ask="query", sql=query.sql, rows_max=ROWS_KEPT_MAX)
         rows = answer["rows"]
@@ -122,7 +122,7 @@ class DataTools:
         if (args.chart == "histogram") == bool(args.y):
             raise ToolFailed("a histogram takes x alone" if args.y else f"a {args.chart} chart needs y, the column with its numbers")
         files = TaskFiles(context)
-        sources = sources_of(files)
+        sources = await sources_of(context, self.sandbox, files)
         query = checked(args.sql, sources)
         wanted = {"chart": args.chart, "x": args.x, "y": args.y, "title": clean(args.title)}
         answer = await ask(context, self.sandbox, files, [sources[name] for name in query.tables], ask="chart", sql=query.sql, chart=wanted)
@@ -149,7 +149,7 @@ def find_source(sources: dict[str, Source], given: str) -> Source:
     Raises:
         ToolFailed: there is none.
     """
-    by_file = {source.file: source for source in sources.values()}
+    by_file = {source.place: source for source in sources.values()}
     source = sources.get(given.strip().lower()) or by_file.get(given.strip())
     if source is None:
         raise ToolFailed(f"there is no source {shorten(clean(given), 100)!r}; the sources are: {', '.join(sources) or 'none'}")
@@ -219,5 +219,5 @@ def data_agent(sandbox: Sandbox | None = None, *, minimum: Level = "limits-only"
                 ends_task=True,
             ),
         ),
-        requires=(Requirement("duckdb", "data"), Requirement("matplotlib", "data"), Requirement("sqlglot", "data")),
+        requires=tuple(Requirement(module, "data") for module in ("duckdb", "matplotlib", "sqlglot", "python_calamine")),
     )

