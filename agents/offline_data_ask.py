@@ -17,6 +17,7 @@ from crewlog.agents.offline_data_match import (
     LEAST,
     MOST,
     NEAR,
+    QUANTITIES,
     calendar_columns,
     day_of,
     group_columns,
@@ -69,6 +70,11 @@ _CHART_WORDS: Final = stems(
     "chart charts plot plots graph graphs histogram bar line scatter pie visualise visualize visualisation figure diagram draw add include nice simple "
     "result results data table"
 )
+_TRADED: Final = re.compile(
+    r"\b(?:how many|number of)\s+(?:the\s+)?([a-z-]+)[^,;.?]*?\s(?:sold|sell|bought|buy|purchased|ordered|shipped|delivered|produced)\b", re.IGNORECASE
+)
+_PIECES: Final = stems("units items pieces")
+"""What is counted by the piece, whatever it is."""
 
 
 def understand(question: str, sources: Sequence[Source]) -> list[Ask]:
@@ -294,6 +300,8 @@ def _aggregate(question: str, base: Ask) -> Ask:
         return with_(base, shape=shape, functions=("count",), measures=(), doubts=(f"these are the counts; their {functions[0]} is not computed",))
     if is_plain_count:
         amounts = amounts_counted(question, measures)
+        if not amounts and (pieces := _pieces(question, base)):
+            return with_(base, shape=shape, functions=("sum",), measures=(pieces,), notes=(f"{pieces.name} is added up",))
         return with_(base, shape=shape, functions=("sum",) if amounts else ("count",), measures=amounts, notes=base.notes if amounts else ())
     if not functions and not (measures and not base.notes) and not base.groups:
         listed = [c for c in source.categories if c.sort == "text" and is_named(question, c) and all(c is not column for column, _, _ in base.filters)]
@@ -392,6 +400,16 @@ def _trend(question: str, base: Ask) -> Ask | None:
         notes=notes,
         doubts=doubts,
     )
+
+
+def _pieces(question: str, base: Ask) -> Column | None:
+    """Return the column that says how many of a thing each row is about, when it is asked how many of it were sold."""
+    traded = _TRADED.search(question)
+    kinds = {stem(word) for column, _, values in base.filters if column.sort == "text" for value in values for word in words(str(value))}
+    if not traded or stem(traded.group(1).lower()) not in kinds | _PIECES:
+        return None
+    pieces = [c for c in base.source.measures if set(c.words) & QUANTITIES and all(c is not column for column, _, _ in base.filters)]
+    return pieces[0] if len(pieces) == 1 else None
 
 
 def _counted(question: str, source: Source) -> list[Column]:

@@ -28,6 +28,7 @@ _OF_SOME: Final = re.compile(
     r"((?:the )?(?:top \d+|\d+ (?:most |least )?[a-z]+(?:est|ive|ular)) \w+)",
     re.IGNORECASE,
 )
+_SUMS: Final = frozenset({"total", "totals", "grand total", "subtotal", "sub-total", "sum"})
 _HAVING: Final = re.compile(
     r"\b(?:which|what|how many)\s+([\w -]+?)\s+(?:has|have|had|with)\s+(?:an?\s+|the\s+)?"
     r"(?:average|mean|median|total|more|fewer|less|at least|at most|over|under)\b",
@@ -54,10 +55,10 @@ def checked(question: str, ask: Ask) -> Ask:
     if ask.shape == "none":
         return ask
     if ask.shape == "profile":
-        return with_(ask, notes=ask.source.notes, doubts=off_the_table(question, ask.source))
+        return with_(ask, notes=ask.source.notes, doubts=(*off_the_table(question, ask.source), *_totals(ask)))
     if reasons := _reasons_against(question, ask):
         return refused(ask, *reasons)
-    return with_(ask, doubts=(*ask.doubts, *_ignored(question, ask)), notes=(*ask.notes, *_as_read(ask)))
+    return with_(ask, doubts=(*ask.doubts, *_ignored(question, ask), *_totals(ask)), notes=(*ask.notes, *_as_read(ask)))
 
 
 def _reasons_against(question: str, ask: Ask) -> list[str]:
@@ -102,6 +103,13 @@ def _as_read(ask: Ask) -> list[str]:
     """Say what was not read as it stands in the file, of the whole table and of the columns that matter here."""
     used = {column.name for column in (*ask.measures, *ask.groups, *(column for column, _, _ in ask.filters))}
     return [note for note in ask.source.notes if ": read as" not in note or note.partition(": read as")[0] in used]
+
+
+def _totals(ask: Ask) -> list[str]:
+    """Say that a table ends with sums of its rows, as sheets do: the numbers take such a row for one like the others."""
+    picked = {show(value) for _, operator, values in ask.filters if operator == "in" for value in values}
+    found = [(column, value) for column in ask.source.of("text") for value in column.values if value.strip(" :").lower() in _SUMS and value not in picked]
+    return [f"in {column.name} stands “{value}”, which looks like the sum of other rows and is taken for one of them" for column, value in found]
 
 
 def _ignored(question: str, ask: Ask) -> list[str]:

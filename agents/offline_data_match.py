@@ -65,7 +65,7 @@ _ADDITIVE: Final = stems(
     "income gross fare count clicks downloads passengers rain rainfall precipitation"
 )
 _MONEY: Final = stems("revenue sales turnover proceeds income earnings")
-_QUANTITIES: Final = stems("quantity qty units count items sold amount pieces")
+QUANTITIES: Final = stems("quantity qty units count items sold amount pieces")
 _PRICES: Final = stems("price cost fee")
 NEAR: Final = 0.5
 """How close a column name must come to the words of a question."""
@@ -232,7 +232,7 @@ def _revenue(question: str, source: Source, allowed: list[Column]) -> Column | N
     if not _MONEY & set(terms(question)) or any(_MONEY & set(c.words) for c in source.of("number")):
         return None
     prices = [c for c in allowed if _PRICES & set(c.words)]
-    amounts = [c for c in allowed if _QUANTITIES & set(c.words) and c not in prices]
+    amounts = [c for c in allowed if QUANTITIES & set(c.words) and c not in prices]
     if len(prices) != 1 or len(amounts) != 1:
         return None
     return Column(f"{amounts[0].name} × {prices[0].name}", "DOUBLE", "number", factors=(amounts[0], prices[0]))

@@ -229,8 +229,13 @@ def _condition(operator: str, values: Sequence[str | float]) -> str:
 
 
 def _caveat(asks: Sequence[Ask]) -> str:
-    used = dict.fromkeys(column for ask in asks if ask.shape != "missing" for column in ask.measures if column.nulls)
+    used = dict.fromkeys(column for ask in asks if ask.shape != "missing" for column in (*ask.measures, *_grouping(ask)) if column.nulls)
     return f"Missing values are left out: {join_words(f'{column.name} {column.nulls}' for column in used)}." if used else ""
+
+
+def _grouping(ask: Ask) -> list[Column]:
+    """Return the columns whose missing values belong to no group, unless a condition left them out before."""
+    return [group for group in ask.groups if all(group is not column for column, _, _ in ask.filters)]
 
 
 def _figure(label: str, value: Any, column: Column | None) -> dict[str, Any]:

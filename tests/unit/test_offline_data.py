@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from crewlog.agents.offline_data_facts import Column, Source, read_source
 from crewlog.agents.offline_data_shape import Ask
 from crewlog.agents.offline_data_sql import queries
 from crewlog.agents.offline_data_time import spans
+from crewlog.agents.offline_data_words import write_summary
+from crewlog.agents.offline_tables import Table
 
 
 def number(name: str, distinct: int = 90, *values: str, kind: str = "BIGINT") -> Column:
@@ -558,3 +561,42 @@ def test_rows_are_counted_for_want_of_a_column_and_that_is_said() -> None:
     assert (ask.functions, names(ask.groups)) == (("count",), ["Hotel"])
     assert ask.doubts == ("nothing in bookings is called “complaints”, so rows are counted instead",)
     assert one("Which hotel had the most bookings?").doubts == ()
+
+
+PIECES = Source("sales", 40, (text("product", "chair", "desk"), number("quantity"), number("price"), text("country", "DE", "FR"), number("order_id", 40)))
+
+
+@pytest.mark.parametrize(
+    ("question", "function", "measures"),
+    [
+        ("How many chairs were sold?", "sum", ["quantity"]),
+        ("How many units of the chair did we sell in DE?", "sum", ["quantity"]),
+        ("How many items were shipped to FR?", "sum", ["quantity"]),
+        ("How many orders were shipped to FR?", "count", []),
+        ("How many chairs are in the table?", "count", []),
+    ],
+)
+def test_what_is_sold_is_counted_by_the_piece(question: str, function: str, measures: list[str]) -> None:
+    ask = one(question, PIECES)
+    assert (ask.functions, [c.name for c in ask.measures]) == ((function,), measures)
+    assert ask.notes == (("quantity is added up",) if measures else ())
+
+
+SALES_OF_MONTHS = Source("months", 3, (text("month", "Jan", "Feb", "Mar"), number("amount", 3)))
+
+
+def test_a_row_of_sums_is_spoken_of_unless_it_is_asked_for() -> None:
+    months = Source("months", 4, (text("month", "Jan", "Feb", "Mar", "Total:"), number("amount", 4)))
+    said = "in month stands “Total:”, which looks like the sum of other rows and is taken for one of them"
+    assert said in one("What is the mean amount?", months).doubts
+    assert said in one("Which month has the highest amount?", months).doubts
+    assert one("What is the mean amount?", SALES_OF_MONTHS).doubts == ()
+
+
+def test_rows_without_a_group_are_spoken_of() -> None:
+    staff = Source("staff", 60, (replace(text("dept", "IT", "HR"), nulls=2), number("salary", 50)))
+    asked = one("How many people are in each dept?", staff)
+    (query,) = queries(asked)
+    assert "Missing values are left out: dept 2." in write_summary([asked], [(asked, query, Table(("dept", "n"), (("HR", 1), ("IT", 2))))])
+    of_it = one("How many people are in dept IT?", staff)
+    assert "Missing" not in write_summary([of_it], [(of_it, queries(of_it)[0], Table(("n",), ((2,),)))])
