@@ -173,6 +173,8 @@ class Config(BaseSettings):
     shadow_max_micro_usd: Annotated[int, Field(ge=0)] = 1_000_000
     """The most that the shadows of one tenant and type may spend on one day, in micro-USD: they are charged to a budget of their own, and to
     none of their tenant, user or kind. The default is 1 USD, since nobody waits for them."""
+    worker_grace_s: Annotated[float, Field(gt=0)] = 100.0
+    """How long a worker may be silent before it is asked, and recorded as stopped if it does not answer, in seconds: ten of its heartbeats."""
     settle_grace_s: Annotated[float, Field(gt=0)] = 900.0
     """How old a reservation of a task that is over must be before the orchestrator settles it at the reserved price, in seconds: longer than
     any model call takes, since a worker that is alive settles its own."""

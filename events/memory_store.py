@@ -141,6 +141,10 @@ class MemoryStore:
         ]
         return sorted(found, key=_position)
 
+    async def read_last(self, streams: Collection[Stream], count: int) -> Sequence[Recorded]:
+        found = [event for name in streams if (stream := self.log.streams.get(name)) for event in stream.events[-count:]]
+        return sorted(found, key=_position)
+
     async def read_run(self, run_id: RunId) -> Sequence[Recorded]:
         return sorted((event for stream in self.log.streams.values() if stream.run_id == run_id for event in stream.events), key=_position)
 

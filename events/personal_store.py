@@ -123,6 +123,9 @@ class PersonalStore:
     async def read_streams(self, after: Mapping[Stream, int], *, types: frozenset[str] | None = None) -> Sequence[Recorded]:
         return await self.disclose(await self.inner.read_streams(after, types=types))
 
+    async def read_last(self, streams: Collection[Stream], count: int) -> Sequence[Recorded]:
+        return await self.disclose(await self.inner.read_last(streams, count))
+
     async def read_run(self, run_id: RunId) -> Sequence[Recorded]:
         self._known.pop(run_id, None)
         return await self.disclose(await self.inner.read_run(run_id))

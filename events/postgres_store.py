@@ -25,6 +25,10 @@ _READ_STREAMS: Final = f"""
 {_SELECT} unnest($1::text[], $2::bigint[]) AS w (stream_id, after) JOIN es.events e ON e.stream_id = w.stream_id AND e.version > w.after
  WHERE $3::text[] IS NULL OR e.type = ANY ($3) ORDER BY e.position
 """
+_READ_LAST: Final = f"""
+{_SELECT} es.streams s JOIN es.events e ON e.stream_id = s.stream_id AND e.version > s.version - $2
+ WHERE s.stream_id = ANY ($1::text[]) ORDER BY e.position
+"""
 _READ_RUN: Final = f"{_SELECT} es.streams s JOIN es.events e ON e.stream_id = s.stream_id WHERE s.run_id = $1 ORDER BY e.position"
 _READ_ALL: Final = "SELECT * FROM es.read_all($1, $2)"
 _OPEN_RUNS: Final = """
@@ -138,6 +142,9 @@ class PostgresStore:
             return []
         names = None if types is None else sorted(types)
         return _recorded(await self._connections.fetch("read streams", _READ_STREAMS, list(after), list(after.values()), names))
+
+    async def read_last(self, streams: Collection[Stream], count: int) -> Sequence[Recorded]:
+        return _recorded(await self._connections.fetch("read the last of streams", _READ_LAST, list(streams), count))
 
     async def read_run(self, run_id: RunId) -> Sequence[Recorded]:
         return _recorded(await self._connections.fetch(f"read run {run_id}", _READ_RUN, run_id))

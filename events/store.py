@@ -210,6 +210,9 @@ class EventStore(Protocol):
             types: only events of these types; None for all.
         """
 
+    async def read_last(self, streams: Collection[Stream], count: int) -> Sequence[Recorded]:
+        """Read the last events of several streams, at most `count` of each, in position order."""
+
     async def read_run(self, run_id: RunId) -> Sequence[Recorded]:
         """Read all streams of a run in position order."""
 

@@ -316,7 +316,7 @@ class Api:
     async def _stop_agent(self, _: str, message: Message) -> bytes:
         event = decoded(message.data, AgentStopped)
         _check_kind(event.kind)
-        await self._kinds.stopped(event)
+        await self._kinds.stopped(AgentStopped(event.kind, event.worker))  # that it died is not for others to say
         return accepted(kind=event.kind)
 
     async def _overhear(self, message: Message) -> None:

@@ -17,14 +17,16 @@ from crewlog.events.store import EventStore, Recorded
 from crewlog.orchestrator.chaos_agent import KIND
 from crewlog.orchestrator.chaos_ends import end_violations
 from crewlog.orchestrator.chaos_sink import Effect, Sink
+from crewlog.orchestrator.handing_on import is_there
 from crewlog.orchestrator.home import Home
 from crewlog.orchestrator.invariants import charged_micro_usd, ledger_violations, run_violations
 from crewlog.orchestrator.replay import replay
 from crewlog.projections.queries import Queries
 from crewlog.projections.rebuild import rebuild
 from crewlog.schemas.budget import run_scope, tenant_scope, utc_day
-from crewlog.schemas.ids import RunId
+from crewlog.schemas.ids import RunId, agent_stream
 from crewlog.schemas.subjects import LANES
+from crewlog.schemas.system_events import AgentRegistered, AgentStopped
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import ToolFinished, ToolStarted
 
@@ -48,6 +50,7 @@ async def audit(store: EventStore, bus: Bus, queries: Queries, clock: Clock, hom
     """Check every invariant once all runs have ended; the crew still runs, and nothing strikes it any more."""
     found = Found()
     found.violations += [violation async for violation in _quiet(store, bus, queries, clock)]
+    found.violations += [violation async for violation in _workers(store, bus, clock)]
     charged: dict[RunId, int] = {}
     calls = Calls()
     days: set[str] = set()
@@ -135,6 +138,23 @@ async def _quiet(store: EventStore, bus: Bus, queries: Queries, clock: Clock) ->
         yield f"reservation {reservation.reservation_id} of {reservation.stream} was never settled"
     for name in behind:
         yield f"view {name} does not catch up with the log"
+
+
+async def _workers(store: EventStore, bus: Bus, clock: Clock) -> AsyncIterator[str]:
+    """Wait until the log says of every worker that was there whether it is; yields of whom it does not."""
+    deadline = clock.monotonic() + QUIET_WITHIN_S
+    while True:
+        said: dict[str, bool] = {}
+        for recorded in await store.read_streams({agent_stream(KIND): 0}):
+            if isinstance(event := recorded.event(), AgentRegistered | AgentStopped):
+                said[event.worker] = isinstance(event, AgentRegistered)
+        answers = await asyncio.gather(*(is_there(bus, worker) for worker in said))
+        wrong = [worker for worker, answered in zip(said, answers, strict=True) if said[worker] != answered]
+        if not wrong or clock.monotonic() > deadline:
+            break
+        await asyncio.sleep(LOOK_S)
+    for worker in wrong:
+        yield f"worker {worker} is {'gone' if said[worker] else 'there'}, and the log says otherwise"
 
 
 async def _open_runs(store: EventStore, accepted: Collection[RunId]) -> list[str]:

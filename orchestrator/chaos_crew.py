@@ -34,6 +34,7 @@ IMPATIENT: Final[Mapping[str, str]] = {
     "CREWLOG_DISPATCH_LEASE_S": "2",
     "CREWLOG_ACK_WAIT_S": f"{ACK_WAIT_S:g}",
     "CREWLOG_SETTLE_GRACE_S": f"{SETTLE_GRACE_S:g}",
+    "CREWLOG_WORKER_GRACE_S": "3",
     "CREWLOG_SHUTDOWN_GRACE_S": "5",
 }
 """Waits that are long in production, because they only matter when something has died."""

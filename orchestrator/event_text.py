@@ -292,7 +292,7 @@ def _describe_system(event: SystemEvent) -> str:
         case AgentRegistered():
             return f"{event.worker}, {event.slots} slots, {event.model}" + (f"; unavailable: {event.unavailable}" if event.unavailable else "")
         case AgentStopped():
-            return event.worker
+            return event.worker if event.heard_us is msgspec.UNSET else f"{event.worker} does not answer, last heard {format_time(event.heard_us)}"
         case ProviderStateChanged():
             return f"{event.provider}/{event.model} {event.state} for {event.worker}" + (f": {event.reason}" if event.reason else "")
         case MemoryRemembered():

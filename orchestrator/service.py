@@ -34,6 +34,7 @@ from crewlog.orchestrator.rollbacks import Rollbacks
 from crewlog.orchestrator.run import RunState
 from crewlog.orchestrator.schedules import Schedules
 from crewlog.orchestrator.shadows import NO_SHADOWS, Rules, Shadows, parse_shadow
+from crewlog.orchestrator.silent_workers import SilentWorkers
 from crewlog.orchestrator.steering import Steering
 from crewlog.orchestrator.sweep import Sweep
 from crewlog.orchestrator.terms import Allowance
@@ -54,6 +55,7 @@ class Settings(NamedTuple):
     dispatch_lease_s: float = 60.0
     shutdown_grace_s: float = 10.0
     settle_grace_s: float = 900.0
+    worker_grace_s: float = 100.0
     allowance: Allowance = NOTHING_LIMITED
     trace_share: float | None = None
     """Part of the runs that is traced; None when nothing is."""
@@ -88,8 +90,9 @@ class OrchestratorService:
         )
         self._holds = Holds(store, self.driver)
         self._shadows = Shadows(store, clock, self.driver, settings.shadow, hard_micro_usd=settings.shadow_max_micro_usd)
+        silent = SilentWorkers(store, bus, clock, grace_s=settings.worker_grace_s)
         self.sweep = Sweep(
-            *(store, bus, clock, self.driver, self.dispatcher, self.kinds, self._holds, self._admission),
+            *(store, bus, clock, self.driver, self.dispatcher, self.kinds, self._holds, self._admission, silent),
             interval_s=settings.sweep_interval_s,
             lease_s=settings.dispatch_lease_s,
             settle_grace_s=settings.settle_grace_s,
@@ -217,7 +220,9 @@ async def run_orchestrator(config: Config) -> None:
             allowance = Allowance(config.budgets, config.hold_ttl_s or math.ceil(config.approval_ttl_s))
             trace_share = None if config.otlp_endpoint is None else config.trace_share
             settings = Settings(
-                *(config.sweep_interval_s, config.dispatch_lease_s, config.shutdown_grace_s, config.settle_grace_s, allowance, trace_share),
+                *(config.sweep_interval_s, config.dispatch_lease_s, config.shutdown_grace_s, config.settle_grace_s, config.worker_grace_s),
+                allowance=allowance,
+                trace_share=trace_share,
                 in_flight_max=config.in_flight_max,
                 open_runs_max=config.open_runs_max,
                 waiting_tasks_max=config.waiting_tasks_max,

@@ -1,5 +1,5 @@
 """Find what stands still: wakes that were lost, dispatched tasks whose message was, queues that the server has lost with its store, runs
-held by a budget that has room again, and money that dead workers left reserved.
+held by a budget that has room again, money that dead workers left reserved, and their registrations.
 
 It runs all the time, at a slow pace, over the runs that are open, and looks at those that give cause for it (`looks`): nothing can follow
 from a second look at a run to which nothing happened. A round asks the log which runs have grown since the last one; every `COUNT_ROUNDS`
@@ -42,6 +42,7 @@ from crewlog.orchestrator.kinds import KindDirectory
 from crewlog.orchestrator.left_over import settle_left_over
 from crewlog.orchestrator.looks import Looks
 from crewlog.orchestrator.run import RunState, TaskState, active_tasks, current_task, next_due_us
+from crewlog.orchestrator.silent_workers import SilentWorkers
 from crewlog.orchestrator.standstill import Standstills
 from crewlog.schemas.errors import OrchestrationError
 from crewlog.schemas.ids import RunId, Stream, TaskId, task_stream
@@ -103,6 +104,7 @@ class Sweep:
         kinds: KindDirectory,
         holds: Holds,
         admission: Admission,
+        silent: SilentWorkers,
         *,
         interval_s: float,
         lease_s: float,
@@ -115,7 +117,7 @@ class Sweep:
             lease_s: how long a dispatched task may give no sign of life, in seconds.
             settle_grace_s: age of a reservation from which on nobody alive can be about to settle it, in seconds.
         """
-        self._holds, self._admission, self._settle_grace_s = holds, admission, settle_grace_s
+        self._holds, self._admission, self._silent, self._settle_grace_s = holds, admission, silent, settle_grace_s
         self._soon = asyncio.Event()
         self._store, self._bus, self._clock, self._driver, self._dispatcher, self._kinds = store, bus, clock, driver, dispatcher, kinds
         self._interval_s, self._lease_s = interval_s, lease_s
@@ -178,6 +180,7 @@ class Sweep:
     def doubt(self) -> None:
         """Send again what is dispatched and not begun, in a round that begins now: the queue may have lost any of it."""
         self._doubts = True
+        self._silent.listen_anew()
         self.adopt()
 
     def note(self, state: RunState) -> None:
@@ -209,6 +212,7 @@ class Sweep:
             self._rounds_to_count = 0
             raise
         self._controls = controls.version
+        await self._silent.look(self._kinds.offers)
 
     async def _look_at_open(self, *, adopts: bool, doubts: bool, all_of_them: bool) -> None:
         self._admission.begin_count()
@@ -373,6 +377,7 @@ class Sweep:
         except msgspec.MsgspecError as error:
             log.debug("a heartbeat on %s does not decode: %s", message.subject, error)
             return
+        self._silent.heard(beat.kind, beat.worker)
         for lane in (beat.lane, *beat.lanes):
             self._dispatcher.heard(worker_group(beat.kind, lane), beat.worker, beat.slots)
         now_s = self._clock.monotonic()

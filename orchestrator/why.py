@@ -128,7 +128,7 @@ def _nobody(task: TaskView, known: Known) -> Wait:
     if gone is None:
         seen = "none has ever registered"
     elif gone.stopped_at is not None:
-        seen = f"the last one, {gone.worker}, left at {_time(gone.stopped_at)}"
+        seen = f"the last one, {gone.worker}, stopped at {_time(gone.stopped_at)}"
     else:
         seen = f"{gone.worker} registered at {_time(gone.started_at)} and does not answer"
     if known.version:

@@ -192,6 +192,11 @@ def standstill_event_id(run_id: RunId, state: str) -> EventId:
     return EventId(_derived(f"{run_id}/standstill/{state}"))
 
 
+def behind_event_id(event_id: UUID) -> EventId:
+    """Derive the event id of what can follow a fact once, whoever of several processes writes it."""
+    return EventId(_derived(f"{event_id}/behind"))
+
+
 def idempotency_key(run_id: RunId, task_id: TaskId, call_id: str) -> str:
     """Derive the key under which an effect may happen once. It never contains the attempt or the worker.
 

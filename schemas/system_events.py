@@ -52,10 +52,13 @@ class AgentRegistered(SystemEvent, frozen=True):
 
 
 class AgentStopped(SystemEvent, frozen=True):
-    """A worker left in good order."""
+    """A worker left: in good order, or without a word."""
 
     kind: str
     worker: str
+    heard_us: int | msgspec.UnsetType = msgspec.UNSET
+    """By an orchestrator, about a worker that said nothing and does not answer: when it was last heard as far as that one knows, which is when it
+    registered if it does not. Unset: the worker said that it stops."""
 
 
 BreakerState = Literal["closed", "open", "half_open"]

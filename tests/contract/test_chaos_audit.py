@@ -8,20 +8,24 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from support.logs import CLOCK, cancelled, new_run, new_task, opening, to_run
+from support.logs import CLOCK, cancelled, new_run, new_task, opening, request, to_run
 from support.money import calling, opened, settling
 from support.postgres import Database
 from support.views import follow, log_of, model_of
 
+from crewlog.events.bus import Message
 from crewlog.events.memory_bus import MemoryBus
 from crewlog.events.postgres_store import PostgresStore
+from crewlog.events.store import Write
 from crewlog.orchestrator import chaos_audit
 from crewlog.orchestrator.chaos_agent import KIND
 from crewlog.orchestrator.chaos_sink import Sink
 from crewlog.projections.queries import Queries
 from crewlog.projections.read_model import ReadModel
 from crewlog.schemas.budget import ScopeLimit, run_scope, tenant_scope, utc_day
-from crewlog.schemas.ids import RunId
+from crewlog.schemas.ids import RunId, agent_stream
+from crewlog.schemas.subjects import control_worker
+from crewlog.schemas.system_events import AgentRegistered, AgentStopped
 
 pytestmark = pytest.mark.hand_written("plants what no crew would leave behind")
 
@@ -79,6 +83,27 @@ async def test_an_open_run_is_found_and_whether_anybody_was_told_of_it(left: Lef
     assert await chaos_audit._open_runs(left.store, [new_run()]) == [f"run {run_id} is open, and nobody was told that it was accepted"]
     await left.store.append(to_run(run_id, cancelled()))
     assert await chaos_audit._open_runs(left.store, []) == []
+
+
+async def test_a_worker_of_whom_the_log_says_the_wrong_thing_is_found(left: Left) -> None:
+    async def says(event: AgentRegistered | AgentStopped) -> None:
+        await left.store.append(request(Write(agent_stream(KIND), (event,))))
+
+    async def found() -> list[str]:
+        return [violation async for violation in chaos_audit._workers(left.store, left.bus, CLOCK)]
+
+    async def answer(message: Message) -> None:
+        await left.bus.publish(message.reply, b"{}")
+
+    for worker in ("w1", "w2", "w3"):
+        await says(AgentRegistered(KIND, worker, "", "1", 4, "m", simulated=False, tools=()))
+    await left.bus.subscribe(control_worker("w1"), answer)
+    await says(AgentStopped(KIND, "w3", heard_us=1))
+    assert await found() == ["worker w2 is gone, and the log says otherwise"]
+    await says(AgentStopped(KIND, "w2"))
+    assert await found() == []
+    await says(AgentStopped(KIND, "w1", heard_us=1))
+    assert await found() == ["worker w1 is there, and the log says otherwise"]
 
 
 async def test_money_that_is_in_one_book_only_is_found(left: Left) -> None:

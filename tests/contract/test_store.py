@@ -83,6 +83,18 @@ async def test_the_envelope_comes_back_as_written(store: EventStore) -> None:
     assert (found.actor, found.writer) == ("crewlog_orchestrator@test", "crewlog_orchestrator")
 
 
+async def test_the_last_events_of_streams_are_read_in_the_order_of_the_log(store: EventStore) -> None:
+    long, short = new_run(), new_run()
+    await store.append(opening(long))
+    await store.append(opening(short))
+    for _ in range(3):
+        await store.append(to_run(long, dispatched(new_task())))
+    found = await store.read_last([run_stream(long), run_stream(short), run_stream(new_run())], 2)
+    assert [(event.stream, event.version) for event in found] == [(run_stream(short), 1), (run_stream(long), 3), (run_stream(long), 4)]
+    assert await store.read_last([run_stream(long)], 9) == await store.read_streams({run_stream(long): 0})
+    assert list(await store.read_last([], 9)) == []
+
+
 async def test_the_same_request_again_is_answered_with_the_original(store: EventStore) -> None:
     run_id, task_id = new_run(), new_task()
     first = opening(run_id, task_id)

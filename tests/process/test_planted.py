@@ -27,7 +27,7 @@ from support.struck import IMPATIENT, Asked, Case, a_process, hand_out_twice, st
 
 from crewlog.events.clock import SystemClock
 from crewlog.events.config import load
-from crewlog.orchestrator import chaos, chaos_load
+from crewlog.orchestrator import chaos, chaos_audit, chaos_load
 from crewlog.orchestrator.chaos_crew import ChaosCrew
 from crewlog.orchestrator.client import Client
 
@@ -45,6 +45,7 @@ OF_CHAOS: Final = {
     "blind_repeat": r"was repeated and nobody was asked|cannot be taken back and was done \d times",
     "gives_up_every_other": r"run .* ended as RunFailed, not as RunCompleted: internal: .*somebody else began it",
     "settled_for_less": r"budget run/.* micro-USD spent and 0 reserved in the ledger",
+    "the_dead_stay": r"worker chaos-\w+ is gone, and the log says otherwise",
     "views_for_nothing": r"view runs: \d+ rows differ from a rebuild|view tasks: \d+ rows differ from a rebuild",
 }
 """Defect -> what the audit of a chaos run says."""
@@ -197,6 +198,7 @@ async def test_the_audit_of_a_chaos_run_reports_every_defect_of_the_crew(tmp_pat
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path(__file__).parents[1]}")
     monkeypatch.setenv(PLANTED, " ".join(OF_CHAOS))
     monkeypatch.setattr(chaos_load, "SCRIPTS", ("send send finish",))  # whoever is killed is killed in a call that nobody may repeat
+    monkeypatch.setattr(chaos_audit, "QUIET_WITHIN_S", 10.0)  # who is dead stays for ever
     options = chaos.Options(seed=1, kills=4, seconds=15, parts=("agents",), in_flight=8, workers=2, orchestrators=1, pause_s=(0.0, 0.1))
     report = await chaos.run_chaos(options, SystemClock(), home=None, keep=False, say=print)
     assert report.home is not None, "it is kept when a promise was broken"

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import asyncpg
+import msgspec
 import pytest
 from support.audit import ended_well, events, follows_the_rules, same_after_rebuild
 from support.gate import Gate, GatedAgents, a_gate, gated_agents
@@ -27,10 +28,11 @@ from crewlog.orchestrator.client import Client, RequestRefused
 from crewlog.orchestrator.commands import Answer
 from crewlog.orchestrator.home import Home
 from crewlog.schemas.errors import Unavailable
-from crewlog.schemas.ids import RunId
+from crewlog.schemas.ids import RunId, agent_stream
 from crewlog.schemas.parse import parse
 from crewlog.schemas.plan import Plan
 from crewlog.schemas.run_events import TaskSuspended
+from crewlog.schemas.system_events import AgentStopped
 from crewlog.schemas.task_events import TaskStarted, ToolStarted
 
 COUNT = "Which sources are attached, and how many rows have they?"
@@ -39,7 +41,7 @@ COUNT = "Which sources are attached, and how many rows have they?"
 @pytest.fixture(scope="module")
 def sturdy() -> Iterator[LiveCrew]:
     """A crew that looks after lost messages every moment, so that tests need not wait for it."""
-    with a_crew(CREWLOG_SWEEP_INTERVAL_S="0.3", CREWLOG_DISPATCH_LEASE_S="0.2") as crew:
+    with a_crew(CREWLOG_SWEEP_INTERVAL_S="0.3", CREWLOG_DISPATCH_LEASE_S="0.2", CREWLOG_WORKER_GRACE_S="1") as crew:
         yield crew
 
 
@@ -116,6 +118,38 @@ async def test_what_cannot_be_repeated_asks_a_person_after_a_crash(client: Clien
                 await client.decide(submitted.run_id, event.approval_id, decision, actor="tester")
     await ended_well(client, [submitted.run_id])
     assert [(call.tool, call.key) for call in gate.seen] == [("send", held.key)] * sends
+
+
+async def test_a_worker_that_is_killed_gets_its_end_and_one_that_stood_still_is_there_again(client: Client, gate: Gate, agents: GatedAgents) -> None:
+    async def shown(*workers: str, there: bool) -> set[str]:
+        """Wait until the view says of these whether they are there, or of one more that is; returns all that are."""
+        async with asyncio.timeout(90):
+            while True:
+                rows = {row.worker: row.stopped_at is None for row in await client.queries().agents() if row.kind == KIND}
+                found = {worker for worker, is_there in rows.items() if is_there}
+                if all(rows[worker] == there for worker in workers) and (workers or found - before):
+                    return found - before
+                await asyncio.sleep(0.05)
+
+    before = {row.worker for row in await client.queries().agents()}
+    killed = await agents.start()
+    (first,) = await shown(there=True)
+    before.add(first)
+    stopped = await agents.start()
+    (second,) = await shown(there=True)
+    os.kill(stopped, signal.SIGSTOP)
+    await agents.kill(killed)
+    await shown(first, second, there=False)
+    said = [recorded.event() for recorded in await (await client.store()).read_streams({agent_stream(KIND): 0})]
+    ends = [event for event in said if isinstance(event, AgentStopped) and event.worker in (first, second)]
+    assert sorted(event.worker for event in ends) == sorted((first, second)), "each died once"
+    assert all(event.heard_us is not msgspec.UNSET for event in ends)
+    os.kill(stopped, signal.SIGCONT)
+    await shown(second, there=True)
+    await shown(first, there=False)
+    gate.open()
+    await ended_well(client, [(await client.submit("stamp finish", kind=KIND)).run_id])
+    assert [call.pid for call in gate.seen] == [stopped]
 
 
 @pytest.mark.parametrize("point", ["before_tool_effect", "after_tool_effect"])

@@ -9,11 +9,14 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final, Protocol
 
+import msgspec
+
 from crewlog.events.controls import FRESH_S
 from crewlog.events.memory_store import MemoryLog
 from crewlog.events.store import BudgetState, Recorded
 from crewlog.orchestrator.invariants import charged_micro_usd, run_violations
 from crewlog.orchestrator.invariants import ledger_violations as budget_violations
+from crewlog.orchestrator.kinds import DIRECTORY
 from crewlog.orchestrator.replay import fold_streams
 from crewlog.orchestrator.rollback import RunEffect, effects_of
 from crewlog.schemas.budget import run_scope
@@ -30,13 +33,14 @@ from crewlog.schemas.run_events import (
     RunSubmitted,
     TaskDispatched,
 )
-from crewlog.schemas.system_events import ScopePaused, ScopeResumed
+from crewlog.schemas.system_events import AgentRegistered, AgentStopped, ScopePaused, ScopeResumed
 from crewlog.schemas.task_events import CompensationFinished, ModelCallStarted, TaskCompleted, TaskOpened, ToolFinished, ToolStarted
 
 BEGINNINGS: Final = frozenset({ModelCallStarted.__name__, ToolStarted.__name__})
 """What a paused task may not do."""
 OF_EFFECTS: Final = frozenset({ToolStarted.__name__, ToolFinished.__name__, CompensationFinished.__name__})
 """What is recorded about effects: nothing else is decoded to check them."""
+OF_WORKERS: Final = frozenset({AgentRegistered.__name__, AgentStopped.__name__})
 ENDS: Final = frozenset({TaskCompleted.__name__, RunCompleted.__name__})
 PLANS: Final = frozenset({RunSubmitted.__name__, RollbackContinued.__name__})
 """What holds orders of a rollback."""
@@ -69,7 +73,25 @@ def check(log: MemoryLog, accepted: Collection[RunId], receiver: Receiver, *, ex
         found += run_violations(run_id, events)
         found += replay_violations(run_id, events, texts)
     found += effect_violations(log.events, receiver)
+    found += worker_violations(log.events)
     return found
+
+
+def worker_violations(events: Iterable[Recorded]) -> Iterator[str]:
+    """Nobody dies who has not registered since it stopped: however many orchestrators look, what they notice is written once."""
+    dead: dict[str, bool] = {}
+    for recorded in events:
+        if recorded.type not in OF_WORKERS:
+            continue
+        match event := recorded.event():
+            case AgentRegistered() if recorded.stream != DIRECTORY:
+                dead[event.worker] = False
+            case AgentStopped():
+                if event.heard_us is not msgspec.UNSET and dead.get(event.worker, True):
+                    yield f"{event.worker} died at position {recorded.position}, and had not registered since it stopped"
+                dead[event.worker] = True
+            case _:
+                continue
 
 
 def rollback_violations(log: MemoryLog, rollbacks: Mapping[RunId, RunId], receiver: Receiver) -> Iterator[str]:

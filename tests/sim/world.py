@@ -51,7 +51,7 @@ from crewlog.schemas.usage import Usage
 from crewlog.schemas.values import Outcome
 
 KIND: Final = "crafts"
-SETTINGS: Final = Settings(sweep_interval_s=5.0, dispatch_lease_s=20.0, shutdown_grace_s=1.0, settle_grace_s=20.0)
+SETTINGS: Final = Settings(sweep_interval_s=5.0, dispatch_lease_s=20.0, shutdown_grace_s=1.0, settle_grace_s=20.0, worker_grace_s=10.0)
 IN_FLIGHT: Final = 4
 """So many tasks may be with the workers at most, and in most schedules fewer."""
 PRICES: Final = {"puppets:*": TokenPrices(input=Decimal(1), output=Decimal(2))}

@@ -127,6 +127,13 @@ def nothing_settled() -> None:
     module.settle_left_over = _nothing
 
 
+def the_dead_stay() -> None:
+    """Nobody looks which workers have died."""
+    from crewlog.orchestrator.silent_workers import SilentWorkers
+
+    SilentWorkers.look = _nothing  # type: ignore[method-assign, assignment]
+
+
 def a_run_for_each_message() -> None:
     """Whatever comes on the queue of submissions is a task of its own, also what has come before."""
     from crewlog.orchestrator import intake
@@ -200,6 +207,6 @@ PLANTS: Final = {
     defect.__name__: defect
     for defect in (
         *(effect_before_intent, key_of_the_process, lost_tasks_go_on, ack_before_append, intake_before_append, nothing_sent_again, nothing_settled),
-        *(overtaken_before_append, a_run_for_each_message, blind_repeat, gives_up_every_other, settled_for_less, views_for_nothing),
+        *(overtaken_before_append, a_run_for_each_message, blind_repeat, gives_up_every_other, settled_for_less, the_dead_stay, views_for_nothing),
     )
 }

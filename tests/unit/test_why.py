@@ -60,7 +60,7 @@ AGAIN = task("retrying", "retry: attempt 2 due at T after timeout", error="no wo
         (QUEUED, {}, "orchestrator", "no orchestrator answers", "an orchestrator that starts"),
         (QUEUED, {"out": {}}, "no_worker", "none has ever registered", "crewlog scale data=1"),
         (QUEUED, {"out": {}, "gone": worker()}, "no_worker", f"data-1 registered at {LOCAL} and does not answer", "crewlog agent data"),
-        (QUEUED, {"out": {}, "gone": worker(stopped_at=AT)}, "no_worker", f"data-1, left at {LOCAL}", "crewlog agent data"),
+        (QUEUED, {"out": {}, "gone": worker(stopped_at=AT)}, "no_worker", f"data-1, stopped at {LOCAL}", "crewlog agent data"),
         (
             *(QUEUED, {"out": {}, "version": "3", "versions": ["2", "1", "2"]}, "no_worker"),
             *("waits for a worker of version 3 of kind data; versions live: 1, 2", "a worker of kind data that starts with version 3"),
