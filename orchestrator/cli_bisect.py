@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from crewlog.orchestrator.cli_options import HomeOption, OutputOption
-from crewlog.orchestrator.cli_output import Exit, Output, load_config, plain, print_json, run_async, say
+from crewlog.orchestrator.cli_output import Exit, Output, load_config, print_json, run_async, say
 from crewlog.orchestrator.cli_runs import RunArgument
 from crewlog.orchestrator.outcome_check import check_command, run_check
 
@@ -32,7 +32,7 @@ TELL_S: Final = 10.0
 TELL_AT_LEAST_S: Final = 120.0
 
 _OVER = "What changes, and its candidates from the one known to be good to the one known to be bad, with commas (or ; between chains or several kinds)."
-_PATIENCE = "Give a run up in which nothing has happened for so many seconds: of it nothing can be told."
+_PATIENCE = "Give up a run in which nothing has happened, and a check that has not ended, for so many seconds: of it nothing can be told."
 _CHECK = (
     "Command without a shell; gets the answer on stdin, CREWLOG_RUN and CREWLOG_STATUS. 0 is good, 1 to 124 bad; else, as when it was killed, it cannot tell."
 )
@@ -82,7 +82,7 @@ async def bisect(
             say(f"{verdicts[n]:<4}  {candidates[n]}  run {str(fork)[:8]}")
     found = conclude(len(candidates), verdicts)
     if output is Output.JSON:
-        print_json({"over": what.value, "candidates": candidates, "tried": tried, **plain(found)})
+        print_json({"over": what.value, "candidates": candidates, "tried": tried, **_named(found, candidates)})
     else:
         typer.echo(_told(found, candidates))
     return Exit.OK if found.outcome in ("first bad", "among several") else Exit.RUN_FAILED
@@ -139,10 +139,21 @@ async def _try(client: Client, run_id: RunId, at: int, changes: ForkChanges, com
         return forked, "skip"
     answer = await client.answer(ended)
     env = {**os.environ, "CREWLOG_RUN": str(forked), "CREWLOG_STATUS": ended.status}
-    code = await run_check(command, answer.encode(), env)
-    if verdict_of(code) == "skip":
-        say(f"run {str(forked)[:8]}: the check {f'was killed by signal {-code}' if code < 0 else f'ended with code {code}'}: it tells nothing")
-    return forked, verdict_of(code)
+    verdict, why = await checked(command, answer.encode(), env, patience_s)
+    if why:
+        say(f"run {str(forked)[:8]}: the check {why}: it tells nothing")
+    return forked, verdict
+
+
+async def checked(command: list[str], answer: bytes, env: dict[str, str], patience_s: float) -> tuple[Verdict, str]:
+    """Let the check look at an answer; with what became of it when it cannot tell."""
+    try:
+        async with asyncio.timeout(patience_s):
+            code = await run_check(command, answer, env)
+    except TimeoutError:
+        return "skip", f"was killed after {patience_s:g} s"
+    told = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    return verdict_of(code), told if verdict_of(code) == "skip" else ""
 
 
 def verdict_of(code: int) -> Verdict:
@@ -209,6 +220,12 @@ async def _give_up(client: Client, run_id: RunId, why: str) -> None:
         say(f"run {str(run_id)[:8]} is cancelled: {why}")
     except Unavailable as error:
         say(f"run {str(run_id)[:8]} goes on, {error}: crewlog terminate {str(run_id)[:8]}")
+
+
+def _named(found: Found, candidates: list[str]) -> dict[str, object]:
+    """Say what was found by the names of the candidates: `4` of versions is version 4, not the fourth of them."""
+    ends = {name: None if n is None else candidates[n] for name, n in (("last_good", found.last_good), ("first_bad", found.first_bad))}
+    return {"outcome": found.outcome, **ends, "suspects": [candidates[n] for n in found.suspects]}
 
 
 def _told(found: Found, candidates: list[str]) -> str:

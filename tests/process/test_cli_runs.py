@@ -231,7 +231,7 @@ def test_a_search_forks_the_run_for_each_try_and_names_the_first_bad_one(crew: L
 
     found = crew.json("bisect", run, "--over", "prompts", ",".join(map(str, prompts)), "--check", check)
 
-    assert (found["outcome"], found["last_good"], found["first_bad"]) == ("first bad", 0, 1)
+    assert (found["outcome"], found["last_good"], found["first_bad"]) == ("first bad", *map(str, prompts))
     assert [tried["verdict"] for tried in found["tried"]] == ["good", "bad"]
     assert len({run, *(tried["run_id"] for tried in found["tried"])}) == 3
     assert (tmp_path / "completed").read_text()

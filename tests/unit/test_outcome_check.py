@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from crewlog.orchestrator.cli_bisect import verdict_of
+from crewlog.orchestrator.cli_bisect import checked, verdict_of
 from crewlog.orchestrator.cli_fork import named_prompts
 from crewlog.orchestrator.outcome_check import check_command, run_check
 from crewlog.schemas.errors import ContractError
@@ -45,6 +45,10 @@ async def test_a_file_that_is_no_program_is_refused_with_what_to_do(content: str
 )
 async def test_only_a_check_that_was_carried_out_says_good_or_bad(script: str, verdict: str) -> None:
     assert verdict_of(await run_check(["sh", "-c", script], b"all is fine")) == verdict
+
+
+async def test_a_check_that_hangs_is_killed_and_tells_nothing() -> None:
+    assert await checked(["sleep", "600"], b"", {**os.environ}, 0.01) == ("skip", "was killed after 0.01 s")
 
 
 async def test_a_check_ends_with_whoever_waits_for_it(tmp_path: Path) -> None:
