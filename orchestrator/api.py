@@ -5,7 +5,7 @@ runs.get           {"run_id"}                                             -> run
 runs.rollback      {"run_id", "reason", "actor"}                          -> run_id (of the rollback), status, orders, left, more
 runs.queue         {"run_id"}                                             -> held: task -> where it stands; out: kind -> tasks with agents;
                                                                                needs: task -> version its agent must have
-runs.fork          {"run_id", "at", "actor", …}, see `forks.ForkRequest`  -> run_id, parent, at, tasks, status
+runs.fork          {"run_id", "at", "actor", …}, see `forks.ForkRequest`  -> run_id, parent_run_id, at, tasks, status
 approvals.decide   {"run_id", "approval_id", "decision", "actor", "note"} -> approval_id, decision
 budgets.raise      {"scope", "hard_micro_usd", "soft_micro_usd", "actor", "reason"} -> scope and its state; runs that it held go on
 budgets.set        the same; the hard limit may be lower, or null for none
@@ -252,7 +252,7 @@ class Api:
         request = msgspec.structs.replace(asked, actor=somebody(asked.actor), reason=bounded(asked.reason))
         forked = await self._forks.fork(tenant, request)
         status = "accepted" if forked.is_new else "duplicate"
-        return accepted(run_id=forked.run_id, parent=forked.parent, at=forked.at, tasks=forked.tasks, status=status)
+        return accepted(run_id=forked.run_id, parent_run_id=forked.parent_run_id, at=forked.at, tasks=forked.tasks, status=status)
 
     async def _decide_approval(self, tenant: str, message: Message) -> bytes:
         request = decoded(message.data, DecideRequest)

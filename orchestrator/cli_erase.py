@@ -63,7 +63,11 @@ async def erase(
         letters = await _drop_letters(client, [use.key.key_id for use in (*found.keys, *found.gone)])
         if done.position:
             await client.indexed(done.position, "runs")
-    print_json({**done._asdict(), "person": person._asdict(), "letters": letters}) if output is Output.JSON else _print(done, letters)
+    if output is Output.JSON:
+        told = {name: value for name, value in done._asdict().items() if name != "person"}
+        print_json({"tenant": person.tenant, "user_name": person.name, **told, "letters": letters})
+    else:
+        _print(done, letters)
     return _judge(done)
 
 

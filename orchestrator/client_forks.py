@@ -30,10 +30,10 @@ class ForkChanges(TypedDict, total=False):
 
 
 class ForkView(msgspec.Struct, frozen=True):
-    """A fork that is on its way. `at`: index of the last event it shares with `parent`; `tasks`: keys of the tasks that go on."""
+    """A fork that is on its way. `at`: index of the last event it shares with its parent; `tasks`: keys of the tasks that go on."""
 
     run_id: RunId
-    parent: RunId
+    parent_run_id: RunId
     at: int
     tasks: tuple[str, ...]
 
@@ -54,4 +54,4 @@ class ClientForks:
         fork_id = str(self._clock.random_id())
         body = {"run_id": str(run_id), "at": at, "actor": self._config.user, "fork_id": fork_id, **changes}
         answer = await self._request("runs.fork", body)
-        return ForkView(RunId(UUID(answer["run_id"])), RunId(UUID(answer["parent"])), answer["at"], tuple(answer["tasks"]))
+        return ForkView(RunId(UUID(answer["run_id"])), RunId(UUID(answer["parent_run_id"])), answer["at"], tuple(answer["tasks"]))

@@ -78,19 +78,19 @@ def timeline_lines(spans: Sequence[Span], width: int | None = None) -> Iterator[
         width: columns of the terminal, in which the bar gives way to the words; None for no limit.
     """
     bar_chars = BAR_CHARS if width is None else max(BAR_CHARS_MIN, min(BAR_CHARS, width - WORDS_CHARS))
-    whole_us = max((span.ended_us or span.began_us for span in spans), default=0) or 1
+    whole_us = max((span.finished_us or span.started_us for span in spans), default=0) or 1
     for span in spans:
-        took = "" if span.ended_us is None else f"{(span.ended_us - span.began_us) / 1e6:.3f}s"
+        took = "" if span.finished_us is None else f"{(span.finished_us - span.started_us) / 1e6:.3f}s"
         cost = format_usd(span.cost_micro_usd) if span.cost_micro_usd != 0 else ""
-        where = f"{span.task} {span.turn}" if span.turn else span.task
+        where = f"{span.key} {span.turn}" if span.turn else span.key
         status = "" if span.status == "ok" else span.status
-        text = f"{span.began_us / 1e6:9.3f}s {took:>9}  {_bar(span, whole_us, bar_chars)}  {where:<18} {span.what:<6} {span.name}  {status}  {cost}"
+        text = f"{span.started_us / 1e6:9.3f}s {took:>9}  {_bar(span, whole_us, bar_chars)}  {where:<18} {span.what:<6} {span.name}  {status}  {cost}"
         yield printable(text).rstrip()
 
 
 def _bar(span: Span, whole_us: int, chars: int) -> str:
-    begin = min(span.began_us * chars // whole_us, chars - 1)
-    end = chars if span.ended_us is None else max(begin + 1, -(-span.ended_us * chars // whole_us))
+    begin = min(span.started_us * chars // whole_us, chars - 1)
+    end = chars if span.finished_us is None else max(begin + 1, -(-span.finished_us * chars // whole_us))
     sign = {"queue": "·", "person": "?", "model": "█", "tool": "▒"}[span.what]
     return (" " * begin + sign * (end - begin)).ljust(chars)
 
@@ -98,34 +98,34 @@ def _bar(span: Span, whole_us: int, chars: int) -> str:
 def tree_lines(tree: RunTree) -> Iterator[str]:
     """Yield a run as a tree: tasks, turns, calls, each with its time and cost."""
     cost = _cost(tree.cost_micro_usd, tree.unpriced_calls)
-    yield printable(f"run {tree.run_id[:8]}  {tree.status}  {_took(tree.began_us, tree.ended_us)}  {cost}  {shorten(tree.goal, NOTE_CHARS_MAX)}")
+    yield printable(f"run {tree.run_id[:8]}  {tree.status}  {_took(tree.submitted_us, tree.finished_us)}  {cost}  {shorten(tree.goal, NOTE_CHARS_MAX)}")
     for task in tree.tasks:
         yield from _task_lines(task)
 
 
 def _task_lines(task: TaskNode) -> Iterator[str]:
     again = f"  revision {task.revision}" if task.revision else ""
-    again += f"  {task.attempts} attempts" if task.attempts > 1 else ""
+    again += f"  {task.attempt} attempts" if task.attempt > 1 else ""
     verdict = f"  {task.verdict}" if task.verdict else ""
     cost = _cost(task.cost_micro_usd, task.unpriced_calls)
-    yield printable(f"  {task.key} ({task.kind})  {task.status}{verdict}{again}  {_took(task.started_us, task.ended_us)}  {cost}")
+    yield printable(f"  {task.key} ({task.kind})  {task.status}{verdict}{again}  {_took(task.started_us, task.finished_us)}  {cost}")
     for turn in task.turns:
-        yield f"    turn {turn.number}  {format_usd(turn.cost_micro_usd) if turn.cost_micro_usd else ''}".rstrip()
+        yield f"    turn {turn.turn}  {format_usd(turn.cost_micro_usd) if turn.cost_micro_usd else ''}".rstrip()
         for call in turn.calls:
             yield printable(f"      {call_line(call)}")
 
 
 def call_line(call: CallNode) -> str:
     """Return one line about a call."""
-    took = f"{call.latency_ms} ms" if call.ended_us is not None else ""
+    took = f"{call.latency_ms} ms" if call.finished_us is not None else ""
     cost = format_usd(call.cost_micro_usd) if call.cost_micro_usd != 0 else ""
     asks = f"→ {', '.join(call.asks)}" if call.asks else ""
     parts = (f"[{call.index}]", f"{call.what} {call.name}", call.status if call.status != "ok" else "", took, cost, asks, shorten(call.note, NOTE_CHARS_MAX))
     return "  ".join(part for part in parts if part)
 
 
-def _took(began_us: int | None, ended_us: int | None) -> str:
-    return "" if began_us is None or ended_us is None else f"{(ended_us - began_us) / 1e6:.1f} s"
+def _took(started_us: int | None, finished_us: int | None) -> str:
+    return "" if started_us is None or finished_us is None else f"{(finished_us - started_us) / 1e6:.1f} s"
 
 
 def _cost(micro_usd: int, unpriced: int) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from textwrap import wrap
 from typing import Any, Final
 
 from crewlog.orchestrator.cli_output import printable
-from crewlog.orchestrator.run_diff import RunDiff, Side, StepDiff
+from crewlog.orchestrator.run_diff import RunDiff, Side, StepDiff, TaskDiff, task_differences
 from crewlog.schemas.usage import format_usd
 
 LINES_MAX: Final = 12
@@ -20,7 +20,7 @@ _GAP: Final = " │ "
 
 
 def diff_lines(found: RunDiff, width: int) -> Iterator[str]:
-    """Yield a comparison: the verdict, what the first differing model call saw, then every step, those that differ side by side.
+    """Yield a comparison: the verdict, what the first differing model call saw, then what differs of tasks and every step, those that differ side by side.
 
     Args:
         width: columns of the terminal.
@@ -38,6 +38,7 @@ def diff_lines(found: RunDiff, width: int) -> Iterator[str]:
     if found.saw is not None:
         yield f"the models saw different {found.saw.where}:"
         yield from _columns(_short(found.saw.a), _short(found.saw.b), column)
+    yield from map(printable, _task_lines(found.tasks))
     for step in found.steps:
         yield from _step_lines(step, column)
     if "answer" in found.differs:
@@ -51,8 +52,22 @@ def _about(run: dict[str, Any]) -> str:
 
 
 def _where(step: StepDiff) -> str:
-    revision = f" revision {step.revision}" if step.revision else ""
-    return f"{step.task}{revision} turn {step.turn} {step.what} {step.call_id}"
+    return f"{_named(step)} turn {step.turn} {step.what} {step.call_id}"
+
+
+def _task_lines(tasks: Sequence[TaskDiff]) -> Iterator[str]:
+    for task in tasks:
+        if differs := task_differences(task):
+            told = (f"{name} {_amount(task.a, name)} / {_amount(task.b, name)}" if task.a and task.b else name for name in differs)
+            yield f"≠ {_named(task)}: {', '.join(told)}"
+
+
+def _amount(task: Mapping[str, Any], name: str) -> str:
+    return format_usd(task[name]) if name == "cost_micro_usd" else str(task[name] or "none")
+
+
+def _named(of: TaskDiff | StepDiff) -> str:
+    return of.key + (f" revision {of.revision}" if of.revision else "")
 
 
 def _step_lines(step: StepDiff, column: int) -> Iterator[str]:

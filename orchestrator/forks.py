@@ -77,7 +77,7 @@ class Forked(NamedTuple):
     """A fork that is in the log. `at` may lie behind what was asked for: decisions are shared whole."""
 
     run_id: RunId
-    parent: RunId
+    parent_run_id: RunId
     at: int
     tasks: tuple[str, ...]
     """Keys of the tasks that go on."""

@@ -74,7 +74,7 @@ def observe(history: RunHistory) -> Observed:
     steps = (f"{s.key}: {s.type}" + (f" after {'+'.join(s.depends_on)}" if s.depends_on else "") for s in state.steps)
     outcomes = {str(task.task_id): task for task in state.tasks.values()}
     answer = getattr(state.end, "answer", None) or getattr(state.end, "partial", None)
-    took_us = (tree.ended_us or history.events[-1].occurred_us) - tree.began_us
+    took_us = (tree.finished_us or history.events[-1].occurred_us) - tree.submitted_us
     return Observed(
         status=state.status,
         plan=tuple(steps),

@@ -36,7 +36,7 @@ class Source(msgspec.Struct, frozen=True):
     """`document`, `tool result`, `outcome` of an earlier task, or the `task` itself as it was given."""
     name: str
     """`<document>:<line>`, the tool with its arguments, the key of the earlier task."""
-    task: str
+    key: str
     """Key of the task whose agent was told."""
     index: int
     """Of the event that told it; explain it with `RUN:INDEX`."""
@@ -55,7 +55,7 @@ class Lineage(msgspec.Struct, frozen=True):
     what: str
     text: str
     index: int
-    task: str
+    key: str
     writer: str
     sources: tuple[Source, ...]
 

@@ -16,7 +16,7 @@ SHOWN_MAX: Final = 6
 def lineage_lines(found: Lineage) -> Iterator[str]:
     """Yield everything about where one text comes from."""
     yield printable(f"{found.what}: {shorten(found.text, 200)}")
-    yield printable(f"written by {found.writer} in task {found.task}, event {found.index}")
+    yield printable(f"written by {found.writer} in task {found.key}, event {found.index}")
     yield from _source_lines(found.sources, "  ")
     if not found.sources:
         yield "  nothing was in front of the model: it wrote this by itself"
@@ -30,7 +30,7 @@ def _source_lines(sources: Sequence[Source], indent: str) -> Iterator[str]:
         shared = f"  “{source.shared}”" if source.shared else ""
         part = f" {source.share:.0%} of it" if source.certainty == "contained" and source.share else ""
         trust = "" if source.trust == "trusted" else f" ({source.trust})"
-        yield printable(f"{indent}{source.certainty:<10} {source.what} {source.name}{trust}, task {source.task}, event {source.index}{part}{shared}")
+        yield printable(f"{indent}{source.certainty:<10} {source.what} {source.name}{trust}, task {source.key}, event {source.index}{part}{shared}")
         yield from _source_lines(source.behind, f"{indent}    ")
     if len(loose) > SHOWN_MAX:
         yield f"{indent}and {len(loose) - SHOWN_MAX} more in context"

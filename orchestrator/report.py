@@ -33,7 +33,7 @@ def run_report(state: RunState) -> dict[str, Any]:
         "task_id": brief.task_id,
         "status": state.status,
         "tenant": brief.tenant,
-        "user": brief.user,
+        "user_name": brief.user,
         "type": brief.type,
         "objective": brief.objective,
         "plan": state.origin,

@@ -38,7 +38,7 @@ class Side(msgspec.Struct, frozen=True):
 class StepDiff(msgspec.Struct, frozen=True):
     """One call of both runs, or of one of them. `differs` is empty when both are the same."""
 
-    task: str
+    key: str
     revision: int
     turn: int
     call_id: str
@@ -50,9 +50,9 @@ class StepDiff(msgspec.Struct, frozen=True):
 
 
 class TaskDiff(msgspec.Struct, frozen=True):
-    """One task of both runs, or of one: status, verdict, attempts, cost and seconds from its start to its end, of each."""
+    """One task of both runs, or of one: status, verdict, attempt, cost and seconds from its start to its end, of each."""
 
-    task: str
+    key: str
     revision: int
     a: dict[str, Any] | None
     b: dict[str, Any] | None
@@ -92,7 +92,7 @@ def diff_runs(a: RunHistory, b: RunHistory) -> RunDiff:
     first = min(differing, key=lambda n: min(side.index for side in (steps[n].a, steps[n].b) if side is not None), default=None)
     tasks = tuple(_tasks(*trees))
     answers = [None if tree.answer is None else history.shown(tree.answer) for history, tree in ((a, trees[0]), (b, trees[1]))]
-    whole = {"status": trees[0].status != trees[1].status, "answer": answers[0] != answers[1], "tasks": any(_task_differs(task) for task in tasks)}
+    whole = {"status": trees[0].status != trees[1].status, "answer": answers[0] != answers[1], "tasks": any(map(task_differences, tasks))}
     differs = tuple(name for name, is_different in whole.items() if is_different)
     return RunDiff(
         is_identical=first is None and not differs,
@@ -108,7 +108,7 @@ def diff_runs(a: RunHistory, b: RunHistory) -> RunDiff:
 
 def _brief(tree: RunTree, answer: str | None) -> dict[str, Any]:
     fields = ("run_id", "goal", "status", "events", "cost_micro_usd", "unpriced_calls")
-    took = None if tree.ended_us is None else (tree.ended_us - tree.began_us) / 1e6
+    took = None if tree.finished_us is None else (tree.finished_us - tree.submitted_us) / 1e6
     return {**{name: getattr(tree, name) for name in fields}, "took_s": took, "answer": answer}
 
 
@@ -156,15 +156,16 @@ def _tasks(tree_a: RunTree, tree_b: RunTree) -> Iterator[TaskDiff]:
 def _task(task: TaskNode | None) -> dict[str, Any] | None:
     if task is None:
         return None
-    took = None if task.ended_us is None or task.started_us is None else (task.ended_us - task.started_us) / 1e6
-    fields = ("kind", "version", "status", "verdict", "attempts", "cost_micro_usd", "unpriced_calls")
+    took = None if task.finished_us is None or task.started_us is None else (task.finished_us - task.started_us) / 1e6
+    fields = ("kind", "agent_version", "status", "verdict", "attempt", "cost_micro_usd", "unpriced_calls")
     return {**{name: getattr(task, name) for name in fields}, "took_s": took}
 
 
-def _task_differs(task: TaskDiff) -> bool:
+def task_differences(task: TaskDiff) -> tuple[str, ...]:
+    """Name what differs of a task: its fields, or that one of the runs does not have it. How long it took is no difference."""
     if task.a is None or task.b is None:
-        return True
-    return any(task.a[name] != task.b[name] for name in task.a if name != "took_s")
+        return ("only in b" if task.a is None else "only in a",)
+    return tuple(name for name in task.a if name != "took_s" and task.a[name] != task.b[name])
 
 
 def _saw(a: RunHistory, b: RunHistory, steps: Sequence[StepDiff], first: StepDiff) -> Saw | None:
@@ -183,7 +184,7 @@ def _saw(a: RunHistory, b: RunHistory, steps: Sequence[StepDiff], first: StepDif
 def _asked(steps: Sequence[StepDiff], first: StepDiff) -> tuple[Side, Side] | None:
     """Return the calls whose requests are held against each other: those of the first step that differs, unless one of these was skipped and asked
     nobody. Then calls of the same turn are taken, if there are any of one model."""
-    turn = [step for step in steps if (step.task, step.revision, step.turn) == (first.task, first.revision, first.turn)]
+    turn = [step for step in steps if (step.key, step.revision, step.turn) == (first.key, first.revision, first.turn)]
     pairs = [(first.a, first.b), *((ours.a, theirs.b) for ours in turn for theirs in turn)]
     both = [(a, b) for a, b in pairs if a is not None and b is not None and a.request_hash is not None and b.request_hash is not None]
     return next(((a, b) for a, b in both if (a, b) == pairs[0] or a.name == b.name), None)

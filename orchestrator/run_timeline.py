@@ -17,13 +17,13 @@ class Span(msgspec.Struct, frozen=True):
     what: str
     """`queue`, `person`, `model` or `tool`."""
     name: str
-    task: str
+    key: str
     """Key of its task."""
     turn: int
     status: str
     index: int
-    began_us: int
-    ended_us: int | None
+    started_us: int
+    finished_us: int | None
     cost_micro_usd: int | None = 0
 
 
@@ -33,18 +33,18 @@ def timeline(history: RunHistory) -> list[Span]:
     spans = _waits(history)
     for task in tree.tasks:
         spans += [
-            Span(call.what, call.name, task.key, call.turn, call.status, call.index, call.began_us, call.ended_us, call.cost_micro_usd)
+            Span(call.what, call.name, task.key, call.turn, call.status, call.index, call.started_us, call.finished_us, call.cost_micro_usd)
             for call in task.calls()
             if call.status not in ("asked", "waits", "refused", "skipped")
         ]
     first_us = history.events[0].occurred_us if history.events else 0  # of a fork, what it shares took its time as well
     moved = (_moved(span, first_us) for span in spans)
-    return sorted(moved, key=lambda span: (span.began_us, span.index))
+    return sorted(moved, key=lambda span: (span.started_us, span.index))
 
 
 def _moved(span: Span, first_us: int) -> Span:
-    ended_us = None if span.ended_us is None else span.ended_us - first_us
-    return msgspec.structs.replace(span, began_us=span.began_us - first_us, ended_us=ended_us)
+    finished_us = None if span.finished_us is None else span.finished_us - first_us
+    return msgspec.structs.replace(span, started_us=span.started_us - first_us, finished_us=finished_us)
 
 
 def _waits(history: RunHistory) -> list[Span]:
@@ -71,4 +71,4 @@ def _waits(history: RunHistory) -> list[Span]:
 
 
 def _ended(span: Span, status: str, now_us: int) -> Span:
-    return msgspec.structs.replace(span, status=status, ended_us=now_us)
+    return msgspec.structs.replace(span, status=status, finished_us=now_us)

@@ -64,8 +64,8 @@ class CallNode(msgspec.Struct, frozen=True):
     index: int
     """Of its first event."""
     end_index: int | None
-    began_us: int
-    ended_us: int | None
+    started_us: int
+    finished_us: int | None
     latency_ms: int
     cost_micro_usd: int | None
     """0 for a tool; None for a model call that nobody knows the price of."""
@@ -83,7 +83,7 @@ class CallNode(msgspec.Struct, frozen=True):
 class TurnNode(msgspec.Struct, frozen=True):
     """One turn: the calls of a model until one was answered, and the tools it asked for."""
 
-    number: int
+    turn: int
     calls: tuple[CallNode, ...]
 
     @property
@@ -103,14 +103,14 @@ class TaskNode(msgspec.Struct, frozen=True):
     """`waiting`, `running`, `suspended`, `held`, `between attempts`, `completed`, `failed`, `cancelled`."""
     verdict: str
     """Of the critic; empty while there is none."""
-    attempts: int
+    attempt: int
     worker: str
-    version: str
+    agent_version: str
     """Of the agent that began it."""
     index: int
     opened_us: int
     started_us: int | None
-    ended_us: int | None
+    finished_us: int | None
     cost_micro_usd: int
     unpriced_calls: int
     outcome: Outcome | None
@@ -129,8 +129,8 @@ class RunTree(msgspec.Struct, frozen=True):
     status: str
     """`open`, `held` by a budget, `completed`, `failed` or `cancelled`."""
     events: int
-    began_us: int
-    ended_us: int | None
+    submitted_us: int
+    finished_us: int | None
     cost_micro_usd: int
     unpriced_calls: int
     answer: Payload | None
@@ -149,11 +149,11 @@ class _Task:
     revision: int = 0
     status: str = "waiting"
     verdict: str = ""
-    attempts: int = 0
+    attempt: int = 0
     worker: str = ""
-    version: str = ""
+    agent_version: str = ""
     started_us: int | None = None
-    ended_us: int | None = None
+    finished_us: int | None = None
     outcome: Outcome | None = None
     calls: dict[tuple[str, str], CallNode] = field(default_factory=dict)
     turn: int = 0
@@ -164,7 +164,7 @@ def build_tree(history: RunHistory) -> RunTree:
     tasks: dict[Stream, _Task] = {}
     goal, shared, still = "", 0, "open"
     end: RunCompleted | RunFailed | RunCancelled | None = None
-    ended_us = None
+    finished_us = None
     for index, (recorded, event) in enumerate(zip(history.events, history.decoded, strict=True), 1):
         match event:
             case RunSubmitted():
@@ -174,7 +174,7 @@ def build_tree(history: RunHistory) -> RunTree:
                 for fork in event.tasks:
                     _go_on(tasks, fork)
             case RunCompleted() | RunFailed() | RunCancelled():
-                end, ended_us = event, recorded.occurred_us
+                end, finished_us = event, recorded.occurred_us
             case RunHeld() | RunReleased():
                 still = "held" if isinstance(event, RunHeld) else "open"
             case TaskHeld():
@@ -183,7 +183,7 @@ def build_tree(history: RunHistory) -> RunTree:
                 _of(tasks, task_stream(event.task_id), index, recorded).status = "suspended"
             case TaskDispatched():
                 task = _of(tasks, task_stream(event.task_id), index, recorded)
-                task.key, task.kind, task.revision, task.attempts = event.key, event.kind, event.revision, event.attempt
+                task.key, task.kind, task.revision, task.attempt = event.key, event.kind, event.revision, event.attempt
             case TaskReviewed():
                 _of(tasks, task_stream(event.task_id), index, recorded).verdict = event.verdict
             case _ if recorded.stream.startswith("task/"):
@@ -196,8 +196,8 @@ def build_tree(history: RunHistory) -> RunTree:
         goal=goal,
         status=type(end).__name__.removeprefix("Run").lower() if end else still,
         events=len(history.events),
-        began_us=history.events[history.first_own - 1].occurred_us if history.events else 0,
-        ended_us=ended_us,
+        submitted_us=history.events[history.first_own - 1].occurred_us if history.events else 0,
+        finished_us=finished_us,
         cost_micro_usd=sum(call.cost_micro_usd or 0 for call in _own_calls(nodes, shared)),
         unpriced_calls=sum(call.cost_micro_usd is None for call in _own_calls(nodes, shared)),
         answer=end.answer if isinstance(end, RunCompleted) else end.partial if isinstance(end, RunFailed) else None,
@@ -232,8 +232,8 @@ def _fold(task: _Task, event: Event | Unknown, index: int, now_us: int) -> None:
         case TaskOpened():
             task.key, task.kind, task.revision = event.key, event.kind, event.revision
         case TaskStarted():
-            task.status, task.worker, task.attempts = "running", event.worker, max(task.attempts, event.attempt)
-            task.version = task.version or event.agent_version
+            task.status, task.worker, task.attempt = "running", event.worker, max(task.attempt, event.attempt)
+            task.agent_version = task.agent_version or event.agent_version
             task.started_us = task.started_us or now_us
             # what was under way when the former worker died has no outcome, unless one comes later all the same
             _change(task, (key for key, call in task.calls.items() if call.status == "running"), status="lost")
@@ -249,22 +249,22 @@ def _fold(task: _Task, event: Event | Unknown, index: int, now_us: int) -> None:
             _answered(task, event, index, now_us)
         case ModelCallFailed():
             key = _model_key(task, event.call_id)
-            ended = {"end_index": index, "ended_us": now_us, "latency_ms": event.latency_ms, "cost_micro_usd": event.price.cost_micro_usd}
+            ended = {"end_index": index, "finished_us": now_us, "latency_ms": event.latency_ms, "cost_micro_usd": event.price.cost_micro_usd}
             _change(task, key, status="failed", note=f"{event.error.code}: {event.error.message}", **ended)
         case ToolStarted():
             if ("tool", event.call_id) not in task.calls:  # a task of a rollback: no model asked for the call
                 task.calls["tool", event.call_id] = CallNode(event.call_id, "tool", event.tool, 0, "asked", index, None, now_us, None, 0, 0)
-            _change(task, [("tool", event.call_id)], status="running", began_us=now_us)
+            _change(task, [("tool", event.call_id)], status="running", started_us=now_us)
         case ApprovalRequested():
             _change(task, [("tool", event.call_id)], status="waits")
         case ToolFinished():
-            _change(task, [("tool", event.call_id)], status=event.status, end_index=index, ended_us=now_us, latency_ms=event.latency_ms, output=event.result)
+            _change(task, [("tool", event.call_id)], status=event.status, end_index=index, finished_us=now_us, latency_ms=event.latency_ms, output=event.result)
         case AttemptFailed():
             task.status = "between attempts"
         case TaskCompleted():
-            task.status, task.ended_us, task.outcome = "completed", now_us, event.outcome
+            task.status, task.finished_us, task.outcome = "completed", now_us, event.outcome
         case TaskFailed() | TaskCancelled():
-            task.status, task.ended_us = "failed" if isinstance(event, TaskFailed) else "cancelled", now_us
+            task.status, task.finished_us = "failed" if isinstance(event, TaskFailed) else "cancelled", now_us
         case _:
             pass
 
@@ -272,7 +272,7 @@ def _fold(task: _Task, event: Event | Unknown, index: int, now_us: int) -> None:
 def _answered(task: _Task, event: ModelCallFinished, index: int, now_us: int) -> None:
     asks = tuple(call.tool for call in event.tool_calls)
     cost = event.price.cost_micro_usd
-    ended = {"end_index": index, "ended_us": now_us, "latency_ms": event.latency_ms, "cost_micro_usd": cost, "output": event.text}
+    ended = {"end_index": index, "finished_us": now_us, "latency_ms": event.latency_ms, "cost_micro_usd": cost, "output": event.text}
     _change(task, _model_key(task, event.call_id), status="ok", asks=asks, **ended)
     for call in event.tool_calls:
         node = CallNode(call.call_id, "tool", call.tool, event.turn, "asked", index, None, now_us, None, 0, 0, input=call.arguments)
@@ -295,7 +295,7 @@ def _change(task: _Task, keys: Iterable[tuple[str, str]], **changes: object) -> 
 def _node(task: _Task) -> TaskNode:
     turns: dict[int, list[CallNode]] = {}
     for call in task.calls.values():
-        is_lost = task.ended_us is not None and call.status in UNDER_WAY
+        is_lost = task.finished_us is not None and call.status in UNDER_WAY
         turns.setdefault(call.turn, []).append(msgspec.structs.replace(call, status="lost") if is_lost else call)
     calls = [call for turn in turns.values() for call in turn]
     return TaskNode(

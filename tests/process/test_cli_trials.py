@@ -33,8 +33,8 @@ def run(crew: LiveCrew, tmp_path_factory: pytest.TempPathFactory) -> dict[str, A
 
 async def test_a_fork_goes_on_from_an_event_and_says_where_it_comes_from(crew: LiveCrew, run: dict[str, Any]) -> None:
     forked = crew.json("fork", run["run_id"], "--at", "7", "--reason", "to see")
-    assert set(forked) == {"run_id", "parent", "at", "tasks"}
-    assert (forked["parent"], forked["at"], forked["tasks"]) == (run["run_id"], 7, ["task"])
+    assert set(forked) == {"run_id", "parent_run_id", "at", "tasks"}
+    assert (forked["parent_run_id"], forked["at"], forked["tasks"]) == (run["run_id"], 7, ["task"])
     async with crew.client() as client:
         ended = await client.wait(RunId(UUID(forked["run_id"])))
         report = await replay(await client.store(), RunId(UUID(forked["run_id"])))

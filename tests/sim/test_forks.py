@@ -96,7 +96,7 @@ def test_a_fork_shares_what_came_before_and_can_be_looked_at_like_any_run(worlds
         for fork in world.forks:
             if fork.answer["ok"]:
                 store = MemoryStore(world.log)
-                parent, own = asyncio.run(load_history(store, RunId(UUID(fork.answer["parent"])))), asyncio.run(load_history(store, fork.run_id))
+                parent, own = asyncio.run(load_history(store, RunId(UUID(fork.answer["parent_run_id"])))), asyncio.run(load_history(store, fork.run_id))
                 shared = next(n for n, recorded in enumerate(own.events) if recorded.type == "RunForked" and recorded.run_id == fork.run_id)
                 assert set(own.events[:shared]) <= set(parent.events[: fork.answer["at"]])
                 *_, last = moments(own)
@@ -115,7 +115,7 @@ def test_the_views_have_forks_with_their_parents_and_only_their_own_part(worlds:
         for fork in world.forks:
             if fork.answer["ok"]:
                 row = tables.runs[fork.run_id,]
-                assert (row["source"], str(row["parent_run_id"])) == ("fork", fork.answer["parent"])
+                assert (row["source"], str(row["parent_run_id"])) == ("fork", fork.answer["parent_run_id"])
                 own = {str(call["task_id"]) for call in tables.model_calls.values() if call["run_id"] == fork.run_id}
                 assert own <= {str(recorded.task_id) for recorded in events if recorded.run_id == fork.run_id}
         assert all(task["status"] in FINISHED for task in tables.tasks.values())

@@ -173,8 +173,10 @@ def try_every_command(path: Path, tmp_path: Path) -> None:
     assert {"task_id", "key", "kind", "system", "tools", "model", "is_compacted", "lines"} == set(printed("show", path, "--as", "conversation")[0])
     tree = printed("show", path, "--as", "tree")
     assert printed("show", path) == tree, "a file has no views to take an answer from"
-    assert set(tree) == {"run_id", "goal", "status", "events", "began_us", "ended_us", "cost_micro_usd", "unpriced_calls", "answer", "tasks"}
-    assert {"what", "name", "task", "turn", "status", "index", "began_us", "ended_us", "cost_micro_usd"} == set(printed("show", path, "--as", "timeline")[0])
+    assert set(tree) == {"run_id", "goal", "status", "events", "submitted_us", "finished_us", "cost_micro_usd", "unpriced_calls", "answer", "tasks"}
+    assert {"what", "name", "key", "turn", "status", "index", "started_us", "finished_us", "cost_micro_usd"} == set(
+        printed("show", path, "--as", "timeline")[0]
+    )
     assert len(crewlog("show", path, "--as", "events").stdout.splitlines()) == events
     told = printed("explain", f"{path}:12")
     assert set(told) == {"run_id", "index", "of", "event", "texts", "decided_by", "caused_by", "led_to", "request", "call", "decision"}

@@ -90,10 +90,10 @@ def test_a_figure_leads_to_the_query_that_computed_it() -> None:
 
 def test_an_outcome_of_an_earlier_task_is_followed_back_into_it() -> None:
     found = lineage_of_sentence(recorded("goal-release-note"), "Report the number of missing values for each column in the release note.")
-    assert found.task == "@synthesis"
+    assert found.key == "@synthesis"
     (outcome,) = [source for source in found.sources if source.what == "outcome" and source.certainty == "contained"]
     assert any(source.certainty == "cited" and source.name == "playbook/05-report-missing-values.md:7" for source in outcome.behind)
-    assert any(source.what == "tool result" and source.task == outcome.name for source in flat(outcome.behind))
+    assert any(source.what == "tool result" and source.key == outcome.name for source in flat(outcome.behind))
 
 
 def test_a_mail_is_found_by_its_key_by_its_call_and_by_its_words() -> None:

@@ -109,15 +109,15 @@ def test_a_tree_holds_every_call_and_what_all_of_them_cost() -> None:
         states = {s: replay_task(history.streams[s], history.read, verify=False).state for s in history.task_streams}
         assert tree.cost_micro_usd == sum(state.cost_micro_usd for state in states.values())
         for task in tree.tasks:
-            assert task.ended_us is None or not [call for call in task.calls() if call.status in ("running", "asked", "waits")]
+            assert task.finished_us is None or not [call for call in task.calls() if call.status in ("running", "asked", "waits")]
         assert "\n".join(tree_lines(tree)).count("\n") >= len(calls)
 
 
 def test_a_timeline_is_in_order_and_within_the_run() -> None:
     for history in runs():
         spans = timeline(history)
-        assert [span.began_us for span in spans] == sorted(span.began_us for span in spans)
-        assert min(span.began_us for span in spans) >= 0
+        assert [span.started_us for span in spans] == sorted(span.started_us for span in spans)
+        assert min(span.started_us for span in spans) >= 0
         assert {"queue", "tool"} <= {span.what for span in spans}
         assert "model" in {span.what for span in spans} or b'"rollback"' in history.events[0].data
         assert len(list(timeline_lines(spans))) == len(spans)

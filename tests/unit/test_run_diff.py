@@ -40,7 +40,7 @@ def test_ids_times_and_order_of_other_tasks_are_no_difference() -> None:
     one, other = (next(run for run in histories(quiet_log(seed)) if len(run.task_streams) == 3) for seed in (1, 2))
     assert one.run_id != other.run_id
     found = diff_runs(one, other)
-    assert [(step.task, step.turn, step.call_id, step.differs) for step in found.steps if step.differs] == []
+    assert [(step.key, step.turn, step.call_id, step.differs) for step in found.steps if step.differs] == []
     assert found.is_identical
 
 
@@ -64,6 +64,15 @@ def test_the_first_difference_is_named_and_what_it_led_to_is_another() -> None:
     assert "first difference" in text
     assert "look done" in text
     assert "│" in text
+
+
+def test_what_differs_of_a_task_alone_is_said() -> None:
+    history = planned_run()
+    at = next(n for n, r in enumerate(history.events) if r.type == "TaskStarted")
+    found = diff_runs(history, touched(history, at, agent_version="7"))
+    assert (found.first, found.differs) == (None, ("tasks",))
+    key = next(task.key for task in found.tasks if task.b is not None and task.b["agent_version"] == "7")
+    assert f"≠ {key}: agent_version 1 / 7" in list(diff_lines(found, 100))
 
 
 def test_a_request_that_differs_says_in_which_part() -> None:
