@@ -267,15 +267,14 @@ class PersonalStore:
     async def _look_up(self, key_ids: Sequence[UUID]) -> Mapping[UUID, _Known]:
         now = self._clock.monotonic()
         wanted = dict.fromkeys(key_ids)
-        missing = [key_id for key_id in wanted if (known := self._known.get(key_id)) is None or known.until < now]
-        if missing:
-            rows = await self._keys.get(missing)
+        found = {key_id: known for key_id in wanted if (known := self._known.get(key_id)) is not None and known.until >= now}
+        if missing := [key_id for key_id in wanted if key_id not in found]:
+            rows = await self._keys.get(missing)  # what is known may be forgotten meanwhile
             for key_id in missing:
-                self._known[key_id] = self._made(rows.get(key_id), now + REMEMBERED_S)
+                found[key_id] = self._known[key_id] = self._made(rows.get(key_id), now + REMEMBERED_S)
                 self._known.move_to_end(key_id)
-        found = {key_id: self._known[key_id] for key_id in wanted}
-        while len(self._known) > REMEMBERED_MAX:
-            self._known.popitem(last=False)
+            while len(self._known) > REMEMBERED_MAX:
+                self._known.popitem(last=False)
         return found
 
     def _made(self, row: PersonKey | None, until: float) -> _Known:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import asyncpg
 import msgspec
@@ -12,7 +14,9 @@ from support.logs import CLOCK, InMemory, InPostgres, Log, cancelled, dispatched
 
 from crewlog.events.envelope import KeyEncryptionKey, new_secret
 from crewlog.events.grants import ARCHIVIST, ORCHESTRATOR, PROJECTOR, kind_role
+from crewlog.events.memory_store import MemoryLog, MemoryStore
 from crewlog.events.person_keys import PersonKey
+from crewlog.events.person_keys_memory import MemoryPersonKeys
 from crewlog.events.personal_store import Person, PersonalStore, personal
 from crewlog.events.store import NO_STREAM, AppendRequest, Write
 from crewlog.schemas.errors import ConfigError, ContractError, NotAuthorised, TerminalError
@@ -126,6 +130,48 @@ async def test_whoever_reads_a_whole_run_learns_at_once_that_its_key_is_gone(log
     assert not any(recorded.erased_us for recorded in await store.read_run(run_id))
     await (await log.open(ARCHIVIST)).person_keys.destroy("default", "ada", [run_id], 1)
     assert [recorded.erased_us for recorded in await store.read_run(run_id)] == [1, 1]
+
+
+class SlowKeys(MemoryPersonKeys):
+    """Answers a lookup when it is told to."""
+
+    def __init__(self, log: MemoryLog) -> None:
+        super().__init__(log.key_tables, log.first_stream, log.is_open, log.drop_erased_text)
+        self.asked, self.answers = asyncio.Event(), asyncio.Event()
+
+    async def get(self, key_ids: Sequence[UUID]) -> Mapping[UUID, PersonKey]:
+        self.asked.set()
+        await self.answers.wait()
+        return await super().get(key_ids)
+
+
+class SlowStore(MemoryStore):
+    def __init__(self, log: MemoryLog) -> None:
+        super().__init__(log)
+        self.keys = SlowKeys(log)
+
+    @property
+    def person_keys(self) -> MemoryPersonKeys:
+        return self.keys
+
+
+async def test_a_key_that_is_looked_up_anew_meanwhile_is_missed_by_nobody() -> None:
+    log = InMemory()
+    first, second = [await ended(await opened(log)) for _ in range(2)]
+    inner = SlowStore(log.log)
+    store = PersonalStore(inner, lambda: KEK, CLOCK)
+    inner.keys.answers.set()
+    await store.read_run(first)
+    inner.keys.answers.clear()
+    inner.keys.asked.clear()
+    of_both = asyncio.create_task(store.read_streams({run_stream(run_id): 0 for run_id in (first, second)}))
+    await inner.keys.asked.wait()  # it knows the key of the first one and asks for that of the second
+    anew = asyncio.create_task(store.read_run(first))  # which forgets the first one's
+    inner.keys.asked.clear()
+    await inner.keys.asked.wait()
+    inner.keys.answers.set()
+    assert MARKER.encode() in (await of_both)[0].data
+    assert MARKER.encode() in (await anew)[0].data
 
 
 async def test_files_go_with_the_last_key_that_refers_to_them(log: Log) -> None:
