@@ -9,6 +9,7 @@ that is new cannot know, so whoever promotes a standby must see to it that the o
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -89,10 +90,14 @@ class Cluster:
 
     async def _open(self, url: str, server_settings: Mapping[str, str]) -> Any:
         connection = await asyncpg.connect(url, timeout=HOST_TIMEOUT_S, server_settings=dict(server_settings))
-        timeline: int = await connection.fetchval(_TIMELINE)
-        if timeline < self._timeline:
+        try:
+            async with asyncio.timeout(HOST_TIMEOUT_S):
+                timeline: int = await connection.fetchval(_TIMELINE)
+            if timeline < self._timeline:
+                raise ConnectionError(f"{urlsplit(url).hostname} is a former primary: it is on timeline {timeline}, the log goes on in {self._timeline}")
+        except BaseException:
             connection.terminate()
-            raise ConnectionError(f"{urlsplit(url).hostname} is a former primary: it is on timeline {timeline}, the log goes on in {self._timeline}")
+            raise
         self._timeline = timeline
         self._urls = (url, *(other for other in self._urls if other != url))
         return connection

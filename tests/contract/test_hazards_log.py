@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -61,6 +62,43 @@ async def waiting(admin: Any, *events: str) -> int:
         while (pid := await admin.fetchval(sql, events)) is None:  # noqa: ASYNC110  (the server has no event for it)
             await asyncio.sleep(0.01)
     return int(pid)
+
+
+@asynccontextmanager
+async def falls_silent(port: int, word: bytes) -> AsyncIterator[tuple[int, asyncio.Event]]:
+    """Stand in front of a server on this port and be as it is until a client says this word: from then on be silent. Gives our port, and tells when."""
+    silent = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        of_server, to_server = await asyncio.open_connection("127.0.0.1", port)
+        answers = asyncio.create_task(pass_on(of_server, writer))
+        while (said := await reader.read(65536)) and word not in said:
+            to_server.write(said)
+        if said:
+            silent.set()
+            await reader.read()  # until the client gives up
+        answers.cancel()
+        for one in (to_server, writer):
+            one.close()
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while said := await reader.read(65536):
+            writer.write(said)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1], silent
+
+
+async def test_a_host_that_falls_silent_behind_its_greeting_costs_no_more_than_its_time(database: Database, store: PostgresStore) -> None:
+    real = database.server.port
+    async with falls_silent(real, b"pg_walfile_name") as (port, silent):
+        both = database.url(ORCHESTRATOR).replace(f":{real}/", f":{port},127.0.0.1:{real}/")
+        async with asyncio.timeout(PATIENCE_S * 3):
+            other = await PostgresStore.open(both, actor="other", clock=CLOCK)
+        assert silent.is_set()
+        assert (await other.append(opening(new_run()))).versions == [1]
+        await other.close()
 
 
 async def test_the_stream_is_locked_before_a_duplicate_is_answered(store: PostgresStore, database: Database, admin: Any) -> None:
