@@ -50,7 +50,8 @@ class Sealer:
                 self._woken.clear()
                 await self._catch_up()
                 try:
-                    await asyncio.wait_for(self._woken.wait(), self._poll_s)
+                    async with asyncio.timeout(self._poll_s):
+                        await self._woken.wait()
                 except TimeoutError:
                     continue  # a poke may have been lost: look again
                 await asyncio.sleep(self._gather_s)

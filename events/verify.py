@@ -178,11 +178,10 @@ async def _sealed_pages(connections: Connections, *, with_tombstones: bool) -> A
     present: list[Seal] = []
     try:
         async for seals in _seal_groups(connections):
-            reading = asyncio.create_task(_read(connections, seals[0].first, seals[-1].last, with_tombstones=with_tombstones))
-            if coming is not None:
-                rows, coming = await coming, reading
-                yield present, rows
-            coming, present = reading, seals
+            before, coming = coming, asyncio.create_task(_read(connections, seals[0].first, seals[-1].last, with_tombstones=with_tombstones))
+            if before is not None:
+                yield present, await before
+            present = seals
         if coming is not None:
             yield present, await coming
     finally:

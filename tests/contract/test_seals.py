@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Literal
 
 import asyncpg
 import pytest
@@ -262,11 +262,67 @@ async def test_nobody_changes_a_seal(database: Database, store: PostgresStore, s
     await owner.close()
 
 
+async def test_whoever_stops_verifying_leaves_nothing_that_reads_on(
+    database: Database, store: PostgresStore, sealing: Connections, reading: Connections, intruder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crewlog.events.verify.PAGE_EVENTS", 7)
+    await fill(store)
+    await seal_all(sealing)
+    before = asyncio.all_tasks()
+    other, watching = await database.admin(), await database.admin()
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
+    async def wait_for_readers(number: int) -> None:
+        async with asyncio.timeout(60):
+            while await watching.fetchval(waiting) < number:  # noqa: ASYNC110 - the server has no event for it
+                await asyncio.sleep(0.01)
+
+    async with intruder.transaction():
+        async with other.transaction():
+            await other.execute("LOCK TABLE es.seals")
+            verifying = asyncio.create_task(verify(reading))
+            await wait_for_readers(1)
+            await intruder.execute("LOCK TABLE es.events")
+        await wait_for_readers(2)  # one page, and the next
+        verifying.cancel()
+        await asyncio.gather(verifying, return_exceptions=True)
+        assert asyncio.all_tasks() <= before
+    for connection in (other, watching):
+        await connection.close()
+
+
 async def test_spoiled_blobs_are_named(store: PostgresStore, reading: Connections, intruder: Any) -> None:
     _, bad = await store.put_blobs([b"good " * 100, b"bad " * 100])
     assert await verify_blobs(reading) == []
     await intruder.execute("UPDATE es.blobs SET data = substr(data, 1, 12) WHERE hash = $1", bytes.fromhex(bad))
     assert await verify_blobs(reading) == [bad]
+
+
+class Noted(asyncio.Event):
+    """Tells when somebody begins to wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = asyncio.Event()
+
+    async def wait(self) -> Literal[True]:
+        self.begun.set()
+        return await super().wait()
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_the_sealer_ends_also_when_it_is_poked_at_that_moment(sealing: Connections, steps: int) -> None:
+    bus = MemoryBus()
+    made = Sealer(sealing, bus, CLOCK, gather_s=0)
+    made._woken = waits = Noted()
+    sealer = asyncio.create_task(made.run())
+    await waits.begun.wait()
+    await bus.publish(POKE)
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    sealer.cancel()
+    await asyncio.wait({sealer}, timeout=60)
+    assert sealer.cancelled()
 
 
 async def test_the_sealer_follows_pokes(store: PostgresStore, sealing: Connections, reading: Connections) -> None:
