@@ -32,6 +32,8 @@ from crewlog.schemas.errors import ConfigError, LimitExceeded, NotAuthorised, Un
 from crewlog.schemas.subjects import REPLAY, is_answerable
 
 CONNECT_TIMEOUT_S: Final = 10.0
+CANCEL_AGAIN_S: Final = 0.1
+"""How long the client library may take to stop connecting before it is told once more, in seconds."""
 RECONNECT_WAIT_S: Final = 0.5
 PING_INTERVAL_S: Final = 20
 """A silent cut is noticed after two of these without an answer, in seconds."""
@@ -228,8 +230,7 @@ class NatsBus:
 
     async def ensure_kinds(self, kinds: Mapping[str, Collection[str]]) -> None:
         kinds = dict(kinds)  # one more may register while we ask
-        missing = await jetstream.missing(self, kinds)
-        if missing:
+        if missing := await jetstream.missing(self, kinds):
             _log.warning("NATS at %s was without %s: created", self._where, ", ".join(missing))
             await jetstream.ensure_topology(self, kinds, provision=self._provision)
 
@@ -267,10 +268,11 @@ class NatsBus:
             )
         )
         refused = asyncio.ensure_future(self._refused.wait())
-        await asyncio.wait({connecting, refused}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
-        refused.cancel()
-        connecting.cancel()
-        [failure] = await asyncio.gather(connecting, return_exceptions=True)
+        try:
+            await asyncio.wait({connecting, refused}, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            refused.cancel()
+            failure = await _ended(connecting)
         if self._refused.is_set():
             raise NotAuthorised(self._principal(), f"connect to NATS at {self._where}", reason="user or password was refused; check CREWLOG_NATS_URL")
         if failure is not None:
@@ -413,6 +415,14 @@ class CoreSubscription:
         if not task.cancelled() and (error := task.exception()) is not None:
             # kept here: the sender must not learn what broke inside
             _log.error("a message on %s could not be handled: %s", self._subject, type(error).__name__, exc_info=error)
+
+
+async def _ended(connecting: asyncio.Future[None]) -> BaseException | None:
+    """End what connects if it has not ended yet, and return why it did not succeed."""
+    while not connecting.done():  # a connection that comes at that moment makes the library pass over a cancellation
+        connecting.cancel()
+        await asyncio.wait({connecting}, timeout=CANCEL_AGAIN_S)
+    return asyncio.CancelledError() if connecting.cancelled() else connecting.exception()
 
 
 def _raise_limit(subject: str, data: bytes, error: jetstream.ApiError) -> None:

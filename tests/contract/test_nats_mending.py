@@ -58,6 +58,33 @@ async def test_what_listens_and_pulls_goes_on_with_a_new_client(nats_bus: NatsBu
     await consuming.stop(grace_s=1)
 
 
+class Silent(asyncio.Protocol):
+    """What listens, and says nothing. It is told when somebody comes and when he has gone."""
+
+    def __init__(self) -> None:
+        self.came, self.left = asyncio.Event(), asyncio.Event()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.came.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.left.set()
+
+
+async def test_whoever_stops_connecting_leaves_nothing_that_goes_on_trying() -> None:
+    silent = Silent()
+    async with await asyncio.get_running_loop().create_server(lambda: silent, "127.0.0.1", 0) as server:
+        before = asyncio.all_tasks()
+        url = f"nats://a:b@127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        connecting = asyncio.create_task(NatsBus.connect(url, name="test", connect_timeout_s=60))
+        await silent.came.wait()
+        connecting.cancel()
+        await asyncio.gather(connecting, return_exceptions=True)
+        assert asyncio.all_tasks() <= before
+        async with asyncio.timeout(60):
+            await silent.left.wait()
+
+
 async def test_what_was_stopped_is_not_begun_again_nor_kept(nats_bus: NatsBus, other: NatsBus) -> None:
     heard, stopped = Heard(), Heard()
     for _ in range(3):
