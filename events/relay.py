@@ -33,7 +33,8 @@ from crewlog.events.jetstream import AS_USUAL, Provision
 from crewlog.events.shared_pages import PageReader
 from crewlog.events.store import EventStore, Recorded
 from crewlog.schemas import subjects
-from crewlog.schemas.errors import OrchestrationError
+from crewlog.schemas.codec import Event, Unknown
+from crewlog.schemas.errors import ContractError, OrchestrationError
 from crewlog.schemas.ids import TOKEN, RunId, run_stream
 from crewlog.schemas.run_events import RunForked, RunSubmitted
 from crewlog.schemas.system_events import RunArchived
@@ -208,7 +209,7 @@ class Relay:
     async def _remove_archived(self, events: Sequence[Recorded], published: Sequence[Recorded]) -> None:
         """Remove the copies of runs of which these events say that they went to files, up to that place: a run may come back behind it."""
         for recorded in events:
-            if recorded.type == _ARCHIVED and isinstance(event := recorded.event(), RunArchived):
+            if recorded.type == _ARCHIVED and isinstance(event := _read(recorded), RunArchived):
                 behind = self._tail.sequence + sum(message.position <= recorded.position for message in published)
                 tenant = event.tenant if TOKEN.fullmatch(event.tenant) else "invalid"
                 await jetstream.api(self._bus, "STREAM.PURGE.EVENTS", {"filter": subjects.events(tenant, event.run_id, ">"), "seq": behind + 1})
@@ -276,7 +277,7 @@ class Relay:
                 self._learn_run(event)
 
     def _learn_run(self, recorded: Recorded) -> None:
-        event = recorded.event()
+        event = _read(recorded)
         if isinstance(event, RunSubmitted | RunForked) and recorded.run_id is not None:
             tenant = event.tenant if TOKEN.fullmatch(event.tenant) else "invalid"
             self._prefixes[recorded.run_id] = subjects.events(tenant, recorded.run_id, "")
@@ -285,6 +286,15 @@ class Relay:
         run_id = event.run_id
         prefix = _NO_RUN if run_id is None else self._prefixes.get(run_id) or subjects.events(subjects.NO_RUN, run_id, "")
         return prefix + event.type, _encode(envelope_of(event))
+
+
+def _read(recorded: Recorded) -> Event | Unknown | None:
+    """Decode an event; None when it is not what its type says: it is published all the same, as of a run of no tenant, and stops no other."""
+    try:
+        return recorded.event()
+    except ContractError as error:
+        _log.warning("nobody can read %s", error)
+        return None
 
 
 def envelope_of(event: Recorded) -> Envelope:

@@ -18,7 +18,7 @@ from crewlog.events import jetstream, relay
 from crewlog.events.bus import Message
 from crewlog.events.clock import SystemClock
 from crewlog.events.grants import ORCHESTRATOR, PROJECTOR
-from crewlog.events.memory_store import MemoryLog, MemoryStore
+from crewlog.events.memory_store import MemoryLog, MemoryStore, restored
 from crewlog.events.nats_bus import NatsBus
 from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.relay import Relay
@@ -243,6 +243,21 @@ async def test_a_stream_of_another_log_is_filled_anew(world: World, monkeypatch:
         await world.append_run(attempts=2)
         async with world.relaying():
             await world.until_copied()
+
+
+async def test_a_fact_that_nobody_can_read_stops_no_other(world: World) -> None:
+    """A login that was taken over may write what is not what its type says."""
+    assert isinstance(world.store, MemoryStore)
+    await world.append_run()
+    for type_, stream in (("RunSubmitted", run_stream), ("RunArchived", archive_stream)):
+        run_id = RunId(CLOCK.random_id())
+        recorded = Recorded(world.log[-1].position + 1, stream(run_id), 1, CLOCK.new_id(), type_, 1, b'{"run_id":7}', CLOCK.now_us(), run_id)
+        world.log.append(recorded)
+        world.store.log.streams[recorded.stream] = restored([recorded], []).streams[recorded.stream]
+    await world.append_run()
+    async with world.relaying() as running:
+        await world.until_relayed(running)
+    await world.assert_faithful()
 
 
 async def test_events_older_than_the_stream_keeps_are_left_out(world: World) -> None:
