@@ -63,7 +63,7 @@ class MemoryLedger:
             draft.reserve(OpenReservation(reserve.reservation_id, stream, run_id, task_id, reserve.amount_micro_usd, request.occurred_us), scopes)
             for settlement in request.settle:
                 if settlement.reservation_id == reserve.reservation_id:
-                    draft.settle(settlement, settled_on)
+                    draft.settle(settlement, stream)
         self.accounts.update(draft.accounts)
         self.held.update(draft.held)
         for reservation_id in draft.forgotten:

@@ -86,7 +86,7 @@ BEGIN
     SELECT u.p, u.v, q_occurred_us[w_request[u.w]], u.id, q_run[w_request[u.w]], q_task[w_request[u.w]], q_cause[w_request[u.w]], q_trace[w_request[u.w]],
            p_schemas[u.t], p_stream[u.w], p_types[u.t], p_actor, writer, u.d
       FROM unnest(r_positions, e_version, e_id, e_write, e_type, e_data) u (p, v, id, w, t, d);
-  EXCEPTION WHEN unique_violation OR SQLSTATE 'ES010' THEN        -- unique_violation: an event id is known
+  EXCEPTION WHEN unique_violation OR check_violation OR SQLSTATE 'ES010' THEN      -- an event id is known; a run is named that its append does not name
     r_positions := NULL;
   END;
 END $$;

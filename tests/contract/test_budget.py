@@ -517,6 +517,13 @@ async def test_a_reservation_of_anothers_is_reserved_already(store: EventStore, 
     assert (await state(store), await open_ids(store)) == ((0, 10), [taken.reservation_id])
 
 
+async def test_what_is_reserved_and_settled_at_once_leaves_nothing_on_whatever_stream(store: EventStore, worker: EventStore) -> None:
+    task_id = await task(store, ScopeLimit("run/1", None, 100))
+    both = settling_elsewhere(task_id, 3)
+    await worker.append(both._replace(reserve=Reservation(both.settle[0].reservation_id, 60)))
+    assert (await state(store), await open_ids(store)) == ((0, 0), []), "what stands beside a task is bound to no scope of its own"
+
+
 async def test_a_plain_reservation_that_does_not_fit_is_refused_alone(store: EventStore, worker: EventStore) -> None:
     tasks = [await task(store, ScopeLimit("run/1", 50, 100)) for _ in range(3)]
     answers = await asyncio.gather(*(worker.append(calling(task_id, 45, expected=1)) for task_id in tasks), return_exceptions=True)

@@ -157,7 +157,7 @@ async def test_an_append_to_a_run_that_names_no_run_is_of_that_one(log: Log, exp
     await orchestrator.append(to_run(run_id, dispatched(task_id), expected=1))
     assert (await orchestrator.append(to_run(run_id, cancelled(), expected=expected)._replace(run_id=None))).versions == [3]
     assert [event.run_id for event in await orchestrator.read_streams({run_stream(run_id): 0})] == [run_id] * 3
-    for again in (1, -1):
+    for again in (0, 1, -1):
         with pytest.raises(ConflictError):
             await orchestrator.append(to_run(run_id, cancelled(), expected=again)._replace(run_id=None))
     await refuses(orchestrator, to_run(new_run(), cancelled())._replace(run_id=None))
