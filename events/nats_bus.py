@@ -182,6 +182,9 @@ class NatsBus:
             await self.flush()  # otherwise what another process publishes right now could be missed
         except (Unavailable, nats.errors.ConnectionClosedError) as error:
             _log.info("subscribed to %s for when NATS is back: %s", subject, error)
+        except asyncio.CancelledError:
+            await subscription.drop()  # nobody has it who could stop it
+            raise
         if subject.lower() in self._refused_subjects:
             await subscription.stop()
             raise NotAuthorised(self._principal(), f"subscribe to {subject}", reason="the NATS server's permissions forbid it")
@@ -399,6 +402,15 @@ class CoreSubscription:
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+
+    async def drop(self) -> None:
+        """Stop listening without asking the server whether something is on its way."""
+        self._stopped(self)
+        if self._subscription is not None:
+            try:
+                await self._subscription.unsubscribe()
+            except nats.errors.Error as error:
+                _log.debug("dropping the subscription to %s: %s", self._subject, error)
 
     async def _received(self, msg: Msg) -> None:
         await self._room.acquire()

@@ -115,6 +115,30 @@ async def test_whoever_subscribes_or_stops_while_a_new_client_takes_over_is_hear
     assert heard[0].subjects.empty()
 
 
+async def test_whoever_is_stopped_while_he_subscribes_does_not_listen_on(nats_bus: NatsBus, other: NatsBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    never, asked = asyncio.Event(), asyncio.Event()
+    gone, there = Heard(), Heard()
+
+    async def silence(_: int = 0) -> None:
+        asked.set()
+        await never.wait()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(nats_bus._nc, "flush", silence)
+        subscribing = asyncio.create_task(nats_bus.subscribe("wake.*", gone))
+        await asked.wait()
+        subscribing.cancel()
+        await asyncio.gather(subscribing, return_exceptions=True)
+    await nats_bus.subscribe("wake.*", there)
+    await other.publish("wake.1")
+    assert await there.next() == "wake.1"
+    await give_up(nats_bus)
+    await nats_bus.flush()
+    await other.publish("wake.2")
+    assert await there.next() == "wake.2"
+    assert gone.subjects.empty()
+
+
 async def test_stopping_does_not_fail_where_the_server_answers_no_more(nats_bus: NatsBus, other: NatsBus, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped, next_one, asked = Heard(), Heard(), asyncio.Event()
     consuming = await nats_bus.consume("WORK", {"research-normal": 0}, stopped, slots=2)
