@@ -69,10 +69,13 @@ class MemoryLedger:
         for reservation_id in draft.forgotten:
             self.held.pop(reservation_id, None)
 
-    def correct(self, scopes: Sequence[str], difference: int) -> None:
-        """Change what is spent: a call cost another amount than it was settled at."""
+    def correct(self, scopes: Sequence[str], difference: int) -> bool:
+        """Change what is spent: a call cost another amount than it was settled at. False when less would be left than nothing: it was never charged."""
+        if any(self.accounts[scope].spent + difference < 0 for scope in scopes):
+            return False
         for scope in scopes:
             self.accounts[scope].spent += difference
+        return True
 
     def warned(self, request: AppendRequest, scopes: Sequence[str]) -> tuple[str, ...]:
         """Name those of the scopes that are over their soft limit, if the request charges them anything."""

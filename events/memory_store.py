@@ -328,7 +328,8 @@ class MemoryStore:
         again = any(isinstance(e := r.event(), BillCorrected) and e.call_id == event.call_id for r in recorded if r.type == BillCorrected.__name__)
         if again or bill is None or bill.price != Price(event.settled_micro_usd, WORST_CASE):
             raise settled_otherwise(event)
-        self.log.ledger.correct(stream.scopes, (event.price.cost_micro_usd or 0) - event.settled_micro_usd)
+        if not self.log.ledger.correct(stream.scopes, (event.price.cost_micro_usd or 0) - event.settled_micro_usd):
+            raise settled_otherwise(event)
         return self._written(request, documents)
 
     def _scopes(self, write: Write) -> tuple[str, ...]:

@@ -123,6 +123,16 @@ async def test_nothing_is_corrected_that_is_no_worst_case_of_just_this_amount(lo
 
 
 @pytest.mark.hand_written("calls without a run")
+async def test_nothing_is_given_back_that_was_never_charged(log: Log) -> None:
+    store, task_id = await a_call(log)
+    await store.append(lost(task_id)._replace(settle=[]))
+    with pytest.raises(ContractError):
+        await store.append(correcting(task_id, 12))
+    assert await spent(store) == [(0, 60)] * 2
+    assert not await store.read_streams({spend_stream(task_id): 0})
+
+
+@pytest.mark.hand_written("calls without a run")
 async def test_who_may_not_settle_a_call_may_not_correct_it(log: Log) -> None:
     research, of_data = await a_call(log, kind="data")
     await (await log.open("crewlog_data")).append(lost(of_data))
