@@ -25,6 +25,13 @@ TASK = {"type": "data", "objective": "Count the rows"}
 STREAM = schedule_stream("default", "hourly")
 
 
+def a_crew() -> Crew:
+    """At half past: no test runs over the hour at which its schedule is due."""
+    crew = Crew()
+    crew.clock.ahead_s = 1_800 - crew.clock.now_us() / 1e6 % 3_600
+    return crew
+
+
 def fired(crew: Crew) -> list[dict[str, Any]]:
     stream = crew.log.streams.get(STREAM)
     return [msgspec.json.decode(r.data) for r in (stream.events if stream else ()) if r.type == "ScheduleFired"]
@@ -47,11 +54,15 @@ async def add(crew: Crew, **fields: Any) -> dict[str, Any]:
 
 
 def leap_to_next(crew: Crew, schedule: dict[str, Any]) -> None:
-    crew.clock.ahead_s += (schedule["next_us"] - crew.clock.now_us()) / 1e6 + 1
+    leap(crew, schedule, +1)
+
+
+def leap(crew: Crew, schedule: dict[str, Any], behind_s: float) -> None:
+    crew.clock.ahead_s += (schedule["next_us"] - crew.clock.now_us()) / 1e6 + behind_s
 
 
 async def test_two_orchestrators_fire_once() -> None:
-    crew = Crew()
+    crew = a_crew()
     async with crew.orchestrator() as one, crew.orchestrator() as other, crew.agents():
         schedule = await add(crew)
         await asyncio.gather(one.schedules.look(), other.schedules.look())
@@ -72,17 +83,17 @@ async def test_two_orchestrators_fire_once() -> None:
 
 
 async def test_a_schedule_that_is_due_wakes_its_orchestrator_by_itself() -> None:
-    crew = Crew()
-    async with crew.orchestrator():
-        crew.clock.ahead_s += 59.9 - (crew.clock.now_us() / 1e6) % 60
-        await add(crew, cron="* * * * *")
+    crew = a_crew()
+    async with crew.orchestrator() as service:
+        leap(crew, await add(crew), -0.1)
+        service.schedules.soon()
         await crew.until(lambda: len(fired(crew)) == 1)
 
     assert submitted(crew) == [fired(crew)[0]["run_id"]]
 
 
 async def test_a_run_whose_record_was_lost_is_recorded_by_the_next_and_not_submitted_again() -> None:
-    crew = Crew()
+    crew = a_crew()
     store = Moody(crew.log, role=ORCHESTRATOR)
     async with crew.orchestrator(store=store) as one:
         schedule = await add(crew)
@@ -110,7 +121,7 @@ async def test_a_run_whose_record_was_lost_is_recorded_by_the_next_and_not_submi
 @pytest.mark.parametrize("as_a_task_of", [None, "another run"])
 async def test_whoever_takes_the_id_of_a_due_time_for_a_run_of_their_own_keeps_no_schedule_from_running(as_a_task_of: str | None) -> None:
     """The id follows from what every client may read: name, generation and due time."""
-    crew = Crew()
+    crew = a_crew()
     async with crew.orchestrator() as one, crew.orchestrator() as other:
         schedule = await add(crew)
         taken = str(scheduled_run_id("default", "hourly", generation=1, due_us=schedule["next_us"]))
@@ -127,7 +138,7 @@ async def test_whoever_takes_the_id_of_a_due_time_for_a_run_of_their_own_keeps_n
 
 
 async def test_a_due_time_whose_ids_are_all_taken_says_so() -> None:
-    crew = Crew()
+    crew = a_crew()
     async with crew.orchestrator() as one:
         schedule = await add(crew)
         for number in range(1, IDS_MAX + 1):
@@ -142,7 +153,7 @@ async def test_a_due_time_whose_ids_are_all_taken_says_so() -> None:
 
 
 async def test_an_orchestrator_that_was_away_makes_up_for_the_last_time() -> None:
-    crew = Crew()
+    crew = a_crew()
     async with crew.orchestrator():
         schedule = await add(crew)
     crew.clock.ahead_s += 5 * 3600
@@ -156,7 +167,7 @@ async def test_an_orchestrator_that_was_away_makes_up_for_the_last_time() -> Non
 
 
 async def test_people_pause_resume_run_and_remove() -> None:
-    crew = Crew()
+    crew = a_crew()
     async with crew.orchestrator() as service, crew.agents():
         schedule = await add(crew)
         paused = (await crew.ask("schedules.change", {"name": "hourly", "verb": "pause", "reason": "enough"}))["schedule"]
@@ -194,7 +205,7 @@ async def test_people_pause_resume_run_and_remove() -> None:
     ],
 )
 async def test_what_cannot_recur_is_refused_and_nothing_is_written(fields: dict[str, Any], text: str) -> None:
-    crew = Crew()
+    crew = a_crew()
     async with crew.orchestrator():
         answer = await crew.ask("schedules.add", {"name": "hourly", "cron": "0 * * * *", "task": TASK, **fields})
 
@@ -203,7 +214,7 @@ async def test_what_cannot_recur_is_refused_and_nothing_is_written(fields: dict[
 
 
 async def test_a_task_that_is_refused_when_it_is_due_is_recorded_and_does_not_come_again() -> None:
-    crew = Crew()
+    crew = a_crew()
     async with crew.orchestrator() as service:
         schedule = await add(crew)
         leap_to_next(crew, schedule)
@@ -219,7 +230,7 @@ async def test_a_task_that_is_refused_when_it_is_due_is_recorded_and_does_not_co
 
 
 async def test_a_removed_schedule_is_not_read_any_more_until_somebody_adds_another_of_its_name() -> None:
-    crew = Crew()
+    crew = a_crew()
     asked: list[int] = []
 
     class Counting(MemoryStore):
