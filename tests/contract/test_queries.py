@@ -216,7 +216,9 @@ async def test_lag_names_the_oldest_event_not_taken_in(database: Database) -> No
     async with log_of(database) as store, model_of(database, store), Queries(database.url("crewlog_operator"), SystemClock()) as queries:
         appends = write_history(Random(1), runs=1, moves=5)
         await store_history(store, appends)
-        for lag in await queries.lag():
+        lags = await queries.lag()
+        assert lags
+        for lag in lags:
             assert lag.position == 0 < lag.head
             assert lag.waiting_since == datetime.fromtimestamp(appends[0].occurred_us / 1e6, UTC)
 

@@ -102,7 +102,8 @@ async def test_column_names_with_quotes_and_keywords_are_only_names(folder: Path
 
 
 async def test_a_task_without_a_table_says_so(folder: Path) -> None:
-    assert "no table" in (await work("data", "Count the rows", {"a.txt": "x"}, folder)).result.summary
+    summary = (await work("data", "Count the rows", {"a.txt": "x"}, folder)).result.summary
+    assert summary.startswith("There is no table to work on: attach a CSV"), "in the rules' own words, not those of the tool that failed"
 
 
 async def test_the_bundled_loader_is_repaired(folder: Path) -> None:

@@ -177,6 +177,9 @@ def test_what_the_bus_says_is_shared_out_to_own_and_others() -> None:
     assert window.in_flight == 8
     assert window.seen(2, window.own(), 2.0) == tasks[1:4], "others heard of these ends: the oldest are taken for them"
     assert window.in_flight == 2
+    asked = window.own()
+    window.sent(tasks[0])  # again, behind the question
+    assert window.seen(1, asked, 3.0) == [tasks[4]], "what was sent behind the question is not looked for"
 
 
 def test_what_is_dropped_before_its_turn_is_not_kept_until_then() -> None:
