@@ -136,6 +136,11 @@ def test_postgres_18_keeps_its_data_in_the_volume(compose: dict[str, Any]) -> No
     assert compose["services"]["postgres"]["volumes"] == ["postgres:/var/lib/postgresql"]
 
 
+def test_postgres_is_healthy_once_others_can_reach_it(compose: dict[str, Any]) -> None:
+    test = compose["services"]["postgres"]["healthcheck"]["test"]
+    assert test[test.index("--host") + 1] == "127.0.0.1"
+
+
 def test_services_can_be_scaled(compose: dict[str, Any]) -> None:
     for service in compose["services"].values():
         assert "container_name" not in service
