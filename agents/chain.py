@@ -136,10 +136,12 @@ def exhausted(chain: Sequence[Link], tried: Sequence[Tried]) -> Exhausted:
     too_long = CONTEXT_LENGTH in kinds
     last_of = {t.link: t for t in tried}.values()
     waiting = [t.retry_after_s for t in last_of if t.kind in _PASSES]
+    least = min((t.shortfall for t in tried if t.shortfall is not None), key=lambda s: s.needed_micro_usd, default=None)
     if waiting:
-        return Exhausted(Failure(_code(kinds), f"no model answered: {calls}", retryable=True, retry_after_s=min(waiting) or None), too_long)
-    if short := [t.shortfall for t in tried if t.shortfall is not None]:
-        return Exhausted(Failure("budget", f"no model fits into the budget: {calls}"), shortfall=min(short, key=lambda s: s.needed_micro_usd))
+        failure = Failure(_code(kinds), f"no model answered: {calls}", retryable=True, retry_after_s=min(waiting) or None)
+        return Exhausted(failure, too_long, least)
+    if least is not None:
+        return Exhausted(Failure("budget", f"no model fits into the budget: {calls}"), shortfall=least)
     if too_long:
         return Exhausted(Failure(f"model_{CONTEXT_LENGTH}", f"no model has room for the conversation: {calls}"), too_long)
     return Exhausted(Failure(_code(kinds), f"no model answered: {calls}"))

@@ -322,10 +322,6 @@ def _attempt_ended(draft: Draft, command: AttemptEnded) -> None:
     task = current_task(state, command.task_id)
     if task is None or task.phase == "retrying" or failed.attempt != task.attempt or failed.attempt == task.failed:
         return
-    if isinstance(failed.shortfall, Shortfall):
-        draft.emit(TaskHeld(task.task_id, task.key, failed.attempt, failed.error, failed.shortfall, failed.usage, failed.cost_micro_usd))
-        advance(draft)
-        return
     policy = RetryPolicy(attempts_max=state.brief.attempts_max)
     counted = failed.attempt - task.holds
     if failed.error.retryable and counted < policy.attempts_max:
@@ -335,7 +331,10 @@ def _attempt_ended(draft: Draft, command: AttemptEnded) -> None:
             draft.emit(TaskRetryScheduled(task.task_id, task.key, failed.attempt + 1, due_us, failed.error))
             advance(draft)
             return
-    _give_up(draft, task, failed.error, failed.usage, failed.cost_micro_usd)
+    if isinstance(failed.shortfall, Shortfall):  # another attempt costs nobody anything; when none is left, more money helps
+        draft.emit(TaskHeld(task.task_id, task.key, failed.attempt, failed.error, failed.shortfall, failed.usage, failed.cost_micro_usd))
+    else:
+        _give_up(draft, task, failed.error, failed.usage, failed.cost_micro_usd)
     advance(draft)
 
 

@@ -135,6 +135,9 @@ def test_a_budget_that_no_model_fits_into_is_named_as_such() -> None:
     mixed = then(Tried(0, "over_budget", "", shortfall=short[0]), tried(1, "auth"), tried(2, "unpriced"))
     assert isinstance(mixed, Exhausted)
     assert mixed.shortfall == short[0], "more money would help"
+    down = then(tried(0, "server"), tried(0, "server"), Tried(1, "over_budget", "", shortfall=short[0]), tried(2, "auth"))
+    assert isinstance(down, Exhausted)
+    assert (down.failure.retryable, down.shortfall) == (True, short[0]), "the affordable one may be back; if it is not, more money would help"
 
 
 def test_no_model_is_asked_more_often_than_allowed() -> None:

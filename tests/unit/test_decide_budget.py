@@ -5,6 +5,7 @@ from __future__ import annotations
 from uuid import UUID
 
 import pytest
+from msgspec.structs import replace
 from support.decider import RUN_UUID, SECOND_US, Spec, a_plan, breaks, broken, done, ends, starved, submit
 
 from crewlog.orchestrator.commands import ApprovalAsked, CancelRun, DecideApproval, ReleaseRun, SubmitRun, Terms, Tick
@@ -30,6 +31,7 @@ from crewlog.schemas.run_events import (
     TaskSuspended,
 )
 from crewlog.schemas.task_events import ApprovalRequested, TaskCancelled, TaskFailed
+from crewlog.schemas.values import Failure
 
 SCOPE = f"run/{RUN_UUID}"
 RAISED = ReleaseRun(SCOPE, 500, 90)
@@ -106,6 +108,17 @@ def test_a_raise_releases_it_and_the_task_goes_on_without_losing_an_attempt() ->
     spec.when(breaks("task", broken(attempt=2, retryable=True))).then(TaskRetryScheduled)
     spec.given(Tick())
     spec.when(breaks("task", broken(attempt=3, retryable=True))).then(TaskReviewed, RunFailed)
+
+
+def test_a_task_whose_affordable_model_stays_away_is_held_for_the_other_one_and_not_failed() -> None:
+    down = replace(starved(), error=Failure("model_unavailable", "a is down, b does not fit", retryable=True))
+    spec = Spec().given(submit(type="data", limits={"attempts_max": 2}))
+
+    spec.when(breaks("task", down)).then(TaskRetryScheduled)
+    spec.when(Tick(), after_s=60).then(TaskDispatched)
+    spec.when(breaks("task", replace(down, attempt=2))).then(TaskHeld, RunHeld)
+    assert spec.event(RunHeld).needed_micro_usd == 20
+    spec.when(RAISED).then(RunReleased, TaskDispatched)
 
 
 def test_the_deadline_stands_still_while_the_run_is_held() -> None:
