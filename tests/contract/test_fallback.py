@@ -62,7 +62,7 @@ async def carried_out(bench: Bench, *chain: Model, task: AgentTask | None = None
     await bench.worker(Recorder(), chain=chain, prices=PRICES, **shop)
     given = task or await bench.open(scopes=[RUN])
     await bench.dispatch(given)
-    return await bench.rest(given, within_s=30)  # the first call over a wire loads its SDK
+    return await bench.rest(given, within_s=120)  # the first call over a wire loads its SDK, which takes long on a busy machine
 
 
 async def money(bench: Bench, scope: str = RUN.scope) -> BudgetState:
