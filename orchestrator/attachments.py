@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from crewlog.events.artifacts import ArtifactStore
+from crewlog.orchestrator.client_given import must_be
 from crewlog.schemas.checks import relative_path
 from crewlog.schemas.errors import ContractError, LimitExceeded, NotFound
 from crewlog.schemas.task import Attachment
@@ -29,7 +30,7 @@ class Found(NamedTuple):
     path: Path
 
 
-def collect(paths: Iterable[Path]) -> list[Found]:
+def collect(paths: Iterable[Path | str]) -> list[Found]:
     """Find the files of a submission.
 
     A file is called by its name, a file in a folder by its path from the folder on, the folder's own name included. Version control,
@@ -38,15 +39,24 @@ def collect(paths: Iterable[Path]) -> list[Found]:
     Raises:
         NotFound: a path does not exist.
         ContractError: two files would have the same name, no task can use the name of one, a folder is empty, or a path is a pipe, a device or a
-            socket.
+            socket, cannot be read, or is no path at all.
         LimitExceeded: too many or too large files.
     """
-    found: list[Found] = []
+    try:
+        found = list(_found(must_be(paths, Iterable, "attachments are a list of paths", but=(str, bytes))))
+        _check(found)
+    except OSError as error:
+        raise _unreadable(error) from error
+    return found
+
+
+def _found(paths: Iterable[Path | str]) -> Iterator[Found]:
     for given in paths:
+        must_be(given, (str, os.PathLike), "a file or folder to attach is a path")
         try:
-            path = given.expanduser()
+            path = Path(given).expanduser()
         except RuntimeError:  # `~` and a user who does not exist
-            path = given
+            path = Path(given)
         if not path.exists():
             raise NotFound("file or folder", str(given))
         if not (path.is_file() or path.is_dir()):
@@ -54,15 +64,18 @@ def collect(paths: Iterable[Path]) -> list[Found]:
         inside = [Found(_readable(path.name), path)] if path.is_file() else list(_walk(path.resolve()))
         if not inside:
             raise ContractError(f"the folder {given} holds no files to attach; version control, caches and virtual environments are left out")
-        found += inside
-    _check(found)
-    return found
+        yield from inside
+
+
+def _unreadable(error: OSError) -> ContractError:
+    return ContractError(f"{error.filename} cannot be attached: {error.strerror}; it must be a file that can be read until the task is handed in")
 
 
 async def upload(found: Iterable[Found], artifacts: ArtifactStore) -> tuple[Attachment, ...]:
     """Store the files and return how a task names them; what is stored already is not stored twice.
 
     Raises:
+        ContractError: a file cannot be read, such as one that is gone by now.
         LimitExceeded: a file has grown too large meanwhile.
     """
     gate = asyncio.Semaphore(_UPLOADS_AT_ONCE)
@@ -77,15 +90,18 @@ async def upload(found: Iterable[Found], artifacts: ArtifactStore) -> tuple[Atta
 
 
 def _read(file: Found) -> bytes:
-    with file.path.open("rb") as opened:
-        data = opened.read(FILE_BYTES_MAX + 1)
+    try:
+        with file.path.open("rb") as opened:
+            data = opened.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise _unreadable(error) from error
     if len(data) > FILE_BYTES_MAX:  # it was smaller, or said so, as files of /proc do
         raise LimitExceeded(f"bytes of attachment {file.name}", used=len(data), limit_max=FILE_BYTES_MAX)
     return data
 
 
 def _walk(folder: Path) -> Iterator[Found]:
-    for at, folders, files in os.walk(folder):
+    for at, folders, files in os.walk(folder, onerror=_raise):
         here = Path(at)
         folders[:] = sorted(
             name for name in folders if name not in SKIPPED_FOLDERS and not (here / name / "pyvenv.cfg").exists() and not (here / name).is_symlink()
@@ -94,6 +110,10 @@ def _walk(folder: Path) -> Iterator[Found]:
             path = here / name
             if path.is_file() and not path.is_symlink():
                 yield Found(_readable((Path(folder.name) / path.relative_to(folder)).as_posix()), path)
+
+
+def _raise(error: OSError) -> None:
+    raise error  # what cannot be read is said, not left out
 
 
 def _readable(name: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -33,6 +34,7 @@ from crewlog.orchestrator.client_control import ClientControl, ends_later
 from crewlog.orchestrator.client_effects import ClientEffects
 from crewlog.orchestrator.client_events import run_events
 from crewlog.orchestrator.client_forks import ClientForks
+from crewlog.orchestrator.client_given import must_be
 from crewlog.orchestrator.client_letters import ClientLetters
 from crewlog.orchestrator.client_schedules import ClientSchedules
 from crewlog.orchestrator.client_why import ClientWhy
@@ -59,6 +61,7 @@ HELD_FOR_GOOD_S: Final = 1.0
 """A run that its budget has room for is released much sooner than that, in seconds."""
 GOES_ON: Final = TERMINAL_TYPES | {"RunReleased"}
 """What ends the time that a run is held."""
+A_RUN: Final = "a RunView is needed, as `await client.run(RUN)` and `await client.wait(RUN)` return it"
 
 
 class TaskFields(TypedDict, total=False):
@@ -98,6 +101,7 @@ class Client:
         self._store = store
         self._artifacts: ArtifactStore | None = None
         self._queries: Queries | None = None
+        self._is_open = True
         self.budgets, self.letters = ClientBudgets(config, self._request, self.queries), ClientLetters(bus, self._request)
         self.control = ClientControl(config, self._request)
         self.schedules, self.forks = ClientSchedules(config, self._request), ClientForks(config, self._clock, self._request)
@@ -124,11 +128,19 @@ class Client:
         async with AsyncExitStack() as exits:
             bus = await NatsBus.connect(config.nats_url.get_secret_value(), name="client")
             exits.push_async_callback(bus.close)
-            yield cls(config, bus, clock=clock, exits=exits)
+            client = cls(config, bus, clock=clock, exits=exits)
+            try:
+                yield client
+            finally:
+                client._is_open = False
 
-    async def prepare(self, what: str | AgentTask | Plan, *, attachments: Sequence[Path] = (), kind: str = RUN, **fields: Unpack[TaskFields]) -> AgentTask:
+    async def prepare(
+        self, what: str | AgentTask | Plan, *, attachments: Sequence[Path | str] = (), kind: str = RUN, **fields: Unpack[TaskFields]
+    ) -> AgentTask:
         """Make the task that `submit` with these arguments sends, and store its files. Its id is known before anybody else has it."""
-        files = await upload(collect(attachments), await self.artifact_store()) if attachments else ()
+        must_be(what, (str, AgentTask, Plan), "what to submit is a goal in words, a Plan or an AgentTask")
+        found = collect(attachments)
+        files = await upload(found, await self.artifact_store()) if found else ()
         if isinstance(what, AgentTask):
             return parse_task({**vars(what), **fields, "attachments": (*what.attachments, *files)})
         plan = what if isinstance(what, Plan) else None
@@ -136,7 +148,7 @@ class Client:
         whose = {"task_id": self._clock.random_id(), "tenant": self._config.tenant, "user": self._config.user, "type": RUN if plan else kind}
         return parse_task({**whose, "objective": objective, "plan": plan, "attachments": files, **fields})
 
-    async def submit(self, what: str | AgentTask | Plan, *, attachments: Sequence[Path] = (), kind: str = RUN, **fields: Unpack[TaskFields]) -> Submitted:
+    async def submit(self, what: str | AgentTask | Plan, *, attachments: Sequence[Path | str] = (), kind: str = RUN, **fields: Unpack[TaskFields]) -> Submitted:
         """Hand in a goal, a plan of one's own, or a complete task, and return once it is in the log.
 
         Args:
@@ -146,15 +158,20 @@ class Client:
             fields: further fields of the task; those of an `AgentTask` are replaced by them.
 
         Raises:
-            ContractError: the task breaks the contract; every problem is named.
+            ContractError: the task breaks the contract, every problem is named; or a file cannot be attached.
             Unavailable: no orchestrator answered. Sending the same `AgentTask` again is safe.
         """
         task = await self.prepare(what, attachments=attachments, kind=kind, **fields)
         answer = await self._request("tasks.submit", task, headers=_caller())
         return msgspec.convert({"run_id": answer["run_id"], "task_id": answer["task_id"], "status": answer["status"]}, Submitted)
 
-    async def wait(self, run_id: RunId) -> RunView:
-        """Wait until a run has ended and return it, also while a person or a budget holds it up. Use `asyncio.timeout` around it; the run goes on."""
+    async def wait(self, run: RunId | str) -> RunView:
+        """Wait until a run has ended and return it, also while a person or a budget holds it up. Use `asyncio.timeout` around it; the run goes on.
+
+        Raises:
+            NotFound: no run is called so, or several.
+        """
+        run_id = await self.find_run(run)
         async for _ in self.events(run_id, follow=True):
             pass
         return await self.ended(run_id)
@@ -169,13 +186,13 @@ class Client:
                     return run
         raise Unavailable(f"run {run_id} has ended, but the views do not show it: is a projector running?")
 
-    async def events(self, run_id: RunId, *, follow: bool = False) -> AsyncIterator[Recorded]:
+    async def events(self, run: RunId | str, *, follow: bool = False) -> AsyncIterator[Recorded]:
         """Read the events of a run in the order of the log; with `follow`, go on until the run has ended.
 
         Raises:
-            NotFound: the log has no such run.
+            NotFound: no run is called so, or several.
         """
-        store = await self.store()
+        run_id, store = await self.find_run(run), await self.store()
         async with AsyncExitStack() as exits:
             hint = asyncio.Event() if follow else None
             if hint is not None:  # listen first, then read: what happens in between is seen twice, never missed
@@ -189,11 +206,11 @@ class Client:
         async def wake(_: Message) -> None:
             hint.set()
 
-        return await self._bus.subscribe(subjects.events(self._config.tenant, run_id, "*"), wake)
+        return await self._opened().subscribe(subjects.events(self._config.tenant, run_id, "*"), wake)
 
     async def hear(self, run_id: RunId, heard: Handler) -> Subscription:
         """Hand over answers of a run while they are being written, as `agents.live_text` tells them; the caller stops it."""
-        return await self._bus.subscribe(subjects.live(self._config.tenant, run_id, "*"), heard)
+        return await self._opened().subscribe(subjects.live(self._config.tenant, run_id, "*"), heard)
 
     async def runs(self, *, limit: int = 50, status: str | None = None, user: str | None = None, trials: bool = False) -> list[RunView]:
         """List runs, the newest first; with `trials` also those that only repeat others."""
@@ -207,20 +224,22 @@ class Client:
         """
         return await run_once_known(self.queries(), str(run_id))
 
-    async def find_run(self, name: str) -> RunId:
+    async def find_run(self, name: RunId | str) -> RunId:
         """Return the id of the run that `name` means: an id, the first characters of one, `@last` or `-`."""
-        return await find_run(self.queries(), name)
+        return RunId(name) if isinstance(name, UUID) else await find_run(self.queries(), str(name))
 
-    async def tasks(self, run_id: RunId) -> list[TaskView]:
+    async def tasks(self, run: RunId | str) -> list[TaskView]:
         """List the tasks of a run in the order they were planned."""
-        return await self.queries().tasks(run_id)
+        return await self.queries().tasks(await self.find_run(run))
 
     async def answer(self, run: RunView) -> str:
         """Return the answer of a run in Markdown; empty while there is none."""
+        must_be(run, RunView, A_RUN)
         return await self.text(Payload(0, inline=run.answer or "") if run.answer_ref is None else Payload(0, ref=Hash(run.answer_ref)))
 
     async def text(self, payload: Payload) -> str:
         """Return a text of the log, wherever it is kept."""
+        must_be(payload, Payload, "a text of the log is a Payload, as in `arguments` of an approval")
         if payload.ref is None:
             return payload.inline or ""
         return (await (await self.store()).get_blobs([payload.ref]))[payload.ref].decode()
@@ -243,6 +262,7 @@ class Client:
         Raises:
             Unavailable: they were not in time.
         """
+        must_be(position, int, "a position of the log is a number")
         for wait_s in VIEWS_FOLLOW_WITHIN_S:
             await asyncio.sleep(wait_s)
             if all(lag.position >= position for lag in await self.queries().lag() if lag.name == projection):
@@ -271,13 +291,13 @@ class Client:
         run_id = RunId(UUID(recorded.stream.removeprefix("run/")))
         return not later and await self.budgets.held(run_id, VIEWS_FOLLOW_WITHIN_S) is not None
 
-    async def find_approval(self, name: str) -> ApprovalView:
+    async def find_approval(self, name: UUID | str) -> ApprovalView:
         """Return the approval that `name` means: an id, the first characters of one, or `-` for the only one that waits."""
         if name not in NEWEST:
-            return await self.queries().approval(name)
+            return await self.queries().approval(str(name))
         waiting = await self.approvals()
         if len(waiting) != 1:
-            raise NotFound("approval", name, candidates=tuple(str(a.approval_id) for a in waiting))
+            raise NotFound("approval", str(name), candidates=tuple(str(a.approval_id) for a in waiting))
         return waiting[0]
 
     async def decide(self, run_id: RunId, approval_id: UUID, decision: Answer, *, actor: str = "", note: str = "") -> None:
@@ -299,32 +319,35 @@ class Client:
 
     async def artifact(self, hash_: str) -> bytes:
         """Fetch a file that a task made or was given."""
-        return await (await self.artifact_store()).get(hash_)
+        return await (await self.artifact_store()).get(must_be(hash_, str, "a file is named by its hash"))
 
-    async def save(self, run: RunView, folder: Path) -> list[Path]:
+    async def save(self, run: RunView, folder: Path | str) -> list[Path]:
         """Write the files of a run into a folder and return where they are.
 
         Raises:
             ContractError: a name that an agent chose would lie outside of the folder.
         """
-        return await save_files(run.artifacts, folder, self.artifact)
+        must_be(run, RunView, A_RUN)
+        return await save_files(run.artifacts, Path(must_be(folder, (str, os.PathLike), "the folder to write files into is a path")), self.artifact)
 
     async def scale(self, copies: Mapping[str, int]) -> dict[str, int]:
         """Change how many copies of built-in agents a `crewlog up` runs; returns the copies of all kinds."""
-        return msgspec.convert((await ask_supervisor(self._bus, "scale", copies))["agents"], dict[str, int])
+        must_be(copies, Mapping, "copies are numbers by kind, such as {'research': 4}")
+        return msgspec.convert((await ask_supervisor(self._opened(), "scale", dict(copies)))["agents"], dict[str, int])
 
     async def processes(self) -> list[ProcessState]:
         """List the processes of a `crewlog up`."""
-        return msgspec.convert((await ask_supervisor(self._bus, "status"))["processes"], list[ProcessState])
+        return msgspec.convert((await ask_supervisor(self._opened(), "status"))["processes"], list[ProcessState])
 
     async def store(self) -> EventStore:
         """Return the log, opened on first use with the operator's login."""
         from crewlog.events.personal_store import personal_log
         from crewlog.events.postgres_store import PostgresStore
 
+        bus = self._opened()
         async with self._opening:
             if self._store is None:
-                poke = Poke(self._bus)
+                poke = Poke(bus)
                 self._exits.push_async_callback(poke.close)
                 opened = await PostgresStore.open(self._database_url(), actor="client", clock=self._clock, on_commit=poke.notify)
                 self._exits.push_async_callback(opened.close)
@@ -335,6 +358,7 @@ class Client:
         """Return the store of files, opened on first use."""
         from crewlog.events.artifact_store import open_artifacts
 
+        self._opened()
         async with self._opening:
             if self._artifacts is None:
                 self._artifacts = await open_artifacts(self._config.artifacts_url or self._config.home / "artifacts")
@@ -342,10 +366,17 @@ class Client:
 
     def queries(self) -> Queries:
         """Return the reads of the views: costs, and whatever else has no method here."""
+        self._opened()
         if self._queries is None:
             self._queries = Queries(self._database_url(), self._clock, disclose=DisclosedViews(self.store))
             self._exits.push_async_callback(self._queries.close)
         return self._queries
+
+    def _opened(self) -> Bus:
+        """Return the bus, unless the client is closed: what was opened from then on, nobody would close."""
+        if not self._is_open:
+            raise ContractError("this client is closed; use it inside of `async with Client.connect() as client:`")
+        return self._bus
 
     def _database_url(self) -> str:
         assert self._config.database_url is not None
@@ -354,9 +385,12 @@ class Client:
     async def _request(
         self, what: str, body: AgentTask | dict[str, Any], *, headers: Mapping[str, str] | None = None, tenant: str | None = None
     ) -> dict[str, Any]:
-        noun, verb = what.split(".")
-        data = msgspec.json.encode(body)
-        reply = await self._bus.request(subjects.api(tenant or self._config.tenant, noun, verb), data, timeout_s=REQUEST_TIMEOUT_S, headers=headers)
+        noun, _, verb = what.partition(".")
+        try:
+            data = msgspec.json.encode(body)
+        except (TypeError, ValueError) as error:
+            raise ContractError(f"{what} cannot be asked: {error}") from None
+        reply = await self._opened().request(subjects.api(tenant or self._config.tenant, noun, verb), data, timeout_s=REQUEST_TIMEOUT_S, headers=headers)
         return _accepted(json.loads(reply.data))
 
 

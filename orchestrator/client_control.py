@@ -11,6 +11,7 @@ import msgspec
 
 from crewlog.events.config import Config
 from crewlog.events.store import EventStore, Recorded
+from crewlog.orchestrator.client_given import must_be
 from crewlog.projections.queries import Queries
 from crewlog.projections.query_rows import AgentView
 from crewlog.schemas.task_events import TERMINAL_TYPES
@@ -73,6 +74,7 @@ class ClientControl:
             status: one of these, as in the views.
             older_than_s: they were submitted at least so long ago, in seconds.
         """
+        must_be(status, Sequence, "status is a list of states", but=(str, bytes))
         after: str | None = None
         while True:
             asked = {"kind": kind, "status": list(status), "older_than_s": older_than_s, "after": after}
@@ -89,6 +91,7 @@ class ClientControl:
         `pause`: what is under way ends, nothing new starts, time stands still. `quarantine`: the end of the run is kept back until `release`.
         `terminate`: model calls under way are cut off, the run ends as cancelled.
         """
+        must_be(run_ids, Sequence, "run_ids is a list of ids", but=(str, bytes))
         done: list[Steered] = []
         for first in range(0, len(run_ids), RUNS_PER_REQUEST):
             body = {"run_ids": run_ids[first : first + RUNS_PER_REQUEST], "reason": reason, "actor": actor or self._config.user}

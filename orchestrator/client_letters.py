@@ -12,6 +12,7 @@ import msgspec
 from crewlog.events.bus import Bus, Kept
 from crewlog.events.jetstream import DLQ
 from crewlog.events.letters import Letter, read_letter
+from crewlog.orchestrator.client_given import must_be
 from crewlog.schemas.errors import NotFound
 
 
@@ -68,7 +69,7 @@ class ClientLetters:
         Raises:
             NotFound: there is none with this number.
         """
-        kept = await self._bus.first_kept(DLQ.name, sequence)
+        kept = await self._bus.first_kept(DLQ.name, must_be(sequence, int, "a dead letter is named by its number"))
         if kept is None or kept.sequence != sequence:
             raise NotFound("dead letter", str(sequence))
         return LetterText(_view(kept), _letter(kept).subject, kept.headers, kept.data)
@@ -84,7 +85,7 @@ class ClientLetters:
 
     async def drop(self, sequence: int) -> bool:
         """Delete a letter; False when it was gone already. Its task has failed already, and is not touched."""
-        return await self._bus.remove(DLQ.name, sequence)
+        return await self._bus.remove(DLQ.name, must_be(sequence, int, "a dead letter is named by its number"))
 
 
 def _letter(kept: Kept) -> Letter:

@@ -9,6 +9,7 @@ from uuid import UUID
 import msgspec
 
 from crewlog.events.config import Config
+from crewlog.orchestrator.client_given import must_be
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import RunId
 from crewlog.schemas.sparse import sparse_json
@@ -51,6 +52,7 @@ class ClientSchedules:
             ContractError: cron, zone or task cannot be understood, or the task could not be carried out.
             RequestRefused: there is another schedule of this name.
         """
+        must_be(task, AgentTask, "what recurs is an AgentTask, as `await client.prepare(GOAL)` returns it")
         recorded = msgspec.Raw(sparse_json(task, without={"run_id"}))
         body = {"name": name, "task": recorded, "cron": cron, "zone": zone, "catch_up": catch_up, "actor": actor or self._config.user}
         return _view((await self._request("schedules.add", body))["schedule"])

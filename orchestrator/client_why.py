@@ -41,14 +41,14 @@ class ClientWhy:
     def __init__(self, bus: Bus, request: Request, read: Callable[[], Queries], find_run: Callable[[str], Awaitable[RunId]]) -> None:
         self._bus, self._request, self._read, self._find_run = bus, request, read, find_run
 
-    async def why(self, name: str) -> list[Explained]:
+    async def why(self, name: UUID | str) -> list[Explained]:
         """Say what every unfinished task of a run, or the one unfinished task, that `name` means waits for; nothing when all has ended.
 
         Raises:
             NotFound: no run and no unfinished task is called so, or several.
             Unavailable: the log cannot be reached.
         """
-        run, tasks = await self._meant(name)
+        run, tasks = await self._meant(str(name))
         if run.finished_at is None and await self._read().is_imported(run.run_id):
             return [Explained(run.run_id, None, why_imported())]
         found = await asyncio.gather(self._workers(), self._queue(run.run_id))

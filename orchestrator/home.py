@@ -125,11 +125,17 @@ class Home:
         return None
 
     def state(self) -> State | None:
-        """Return what the last supervisor wrote, or None."""
+        """Return what the last supervisor wrote, or None.
+
+        Raises:
+            ConfigError: this user may not read it.
+        """
         try:
             return msgspec.json.decode(self._state.read_bytes(), type=State)
-        except (FileNotFoundError, msgspec.MsgspecError):
+        except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError):
             return None
+        except OSError as error:
+            raise ConfigError(f"{self._state} cannot be read: {error.strerror}", hint="do it as the user who began this crew") from error
 
     def write_state(self, state: State) -> None:
         """Replace `state.json` in one step, so that no reader sees half of it."""

@@ -103,7 +103,7 @@ class LimitExceeded(TerminalError):
     code = "limit"
 
     def __init__(self, limit: str, *, used: float, limit_max: float) -> None:
-        super().__init__(f"limit {limit} reached: {used:g} of {limit_max:g}")
+        super().__init__(f"limit {limit} reached: {used:.15g} of {limit_max:.15g}")
         self.limit, self.used, self.limit_max = limit, used, limit_max
 
 

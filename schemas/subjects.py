@@ -48,7 +48,7 @@ SUBJECT_CHARS_MAX: Final = 255
 
 
 def _token(what: str, value: str) -> str:
-    if not TOKEN.fullmatch(value):
+    if not isinstance(value, str) or not TOKEN.fullmatch(value):
         raise ContractError(f"{what} {value!r} cannot be part of a subject; it must match [A-Za-z0-9_-]{{1,64}}")
     return value
 

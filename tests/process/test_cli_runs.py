@@ -18,6 +18,7 @@ from crewlog.events.credentials import load_credentials
 from crewlog.orchestrator.bundle import read_bundle
 from crewlog.orchestrator.home import Home
 from crewlog.orchestrator.replay import replay
+from crewlog.schemas.errors import ContractError
 from crewlog.schemas.payload import content_hash
 
 GOAL = "Summarise the mean body mass by species."
@@ -44,6 +45,25 @@ def test_progress_goes_to_stderr_one_line_per_event_and_the_answer_to_stdout(cre
     assert "3700.66" in done.stdout
     assert "RunSubmitted" not in done.stdout
     assert "\x1b" not in done.stdout + done.stderr
+
+
+async def test_the_client_takes_any_name_of_a_run(crew: LiveCrew, finished: dict[str, Any]) -> None:
+    whole = uuid.UUID(finished["run_id"])
+    async with crew.client() as client, asyncio.timeout(60):
+        for name in (whole, str(whole), str(whole)[:13]):
+            assert (await client.wait(name)).run_id == whole
+            assert {task.run_id for task in await client.tasks(name)} == {whole}
+            assert await client.waits.why(name) == []
+
+
+async def test_a_client_that_is_closed_opens_nothing_any_more(crew: LiveCrew, finished: dict[str, Any]) -> None:
+    async with crew.client() as client:
+        run = await client.run(finished["run_id"])
+    before = asyncio.all_tasks()
+    for late in (client.submit("count"), client.wait(run.run_id), client.runs(), client.tasks(run.run_id), client.workers(), client.scale({}), client.store()):
+        with pytest.raises(ContractError, match=r"this client is closed; use it inside of `async with Client\.connect"):
+            await late
+    assert asyncio.all_tasks() == before
 
 
 def test_without_wait_the_id_alone_is_printed(crew: LiveCrew) -> None:

@@ -89,3 +89,25 @@ def test_limits_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit
     monkeypatch.setattr(attachments, limit, value)
     with pytest.raises(LimitExceeded):
         collect([_tree(tmp_path / "p", "aaaa", "bbbb")])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_a_folder_that_cannot_be_read_is_said_and_not_left_out(tmp_path: Path) -> None:
+    shut = _tree(tmp_path / "p", "main.py", "shut/notes.txt") / "shut"
+    shut.chmod(0)
+    try:
+        with pytest.raises(ContractError, match=r"shut.* cannot be attached: Permission denied"):
+            collect([tmp_path / "p"])
+    finally:
+        shut.chmod(0o700)
+
+
+async def test_a_file_that_is_gone_by_now_is_named(tmp_path: Path) -> None:
+    found = collect([_tree(tmp_path, "a.csv") / "a.csv"])
+    found[0].path.unlink()
+    with pytest.raises(ContractError, match=r"a\.csv cannot be attached: No such file or directory; it must be a file that can be read"):
+        await upload(found, MemoryArtifacts())
+
+
+def test_a_path_may_be_text(tmp_path: Path) -> None:
+    assert [f.name for f in collect([str(_tree(tmp_path, "a.csv") / "a.csv")])] == ["a.csv"]

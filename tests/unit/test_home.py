@@ -29,6 +29,17 @@ def test_the_home_of_nobody_is_refused_with_a_way_out() -> None:
         Home(Path("~no-such-user/crew"))
 
 
+def test_a_home_that_is_a_file_holds_no_crew(tmp_path: Path) -> None:
+    (tmp_path / "home").touch()
+    assert Home(tmp_path / "home").state() is None
+
+
+def test_a_state_that_cannot_be_read_is_the_operators_to_mend(tmp_path: Path) -> None:
+    (tmp_path / "state.json").mkdir()
+    with pytest.raises(ConfigError, match=r"state\.json cannot be read: Is a directory\ndo it as the user who began this crew"):
+        Home(tmp_path).state()
+
+
 def test_who_looks_for_the_holder_keeps_nobody_from_taking_the_lock(tmp_path: Path) -> None:
     home, is_over = Home(tmp_path), threading.Event()
     with home.locked():
