@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Final
 
 from crewlog.agents.knowledge import Knowledge
@@ -88,7 +90,7 @@ def load_agent(target: str) -> AgentSpec:
     """Load a user's agent from `module:ATTRIBUTE`, looking in the current folder first.
 
     Raises:
-        ConfigError: no such module or attribute, or it is not an AgentSpec.
+        ConfigError: no such module or attribute, the module cannot be loaded, or it is not an AgentSpec.
     """
     module_name, _, attribute = target.partition(":")
     if not attribute:
@@ -96,17 +98,27 @@ def load_agent(target: str) -> AgentSpec:
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise ConfigError(f"cannot import {module_name!r}: {error}", hint=f"run it where {module_name.split('.')[0]}.py is, or install its package") from error
-    spec = getattr(module, attribute, None)
+    spec = getattr(_module(module_name), attribute, None)
     if not isinstance(spec, AgentSpec):
-        found = "is not there" if spec is None else f"is a {type(spec).__name__}"
+        found = "is not there" if spec is None else f"is of type {type(spec).__name__}"
         raise ConfigError(f"{target}: {attribute} {found}", hint="it must be an AgentSpec; see examples/shouter.py")
     if spec.kind in BUILT_IN or spec.kind == "run":
         raise ConfigError(f"{target}: kind {spec.kind!r} is built in", hint="give your agent another kind")
     return spec
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        first = name.partition(".")[0]
+        is_own = error.name is None or f"{name}.".startswith(f"{error.name}.")
+        where = f"run it where {first}.py is, or install its package" if is_own else f"{name} imports it: install it beside crewlog"
+        raise ConfigError(f"cannot import {name!r}: {error}", hint=where) from error
+    except Exception as error:  # whatever a module may raise that somebody else wrote
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        where = "" if isinstance(error, SyntaxError) else f" ({at.filename}, line {at.lineno})"  # a SyntaxError's own text says where
+        raise ConfigError(f"cannot import {name!r}: {type(error).__name__}: {error}{where}", hint=f"python -c 'import {name}' shows all of it") from error
 
 
 def missing_extras(spec: AgentSpec) -> str:
