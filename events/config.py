@@ -21,7 +21,7 @@ from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource
 from crewlog.events.config_mcp import McpServer, ServerName
 from crewlog.events.jetstream import Provision
 from crewlog.events.limits import Limits, parse_limits
-from crewlog.events.whereabouts import default_home, user_file
+from crewlog.events.whereabouts import NO_FOLDER, default_home, user_file
 from crewlog.schemas.errors import ConfigError
 from crewlog.schemas.price_table import PriceTable, read_prices
 
@@ -29,6 +29,12 @@ SERVER_KEY: Final = re.compile(r"CREWLOG_([A-Z0-9_]+)_API_KEY")
 """Environment variables that hold the key of a model server of one's own."""
 
 _IN_SPANS: Final = frozenset({"SPAN_ONLY", "SPAN_AND_EVENT"})
+
+
+def _folder(value: object) -> object:
+    if value == "":
+        raise ValueError(NO_FOLDER)
+    return value
 
 
 def _host_names(value: object) -> object:
@@ -88,7 +94,7 @@ class Config(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="CREWLOG_", frozen=True, extra="forbid")
 
-    home: Path = Field(default_factory=default_home)
+    home: Annotated[Path, BeforeValidator(_folder)] = Field(default_factory=default_home)
     """Folder for embedded servers, artifacts, workspaces, logs and local credentials."""
     database_url: SecretStr | None = None
     """Postgres to use instead of the embedded one; its login decides what this process may write."""

@@ -15,6 +15,8 @@ from typing import Any, Final
 from crewlog.schemas.errors import ConfigError
 
 _PREFIX: Final = "CREWLOG_"
+NO_FOLDER: Final = "it is empty: name a folder; . is the current one"
+"""As of a variable that nobody set; a crew would be made wherever one happens to be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +53,12 @@ def find_whereabouts(home: Path | None = None) -> Whereabouts:
         home: from the command line; None reads the configuration.
 
     Raises:
-        ConfigError: a file is no TOML, or one of the two settings is no text.
+        ConfigError: a file is no TOML, or one of the two settings is no text, or the home is empty.
     """
     sources = list(_sources())
     named = home if home is not None else _first(sources, "home")
+    if named == "":
+        raise ConfigError(f"configuration: home: {NO_FOLDER}", hint="leave CREWLOG_HOME unset for the user's data folder")
     return Whereabouts(default_home() if named is None else Path(named), _first(sources, "database_url"))
 
 

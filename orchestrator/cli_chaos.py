@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from crewlog.orchestrator.cli_options import OutputOption
+from crewlog.orchestrator.cli_options import OutputOption, given_path
 from crewlog.orchestrator.cli_output import Exit, Output, plain, print_json, run_async, say
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ async def chaos(
     runs: Annotated[int, typer.Option("--runs", min=1, max=200, help="Runs in flight at any time.")] = 12,
     target: Annotated[list[str] | None, typer.Option("--target", help=PARTS_HELP)] = None,
     workers: Annotated[int, typer.Option("--workers", min=1, max=16, help="Agent processes.")] = 3,
-    home: Annotated[Path | None, typer.Option("--home", help="An empty folder for the crew; else a temporary one.")] = None,
+    home: Annotated[Path | None, typer.Option("--home", metavar="PATH", parser=given_path, help="An empty folder for the crew; else a temporary one.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the home there; it stays anyway when a promise was broken.")] = False,
     output: OutputOption = Output.TABLE,
 ) -> int:

@@ -38,7 +38,7 @@ _ABOUT: Final[Mapping[Verb, str]] = {
     "terminate": "End runs now: model calls are cut off and settled, the runs are cancelled.",
 }
 
-RunsArgument = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Ids of runs, or their first characters; - for the newest.")]
+RunsArgument = Annotated[list[str] | None, typer.Argument(metavar="RUN", help="Ids of runs, or their first characters; - for the newest.")]
 TenantOption = Annotated[str, typer.Option("--tenant", metavar="NAME", help="All runs of a tenant, also later ones; with a condition, only those.")]
 KindOption = Annotated[str, typer.Option("--kind", metavar="KIND", help="All tasks of an agent kind; with a condition, runs that need it.")]
 StatusOption = Annotated[list[str] | None, typer.Option("--status", help="Open runs that are planning, running, paused, held or quarantined; repeatable.")]

@@ -39,7 +39,7 @@ def register(app: typer.Typer) -> None:
 
 
 async def costs(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Only this run (@last for the newest); without it, all runs.")] = None,
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Only this run (@last for the newest); without it, all runs.")] = None,
     by: Annotated[str, typer.Option("--by", help=f"What to sum up by: {', '.join(_COLUMNS)}; several with commas.")] = "agent,model",
     since: Annotated[str | None, typer.Option("--since", help="From this day (UTC) on: 2026-11-01, or 7d for the last seven days.")] = None,
     until: Annotated[str | None, typer.Option("--until", help="Up to and with this day (UTC).")] = None,

@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 async def list_effects(
-    run: Annotated[str, typer.Argument(metavar="[RUN]", help="Of this run: an id, its first characters, or - for the newest.", show_default=False)] = "",
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Of this run: an id, its first characters, or - for the newest.", show_default=False)] = "",
     open_only: Annotated[bool, typer.Option("--open", help="Only what is still there and can be taken back, or may have happened.")] = False,
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,

@@ -108,7 +108,7 @@ async def _attachments(golden: Golden, run: str, home: Path | None) -> Mapping[H
 
 
 async def run_golden(
-    paths: Annotated[list[Path] | None, typer.Argument(metavar="[PATH]…", help="Golden tasks, or folders of them; else the folder golden.")] = None,
+    paths: Annotated[list[Path] | None, typer.Argument(metavar="PATH", help="Golden tasks, or folders of them; else the folder golden.")] = None,
     *,
     models: Annotated[Answers, typer.Option("--models", help="recorded: as they answered then. offline: the rules answer anew.")] = Answers.RECORDED,
     tools: Annotated[Tools, typer.Option("--tools", help="recorded: as they answered then. real: they run, on the kept attachments.")] = Tools.RECORDED,

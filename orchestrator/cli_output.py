@@ -242,10 +242,10 @@ def confirm(question: str, *, yes: bool) -> None:
 
 
 def stderr_console() -> Console:
-    """Return a console on stderr; it follows NO_COLOR and shows no colour when stderr is not a terminal."""
+    """Return a console on stderr; it follows NO_COLOR, shows no colour when stderr is not a terminal, and no picture in the place of `:m:`."""
     from rich.console import Console
 
-    return Console(stderr=True, soft_wrap=True)
+    return Console(stderr=True, soft_wrap=True, emoji=False)
 
 
 def print_lines(lines: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from crewlog.orchestrator.cli_options import HomeOption, OutputOption
+from crewlog.orchestrator.cli_options import HomeOption, OutputOption, given_path
 from crewlog.orchestrator.cli_output import Output, load_config, plain, print_json, print_rows, run_async, say
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ async def _decide(approval: str, decision: Answer, note: str, actor: str, home: 
 
 
 async def add_documents(
-    paths: Annotated[list[Path], typer.Argument(help="Files and folders: .md .txt .html .pdf .docx")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", parser=given_path, help="Files and folders: .md .txt .html .pdf .docx")],
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:

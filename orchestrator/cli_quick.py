@@ -48,7 +48,13 @@ def _view(text: str) -> Any:
     return View(text)
 
 
-_HOME: Final = {"--home": Option("home", Path)}
+def _folder(text: str) -> Path:
+    if not text:
+        raise ValueError("left to Typer, which refuses it")
+    return Path(text)
+
+
+_HOME: Final = {"--home": Option("home", _folder)}
 _PRINTED: Final = {**_HOME, "--output": Option("output", Output), "-o": Option("output", Output)}
 _LOOK: Final = {**_PRINTED, "--reasoning": Option("reasoning", None)}
 _REPLAY: Final = {**_LOOK, "--verify": Option("verify", None), "--to": Option("to", str), "--step": Option("step", None)}

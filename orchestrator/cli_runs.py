@@ -11,7 +11,7 @@ import typer
 
 from crewlog.orchestrator.cli_control import control_lines
 from crewlog.orchestrator.cli_look import View, is_file, list_events, look
-from crewlog.orchestrator.cli_options import HomeOption, OutputOption
+from crewlog.orchestrator.cli_options import HomeOption, OutputOption, given_path
 from crewlog.orchestrator.cli_output import (
     Detached,
     Exit,
@@ -42,12 +42,6 @@ _ENDINGS["quarantined"] = Exit.WAITING_FOR_PERSON
 _ATTACH: Final = "A file or folder to work on; repeatable."
 
 
-def _attached(text: str) -> Path:
-    if not text:  # as of a variable that a script never set; it would mean everything in the current folder
-        raise typer.BadParameter("it is empty: name a file or folder; . is the current one")
-    return Path(text)
-
-
 def register(app: typer.Typer) -> None:
     """Add these commands."""
     for command in (submit, watch, runs, show, events, why):
@@ -55,9 +49,9 @@ def register(app: typer.Typer) -> None:
 
 
 async def submit(
-    goal: Annotated[str, typer.Argument(help="What the crew shall do; with --file - or a path, leave it out.")] = "",
+    goal: Annotated[str, typer.Argument(metavar="GOAL", help="What the crew shall do; with --file - or a path, leave it out.")] = "",
     *,
-    attach: Annotated[list[Path] | None, typer.Option("--attach", "-a", metavar="PATH", parser=_attached, help=_ATTACH)] = None,
+    attach: Annotated[list[Path] | None, typer.Option("--attach", "-a", metavar="PATH", parser=given_path, help=_ATTACH)] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="An AgentTask or a plan as JSON instead of a goal; - reads stdin.")] = None,
     kind: Annotated[str, typer.Option("--type", help="Send the goal to one kind of agent, without a plan.")] = "run",
     wait: Annotated[bool, typer.Option("--wait", "-w", help="Show the work and wait until the run has ended.")] = False,
@@ -211,7 +205,7 @@ async def show(
     run: RunArgument = "-",
     view: Annotated[View, typer.Option("--as", help="The answer; or what happened, told in one of four ways.")] = View.ANSWER,
     reasoning: Annotated[bool, typer.Option("--reasoning", help="With --as conversation or events: also what the models thought.")] = False,
-    save: Annotated[Path | None, typer.Option("--save", help="Also write the run's files into this folder.")] = None,
+    save: Annotated[Path | None, typer.Option("--save", metavar="PATH", parser=given_path, help="Also write the run's files into this folder.")] = None,
     home: HomeOption = None,
     output: OutputOption = Output.TABLE,
 ) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
-from crewlog.orchestrator.cli_options import HomeOption, OutputOption
+from crewlog.orchestrator.cli_options import HomeOption, OutputOption, given_path
 from crewlog.orchestrator.cli_output import Output, load_config, plain, print_json, print_rows, run_async, say
 from crewlog.orchestrator.cli_runs import task_fields
 
@@ -27,6 +27,7 @@ class CatchUpChoice(StrEnum):
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The schedule, as `schedule list` prints it.")]
 ReasonOption = Annotated[str, typer.Option("--reason", help="Why; recorded with the change.")]
 ActorOption = Annotated[str, typer.Option("--as", metavar="NAME", help="Who wants it; else CREWLOG_USER.")]
+_ATTACH: Final = "A file or folder to work on, as it is now; repeatable."
 
 
 def register(app: typer.Typer) -> None:
@@ -43,12 +44,12 @@ def register(app: typer.Typer) -> None:
 
 async def add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What to call it: letters, digits, - and _.")],
-    goal: Annotated[str, typer.Argument(help="What the crew shall do each time.")],
+    goal: Annotated[str, typer.Argument(metavar="GOAL", help="What the crew shall do each time.")],
     *,
     cron: Annotated[str, typer.Option("--cron", help="When: minute, hour, day of the month, month, day of the week; such as '0 7 * * mon-fri'.")],
     zone: Annotated[str, typer.Option("--tz", help="The time zone that is meant, such as Europe/Berlin.")] = "UTC",
     catch_up: Annotated[CatchUpChoice, typer.Option("--catch-up", help="After a downtime: run none, the last, or all that were missed.")] = CatchUpChoice.ONE,
-    attach: Annotated[list[Path] | None, typer.Option("--attach", "-a", help="A file or folder to work on, as it is now; repeatable.")] = None,
+    attach: Annotated[list[Path] | None, typer.Option("--attach", "-a", metavar="PATH", parser=given_path, help=_ATTACH)] = None,
     kind: Annotated[str, typer.Option("--type", help="Send the goal to one kind of agent, without a plan.")] = "run",
     budget: Annotated[str | None, typer.Option("--budget", metavar="USD", help="The most that each run may spend, such as 0.50.")] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Let tools with consequences run without asking.")] = False,

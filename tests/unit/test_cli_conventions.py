@@ -24,7 +24,7 @@ from crewlog.orchestrator.cli_output import Detached, Exit, exit_code_of, print_
 from crewlog.orchestrator.client import RequestRefused
 from crewlog.orchestrator.home import AlreadyRunning
 from crewlog.orchestrator.supervisor import parse_counts
-from crewlog.schemas.errors import ConfigError, ConflictError, ContractError, NotFound, Unavailable
+from crewlog.schemas.errors import ConfigError, ConflictError, ContractError, LimitExceeded, NotFound, Unavailable
 
 CLI = (sys.executable, "-P", "-m", "crewlog.orchestrator")
 HELP_WITHIN_S = 0.4
@@ -395,3 +395,20 @@ def test_ctrl_c_at_any_time_says_how_to_go_on(when: str, printed: str) -> None:
     done = subprocess.run([sys.executable, "-P", "-c", STRUCK], input=when, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (Exit.INTERRUPTED, printed)
     assert done.stderr == "interrupted; go on with: crewlog replay 'a b' --verify\n"
+
+
+def test_an_error_is_told_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    cli_output.complain("pk:m: m is not there", why="see :data: [bold]x[/bold]", next_step="name :smile: so")
+    assert capsys.readouterr().err == "error: pk:m: m is not there\n  why: see :data: [bold]x[/bold]\n  next: name :smile: so\n"
+
+
+@pytest.mark.parametrize("words", ["status --home", "show - --home", "up --home", "docs add", "submit x --attach", "show - --save"])
+def test_an_empty_path_is_not_the_current_folder(words: str) -> None:
+    done = subprocess.run([*CLI, *words.split(), ""], capture_output=True, text=True, check=False)
+    assert done.returncode == Exit.USAGE
+    assert "it is empty: name a file or folder; . is the current one" in done.stderr
+
+
+def test_a_limit_is_told_to_the_byte() -> None:
+    assert str(LimitExceeded("bytes of attachment a", used=67_108_865, limit_max=67_108_864)) == "limit bytes of attachment a reached: 67108865 of 67108864"
+    assert str(LimitExceeded("seconds", used=0.1 + 0.2, limit_max=0.25)) == "limit seconds reached: 0.3 of 0.25"

@@ -46,7 +46,7 @@ def test_both_ways_agree(name: str, given: Path | None, folder: Path, monkeypatc
     assert "postgresql" not in repr(found)
 
 
-@pytest.mark.parametrize("text", ["home = [", "home = 7\n"])
+@pytest.mark.parametrize("text", ["home = [", "home = 7\n", 'home = ""\n'])
 def test_what_is_no_setting_is_refused(text: str, folder: Path) -> None:
     (folder / "crewlog.toml").write_text(text)
     with pytest.raises(ConfigError):
