@@ -103,13 +103,18 @@ def _read(file: Found) -> bytes:
 def _walk(folder: Path) -> Iterator[Found]:
     for at, folders, files in os.walk(folder, onerror=_raise):
         here = Path(at)
-        folders[:] = sorted(
-            name for name in folders if name not in SKIPPED_FOLDERS and not (here / name / "pyvenv.cfg").exists() and not (here / name).is_symlink()
-        )
+        folders[:] = sorted(name for name in folders if name not in SKIPPED_FOLDERS and not _is_environment(here / name) and not (here / name).is_symlink())
         for name in sorted(files):
             path = here / name
             if path.is_file() and not path.is_symlink():
                 yield Found(_readable((Path(folder.name) / path.relative_to(folder)).as_posix()), path)
+
+
+def _is_environment(folder: Path) -> bool:
+    try:
+        return (folder / "pyvenv.cfg").exists()
+    except OSError:  # a folder that cannot be read: its own name tells more
+        return False
 
 
 def _raise(error: OSError) -> None:
