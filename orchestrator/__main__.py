@@ -51,7 +51,7 @@ def _open_what_is_closed() -> None:
     sys.stdout = sys.stdout or nowhere.open("w", encoding="utf-8")
     sys.stderr = sys.stderr or nowhere.open("w", encoding="utf-8")
     for stream in (sys.stdout, sys.stderr):  # in a locale without Unicode, a question mark for an umlaut is better than no answer
-        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):  # the latter in the locale `C`
             stream.reconfigure(errors="replace")
 
 

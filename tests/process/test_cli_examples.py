@@ -88,7 +88,7 @@ async def test_an_effect_is_listed_until_a_rollback_takes_it_back(crew: LiveCrew
     [
         ("nowhere:AGENT", "cannot import 'nowhere'"),
         ("mine:ABSENT", "ABSENT is not there"),
-        ("mine:NUMBER", "NUMBER is a int"),
+        ("mine:NUMBER", "NUMBER is of type int"),
         ("nokind", "neither a built-in kind nor module:ATTRIBUTE"),
     ],
 )

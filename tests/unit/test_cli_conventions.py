@@ -348,9 +348,10 @@ def test_ctrl_c_before_a_command_begins_is_quiet(monkeypatch: pytest.MonkeyPatch
     assert inspect.getcoroutinestate(body) == inspect.CORO_CLOSED
 
 
-def test_what_a_locale_cannot_write_becomes_a_question_mark() -> None:
+@pytest.mark.parametrize("locale", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}])
+def test_what_a_locale_cannot_write_becomes_a_question_mark(locale: dict[str, str]) -> None:
     program = "from crewlog.orchestrator import __main__ as start; start._open_what_is_closed(); print('K\\xf6ln')"
-    poor = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    poor = {**os.environ, **locale, "PYTHONUTF8": "0"}
     told = subprocess.run([sys.executable, "-P", "-c", program], env=poor, capture_output=True, check=True)
     assert told.stdout == b"K?ln\n"
 
