@@ -163,9 +163,9 @@ class NatsBus:
         try:
             return _message(await self._requests.ask(subject, data, timeout_s=timeout_s, headers=headers))
         except NoResponders:
-            raise Unavailable(f"nobody listens on {subject}: the process that answers it is not running; see `crewlog status`") from None
+            raise Unavailable(f"nobody listens on {subject}: the process that answers it is not running\nsee `crewlog status`") from None
         except TimeoutError as error:
-            raise Unavailable(f"no answer on {subject}: {error}; see `crewlog status`") from None
+            raise Unavailable(f"no answer on {subject}: {error}\nsee `crewlog status`") from None
         except nats.errors.MaxPayloadError:
             raise self._too_large(data) from None
         except nats.errors.Error as error:

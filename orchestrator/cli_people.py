@@ -100,11 +100,10 @@ async def resolve(
 
 async def _decide(approval: str, decision: Answer, note: str, actor: str, home: Path | None, output: Output) -> None:
     from crewlog.orchestrator.client import Client
-    from crewlog.schemas.ids import RunId
 
     async with Client.connect(load_config(home)) as client:
         found = await client.find_approval(approval)
-        await client.decide(RunId(found.run_id), found.approval_id, decision, actor=actor, note=note)
+        await client.decide(found.run_id, found.approval_id, decision, actor=actor, note=note)
     if output is Output.JSON:
         print_json({"approval_id": str(found.approval_id), "run_id": str(found.run_id), "tool": found.tool, "decision": decision})
     else:

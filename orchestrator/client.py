@@ -165,7 +165,7 @@ class Client:
         answer = await self._request("tasks.submit", task, headers=_caller())
         return msgspec.convert({"run_id": answer["run_id"], "task_id": answer["task_id"], "status": answer["status"]}, Submitted)
 
-    async def wait(self, run: RunId | str) -> RunView:
+    async def wait(self, run: UUID | str) -> RunView:
         """Wait until a run has ended and return it, also while a person or a budget holds it up. Use `asyncio.timeout` around it; the run goes on.
 
         Raises:
@@ -176,7 +176,7 @@ class Client:
             pass
         return await self.ended(run_id)
 
-    async def ended(self, run_id: RunId) -> RunView:
+    async def ended(self, run_id: UUID) -> RunView:
         """Return a run whose end is in the log, as soon as the views have it."""
         for wait_s in VIEWS_FOLLOW_WITHIN_S:
             await asyncio.sleep(wait_s)
@@ -186,7 +186,7 @@ class Client:
                     return run
         raise Unavailable(f"run {run_id} has ended, but the views do not show it: is a projector running?")
 
-    async def events(self, run: RunId | str, *, follow: bool = False) -> AsyncIterator[Recorded]:
+    async def events(self, run: UUID | str, *, follow: bool = False) -> AsyncIterator[Recorded]:
         """Read the events of a run in the order of the log; with `follow`, go on until the run has ended.
 
         Raises:
@@ -216,7 +216,7 @@ class Client:
         """List runs, the newest first; with `trials` also those that only repeat others."""
         return await self.queries().runs(tenant=self._config.tenant, user=user, status=status, limit=limit, trials=trials)
 
-    async def run(self, run_id: RunId | str) -> RunView:
+    async def run(self, run_id: UUID | str) -> RunView:
         """Return one run by its id, the first characters of it, or `@last`.
 
         Raises:
@@ -224,11 +224,11 @@ class Client:
         """
         return await run_once_known(self.queries(), str(run_id))
 
-    async def find_run(self, name: RunId | str) -> RunId:
+    async def find_run(self, name: UUID | str) -> RunId:
         """Return the id of the run that `name` means: an id, the first characters of one, `@last` or `-`."""
         return RunId(name) if isinstance(name, UUID) else await find_run(self.queries(), str(name))
 
-    async def tasks(self, run: RunId | str) -> list[TaskView]:
+    async def tasks(self, run: UUID | str) -> list[TaskView]:
         """List the tasks of a run in the order they were planned."""
         return await self.queries().tasks(await self.find_run(run))
 
@@ -269,12 +269,12 @@ class Client:
                 return
         raise Unavailable(f"it is recorded, but {projection} cannot be searched for it yet: is a projector running?")
 
-    async def approvals(self, *, pending_only: bool = True, run_id: RunId | None = None, limit: int = 100) -> list[ApprovalView]:
+    async def approvals(self, *, pending_only: bool = True, run_id: UUID | None = None, limit: int = 100) -> list[ApprovalView]:
         """List questions to people of the tenant: those that wait, the oldest first; or all, the latest first."""
         tenant = self._config.tenant if run_id is None else None
         return await self.queries().approvals(pending_only=pending_only, tenant=tenant, run_id=run_id, limit=limit)
 
-    async def asked(self, run_id: RunId) -> list[ApprovalView]:
+    async def asked(self, run_id: UUID) -> list[ApprovalView]:
         """Return what a run asks people now, as soon as the views have it. Call it when the log has a `TaskSuspended` that nobody answered."""
         for wait_s in VIEWS_FOLLOW_WITHIN_S:
             await asyncio.sleep(wait_s)
@@ -300,7 +300,7 @@ class Client:
             raise NotFound("approval", str(name), candidates=tuple(str(a.approval_id) for a in waiting))
         return waiting[0]
 
-    async def decide(self, run_id: RunId, approval_id: UUID, decision: Answer, *, actor: str = "", note: str = "") -> None:
+    async def decide(self, run_id: UUID, approval_id: UUID, decision: Answer, *, actor: str = "", note: str = "") -> None:
         """Approve or deny one waiting tool call, or say what became of one that was interrupted.
 
         Raises:
@@ -309,7 +309,7 @@ class Client:
         body = {"run_id": run_id, "approval_id": approval_id, "decision": decision, "actor": actor or self._config.user, "note": note}
         await self._request("approvals.decide", body)
 
-    async def cancel(self, run_id: RunId, *, reason: str, actor: str = "") -> None:
+    async def cancel(self, run_id: UUID, *, reason: str, actor: str = "") -> None:
         """Terminate one run: what `control.runs("terminate", …)` does to many.
 
         Raises:

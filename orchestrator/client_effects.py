@@ -59,7 +59,7 @@ class ClientEffects:
     def __init__(self, config: Config, request: Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]], queries: Callable[[], Queries]) -> None:
         self._config, self._request, self._queries = config, request, queries
 
-    async def all(self, run_id: RunId | None = None, *, open_only: bool = False, limit: int = 1_000) -> list[EffectView]:
+    async def all(self, run_id: UUID | None = None, *, open_only: bool = False, limit: int = 1_000) -> list[EffectView]:
         """List what calls did, in the order they began.
 
         Args:
@@ -69,7 +69,7 @@ class ClientEffects:
         """
         return await self._queries().effects(self._config.tenant, run_id=run_id, open_only=open_only, limit=limit)
 
-    async def roll_back(self, run_id: RunId, *, reason: str, actor: str = "") -> RollbackBegun:
+    async def roll_back(self, run_id: UUID, *, reason: str, actor: str = "") -> RollbackBegun:
         """Take back what a run did that has ended, and the runs that came from it, the last effect first. It is a run of its own: wait for it as for any other.
 
         Raises:
@@ -78,7 +78,7 @@ class ClientEffects:
         answer = await self._request("runs.rollback", {"run_id": run_id, "reason": reason, "actor": actor or self._config.user})
         return msgspec.convert({name: answer[name] for name in RollbackBegun.__struct_fields__}, RollbackBegun)
 
-    async def result(self, rollback_id: RunId) -> RollbackResult | None:
+    async def result(self, rollback_id: UUID) -> RollbackResult | None:
         """Return what a rollback has done so far; None when the run is none."""
         found = (await self._request("runs.get", {"run_id": rollback_id}))["run"]["rollback"]
         return None if found is None else msgspec.convert(found, RollbackResult)

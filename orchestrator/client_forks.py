@@ -44,7 +44,7 @@ class ClientForks:
     def __init__(self, config: Config, clock: Clock, request: Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]) -> None:
         self._config, self._clock, self._request = config, clock, request
 
-    async def fork(self, run_id: RunId, at: int, **changes: Unpack[ForkChanges]) -> ForkView:
+    async def fork(self, run_id: UUID, at: int, **changes: Unpack[ForkChanges]) -> ForkView:
         """Fork a run behind the event with index `at`, counted as `show --as events` does.
 
         Raises:

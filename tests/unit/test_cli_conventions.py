@@ -413,3 +413,11 @@ def test_an_empty_path_is_not_the_current_folder(words: str) -> None:
 def test_a_limit_is_told_to_the_byte() -> None:
     assert str(LimitExceeded("bytes of attachment a", used=67_108_865, limit_max=67_108_864)) == "limit bytes of attachment a reached: 67108865 of 67108864"
     assert str(LimitExceeded("seconds", used=0.1 + 0.2, limit_max=0.25)) == "limit seconds reached: 0.3 of 0.25"
+
+
+def test_what_to_do_about_a_server_that_does_not_answer_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    async def command() -> int:
+        raise Unavailable("nobody listens on api.x: the process that answers it is not running\nsee `crewlog status`")
+
+    assert cli_output.run_to_end(command()) == Exit.UNREACHABLE
+    assert capsys.readouterr().err == "error: nobody listens on api.x: the process that answers it is not running\n  next: see `crewlog status`\n"
