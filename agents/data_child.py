@@ -28,6 +28,8 @@ import duckdb
 
 MISSING: Final = ["", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "None"]
 WHOLE: Final = r"[-+]?\d{1,18}"
+CODE: Final = r"0\d{2,}"
+"""How a postal code or a telephone number may begin: with zeros that a number would lose."""
 QUOTE: Final = "'"
 NO_NUMBER: Final = ["-", "--", "–", "—", "?", ".", "n.a.", "n. a.", "k.A.", "k. A.", "unknown", "missing", "not available", "#N/A", "#VALUE!", "#DIV/0!"]
 """How people also write a missing number. Among numbers it is one; in a column of words it is a word."""
@@ -172,7 +174,8 @@ def written_with(database: duckdb.DuckDBPyConnection, table: str, column: str, *
         sql = f"SELECT 1 FROM {table} WHERE {column} IS NOT NULL AND NOT list_contains(?, {text}) AND NOT regexp_full_match({text}, ?) LIMIT 1"  # noqa: S608
         return database.execute(sql, [NO_NUMBER, pattern]).fetchone() is None
 
-    if one(database, f"SELECT count(*) FROM {table} WHERE regexp_matches({column}, '[0-9]')") == (0,):  # noqa: S608
+    (digits, codes) = one(database, f"SELECT count_if(regexp_matches({column}, '[0-9]')), count_if(regexp_full_match({text}, '{CODE}')) FROM {table}")  # noqa: S608
+    if not digits or codes:
         return None
     possible = [sign for sign, (pattern, _) in NUMBERS.items() if only(pattern)]
     if possible and only(WHOLE):

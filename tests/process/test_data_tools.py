@@ -95,6 +95,12 @@ async def test_every_format_is_read(agent: AgentSpec, tmp_path: Path) -> None:
         assert rows(await desk("run_sql", sql=f"select sum(a), count(b), count(*) from ({union})")) == [["21", "7", "14"]]
 
 
+async def test_codes_keep_their_zeros(agent: AgentSpec) -> None:
+    async for desk in opened_desk(agent, {"z.csv": b"zip,month,n\n01067,01,5\n10115,02,7\n"}):
+        assert [row[:2] for row in rows(await desk("describe_source", source="z"))] == [["zip", "VARCHAR"], ["month", "BIGINT"], ["n", "BIGINT"]]
+        assert rows(await desk("run_sql", sql="select n from z where zip = '01067'")) == [["5"]]
+
+
 async def test_other_data_give_another_answer(agent: AgentSpec) -> None:
     answers = []
     for data in (BIRDS, BIRDS.replace(b"5100", b"5300"), BIRDS + b"Gentoo,4000,\n"):
