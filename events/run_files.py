@@ -16,7 +16,7 @@ from crewlog.schemas.system_events import RunImported
 _IMPORT: Final = "SELECT first_position, last_position FROM es.import_run($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)"
 _DIGEST: Final = "SELECT events, digest FROM es.run_digest($1)"
 _LEFT: Final = """
-SELECT substr(a.stream_id, 9)::uuid
+SELECT substr(a.stream_id, 9)::uuid, w.data ->> 'file', w.data ->> 'sha256'
   FROM es.streams a JOIN es.events e ON e.stream_id = 'run/' || substr(a.stream_id, 9) AND e.version = 1
                     JOIN es.events w ON w.stream_id = a.stream_id AND w.version = a.version
  WHERE starts_with(a.stream_id, 'archive/') AND e.position < w.position   -- behind it: it came back from its file
@@ -38,6 +38,14 @@ class RunDigest(NamedTuple):
 
     events: int
     digest: Hash
+
+
+class Announced(NamedTuple):
+    """A run of which a `RunArchived` says that this file has it."""
+
+    run_id: RunId
+    file: str
+    sha256: Hash
 
 
 async def write_imported(connections: Connections, marker: RunImported, events: Sequence[Recorded], *, marker_id: UUID, now_us: int) -> tuple[int, int]:
@@ -108,6 +116,6 @@ async def take_out(connections: Connections, run_id: RunId) -> int:
     return int(rows[0][0])
 
 
-async def half_archived(connections: Connections) -> list[RunId]:
+async def half_archived(connections: Connections) -> list[Announced]:
     """List runs of which a file was announced, but which are still in the log: whoever archived them was interrupted."""
-    return [RunId(row[0]) for row in await connections.fetch("look for runs that are half archived", _LEFT)]
+    return [Announced(RunId(row[0]), row[1], Hash(row[2])) for row in await connections.fetch("look for runs that are half archived", _LEFT)]

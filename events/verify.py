@@ -80,13 +80,15 @@ class ArchivedRun(NamedTuple):
 
 
 class Verified(NamedTuple):
-    """What was found. `newest` is the last seal, None without any; `unsealed` counts the events behind it; `events` leaves out archived ones."""
+    """What was found. `newest` is the last seal, None without any; `unsealed` counts the events behind it; `events` leaves out archived ones;
+    `vouched_position` is the one up to which a kept seal says what stood there, 0 without one."""
 
     events: int
     seals: int
     unsealed: int
     newest: SealMark | None
     position: int
+    vouched_position: int
     archived: Sequence[ArchivedRun]
     faults: Sequence[Fault]
 
@@ -135,13 +137,13 @@ async def verify(connections: Connections, *, against: SealMark | None = None, p
         progress(seals[-1].last, max(to, seals[-1].last))
         if len(found) >= FAULTS_MAX:
             break
-    if against is not None:
-        found += await _compare(connections, against)
+    vouched, others = (0, []) if against is None else await _compare(connections, against)
+    found += others
     found = await _with_streams(connections, found, [run.run_id for run in archived])
     end = before.last if before else 0
     unsealed = (await connections.fetch("count what is not sealed", _UNSEALED, end))[0][0]
     newest = SealMark(before.number, before.hash.hex()) if before else None
-    return Verified(events, before.number if before else 0, unsealed, newest, end, archived, found)
+    return Verified(events, before.number if before else 0, unsealed, newest, end, vouched, archived, found)
 
 
 def _unannounced(run: ArchivedRun) -> Fault:
@@ -206,13 +208,16 @@ async def _seal_groups(connections: Connections) -> AsyncIterator[list[Seal]]:
         yield group
 
 
-async def _compare(connections: Connections, against: SealMark) -> list[Fault]:
+async def _compare(connections: Connections, against: SealMark) -> tuple[int, list[Fault]]:
+    """Look for a kept seal; returns the last position that it covers, and what is wrong. It stands for everything in front of it, too."""
     rows = await connections.fetch("read a seal", _ONE, against.number)
     if not rows:
-        return [Fault("other log", 0, "", 0, f"seal {against.number} was made once and is not there: the log was cut, or is another one")]
-    if rows[0][4].hex() != against.hash:
-        return [Fault("other log", rows[0][1], "", 0, f"seal {against.number} is {rows[0][4].hex()}, expected {against.hash}: what it covers was rewritten")]
-    return []
+        return 0, [Fault("other log", 0, "", 0, f"seal {against.number} was made once and is not there: the log was cut or sealed anew, or is another one")]
+    kept = Seal(*rows[0])
+    if kept.hash.hex() == against.hash:
+        return kept.last, []
+    told = f"seal {kept.number} is {kept.hash.hex()}, expected {against.hash}: something was rewritten here or at a position in front of it"
+    return kept.last, [Fault("other log", kept.last, "", 0, told)]
 
 
 async def _with_streams(connections: Connections, found: list[Fault], archived: Sequence[str]) -> list[Fault]:

@@ -116,9 +116,10 @@ async def archive(
             return Exit.OK
         if runs:
             confirm(f"move {len(runs)} runs from the log into files in {out}?", yes=yes)
-        await _finish_interrupted(config, connections)
+        left = await _finish_interrupted(config, connections, out)
         artifacts = None if without_files else await client.artifact_store()
         done, stayed = await _archive_each(config, connections, runs, out, artifacts)
+        stayed += left
     if output is Output.JSON:
         print_json({"archived": [{**one._asdict(), "file": str(one.file)} for one in done], "stayed": stayed})
     elif done:
@@ -141,17 +142,26 @@ async def _old_runs(client: Client, older_than: str, tenant: str | None, user: s
     return found
 
 
-async def _finish_interrupted(config: Config, connections: Connections) -> None:
-    """Seal what is to go, and let go what an interrupted command had announced."""
-    from crewlog.events.run_files import half_archived, take_out
+async def _finish_interrupted(config: Config, connections: Connections, out: Path) -> list[str]:
+    """Seal what is to go, and let go what an interrupted command had announced, as far as its file is there; returns what stays."""
+    from crewlog.events.run_files import half_archived
     from crewlog.events.verify import seal
+    from crewlog.orchestrator.run_archive import finish_announced
+    from crewlog.schemas.errors import ContractError
 
     async with _connections(config, "operator") as sealing:
         while await seal(sealing):
             pass
-    for run_id in await half_archived(connections):
-        events = await take_out(connections, run_id)
-        say(f"run {run_id}: its file was announced before, its {events} events left the log now")
+    stayed: list[str] = []
+    for announced in await half_archived(connections):
+        try:
+            events = await finish_announced(connections, announced, out)
+        except ContractError as error:
+            complain(f"run {announced.run_id} stays in the log, although its file was announced before", why=str(error))
+            stayed.append(str(announced.run_id))
+        else:
+            say(f"run {announced.run_id}: its file was announced before, its {events} events left the log now")
+    return stayed
 
 
 async def _archive_each(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import typer
 
 from crewlog.orchestrator.cli_control import control_lines
+from crewlog.orchestrator.cli_debug import RecordedRun
 from crewlog.orchestrator.cli_look import View, is_file, list_events, look
 from crewlog.orchestrator.cli_options import HomeOption, OutputOption, given_path
 from crewlog.orchestrator.cli_output import (
@@ -202,7 +203,7 @@ async def runs(
 
 
 async def show(
-    run: RunArgument = "-",
+    run: RecordedRun = "-",
     view: Annotated[View, typer.Option("--as", help="The answer; or what happened, told in one of four ways.")] = View.ANSWER,
     reasoning: Annotated[bool, typer.Option("--reasoning", help="With --as conversation or events: also what the models thought.")] = False,
     save: Annotated[Path | None, typer.Option("--save", metavar="PATH", parser=given_path, help="Also write the run's files into this folder.")] = None,

@@ -95,14 +95,29 @@ def _print(found: Verified, spoiled: list[str] | None, mark: SealMark | None) ->
     for hash_ in (spoiled or [])[:SHOWN_MAX]:
         typer.echo(f"spoiled blob: {hash_} is stored with other bytes")
     if found.faults or spoiled:
-        complain("the log is not what was sealed", next_step="compare it with a backup, or with the copy in the NATS stream EVENTS")
+        complain("the log is not what was sealed", next_step=_what_to_do(found))
         return
     blobs = "" if spoiled is None else ", and every blob is what its name says"
     if found.newest is None:
         say(f"nothing is sealed: only the versions of streams were compared, and they hold{blobs}. Seal the log with: crewlog seal")
         return
-    alone = ", as far as this log tells; one that was cut or sealed anew shows --against a kept seal"
-    say(f"nothing was changed{blobs}{alone if mark is None else f'; it is the log of seal {mark.number}'}. Newest seal, to be kept elsewhere: {found.newest}")
+    say(f"nothing was changed{blobs}{how_sure(found, mark)}. Newest seal, to be kept elsewhere: {found.newest}")
+
+
+def how_sure(found: Verified, mark: SealMark | None) -> str:
+    """Say how far that reaches: whoever seals a log anew deceives its own seals, behind the last one that was kept elsewhere."""
+    if mark is None:
+        return ", as far as this log tells; one that was cut or sealed anew shows --against a kept seal"
+    behind = "" if found.vouched_position == found.position else f"; behind position {found.vouched_position} as far as this log tells"
+    return f"; it is the log of seal {mark.number}{behind}"
+
+
+def _what_to_do(found: Verified) -> str:
+    """Say how to find what was changed. That a log was sealed anew is all that it says itself."""
+    copy = "a backup, or with the copy in the NATS stream EVENTS"
+    if all(fault.kind == "other log" for fault in found.faults):
+        return f"try older seals that were kept: up to the last that holds, nothing was changed. Then compare what follows (export --as ndjson) with {copy}"
+    return f"compare it with {copy}"
 
 
 def _mark(given: str) -> SealMark:

@@ -18,7 +18,7 @@ import msgspec
 from crewlog.events.artifacts import ArtifactStore
 from crewlog.events.clock import Clock
 from crewlog.events.connections import Connections
-from crewlog.events.run_files import hindrance, run_digest, take_out
+from crewlog.events.run_files import Announced, hindrance, run_digest, take_out
 from crewlog.events.store import AppendRequest, EventStore, Write
 from crewlog.orchestrator.archived_files import files_of, keep_files
 from crewlog.orchestrator.bundle import Bundle, collect, pack_bundle, unpack_bundle
@@ -89,6 +89,21 @@ async def archive_run(
     )
     await store.append(AppendRequest((Write(archive_stream(run_id), (fact,)),), (clock.new_id(),), clock.now_us()))
     return Archived(run_id, path, await take_out(connections, run_id), len(data), len(files))
+
+
+async def finish_announced(connections: Connections, announced: Announced, folder: Path) -> int:
+    """Take a run out of the log whose file was announced by a command that was interrupted; returns how many events left.
+
+    Raises:
+        ContractError: the folder does not have that file, or the database refuses to let the run go.
+    """
+    path = folder / announced.file
+    if not path.is_file() or content_hash(path.read_bytes()) != announced.sha256:
+        raise ContractError(
+            f"{path} is not there, or not the file that was written (sha256 {announced.sha256}): name the folder that has it with --out; "
+            f"without one, crewlog export {announced.run_id} writes the run again"
+        )
+    return await take_out(connections, announced.run_id)
 
 
 async def finished_before(queries: Queries, at: datetime, *, tenant: str | None, user: str | None = None) -> AsyncIterator[RunView]:

@@ -26,7 +26,7 @@ from crewlog.events.grants import ARCHIVIST, OPERATOR, ORCHESTRATOR, READER
 from crewlog.events.memory_store import MemoryLog, MemoryStore
 from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.prune import mentioned, prune_blobs, unused_blobs
-from crewlog.events.run_files import half_archived, run_digest, take_out, write_imported
+from crewlog.events.run_files import Announced, half_archived, run_digest, take_out, write_imported
 from crewlog.events.store import AppendRequest, Write
 from crewlog.events.verify import open_connections, seal, verify
 from crewlog.orchestrator import run_archive
@@ -408,7 +408,7 @@ async def test_a_run_that_is_not_what_was_proved_stays(home: Home, quiet: list[B
     with pytest.raises(ContractError, match="not what RunArchived says"):
         await take_out(home.connections(ARCHIVIST), bundle.run_id)
     assert len(await store.read_run(bundle.run_id)) == before.events
-    assert await half_archived(home.connections(ARCHIVIST)) == [bundle.run_id]
+    assert await half_archived(home.connections(ARCHIVIST)) == [Announced(bundle.run_id, "f", ANY_HASH)]
 
 
 async def test_an_archive_that_was_interrupted_is_brought_to_its_end(home: Home, quiet: list[Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,7 +427,12 @@ async def test_an_archive_that_was_interrupted_is_brought_to_its_end(home: Home,
         await home.archive(bundle.run_id, tmp_path)
     assert (await replay(store, bundle.run_id)).divergence is None, "it is in both places"
     (left,) = await half_archived(home.connections(ARCHIVIST))
-    assert await take_out(home.connections(ARCHIVIST), left) == len(bundle.events)
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(ContractError, match="name the folder that has it with --out"):
+        await run_archive.finish_announced(home.connections(ARCHIVIST), left, tmp_path / "elsewhere")
+    assert (await replay(store, bundle.run_id)).divergence is None, "nobody knows of a file that has it"
+    monkeypatch.undo()
+    assert await run_archive.finish_announced(home.connections(ARCHIVIST), left, tmp_path) == len(bundle.events)
     assert await half_archived(home.connections(ARCHIVIST)) == []
     assert await store.read_run(bundle.run_id) == []
     await home.takes_in(read_bundle(tmp_path / f"{bundle.run_id}{run_archive.SUFFIX}"))

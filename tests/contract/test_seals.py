@@ -20,6 +20,7 @@ from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.sealer import Sealer
 from crewlog.events.seals import SealMark, parse_mark
 from crewlog.events.verify import newest_seal, open_connections, seal, verify, verify_blobs
+from crewlog.orchestrator.cli_verify import how_sure
 from crewlog.schemas.ids import RunId, run_stream
 from crewlog.schemas.subjects import POKE
 
@@ -212,6 +213,26 @@ async def test_a_tail_that_was_cut_off_is_found(store: PostgresStore, sealing: C
     assert f"seal {kept.number}" in fault.detail
     (fault,) = (await verify(reading, against=SealMark(99, kept.hash))).faults
     assert "not there" in fault.detail
+
+
+async def test_a_log_that_was_edited_and_sealed_anew_holds_as_far_as_a_kept_seal_says(
+    store: PostgresStore, sealing: Connections, reading: Connections, intruder: Any
+) -> None:
+    await fill(store)
+    await seal_all(sealing)
+    early, late = (SealMark(row[0], row[1].hex()) for row in await intruder.fetch("SELECT number, hash FROM es.seals WHERE number IN (1, 4) ORDER BY number"))
+    await intruder.execute(EDITS["occurred_us"], 10)
+    await intruder.execute("DELETE FROM es.seals")
+    await seal_all(sealing)
+    assert await places(reading) == []
+
+    found = await verify(reading, against=early)
+    assert (found.vouched_position, found.position, found.faults) == (7, RUNS * PER_RUN, [])
+    assert how_sure(found, early) == "; it is the log of seal 1; behind position 7 as far as this log tells"
+
+    (fault,) = (await verify(reading, against=late)).faults
+    assert (fault.kind, fault.position) == ("other log", RUNS * PER_RUN)
+    assert "rewritten here or at a position in front of it" in fault.detail
 
 
 SEAL_EDITS = (
