@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -50,6 +51,11 @@ class Followed(NamedTuple):
 
     ending: str
     position: int
+
+
+def redraws() -> bool:
+    """Say whether a tree that changes in place can be shown; on a dumb terminal nothing would be seen before the end."""
+    return sys.stderr.isatty() and not stderr_console().is_dumb_terminal
 
 
 async def follow(client: Client, run_id: RunId, *, live: bool, stop_on_approval: bool = False, after: int = 0, types: frozenset[str] | None = None) -> Followed:

@@ -137,12 +137,12 @@ async def watch(
 
 async def follow_run(client: Client, run_id: RunId, home: Path | None, output: Output, *, timeout: float | None, fail_on_approval: bool) -> int:
     """Show a run at work until it ends, then what came of it; returns the exit code for that."""
-    from crewlog.orchestrator.cli_live import follow
+    from crewlog.orchestrator.cli_live import follow, redraws
 
     come_back = _come_back(run_id, home)
     try:
         async with asyncio.timeout(timeout):
-            ending, _ = await follow(client, run_id, live=sys.stderr.isatty(), stop_on_approval=fail_on_approval)
+            ending, _ = await follow(client, run_id, live=redraws(), stop_on_approval=fail_on_approval)
     except asyncio.CancelledError:
         raise Detached(come_back) from None
     except TimeoutError:

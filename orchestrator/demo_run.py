@@ -20,7 +20,7 @@ from crewlog.agents.smtp_sink import SmtpSink
 from crewlog.events.clock import SystemClock
 from crewlog.events.config import Config, load
 from crewlog.events.migrate import fingerprint
-from crewlog.orchestrator.cli_live import follow, show_approval
+from crewlog.orchestrator.cli_live import follow, redraws, show_approval
 from crewlog.orchestrator.cli_output import Exit, complain, say
 from crewlog.orchestrator.cli_run import headline
 from crewlog.orchestrator.client import Client
@@ -103,7 +103,7 @@ async def _crew(config: Config) -> AsyncIterator[None]:
 
 
 async def _tell(client: Client, config: Config, sink: SmtpSink, *, yes: bool) -> int:
-    live = sys.stderr.isatty()
+    live = redraws()
     say(f"\ngoal: {GOAL}\nfiles: 13 rules of a playbook, penguins.csv (344 rows), a loader with 5 tests of which 2 fail\n")
     submitted = await client.submit(GOAL, attachments=ATTACHMENTS, timeout_seconds=RUN_TIMEOUT_S)
     ending, position = await follow(client, submitted.run_id, live=live, stop_on_approval=True, types=MILESTONES)

@@ -90,7 +90,7 @@ from crewlog.schemas.task_events import (
     ToolProbed,
     ToolStarted,
 )
-from crewlog.schemas.text import shorten
+from crewlog.schemas.text import counted, shorten
 from crewlog.schemas.usage import format_usd
 from crewlog.schemas.values import Failure
 
@@ -177,7 +177,7 @@ def _describe_run(event: RunEvent) -> str:  # noqa: C901  (one arm per event typ
             return f"{event.scope} has room again"
         case RunCompleted():
             told = f"{format_usd(event.cost_micro_usd)} as told by its tasks"  # the ledger may know of more
-            return f"{len(event.artifacts)} files, {told}" + (f"; {', '.join(event.flags)}" if event.flags else "")
+            return f"{counted(len(event.artifacts), 'file')}, {told}" + (f"; {', '.join(event.flags)}" if event.flags else "")
         case RunFailed():
             return f"{event.error.code}: {event.error.message}"
         case RunCancelled():
@@ -224,7 +224,7 @@ def _describe_task(event: TaskEvent) -> str:  # noqa: C901, PLR0912  (one arm pe
         case TaskStarted():
             return f"by {event.worker} with {event.provider}/{event.model}" + (" (simulated)" if event.simulated else "")
         case ModelCallStarted():
-            return f"turn {event.turn}: {event.messages} messages to {event.provider}/{event.model}" + _beside(event)
+            return f"turn {event.turn}: {counted(event.messages, 'message')} to {event.provider}/{event.model}" + _beside(event)
         case ModelCallFinished():
             asked = ", ".join(call.tool for call in event.tool_calls)
             return f"turn {event.turn}: " + (f"calls {asked}" if asked else _text(event.text))

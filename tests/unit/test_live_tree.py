@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from typing import Any
 from uuid import UUID
 
+import pytest
+
 from crewlog.events.bus import Message
-from crewlog.orchestrator.cli_live import WRITTEN_CHARS_MAX, _LiveTree
+from crewlog.orchestrator.cli_live import WRITTEN_CHARS_MAX, _LiveTree, redraws
 from crewlog.orchestrator.cli_run import sources
 from crewlog.projections.query_rows import TaskView
 from crewlog.schemas.ids import RunId
@@ -63,3 +67,16 @@ def test_an_answer_that_names_its_sources_gets_no_list() -> None:
     step = cited("rules", "Two years [1].", ("a.md", 4))
     assert sources([step, cited("@synthesis", "Two years [a.md:4].", ("a.md", 4))], "Two years [a.md:4].") == []
     assert sources([step], "") == []
+
+
+@pytest.mark.parametrize(("kind", "is_live"), [("xterm", True), ("dumb", False)])
+def test_a_dumb_terminal_gets_a_line_for_each_event(kind: str, is_live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", kind)
+    main, terminal = os.openpty()
+    try:
+        with open(terminal, "w", encoding="utf-8") as stderr:  # noqa: PTH123  (a descriptor)
+            monkeypatch.setattr(sys, "stderr", stderr)
+            assert redraws() is is_live
+            monkeypatch.undo()
+    finally:
+        os.close(main)
