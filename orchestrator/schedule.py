@@ -217,7 +217,7 @@ def _times(state: Schedule, after_us: int) -> Iterator[int]:
             if (due_us := _us(moment)) > last_us:
                 last_us = due_us
                 yield due_us
-    except CronSimError as error:
+    except (CronSimError, ValueError) as error:  # a number may have more digits than Python reads
         raise ContractError(f"cron {state.cron!r} cannot be understood: {error}", problems=(("/cron", "for example 0 7 * * mon-fri"),)) from None
 
 

@@ -233,6 +233,7 @@ def test_what_is_not_there_cannot_be_changed(verb: str) -> None:
         ({"cron": ""}, "five fields"),
         ({"cron": "0 25 * * *"}, "cannot be understood: Bad hour"),
         ({"cron": "0 7 30 2 *"}, "cannot be understood"),
+        ({"cron": f"{'9' * 5000} 7 * * *"}, "cannot be understood"),
         ({"cron": "@daily"}, "five fields"),
         ({"zone": "Europe/Atlantis"}, "no time zone 'Europe/Atlantis'"),
         ({"zone": "../../etc/passwd"}, "no time zone"),
