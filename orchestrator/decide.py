@@ -50,10 +50,10 @@ from crewlog.orchestrator.rollback import wants_more
 from crewlog.orchestrator.run import (
     CRITIC_PREFIX,
     ROUTER,
-    SYNTHESIS,
     PendingApproval,
     RunState,
     TaskState,
+    answers_goal,
     current_task,
     has_clock,
     judged_by,
@@ -195,7 +195,7 @@ def _checked_json(task: AgentTask) -> bytes:
     if task.undo is not None:
         raise ContractError("undo is reserved for the orchestrator", problems=(("/undo", "must be left out: take a run back with crewlog rollback"),))
     if task.output_schema is not None:
-        if task.plan is not None and task.synthesis != "planner":
+        if task.type == RUN and (task.synthesis or ("planner" if task.plan is None else "collect")) == "collect":
             raise ContractError(
                 "output_schema needs one task that writes the output",
                 problems=(("/output_schema", "set synthesis to 'planner', or leave the schema out: a run that collects its steps' outcomes has no output"),),
@@ -297,7 +297,7 @@ def _route_arrived(draft: Draft, command: TaskEnded, task: TaskState, outcome: O
 
 
 def _judge(state: RunState, task: TaskState, step: Step, outcome: Outcome) -> tuple[Issue, ...]:
-    schema: Mapping[str, Any] | None = state.brief.output_schema if state.origin == "single" or task.key == SYNTHESIS else None
+    schema: Mapping[str, Any] | None = state.brief.output_schema if answers_goal(state, task.key) else None
     if schema is None and bytes(step.constraints) == b"{}":
         return ()
     return critic.review(outcome, read_constraints(step.constraints), schema)

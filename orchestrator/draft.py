@@ -10,7 +10,7 @@ import msgspec
 from crewlog.events.store import ANY, NO_STREAM, Write
 from crewlog.orchestrator.dispatch import Dispatch, task_message
 from crewlog.orchestrator.planning import Kinds
-from crewlog.orchestrator.run import SYNTHESIS, RunState, TaskState, evolve
+from crewlog.orchestrator.run import RunState, TaskState, answers_goal, evolve
 from crewlog.orchestrator.scopes import scopes_of
 from crewlog.schemas.effects import UndoOrder
 from crewlog.schemas.ids import TaskId, derived_task_id, task_stream
@@ -72,10 +72,9 @@ class Draft:
         revision = state.revisions.get(step.key, 0)
         is_submitted_task = state.origin == "single" and revision == 0 and not step.key.startswith("@")
         task_id = TaskId(brief.task_id) if is_submitted_task else derived_task_id(state.run_id, key=step.key, revision=revision)
-        is_last = step.key == SYNTHESIS or (state.origin == "single" and not step.key.startswith("@"))
         scopes = scopes_of(state, step.type, self.now_us)
         hard = min((limit.hard_micro_usd for limit in scopes if limit.hard_micro_usd is not None), default=None)
-        schema = brief.output_schema if is_last else None
+        schema = brief.output_schema if answers_goal(state, step.key) else None
         message = task_message(state, step, task_id=task_id, context=context, output_schema=schema, hard_micro_usd=hard, undo=undo)
         opened = TaskOpened(step.type, step.key, revision, msgspec.Raw(message))
         self._writes.append(Write(task_stream(task_id), (opened,), NO_STREAM, step.type, scopes))

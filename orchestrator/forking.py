@@ -10,7 +10,7 @@ from crewlog.orchestrator.advance import advance, step_of
 from crewlog.orchestrator.brief import GOAL_CHARS_MAX
 from crewlog.orchestrator.commands import ForkRun
 from crewlog.orchestrator.draft import Draft
-from crewlog.orchestrator.run import SYNTHESIS, RunState, TaskState, active_tasks
+from crewlog.orchestrator.run import RunState, TaskState, active_tasks, answers_goal
 from crewlog.orchestrator.scopes import scopes_of
 from crewlog.schemas.ids import TaskId, derived_task_id
 from crewlog.schemas.run_events import ForkedTask, RunForked
@@ -77,13 +77,13 @@ def task_changes(parent: RunState, command: ForkRun, task: TaskState) -> dict[st
     patch: dict[str, Any] = {name: changes[name] for name in PASSED_ON if name in changes}
     patch |= {"task_id": str(task_id), "run_id": str(command.run_id)}
     patch["parent_task_id"] = None if task_id == command.run_id else str(command.run_id)
-    step, is_single = step_of(parent, task), parent.origin == "single" and not task.key.startswith("@")
+    step, is_answer = step_of(parent, task), answers_goal(parent, task.key)
     if step.timeout_seconds is not None:
         patch.pop("timeout_seconds", None)
     if "objective" in changes and step.objective == parent.brief.objective:
         patch["objective"] = changes["objective"]
-    if "constraints" in changes and (is_single or task.key == SYNTHESIS):
+    if "constraints" in changes and is_answer:
         patch["constraints"] = changes["constraints"]
-    if "output_schema" in changes and (is_single or task.key == SYNTHESIS):
+    if "output_schema" in changes and is_answer:
         patch["output_schema"] = changes["output_schema"]
     return patch

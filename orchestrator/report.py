@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from crewlog.orchestrator.rollback import rollback_report
-from crewlog.orchestrator.run import SYNTHESIS, RunState, TaskState, blocked_steps
+from crewlog.orchestrator.run import SYNTHESIS, RunState, TaskState, answers_goal, blocked_steps
 from crewlog.orchestrator.run_controls import is_paused
 from crewlog.orchestrator.step_waits import waiting_reason
 from crewlog.schemas.payload import Payload
@@ -109,8 +109,8 @@ def _status(state: RunState, key: str, task: TaskState | None) -> str:
 
 
 def _output(state: RunState) -> Any:
-    """Return the JSON a program is after: of the synthesis, or of a single task."""
-    key = SYNTHESIS if state.origin != "single" else state.steps[0].key
+    """Return the JSON a program is after: of the synthesis, or of the one step that has the whole goal."""
+    key = next((key for key in (SYNTHESIS, *(step.key for step in state.steps)) if key in state.tasks and answers_goal(state, key)), SYNTHESIS)
     task = state.tasks.get(key)
     outcome: Outcome | None = task.outcome if task is not None and task.is_finished else None
     return None if outcome is None else outcome.output

@@ -68,6 +68,8 @@ Phase = Literal["dispatched", "retrying", "suspended", "held", "judging", "accep
 Status = Literal["new", "open", "completed", "failed", "cancelled"]
 Origin = Literal["given", "planner", "single", "router", "rollback"]
 
+WHOLE_GOAL: Final = frozenset({"single", "router"})
+"""Whose one step has the goal as it was submitted."""
 ACTIVE: Final = frozenset({"dispatched", "retrying", "suspended", "held"})
 FINISHED: Final = frozenset({"accepted", "flagged"})
 
@@ -243,7 +245,7 @@ def _forked(state: RunState, event: RunForked) -> RunState:
             TaskState(fork.task_id, fork.key, before.kind, before.revision, 1, "held", 0, dispatches=0), revised=before.revised, offered=before.offered
         )
     steps = state.steps
-    if state.origin in ("single", "router") and steps:
+    if state.origin in WHOLE_GOAL and steps:
         steps = (replace(steps[0], objective=brief.objective, constraints=brief.constraints),)
     return RunState(
         run_id=event.run_id,
@@ -369,6 +371,11 @@ def is_finished(state: RunState, key: str) -> bool:
     """Say whether the step's outcome counts."""
     task = state.tasks.get(key)
     return task is not None and task.is_finished
+
+
+def answers_goal(state: RunState, key: str) -> bool:
+    """Say whether a task's outcome is what the run was asked for: the synthesis, or the one step that has the whole goal."""
+    return key == SYNTHESIS or (state.origin in WHOLE_GOAL and not key.startswith("@"))
 
 
 def waits_for_person(state: RunState) -> bool:

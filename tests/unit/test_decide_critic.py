@@ -11,6 +11,7 @@ from crewlog.agents.planner_roles import CRITIC_PREFIX as AGENTS_CRITIC
 from crewlog.agents.planner_roles import ROUTER as AGENTS_ROUTER
 from crewlog.orchestrator.decide import REVISIONS_MAX
 from crewlog.orchestrator.rederive import verify_run
+from crewlog.orchestrator.report import run_report
 from crewlog.orchestrator.run import CRITIC_PREFIX, ROUTER
 from crewlog.orchestrator.step_waits import waiting_reason
 from crewlog.schemas.run_events import RunCompleted, RunPlanned, RunSubmitted, TaskDispatched, TaskReviewed
@@ -98,6 +99,17 @@ def test_a_goal_that_one_specialist_can_do_goes_there_whole() -> None:
     assert (spec.event(RunPlanned).origin, spec.event(TaskDispatched).kind) == ("router", "data")
     assert spec.message("task").objective == "Write the release note"
     spec.when(ends("task")).then(TaskReviewed, RunCompleted)
+
+
+def test_the_specialist_that_has_the_whole_goal_owes_the_output_that_was_asked_for() -> None:
+    schema = {"type": "object", "properties": {"total": {"type": "integer"}}, "required": ["total"]}
+    spec = Spec().given(submit(routing="router", output_schema=schema), ends("@router", done("one", output={"kind": "data"})))
+
+    assert spec.message("task").output_schema == schema
+    spec.when(ends("task", done(output={"total": "many"}))).then(TaskReviewed, TaskDispatched)
+    assert [issue.message for issue in spec.events(TaskReviewed)[0].issues] == ["$.total: 'many' is not of type 'integer'"]
+    spec.when(ends("task", done(output={"total": 3}))).then(TaskReviewed, RunCompleted)
+    assert run_report(spec.state)["output"] == {"total": 3}
 
 
 def test_what_needs_a_plan_or_is_not_understood_is_planned() -> None:

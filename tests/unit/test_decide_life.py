@@ -213,6 +213,7 @@ def test_a_planner_is_told_which_kinds_cannot_work_and_a_replay_knows_it_too() -
         ({"type": "weather"}, "/type", "unavailable: pip install weather"),
         ({"type": "data", "key": "@plan"}, "/key", "must not begin with '@'"),
         ({"plan": a_plan(a="data"), "output_schema": {}}, "/output_schema", "set synthesis to 'planner'"),
+        ({"synthesis": "collect", "output_schema": {}}, "/output_schema", "set synthesis to 'planner'"),
         ({"type": "data", "output_schema": {"type": 5}}, "/output_schema", "is not valid under any of the given schemas"),
     ],
 )
