@@ -27,8 +27,10 @@ from crewlog.schemas.run_events import (
     RollbackContinued,
     RunCompleted,
     RunFailed,
+    RunHeld,
     RunPaused,
     RunQuarantined,
+    RunReleased,
     RunResumed,
     RunSubmitted,
     TaskDispatched,
@@ -186,7 +188,7 @@ def effect_violations(events: Iterable[Recorded], receiver: Receiver) -> Iterato
 
 
 def control_violations(log: MemoryLog, committed_us: Mapping[int, int]) -> Iterator[str]:
-    """While something is paused nothing of it begins, a run that knows that it is paused dispatches nothing, and no end leaves a quarantine.
+    """While something is paused nothing of it begins, a run that knows that it is paused or held dispatches nothing, and no end leaves a quarantine.
 
     Args:
         committed_us: last position of an append -> when it was in the log, in microseconds since 1970.
@@ -234,8 +236,12 @@ def _run_control_violations(name: Stream, events: Iterable[Recorded]) -> Iterato
                 quarantined.add(event.control)
             case QuarantineLifted():
                 quarantined.discard(event.control)
+            case RunHeld():
+                paused.add("its budget")
+            case RunReleased():
+                paused.discard("its budget")
             case TaskDispatched() if paused:
-                yield f"{name} version {recorded.version}: {event.key} was dispatched although {', '.join(paused)} is paused"
+                yield f"{name} version {recorded.version}: {event.key} was dispatched although {', '.join(paused)} keeps it"
             case RunCompleted() | RunFailed() if quarantined:
                 yield f"{name} version {recorded.version}: the end of a run in quarantine"
             case _:

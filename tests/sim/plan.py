@@ -12,7 +12,7 @@ from crewlog.events import faults
 
 FaultKind = Literal["kill", "kill_at_call", "kill_at_point", "freeze", "cut", "wipe_queues", "log_away"]
 Role = Literal["orchestrator", "worker"]
-OrderVerb = Literal["pause_run", "pause_tenant", "pause_kind", "quarantine_run", "quarantine_tenant", "terminate", "drain"]
+OrderVerb = Literal["pause_run", "pause_tenant", "pause_kind", "quarantine_run", "quarantine_tenant", "terminate", "drain", "set_budget"]
 
 KINDS: Final[tuple[FaultKind, ...]] = (
     *("kill", "kill_at_call", "kill_at_call", "kill_at_point", "kill_at_point"),
@@ -50,7 +50,10 @@ class Fault(NamedTuple):
 
 
 class Order(NamedTuple):
-    """What an operator does at `at` seconds, and takes back `lasts_s` later if it can be: to run number `number`, or to worker number `number`."""
+    """What an operator does at `at` seconds, and takes back `lasts_s` later if it can be: to run number `number`, or to worker number `number`.
+
+    `set_budget`: the run may spend nothing before it is given what the others have.
+    """
 
     verb: OrderVerb
     number: int
@@ -72,6 +75,7 @@ PASSED: Final[dict[Role, tuple[str, ...]]] = {"worker": faults.OF_AGENTS, "orche
 """Fault points that a process of a role may pass."""
 VERBS: Final[tuple[OrderVerb, ...]] = (
     *("pause_run", "pause_run", "pause_tenant", "pause_tenant", "pause_kind", "quarantine_run", "quarantine_tenant", "terminate", "drain"),
+    *("set_budget", "set_budget"),
 )
 """As often as they are drawn."""
 ORDERS_SHARE: Final = 0.35

@@ -42,10 +42,12 @@ from crewlog.orchestrator import rollback
 from crewlog.orchestrator.planning import Offer
 from crewlog.orchestrator.service import OrchestratorService, Settings
 from crewlog.schemas.blocks import ModelReply, ModelRequest, ToolUse
+from crewlog.schemas.budget import run_scope
 from crewlog.schemas.effects import Effect
 from crewlog.schemas.errors import OrchestrationError, Unavailable
 from crewlog.schemas.ids import RunId, TaskId, idempotency_key, rollback_run_id, run_stream
 from crewlog.schemas.price_table import TokenPrices
+from crewlog.schemas.run_events import RunHeld
 from crewlog.schemas.task_events import ApprovalDecided, ApprovalRequested
 from crewlog.schemas.usage import Usage
 from crewlog.schemas.values import Outcome
@@ -348,7 +350,7 @@ class World:
         """Submit a run until the verdict arrives: the same task id every time."""
         task_id = str(uuid5(_NAMES, f"{self.plan.seed}/{number}"))
         body: dict[str, Any] = {"task_id": task_id, "type": KIND, "objective": "make it", "timeout_seconds": 3600}
-        body |= {"limits": {"attempts_max": 20}, "budget": {"hard_micro_usd": RUN_MICRO_USD}}
+        body |= {"limits": {"attempts_max": 20}, "budget": {"hard_micro_usd": 0 if self._has_nothing_yet(number) else RUN_MICRO_USD}}
         if number % 2:
             steps = [{"key": key, "type": KIND, "objective": key, "depends_on": list(after)} for key, after in (("a", ""), ("b", ""), ("c", "ab"))]
             body |= {"type": "run", "plan": {"steps": steps}}
@@ -374,7 +376,7 @@ class World:
         await asyncio.sleep(order.at)
         run_id = str(uuid5(_NAMES, f"{self.plan.seed}/{order.number}"))
         for verb in _both_ways(order.verb):
-            await self._ask_until_answered(bus, *self._request(verb, run_id, order))
+            await self._ask_until_answered(bus, *self._request(verb, run_id, order), run_id)
             await asyncio.sleep(order.lasts_s)
         self._ordered += 1
         self.happened["orders"] += 1
@@ -383,6 +385,9 @@ class World:
         who = {"actor": "operator", "reason": "a test", "command_id": str(uuid5(_NAMES, f"{self.plan.seed}/{order}/{verb}"))}
         what, _, scope = verb.partition("_")
         match scope:
+            case "budget":
+                hard = {"scope": run_scope(UUID(run_id)), "hard_micro_usd": RUN_MICRO_USD}
+                return f"default.budgets.{what}", {"actor": "operator", **hard}
             case "tenant":
                 return f"default.tenants.{what}", who
             case "kind":
@@ -393,7 +398,10 @@ class World:
             case _:
                 return f"default.runs.{what}", {**who, "run_ids": [run_id]}
 
-    async def _ask_until_answered(self, bus: SimBus, what: str, body: dict[str, Any]) -> None:
+    def _has_nothing_yet(self, number: int) -> bool:
+        return any(order.verb == "set_budget" and order.number == number for order in self.plan.orders)
+
+    async def _ask_until_answered(self, bus: SimBus, what: str, body: dict[str, Any], run_id: str) -> None:
         while True:
             try:
                 answer = json.loads((await bus.request(f"api.{what}", json.dumps(body).encode(), timeout_s=5.0)).data)
@@ -405,6 +413,8 @@ class World:
                 return
             if answer.get("error", {}).get("code") == "not_found" and "worker" in body:
                 return  # it died, or left
+            if self._ended(RunId(UUID(run_id))):
+                return  # it was terminated before it could have spent anything
             await asyncio.sleep(1.0)  # the run was not submitted yet, or its tenant is paused
 
     async def _roll_back(self, bus: SimBus, run_id: RunId) -> None:
@@ -489,7 +499,8 @@ def run(plan: Plan, *, world: Callable[[Plan], World] = World) -> Report:
         for recorded in made.log.events:
             loop.note(f"{recorded.stream}/{recorded.version}/{recorded.type}")
         history = zlib.crc32(" ".join(recorded.type for recorded in made.log.events).encode())
-        made.happened.update({"steps": loop.steps, "events": len(made.log.events), "calls": sum(made.network.calls.values())})
+        held = sum(recorded.type == RunHeld.__name__ for recorded in made.log.events)
+        made.happened.update({"steps": loop.steps, "events": len(made.log.events), "calls": sum(made.network.calls.values()), "held": held})
         return Report(violations, loop.digest, history, loop.steps, made.happened)
     finally:
         loop.forget()
