@@ -27,7 +27,8 @@ class Firing(msgspec.Struct, frozen=True):
 
 
 class ScheduleView(msgspec.Struct, frozen=True):
-    """One schedule. `next_us`: when it is due next, in microseconds since 1970; None while it is paused."""
+    """One schedule. `next_us`: when it is due next, in microseconds since 1970; None while it is paused, or where its time
+    zone is not known."""
 
     name: str
     status: Literal["active", "paused", "removed"]

@@ -14,6 +14,7 @@ from crewlog.orchestrator.rollback import rollback_report
 from crewlog.orchestrator.run import SYNTHESIS, RunState, TaskState, answers_goal, blocked_steps
 from crewlog.orchestrator.run_controls import is_paused
 from crewlog.orchestrator.step_waits import waiting_reason
+from crewlog.schemas.errors import ContractError
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.run_events import RunCancelled, RunCompleted, RunFailed
 from crewlog.schemas.values import Outcome
@@ -136,11 +137,16 @@ def _end(state: RunState) -> dict[str, Any] | None:
 
 
 def schedule_report(state: Schedule, now_us: int) -> dict[str, Any]:
-    """Describe a schedule for people. `next_us`: when it is due next, None while it is paused; times in microseconds since 1970."""
+    """Describe a schedule for people. `next_us`: when it is due next, None while it is paused, or where its time zone is not known; times in
+    microseconds since 1970."""
     from crewlog.orchestrator.schedule import next_due_us  # what explains a run does without the reader of cron lines
 
     last = state.last
     fired = None if last is None else {"due_us": last.due_us, "run_id": str(last.run_id), "missed": last.missed, "error": last.error}
     goal = msgspec.json.decode(bytes(state.task))["objective"]
+    try:
+        next_us = next_due_us(state, now_us)
+    except ContractError:  # another orchestrator's tables have its zone: that one fires it, and people must still see and stop it here
+        next_us = None
     told = {name: getattr(state, name) for name in ("name", "status", "cron", "zone", "catch_up")}
-    return {**told, "goal": goal, "next_us": next_due_us(state, now_us), "last": fired}
+    return {**told, "goal": goal, "next_us": next_us, "last": fired}

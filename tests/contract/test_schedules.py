@@ -14,11 +14,12 @@ from support.crew import Crew, Moody
 
 from crewlog.events.grants import ORCHESTRATOR
 from crewlog.events.memory_store import MemoryStore
-from crewlog.events.store import Recorded
+from crewlog.events.store import ANY, AppendRequest, Recorded, Write
 from crewlog.orchestrator.schedule import AddSchedule, ChangeSchedule
-from crewlog.orchestrator.schedules import IDS_MAX
+from crewlog.orchestrator.schedules import DIRECTORY, IDS_MAX
 from crewlog.schemas.errors import Unavailable
 from crewlog.schemas.ids import Stream, schedule_stream, scheduled_run_id
+from crewlog.schemas.system_events import ScheduleAdded
 from crewlog.schemas.task import parse_task
 
 TASK = {"type": "data", "objective": "Count the rows"}
@@ -189,6 +190,21 @@ async def test_people_pause_resume_run_and_remove() -> None:
         await crew.ended(next(r.run_id for r in crew.log.events if r.type == "RunSubmitted"))  # type: ignore[arg-type]  # it is there
 
     assert foreign["error"]["code"] == missing["error"]["code"] == "not_found"
+
+
+async def test_a_zone_that_only_another_orchestrator_knows_keeps_nobody_from_the_other_schedules() -> None:
+    crew = Crew()
+    async with crew.orchestrator():
+        await add(crew)
+        task = msgspec.Raw(msgspec.json.encode({**TASK, "task_id": str(uuid4())}))
+        event = ScheduleAdded("default", "far", "0 * * * *", "Mars/Base", "one", task, crew.clock.now_us(), "ann")
+        writes = [Write(stream, (event,), ANY) for stream in (schedule_stream("default", "far"), DIRECTORY)]
+        await crew.store().append(AppendRequest(writes, [crew.clock.new_id() for _ in writes], crew.clock.now_us()))
+
+        listed = await crew.ask("schedules.list", {})
+        assert [(one["name"], one["next_us"] is None) for one in listed["schedules"]] == [("far", True), ("hourly", False)]
+        for verb in ("pause", "resume", "remove"):
+            assert (await crew.ask("schedules.change", {"name": "far", "verb": verb, "actor": "ann"}))["ok"], verb
 
 
 @pytest.mark.parametrize(
