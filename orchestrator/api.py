@@ -234,8 +234,8 @@ class Api:
 
     async def _roll_back(self, tenant: str, message: Message) -> bytes:
         request = decoded(message.data, RollbackRequest)
-        if not (request.reason.strip() and request.actor.strip()):
-            raise ContractError("a rollback needs to know who wants it and why", problems=(("/reason", "must not be empty"), ("/actor", "must not be empty")))
+        if missing := [(f"/{name}", "must not be empty") for name in ("reason", "actor") if not getattr(request, name).strip()]:
+            raise ContractError("a rollback needs to know who wants it and why", problems=tuple(missing))
         begun = await self._rollbacks.begin(tenant, RunId(request.run_id), actor=bounded(request.actor), reason=bounded(request.reason))
         return accepted(run_id=begun.run_id, status="accepted" if begun.is_new else "duplicate", orders=begun.orders, left=begun.left, more=begun.more)
 

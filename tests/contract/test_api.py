@@ -234,6 +234,13 @@ async def test_a_kind_without_a_worker_that_can_work_is_refused_with_the_hint() 
     assert answer["ok"]
 
 
+async def test_a_rollback_is_told_just_what_it_lacks() -> None:
+    crew = Crew()
+    async with crew.orchestrator():
+        asked = await crew.ask("runs.rollback", {"run_id": UUID(int=1), "reason": " ", "actor": "eve"})
+    assert [problem["pointer"] for problem in asked["error"]["problems"]] == ["/reason"]
+
+
 @pytest.mark.parametrize("kind", ["we.ather", "run", ""])
 async def test_kinds_that_cannot_be_subjects_are_refused(kind: str) -> None:
     crew = Crew()
