@@ -119,6 +119,47 @@ async def test_headers_cannot_be_smuggled_in(agent: AgentSpec, sink: SmtpSink, w
     assert not sink.received
 
 
+INJECTED = "=?utf-8?q?Note=0d=0aBcc:_spy@example.org=0d=0a=0d=0aOther_text?="
+"""What a library that decodes a header before it writes it makes headers and a body of."""
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        INJECTED,
+        f"ü {INJECTED}",
+        "=?utf-8?b?w7w=?= plain",
+        "всем до выросла продажах до по года о регионам до года ноябрь на заказы о и регионам сделать на",
+        "Report — measurements “body mass” – €12, naïve café résumé über alles and some more plain words here",
+        "plain words " * 19 + "and the end",
+    ],
+)
+async def test_a_subject_arrives_as_it_was_approved(agent: AgentSpec, sink: SmtpSink, subject: str) -> None:
+    await (await desk()).call(agent, "send_email", {**MAIL, "subject": subject})
+    message = parsed(sink.received[0])
+    assert (message["Subject"], message["Bcc"]) == (subject, None)
+    plain = message.get_body(("plain",))
+    assert plain is not None
+    assert plain.get_content().replace("\r\n", "\n") == MAIL["body_markdown"]
+
+
+async def test_a_file_cannot_bring_headers_in_its_name(agent: AgentSpec, sink: SmtpSink) -> None:
+    names = [f"{INJECTED}.txt", "=?utf-8?b?w7w=?=.txt", "größe.txt"]
+    task = await desk(attachments=dict.fromkeys(names, b"x"))
+    await task.call(agent, "send_email", {**MAIL, "attachments": names})
+    parts = list(parsed(sink.received[0]).iter_attachments())
+    assert [(part.get_filename(), part["Bcc"], part.get_content()) for part in parts] == [(name.replace("=?", "=-"), None, "x") for name in names]
+
+
+async def test_a_mail_is_sent_in_seven_bits(agent: AgentSpec, sink: SmtpSink) -> None:
+    """Nobody asks the server whether it takes eight."""
+    await (await desk()).call(agent, "send_email", {**MAIL, "subject": "Größe", "body_markdown": "Grüße\n"})
+    assert sink.received[0].read_bytes().isascii()
+    plain = parsed(sink.received[0]).get_body(("plain",))
+    assert plain is not None
+    assert plain.get_content().rstrip() == "Grüße"
+
+
 async def test_recipients_are_never_made_up(agent: AgentSpec, sink: SmtpSink) -> None:
     for tool in ("draft_message", "send_email"):
         with pytest.raises(ToolFailed, match=r"boss@example.org: not an address of this task; it names team@example.org"):
