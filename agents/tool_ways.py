@@ -155,6 +155,13 @@ class _Attempt:
             try:
                 async with asyncio.timeout(ends - self._clock.monotonic()):
                     output: Any = await self._way.run(context, args)
+            except asyncio.CancelledError as error:
+                if (task := asyncio.current_task()) is None or task.cancelling():
+                    raise
+                # nobody has told us to stop: something inside was cancelled, and this call must have an outcome all the same
+                raise RuntimeError("what it waited for was cancelled") from error
+            except SystemExit as error:  # such as of a parser of command lines: no call ends a worker
+                raise RuntimeError(f"it wanted to end the process: {error}") from error
             except (ToolUnavailable, TransientError) as error:
                 wait_s = self._wait_s(error.retry_after_s)
                 if not self._may_try_again(error) or self._clock.monotonic() + wait_s >= ends:

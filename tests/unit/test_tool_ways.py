@@ -57,6 +57,31 @@ async def test_one_way_that_works_is_not_spoken_of() -> None:
     assert ways == Ways(ToolOutput("found"), "first", 1, ())
 
 
+@pytest.mark.parametrize("raised", [asyncio.CancelledError, SystemExit])
+async def test_a_tool_that_stops_by_itself_has_failed(raised: type[BaseException]) -> None:
+    """Without an outcome its call would be begun again and again, and a parser of arguments would end worker after worker."""
+
+    async def run(_: ToolContext, __: Any) -> ToolOutput:
+        raise raised
+
+    with pytest.raises(RuntimeError):
+        await carried(tool(run))
+
+
+async def test_a_tool_that_is_told_to_stop_stops() -> None:
+    async def run(_: ToolContext, __: Any) -> ToolOutput:
+        begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    begun = asyncio.Event()
+    carrying = asyncio.create_task(carried(tool(run)))
+    await begun.wait()
+    carrying.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await carrying
+
+
 async def test_what_is_unavailable_is_tried_again_whatever_its_effect() -> None:
     said: list[str] = []
     ways = await carried(tool(doing(said, "first", ToolUnavailable("busy"), "sent"), effect="irreversible", retries=1))
