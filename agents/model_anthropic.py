@@ -20,6 +20,7 @@ from crewlog.agents.model_http import client_options
 from crewlog.agents.model_sdk import load_sdk
 from crewlog.agents.model_stream import event_data
 from crewlog.agents.schema_dialect import NotStrict, express, instruction, original
+from crewlog.agents.tokens import estimate_tokens
 from crewlog.schemas.blocks import Message, ModelReply, ModelRequest, Native, StopReason, Text, ToolDef, ToolResult, ToolUse
 from crewlog.schemas.text import clean
 from crewlog.schemas.usage import Usage
@@ -302,14 +303,17 @@ class Written:
         return ""
 
     def usage(self) -> Usage | None:
-        """What was reported as used so far; None while nothing was."""
+        """What was used so far; None while nothing is known. The provider counts what it writes at the end: until then that is estimated."""
         try:
-            return msgspec.convert(self._message.get("usage"), _Used).neutral()
+            told = msgspec.convert(self._message.get("usage"), _Used).neutral()
         except msgspec.ValidationError:
             return None
+        if self._message.get("stop_reason") is not None:
+            return told
+        return msgspec.structs.replace(told, output_tokens=max(told.output_tokens, sum(estimate_tokens("".join(pieces)) for pieces in self._pieces.values())))
 
     def body(self) -> bytes:
-        """Return the message as JSON."""
+        """Return the message as JSON. To be called once, at the end."""
         for index, pieces in self._pieces.items():
             block, text = self._blocks[index], "".join(pieces)
             if block["type"] == "tool_use":
@@ -317,7 +321,6 @@ class Written:
             else:
                 key = "thinking" if block["type"] == "thinking" else "text"
                 block[key] = (block.get(key) or "") + text
-        self._pieces.clear()
         return clean(json.dumps({**self._message, "content": list(self._blocks.values())}, ensure_ascii=False, separators=(",", ":"))).encode()
 
 

@@ -316,13 +316,12 @@ class _ModelCall:
         self._journal.close_call(failed, reserved_micro_usd=self._reserved_micro_usd)
 
     def _price_of_failure(self, error: ModelError, latency_ms: int) -> Price:
+        is_untold = error.status is None and error.kind in _UNTOLD and not was_never_sent(error) and self._reserved_micro_usd > 0
+        if is_untold and error.kind == "timeout":
+            return Price(self._reserved_micro_usd, WORST_CASE)  # the provider may be writing still, and bills that
         if error.usage is not None:
             return self._calls.price(self.model, "", error.usage, latency_ms)
-        if error.status is not None or error.kind not in _UNTOLD or was_never_sent(error) or not self._reserved_micro_usd:
-            return Price(0, NOT_BILLED)
-        if error.kind == "timeout":
-            return Price(self._reserved_micro_usd, WORST_CASE)  # the provider may be writing still, and bills that
-        return self._price_of_heard(latency_ms)
+        return self._price_of_heard(latency_ms) if is_untold else Price(0, NOT_BILLED)
 
     def _price_of_lost(self, latency_ms: int) -> Price:
         if self._began is None or not self._reserved_micro_usd:

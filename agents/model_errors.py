@@ -179,7 +179,7 @@ async def one_try(
         timeout_s: longest time for the whole call, in seconds: the timeouts of SDKs count from one read to the next.
         refused: what the SDK raises, and `explain` translates.
         secret: the key that was sent; a server that repeats it must not bring it into the log.
-        used: what the provider has reported as used so far, for errors that come after a part of the answer.
+        used: what was used so far, for errors that come after a part of the answer.
 
     Raises:
         ModelError: for everything the provider or the network does, and for a request that could not be built.
@@ -191,7 +191,7 @@ async def one_try(
             yield
     except (ModelError, TimeoutError, httpx2.HTTPError, refused, TypeError, ValueError) as error:
         found = explain(error) if isinstance(error, refused) else _explained(error, asked, timeout_s)
-        found.usage = found.usage or used()
+        found.usage = used() or found.usage  # what a broken answer says of itself was true when it began
         found.hide(secret)
         raise found from (None if found is error else error)
 

@@ -242,6 +242,16 @@ async def test_a_failed_call_is_settled_with_what_was_billed(bench: Bench) -> No
     assert (await money(bench)).spent == 170 + 60
 
 
+async def test_a_call_without_a_whole_answer_in_time_counts_as_its_worst_whatever_was_told_before(bench: Bench) -> None:
+    """The provider may be writing still, and bills that."""
+    slow = ModelError("timeout", "no whole answer", usage=Usage(10, 5))
+    events = await carried_out(bench, a_model("a", slow, slow), a_model("b", calls(("submit", '{"text":"42"}'))))
+    (started, *_), (failed, *_) = of(ModelCallStarted, events), of(ModelCallFailed, events)
+    assert isinstance(started, ModelCallStarted)
+    assert isinstance(failed, ModelCallFailed)
+    assert (failed.price.cost_micro_usd, failed.price.source) == (started.reserved_micro_usd, "worst case")
+
+
 async def test_a_call_that_is_cut_off_by_the_deadline_counts_as_its_worst(bench: Bench) -> None:
     class Hanging(ScriptedModel):
         async def complete(self, request: ModelRequest, **_: object) -> ModelReply:

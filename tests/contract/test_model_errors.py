@@ -158,6 +158,16 @@ async def test_a_cut_connection(wire: Wire, is_streamed: bool) -> None:
     assert error.usage == (Usage(140, 1, 100, 30, 12) if is_streamed and wire is ANTHROPIC else None)
 
 
+@pytest.mark.parametrize(("then", "kind"), [("cut", "cut"), ("end", "malformed"), ("hang", "timeout")])
+@pytest.mark.parametrize("said", [Said("word " * 400), Said("", (("toolu_1", "look", json.dumps({"at": "word " * 400})),))], ids=["text", "call"])
+async def test_what_was_written_before_a_stream_broke_was_used(said: Said, then: Any, kind: str) -> None:
+    """This provider tells at the beginning what it read, and only at the end what it wrote."""
+    error = await refused(ANTHROPIC, Canned(events=ANTHROPIC.events(said)[:-2], then=then), timeout_s=3 if then == "hang" else 10, is_streamed=True)
+    assert (error.kind, error.usage and error.usage.input_tokens) == (kind, 140)
+    assert error.usage is not None
+    assert 400 <= error.usage.output_tokens < 800
+
+
 @pytest.mark.parametrize("wire", WIRES, ids=str)
 @pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
 async def test_silence_is_a_timeout(wire: Wire, is_streamed: bool) -> None:
