@@ -142,6 +142,7 @@ def _spec(
         "cwd": str(cwd),
         "env": dict(env),
         "namespaces": isolation.namespaces,
+        "is_wrapped": bool(isolation.wrapper),
         "readable": [str(path) for path in readable],
         "writable": str(writable),
         "wall_s": limits.wall_s,

@@ -5,8 +5,9 @@
 | `namespaces`  | its folder, the interpreter, /usr; no network, no other process | root with CAP_SYS_ADMIN, user namespaces, or bubblewrap |
 | `limits-only` | what any user of the machine may see, network included          | nothing                                                 |
 
-Every level has the limits, the clean environment and the supervision of `child`, and never runs the child as root. The level stands
-in each result, and a `minimum` makes the tools refuse instead of running below it.
+Every level has the limits, the clean environment and the supervision of `child`, and never runs the child as root. Where the kernel has Landlock, no
+child can look into the worker's processes, although it may be of the same user. The level stands in each result, and a `minimum` makes the tools
+refuse instead of running below it.
 """
 
 from __future__ import annotations

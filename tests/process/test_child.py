@@ -19,7 +19,14 @@ import pytest_asyncio
 from support.workshop import open_folder
 
 from crewlog.agents.child import LIMITS_ONLY, MIB, ChildLimits, ChildResult, SandboxError, run_child
-from crewlog.agents.child_launcher import JOIN_SESSION_KEYRING, KEYCTL, processes_of
+from crewlog.agents.child_launcher import (
+    JOIN_SESSION_KEYRING,
+    KEYCTL,
+    LANDLOCK_SIGNALS_SINCE,
+    LANDLOCK_VERSION,
+    SYS_LANDLOCK_CREATE_RULESET,
+    processes_of,
+)
 from crewlog.agents.sandbox import Sandbox, clean_environment
 from crewlog.agents.scratch import scratch
 
@@ -203,8 +210,48 @@ print("s3cr3t" in text, "CREWLOG" in str(dict(os.environ)))
     result = await run(sandbox, folder, code)
     in_processes, in_environment = result.stdout.split()
     assert in_environment == b"False"
-    if (await sandbox.ready()).level == "namespaces" or os.geteuid() == 0:  # else a user may look at all of that user's processes
+    if (await sandbox.ready()).level == "namespaces" or os.geteuid() == 0:  # else, without Landlock, a user may look at all of that user's processes
         assert in_processes == b"False"
+
+
+OF_AN_ORDINARY_USER = """
+import asyncio, os, pathlib, sys
+from crewlog.agents.child import ChildLimits
+from crewlog.agents.sandbox import Sandbox
+from crewlog.agents.scratch import scratch
+async def main():
+    with scratch(pathlib.Path("inner").absolute()) as place:
+        sandbox = Sandbox(mechanisms=("limits-only",))
+        result = await sandbox.run_python(["-c", sys.argv[1], str(os.getpid())], folder=place, limits=ChildLimits())
+    sys.stdout.write(f"{os.getuid() != 0} {result.stdout.decode()}")
+    sys.stderr.write(result.stderr.decode())
+asyncio.run(main())
+"""
+"""A worker that is not root, inside of a sandbox: what it runs is of its own user."""
+
+
+async def test_the_worker_of_an_ordinary_user_is_left_alone(folder: Path) -> None:
+    landlock = ctypes.CDLL(None).syscall(SYS_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), LANDLOCK_VERSION)
+    if landlock < LANDLOCK_SIGNALS_SINCE:
+        pytest.skip("this kernel does not keep apart what is of one user")
+    attack = """
+import os, signal, sys
+def refused(action):
+    try:
+        action()
+    except PermissionError:
+        return True
+    return False
+for pid in (os.getppid(), int(sys.argv[1])):
+    print(*(refused(lambda: open(f"/proc/{pid}/{what}", "rb")) for what in ("environ", "mem")), refused(lambda: os.kill(pid, signal.SIGCONT)))
+"""
+    runtimes = Path(tempfile.mkdtemp(prefix="crewlog-runtimes-", dir="/var/tmp"))
+    runtimes.chmod(0o755)  # noqa: ASYNC240
+    try:
+        result = await run(Sandbox(mechanisms=("limits-only",), runtimes=runtimes), folder, OF_AN_ORDINARY_USER, attack)
+    finally:
+        shutil.rmtree(runtimes)
+    assert result.stdout.split() == [b"True"] * 7, (result.stdout, result.stderr)
 
 
 async def test_keys_in_the_keyring_of_the_worker_stay_there(sandbox: Sandbox, folder: Path) -> None:
