@@ -74,18 +74,18 @@ class Home:
         self._lock = self.path / "lock"
 
     def prepare(self) -> None:
-        """Make the folders.
+        """Make the folders. What is made is for its owner alone; a mode that somebody gave a folder that is there is kept.
 
         Raises:
             ConfigError: the home cannot be written.
         """
         try:
             if not self.path.exists():
-                self.path.mkdir(parents=True)
+                self.path.mkdir(parents=True, mode=0o700)
                 if os.geteuid() == 0:
-                    self.path.chmod(0o755)  # the embedded Postgres refuses root: its own user must be able to come in here
+                    self.path.chmod(0o711)  # the embedded Postgres refuses root: its own user must be able to come through here
             for name in ("artifacts", "workspaces", "logs"):
-                (self.path / name).mkdir(exist_ok=True)
+                (self.path / name).mkdir(mode=0o700, exist_ok=True)
             probe = self.path / ".writable"
             probe.touch()
             probe.unlink()

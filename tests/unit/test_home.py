@@ -64,6 +64,17 @@ def test_a_home_that_cannot_be_made_is_a_configuration_error(tmp_path: Path) -> 
         Home(tmp_path / "file" / "home").prepare()
 
 
+def test_what_a_home_holds_is_for_its_owner_alone(tmp_path: Path) -> None:
+    home = Home(tmp_path / "home")
+    home.prepare()
+    folders = {path.name: path.stat().st_mode & 0o077 for path in home.path.iterdir() if path.is_dir()}
+    assert folders == {"artifacts": 0, "workspaces": 0, "logs": 0}
+    assert home.path.stat().st_mode & 0o077 == (0o011 if os.geteuid() == 0 else 0)  # root's Postgres is another user, who passes through
+    home.logs.chmod(0o750)
+    home.prepare()
+    assert home.logs.stat().st_mode & 0o777 == 0o750
+
+
 def test_state_survives_and_a_damaged_file_is_none(tmp_path: Path) -> None:
     home = Home(tmp_path)
     assert home.state() is None
