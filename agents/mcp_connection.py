@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 CONNECT_TIMEOUT_S: Final = 60.0
 """From starting a server to having its tools: some commands download the server first."""
 REQUEST_TIMEOUT_S: Final = 10.0
+"""For a page of tools, and for what a web server does of a connection, once the server is there."""
 REFRESH_S: Final = 60.0
 """How often tools are listed again: so a change is seen, and a connection that died is noticed before a call needs it."""
 RETRY_FIRST_S: Final = 1.0
@@ -146,7 +147,7 @@ class McpConnection:
         async with asyncio.timeout(CONNECT_TIMEOUT_S) as limit, AsyncExitStack() as closing:
             info = Implementation(name="crewlog", version="1")
             transport = await self._transport(closing)
-            client = Client(transport, read_timeout_seconds=REQUEST_TIMEOUT_S, message_handler=self._heard, client_info=info, cache=None)
+            client = Client(transport, read_timeout_seconds=CONNECT_TIMEOUT_S, message_handler=self._heard, client_info=info, cache=None)
             await closing.enter_async_context(client)
             await self._on_listed(await _list(client))
             limit.reschedule(None)
@@ -181,7 +182,11 @@ async def _list(client: Client) -> list[Definition]:
     definitions: list[Definition] = []
     cursor = None
     for _ in range(PAGES_MAX):
-        page = await client.list_tools(cursor=cursor)
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                page = await client.list_tools(cursor=cursor)
+        except TimeoutError:
+            raise ServerFailed(f"it did not list its tools within {REQUEST_TIMEOUT_S:g} s") from None
         definitions += [Definition(tool.name, tool.description or "", tool.input_schema) for tool in page.tools]
         cursor = page.next_cursor
         if not cursor or len(definitions) > TOOLS_MAX:

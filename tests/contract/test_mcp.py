@@ -17,6 +17,7 @@ from pydantic import SecretStr
 from support.toolbox import Bench, bench
 from support.website import page, redirect, serving
 
+from crewlog.agents import mcp_connection
 from crewlog.agents.mcp_hub import McpHub
 from crewlog.agents.mcp_stdio import SAID_LINES_MAX, child_transport
 from crewlog.agents.spec import AgentSpec, ToolOutput
@@ -229,6 +230,23 @@ async def test_what_a_server_complains_of_is_told_with_its_name_and_without_its_
 async def test_a_server_that_never_answers_does_not_hold_the_worker_up() -> None:
     async with hub_of(over_stdio(str(SUPPORT / "mcp_raw_server.py"), "silent"), wait_s=0.5) as hub:
         assert hub.problems() == ("MCP server testing: it was not reached yet",)
+
+
+async def test_a_server_that_takes_long_to_begin_has_the_time_of_a_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mcp_connection, "REQUEST_TIMEOUT_S", 2.0)
+    listing = tmp_path / "tools.json"
+    listing.write_text(json.dumps([ECHO]))
+    async with hub_of(over_stdio(str(SUPPORT / "mcp_raw_server.py"), str(listing), "3")) as hub:
+        assert hub.problems() == ()
+        assert await text(hub, "testing__echo", text="x") == "called echo"
+
+
+async def test_a_server_that_lists_no_tools_in_its_time_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mcp_connection, "REQUEST_TIMEOUT_S", 0.5)
+    nobody_writes = tmp_path / "tools.json"
+    os.mkfifo(nobody_writes)
+    async with hub_of(over_stdio(str(SUPPORT / "mcp_raw_server.py"), str(nobody_writes))) as hub:
+        assert hub.problems() == ("MCP server testing: it did not list its tools within 0.5 s",)
 
 
 @pytest.mark.parametrize(

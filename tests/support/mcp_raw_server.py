@@ -1,6 +1,6 @@
-"""An MCP server in bare JSON, so that it can say anything: `mcp_raw_server.py FILE` answers tools/list with what FILE holds at that moment.
+"""An MCP server in bare JSON, so that it can say anything: `mcp_raw_server.py FILE [SECONDS]` answers tools/list with what FILE holds at that moment.
 
-`FILE` holds a JSON list of tools. Other words: `exit` ends at once, `junk` writes no protocol, `silent` never answers.
+`FILE` holds a JSON list of tools; SECONDS is how long it takes to begin. Other words: `exit` ends at once, `junk` writes no protocol, `silent` never answers.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ def main() -> None:
             continue
         result: dict[str, object] | None = None
         if asked["method"] == "initialize":
+            time.sleep(float((*sys.argv[2:], "0")[0]))
             result = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}, "serverInfo": {"name": "raw", "version": "1"}}
         elif asked["method"] == "tools/list":
             result = {"tools": json.loads(Path(mode).read_text())}
