@@ -10,6 +10,7 @@ from hypothesis import settings
 
 LONGEST_FIRST = ("process", "sim", "contract")
 """Folders whose files take longest: with several workers they begin before the many that take a second, which then fill up what is left of each."""
+pytest.register_assert_rewrite("support")  # what a failed check of theirs compared is told
 pytest_plugins = ["support.reaper", "support.replayed", "support.postgres", "support.nats", "support.live_crew"]
 
 

@@ -330,7 +330,7 @@ async def test_all_of_it_replays_identically_and_views_are_the_same_after_a_rebu
         for run in runs:
             await follows_the_rules(client, RunId(run.run_id))
         assert runs
-        await same_after_rebuild(sturdy)
+    await same_after_rebuild(sturdy)
 
 
 async def test_the_views_answer_what_people_ask(sturdy: LiveCrew, client: Client, gate: Gate, agents: GatedAgents) -> None:
