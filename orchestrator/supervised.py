@@ -75,11 +75,12 @@ class Supervised:
         return self.state == "ready"
 
     async def stop(self, *, grace_s: float) -> None:
-        """End the child: SIGTERM, after `grace_s` seconds SIGKILL to its whole group."""
-        self._stop.set()
-        if self.state in ("starting", "ready", "restarting"):
-            self.state = "stopping"
-        self._signal(signal.SIGTERM)
+        """End the child: SIGTERM, after `grace_s` seconds SIGKILL to its whole group. Whoever asks for it too only waits with the first one."""
+        if not self._stop.is_set():  # a second SIGTERM would end at once what finishes its work
+            self._stop.set()
+            if self.state in ("starting", "ready", "restarting"):
+                self.state = "stopping"
+            self._signal(signal.SIGTERM)
         if self._keeper is None:
             return
         done, _ = await asyncio.wait({self._keeper}, timeout=grace_s)

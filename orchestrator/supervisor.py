@@ -137,20 +137,29 @@ class Supervisor:
 
         A copy that goes stops fetching, finishes what it works on within the grace period and hands the rest back. Copies that were drained count
         as missing from now on: until then nobody replaces them, since whoever drained them wants them away.
+
+        Raises:
+            ConfigError: a copy did not become ready, or the crew is being stopped.
         """
         async with self._scaling:
+            self._refuse_while_stopping()
             self._copies.update(copies)
             surplus = [child for child in self._children.values() if _number(child.program.name) > self._copies.get(_group(child.program), 1)]
-            for child in surplus:
-                del self._children[child.program.name]
             await asyncio.gather(*(child.stop(grace_s=self._grace_s) for child in surplus))
-            drained = [child.program.name for child in self._children.values() if child.state == "left" and _group(child.program) in copies]
-            for name in drained:
-                del self._children[name]
+            self._refuse_while_stopping()
+            drained = [child for child in self._children.values() if child.state == "left" and _group(child.program) in copies]
+            for child in (*surplus, *drained):
+                self._children.pop(child.program.name, None)
             fresh = self._start_missing_agents()
             await self._until_ready(fresh)
             self._write_state()
             return dict(self._copies)
+
+    def _refuse_while_stopping(self) -> None:
+        if self._stop.is_set():  # what was started now, nobody would stop before its servers
+            raise ConfigError(
+                "this crew is being stopped, its copies cannot be changed", hint="start it with as many as are wanted: crewlog up --agents KIND=NUMBER"
+            )
 
     def state(self) -> State:
         """Describe what runs now."""

@@ -6,18 +6,23 @@ import asyncio
 import errno
 import io
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
 
 from crewlog.events.clock import SystemClock
 from crewlog.events.config import load
+from crewlog.events.grants import BUILT_IN_KINDS
 from crewlog.events.memory_bus import MemoryBroker, MemoryBus
 from crewlog.orchestrator.home import Home
 from crewlog.orchestrator.servers import Servers
+from crewlog.orchestrator.supervised import Program, Supervised
 from crewlog.orchestrator.supervisor import Supervisor
+from crewlog.schemas.errors import ConfigError
 
 
 class Gone(io.StringIO):
@@ -28,9 +33,9 @@ class Gone(io.StringIO):
 
 
 @contextmanager
-def a_supervisor(home: Path, console: io.StringIO, said: list[str]) -> Iterator[Supervisor]:
+def a_supervisor(home: Path, console: io.StringIO, said: list[str], copies: Mapping[str, int] | None = None) -> Iterator[Supervisor]:
     Home(home).prepare()
-    crew = Supervisor(load(home=home), {}, clock=SystemClock(), console=console, on_phase=said.append)
+    crew = Supervisor(load(home=home), copies or {}, clock=SystemClock(), console=console, on_phase=said.append)
     yield crew
     crew._close_logs()
 
@@ -102,3 +107,82 @@ async def test_a_server_that_has_no_room_to_start_again_is_started_once_it_has(t
     assert any("No space left on device" in line for line in said)
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
+
+
+BUSY = """
+import os, signal, sys, threading
+told = threading.Event()
+def finish(*_):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as a worker does: a second one ends it at once
+    print("finishing", flush=True)
+    told.set()
+signal.signal(signal.SIGTERM, finish)
+os.write(int(os.environ['CREWLOG_READY_FD']), b'1')
+while not told.is_set():
+    signal.pause()
+os.read(os.open(sys.argv[1], os.O_RDONLY), 1)
+print("finished", flush=True)
+"""
+"""A worker that finishes what it works on, which takes until somebody writes to the pipe."""
+
+
+class Console(io.StringIO):
+    """Wakes whoever waits for what a child says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said = asyncio.Event()
+
+    def write(self, text: str) -> int:
+        self.said.set()
+        return super().write(text)
+
+    async def until(self, text: str) -> None:
+        async with asyncio.timeout(60):
+            while text not in self.getvalue():
+                self.said.clear()
+                await self.said.wait()
+
+
+@asynccontextmanager
+async def scaled_down(tmp_path: Path) -> AsyncIterator[tuple[Supervisor, Console, Supervised, asyncio.Task[dict[str, int]], Path]]:
+    """A crew that has been told to have no research agents, and one of them that still finishes its work."""
+    console, pipe = Console(), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with a_supervisor(tmp_path, console, [], dict.fromkeys(BUILT_IN_KINDS, 0) | {"research": 1}) as crew:
+        argv = (sys.executable, "-c", BUSY, str(pipe))
+        child = crew._children["research"] = Supervised(Program("research", "research", argv, dict(os.environ)), crew._write_line, clock=SystemClock())
+        child.start()
+        assert await child.settled()
+        scaling = asyncio.create_task(crew.scale({"research": 0}))
+        await console.until("finishing")
+        try:
+            yield crew, console, child, scaling, pipe
+        finally:
+            child.kill()
+            await asyncio.gather(scaling, child.stop(grace_s=60), return_exceptions=True)
+
+
+async def test_a_copy_that_goes_is_seen_until_it_has_gone(tmp_path: Path) -> None:
+    async with scaled_down(tmp_path) as (crew, _, _, scaling, pipe):
+        assert [(p.name, p.state) for p in crew.state().processes] == [("research", "stopping")]
+        await asyncio.to_thread(pipe.write_text, "x")
+        async with asyncio.timeout(60):
+            assert (await scaling)["research"] == 0
+        assert crew.state().processes == ()
+
+
+async def test_a_crew_that_is_stopped_waits_for_a_copy_that_goes_and_begins_no_other(tmp_path: Path) -> None:
+    async with scaled_down(tmp_path) as (crew, console, child, scaling, pipe):
+        crew.request_stop()
+        stopping = asyncio.create_task(crew._shut_down())
+        later = asyncio.create_task(crew.scale({"research": 2}))
+        await asyncio.sleep(0)
+        assert not stopping.done()
+        await asyncio.to_thread(pipe.write_text, "x")
+        async with asyncio.timeout(60):
+            await stopping
+            refused = await asyncio.gather(scaling, later, return_exceptions=True)
+        assert "finished" in console.getvalue()
+        assert (child.state, child.exit_code) == ("stopped", 0)
+        assert [(type(error), "being stopped" in str(error)) for error in refused] == [(ConfigError, True)] * 2
