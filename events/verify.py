@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from hashlib import sha256
-from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from crewlog.events.blobs import unpack_blob
@@ -33,10 +32,10 @@ _NEWEST: Final = "SELECT number, first_position, last_position, events, hash FRO
 _ONE: Final = "SELECT number, first_position, last_position, events, hash FROM es.seals WHERE number = $1"
 _MARKS: Final = "SELECT marks FROM es.seals WHERE number = $1"
 _EVENTS: Final = (
-    f"SELECT e.position, e.stream_id, e.version, {EVENT_BYTES}, NULL FROM es.events e "  # noqa: S608 - a constant of the program
-    "WHERE e.position >= $1 AND e.position <= $2 ORDER BY e.position"
+    f"SELECT e.position, e.stream_id, e.version, {EVENT_BYTES}, NULL FROM es.events e WHERE e.position >= $1 AND e.position <= $2 "  # noqa: S608 - a constant
+    "UNION ALL SELECT t.position, '', 0, NULL, t.digest FROM es.tombstones t WHERE t.position >= $1 AND t.position <= $2 ORDER BY 1"
 )
-_TOMBSTONES: Final = "SELECT position, '', 0, NULL, digest FROM es.tombstones WHERE position >= $1 AND position <= $2 ORDER BY position"
+"""Both in one statement: a run may be archived meanwhile, and each of its events is either there or has left its tombstone."""
 _ARCHIVED: Final = """
 SELECT t.run_id, count(*) AS events, min(t.position) AS first, max(t.position) AS last, min(a.data ->> 'file') AS file,
        min(a.data ->> 'sha256') AS sha256
@@ -49,7 +48,8 @@ _STREAMS: Final = """
 SELECT stream_id, s.version, n.events, n.newest, n.position
   FROM es.streams s
   FULL JOIN (SELECT stream_id, count(*) AS events, max(version) AS newest, max(position) AS position FROM es.events GROUP BY stream_id) n USING (stream_id)
- WHERE (s.version IS DISTINCT FROM n.events OR s.version IS DISTINCT FROM n.newest) AND (s.run_id IS NULL OR s.run_id <> ALL ($2::uuid[]))
+ WHERE (s.version IS DISTINCT FROM n.events OR s.version IS DISTINCT FROM n.newest)
+   AND (s.run_id IS NULL OR s.run_id NOT IN (SELECT t.run_id FROM es.tombstones t))
  ORDER BY stream_id LIMIT $1
 """
 _GAPS: Final = """
@@ -117,15 +117,12 @@ async def verify(connections: Connections, *, against: SealMark | None = None, p
         against: a seal that was kept elsewhere; it must be one of the log's.
         progress: told how far it is.
     """
-    archived = [
-        ArchivedRun(str(row[0]), row[1], row[2], row[3], row[4] or "", row[5] or "") for row in await connections.fetch("list archived runs", _ARCHIVED)
-    ]
-    found = [_unannounced(run) for run in archived if not run.file]
+    found: list[Fault] = []
     before: Seal | None = None
     events = 0
     last = await connections.fetch("read the last seal", _NEWEST)
     to = last[0][2] if last else 0
-    async for seals, rows in _sealed_pages(connections, with_tombstones=bool(archived)):
+    async for seals, rows in _sealed_pages(connections):
         digests = [sha256(columns).digest() if columns is not None else digest for _, _, _, columns, digest in rows]
         for one, covered in split(seals, [row[0] for row in rows]):
             if not holds(before, one, digests[covered]):
@@ -133,13 +130,15 @@ async def verify(connections: Connections, *, against: SealMark | None = None, p
                 there = [SealedEvent(row[0], row[1], row[2], digest) for row, digest in zip(rows[covered], digests[covered], strict=True)]
                 found += faults(before, one, marks[0][0], there)
             before = one
-        events += sum(row[3] is not None for row in rows) if archived else len(rows)
+        events += sum(row[3] is not None for row in rows)
         progress(seals[-1].last, max(to, seals[-1].last))
         if len(found) >= FAULTS_MAX:
             break
     vouched, others = (0, []) if against is None else await _compare(connections, against)
-    found += others
-    found = await _with_streams(connections, found, [run.run_id for run in archived])
+    archived = [
+        ArchivedRun(str(row[0]), row[1], row[2], row[3], row[4] or "", row[5] or "") for row in await connections.fetch("list archived runs", _ARCHIVED)
+    ]
+    found = await _with_streams(connections, [*(_unannounced(run) for run in archived if not run.file), *found, *others])
     end = before.last if before else 0
     unsealed = (await connections.fetch("count what is not sealed", _UNSEALED, end))[0][0]
     newest = SealMark(before.number, before.hash.hex()) if before else None
@@ -166,21 +165,16 @@ async def verify_blobs(connections: Connections) -> list[str]:
     return spoiled
 
 
-async def _read(connections: Connections, first: int, last: int, *, with_tombstones: bool) -> list[Any]:
-    """Return position, stream, version, columns and digest of each event in a range, in order: columns of those there, the digest of archived ones."""
-    rows = await connections.fetch("read sealed events", _EVENTS, first, last)
-    if with_tombstones and (gone := await connections.fetch("read tombstones", _TOMBSTONES, first, last)):
-        return sorted([*rows, *gone], key=itemgetter(0))
-    return rows
+async def _sealed_pages(connections: Connections) -> AsyncIterator[tuple[list[Seal], list[Any]]]:
+    """Yield seals with the events in their range, in order; the next page is being read while one is looked at.
 
-
-async def _sealed_pages(connections: Connections, *, with_tombstones: bool) -> AsyncIterator[tuple[list[Seal], list[Any]]]:
-    """Yield seals with the events in their range; the next page is being read while one is looked at."""
+    A row is position, stream, version, columns and digest of an event: the columns of one that is there, the digest of one that was archived.
+    """
     coming: asyncio.Task[list[Any]] | None = None
     present: list[Seal] = []
     try:
         async for seals in _seal_groups(connections):
-            before, coming = coming, asyncio.create_task(_read(connections, seals[0].first, seals[-1].last, with_tombstones=with_tombstones))
+            before, coming = coming, asyncio.create_task(connections.fetch("read sealed events", _EVENTS, seals[0].first, seals[-1].last))
             if before is not None:
                 yield present, await before
             present = seals
@@ -220,9 +214,9 @@ async def _compare(connections: Connections, against: SealMark) -> tuple[int, li
     return kept.last, [Fault("other log", kept.last, "", 0, told)]
 
 
-async def _with_streams(connections: Connections, found: list[Fault], archived: Sequence[str]) -> list[Fault]:
+async def _with_streams(connections: Connections, found: list[Fault]) -> list[Fault]:
     """Add streams that lack versions, which also gives removed events their names."""
-    odd = {row[0]: row for row in await connections.fetch("compare streams", _STREAMS, FAULTS_MAX, archived)}
+    odd = {row[0]: row for row in await connections.fetch("compare streams", _STREAMS, FAULTS_MAX)}
     if not odd:
         return found
     gaps = [Gap(*row) for row in await connections.fetch("look for missing versions", _GAPS, list(odd), FAULTS_MAX)]

@@ -438,6 +438,27 @@ async def test_an_archive_that_was_interrupted_is_brought_to_its_end(home: Home,
     await home.takes_in(read_bundle(tmp_path / f"{bundle.run_id}{run_archive.SUFFIX}"))
 
 
+@pytest.mark.parametrize("at", ["read sealed events", "compare streams"])
+async def test_a_run_that_is_archived_while_the_log_is_verified_is_no_fault(home: Home, quiet: list[Bundle], tmp_path: Path, at: str) -> None:
+    for bundle in quiet:
+        await home.takes_in(bundle)
+    store, connections = await home.store(ORCHESTRATOR), home.connections(OPERATOR)
+    async with model_of(home.database, store) as model:
+        await follow(model, store)
+    await home.seal()
+    left, fetch = list(quiet), connections.fetch
+
+    async def meanwhile(what: str, *more: Any) -> list[Any]:
+        if what == at and left:
+            await home.archive(left.pop().run_id, tmp_path)
+        return await fetch(what, *more)
+
+    connections.fetch = meanwhile  # type: ignore[method-assign]
+    for _ in quiet:
+        assert (await verify(connections)).faults == []
+    assert left == []
+
+
 @pytest.mark.hand_written("tries the triggers of the log")
 async def test_nobody_deletes_events_without_their_tombstones(home: Home, quiet: list[Bundle]) -> None:
     bundle = planned(quiet)
