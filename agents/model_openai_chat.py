@@ -308,6 +308,23 @@ def _error(error: Any) -> dict[str, Any]:
     return error if isinstance(error, dict) else {"message": str(error)}
 
 
+def _is_another(known: Mapping[str, Any], call_id: str | None, arguments: str) -> bool:
+    """Say whether a piece that names a tool begins another call than the one at its index: some servers send every call whole, all with the same index
+    or none, and some without ids."""
+    if call_id and known["id"] and call_id != known["id"]:
+        return True
+    is_same = bool(call_id) and call_id == known["id"]
+    return bool(arguments.strip() or not is_same) and _is_whole("".join(known["arguments"]))
+
+
+def _is_whole(arguments: str) -> bool:
+    try:
+        msgspec.json.decode(arguments)
+    except msgspec.DecodeError:
+        return False
+    return True
+
+
 class Written:
     """An answer while it is being streamed: chunks go in, an answer as without streaming comes out."""
 
@@ -341,17 +358,26 @@ class Written:
         return self._visible(text) if text else ""
 
     def _add(self, call: _Call) -> None:
-        at = self._at.get(call.index if call.index is not None else len(self._calls) - 1)
-        if at is None or (call.id and self._calls[at]["id"] not in (None, call.id)):
-            # some servers give every call the same index: another id is another call
+        raw = bytes(call.function.arguments)
+        arguments = msgspec.json.decode(raw, type=str) if raw[:1] == b'"' else "" if raw == b"null" else raw.decode()
+        name = call.function.name or ""
+        at = self._begun(call)
+        if at is None or (name and _is_another(self._calls[at], call.id, arguments)):
             at = len(self._calls)
             self._calls.append({"id": call.id, "name": "", "arguments": []})
             self._at[call.index if call.index is not None else at] = at
         known = self._calls[at]
         known["id"] = known["id"] or call.id
-        known["name"] += call.function.name or ""
-        raw = bytes(call.function.arguments)
-        known["arguments"].append(msgspec.json.decode(raw, type=str) if raw[:1] == b'"' else "" if raw == b"null" else raw.decode())
+        if name != known["name"]:  # some say it again with every piece
+            known["name"] += name
+        known["arguments"].append(arguments)
+
+    def _begun(self, call: _Call) -> int | None:
+        """Return which of the calls so far a piece may belong to: one at its index, or the last where it has none."""
+        at = self._at.get(call.index) if call.index is not None else len(self._calls) - 1 if self._calls else None
+        if at is not None and call.id and call.id != self._calls[at]["id"]:
+            return next((at for at, known in enumerate(self._calls) if known["id"] == call.id), at)
+        return at
 
     def _visible(self, piece: str) -> str:
         """Hold back what may be thinking in tags, and everything up to their end."""

@@ -92,11 +92,52 @@ async def test_arguments_as_an_object_and_stop_beside_calls() -> None:
     assert reply.stop == "tool_use"
 
 
-async def test_calls_that_all_have_the_same_index_stay_apart() -> None:
-    calls = [{"index": 0, "id": id_, "function": {"name": "look", "arguments": f'{{"at":"{id_}"}}'}} for id_ in ("c1", "c2")]
-    chunks = [{"choices": [{"delta": {"tool_calls": [call]}, "finish_reason": None}]} for call in calls]
+def piece(arguments: Any = None, *, name: str | None = None, **where: Any) -> dict[str, Any]:
+    return {**where, "function": {"name": name, "arguments": arguments}}
+
+
+async def streamed_calls(*deltas: list[dict[str, Any]]) -> list[ToolUse]:
+    chunks = [{"choices": [{"delta": {"tool_calls": calls}, "finish_reason": None}]} for calls in deltas]
     reply = await ask(Canned(events=[*chunks, {"choices": [{"delta": {}, "finish_reason": "tool_calls"}]}]), shown=[])
-    assert reply.content == (ToolUse("c1", "look", '{"at":"c1"}'), ToolUse("c2", "look", '{"at":"c2"}'))
+    assert len({block.call_id for block in reply.content if isinstance(block, ToolUse)}) == len(reply.content)
+    return [block for block in reply.content if isinstance(block, ToolUse)]
+
+
+@pytest.mark.parametrize("where", [{"index": 0}, {"index": None}, {}])
+@pytest.mark.parametrize("ids", [("c1", "c2", "c3"), (None, None, None), ("", "", ""), ("c", "c", "c")])
+@pytest.mark.parametrize("is_one_delta", [True, False])
+async def test_whole_calls_with_the_same_index_or_none_stay_apart(where: dict[str, Any], ids: tuple[str | None, ...], is_one_delta: bool) -> None:
+    whole = [("look", '{"at":"x"}'), ("look", "{}"), ("send", {"to": "y"})]
+    calls = [piece(arguments, name=name, id=id_, **where) for id_, (name, arguments) in zip(ids, whole, strict=True)]
+    uses = await streamed_calls(calls) if is_one_delta else await streamed_calls(*([call] for call in calls))
+    assert [(use.name, use.arguments) for use in uses] == [("look", '{"at":"x"}'), ("look", "{}"), ("send", '{"to": "y"}')]
+    if ids[0] == "c1":
+        assert [use.call_id for use in uses] == list(ids)
+
+
+@pytest.mark.parametrize("where", [{"index": 0}, {}])
+@pytest.mark.parametrize("ids", [("c1", "c2"), (None, None)])
+async def test_calls_in_pieces_with_the_same_index_or_none_stay_apart(where: dict[str, Any], ids: tuple[str | None, ...]) -> None:
+    pieces = [[piece("", name="look", id=id_, **where), piece('{"at":', **where), piece(f'"{at}"}}', **where)] for at, id_ in enumerate(ids)]
+    uses = await streamed_calls(*([each] for call in pieces for each in call))
+    assert [(use.name, use.arguments) for use in uses] == [("look", '{"at":"0"}'), ("look", '{"at":"1"}')]
+
+
+async def test_pieces_of_two_calls_may_come_in_turns() -> None:
+    first, second = {"index": 0, "id": "c1"}, {"index": 0, "id": "c2"}
+    uses = await streamed_calls(
+        [piece("", name="look", **first)], [piece("", name="send", **second)], [piece('{"at":', **first)], [piece("{}", **second)], [piece('"x"}', **first)]
+    )
+    assert uses == [ToolUse("c1", "look", '{"at":"x"}'), ToolUse("c2", "send", "{}")]
+
+
+@pytest.mark.parametrize("again", [{"id": "c1", "name": "look"}, {"name": "look"}, {"id": "another"}])
+async def test_a_piece_that_says_again_what_it_belongs_to_or_has_an_id_of_its_own_is_no_call(again: dict[str, Any]) -> None:
+    at = {"index": 0}
+    uses = await streamed_calls([piece("", name="look", id="c1", **at)], [piece('{"at":', **again, **at)], [piece('"x"}', **again, **at)])
+    assert uses == [ToolUse("c1", "look", '{"at":"x"}')]
+    uses = await streamed_calls([piece('{"at":"x"}', name="look", id="c1", **at)], [piece("", **{"id": "c1", **again}, **at)])
+    assert uses == [ToolUse("c1", "look", '{"at":"x"}')]
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
