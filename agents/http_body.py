@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 ACCEPTED: Final = "gzip, deflate"
 """Value of the request header `Accept-Encoding`: what `unpacked` can unpack."""
+_GZIP: Final = b"\x1f"
+"""How each part of what gzip has packed begins; what else comes behind the end is padding."""
 
 
 class BadBody(Exception):
@@ -29,7 +31,7 @@ async def unpacked(parts: AsyncIterable[bytes], packing: str, *, bytes_max: int)
         bytes_max: most bytes, as sent and as unpacked. No more than that is ever held.
 
     Raises:
-        BadBody: it is larger, or packed in a way that was not asked for.
+        BadBody: it is larger, packed in a way that was not asked for, or broken off. Where it is not packed, only the connection knows whether it was.
         zlib.error: it is not packed as it says.
     """
     packing = packing.strip().lower()
@@ -44,8 +46,12 @@ async def unpacked(parts: AsyncIterable[bytes], packing: str, *, bytes_max: int)
         written += len(plain)
         if max(sent, written) > bytes_max:
             raise BadBody(f"is larger than {bytes_max // 2**20} MiB")
+        if unpack and unpack.unused_data.startswith(_GZIP):
+            raise BadBody("is packed in several parts, of which only the first would be read")
         if plain:
             yield plain
+    if unpack and sent and not unpack.eof:
+        raise BadBody("breaks off before its end")
 
 
 def bound(response: httpx2.Response, *, bytes_max: int, broken: Callable[[str], Exception]) -> None:

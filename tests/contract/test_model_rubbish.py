@@ -94,6 +94,14 @@ async def test_an_answer_may_be_packed(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize("wire", WIRES, ids=str)
+@pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
+async def test_a_packed_answer_that_breaks_off_says_so(wire: Wire, is_streamed: bool) -> None:
+    packed = gzip.compress(json.dumps(wire.answer(Said("Packed."))).encode())
+    error = await failed(wire, Canned(body=packed[:-1], headers={"content-encoding": "gzip"}), is_streamed=is_streamed)
+    assert (error.kind, "breaks off before its end" in error.message) == ("malformed", True), error
+
+
+@pytest.mark.parametrize("wire", WIRES, ids=str)
 async def test_a_packing_that_was_not_asked_for_is_named(wire: Wire) -> None:
     error = await failed(wire, Canned(body=b"\x1b", headers={"content-encoding": "br"}))
     assert (error.kind, "packed as 'br', which was not asked for" in error.message) == ("malformed", True), error

@@ -168,6 +168,21 @@ async def test_what_is_unpacked_is_bounded_too() -> None:
         assert (await fetch(site.url("/z"), hosts(site.host))).data == b"Deflated well."
 
 
+@pytest.mark.parametrize("packing", ["gzip", "deflate"])
+async def test_a_packed_page_that_breaks_off_is_no_whole_page(packing: str) -> None:
+    text = " ".join(f"Line {number} of a price list." for number in range(2_000)).encode()
+    packed = gzip.compress(text) if packing == "gzip" else zlib.compress(text)
+    broken = {"/half": packed[: len(packed) // 2], "/sum": packed[:-1], "/two": packed + gzip.compress(b"more")}
+    whole = {"/whole": packed, "/padded": packed + bytes(100), "/nothing": b""}
+    pages = {path: page(data, "text/plain", Content_Encoding=packing) for path, data in (broken | whole).items()}
+    async with serving(pages) as site:
+        for path in ("/half", "/sum"):
+            assert "breaks off before its end; that is not read" in await refusal(await bench(), site.url(path), site.host)
+        assert "is packed in several parts" in await refusal(await bench(), site.url("/two"), site.host)
+        for path, read in (("/whole", text), ("/padded", text), ("/nothing", b"")):
+            assert (await fetch(site.url(path), hosts(site.host))).data == read
+
+
 async def test_an_endless_answer_ends_at_the_limit() -> None:
     async def endless(writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n")
