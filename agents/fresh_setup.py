@@ -47,4 +47,5 @@ def make_setup(
 def _setup_tool(tool: ToolSpec, *, is_late: bool) -> SetupTool:
     definition, approval, ends_task = tool.definition(), tool.needs_approval, tool.ends_task
     rules = (definition, tool.version, tool.effect, tool.trust, approval, ends_task, tool.calls_max, tool.refusals_max)
-    return SetupTool(*rules, is_late=is_late, asks_person=tool.asks_person, is_contained=tool.is_contained, has_probe=tool.probe is not None)
+    has_probe, server = tool.probe is not None, tool.server
+    return SetupTool(*rules, is_late=is_late, asks_person=tool.asks_person, is_contained=tool.is_contained, has_probe=has_probe, server=server)

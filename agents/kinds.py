@@ -27,6 +27,8 @@ class Services:
     config: Config
     store: EventStore
     knowledge: Knowledge
+    web: tuple[ToolSpec, ...] | None = None
+    """Tools for the web; None: those that the configuration allows."""
 
 
 def _planner(_: Services) -> AgentSpec:
@@ -38,7 +40,8 @@ def _planner(_: Services) -> AgentSpec:
 def _research(services: Services) -> AgentSpec:
     from crewlog.agents.specialist_research import research_agent
 
-    return research_agent(services.store, services.knowledge, web=_web_tools(services))
+    web = _web_tools(services) if services.web is None else services.web
+    return research_agent(services.store, services.knowledge, web=web)
 
 
 def _web_tools(services: Services) -> tuple[ToolSpec, ...]:

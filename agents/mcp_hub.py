@@ -102,6 +102,7 @@ class _Server:
                 implementation=f"mcp {self.name}",
                 # a server that was restarted is there again after a moment
                 retries=RETRIES,
+                server=self.name,
             )
         return self._specs[tool, pin.digest]
 

@@ -63,6 +63,8 @@ class SetupTool(msgspec.Struct, frozen=True, omit_defaults=True):
     """All that it does is in its result, so that it runs also where effects are stubbed."""
     has_probe: bool = False
     """Something can look whether a call whose outcome nobody recorded had its effect."""
+    server: str = ""
+    """Name of the MCP server that carries it out; empty for the agent's own."""
 
 
 class Room(msgspec.Struct, frozen=True):

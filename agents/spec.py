@@ -223,6 +223,8 @@ class ToolSpec:
     dedupe_window_s: float | None = None
     """Of calls that ask for the same within so many seconds, in whichever runs of the tenant, only the first one runs; the others get its outcome.
     None: each call counts for itself."""
+    server: str = ""
+    """Name of the MCP server that carries it out; empty for the agent's own."""
     undoes: bool = False
     """It takes back what other tools did, and is offered to no model: called by a rollback, or when a call was interrupted."""
 

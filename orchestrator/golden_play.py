@@ -13,6 +13,8 @@ import json
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 from uuid import UUID
@@ -25,6 +27,8 @@ from crewlog.agents.memories_local import LocalMemories
 from crewlog.agents.memory_tools import with_memory
 from crewlog.agents.model import Model, ModelError, OnText
 from crewlog.agents.offline import OfflineModel
+from crewlog.agents.recorded_tools import recorded_tools
+from crewlog.agents.setup import Setup
 from crewlog.agents.spec import AgentSpec
 from crewlog.events.artifact_store import open_artifacts
 from crewlog.events.clock import Clock
@@ -45,7 +49,16 @@ from crewlog.schemas.payload import Payload
 from crewlog.schemas.run_events import TaskSuspended
 from crewlog.schemas.system_events import AgentRegistered
 from crewlog.schemas.task import read_task
-from crewlog.schemas.task_events import ApprovalDecided, ApprovalRequested, ModelCallFinished, ModelCallStarted, TaskForked, TaskOpened
+from crewlog.schemas.task_events import (
+    ApprovalDecided,
+    ApprovalRequested,
+    ModelCallFinished,
+    ModelCallStarted,
+    TaskForked,
+    TaskMoved,
+    TaskOpened,
+    TaskStarted,
+)
 from crewlog.schemas.trial import Trial
 
 Answers = Literal["recorded", "offline"]
@@ -204,13 +217,23 @@ def _files(path: Path) -> list[Path]:
 def _specs(recorded: RunHistory, log: MemoryLog, agents: Sequence[str], clock: Clock) -> list[AgentSpec]:
     """Build the agents that the recorded run needed."""
     store, config = MemoryStore(log), Config()
-    services = Services(config, store, MemoryKnowledge(store))
+    knowledge = MemoryKnowledge(store)
     own = {spec.kind: spec for spec in map(load_agent, agents)}
     kinds = {event.kind for r in recorded.events if isinstance(event := r.event(), TaskOpened | TaskForked)} | {PLANNER}
     if unknown := sorted(kinds - own.keys() - BUILT_IN.keys()):
         raise ContractError(f"the recording has tasks of kind {unknown[0]!r}, which is not built in; name it with --agent module:ATTRIBUTE")
-    specs = [own.get(kind) or BUILT_IN[kind](services) for kind in sorted(kinds)]
+    setups, specs = _setups(recorded), []
+    for kind in sorted(kinds):
+        of_servers, web = recorded_tools(setups, kind)
+        spec = own.get(kind) or BUILT_IN[kind](Services(config, store, knowledge, web))
+        specs.append(replace(spec, more_tools=partial(tuple, of_servers)) if of_servers else spec)
     return [with_memory(spec, store, LocalMemories(store), clock) for spec in specs] if config.memory else specs
+
+
+def _setups(recorded: RunHistory) -> list[Setup]:
+    """Return what the tasks of a run began with, each once, in order."""
+    began = (event.setup for r in recorded.events if isinstance(event := r.event(), TaskStarted | TaskMoved))
+    return [msgspec.json.decode(text, type=Setup) for text in dict.fromkeys(map(recorded.read, began))]
 
 
 async def _know_kinds(store: MemoryStore, recorded: RunHistory, clock: Clock) -> None:
