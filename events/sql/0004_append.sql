@@ -249,6 +249,9 @@ BEGIN
            SELECT FROM streams t, grants a
             WHERE t.stream_id = 'task/' || substr(p_streams[s], 7) AND a.role = writer AND a.category = 'task'
               AND es.is_covered(t.kind, a.kind, concat(',', array_to_string(a.except_kinds, ','), ','))) THEN
+        IF requests > 1 AND 'task/' || substr(p_streams[s], 7) = ANY (p_streams) THEN
+          RAISE EXCEPTION 'es.append: a task may be opened here, and something is beside it' USING ERRCODE = 'ES007';   -- the client takes the batch apart
+        END IF;
         granted[s] := 0;
       END IF;
     END LOOP;
@@ -352,7 +355,12 @@ BEGIN
           answer := jsonb_build_object('status', 'conflict', 'stream', p_streams[s], 'version', latest[s], 'closed', closed[s]);
         END IF;
         IF p_streams[s] ~ '^(run|task|alert|spend)/' THEN
-          IF latest[s] = 0 AND NOT starts_with(p_streams[s], 'spend/') THEN now_run[s] := q_run[q]; END IF;
+          IF latest[s] = 0 AND NOT starts_with(p_streams[s], 'spend/') THEN
+            now_run[s] := q_run[q];
+            IF q_run[q] IS NULL AND granted[s] > 0 AND starts_with(p_streams[s], 'run/') THEN   -- alone, it is refused by the table
+              RAISE EXCEPTION 'es.append: opening a run needs the run''s id' USING ERRCODE = 'ES007';
+            END IF;
+          END IF;
           is_of_run := true; w_run[w] := now_run[s];
           IF answer IS NULL AND q_run[q] IS NOT NULL AND now_run[s] IS DISTINCT FROM q_run[q] THEN
             answer := jsonb_build_object('status', 'malformed', 'reason',

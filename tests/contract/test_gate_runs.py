@@ -14,7 +14,7 @@ from crewlog.events.append_call import SQL_OPENING, SQL_PLAIN, opening_arguments
 from crewlog.events.append_request import encode_request
 from crewlog.events.grants import ORCHESTRATOR, SPECIALIST, kind_role
 from crewlog.events.postgres_store import PostgresStore
-from crewlog.events.store import NO_STREAM, AppendRequest, EventStore, Reservation, Write
+from crewlog.events.store import NO_STREAM, Appended, AppendRequest, EventStore, Reservation, Write
 from crewlog.schemas.errors import ConflictError, ContractError, NotAuthorised
 from crewlog.schemas.ids import RunId, Stream, TaskId, alert_stream, corrected_event_id, mcp_stream, reservation_id, run_stream, spend_stream, task_stream
 from crewlog.schemas.payload import content_hash
@@ -102,6 +102,22 @@ async def test_what_is_spent_beside_a_task_is_for_those_who_may_write_to_it(log:
             await store.append(settled(beside, named))
     assert not await orchestrator.read_streams({spend_stream(task_id): 0})
     assert [(await store.append(settled(task_id, named))).versions for store in (research, orchestrator)] == [[1], [2]]
+
+
+async def test_what_is_spent_beside_a_task_is_written_behind_the_opening_that_it_travels_with(log: Log) -> None:
+    orchestrator, run_id, task_id = await log.open(), new_run(), new_task()
+    first, second = await asyncio.gather(orchestrator.append(opening(run_id, task_id)), orchestrator.append(settled(task_id, None)))
+    assert (first.versions, second.versions) == ([1, 1], [1])
+    assert [event.run_id for event in await orchestrator.read_streams({spend_stream(task_id): 0})] == [run_id]
+
+
+async def test_a_run_is_not_opened_without_its_id_whatever_it_travels_with(log: Log) -> None:
+    orchestrator, run_id, other = await log.open(), new_run(), new_run()
+    both = Write(run_stream(run_id), [cancelled()], 7), Write(run_stream(other), [dispatched(new_task())], NO_STREAM)
+    answers = await asyncio.gather(
+        *(orchestrator.append(one) for one in (request(*both, run_id=run_id), request(*both), opening(run_id))), return_exceptions=True
+    )
+    assert [type(answer) for answer in answers] == [ConflictError, ContractError, Appended]
 
 
 async def test_what_is_reserved_is_of_the_run_of_its_stream(log: Log) -> None:
