@@ -32,6 +32,8 @@ async def test_the_questions_are_sql(database: Database) -> None:
     text = PAGE.read_text(encoding="utf-8")
     statements = re.findall(r"^    (select .*?;)$", text, re.MULTILINE | re.DOTALL)
     assert len(statements) == 6
+    statements += re.findall(r"`(select .*?)`", text, re.DOTALL)
+    assert len(statements) == 7
     connection = await database.admin()
     try:
         for statement in statements:
