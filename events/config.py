@@ -262,6 +262,16 @@ class Config(BaseSettings):
         return init_settings, env_settings, *files
 
 
+def own_servers() -> dict[str, str]:
+    """Return which servers are not embedded, each with the setting that has its address; none when the configuration cannot be read."""
+    try:
+        config = load()
+    except ConfigError:
+        return {}
+    addresses = {"Postgres": ("CREWLOG_DATABASE_URL", config.database_url), "NATS": ("CREWLOG_NATS_URL", config.nats_url)}
+    return {server: setting for server, (setting, address) in addresses.items() if address is not None}
+
+
 def load(**given: Any) -> Config:
     """Read the configuration.
 

@@ -280,7 +280,7 @@ class NatsBus:
             raise NotAuthorised(self._principal(), f"connect to NATS at {self._where}", reason="user or password was refused; check CREWLOG_NATS_URL")
         if failure is not None:
             why = nc.last_error or (failure if isinstance(failure, Exception) else "no answer")
-            raise Unavailable(f"no NATS server at {self._where} within {timeout_s:g} s: {why}; is it running? `crewlog up` starts one")
+            raise Unavailable(f"no NATS server at {self._where} within {timeout_s:g} s: {why}")
         self._requests = Requests(nc, principal=self._principal())
         await self._requests.start()
 

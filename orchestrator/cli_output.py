@@ -160,8 +160,17 @@ def _report(error: BaseException) -> None:
     next_step = getattr(error, "hint", "") or _where_to_look(error)
     why = "" if rest == next_step else rest.strip()
     if exit_code_of(error) is Exit.UNREACHABLE and not next_step:
-        why, next_step = "", why or "is it running? see `crewlog status`; start it with `crewlog up`"
+        why, next_step = "", why or _how_to_reach(what)
     complain(what or type(error).__name__, why=why, next_step=next_step)
+
+
+def _how_to_reach(what: str) -> str:
+    """A server of one's own is none that `crewlog up` could start."""
+    from crewlog.events.config import own_servers
+
+    if setting := next((setting for server, setting in own_servers().items() if server in what), ""):
+        return f"is it running, and is {setting} right? `crewlog doctor` looks at it"
+    return "is it running? see `crewlog status`; start it with `crewlog up`"
 
 
 def _where_to_look(error: BaseException) -> str:
@@ -257,16 +266,21 @@ def print_lines(lines: Iterable[str]) -> None:
 
 def print_json(data: Any) -> None:
     """Print one JSON document to stdout."""
-    print_lines([_escaped(json.dumps(data, ensure_ascii=False, indent=2, default=str))])
+    print_lines([_document(data, indent=2)])
 
 
 def json_line(data: Any) -> str:
     """Return one JSON document as one line, for streams of them."""
-    return _escaped(json.dumps(data, ensure_ascii=False, default=str))
+    return _document(data)
 
 
-def _escaped(document: str) -> str:
-    """Write what a terminal would obey as JSON writes any character; the document says the same."""
+def _document(data: Any, *, indent: int | None = None) -> str:
+    """Write what a terminal would obey, and all that stdout has no characters for, as JSON writes any character; the document says the same."""
+    document = json.dumps(data, ensure_ascii=False, indent=indent, default=str)
+    try:
+        document.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        document = json.dumps(data, indent=indent, default=str)
     return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", document)
 
 

@@ -26,6 +26,7 @@ from crewlog.orchestrator.cli_run import headline
 from crewlog.orchestrator.client import Client
 from crewlog.orchestrator.commands import Answer
 from crewlog.orchestrator.cost_text import print_costs
+from crewlog.orchestrator.doctor import require_extras
 from crewlog.orchestrator.replay import ReplayReport, replay
 from crewlog.orchestrator.servers import SQL_FOLDERS
 from crewlog.orchestrator.supervised import reading_pipe
@@ -57,6 +58,7 @@ async def run_demo(home: Path | None, *, keep: bool, yes: bool) -> int:
         keep: leave the crew up until Ctrl-C.
         yes: approve the mail without asking; the same happens when nobody can be asked.
     """
+    require_extras("the demo", ("embedded", "data", "docs", "demo"))
     configured = load()
     own = home or configured.home / f"demo-{fingerprint(SQL_FOLDERS)}"
     config = configured.model_copy(update={"home": own, "database_url": None, "nats_url": None})

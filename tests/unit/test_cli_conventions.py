@@ -22,6 +22,7 @@ from crewlog.orchestrator.bundle import read_bundle, unpack_bundle
 from crewlog.orchestrator.cli import command_line
 from crewlog.orchestrator.cli_output import Detached, Exit, exit_code_of, print_table, printable, run_async
 from crewlog.orchestrator.client import RequestRefused
+from crewlog.orchestrator.demo_run import run_demo
 from crewlog.orchestrator.home import AlreadyRunning
 from crewlog.orchestrator.supervisor import parse_counts
 from crewlog.schemas.errors import ConfigError, ConflictError, ContractError, LimitExceeded, NotFound, Unavailable
@@ -348,7 +349,23 @@ def test_ctrl_c_before_a_command_begins_is_quiet(monkeypatch: pytest.MonkeyPatch
     assert inspect.getcoroutinestate(body) == inspect.CORO_CLOSED
 
 
-@pytest.mark.parametrize("locale", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}])
+WITHOUT_UNICODE: tuple[dict[str, str], ...] = ({"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"})
+
+
+@pytest.mark.parametrize("locale", WITHOUT_UNICODE)
+def test_json_loses_nothing_in_a_locale_without_unicode(locale: dict[str, str]) -> None:
+    data = {"goal": "K\xf6ln \u2713", "name": "not UTF-8: \udcff", "bell": "\a"}
+    program = (
+        "from crewlog.orchestrator import __main__ as start, cli_output; start._open_what_is_closed(); "
+        f"cli_output.print_json({data!a}); cli_output.print_json_line({data!a})"
+    )
+    for environment in ({**os.environ, **locale, "PYTHONUTF8": "0"}, {**os.environ, "PYTHONUTF8": "1"}):
+        told = subprocess.run([sys.executable, "-P", "-c", program], env=environment, capture_output=True, check=True).stdout.decode()
+        document, _, line = told.rstrip("\n").rpartition("\n")
+        assert json.loads(document) == json.loads(line) == data
+
+
+@pytest.mark.parametrize("locale", WITHOUT_UNICODE)
 def test_what_a_locale_cannot_write_becomes_a_question_mark(locale: dict[str, str]) -> None:
     program = "from crewlog.orchestrator import __main__ as start; start._open_what_is_closed(); print('K\\xf6ln')"
     poor = {**os.environ, **locale, "PYTHONUTF8": "0"}
@@ -421,3 +438,40 @@ def test_what_to_do_about_a_server_that_does_not_answer_is_said_once(capsys: pyt
 
     assert cli_output.run_to_end(command()) == Exit.UNREACHABLE
     assert capsys.readouterr().err == "error: nobody listens on api.x: the process that answers it is not running\n  next: see `crewlog status`\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "advice"),
+    [
+        ({}, "Postgres cannot be reached: refused", "is it running? see `crewlog status`; start it with `crewlog up`"),
+        (
+            {"CREWLOG_DATABASE_URL": "postgresql://db/crew"},
+            "Postgres cannot be reached: refused",
+            "is it running, and is CREWLOG_DATABASE_URL right? `crewlog doctor` looks at it",
+        ),
+        ({"CREWLOG_DATABASE_URL": "postgresql://db/crew"}, "no NATS server at n", "is it running? see `crewlog status`; start it with `crewlog up`"),
+        ({"CREWLOG_NATS_URL": "nats://n"}, "no NATS server at n", "is it running, and is CREWLOG_NATS_URL right? `crewlog doctor` looks at it"),
+    ],
+)
+def test_nobody_is_told_to_start_a_server_of_his_own_with_crewlog_up(
+    settings: dict[str, str], error: str, advice: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("CREWLOG_DATABASE_URL", "CREWLOG_NATS_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, address in settings.items():
+        monkeypatch.setenv(name, address)
+
+    async def command() -> int:
+        raise Unavailable(error)
+
+    assert cli_output.run_to_end(command()) == Exit.UNREACHABLE
+    assert capsys.readouterr().err == f"error: {error}\n  next: {advice}\n"
+
+
+async def test_a_demo_that_lacks_something_names_all_of_it_before_it_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("duckdb", "pypdf", "aiosmtpd", "pytest"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError) as lacks:
+        await run_demo(tmp_path / "home", keep=False, yes=True)
+    assert str(lacks.value) == "the demo needs duckdb, pypdf, aiosmtpd, pytest\npip install 'crewlog[data,docs,demo]'"
+    assert not (tmp_path / "home").exists()
