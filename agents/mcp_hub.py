@@ -1,7 +1,8 @@
 """The MCP servers of one worker: their connections, what their tools are pinned to, and these tools as tools of an agent.
 
 A server that is down keeps its tools: they are offered as pinned, and calling one says what is wrong. So what an agent can do does not
-depend on the moment in which its task began, and a server that comes back is used at once.
+depend on the moment in which its task began, and a server that comes back is used at once. One that was never there has no tools yet: the tasks that
+begin without them are told so, and the worker registers again once it has them.
 """
 
 from __future__ import annotations
@@ -106,6 +107,12 @@ class _Server:
             )
         return self._specs[tool, pin.digest]
 
+    def lacking(self) -> str:
+        """Say why nobody knows any of its tools, or nothing. As soon as one was listed, calls say what is wrong."""
+        if self.found is not None or self.specs():
+            return ""
+        return f"The tools of the MCP server {self.name} are not there: {self.connection.problem}"
+
     async def _call(self, tool: str, context: ToolContext, arguments: dict[str, Any]) -> ToolOutput:
         if obstacle := self.obstacle(tool):
             raise ToolFailed(obstacle)
@@ -153,6 +160,10 @@ class McpHub:
     def tools(self) -> tuple[ToolSpec, ...]:
         """Return the tools of all servers as they are now."""
         return tuple(spec for server in self._servers for spec in server.specs())
+
+    def lacking(self) -> tuple[str, ...]:
+        """Return what is said of servers that were never there."""
+        return tuple(said for server in self._servers if (said := server.lacking()))
 
     def definitions(self) -> dict[str, Pins]:
         """Return what each server lists now; nothing for one that was not reached."""

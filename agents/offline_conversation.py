@@ -85,6 +85,8 @@ class Conversation:
     """Assistant messages so far."""
     unread: tuple[Want, ...] = ()
     """Calls that read what the task only lists of earlier results, as far as nobody has made them yet."""
+    lacking: tuple[str, ...] = ()
+    """What the agent should have and has not."""
 
     @property
     def question(self) -> str:
@@ -169,6 +171,7 @@ def read_conversation(request: ModelRequest) -> Conversation:
         feedback=tuple(block.text for message in request.messages[1:] if message.role == "user" for block in message.content if isinstance(block, Text)),
         # the turn that only read what others found is none of the rules' own
         turns=sum(message.role == "assistant" for message in request.messages) - len({call.turn for call in calls} - {call.turn for call in own}),
+        lacking=tuple(map(str, task.get("not_available") or ())),
         unread=tuple(_unread(listed, calls)) if any(tool.name == READ_CONTEXT for tool in request.tools) else (),
     )
 

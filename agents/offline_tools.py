@@ -193,7 +193,11 @@ def _running_text(talk: Conversation) -> str:
 
 
 def _answer(talk: Conversation) -> str:
-    """Put the results into words; nothing is said that no tool returned."""
+    """Put the results into words; nothing is said that no tool returned, except what is lacking."""
+    return "\n\n".join((_told(talk), *talk.lacking))
+
+
+def _told(talk: Conversation) -> str:
     good = [call for call in talk.calls if call.result is not None and not call.is_error and not _FINISH.match(call.tool)]
     bad = [call for call in talk.calls if call.is_error]
     if len(good) == 1 and not bad:

@@ -159,7 +159,7 @@ async def _with_mcp(spec: AgentSpec, config: Config, store: EventStore, clock: C
     hub = McpHub(servers, store, clock)
     closing.push_async_callback(hub.stop)
     await hub.start()
-    return replace(spec, more_tools=hub.tools)
+    return replace(spec, more_tools=hub.tools, lacking=hub.lacking)
 
 
 async def _run(worker: Worker, grace_s: float) -> None:

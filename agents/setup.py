@@ -5,6 +5,7 @@ Recorded with `TaskStarted`, so a replay rebuilds every model request although p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -121,10 +122,13 @@ def instructed(setup: Setup, instructions: str) -> Setup:
     return msgspec.structs.replace(setup, system=instructions.strip() + "\n" + CONDUCT)
 
 
-def opening_message(task: AgentTask, context: ContextMode = "inject") -> str:
+def opening_message(task: AgentTask, context: ContextMode = "inject", lacking: Sequence[str] = ()) -> str:
     """Write the first user message: the task as JSON, so that people, models and rules read the same.
 
     With `retrieve` it lists the outcomes of earlier tasks; what the orchestrator itself has to say is told in any case.
+
+    Args:
+        lacking: what the agent should have and has not, a sentence each: without it a model would not know what it cannot do.
     """
     told = [item for item in task.context if context == "inject" or item.type == SYSTEM]
     content: dict[str, Any] = {
@@ -138,6 +142,8 @@ def opening_message(task: AgentTask, context: ContextMode = "inject") -> str:
     }
     if context == "retrieve":
         content["available_context"] = [_listed(item) for item in task.context if item.type != SYSTEM]
+    if lacking:
+        content["not_available"] = [f"{what}. Say so plainly where the task needs them." for what in lacking]
     return f"Carry out this task.\n\n```json\n{msgspec.json.encode(content).decode()}\n```"
 
 

@@ -284,6 +284,8 @@ class AgentSpec:
     more_tools: Callable[[], tuple[ToolSpec, ...]] | None = None
     """Tools that come from outside and change while the worker runs, such as those of MCP servers. A tool of the agent's own goes before one
     of the same name."""
+    lacking: Callable[[], tuple[str, ...]] | None = None
+    """What of these tools is not even known yet, a sentence each: a task that begins now is told."""
 
     def tools_for(self, task: AgentTask) -> tuple[ToolSpec, ...]:
         """Return the tools this task gets."""

@@ -233,7 +233,7 @@ class _Stretch:
             context = shop.spec.context or shop.context
             self._setup, setup_json = await self._new_setup(context)
             setup = journal.pack_setup(setup_json)
-            opening = journal.pack(opening_message(self._task, context))
+            opening = journal.pack(opening_message(self._task, context, shop.spec.lacking() if shop.spec.lacking else ()))
         else:
             setup, opening = state.setup, state.opening
             await journal.load([setup, *payloads_of(state)])

@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
@@ -63,6 +63,7 @@ class Worker:
         self._versions = Versions(shop.spec, store, moves_tasks=shop.moves_tasks)
         self._lane_beside = ""
         """Where it finds work that needs its version; empty while the orchestrator knows of no such lane."""
+        self._registered: AgentRegistered | None = None
         self._held: set[UUID] = set()
         self._orders = Orders(store, shop.clock, kind=shop.spec.kind, worker=shop.worker, on_change=self._obey)
         self.drained = asyncio.Event()
@@ -278,10 +279,9 @@ class Worker:
             await self._bus.publish(message.reply, json.dumps({"holds": asked.get("task_id") in map(str, self._held)}).encode())
 
     async def _register(self) -> None:
-        body = msgspec.json.encode(self._registration())
         while True:
             try:
-                answer = json.loads((await self._bus.request("api.system.agents.register", body, timeout_s=5.0)).data)
+                answer = await self._ask_to_register()
             except Unavailable:
                 await asyncio.sleep(REGISTER_RETRY_S)  # the orchestrator may start after us
                 continue
@@ -289,6 +289,25 @@ class Worker:
                 raise ContractError(f"the orchestrator refused to register kind {self._shop.spec.kind!r}: {answer.get('error', {}).get('message')}")
             self._lane_beside = answer.get("lane") or ""
             return
+
+    async def _ask_to_register(self) -> dict[str, Any]:
+        registration = self._registration()
+        reply = await self._bus.request("api.system.agents.register", msgspec.json.encode(registration), timeout_s=5.0)
+        answer: dict[str, Any] = json.loads(reply.data)
+        self._registered = registration
+        return answer
+
+    async def _register_anew(self) -> None:
+        """Tell of tools that came, went or changed since it registered, such as those of an MCP server that was not there then."""
+        if self._registration() == self._registered:
+            return
+        try:
+            answer = await self._ask_to_register()
+        except Unavailable as error:
+            log.info("nobody heard yet that the tools of %s are others: %s", self._shop.worker, error)
+            return
+        if not answer.get("ok"):
+            log.warning("the tools of %s are others, which is refused: %s", self._shop.worker, answer.get("error", {}).get("message"))
 
     def _registration(self) -> AgentRegistered:
         shop = self._shop
@@ -308,6 +327,7 @@ class Worker:
     async def _beat(self) -> None:
         while True:
             await self._say_beat()
+            await self._register_anew()
             await asyncio.sleep(HEARTBEAT_S)
 
     async def _say_beat(self) -> None:

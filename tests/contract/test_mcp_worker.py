@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from support.scripted import Recorder, calls, says
 from support.worker_bench import Bench, names, worker_bench
 
+from crewlog.agents import worker
 from crewlog.agents.mcp_hub import McpHub
 from crewlog.agents.spec import AgentSpec
+from crewlog.events.bus import Message
 from crewlog.events.config_mcp import McpServer, McpToolRules
-from crewlog.schemas.system_events import McpToolPinned
+from crewlog.schemas.system_events import AgentRegistered, McpToolPinned
 from crewlog.schemas.task_events import ApprovalDecided, ApprovalRequested, TaskCompleted, ToolFinished, ToolStarted
 
 SERVER = str(Path(__file__).parents[1] / "support" / "mcp_server.py")
@@ -104,3 +108,38 @@ async def test_a_task_goes_on_with_the_tools_it_began_with_when_the_server_is_go
         assert "MCP server testing cannot be used now: there is no command" in str(model.requests[1].messages[-1])
     finally:
         await down.stop()
+
+
+SLOW = "import os, sys, time\nwhile not os.path.exists(sys.argv[1]):\n    time.sleep(0.05)\nos.execv(sys.executable, [sys.executable, sys.argv[2]])"
+
+
+async def test_a_server_that_is_there_late_is_missed_in_words_and_used_from_then_on(bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "HEARTBEAT_S", 0.05)
+    known: asyncio.Queue[set[str]] = asyncio.Queue()
+
+    async def registered(message: Message) -> None:
+        known.put_nowait({tool.name for tool in msgspec.json.decode(message.data, type=AgentRegistered).tools})
+
+    await bench.bus.subscribe("api.system.agents.register", registered)
+    settings = McpServer(kinds=("data",), command=sys.executable, args=("-c", SLOW, str(tmp_path / "go"), SERVER), tools=("add",))
+    hub = McpHub({"testing": settings}, bench.store, bench.clock)
+    await hub.start(wait_s=0.05)
+    try:
+        spec = replace(Recorder().agent(), more_tools=hub.tools, lacking=hub.lacking)
+        model = await bench.worker(spec, SUBMIT, SUBMIT)
+        first, second = await bench.open(number=1), await bench.open(number=2)
+        await bench.dispatch(first)
+        await bench.rest(first)
+        assert "The tools of the MCP server testing are not there: it was not reached yet" in str(model.requests[0].messages[0])
+        assert "testing__add" not in {tool.name for tool in model.requests[0].tools}
+        assert "testing__add" not in await known.get()
+        (tmp_path / "go").touch()
+        async with asyncio.timeout(60):
+            assert "testing__add" in await known.get()
+        await bench.dispatch(second)
+        await bench.rest(second)
+        assert "testing__add" in {tool.name for tool in model.requests[1].tools}
+        assert "not_available" not in str(model.requests[1].messages[0])
+        assert known.empty(), "it is told once"
+    finally:
+        await hub.stop()

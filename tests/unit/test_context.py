@@ -55,6 +55,12 @@ def test_which_way_it_is_stands_in_the_setup() -> None:
     assert [t.is_late for t in fetched.tools if t.definition.name == RECALL] == [True]
 
 
+def test_what_an_agent_has_not_is_told_and_costs_no_word_where_it_has_everything() -> None:
+    told = opening_message(TASK, lacking=("The tools of the MCP server x are not there: it is down",))
+    assert '"not_available":["The tools of the MCP server x are not there: it is down. Say so plainly where the task needs them."]' in told
+    assert opening_message(TASK).replace("}\n```", "") == told.partition(',"not_available"')[0]
+
+
 async def test_reading_one_gives_its_outcome_as_json() -> None:
     output = await read_context(at(), ReadContext(key="facts"))
     assert (json.loads(output.content)["summary"], output.trust) == ("It lasts two years.", "trusted")

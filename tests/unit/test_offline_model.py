@@ -66,6 +66,14 @@ async def test_any_request_gets_the_same_well_formed_reply_twice(request: ModelR
     assert reply.stop == ("tool_use" if uses else "end_turn")
 
 
+async def test_an_answer_says_what_was_lacking() -> None:
+    asked = request_of({"objective": 'Define "lease"', "not_available": ["The tools of the MCP server x are not there: it is down."]}, ())
+    (text,) = (await OfflineModel().complete(asked, timeout_s=1)).content
+    assert isinstance(text, Text)
+    assert text.text.startswith("This could not be done")
+    assert text.text.endswith("The tools of the MCP server x are not there: it is down.")
+
+
 async def test_call_ids_differ_between_turns() -> None:
     first = request_of({"objective": "Say x"}, ("list_documents", "submit_findings"))
     reply = await OfflineModel().complete(first, timeout_s=1)
