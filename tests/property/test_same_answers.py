@@ -1,4 +1,4 @@
-"""The memory log and Postgres answer alike, request by request, whatever travels together: a batch is no transaction, and no request sees that it has company."""
+"""The memory log and Postgres answer alike, whatever travels together: a batch is no transaction, and no request sees that it has company."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from crewlog.events.grants import ORCHESTRATOR, kind_role
 from crewlog.events.memory_store import MemoryLog, MemoryStore
 from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.store import Appended, AppendRequest, EventStore, Write
-from crewlog.schemas.ids import RunId, Stream, TaskId, alert_stream, mcp_stream, run_stream, spend_stream, task_stream
+from crewlog.schemas.ids import RunId, TaskId, alert_stream, mcp_stream, run_stream, spend_stream, task_stream
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.system_events import CallSettled, McpToolPinned, RunStoodStill
 from crewlog.schemas.task_events import TaskOpened
