@@ -27,7 +27,7 @@ from crewlog.events.prefix import read_whole
 from crewlog.events.store import EventStore
 from crewlog.schemas.errors import ConflictError, ContractError, OrchestrationError, Unavailable
 from crewlog.schemas.ids import RunId, TaskId, id_text, task_stream
-from crewlog.schemas.subjects import LANES, SHADOW_LANE, control_kind, control_worker, telemetry, wake
+from crewlog.schemas.subjects import LANES, SHADOW_LANE, agents, control_kind, control_worker, telemetry, wake
 from crewlog.schemas.system_events import AgentRegistered, ToolInfo
 from crewlog.schemas.task import AgentTask, read_task
 from crewlog.schemas.task_events import AttemptFailed, TaskEvent
@@ -107,7 +107,7 @@ class Worker:
                 await subscription.stop()
             body = json.dumps({"kind": self._shop.spec.kind, "worker": self._shop.worker}).encode()
             try:
-                await self._bus.request("api.system.agents.stop", body, timeout_s=2.0)
+                await self._bus.request(agents("stop", self._shop.spec.kind), body, timeout_s=2.0)
             except Unavailable:
                 log.info("no orchestrator heard that %s stops", self._shop.worker)
 
@@ -170,7 +170,7 @@ class Worker:
     async def _hand_on(self, task: AgentTask, version: str, *, is_last_try: bool) -> bool:
         body = json.dumps({"run_id": str(task.run_id), "task_id": str(task.task_id), "version": version}).encode()
         try:
-            answer = await self._bus.request("api.system.agents.hand_on", body, timeout_s=HAND_ON_TIMEOUT_S)
+            answer = await self._bus.request(agents("hand_on", self._shop.spec.kind), body, timeout_s=HAND_ON_TIMEOUT_S)
         except Unavailable:
             if not is_last_try:
                 raise
@@ -256,7 +256,7 @@ class Worker:
         try:
             body = json.dumps({"task_id": str(task_id)}).encode()
             answer = await self._bus.request(control_worker(worker), body, timeout_s=ASK_HOLDER_TIMEOUT_S)
-        except Unavailable:
+        except (Unavailable, ContractError):
             return False
         return bool(json.loads(answer.data).get("holds"))
 
@@ -292,7 +292,7 @@ class Worker:
 
     async def _ask_to_register(self) -> dict[str, Any]:
         registration = self._registration()
-        reply = await self._bus.request("api.system.agents.register", msgspec.json.encode(registration), timeout_s=5.0)
+        reply = await self._bus.request(agents("register", self._shop.spec.kind), msgspec.json.encode(registration), timeout_s=5.0)
         answer: dict[str, Any] = json.loads(reply.data)
         self._registered = registration
         return answer

@@ -42,23 +42,24 @@ def permissions(user: str) -> dict[str, Any]:
 
 def _agent(kind: str) -> dict[str, Any]:
     return {
-        "publish": {"allow": [*_agent_publish(), f"telemetry.{kind}.*", f"dlq.{kind}", *_work_of([kind])]},
+        "publish": {"allow": [*_agent_publish(), f"api.system.agents.*.{kind}", f"telemetry.{kind}.*", f"dlq.{kind}", *_work_of([kind])]},
         "subscribe": {"allow": ["control.worker.*", f"control.{kind}", *_elections(work_consumer(kind, lane).name for lane in _LANES)]},
     }
 
 
 def _specialist() -> dict[str, Any]:
     """Any kind but the built-in ones: NATS cannot tell the kinds that users make apart, as all log in as this one."""
-    built_in = [*_work_of(BUILT_IN_KINDS), *(f"{prefix}.{kind}{rest}" for kind in BUILT_IN_KINDS for prefix, rest in (("telemetry", ".*"), ("dlq", "")))]
+    named = (("api.system.agents.*", ""), ("telemetry", ".*"), ("dlq", ""))
+    built_in = [*_work_of(BUILT_IN_KINDS), *(f"{prefix}.{kind}{rest}" for kind in BUILT_IN_KINDS for prefix, rest in named)]
     return {
-        "publish": {"allow": [*_agent_publish(), "telemetry.*.*", "dlq.*", *_work("*")], "deny": built_in},
+        "publish": {"allow": [*_agent_publish(), "api.system.agents.*.*", "telemetry.*.*", "dlq.*", *_work("*")], "deny": built_in},
         "subscribe": {"allow": ["control.worker.*", "control.*", *_elections(["*"])], "deny": [f"control.{kind}" for kind in BUILT_IN_KINDS]},
     }
 
 
 def _agent_publish() -> list[str]:
     # `control.worker.*` is where a worker asks another one whether it still holds a task
-    return ["wake.*", "poke.log", "live.*.*.*", "api.system.agents.*", "control.worker.*"]
+    return ["wake.*", "poke.log", "live.*.*.*", "control.worker.*"]
 
 
 def _work_of(kinds: Iterable[str]) -> list[str]:
@@ -132,6 +133,6 @@ def _client() -> dict[str, Any]:
 def _supervisor() -> dict[str, Any]:
     """Runs the processes: prepares streams and consumers, is told to scale, tells workers to stop."""
     return {
-        "publish": {"allow": [f"{_JETSTREAM}.>", "control.>", "api.system.agents.*", "wake.*", "poke.log"]},
+        "publish": {"allow": [f"{_JETSTREAM}.>", "control.>", "wake.*", "poke.log"]},
         "subscribe": {"allow": ["supervisor.>", "telemetry.>"]},
     }

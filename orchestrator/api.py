@@ -14,9 +14,9 @@ schedules.add      {"name", "cron", "zone", "catch_up", "task", "actor"}  -> sch
 schedules.list     {}                                                     -> schedules
 schedules.change   {"name", "verb": pause|resume|remove, "actor", "reason"} -> schedule
 schedules.run      {"name", "actor"}                                      -> run_id, error
-agents.register    AgentRegistered as JSON (tenant `system`)              -> kind, lane: where it finds work that needs its version
-agents.hand_on     {"run_id", "task_id", "version"} (tenant `system`)     -> handed_on: whether a worker of that version gets the task
-agents.stop        {"kind", "worker"}      (tenant `system`)              -> kind
+agents.register.<kind>  AgentRegistered as JSON (tenant `system`)         -> kind, lane: where it finds work that needs its version
+agents.hand_on.<kind>   {"run_id", "task_id", "version"} (tenant `system`) -> handed_on: whether a worker of that version gets the task
+agents.stop.<kind>      {"kind", "worker"} (tenant `system`)              -> kind; once the worker answers no more
 
 What operators do to runs, tenants, kinds and workers stands in `api_control`.
 """
@@ -49,10 +49,11 @@ from crewlog.orchestrator.rollbacks import Rollbacks
 from crewlog.orchestrator.run import RunState, active_tasks, initial_state
 from crewlog.orchestrator.schedule import AddSchedule, ChangeSchedule
 from crewlog.orchestrator.schedules import Schedules
+from crewlog.orchestrator.silent_workers import SilentWorkers, Worker
 from crewlog.orchestrator.submission import read_submission
 from crewlog.schemas.budget import MICRO_USD_MAX
 from crewlog.schemas.errors import ContractError, LimitExceeded, NotFound, OrchestrationError
-from crewlog.schemas.ids import TOKEN, ApprovalId, RunId
+from crewlog.schemas.ids import TOKEN, WORKER, ApprovalId, RunId
 from crewlog.schemas.system_events import AgentRegistered, AgentStopped, CatchUp
 from crewlog.schemas.task import RUN
 from crewlog.schemas.text import shorten
@@ -164,8 +165,9 @@ class Api:
         control: ControlApi,
         rollbacks: Rollbacks,
         dispatcher: Dispatcher,
+        silent: SilentWorkers,
     ) -> None:
-        self._forks, self._control, self._rollbacks, self._dispatcher = forks, control, rollbacks, dispatcher
+        self._forks, self._control, self._rollbacks, self._dispatcher, self._silent = forks, control, rollbacks, dispatcher, silent
         self._budgets, self._letters, self._schedules = budgets, letters, schedules
         self._store, self._bus, self._clock, self._driver, self._kinds = store, bus, clock, driver, kinds
         self._subscriptions: list[Subscription] = []
@@ -186,14 +188,14 @@ class Api:
             "*.schedules.list": self._list_schedules,
             "*.schedules.change": self._change_schedule,
             "*.schedules.run": self._run_schedule,
-            f"{SYSTEM}.agents.register": self._register,
-            f"{SYSTEM}.agents.hand_on": self._hand_on,
-            f"{SYSTEM}.agents.stop": self._stop_agent,
+            f"{SYSTEM}.agents.register.*": self._register,
+            f"{SYSTEM}.agents.hand_on.*": self._hand_on,
+            f"{SYSTEM}.agents.stop.*": self._stop_agent,
         }
         for name, endpoint in {**endpoints, **self._control.endpoints()}.items():
             self._subscriptions.append(await self._bus.subscribe(f"api.{name}", self._served_by(endpoint), queue=QUEUE))
         # without the queue group: every orchestrator hears of every worker, whichever of them answers it
-        self._subscriptions.append(await self._bus.subscribe(f"api.{SYSTEM}.agents.register", self._overhear))
+        self._subscriptions.append(await self._bus.subscribe(f"api.{SYSTEM}.agents.register.*", self._overhear))
 
     async def stop(self) -> None:
         """Stop answering; requests under way are finished. Safe to call twice."""
@@ -305,23 +307,25 @@ class Api:
         return accepted(run_id=fired.run_id, error=fired.error)
 
     async def _register(self, _: str, message: Message) -> bytes:
-        event = _registration(message.data)
+        event = _registration(message)
         await self._kinds.register(event)
         return accepted(kind=event.kind, lane=lane_beside(event))
 
     async def _hand_on(self, _: str, message: Message) -> bytes:
         asked = decoded(message.data, HandOnRequest)
-        return accepted(handed_on=await hand_on(asked, self._bus, self._clock, self._driver, self._dispatcher))
+        return accepted(handed_on=await hand_on(_asking_kind(message), asked, self._bus, self._clock, self._driver, self._dispatcher))
 
     async def _stop_agent(self, _: str, message: Message) -> bytes:
         event = decoded(message.data, AgentStopped)
-        _check_kind(event.kind)
-        await self._kinds.stopped(AgentStopped(event.kind, event.worker))  # that it died is not for others to say
+        _check_worker(message, event)
+        if event.kind not in self._kinds.offers:
+            raise NotFound("agent kind", event.kind)
+        await self._silent.sign_off(Worker(event.kind, event.worker))  # that it died is not for others to say
         return accepted(kind=event.kind)
 
     async def _overhear(self, message: Message) -> None:
         try:
-            self._kinds.learn(_registration(message.data))
+            self._kinds.learn(_registration(message))
         except ContractError as error:
             log.debug("a registration that will be refused: %s", error)
 
@@ -344,12 +348,22 @@ def _token(name: str) -> str:
     return name
 
 
-def _registration(data: bytes) -> AgentRegistered:
-    event = decoded(data, AgentRegistered)
-    _check_kind(event.kind)
+def _registration(message: Message) -> AgentRegistered:
+    event = decoded(message.data, AgentRegistered)
+    _check_worker(message, event)
     return event
 
 
-def _check_kind(kind: str) -> None:
+def _asking_kind(message: Message) -> str:
+    """Return which kind's worker asks: the bus lets those of no other kind ask there."""
+    return message.subject.rpartition(".")[2]
+
+
+def _check_worker(message: Message, event: AgentRegistered | AgentStopped) -> None:
+    kind = event.kind
     if not TOKEN.fullmatch(kind) or kind == RUN:
         raise ContractError(f"kind {kind!r} cannot be registered", problems=(("/kind", f"must match [A-Za-z0-9_-]{{1,64}} and not be {RUN!r}"),))
+    if kind != (asking := _asking_kind(message)):
+        raise ContractError(f"a worker of kind {asking!r} cannot speak for one of kind {kind!r}", problems=(("/kind", f"must be {asking!r}"),))
+    if not WORKER.fullmatch(event.worker):
+        raise ContractError("the worker has no name that it could be asked by", problems=(("/worker", "must match [A-Za-z0-9_-]{1,128}"),))

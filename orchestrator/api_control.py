@@ -37,7 +37,7 @@ from crewlog.orchestrator.report import OpenStatus, status_of
 from crewlog.orchestrator.run import RunState
 from crewlog.orchestrator.steering import Steering, Verb
 from crewlog.schemas.errors import ContractError, NotFound, OrchestrationError, Unavailable
-from crewlog.schemas.ids import TOKEN, RunId
+from crewlog.schemas.ids import TOKEN, WORKER, RunId
 from crewlog.schemas.subjects import control_worker
 
 RUNS_MAX: Final = 128
@@ -201,7 +201,7 @@ class ControlApi:
 
     async def _drain(self, _: str, message: Message) -> bytes:
         asked = decoded(message.data, DrainRequest)
-        if not TOKEN.fullmatch(asked.worker):
+        if not WORKER.fullmatch(asked.worker):
             raise NotFound("worker", asked.worker)
         try:
             await self._bus.request(control_worker(asked.worker), b"{}", timeout_s=WORKER_ANSWERS_WITHIN_S)

@@ -14,7 +14,7 @@ from crewlog.orchestrator.why import Held, Known, Wait, why_imported, why_run, w
 from crewlog.projections.queries import Queries
 from crewlog.projections.query_rows import AgentView, RunView, TaskView
 from crewlog.projections.runs import SHADOW
-from crewlog.schemas.errors import NotAuthorised, NotFound, Unavailable
+from crewlog.schemas.errors import ContractError, NotAuthorised, NotFound, Unavailable
 from crewlog.schemas.ids import RunId
 from crewlog.schemas.subjects import control_worker
 
@@ -108,7 +108,7 @@ class ClientWhy:
 
     async def _ask(self, worker: str, body: dict[str, str]) -> bool | None:
         """Ask a worker what it holds; None when it does not answer."""
-        with suppress(Unavailable):
+        with suppress(Unavailable, ContractError):  # the name of a worker is what one has written
             try:
                 reply = await self._bus.request(control_worker(worker), json.dumps(body).encode(), timeout_s=WORKER_ANSWERS_WITHIN_S)
             except NotAuthorised:  # a NATS server whose permissions are older than that question

@@ -19,7 +19,7 @@ from crewlog.orchestrator.dispatcher import Dispatcher
 from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.fair_queue import Waiting
 from crewlog.orchestrator.run import current_task
-from crewlog.schemas.errors import Unavailable
+from crewlog.schemas.errors import ContractError, Unavailable
 from crewlog.schemas.ids import RunId, TaskId
 from crewlog.schemas.subjects import control_worker, version_lane, worker_group
 from crewlog.schemas.task import VERSION_CHARS_MAX
@@ -38,16 +38,16 @@ class HandOnRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 async def is_there(bus: Bus, worker: str) -> bool:
-    """Say whether a worker answers."""
+    """Say whether a worker answers; nobody does to what can be no name."""
     try:
         await bus.request(control_worker(worker), b"{}", timeout_s=ANSWER_TIMEOUT_S)
-    except Unavailable:
+    except (Unavailable, ContractError):
         return False
     return True
 
 
-async def hand_on(request: HandOnRequest, bus: Bus, clock: Clock, driver: Driver, dispatcher: Dispatcher) -> bool:
-    """Send a task to the workers of a version; False when none of them is there, or nobody waits for the task.
+async def hand_on(kind: str, request: HandOnRequest, bus: Bus, clock: Clock, driver: Driver, dispatcher: Dispatcher) -> bool:
+    """Send a task of a kind to its workers of a version; False when none of them is there, or nobody waits for the task.
 
     Raises:
         Unavailable: the log or the bus cannot be reached.
@@ -55,7 +55,7 @@ async def hand_on(request: HandOnRequest, bus: Bus, clock: Clock, driver: Driver
     run_id, lane = RunId(request.run_id), version_lane(request.version)
     state = (await driver.folds.states([run_id])).get(run_id)
     task = None if state is None else current_task(state, TaskId(request.task_id))
-    if state is None or task is None or task.phase != "dispatched":
+    if state is None or task is None or task.kind != kind or task.phase != "dispatched":
         return False
     for worker in dispatcher.workers(worker_group(task.kind, lane)):
         if await is_there(bus, worker):

@@ -20,7 +20,7 @@ from crewlog.orchestrator.planning import Kinds, Offer
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import Stream, agent_stream
 from crewlog.schemas.subjects import version_lane
-from crewlog.schemas.system_events import AgentRegistered, AgentStopped, SystemEvent
+from crewlog.schemas.system_events import AgentRegistered, AgentStopped
 from crewlog.schemas.text import shorten
 from crewlog.schemas.trial import named_versions
 
@@ -50,8 +50,8 @@ class KindDirectory:
     def __init__(self, store: EventStore, bus: Bus, clock: Clock, *, known: Kinds = BUILT_IN) -> None:
         self._store, self._bus, self._clock = store, bus, clock
         self._offers: dict[str, Offer] = dict(known)
-        self._able: dict[str, set[str]] = {}
-        """Kind -> workers heard of that can work."""
+        self._lacking: dict[str, dict[str, str]] = {}
+        """Kind -> workers heard of that have not left -> what they lack, empty for those that can work."""
         self._recorded: dict[str, Offer] = {}
         """What the directory stream says, as far as it was read."""
         self._versions: dict[str, list[str]] = {}
@@ -93,9 +93,19 @@ class KindDirectory:
             return
         if (lane := lane_beside(event)) is not None:
             self._lanes.setdefault(event.kind, set()).add(lane)
-        able = self._able.setdefault(event.kind, set())
-        (able.discard if event.unavailable else able.add)(event.worker)
-        self._offers[event.kind] = _offer(event, "" if able else event.unavailable)
+        lacking = self._lacking.setdefault(event.kind, {})
+        lacking[event.worker] = event.unavailable
+        self._offers[event.kind] = _offer(event, event.unavailable if all(lacking.values()) else "")
+
+    def follow(self, event: AgentRegistered | AgentStopped) -> None:
+        """Take note of what the log says of a worker, that it has left or died as well. While only such are there that cannot work, neither can their
+        kind; once nobody is there it stays as it was, and tasks wait for the next worker."""
+        if isinstance(event, AgentRegistered):
+            self.learn(event)
+            return
+        lacking = self._lacking.get(event.kind, {})
+        if lacking.pop(event.worker, None) is not None and lacking and all(lacking.values()):
+            self._offers[event.kind] = self._offers[event.kind]._replace(unavailable=_told(next(iter(lacking.values()))))
 
     async def register(self, event: AgentRegistered) -> None:
         """Record a worker that is up, and make sure that its kind has its queues.
@@ -109,17 +119,9 @@ class KindDirectory:
         offer = self._offers.get(event.kind)
         is_same = self._recorded.get(event.kind) == offer and (lane is None or event.version in self._versions.get(event.kind, ()))
         is_known = offer is None or is_same or (event.unavailable and not offer.unavailable)
-        await self._append(event, agent_stream(event.kind), *(() if is_known else (DIRECTORY,)))
-        log.info("agent %s of kind %s registered%s", event.worker, event.kind, f" as unavailable: {event.unavailable}" if event.unavailable else "")
-
-    async def stopped(self, event: AgentStopped) -> None:
-        """Record a worker that left in good order. Its kind stays known: tasks wait for the next worker."""
-        self._able.get(event.kind, set()).discard(event.worker)
-        await self._append(event, agent_stream(event.kind))
-
-    async def _append(self, event: SystemEvent, *streams: Stream) -> None:
-        writes = [Write(stream, (event,), ANY) for stream in streams]
+        writes = [Write(stream, (event,), ANY) for stream in (agent_stream(event.kind), *(() if is_known else (DIRECTORY,)))]
         await self._store.append(AppendRequest(writes, [self._clock.new_id() for _ in writes], self._clock.now_us()))
+        log.info("agent %s of kind %s registered%s", event.worker, event.kind, f" as unavailable: {event.unavailable}" if event.unavailable else "")
 
 
 async def known_versions(store: EventStore) -> dict[str, list[str]]:
@@ -185,4 +187,8 @@ def _note_version(versions: dict[str, list[str]], event: AgentRegistered) -> Non
 
 
 def _offer(event: AgentRegistered, unavailable: str) -> Offer:
-    return Offer(shorten(event.description, TEXT_CHARS_MAX), shorten(unavailable, TEXT_CHARS_MAX))
+    return Offer(_told(event.description), _told(unavailable))
+
+
+def _told(text: str) -> str:
+    return shorten(text, TEXT_CHARS_MAX)

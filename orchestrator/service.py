@@ -90,7 +90,7 @@ class OrchestratorService:
         )
         self._holds = Holds(store, self.driver)
         self._shadows = Shadows(store, clock, self.driver, settings.shadow, hard_micro_usd=settings.shadow_max_micro_usd)
-        silent = SilentWorkers(store, bus, clock, grace_s=settings.worker_grace_s)
+        silent = SilentWorkers(store, bus, clock, grace_s=settings.worker_grace_s, on_fact=self.kinds.follow)
         self.sweep = Sweep(
             *(store, bus, clock, self.driver, self.dispatcher, self.kinds, self._holds, self._admission, silent),
             interval_s=settings.sweep_interval_s,
@@ -113,6 +113,7 @@ class OrchestratorService:
             control=control,
             rollbacks=self._rollbacks,
             dispatcher=self.dispatcher,
+            silent=silent,
         )
         self._intake = Intake(bus, clock, self.driver, self.dispatcher.waiting_of)
         self._wakes: Subscription | None = None

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -24,11 +24,13 @@ import msgspec
 
 from crewlog.events.bus import Bus
 from crewlog.events.clock import Clock
-from crewlog.events.store import AppendRequest, EventStore, Recorded, Write
+from crewlog.events.store import ANY, AppendRequest, EventStore, Recorded, Write
 from crewlog.orchestrator.handing_on import is_there
-from crewlog.schemas.errors import ConflictError
+from crewlog.schemas.errors import ConflictError, ContractError, NotFound
 from crewlog.schemas.ids import Stream, agent_stream, behind_event_id
 from crewlog.schemas.system_events import AgentRegistered, AgentStopped
+
+Fact = AgentRegistered | AgentStopped
 
 LOOK_S: Final = 60.0
 """Longest pause between two rounds, in seconds."""
@@ -69,9 +71,9 @@ class Registrations:
         self.there: dict[Worker, Sign] = {}
         self.gone: dict[Worker, Sign] = {}
 
-    def fold(self, recorded: Recorded, now_s: float) -> None:
+    def fold(self, recorded: Recorded, event: Fact, now_s: float) -> None:
         """Take in a fact of an agent stream."""
-        match event := recorded.event():
+        match event:
             case AgentRegistered():
                 self.gone.pop(worker := Worker(event.kind, event.worker), None)
                 self.there[worker] = Sign(recorded.event_id, event, now_s, recorded.occurred_us)
@@ -82,8 +84,6 @@ class Registrations:
                     self.gone[worker] = Sign(recorded.event_id, known.registered, -math.inf, event.heard_us)
                     while len(self.gone) > GONE_MAX:
                         del self.gone[next(iter(self.gone))]
-            case _:
-                return
 
     def heard(self, worker: Worker, now_s: float, now_us: int) -> None:
         """Take note of a worker that is there."""
@@ -115,18 +115,22 @@ class Registrations:
 class SilentWorkers:
     """Looks after registrations, in the rounds of the sweep."""
 
-    def __init__(self, store: EventStore, bus: Bus, clock: Clock, *, grace_s: float) -> None:
+    def __init__(self, store: EventStore, bus: Bus, clock: Clock, *, grace_s: float, on_fact: Callable[[Fact], None]) -> None:
         """Prepare.
 
         Args:
             grace_s: how long a worker may be silent before it is asked whether it is there, in seconds.
+            on_fact: told each fact that is read, in the order of its kind's.
         """
+        self._on_fact = on_fact
         self._store, self._bus, self._clock, self._grace_s = store, bus, clock, grace_s
         self._pause_s = min(LOOK_S, grace_s / LOOKS_IN_GRACE)
         self._due_s = clock.monotonic() + self._pause_s
         self._known = Registrations()
         self._versions: dict[Stream, int] = {}
         """Stream of a kind -> up to where it was read."""
+        self._cut: set[Stream] = set()
+        """Those that had more facts at first than were read."""
 
     def heard(self, kind: str, worker: str) -> None:
         """Take note of a worker's heartbeat."""
@@ -158,13 +162,38 @@ class SilentWorkers:
             if (known := self._known.otherwise(worker, answers=answered)) is not None:
                 await self._record(worker, known, answers=answered)
 
+    async def sign_off(self, worker: Worker) -> None:
+        """Record that a worker has left in good order, because somebody says so; one that was taken for dead has its end already.
+
+        Raises:
+            NotFound: no such worker is registered.
+            ContractError: it answers, so it has not left.
+            Unavailable: the log or the bus cannot be reached.
+        """
+        await self._read([worker.kind])
+        known = self._known.there.get(worker)
+        if known is None and worker not in self._known.gone and agent_stream(worker.kind) not in self._cut:
+            raise NotFound(f"{worker.kind} worker", worker.name)
+        if await is_there(self._bus, worker.name):
+            raise ContractError(f"{worker.kind} worker {worker.name} still answers, so it has not left; to have it leave: crewlog drain {worker.name}")
+        if worker not in self._known.gone:
+            event_id = self._clock.new_id() if known is None else behind_event_id(known.event_id)
+            write = Write(agent_stream(worker.kind), (AgentStopped(*worker),), ANY)
+            await self._store.append(AppendRequest((write,), (event_id,), self._clock.now_us()))
+
     async def _read(self, kinds: Iterable[str]) -> None:
         new = [stream for stream in map(agent_stream, kinds) if stream not in self._versions]
         found = [*(await self._store.read_last(new, LATEST) if new else ()), *await self._store.read_streams(self._versions)]
-        self._versions |= dict.fromkeys(new, 0)
+        self._versions = dict.fromkeys(new, 0) | self._versions
         for recorded in found:
+            if recorded.version <= self._versions[recorded.stream]:
+                continue  # two read at the same time
+            if self._versions[recorded.stream] == 0 and recorded.version > 1:
+                self._cut.add(recorded.stream)
             self._versions[recorded.stream] = recorded.version
-            self._known.fold(recorded, self._clock.monotonic())
+            if isinstance(event := recorded.event(), AgentRegistered | AgentStopped):
+                self._known.fold(recorded, event, self._clock.monotonic())
+                self._on_fact(event)
 
     async def _record(self, worker: Worker, known: Sign, *, answers: bool) -> None:
         """Write down that a worker has died, or that it is back; when somebody else wrote first, the next round sees what."""

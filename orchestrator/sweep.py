@@ -64,10 +64,8 @@ log = logging.getLogger(__name__)
 
 
 class Heartbeat(msgspec.Struct):
-    """What a worker says every few seconds."""
+    """What a worker says every few seconds; its kind and its name stand in the subject, where the bus lets nobody speak for another kind."""
 
-    kind: str
-    worker: str
     busy: tuple[TaskId, ...] = ()
     slots: int = 0
     lane: str = ""
@@ -80,6 +78,7 @@ class _Sign(msgspec.Struct):
     """The last sign of life of a dispatched task."""
 
     at_s: float
+    kind: str
     dispatches: int
     again: int = 0
     """How often it was put on its queue again since."""
@@ -141,7 +140,7 @@ class Sweep:
 
     async def start(self) -> asyncio.Task[None]:
         """Listen to heartbeats and begin with a first round; the returned task ends only with `stop` or a defect."""
-        self._heard = await self._bus.subscribe("telemetry.>", self._hear)
+        self._heard = await self._bus.subscribe("telemetry.*.*", self._hear)
         await self._bus.watch("WORK", self.doubt)
         self._round = asyncio.create_task(self._run(), name="sweep")
         return self._round
@@ -326,7 +325,7 @@ class Sweep:
         for run_id, (task_id, kind, group, dispatches) in self._looks.dispatched():
             sign = self._signs.get(task_id)
             if sign is None or sign.dispatches != dispatches:
-                sign = _Sign(now_s, dispatches)
+                sign = _Sign(now_s, kind, dispatches)
             elif now_s - sign.at_s >= self._lease_s and kind_scope(kind) not in paused:  # of a paused kind nobody takes any
                 if self._dispatcher.waits(task_id, group):
                     sign.at_s = now_s
@@ -377,12 +376,13 @@ class Sweep:
         except msgspec.MsgspecError as error:
             log.debug("a heartbeat on %s does not decode: %s", message.subject, error)
             return
-        self._silent.heard(beat.kind, beat.worker)
+        _, kind, worker = message.subject.split(".")
+        self._silent.heard(kind, worker)
         for lane in (beat.lane, *beat.lanes):
-            self._dispatcher.heard(worker_group(beat.kind, lane), beat.worker, beat.slots)
+            self._dispatcher.heard(worker_group(kind, lane), worker, beat.slots)
         now_s = self._clock.monotonic()
         for task_id in beat.busy:
-            if sign := self._signs.get(task_id):
+            if (sign := self._signs.get(task_id)) and sign.kind == kind:
                 sign.at_s = now_s
 
 

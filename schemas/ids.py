@@ -24,7 +24,9 @@ Hash = NewType("Hash", str)
 """sha-256 of the uncompressed bytes, 64 lower-case hex digits."""
 
 TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
-"""What a tenant, kind, user or worker name may be: it becomes part of a NATS subject, so no dots, blanks or wildcards."""
+"""What a tenant, kind or user name may be: it becomes part of a NATS subject, so no dots, blanks or wildcards."""
+WORKER: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
+"""The same for workers, whose names begin with their kind's."""
 
 _NAMESPACE: Final = UUID("6f0f6d0e-6a52-5d0c-9d5f-6d1f2a1c7b11")
 _BEHIND_NAMESPACE: Final = sha1(_NAMESPACE.bytes, usedforsecurity=False)

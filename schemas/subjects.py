@@ -2,6 +2,7 @@
 
 tasks.<tenant>.<type>            anybody publishes an AgentTask                         JetStream TASKS
 api.<tenant>.<noun>.<verb>       request-reply with the orchestrator                    core
+api.system.agents.<verb>.<kind>  the same, by workers of a kind about themselves        core
 outcomes.<tenant>.<run>          the end of a run, for those who wait                   core, a hint
 work.<kind>.<lane>               orchestrator -> agents                                 JetStream WORK
 events.<tenant>.<run>.<type>     every fact, after its commit, relayed from the log     JetStream EVENTS
@@ -24,7 +25,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from crewlog.schemas.errors import ContractError
-from crewlog.schemas.ids import TOKEN, RunId, TaskId, id_text
+from crewlog.schemas.ids import TOKEN, WORKER, RunId, TaskId, id_text
 
 LANES: Final = ("high", "normal", "low")
 """Those that workers fetch from, the most urgent first."""
@@ -45,6 +46,8 @@ OURS: Final = frozenset(
 REPLAY: Final = "replay"
 """First token of subjects that a crew's own server lets people publish to as they like."""
 SUBJECT_CHARS_MAX: Final = 255
+WORKER_SHOWN: Final = 200
+"""Characters of a name that cannot be one, in the error."""
 
 
 def _token(what: str, value: str) -> str:
@@ -61,6 +64,12 @@ def tasks(tenant: str, type_: str) -> str:
 def api(tenant: str, noun: str, verb: str) -> str:
     """Where to send a request to the orchestrator."""
     return f"api.{_token('tenant', tenant)}.{noun}.{verb}"
+
+
+def agents(verb: str, kind: str) -> str:
+    """Where a worker asks something of the orchestrator. Its kind stands there and not only in the request, so that the bus can see to it that nobody
+    speaks for another kind."""
+    return f"api.{NO_RUN}.agents.{verb}.{_token('kind', kind)}"
 
 
 def work(kind: str, lane: str) -> str:
@@ -126,7 +135,13 @@ def telemetry(kind: str, worker: str) -> str:
 
 
 def control_worker(worker: str) -> str:
-    """Where one worker can be asked what it holds."""
+    """Where one worker can be asked what it holds.
+
+    Raises:
+        ContractError: no worker can be called so. Names of others' workers are what somebody has written into the log.
+    """
+    if not WORKER.fullmatch(worker):
+        raise ContractError(f"no worker can be called {worker[:WORKER_SHOWN]!r}: its name must match [A-Za-z0-9_-]{{1,128}}")
     return f"control.worker.{worker}"
 
 

@@ -176,7 +176,7 @@ async def test_a_task_is_handed_on_while_it_waits_and_to_a_version_that_answers(
         body = {"run_id": run_id, "task_id": run_id, "version": "2"}
 
         async def handed_on(**other: object) -> bool:
-            said: bool = (await crew.ask("agents.hand_on", {**body, **other}, tenant="system"))["handed_on"]
+            said: bool = (await crew.ask("agents.hand_on.data", {**body, **other}, tenant="system"))["handed_on"]
             return said
 
         assert not await handed_on(), "nobody is there"
@@ -189,7 +189,8 @@ async def test_a_task_is_handed_on_while_it_waits_and_to_a_version_that_answers(
         assert not await handed_on(version="3")
         assert not await handed_on(run_id=uuid4())
         assert not await handed_on(task_id=uuid4())
-        assert not (await crew.ask("agents.hand_on", {**body, "version": "2" * 101}, tenant="system"))["ok"]
+        assert not (await crew.ask("agents.hand_on.code", body, tenant="system"))["handed_on"]
+        assert not (await crew.ask("agents.hand_on.data", {**body, "version": "2" * 101}, tenant="system"))["ok"]
         assert await handed_on()
         assert (await crew.bus.queued("WORK")).subjects == {"work.data.normal": 1, f"work.data.{lane}": 1}
 
@@ -199,7 +200,7 @@ async def test_a_kind_of_ones_own_is_known_to_all_orchestrators_and_after_a_rest
     task = {"type": "weather", "objective": "Will it rain?"}
     async with crew.orchestrator() as one, crew.orchestrator() as two:
         assert not (await crew.ask("tasks.submit", task))["ok"]
-        registered = await crew.ask("agents.register", registration(), tenant="system")
+        registered = await crew.ask("agents.register.weather", registration(), tenant="system")
         assert registered == {"ok": True, "kind": "weather", "lane": version_lane("1")}
         await crew.until(lambda: "weather" in one.kinds.offers and "weather" in two.kinds.offers)
     async with crew.orchestrator(), crew.agents(["weather"]):
@@ -213,8 +214,8 @@ async def test_the_directory_of_kinds_grows_with_kinds_not_with_workers() -> Non
     crew = Crew()
     async with crew.orchestrator():
         for worker in ("w1", "w2", "w3"):
-            await crew.ask("agents.register", registration(worker=worker), tenant="system")
-        await crew.ask("agents.stop", {"kind": "weather", "worker": "w1"}, tenant="system")
+            await crew.ask("agents.register.weather", registration(worker=worker), tenant="system")
+        await crew.ask("agents.stop.weather", {"kind": "weather", "worker": "w1"}, tenant="system")
 
     assert len(crew.log.streams[Stream("agent/@kinds")].events) == 1
     assert [r.type for r in crew.log.streams[Stream("agent/weather")].events] == [*["AgentRegistered"] * 3, "AgentStopped"]
@@ -224,10 +225,10 @@ async def test_a_kind_without_a_worker_that_can_work_is_refused_with_the_hint() 
     crew = Crew()
     task = {"type": "weather", "objective": "Will it rain?"}
     async with crew.orchestrator():
-        await crew.ask("agents.register", registration(unavailable="pip install weather"), tenant="system")
+        await crew.ask("agents.register.weather", registration(unavailable="pip install weather"), tenant="system")
         refusal = await crew.ask("tasks.submit", task)
-        await crew.ask("agents.register", registration(worker="w2"), tenant="system")
-        await crew.ask("agents.register", registration(worker="w3", unavailable="pip install weather"), tenant="system")
+        await crew.ask("agents.register.weather", registration(worker="w2"), tenant="system")
+        await crew.ask("agents.register.weather", registration(worker="w3", unavailable="pip install weather"), tenant="system")
         answer = await crew.ask("tasks.submit", task)
 
     assert refusal["error"]["problems"] == [{"pointer": "/type", "message": "kind 'weather' is unavailable: pip install weather"}]
@@ -245,4 +246,73 @@ async def test_a_rollback_is_told_just_what_it_lacks() -> None:
 async def test_kinds_that_cannot_be_subjects_are_refused(kind: str) -> None:
     crew = Crew()
     async with crew.orchestrator():
-        assert (await crew.ask("agents.register", registration(kind), tenant="system"))["error"]["code"] == "contract"
+        assert (await crew.ask("agents.register.weather", registration(kind), tenant="system"))["error"]["code"] == "contract"
+
+
+async def test_a_worker_speaks_for_its_own_kind_only() -> None:
+    crew = Crew()
+    async with crew.orchestrator() as one:
+        await crew.ask("agents.register.weather", registration(), tenant="system")
+        forged = registration("weather", "w2", "pip install nothing")
+        answers = [
+            await crew.ask("agents.register.code", forged, tenant="system"),
+            await crew.ask("agents.stop.code", {"kind": "weather", "worker": "w1"}, tenant="system"),
+        ]
+        assert [(answer["error"]["code"], answer["error"]["problems"][0]["pointer"]) for answer in answers] == [("contract", "/kind")] * 2
+        assert not one.kinds.offers["weather"].unavailable
+    assert [r.type for r in crew.log.streams[Stream("agent/weather")].events] == ["AgentRegistered"]
+
+
+@pytest.mark.parametrize("worker", ["", "w.1", "w 1", "w*", "w" * 129])
+async def test_a_worker_that_nobody_could_ask_is_not_registered(worker: str) -> None:
+    crew = Crew()
+    async with crew.orchestrator():
+        answer = await crew.ask("agents.register.weather", registration(worker=worker), tenant="system")
+    assert answer["error"]["problems"][0]["pointer"] == "/worker"
+
+
+async def test_only_who_is_registered_and_answers_no_more_has_left() -> None:
+    crew = Crew()
+
+    async def left(kind: str, worker: str) -> tuple[str, str]:
+        error = (await crew.ask(f"agents.stop.{kind}", {"kind": kind, "worker": worker}, tenant="system")).get("error", {"code": "", "message": ""})
+        return error["code"], error["message"]
+
+    async def answer(message: Message) -> None:
+        await crew.bus.publish(message.reply, b'{"holds":false}')
+
+    async with crew.orchestrator() as one:
+        await crew.ask("agents.register.weather", registration(), tenant="system")
+        assert await left("weather", "w2") == ("not_found", "weather worker 'w2' matches nothing")
+        assert await left("nobody", "w1") == ("not_found", "agent kind 'nobody' matches nothing")
+        there = await crew.bus.subscribe(control_worker("w1"), answer)
+        assert await left("weather", "w1") == ("contract", "weather worker w1 still answers, so it has not left; to have it leave: crewlog drain w1")
+        await there.stop()
+        assert await left("weather", "w1") == ("", "")
+        assert (await left("weather", "w1"))[0] == "not_found", "it has left already"
+        assert not one.kinds.offers["weather"].unavailable, "tasks wait for the next one"
+    assert [r.type for r in crew.log.streams[Stream("agent/weather")].events] == ["AgentRegistered", "AgentStopped"]
+
+
+@pytest.mark.parametrize("ends", ["leaves", "dies"])
+async def test_a_kind_can_work_no_more_once_all_that_are_there_lack_something(ends: str) -> None:
+    crew = Crew()
+    async with crew.orchestrator(worker_grace_s=100.0) as one, crew.orchestrator(worker_grace_s=100.0) as two:
+        await crew.ask("agents.register.weather", registration(worker="able"), tenant="system")
+        await crew.ask("agents.register.weather", registration(worker="w2", unavailable="pip install weather"), tenant="system")
+
+        async def answer(message: Message) -> None:
+            await crew.bus.publish(message.reply, b'{"holds":false}')
+
+        await crew.bus.subscribe(control_worker("w2"), answer)
+        assert [service.kinds.offers["weather"].unavailable for service in (one, two)] == ["", ""]
+        if ends == "leaves":
+            await crew.ask("agents.stop.weather", {"kind": "weather", "worker": "able"}, tenant="system")
+        for _ in range(3):
+            crew.clock.ahead_s += 60
+            await one.sweep.sweep()
+            await two.sweep.sweep()
+        assert [service.kinds.offers["weather"].unavailable for service in (one, two)] == ["pip install weather"] * 2
+        assert [[*service.kinds._lacking["weather"]] for service in (one, two)] == [["w2"]] * 2
+        await crew.ask("agents.register.weather", registration(worker="w3"), tenant="system")
+        assert [service.kinds.offers["weather"].unavailable for service in (one, two)] == ["", ""]

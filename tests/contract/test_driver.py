@@ -170,6 +170,23 @@ async def test_a_task_that_a_worker_names_is_alive() -> None:
         await crew.until_handed(2)
 
 
+async def test_a_worker_of_another_kind_says_nothing_about_a_task_nor_about_who_is_there() -> None:
+    crew = Crew(silent)
+    async with crew.orchestrator(dispatch_lease_s=60) as service, crew.agents():
+        run_id = await crew.submit(type="data")
+        await service.sweep.sweep()
+        crew.clock.ahead_s = 50
+        beat = {"kind": "data", "worker": "w1", "slots": 1, "busy": [run_id], "at_us": 0}
+        await crew.bus.publish("telemetry.code.w2", msgspec.json.encode(beat))
+        while not (heard := [(kind, worker) for kind in ("data", "code") for worker in service.dispatcher.workers(kind)]):  # noqa: ASYNC110  (one turn of the loop)
+            await asyncio.sleep(0)
+        assert heard == [("code", "w2")]
+        await service.sweep.sweep()
+        crew.clock.ahead_s = 70
+        await service.sweep.sweep()
+        await crew.until_handed(2)
+
+
 async def test_a_run_goes_on_after_its_orchestrator_was_replaced() -> None:
     crew = Crew(silent)
     async with crew.orchestrator():

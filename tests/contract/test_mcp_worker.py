@@ -120,7 +120,7 @@ async def test_a_server_that_is_there_late_is_missed_in_words_and_used_from_then
     async def registered(message: Message) -> None:
         known.put_nowait({tool.name for tool in msgspec.json.decode(message.data, type=AgentRegistered).tools})
 
-    await bench.bus.subscribe("api.system.agents.register", registered)
+    await bench.bus.subscribe("api.system.agents.register.*", registered)
     settings = McpServer(kinds=("data",), command=sys.executable, args=("-c", SLOW, str(tmp_path / "go"), SERVER), tools=("add",))
     hub = McpHub({"testing": settings}, bench.store, bench.clock)
     await hub.start(wait_s=0.05)

@@ -17,7 +17,7 @@ from crewlog.events.grants import ORCHESTRATOR
 from crewlog.events.memory_bus import MemoryBroker, MemoryBus
 from crewlog.events.memory_store import MemoryStore
 from crewlog.events.store import AppendRequest, EventStore, Recorded, Write
-from crewlog.orchestrator.silent_workers import LATEST, SilentWorkers
+from crewlog.orchestrator.silent_workers import LATEST, SilentWorkers, Worker
 from crewlog.schemas.codec import Event
 from crewlog.schemas.errors import Unavailable
 from crewlog.schemas.ids import Stream, agent_stream
@@ -56,11 +56,12 @@ class World:
     def __init__(self, log: Log) -> None:
         self.clock, self.broker, self._log = LeapingClock(), MemoryBroker(), log
         self.store: EventStore
+        self.told: list[AgentRegistered | AgentStopped] = []
 
     async def looking(self, *, bus: MemoryBus | None = None) -> SilentWorkers:
         """Start one orchestrator's part."""
         self.store = await self._log.open(ORCHESTRATOR)
-        return SilentWorkers(self.store, bus or MemoryBus(self.broker), self.clock, grace_s=GRACE_S)
+        return SilentWorkers(self.store, bus or MemoryBus(self.broker), self.clock, grace_s=GRACE_S, on_fact=self.told.append)
 
     async def says(self, event: Event, kind: str = "data") -> None:
         await self.store.append(AppendRequest((Write(agent_stream(kind), (event,)),), (self.clock.new_id(),), self.clock.now_us()))
@@ -200,7 +201,7 @@ class Counting(MemoryStore):
 
 async def test_nothing_is_asked_of_the_log_before_it_is_time() -> None:
     clock, store = LeapingClock(), Counting()
-    one = SilentWorkers(store, MemoryBus(MemoryBroker()), clock, grace_s=GRACE_S)
+    one = SilentWorkers(store, MemoryBus(MemoryBroker()), clock, grace_s=GRACE_S, on_fact=lambda _: None)
     for _ in range(5):
         await one.look(["data"])
     assert store.reads == 0
@@ -214,7 +215,7 @@ async def test_nothing_is_asked_of_the_log_before_it_is_time() -> None:
 async def test_the_sweep_hears_and_looks() -> None:
     crew = Crew()
     async with crew.orchestrator(worker_grace_s=GRACE_S) as service:
-        await crew.ask("agents.register", msgspec.to_builtins(registered("w1")), tenant="system")
+        await crew.ask("agents.register.data", msgspec.to_builtins(registered("w1")), tenant="system")
         facts = crew.log.streams[agent_stream("data")].events
 
         async def sweep_after(seconds: float) -> list[str]:
@@ -236,6 +237,23 @@ async def test_the_sweep_hears_and_looks() -> None:
         await crew.bus.subscribe(control_worker("w1"), answer)
         service.sweep._silent.heard("data", "w1")
         assert await sweep_after(50) == ["AgentRegistered", "AgentStopped", "AgentRegistered"]
+
+
+async def test_a_worker_that_leaves_has_one_end_though_it_is_taken_for_dead_at_the_same_moment(world: World) -> None:
+    one, two = await world.looking(), await world.looking()
+    await world.says(registered("w1"))
+    await world.pass_by(50, one, two)
+    await asyncio.gather(world.pass_by(50, one), two.sign_off(Worker("data", "w1")))
+    await world.pass_by(100, one, two)
+    assert await world.facts() == [("AgentRegistered", "w1"), ("AgentStopped", "w1")]
+
+
+async def test_the_word_of_a_worker_that_too_many_came_after_to_be_known_counts(world: World) -> None:
+    one = await world.looking()
+    for number in range(LATEST + 1):
+        await world.says(registered(f"w{number}"))
+    await one.sign_off(Worker("data", "w0"))
+    assert (await world.facts())[-1] == ("AgentStopped", "w0")
 
 
 def test_so_many_facts_are_read_at_first() -> None:

@@ -22,6 +22,7 @@ from crewlog.events.jetstream import STREAMS, WORK, api, missing
 from crewlog.events.nats_bus import CONNECT_TIMEOUT_S, ENQUEUE_TIMEOUT_S, NatsBus
 from crewlog.events.nats_permissions import permissions
 from crewlog.events.server_nats import NatsServer
+from crewlog.orchestrator.handing_on import is_there
 from crewlog.schemas.errors import ConfigError, NotAuthorised, Unavailable
 from crewlog.schemas.subjects import VERSION_LANES
 
@@ -95,11 +96,15 @@ async def test_each_agent_gets_its_own_work_and_no_other(fleet: Fleet, lane: str
         ("research", "events.default.run.RunCompleted"),
         ("research", "api.default.approvals.decide"),
         ("research", "telemetry.code.w1"),
+        ("research", "api.system.agents.register.code"),
+        ("research", "api.system.agents.stop.code"),
+        ("research", "api.system.agents.stop"),
         ("research", "dlq.code"),
         ("research", "$JS.API.STREAM.PURGE.WORK"),
         ("research", "$JS.API.CONSUMER.CREATE.WORK.mine.work.code.normal"),
         ("research", "$JS.ACK.WORK.code-normal.1.1.1.1.0"),
         ("specialist", "telemetry.planner.w1"),
+        ("specialist", "api.system.agents.hand_on.planner"),
         ("specialist", "supervisor.scale"),
         ("projector", "tasks.default.data"),
         ("projector", "$JS.API.STREAM.DELETE.WORK"),
@@ -112,6 +117,7 @@ async def test_each_agent_gets_its_own_work_and_no_other(fleet: Fleet, lane: str
         ("operator", "$JS.API.CONSUMER.MSG.NEXT.WORK.code-normal"),
         ("orchestrator", "events.default.run.RunCompleted"),
         ("supervisor", "tasks.default.data"),
+        ("supervisor", "api.system.agents.stop.code"),
     ],
 )
 async def test_publishing_elsewhere_is_refused_at_once(fleet: Fleet, user: str, subject: str) -> None:
@@ -128,6 +134,15 @@ async def test_a_publication_that_is_refused_is_told_by_a_confirmation(fleet: Fl
     await bus.publish("elsewhere.mine", b"{}")
     with pytest.raises(NotAuthorised, match="elsewhere"):
         await bus.confirm("elsewhere.mine")
+
+
+@pytest.mark.parametrize("name", ["w" * 5000, "w 1", "w\r\nPING", ""])
+async def test_what_somebody_wrote_for_the_name_of_a_worker_costs_nobody_the_connection(fleet: Fleet, name: str) -> None:
+    bus, lost = await fleet.bus("orchestrator"), asyncio.Event()
+    await bus.watch("", lost.set)
+    assert not await is_there(bus, name)
+    await bus.flush()
+    assert not lost.is_set()
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ async def worker_bench(folder: Path) -> AsyncIterator[Bench]:
     async def wake(message: Message) -> None:
         woken.put_nowait(message.data.decode())
 
-    await bus.subscribe("api.system.agents.*", registered)
+    await bus.subscribe("api.system.agents.*.*", registered)
     await bus.subscribe("wake.*", wake)
     bench = Bench(store, bus, folder, SystemClock(), [], woken, committed)
     yield bench
