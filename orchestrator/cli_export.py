@@ -152,11 +152,10 @@ async def _write_events(
             return await _write_lines(pages, file, view, patterns, with_reasoning=with_reasoning)
     from crewlog.orchestrator.parquet_file import write_parquet
 
-    with tempfile.NamedTemporaryFile(dir=out.parent, prefix=f".{out.name}.", suffix=".lines") as lines:
-        events = await _write_lines(pages, lines.file, view, patterns, with_reasoning=with_reasoning)
-        lines.flush()
+    with tempfile.TemporaryFile(dir=out.parent) as lines:  # without a name: nothing is left of it, however this ends
+        events = await _write_lines(pages, lines, view, patterns, with_reasoning=with_reasoning)
         with whole_file(out) as file:
-            write_parquet(Path(lines.name), Path(file.name))
+            write_parquet(Path(f"/proc/self/fd/{lines.fileno()}"), Path(file.name))
         return events
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -104,6 +107,21 @@ def test_a_parquet_file_has_every_event(path: Path, tmp_path: Path) -> None:
     ]
     assert [msgspec.json.decode(row[-1]) for row in found] == [event["data"] for event in events]
     assert {file.name for file in tmp_path.iterdir()} == {path.name, out.name, lines.name}, "nothing is left beside it"
+
+
+KILLED = """
+import os, signal, sys
+from crewlog.orchestrator import __main__ as start, parquet_file
+parquet_file.write_parquet = lambda lines, out: os.kill(os.getpid(), signal.SIGKILL)
+start.main()
+"""
+
+
+def test_an_export_that_is_killed_leaves_no_texts_under_a_name_nobody_knows(path: Path, tmp_path: Path) -> None:
+    words = ["export", path, "--as", "parquet", "--out", tmp_path / "events.parquet"]
+    killed = subprocess.run([sys.executable, "-P", "-c", KILLED, *words], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert {file.name for file in tmp_path.iterdir()} <= {path.name, ".events.parquet.part"}, "the next attempt writes over the part"
 
 
 def test_formats_that_do_not_fit_are_refused(path: Path, tmp_path: Path) -> None:
