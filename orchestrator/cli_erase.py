@@ -85,15 +85,24 @@ async def _drop_letters(client: Client, run_ids: Sequence[UUID]) -> int:
 
 def _print(done: Erased, letters: int) -> None:
     from crewlog.orchestrator.run_history import erased_text
+    from crewlog.schemas.text import counted
 
     name, tenant = done.person.name, done.person.tenant
-    if done.keys:
-        typer.echo(
-            f"erased {name} (tenant {tenant}): {done.keys} keys of {done.runs} runs, {done.blobs} large texts, {done.files} files, "
-            f"{done.documents} documents, {done.memories} memories, {letters} dead letters"
+    besides = ", ".join(
+        (
+            counted(done.files, "file"),
+            counted(done.documents, "document"),
+            f"{done.memories} {'memory' if done.memories == 1 else 'memories'}",
+            counted(letters, "dead letter"),
         )
+    )
+    if done.keys:
+        keys = f"{counted(done.keys, 'key')} of {counted(done.runs, 'run')}, {counted(done.blobs, 'large text')}"
+        typer.echo(f"erased {name} (tenant {tenant}): {keys}, {besides}")
     elif done.erased_us:
-        say(f"{name} (tenant {tenant}): {erased_text(done.erased_us)}; nothing else was left to erase")
+        left = f"what an interrupted command had left went now: {besides}"
+        is_more = done.files or done.documents or done.memories or letters
+        say(f"{name} (tenant {tenant}): {erased_text(done.erased_us)}; {left if is_more else 'nothing else was left to erase'}")
     for file in done.archived:
         say(f"one of these runs was archived to {file}: what was written under a key opens no more; delete the file if it was written without")
 

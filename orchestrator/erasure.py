@@ -143,13 +143,12 @@ class Eraser:
         deleted = sum([await self._artifacts.delete(hash_) for hash_ in files if hash_ not in documents.kept])
         await self._keys.drop_files(every)
         memories = await self._forget(person, every, actor)
-        position = 0
+        position, last_us = 0, max(told, default=0)
         for at_us, key_ids in told.items():
-            counts = (destroyed.blobs, deleted) if at_us == erased_us else (0, 0)
+            counts = (destroyed.blobs, deleted) if at_us == last_us else (0, 0)  # the last one may have been interrupted before it deleted
             position = max(position, await self._tell(person, key_ids, at_us, actor, reason, *counts))
         runs = [use for use in found.keys if category(str(use.stream)) == "run"]
-        last_us = max(told, default=0)
-        archived = await self._queries.archive_files([use.key.key_id for use in runs])
+        archived = await self._queries.archive_files(every)
         return Erased(person, destroyed.keys, len(runs), destroyed.blobs, deleted, documents.erased, memories, last_us, position, found.in_clear, archived)
 
     async def _tell(self, person: Person, key_ids: Sequence[UUID], at_us: int, actor: str, reason: str, blobs: int, files: int) -> int:

@@ -20,17 +20,18 @@ from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.prune import is_used, mentioned
 from crewlog.events.store import NO_STREAM, Write
 from crewlog.events.verify import open_connections
+from crewlog.orchestrator import cli_erase
 from crewlog.orchestrator.erasure import Eraser, Found, find, refuse_hindrances
 from crewlog.projections.digest import digest
 from crewlog.projections.queries import Queries
 from crewlog.projections.read_model import ReadModel
 from crewlog.projections.rebuild import rebuild
 from crewlog.schemas.errors import ContractError, NotFound
-from crewlog.schemas.ids import RunId, document_stream, memory_stream, schedule_stream
+from crewlog.schemas.ids import RunId, archive_stream, document_stream, memory_stream, person_stream, schedule_stream
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.public_form import ERASED, PERSONAL
 from crewlog.schemas.run_events import RunSubmitted
-from crewlog.schemas.system_events import DocumentIngested, MemoryRemembered, ScheduleAdded, ScheduleRemoved
+from crewlog.schemas.system_events import DocumentIngested, MemoryRemembered, PersonErased, RunArchived, ScheduleAdded, ScheduleRemoved
 
 pytestmark = pytest.mark.hand_written("runs that were recorded by nobody, with everything a person may leave behind")
 
@@ -138,15 +139,31 @@ async def test_what_runs_refer_to_under_their_key_is_not_pruned_until_the_key_is
     await connections.close()
 
 
-async def test_what_was_interrupted_is_brought_to_its_end(desk: Desk) -> None:
+async def test_what_was_interrupted_is_brought_to_its_end(desk: Desk, capsys: pytest.CaptureFixture[str]) -> None:
     run_id = await desk.run(attached=(file := await desk.ingest(b"own"),))
     await desk.archivist.person_keys.destroy(*ADA, [run_id], 1_700_000_000_000_000)
     done = await desk.erase()
     assert (done.keys, done.files, done.erased_us) == (0, 1, 1_700_000_000_000_000)
+    (recorded,) = await desk.log.read_streams({person_stream(*ADA): 0})
+    fact = recorded.event()
+    assert isinstance(fact, PersonErased)
+    assert (fact.runs, fact.artifacts) == ((run_id,), 1), "what went in the end is told, whoever brought it to its end"
     assert file not in desk.artifacts.files
     assert [run.goal for run in await desk.queries.runs()] == [ERASED]
+    cli_erase._print(done, 0)
+    assert "what an interrupted command had left went now: 1 file, 1 document, 0 memories, 0 dead letters" in capsys.readouterr().err
     again = await desk.erase()
     assert (again.keys, again.files, again.documents) == (0, 0, 0)
+    cli_erase._print(again, 0)
+    assert "nothing else was left to erase" in capsys.readouterr().err
+
+
+async def test_files_of_archived_runs_are_named_as_often_as_it_is_asked_for(desk: Desk) -> None:
+    run_id = await desk.run()
+    gone = RunArchived(run_id, *ADA, "run", WORDS, "cancelled", 0, 0, 0, 2, content_hash(b"d"), "ada.crewlog", content_hash(b"f"), "ops")
+    await desk.archivist.append(request(Write(archive_stream(run_id), [gone], NO_STREAM)))
+    await desk.archivist.person_keys.destroy(*ADA, [run_id], 1_700_000_000_000_000)
+    assert [list((await desk.erase()).archived) for _ in range(2)] == [["ada.crewlog"]] * 2
 
 
 async def test_runs_without_a_key_are_named_and_stay(desk: Desk) -> None:
