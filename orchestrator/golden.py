@@ -15,6 +15,7 @@ import msgspec
 
 from crewlog.orchestrator.golden_observe import Observed, compare_values, observe
 from crewlog.orchestrator.run_history import RunHistory
+from crewlog.orchestrator.whole_file import whole_file
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.ids import Hash
 from crewlog.schemas.merge_patch import merged
@@ -166,7 +167,8 @@ def write_golden(path: Path, golden: Golden, recording: bytes, files: Mapping[Ha
         written |= {path.parent / FILES / hash_: data for hash_, data in files.items()}
     for where, data in written.items():
         where.parent.mkdir(exist_ok=True)
-        where.write_bytes(data)
+        with whole_file(where) as file:  # what somebody edited in it is not lost when there is no room
+            file.write(data)
     return list(written)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+import subprocess
+import sys
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -139,6 +142,15 @@ async def test_a_run_is_written_and_read_again(tmp_path: Path) -> None:
     ids = {"task_id": "00000000-0000-4000-8000-000000000001"}
     assert task_of(golden, **ids).objective == task_of(read_golden(MAIL), **ids).objective
     assert not golden.task.keys() & {"task_id", "run_id", "trial"}
+
+
+def test_what_was_edited_in_a_golden_task_is_there_when_there_was_no_room_to_write_it(tmp_path: Path) -> None:
+    path = golden_path(tmp_path, "mail")
+    write_golden(path, golden := msgspec.structs.replace(read_golden(MAIL), name="edited"), b"", {})
+    words = [sys.executable, "-P", "-m", "crewlog.orchestrator", "golden", "record", recording_of(MAIL), "--to", path, "--overwrite"]
+    full = subprocess.run(words, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)), capture_output=True, text=True, check=False)
+    assert (full.returncode, full.stderr.splitlines()[0]) == (74, f"error: {path} could not be written: File too large")
+    assert (read_golden(path), sorted(tmp_path.iterdir())) == (golden, [path, recording_of(path)])
 
 
 def test_a_golden_task_that_was_edited_is_not_written_over(tmp_path: Path) -> None:
