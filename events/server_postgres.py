@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import pwd
 import re
 import shutil
 import signal
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -35,30 +36,43 @@ SETTINGS: Final[Mapping[str, str]] = {
 }
 """Modest memory for a machine that also runs everything else. Durability settings stay at Postgres' defaults: on."""
 
+_log: Final = logging.getLogger(__name__)
+
 _TROUBLE: Final = re.compile(r"\b(?:FATAL|PANIC|ERROR|HINT|DETAIL|could not|error:)")
+_RECOVERY: Final = re.compile(r"(?:was interrupted|automatic recovery|redo (?:starts|done)|[a-z][a-z ()-]*, elapsed time|end-of-recovery).*")
+"""What a server says that was killed and brings its data in order: how far it is, every ten seconds. Its checkpoint at the end is silent."""
 START_S: Final = 30.0
+RECOVERY_STEP_S: Final = 180.0
+"""How long a server that recovers may say nothing new, in seconds; as long as it goes on, it may take any time."""
+SAY_EVERY_S: Final = 10.0
+RECOVERS: Final = "Postgres was not stopped in order and recovers"
 STOP_S: Final = 10.0
 
 
 class PostgresServer:
     """One embedded server. `start` returns when it accepts connections; `port` is set from then on."""
 
-    def __init__(self, directory: Path, *, admin_password: str, port: int = 0, settings: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, directory: Path, *, admin_password: str, port: int = 0, settings: Mapping[str, str] | None = None, say: Callable[[str], None] = _log.warning
+    ) -> None:
         """Describe the server without starting it.
 
         Args:
             directory: made when missing; nothing outside of it is changed.
             port: 0 picks a free one; keep what it picked and pass it next time, so that clients find the server again.
             settings: server settings besides or instead of `SETTINGS`.
+            say: told now and then while a start takes long.
         """
         self.port = port
         self._directory = directory.absolute()
         self._data = self._directory / "data"
         self.log = self._directory / "server.log"
-        self._password = admin_password
+        self._password, self._say = admin_password, say
         self._settings = {**SETTINGS, **(settings or {})}
         self._user = _other_user() if os.geteuid() == 0 else None
         self._process: asyncio.subprocess.Process | None = None
+        self._recovers = ""
+        """What it said last of its recovery, while it starts."""
 
     def admin_url(self, database: str = DATABASE) -> str:
         """Return the URL of the superuser; only the supervisor needs it."""
@@ -75,7 +89,7 @@ class PostgresServer:
         return await self._process.wait()
 
     async def start(self) -> None:
-        """Initialise the data directory if it is new, then start the server.
+        """Initialise the data directory if it is new, then start the server. One that recovers from a crash is waited for as long as it goes on.
 
         Raises:
             ConfigError: something the operator must change: a missing extra, a folder, a port, a server that already runs there.
@@ -87,10 +101,10 @@ class PostgresServer:
             await self._initialise(binaries)
         chosen = self.port
         try:
-            async with asyncio.timeout(START_S):
+            async with asyncio.timeout(START_S) as patience:
                 while True:
                     self.port = chosen or _free_port()
-                    trouble = await self._start_once(binaries)
+                    trouble = await self._start_once(binaries, patience)
                     if trouble is None:
                         return
                     if "could not bind" in trouble and chosen == 0:
@@ -100,7 +114,8 @@ class PostgresServer:
                     await asyncio.sleep(0.1)  # backends of a killed server are still going away
         except TimeoutError:
             await self.stop()
-            raise Unavailable(f"embedded Postgres in {self._directory} did not start within {START_S:g} s; see {self.log}") from None
+            how = f"has not come on with its recovery for {RECOVERY_STEP_S:g} s" if self._recovers else f"did not start within {START_S:g} s"
+            raise Unavailable(f"embedded Postgres in {self._directory} {how}; see {self.log}") from None
 
     async def stop(self) -> None:
         """Stop: disconnect everybody, write a checkpoint, end. Safe to call twice."""
@@ -162,8 +177,9 @@ class PostgresServer:
         finally:
             password.unlink(missing_ok=True)
 
-    async def _start_once(self, binaries: Path) -> str | None:
+    async def _start_once(self, binaries: Path, patience: asyncio.Timeout) -> str | None:
         """Start and wait until it is ready; return what it said when it ended instead."""
+        loop = asyncio.get_running_loop()
         settings = {**self._settings, "listen_addresses": "127.0.0.1", "port": str(self.port), "unix_socket_directories": ""}
         command = launch_command(
             [binaries / "postgres", "-D", self._data, *(f"--{name}={value}" for name, value in settings.items())], user=self._user, signal_number=signal.SIGINT
@@ -171,9 +187,18 @@ class PostgresServer:
         with self.log.open("ab") as log:
             logged = log.tell()
             self._process = process = await spawn(*command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", env=_environment())
+        read, told, self._recovers = logged, loop.time(), ""
         while process.returncode is None:
             if self._is_ready(process.pid):
                 return None
+            if (size := self.log.stat().st_size) > read:
+                if said := _RECOVERY.findall(self.log.read_bytes()[read:size].decode(errors="replace")):
+                    self._recovers = said[-1]
+                    patience.reschedule(loop.time() + RECOVERY_STEP_S)
+                read = size
+            if self._recovers and loop.time() - told >= SAY_EVERY_S:
+                told = loop.time()
+                self._say(f"{RECOVERS}: {self._recovers}")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), 0.01)
         return self.log.read_bytes()[logged:].decode(errors="replace")

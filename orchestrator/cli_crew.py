@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -75,6 +76,7 @@ async def up(
 
 async def _detach(home: Path, agents: list[str]) -> int:
     from crewlog.events.readiness import READY_FD
+    from crewlog.events.server_postgres import RECOVERS
     from crewlog.orchestrator.home import Home
     from crewlog.orchestrator.supervised import reading_pipe
 
@@ -98,8 +100,8 @@ async def _detach(home: Path, agents: list[str]) -> int:
     os.close(child_end)
     try:
         # the pipe ends without a byte when the supervisor ends: no need to watch the process as well
-        async with reading_pipe(ready_end) as reader, asyncio.timeout(DETACH_WITHIN_S):
-            is_ready = await reader.read(1)
+        async with reading_pipe(ready_end) as reader:
+            is_ready = await _until_ready(reader, lambda: log.read_bytes()[start:].count(RECOVERS.encode()))
     except asyncio.CancelledError:
         process.terminate()
         raise
@@ -111,6 +113,26 @@ async def _detach(home: Path, agents: list[str]) -> int:
         return process.wait(timeout=STOP_WITHIN_S) or Exit.USAGE
     say(f"crewlog runs in the background (pid {process.pid}), log: {log}. Stop it with: crewlog down")
     return Exit.OK
+
+
+async def _until_ready(reader: asyncio.StreamReader, recovered: Callable[[], int]) -> bytes:
+    """Wait for the byte that says that the crew is ready, and longer while its Postgres goes on with its recovery.
+
+    Args:
+        recovered: how often it was said to go on.
+
+    Raises:
+        TimeoutError: neither is there for `DETACH_WITHIN_S`.
+    """
+    steps = 0
+    while True:
+        try:
+            async with asyncio.timeout(DETACH_WITHIN_S):
+                return await reader.read(1)
+        except TimeoutError:
+            before, steps = steps, recovered()
+            if steps == before:
+                raise
 
 
 async def down(home: HomeOption = None) -> int:

@@ -91,7 +91,8 @@ class Servers:
         if self._config.database_url is None:
             assert self._credentials is not None
             password = self._credentials.postgres["crewlog_admin"]
-            self._postgres = PostgresServer(self._home.path / "postgres", admin_password=password, port=(before and before.database_port) or 0)
+            port = (before and before.database_port) or 0
+            self._postgres = PostgresServer(self._home.path / "postgres", admin_password=password, port=port, say=self._say)
             if not (self._home.path / "postgres" / "data").exists():
                 self._say("first start: making the database")
         if self._config.nats_url is None:

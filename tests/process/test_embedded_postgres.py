@@ -13,7 +13,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from crewlog.events import server_postgres
 from crewlog.events.credentials import ADMIN
 from crewlog.events.migrate import connect, ensure_database, migrate
 from crewlog.events.server_postgres import PostgresServer
-from crewlog.schemas.errors import ConfigError
+from crewlog.schemas.errors import ConfigError, Unavailable
 
 AS_ROOT = os.geteuid() == 0
 PATIENCE_S = 30
@@ -131,6 +131,55 @@ async def test_it_starts_again_after_it_was_killed(server: PostgresServer, folde
             connection.terminate()
     await server.start()
     await migrate(server.admin_url())
+
+
+async def killed_with_much_to_read_again(server: PostgresServer, folder: Path, *, each_s: float, say: Callable[[str], None] = print) -> PostgresServer:
+    """Kill a server behind eight segments of its log; returns one on its directory that takes at least so long to read each of them again."""
+    await server.start()
+    admin = await connect(server.admin_url("postgres"))
+    await admin.execute("CREATE TABLE numbers (n int)")
+    for n in range(8):
+        await admin.execute(f"INSERT INTO numbers VALUES ({n})")
+        await admin.execute("SELECT pg_switch_wal()")
+    admin.terminate()
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGKILL)
+    await server.wait()
+    data = folder / "postgres" / "data"
+    (data / "elsewhere").mkdir(mode=0o755)
+    for segment in sorted((data / "pg_wal").glob("0*"))[1:]:  # the first is where it begins
+        segment.rename(data / "elsewhere" / segment.name)
+    (data / "recovery.signal").touch()
+    slow = {
+        "hot_standby": "off",
+        "recovery_prefetch": "off",
+        "restore_command": f"sleep {each_s:g}; cp elsewhere/%f %p",
+        "log_startup_progress_interval": "100ms",
+    }
+    return PostgresServer(folder / "postgres", admin_password="admin", settings=UNSAFE | slow, say=say)
+
+
+async def test_a_start_waits_for_a_recovery_that_goes_on(server: PostgresServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    slow = await killed_with_much_to_read_again(server, folder, each_s=1.0, say=said.append)
+    monkeypatch.setattr(server_postgres, "START_S", 6.0)
+    monkeypatch.setattr(server_postgres, "SAY_EVERY_S", 2.0)
+    await slow.start()
+    try:
+        admin = await connect(slow.admin_url("postgres"))
+        assert await admin.fetchval("SELECT count(*) FROM numbers") == 8
+        await admin.close()
+    finally:
+        await slow.stop()
+    assert any("redo in progress, elapsed time" in line for line in said), said
+
+
+async def test_a_start_whose_recovery_stands_still_fails(server: PostgresServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck = await killed_with_much_to_read_again(server, folder, each_s=600)
+    monkeypatch.setattr(server_postgres, "RECOVERY_STEP_S", 3.0)
+    with pytest.raises(Unavailable, match="recovery"):
+        await stuck.start()
+    assert stuck.pid is None
 
 
 async def test_a_second_server_on_the_same_directory_is_refused(server: PostgresServer, folder: Path) -> None:
