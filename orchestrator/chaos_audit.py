@@ -49,8 +49,7 @@ class Found(msgspec.Struct):
 async def audit(store: EventStore, bus: Bus, queries: Queries, clock: Clock, home: Home, accepted: Mapping[RunId, AgentTask], sink: Sink) -> Found:
     """Check every invariant once all runs have ended; the crew still runs, and nothing strikes it any more."""
     found = Found()
-    found.violations += [violation async for violation in _quiet(store, bus, queries, clock)]
-    found.violations += [violation async for violation in _workers(store, bus, clock)]
+    found.violations += [violation async for violation in _rest(store, bus, queries, clock)]
     charged: dict[RunId, int] = {}
     calls = Calls()
     days: set[str] = set()
@@ -116,6 +115,14 @@ class Calls:
         for what, keys in keys_of.items():
             if len(keys) > 1:
                 yield f"{what} was done {len(keys)} times under different keys"
+
+
+async def _rest(store: EventStore, bus: Bus, queries: Queries, clock: Clock) -> AsyncIterator[str]:
+    """Wait until nothing happens any more, workers first: views are to show what is said of them."""
+    async for violation in _workers(store, bus, clock):
+        yield violation
+    async for violation in _quiet(store, bus, queries, clock):
+        yield violation
 
 
 async def _quiet(store: EventStore, bus: Bus, queries: Queries, clock: Clock) -> AsyncIterator[str]:

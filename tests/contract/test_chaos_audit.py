@@ -21,6 +21,7 @@ from crewlog.orchestrator import chaos_audit
 from crewlog.orchestrator.chaos_agent import KIND
 from crewlog.orchestrator.chaos_sink import Sink
 from crewlog.projections.queries import Queries
+from crewlog.projections.query_rows import Lag
 from crewlog.projections.read_model import ReadModel
 from crewlog.schemas.budget import ScopeLimit, run_scope, tenant_scope, utc_day
 from crewlog.schemas.ids import RunId, agent_stream
@@ -41,7 +42,7 @@ class Left(NamedTuple):
     async def noise(self) -> list[str]:
         """Return what has not come to rest."""
         await self.bus.ensure_kind(KIND)
-        return [violation async for violation in chaos_audit._quiet(self.store, self.bus, self.queries, CLOCK)]
+        return [violation async for violation in chaos_audit._rest(self.store, self.bus, self.queries, CLOCK)]
 
     async def money(self, charged: dict[RunId, int], days: Collection[str], billed: int) -> list[str]:
         """Return what is wrong with the ledger."""
@@ -104,6 +105,33 @@ async def test_a_worker_of_whom_the_log_says_the_wrong_thing_is_found(left: Left
     assert await found() == []
     await says(AgentStopped(KIND, "w1", heard_us=1))
     assert await found() == ["worker w1 is there, and the log says otherwise"]
+
+
+async def test_the_end_of_a_worker_that_is_recorded_while_it_is_waited_for_is_waited_for_in_the_views(left: Left, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else they are not as a rebuild makes them."""
+    monkeypatch.setattr(chaos_audit, "QUIET_WITHIN_S", 60.0)
+    await left.store.append(request(Write(agent_stream(KIND), (AgentRegistered(KIND, "w1", "", "1", 4, "m", simulated=False, tools=()),))))
+    await follow(left.model, left.store)
+    lag, ends = left.queries.lag, 0
+
+    async def die(_: Message) -> None:
+        """Answer no more, and have the end recorded."""
+        nonlocal ends
+        if not ends:
+            ends += 1
+            await left.store.append(request(Write(agent_stream(KIND), (AgentStopped(KIND, "w1", heard_us=1),))))
+
+    async def look() -> list[Lag]:
+        """Let the views follow when somebody has seen that they are behind."""
+        found = await lag()
+        await follow(left.model, left.store)
+        return found
+
+    await left.bus.subscribe(control_worker("w1"), die)
+    monkeypatch.setattr(left.queries, "lag", look)
+    assert await left.noise() == []
+    assert ends == 1
+    assert {view.waiting_since for view in await lag()} == {None}
 
 
 async def test_money_that_is_in_one_book_only_is_found(left: Left) -> None:
