@@ -78,7 +78,7 @@ async def test_an_agent_that_lacks_an_extra_says_how_to_get_it_and_is_given_no_t
     os.close(child)
     try:
         assert await asyncio.to_thread(os.read, ready, 1) == b"1"
-        (shown,) = [a for a in (await asyncio.to_thread(crew.json, "status"))["agents"] if a["kind"] == "surveyor"]
+        (shown,) = await asyncio.to_thread(crew.agents, "surveyor")
         assert "crewlog[data]" in shown["unavailable"]
         plan = {"steps": [{"key": "a", "type": "surveyor", "objective": "Measure."}]}
         for arguments, stdin in ((("Measure.", "--type", "surveyor"), ""), (("--file", "-"), json.dumps(plan))):

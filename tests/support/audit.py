@@ -58,11 +58,10 @@ async def same_after_rebuild(crew: LiveCrew, *, within_s: float = 120.0) -> None
     """
     state = Home(crew.home).state()
     assert state is not None
-    credentials = load_credentials(crew.home)
-    projector, operator = (credentials.postgres_url(role, state.database_port or 0) for role in ("crewlog_projector", "crewlog_operator"))
+    projector = load_credentials(crew.home).postgres_url("crewlog_projector", state.database_port or 0)
     async with asyncio.timeout(within_s):
         position = None
-        while position != (position := await caught_up(operator)):
+        while position != (position := await caught_up(crew)):
             followed = await digest(projector)
             await asyncio.to_thread(crew.run, "db", "rebuild")
             rebuilt = await digest(projector)
@@ -70,9 +69,11 @@ async def same_after_rebuild(crew: LiveCrew, *, within_s: float = 120.0) -> None
     assert len(rebuilt) > 5
 
 
-async def caught_up(operator_url: str) -> int:
+async def caught_up(crew: LiveCrew) -> int:
     """Wait until the views show all of the log, and return the position of its end."""
-    connection = await asyncpg.connect(operator_url)
+    state = Home(crew.home).state()
+    assert state is not None
+    connection = await asyncpg.connect(load_credentials(crew.home).postgres_url("crewlog_operator", state.database_port or 0))
     try:
         while True:
             shown, end = await connection.fetchrow("SELECT (SELECT min(position) FROM crewlog.checkpoints), (SELECT max(position) FROM crewlog.events)")

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, contextmanager
@@ -82,6 +83,13 @@ class LiveCrew:
     def json(self, *arguments: str | Path, code: int = 0, cwd: Path | None = None) -> Any:
         """Run a command with `-o json` and decode what it prints."""
         return msgspec.json.decode(self.run(*arguments, "-o", "json", code=code, cwd=cwd).stdout)
+
+    def agents(self, kind: str) -> list[Any]:
+        """Return what `status` says of the agents of a kind, as soon as it says anything: views learn of one a moment after it is ready."""
+        give_up = time.monotonic() + READY_WITHIN_S
+        while not (found := [agent for agent in self.json("status")["agents"] if agent["kind"] == kind]):
+            assert time.monotonic() < give_up, f"no agent of kind {kind} is shown"
+        return found
 
     def client(self) -> AbstractAsyncContextManager[Client]:
         """Connect the public client."""
