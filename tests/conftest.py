@@ -17,7 +17,7 @@ pytest_plugins = ["support.reaper", "support.replayed", "support.postgres", "sup
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How many schedules to play, from which seed on, or one of them again."""
     group = parser.getgroup("simulation")
-    group.addoption("--sim-seeds", type=int, default=5_000, help="schedules to play")
+    group.addoption("--sim-seeds", type=int, default=None, help="schedules to play: 2,000, with --long 5,000")
     group.addoption("--sim-from", type=int, default=0, help="first seed")
     group.addoption("--sim-seed", type=int, default=None, help="play this seed alone")
     parser.getgroup("crewlog").addoption(
@@ -33,6 +33,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # who is told to end by whatever runs it takes crews and folders along
     # how long an example takes says what else the machine does; and a change is told what it broke, not what nobody has drawn before
     settings.register_profile("suite", deadline=None, derandomize=not config.getoption("--long"))
     settings.load_profile("suite")

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from support.reaper import descendants, left_over
 
 SUPERVISOR = """
@@ -24,6 +25,19 @@ async def main():
     await asyncio.Event().wait()
 
 asyncio.run(main())
+"""
+
+ENDLESS = """
+import os, time, pytest
+
+@pytest.fixture(scope="session")
+def crew():
+    yield
+    os.write(1, b"the crew was stopped\\n")
+
+def test_endless(crew):
+    os.write(1, b"it runs\\n")
+    time.sleep(300)
 """
 
 
@@ -48,6 +62,22 @@ async def test_the_guard_finds_a_daemon_that_detached_itself(tmp_path: Path) -> 
     finally:
         os.kill(daemon, signal.SIGKILL)
     await _until(lambda: daemon not in descendants(os.getpid()))
+
+
+async def test_a_test_run_that_is_told_to_end_stops_what_it_started(tmp_path: Path) -> None:
+    (tmp_path / "test_endless.py").write_text(ENDLESS)
+    (tmp_path / "pytest.ini").touch()  # none of the settings of this run, but its plugins
+    command = (sys.executable, "-m", "pytest", "-q", "-s", "-p", "no:cacheprovider", "-p", "conftest", tmp_path)
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    run = await asyncio.create_subprocess_exec(*command, cwd=tmp_path, env=env, stdout=subprocess.PIPE)
+    assert run.stdout is not None
+    async with asyncio.timeout(60):
+        while (line := await run.stdout.readline()) != b"it runs\n":
+            assert line
+        run.terminate()
+        rest = await run.stdout.read()
+        assert await run.wait() == pytest.ExitCode.INTERRUPTED
+    assert b"the crew was stopped\n" in rest
 
 
 def _lives(pid: int) -> bool:
