@@ -97,7 +97,8 @@ class FairCrew(Crew):
         ended = asyncio.get_running_loop().create_future()
         run_id = await self.submit("quiet", steps)
         self._waiting[run_id] = ended  # no answer overtakes the verdict on a submission that takes a model's time to end
-        await asyncio.wait_for(ended, ENDED_WITHIN_S)
+        async with asyncio.timeout(ENDED_WITHIN_S):
+            await ended
         return (time.perf_counter() - began) * 1000
 
     async def quiet_task_ms(self) -> tuple[float, float]:
@@ -112,7 +113,8 @@ class FairCrew(Crew):
         taken_s = time.perf_counter() - began
         if not answer["ok"]:
             raise ValueError(answer["error"]["message"])
-        await asyncio.wait_for(ended, ENDED_WITHIN_S)
+        async with asyncio.timeout(ENDED_WITHIN_S):
+            await ended
         return taken_s * 1000, (time.perf_counter() - began) * 1000
 
     async def publish_noise(self, tasks: int) -> None:

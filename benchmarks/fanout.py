@@ -71,7 +71,8 @@ async def load_level(
     async def client() -> None:
         while time.perf_counter() - began < seconds:
             start = time.perf_counter()
-            await asyncio.wait_for(one_run(), GOAL_TIMEOUT_S)
+            async with asyncio.timeout(GOAL_TIMEOUT_S):
+                await one_run()
             level.latencies_ms.append((time.perf_counter() - start) * 1000)
 
     await asyncio.gather(*(client() for _ in range(in_flight)))

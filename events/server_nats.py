@@ -103,7 +103,8 @@ class NatsServer:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, number)  # `send_signal` looks itself whether it has ended, and takes that from who waits for it
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), STOP_S)
+                async with asyncio.timeout(STOP_S):
+                    await process.wait()
                 return
 
     def _prepare_directory(self) -> Path:
@@ -154,7 +155,8 @@ class NatsServer:
                     self.monitoring_port = _port_of(told["monitoring"][0])
                 return
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), 0.01)
+                async with asyncio.timeout(0.01):
+                    await process.wait()
 
     def _explain(self, trouble: str) -> ConfigError:
         if "address already in use" in trouble:

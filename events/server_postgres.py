@@ -126,7 +126,8 @@ class PostgresServer:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, number)  # `send_signal` looks itself whether it has ended, and takes that from who waits for it
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), STOP_S)
+                async with asyncio.timeout(STOP_S):
+                    await process.wait()
                 return
 
     def _prepare_directory(self) -> None:
@@ -200,7 +201,8 @@ class PostgresServer:
                 told = loop.time()
                 self._say(f"{RECOVERS}: {self._recovers}")
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), 0.01)
+                async with asyncio.timeout(0.01):
+                    await process.wait()
         return self.log.read_bytes()[logged:].decode(errors="replace")
 
     def _is_ready(self, pid: int) -> bool:

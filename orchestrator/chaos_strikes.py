@@ -86,7 +86,8 @@ class Striker:
         """Strike until so many processes were killed; stopped ones come on top."""
         while self.count("kill").total() < kills:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._work(), PATIENCE_S)
+                async with asyncio.timeout(PATIENCE_S):
+                    await self._work()
             await asyncio.sleep(self._rng.uniform(*self._pause_s))
             strike = self._draw()
             if strike is not None and self._carry_out(strike):

@@ -176,7 +176,8 @@ async def wait_gone(pid: int, *, timeout_s: float) -> bool:
     loop = asyncio.get_running_loop()
     loop.add_reader(fd, gone.set)
     try:
-        await asyncio.wait_for(gone.wait(), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            await gone.wait()
     except TimeoutError:
         return bool(select.select([fd], [], [], 0)[0])
     finally:

@@ -120,7 +120,8 @@ class Supervised:
                 self.state = "restarting"
                 self._output(self.program.name, f"{how}, starts again in {wait_s:g} s")
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._stop.wait(), wait_s)
+                    async with asyncio.timeout(wait_s):
+                        await self._stop.wait()
                 self.restarts += 1
             self.state = "stopped"
         except OSError as error:

@@ -178,7 +178,8 @@ async def test_the_end_of_a_run_in_quarantine_is_told_when_it_is_released() -> N
 
         (released,) = await steer(crew, "release", run_id)
         assert (released["status"], released["changed"]) == ("completed", True)
-        assert await asyncio.wait_for(told.get(), WITHIN_S) == "RunCompleted"
+        async with asyncio.timeout(WITHIN_S):
+            assert await told.get() == "RunCompleted"
         await crew.ended(run_id)
 
 

@@ -18,7 +18,7 @@ from crewlog.schemas.errors import Unavailable
 from crewlog.schemas.ids import RunId
 from crewlog.schemas.task import parse_task
 
-WITHIN_S = 15.0
+WITHIN_S = 60.0
 
 
 def of_ada(open_runs: Sequence[RunId]) -> Found:

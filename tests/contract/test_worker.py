@@ -152,7 +152,8 @@ async def crashed_inside(bench: Bench, tool: str) -> tuple[AgentTask, Recorder]:
     await bench.worker(recorder, calls((tool, '{"text":"x"}')), name="dead")
     task = await bench.open()
     await bench.dispatch(task)
-    await asyncio.wait_for(recorder.entered.wait(), WITHIN_S)
+    async with asyncio.timeout(WITHIN_S):
+        await recorder.entered.wait()
     await bench.reach(task, "ToolStarted")  # a read's intent may still be on its way
     await bench.workers.pop().stop(grace_s=0)
     return task, recorder
@@ -190,7 +191,8 @@ async def test_a_worker_that_lost_its_task_stops_and_its_outcome_never_happened(
     await bench.worker(recorder, calls(("put", '{"text":"x"}')))
     task = await bench.open()
     await bench.dispatch(task)
-    await asyncio.wait_for(recorder.entered.wait(), WITHIN_S)
+    async with asyncio.timeout(WITHIN_S):
+        await recorder.entered.wait()
     version = len(await bench.events(task))
     await bench.append(task, TaskCancelled("not needed", "maria"), expected=version)
     assert recorder.gate is not None
@@ -205,7 +207,8 @@ async def test_a_task_that_another_worker_holds_is_handed_back(bench: Bench) -> 
     await bench.worker(recorder, calls(("put", '{"text":"x"}')), SUBMIT, slots=1)
     task = await bench.open()
     await bench.dispatch(task)
-    await asyncio.wait_for(recorder.entered.wait(), WITHIN_S)
+    async with asyncio.timeout(WITHIN_S):
+        await recorder.entered.wait()
     answer = await bench.bus.request(control_worker("w1"), json.dumps({"task_id": str(task.task_id)}).encode(), timeout_s=WITHIN_S)
     assert json.loads(answer.data) == {"holds": True}
     before = names(await bench.events(task))
@@ -218,7 +221,8 @@ async def test_a_task_that_another_worker_holds_is_handed_back(bench: Bench) -> 
 
     await bench.bus.subscribe(control_worker("w1"), hear)
     await bench.dispatch(task, version=len(before))  # delivered a second time although the first worker lives
-    await asyncio.wait_for(asked.wait(), WITHIN_S)
+    async with asyncio.timeout(WITHIN_S):
+        await asked.wait()
     await bench.workers.pop().stop(grace_s=5)
     assert recorder.gate is not None
     recorder.gate.set()

@@ -65,7 +65,8 @@ async def test_a_tool_under_way_ends_and_the_task_is_handed_back_and_goes_on_lat
     model = await bench.worker(recorder, LOOK)
     task = await bench.open()
     await bench.dispatch(task)
-    await asyncio.wait_for(recorder.entered.wait(), WITHIN_S)
+    async with asyncio.timeout(WITHIN_S):
+        await recorder.entered.wait()
     await say(bench, ScopePaused(scope, "ada"))
     await bench.workers[0]._orders.look()
     recorder.gate.set()  # type: ignore[union-attr]
@@ -116,14 +117,16 @@ async def test_a_model_call_of_a_terminated_run_is_cut_off_and_settled_at_its_re
     await bench.worker(Recorder(), chain=(hanging,), prices=PRICES)
     task = await bench.open(scopes=(ScopeLimit("run/x", None, 1_000_000),))
     await bench.dispatch(task)
-    await asyncio.wait_for(hanging.asked.wait(), WITHIN_S)
+    async with asyncio.timeout(WITHIN_S):
+        await hanging.asked.wait()
     reserved = (await bench.store.budgets(["run/x"]))["run/x"].reserved
     assert reserved > 0
 
     await bench.append(task, TaskCancelled("enough", "ada"), expected=ANY)
     if told:
         await bench.bus.publish(control_kind("data"))
-    await asyncio.wait_for(hanging.cancelled.wait(), WITHIN_S)
+    async with asyncio.timeout(WITHIN_S):
+        await hanging.cancelled.wait()
     async with asyncio.timeout(WITHIN_S):
         while (await bench.store.budgets(["run/x"]))["run/x"].reserved:
             bench.committed.clear()
@@ -140,10 +143,12 @@ async def test_a_drained_worker_hands_back_and_wants_to_leave(bench: Bench) -> N
     await bench.worker(recorder, LOOK)
     task = await bench.open()
     await bench.dispatch(task)
-    await asyncio.wait_for(recorder.entered.wait(), WITHIN_S)
+    async with asyncio.timeout(WITHIN_S):
+        await recorder.entered.wait()
 
     await say(bench, WorkerDrained("w1", "ada"))
-    await asyncio.wait_for(bench.workers[0].drained.wait(), WITHIN_S)
+    async with asyncio.timeout(WITHIN_S):
+        await bench.workers[0].drained.wait()
     recorder.gate.set()  # type: ignore[union-attr]
 
     assert (await bench.rest(task))[-1] == TaskHandedBack(1, worker_scope("w1"), 1)
@@ -164,7 +169,8 @@ async def test_a_stop_ends_the_step_under_way_and_hands_the_task_back(bench: Ben
     await bench.worker(recorder, LOOK)
     task = await bench.open()
     await bench.dispatch(task)
-    await asyncio.wait_for(recorder.entered.wait(), WITHIN_S)
+    async with asyncio.timeout(WITHIN_S):
+        await recorder.entered.wait()
     stopping = asyncio.create_task(bench.workers[0].stop(grace_s=WITHIN_S))
     recorder.gate.set()  # type: ignore[union-attr]
 

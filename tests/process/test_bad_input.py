@@ -136,7 +136,8 @@ async def test_ctrl_c_while_a_task_is_being_sent_still_says_how_to_come_back(cre
     finally:
         os.kill(orchestrator, signal.SIGCONT)
         await ear.close()
-    _, said = await asyncio.wait_for(process.communicate(), 30)
+    async with asyncio.timeout(90):
+        _, said = await process.communicate()
     assert process.returncode in (0, 130)  # 0: the answer was quicker than the signal
     found = re.search(r"crewlog watch ([0-9a-f]{8})", said.decode())
     assert found

@@ -20,7 +20,7 @@ from crewlog.orchestrator.home import Home
 PROCESSES = {"orchestrator", "projector", "planner", "research", "code", "data", "communicate"}
 
 
-async def until(condition: Callable[[], bool], within_s: float = 30.0) -> None:
+async def until(condition: Callable[[], bool], within_s: float = 90.0) -> None:
     async with asyncio.timeout(within_s):
         while not condition():  # noqa: ASYNC110 — processes of others give no signal
             await asyncio.sleep(0.02)
@@ -117,7 +117,8 @@ async def test_ctrl_c_while_it_starts_leaves_nothing() -> None:
         assert process.stderr is not None
         assert b"first start" in await process.stderr.readline()
         process.send_signal(signal.SIGINT)
-        await asyncio.wait_for(process.communicate(), 60)
+        async with asyncio.timeout(60):
+            await process.communicate()
         assert process.returncode == 0
         await until(lambda: of_home(crew) == {})
 

@@ -214,7 +214,7 @@ async def test_an_answer_goes_nowhere_where_others_listen(fleet: Fleet, elsewher
     for reply in (elsewhere, "_INBOX_client.mine"):
         await nc.publish("api.default.tasks.submit", reply.encode(), reply=reply)
     await nc.drain()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN_S):
         asked = {message.data.decode(): message.reply for message in (await heard.get(), await heard.get())}
     assert asked == {elsewhere: "", "_INBOX_client.mine": "_INBOX_client.mine"}
 

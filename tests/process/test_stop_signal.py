@@ -37,5 +37,6 @@ async def test_a_second_signal_ends_a_process_that_is_still_stopping(signum: sig
     process.send_signal(signum)
     assert await process.stdout.readline() == b"stopping\n"
     process.send_signal(signum)
-    assert await asyncio.wait_for(process.wait(), 60) == -signum
+    async with asyncio.timeout(60):
+        assert await process.wait() == -signum
     assert await process.stdout.read() == b"", "it took the time to clean up"

@@ -76,7 +76,8 @@ async def test_a_child_that_leaves_in_good_order_stays_away_if_it_may() -> None:
         async with supervised(READY + "print('up', flush=True); sys.exit(0)", may_leave=may_leave) as (child, lines):
             if may_leave:
                 assert child._keeper is not None
-                await asyncio.wait_for(child._keeper, 60)
+                async with asyncio.timeout(60):
+                    await child._keeper
                 assert (child.state, child.restarts, child.pid) == ("left", 0, None)
             else:
                 await lines.until(lambda all_: all_.count("up") == 2)

@@ -224,7 +224,7 @@ async def strikes_of(seed: int, victims: list[Victim], *, kills: int = 3) -> lis
 
     striker = Striker(random.Random(seed), lambda: victims, PARTS, pause_s=(0, 0), work=work, on_strike=struck.append)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await striker.run(kills)
     finally:
         striker.release()
@@ -248,12 +248,12 @@ async def test_strikes_hit_who_is_meant_and_whoever_was_stopped_goes_on(sleepers
     assert len(dead) == 3
     for process in sleepers:
         if process.pid in dead:
-            assert process.wait(10) == -signal.SIGKILL
+            assert process.wait(60) == -signal.SIGKILL
         else:
             os.kill(process.pid, 0)
     (left,) = [process for process in sleepers if process.pid not in dead]
     left.terminate()  # a process that is still stopped would not end
-    assert left.wait(10) == -signal.SIGTERM
+    assert left.wait(60) == -signal.SIGTERM
 
 
 async def test_the_same_seed_draws_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
