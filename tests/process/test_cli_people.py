@@ -14,7 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from support.live_crew import CLI, LiveCrew, a_crew
+from support.live_crew import CLI, LiveCrew, a_crew, only
 from support.ports import reserved_port
 
 from crewlog.agents.smtp_sink import SmtpSink
@@ -34,7 +34,7 @@ def smtp_port() -> Iterator[int]:
 
 @pytest.fixture(scope="module")
 def mailing(smtp_port: int) -> Iterator[LiveCrew]:
-    with a_crew(CREWLOG_SMTP_PORT=str(smtp_port), CREWLOG_USER="tester") as crew:
+    with a_crew(*only("communicate"), CREWLOG_SMTP_PORT=str(smtp_port), CREWLOG_USER="tester") as crew:
         yield crew
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.live_crew import CLI, DEMO, LiveCrew, a_crew
+from support.live_crew import CLI, DEMO, LiveCrew, a_crew, only
 from support.reaper import descendants
 
 from crewlog.orchestrator.home import Home
@@ -60,11 +60,11 @@ def test_a_server_that_cannot_have_its_folder_leaves_the_other_one_stopped(part:
         assert "Traceback" not in said
         assert of_home(crew) == {}
         (crew.home / part).unlink()
-        crew.start("--agents", "planner=0,research=0,code=0,data=0,communicate=0")
+        crew.start(*only())
 
 
 def test_a_taken_port_is_named_and_nothing_is_left(tmp_path: Path) -> None:
-    with a_crew() as crew:
+    with a_crew(*only()) as crew:
         crew.stop()
         state = Home(crew.home).state()
         assert state is not None
@@ -73,7 +73,7 @@ def test_a_taken_port_is_named_and_nothing_is_left(tmp_path: Path) -> None:
             with socket.create_server(("127.0.0.1", port or 0)):
                 assert f"port {port}" in crew.run("up", code=2).stderr
         assert of_home(crew) == {}
-        crew.start()  # and the ports are the same as before, so that clients find it again
+        crew.start(*only())  # and the ports are the same as before, so that clients find it again
         again = Home(crew.home).state()
         assert again is not None
         assert (again.nats_port, again.database_port) == (state.nats_port, state.database_port)
@@ -89,13 +89,13 @@ async def test_nothing_survives_a_killed_supervisor_and_the_next_up_goes_on() ->
         crew.process = None
         await until(lambda: of_home(crew) == {})
         assert "no crew runs" in crew.run("runs", code=4).stderr
-        crew.start()
+        crew.start(*only())
         assert crew.json("show", run_id)["status"] == "completed"
         assert crew.json("replay", run_id, "--verify")["divergence"] is None
 
 
 async def test_ctrl_c_stops_in_order_and_a_second_one_at_once() -> None:
-    with a_crew() as crew:
+    with a_crew(*only("data")) as crew:
         assert crew.process is not None
         crew.process.send_signal(signal.SIGINT)
         assert await asyncio.to_thread(crew.process.wait, 60) == 0
@@ -103,7 +103,7 @@ async def test_ctrl_c_stops_in_order_and_a_second_one_at_once() -> None:
         assert log.index("stopping: agents first") > log.index("ready: home")
         assert "Traceback" not in log
         assert of_home(crew) == {}
-        crew.start()
+        crew.start(*only("data"))
         crew.process.send_signal(signal.SIGINT)
         crew.process.send_signal(signal.SIGINT)
         await asyncio.to_thread(crew.process.wait, 60)

@@ -9,7 +9,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 from support.audit import caught_up
-from support.live_crew import LiveCrew, a_crew
+from support.live_crew import LiveCrew, a_crew, only
 
 from crewlog.events.clock import SystemClock
 from crewlog.events.credentials import ADMIN, load_credentials
@@ -27,7 +27,7 @@ ADA, BOB = "Zaphod Quux", "Trillian Frob"
 @pytest.fixture(scope="module")
 def keyed() -> Iterator[LiveCrew]:
     """A crew whose runs have keys."""
-    with a_crew(CREWLOG_PERSON_KEYS="on", CREWLOG_SMTP_PORT="9") as crew:
+    with a_crew(*only("communicate"), CREWLOG_PERSON_KEYS="on", CREWLOG_SMTP_PORT="9") as crew:
         yield crew
 
 

@@ -17,7 +17,7 @@ import pytest
 from support.audit import ended_well, events, follows_the_rules, same_after_rebuild
 from support.gate import Gate, GatedAgents, a_gate, gated_agents
 from support.gated_agent import KIND
-from support.live_crew import CLI, DEMO, LiveCrew, a_crew
+from support.live_crew import CLI, DEMO, LiveCrew, a_crew, only
 from support.reaper import descendants
 
 from crewlog.events.credentials import load_credentials
@@ -41,7 +41,8 @@ COUNT = "Which sources are attached, and how many rows have they?"
 @pytest.fixture(scope="module")
 def sturdy() -> Iterator[LiveCrew]:
     """A crew that looks after lost messages every moment, so that tests need not wait for it."""
-    with a_crew(CREWLOG_SWEEP_INTERVAL_S="0.3", CREWLOG_DISPATCH_LEASE_S="0.2", CREWLOG_WORKER_GRACE_S="1") as crew:
+    settings = {"CREWLOG_SWEEP_INTERVAL_S": "0.3", "CREWLOG_DISPATCH_LEASE_S": "0.2", "CREWLOG_WORKER_GRACE_S": "1"}
+    with a_crew(*only("code", "data", "research"), **settings) as crew:
         yield crew
 
 

@@ -22,6 +22,7 @@ from support.replayed import Replayed, is_hand_written
 
 from crewlog.events.clock import SystemClock
 from crewlog.events.credentials import load_credentials
+from crewlog.events.grants import BUILT_IN_KINDS
 from crewlog.events.readiness import READY_FD
 from crewlog.orchestrator.client import Client
 from crewlog.orchestrator.home import Home
@@ -29,6 +30,11 @@ from crewlog.orchestrator.home import Home
 CLI = (sys.executable, "-P", "-m", "crewlog.orchestrator")
 READY_WITHIN_S = 120.0
 DEMO = Path(__file__).parents[2] / "orchestrator" / "demo"
+
+
+def only(*kinds: str) -> tuple[str, str]:
+    """Return the arguments of `crewlog up` that start agents of these kinds alone: each takes a second of a core to begin."""
+    return "--agents", ",".join(f"{kind}={int(kind in kinds)}" for kind in BUILT_IN_KINDS)
 
 
 class LiveCrew:
