@@ -44,7 +44,11 @@ def on_every_core(first: int, count: int) -> list[dict[str, Any]]:
     commands = [[sys.executable, "-m", "sim.explore", str(first + core), str(first + count), str(cores)] for core in range(cores)]
     env = {**os.environ, "PYTHONPATH": str(TESTS)}
     players = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for command in commands]
-    outputs = [player.communicate()[0] for player in players]
+    try:
+        outputs = [player.communicate()[0] for player in players]
+    finally:
+        for player in players:
+            player.kill()
     assert [player.returncode for player in players] == [0] * cores
     return [json.loads(output) for output in outputs]
 
