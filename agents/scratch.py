@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -82,11 +83,27 @@ def _remove_if_left(folder: Path) -> bool:
 
 
 def _remove(folder: Path) -> None:
-    for place, names, _ in os.walk(folder):  # a child may have locked its own folders
-        for name in names:
-            if not (closed := Path(place, name)).is_symlink():
-                closed.chmod(0o700)
+    """Remove a folder, whatever a child has left in it: folders that it locked, or that lie deeper than a path can name and a program can follow.
+
+    What lies in a folder of this one is moved up before that one goes: so no path gets long.
+    """
+    folder.chmod(0o700)
+    name = f"moved-{secrets.token_hex(8)}"  # which no child can have taken
+    moved = 0
+    while inner := _folders(folder):
+        for place in inner:
+            place.chmod(0o700)
+            for deeper in _folders(place):
+                deeper.chmod(0o700)
+                deeper.rename(folder / f"{name}-{moved}")
+                moved += 1
+            shutil.rmtree(place)
     shutil.rmtree(folder)
+
+
+def _folders(place: Path) -> list[Path]:
+    with os.scandir(place) as entries:
+        return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 def _folder_below(parent: Path) -> tuple[Path, int]:

@@ -45,6 +45,29 @@ def test_a_folder_that_was_there_or_holds_something_else_stays(tmp_path: Path) -
     assert (tmp_path / "a").exists()
 
 
+DEEP: Final = """
+import os, sys
+os.chdir(sys.argv[1])
+for n in range(int(sys.argv[3])):
+    os.mkdir(sys.argv[2])
+    os.mkdir("beside")
+    open("file", "w").close()
+    os.chdir(sys.argv[2])
+os.chmod(".", 0)
+os.chmod(sys.argv[1], 0)
+"""
+
+
+@pytest.mark.parametrize(("name", "times"), [("d" * 250, 20), ("d", 1_900)], ids=["longer than a path", "deeper than a stack"])
+def test_folders_in_folders_go_away_however_deep(tmp_path: Path, name: str, times: int) -> None:
+    try:
+        with scratch(tmp_path / "a") as folder:
+            subprocess.run([sys.executable, "-c", DEEP, folder, name, str(times)], check=True)
+        assert not (tmp_path / "a").exists()
+    finally:
+        subprocess.run(["rm", "-rf", tmp_path / "a"], check=True)  # pytest could not
+
+
 def below(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
