@@ -1,7 +1,7 @@
 """Run one untrusted command as a limited child process.
 
 Every child gets: a wall clock, an output cap, limits on memory, CPU, files and processes, a clean environment, its own session, a
-watchdog over the memory of its whole tree, and an end that reaches every descendant. A child of root runs as a user of its own.
+watchdog over the memory of its whole tree and over what it stores, and an end that reaches every descendant. A child of root runs as a user of its own.
 How much it sees of the machine is decided by its `Isolation` (see `sandbox`). The work is done by `child_launcher`.
 """
 
@@ -21,7 +21,7 @@ from typing import Any, Final, Literal
 from crewlog.events.child_launch import spawn
 from crewlog.schemas.errors import OrchestrationError
 
-Killed = Literal["timeout", "memory", "output"]
+Killed = Literal["timeout", "memory", "output", "disk"]
 
 MIB: Final = 1024 * 1024
 LAUNCHER: Final = Path(__file__).with_name("child_launcher.py")
@@ -48,6 +48,9 @@ class ChildLimits:
     """Memory of all processes of the child together; looked at some twenty times a second."""
     file_bytes_max: int = 64 * MIB
     """Of each file."""
+    folder_bytes_max: int = 512 * MIB
+    """Of what it adds to its folder, and of files it holds open although they have no name; looked at as its memory is."""
+    folder_files_max: int = 20_000
     scratch_bytes_max: int = 64 * MIB
     """Of the private /tmp, where there is one."""
     processes_max: int = 64
@@ -80,6 +83,8 @@ class ChildResult:
     timed_out: bool
     truncated: bool
     killed_reason: Killed | None
+    used: str = ""
+    """What it had stored when it was killed for that, and how much it may."""
 
     @property
     def ok(self) -> bool:
@@ -148,6 +153,8 @@ def _spec(
         "wall_s": limits.wall_s,
         "resident_bytes_max": limits.resident_bytes_max,
         "scratch_bytes_max": limits.scratch_bytes_max,
+        "folder_bytes_max": limits.folder_bytes_max,
+        "folder_files_max": limits.folder_files_max,
         "limits": {
             "AS": limits.address_bytes_max,
             "CPU": limits.cpu_s,
@@ -228,4 +235,6 @@ def _result(status: bytes, stdout: bytes, stderr: bytes, *, truncated: bool) -> 
     if not reports:
         raise SandboxError(f"the sandbox ended without a report: {stderr.decode(errors='replace')[-500:].strip() or 'it was killed'}")
     killed: Killed | None = "output" if truncated else reports[-1]["killed"]
-    return ChildResult(reports[-1]["returncode"], stdout, stderr, timed_out=killed == "timeout", truncated=truncated, killed_reason=killed)
+    return ChildResult(
+        reports[-1]["returncode"], stdout, stderr, timed_out=killed == "timeout", truncated=truncated, killed_reason=killed, used=reports[-1]["used"]
+    )

@@ -11,7 +11,8 @@ The innermost of launcher and init supervises: as subreaper it inherits every pr
 descendants until there are none left reaches daemons too. With namespaces the command sees a file system that holds what it was
 given and nothing else, no network but its own loopback, no other process; when its init dies the kernel kills all of it.
 
-The report goes to the descriptor `status` as one JSON object: `returncode`, `killed` (`timeout`, `memory`, `cancelled` or null), or `error`.
+The report goes to the descriptor `status` as one JSON object: `returncode`, `killed` (`timeout`, `memory`, `disk`, `cancelled` or null) and `used`,
+which is said of a disk, or `error`.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ import os
 import resource
 import signal
 import socket
+import stat
 import struct
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 2, 4, 8, 4096, 16384, 1 << 18, 2
@@ -44,6 +48,7 @@ NOBODY = 65_534
 SPARE_UIDS = 0x6000_0000
 """One user id per command, far from those of people and services: process limits count per user, and users may signal their own."""
 WATCH_INTERVAL_S = 0.05
+MIB = 1024 * 1024
 SIGNALS = {signal.SIGCHLD, signal.SIGTERM}
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -238,6 +243,96 @@ def uses_more_than(bytes_max: int) -> bool:
     return sum(resident.values()) > bytes_max and sum(proportional_bytes(pid, size) for pid, size in resident.items()) > bytes_max
 
 
+class Stored(NamedTuple):
+    """What is on the disk: in a folder, and in files without a name that processes hold open."""
+
+    size: int
+    files: int
+    is_all: bool
+    """Nothing was kept from us; else there may be more."""
+
+
+def stored(folder: str, pids: Iterable[int], *, files_max: int | None = None) -> Stored:
+    """Count what a command stores; looking ends where there are more than `files_max` files."""
+    size = files = 0
+    is_all = True
+    linked: set[tuple[int, int]] = set()
+    for found in chain(held(pids), below(folder)):
+        if found is None:
+            is_all = False
+            continue
+        files += 1
+        if files_max is not None and files > files_max:
+            break
+        if (found.st_dev, found.st_ino) not in linked:
+            if found.st_nlink != 1:  # it may come again, by another name or another process
+                linked.add((found.st_dev, found.st_ino))
+            size += found.st_blocks * 512
+    return Stored(size, files, is_all)
+
+
+def below(folder: str) -> Iterator[os.stat_result | None]:
+    """Yield all that is in a folder and its folders; None for one that cannot be read: it is locked, or too deep to be named."""
+    left = [folder]
+    while left:
+        try:
+            with os.scandir(left.pop()) as entries:
+                for entry in entries:
+                    with contextlib.suppress(FileNotFoundError):
+                        found = entry.stat(follow_symlinks=False)
+                        if stat.S_ISDIR(found.st_mode):
+                            left.append(entry.path)
+                        yield found
+        except (FileNotFoundError, NotADirectoryError):  # it has gone meanwhile
+            continue
+        except OSError:
+            yield None
+
+
+def held(pids: Iterable[int]) -> Iterator[os.stat_result | None]:
+    """Yield the open files without a name of processes; None for a process that cannot be looked into."""
+    for pid in pids:
+        try:
+            for number in os.listdir(f"/proc/{pid}/fd"):
+                with contextlib.suppress(FileNotFoundError):
+                    found = Path(f"/proc/{pid}/fd/{number}").stat()
+                    if stat.S_ISREG(found.st_mode) and found.st_nlink == 0:
+                        yield found
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        except OSError:
+            yield None
+
+
+class Disk:
+    """Watches how much a command adds to its folder: no limit of the kernel is about all of its files together."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self.folder: str = spec["writable"]
+        self.size_max, self.files_max = spec["folder_bytes_max"], spec["folder_files_max"]
+        self.before, self.free_before = stored(self.folder, ()), self.free()
+        self.next_look = 0.0
+
+    def free(self) -> int:
+        of = os.statvfs(self.folder)
+        return of.f_bavail * of.f_frsize
+
+    def too_much(self) -> str:
+        """Say what is too much, if anything is; what was looked at a moment ago is not looked at again."""
+        began = time.monotonic()
+        if began < self.next_look:
+            return ""
+        now = stored(self.folder, descendants(), files_max=self.before.files + self.files_max)
+        size, files = now.size - self.before.size, now.files - self.before.files
+        self.next_look = time.monotonic() + max(WATCH_INTERVAL_S, 10 * (time.monotonic() - began))
+        if size > self.size_max or files > self.files_max:
+            return f"{-(-size // MIB)} MiB in {files} files, of {self.size_max // MIB} MiB and {self.files_max} files at most"
+        free = 0 if now.is_all else self.free()
+        if not now.is_all and free < self.size_max < self.free_before - free:
+            return f"not all of it can be seen, and of the disk {free // MIB} MiB are left, {(self.free_before - free) // MIB} MiB less than before"
+        return ""
+
+
 def kill_all(timeout_s: float = 5.0) -> None:
     """Kill descendants until the kernel says there is none. A stopped process cannot fork away from the next round."""
     end = time.monotonic() + timeout_s
@@ -255,10 +350,11 @@ def kill_all(timeout_s: float = 5.0) -> None:
         signal.sigtimedwait(SIGNALS, 0.01)
 
 
-def supervise(command: int, spec: dict[str, Any], status: int) -> None:
-    """Wait for the command within its time and memory, kill what it leaves behind, and report."""
+def supervise(command: int, spec: dict[str, Any], disk: Disk, status: int) -> None:
+    """Wait for the command within its time, memory and disk, kill what it leaves behind, and report."""
     end = time.monotonic() + spec["wall_s"]
     killed: str | None = None
+    used = ""
     pause = WATCH_INTERVAL_S
     code: int | None = None
     while code is None and killed is None:
@@ -274,9 +370,11 @@ def supervise(command: int, spec: dict[str, Any], status: int) -> None:
             killed = "timeout"
         elif code is None and uses_more_than(spec["resident_bytes_max"]):
             killed = "memory"
+        elif code is None and (used := disk.too_much()):
+            killed = "disk"
         pause = max(WATCH_INTERVAL_S, 10 * (time.monotonic() - began))  # watching takes a tenth of a core at most
     kill_all()
-    report(status, returncode=-signal.SIGKILL if code is None else code, killed=killed)
+    report(status, returncode=-signal.SIGKILL if code is None else code, killed=killed, used=used)
 
 
 def report(status: int, **fields: Any) -> None:
@@ -296,10 +394,11 @@ def spawn(run: Any) -> int:
 def inside(spec: dict[str, Any], uid: int | None, status: int) -> None:
     """Be the supervisor: the launcher itself, or the first process of the namespaces."""
     prctl(PR_SET_CHILD_SUBREAPER, 1)
+    disk = Disk(spec)
     command = spawn(lambda: execute(spec, uid, status))
     for fd in (0, 1, 2):  # end of file must come when the command is gone, not when we are
         os.close(fd)
-    supervise(command, spec, status)
+    supervise(command, spec, disk, status)
 
 
 def first_process(spec: dict[str, Any], uid: int | None, status: int) -> None:

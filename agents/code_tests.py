@@ -24,7 +24,12 @@ ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024
 DETAILS_MAX: Final = 10
 """Failing tests shown with their lines; the others by name."""
 ERRORS_SHOWN_CHARS: Final = 1_500
-STOPPED: Final = {"timeout": "it did not end in {wall_s:g} s", "memory": "it used more memory than allowed", "output": "it wrote more output than allowed"}
+STOPPED: Final = {
+    "timeout": "it did not end in {wall_s:g} s",
+    "memory": "it used more memory than allowed",
+    "output": "it wrote more output than allowed",
+    "disk": "it stored more than allowed ({used})",
+}
 
 
 class TestReport(msgspec.Struct, frozen=True):
@@ -110,7 +115,7 @@ def _name_from_workspace(report: dict[str, Any], inside: str) -> None:
 
 def _answer(result: ChildResult, limits: ChildLimits) -> dict[str, Any]:
     if result.killed_reason is not None:
-        raise ToolFailed(f"the tests were stopped: {STOPPED[result.killed_reason].format(wall_s=limits.wall_s)}")
+        raise ToolFailed(f"the tests were stopped: {STOPPED[result.killed_reason].format(wall_s=limits.wall_s, used=result.used)}")
     try:
         answer: dict[str, Any] = json.loads(result.stdout)
     except ValueError:

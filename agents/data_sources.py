@@ -47,7 +47,12 @@ CHILD_LIMITS: Final = ChildLimits(
     file_bytes_max=256 * MIB,
 )
 DATABASE_BYTES_MAX: Final = 512 * MIB
-STOPPED: Final = {"timeout": f"it took longer than {QUERY_SECONDS} s", "memory": "it needs more memory than allowed", "output": "its result is too large"}
+STOPPED: Final = {
+    "timeout": f"it took longer than {QUERY_SECONDS} s",
+    "memory": "it needs more memory than allowed",
+    "output": "its result is too large",
+    "disk": "it stored more than allowed ({used})",
+}
 
 
 class Source(NamedTuple):
@@ -132,7 +137,7 @@ async def ask(context: ToolContext, sandbox: Sandbox, files: TaskFiles, sources:
         job = {"sources": placed, "seconds": QUERY_SECONDS, "memory_bytes": DATABASE_BYTES_MAX, "sql": "", "rows_max": 0, "chart": None, **question}
         result = await sandbox.run_python(["-P", CHILD.name], folder=folder, limits=CHILD_LIMITS, stdin=json.dumps(job).encode())
     if result.killed_reason is not None:
-        raise ToolFailed(f"the query was stopped: {STOPPED[result.killed_reason]}")
+        raise ToolFailed(f"the query was stopped: {STOPPED[result.killed_reason].format(used=result.used)}")
     try:
         answer: dict[str, Any] = json.loads(result.stdout)
     except ValueError:

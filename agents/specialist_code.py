@@ -231,7 +231,7 @@ def describe(tried: Tried, at: int, bad: int) -> str:
 
 def script_report(result: ChildResult, here: str, level: str) -> str:
     """Write what a script did for a model."""
-    reason = STOPPED[result.killed_reason].format(wall_s=SCRIPT_WALL_S) if result.killed_reason else ""
+    reason = STOPPED[result.killed_reason].format(wall_s=SCRIPT_WALL_S, used=result.used) if result.killed_reason else ""
     parts = [f"stopped: {reason} (sandbox: {level})" if reason else f"exit status {result.returncode} (sandbox: {level})"]
     for name, data in (("stdout", result.stdout), ("stderr", result.stderr)):
         text = clean(data.decode(errors="replace")).replace(here, "").rstrip("\n")

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -193,6 +194,55 @@ async def test_a_flood_of_output_is_cut(sandbox: Sandbox, folder: Path) -> None:
 async def test_a_file_has_a_largest_size(sandbox: Sandbox, folder: Path) -> None:
     result = await run(sandbox, folder, "open('big', 'wb').write(b'x' * (3 << 20))", file_bytes_max=MIB)
     assert result.returncode in (1, -signal.SIGXFSZ)
+
+
+def may_look_into_others() -> bool:
+    capabilities = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff"))
+    return bool(int(capabilities.split()[1], 16) >> 19 & 1)
+
+
+STORES = {
+    "files": "for n in range(1000):\n    open(f'f{n}', 'wb').write(bytes(1 << 20)); time.sleep(0.005)",
+    "folders": "for n in range(10**6):\n    os.mkdir(f'd{n}')",
+    "deleted": "held = []\nfor n in range(200):\n    held.append(open('f', 'wb', 0)); held[-1].write(bytes(1 << 20)); os.unlink('f'); time.sleep(0.005)",
+    "in memory": "held = [os.memfd_create('m') for _ in range(200)]\nfor fd in held:\n    os.write(fd, bytes(1 << 20)); time.sleep(0.005)",
+}
+
+
+@pytest.mark.parametrize("way", STORES)
+async def test_all_that_is_stored_is_bounded(sandbox: Sandbox, folder: Path, way: str) -> None:
+    if way in ("deleted", "in memory") and (await sandbox.ready()).level == "limits-only" and os.geteuid() == 0 and not may_look_into_others():
+        pytest.skip("what another user holds open cannot be seen")
+    code = f"import os, time\n{STORES[way]}\ntime.sleep(100)"
+    result = await run(sandbox, folder, code, folder_bytes_max=40 * MIB, folder_files_max=2_000, wall_s=60)
+    assert (result.killed_reason, result.returncode, result.timed_out) == ("disk", -signal.SIGKILL, False), result.stderr
+    assert result.used.endswith("files, of 40 MiB and 2000 files at most"), result.used
+
+
+async def test_what_hides_is_stopped_before_the_disk_is_full(sandbox: Sandbox, folder: Path) -> None:
+    disk = folder / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m", "none", disk], capture_output=True, check=False).returncode != 0:  # noqa: ASYNC221
+        disk.rmdir()
+        pytest.skip("nothing can be mounted here")
+    try:
+        deep = "for n in range(20):\n    os.mkdir('d' * 250); os.chdir('d' * 250)\n"
+        result = await run(
+            sandbox, disk, f"import os, time\n{deep}{STORES['files'].replace('0.005', '0.05')}\ntime.sleep(100)", folder_bytes_max=40 * MIB, wall_s=60
+        )
+    finally:
+        subprocess.run(["umount", disk], check=True)  # noqa: ASYNC221
+        disk.rmdir()
+    assert (result.killed_reason, result.returncode) == ("disk", -signal.SIGKILL), result.stderr
+    assert result.used.startswith("not all of it can be seen, and of the disk "), result.used
+
+
+async def test_what_was_in_the_folder_before_and_links_do_not_count_as_stored(sandbox: Sandbox, folder: Path) -> None:
+    with scratch(folder) as place:
+        (place / "given").write_bytes(bytes(30 * MIB))
+        code = "import os, time\nopen('mine', 'wb').write(bytes(5 << 20))\nfor n in range(20): os.link('mine', f'm{n}')\ntime.sleep(0.5)"
+        result = await sandbox.run_python(["-c", code], folder=place, limits=ChildLimits(wall_s=60, folder_bytes_max=10 * MIB, folder_files_max=30))
+    assert result.ok, (result.used, result.stderr)
 
 
 async def test_secrets_of_the_worker_are_out_of_reach(sandbox: Sandbox, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
