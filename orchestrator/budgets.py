@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from crewlog.events.store import ANY, AppendRequest, BudgetState, EventStore, Wr
 from crewlog.orchestrator.folds import Folds
 from crewlog.orchestrator.terms import run_with
 from crewlog.schemas.budget import ScopeLimit
-from crewlog.schemas.errors import ContractError, NotFound
+from crewlog.schemas.errors import ConflictError, ContractError, NotFound
 from crewlog.schemas.ids import budget_stream
 from crewlog.schemas.system_events import BudgetChanged
 from crewlog.schemas.usage import format_usd
@@ -42,13 +43,17 @@ class Budgets:
             ContractError: the limit would not be higher than it is, or the soft limit is above it.
             Unavailable: the log cannot be reached; asking again is safe.
         """
-        before = await self._look(tenant, scope)
-        if before.hard is None:
-            raise ContractError(f"budget {scope} has no hard limit that could be raised; set one: crewlog budget set {scope} --hard USD")
-        if hard <= before.hard:
-            is_now, wanted = format_usd(before.hard), format_usd(hard)
-            raise ContractError(f"budget {scope} is limited to {is_now}; {wanted} would not raise it", problems=(("/hard_micro_usd", "too low"),))
-        return await self._change(before, ScopeLimit(scope, soft_of(hard) if soft is None else soft, hard), actor, reason)
+        while True:
+            said = await self._store.read_last([budget_stream(scope)], 1)
+            before = await self._look(tenant, scope)
+            if before.hard is None:
+                raise ContractError(f"budget {scope} has no hard limit that could be raised; set one: crewlog budget set {scope} --hard USD")
+            if hard <= before.hard:
+                is_now, wanted = format_usd(before.hard), format_usd(hard)
+                raise ContractError(f"budget {scope} is limited to {is_now}; {wanted} would not raise it", problems=(("/hard_micro_usd", "too low"),))
+            limit = ScopeLimit(scope, soft_of(hard) if soft is None else soft, hard)
+            with contextlib.suppress(ConflictError):  # somebody has changed it since: what would have raised it then may lower it now
+                return await self._change(before, limit, actor, reason, expected=said[-1].version if said else 0)
 
     async def set_limit(self, tenant: str, scope: str, *, hard: int | None, soft: int | None, actor: str, reason: str) -> BudgetState:
         """Set the limits of a scope to whatever they shall be, also lower than what is spent: then nothing more starts. None: no hard limit.
@@ -58,11 +63,11 @@ class Budgets:
         before = await self._look(tenant, scope)
         return await self._change(before, ScopeLimit(scope, soft_of(hard) if soft is None else soft, hard), actor, reason)
 
-    async def _change(self, before: BudgetState, limit: ScopeLimit, actor: str, reason: str) -> BudgetState:
+    async def _change(self, before: BudgetState, limit: ScopeLimit, actor: str, reason: str, *, expected: int = ANY) -> BudgetState:
         scope, soft, hard = limit.scope, limit.soft_micro_usd, limit.hard_micro_usd
         if soft is not None and hard is not None and soft > hard:
             raise ContractError(f"a soft limit of {soft} micro-USD is above the hard limit of {hard}", problems=(("/soft_micro_usd", "too high"),))
-        write = Write(budget_stream(scope), (BudgetChanged(scope, soft, hard, actor, reason),), ANY)
+        write = Write(budget_stream(scope), (BudgetChanged(scope, soft, hard, actor, reason),), expected)
         if faults.hook is not None:
             faults.hook("before_budget_change")
         await self._store.append(AppendRequest((write,), (self._clock.new_id(),), self._clock.now_us(), limits=(limit,)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +13,9 @@ from support.decider import a_plan
 from crewlog.events import faults
 from crewlog.events.grants import ORCHESTRATOR
 from crewlog.events.limits import parse_limits
-from crewlog.events.store import ANY, AppendRequest, Reservation, Settlement, Write
+from crewlog.events.memory_store import MemoryStore
+from crewlog.events.store import ANY, Appended, AppendRequest, Reservation, Settlement, Write
+from crewlog.orchestrator.budgets import Budgets
 from crewlog.orchestrator.terms import Allowance
 from crewlog.schemas.budget import ScopeLimit
 from crewlog.schemas.errors import OverBudget
@@ -138,6 +141,35 @@ async def test_a_raise_that_is_too_small_holds_on() -> None:
         assert "RunReleased" not in crew.types(run_id)
         await crew.ask("budgets.raise", raising(run_id, 120))
         await crew.ended(run_id)
+
+
+class Crossed(MemoryStore):
+    """A log in which something else happens just before a limit is changed."""
+
+    before: Callable[[], Awaitable[object]] | None = None
+
+    async def append(self, request: AppendRequest) -> Appended:
+        if request.limits and self.before is not None:
+            before, self.before = self.before, None
+            await before()
+        return await super().append(request)
+
+
+@pytest.mark.parametrize(("first", "stays"), [(200, 200), (150, 180)])
+async def test_of_two_raises_that_cross_the_lower_one_takes_nothing_back(first: int, stays: int) -> None:
+    crew = SpendingCrew()
+    store = Crossed(crew.log, role=ORCHESTRATOR)
+    async with crew.orchestrator(store=store) as service:
+        run_id = await crew.submit(plan=a_plan(a="data"), budget=LIMIT)
+        scope = f"run/{run_id}"
+        other = Budgets(crew.store(ORCHESTRATOR), crew.clock, service.driver.folds, on_change=lambda: None)
+        store.before = lambda: other.raise_limit("default", scope, hard=first, soft=None, actor="ann", reason="")
+        answer = await crew.ask("budgets.raise", raising(run_id, 180))
+        assert (await store.budgets([scope]))[scope].hard == stays
+    assert answer["ok"] == (stays == 180)
+    assert answer["ok"] or "would not raise it" in answer["error"]["message"]
+    changes = [event.hard_micro_usd for recorded in crew.log.events if isinstance(event := recorded.event(), BudgetChanged)]
+    assert changes == sorted({first, stays})
 
 
 async def test_a_budget_of_the_operator_holds_all_runs_it_covers_and_releases_them() -> None:

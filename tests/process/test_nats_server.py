@@ -446,11 +446,11 @@ async def test_a_missing_server_is_said_with_the_way_to_get_it(tmp_path: Path, m
         await NatsServer(tmp_path / "nats", {"operator": "x"}).start()
 
 
-async def test_no_server_is_said_with_the_way_to_start_one() -> None:
+async def test_no_server_is_said_without_its_password() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"nats://operator:secret@127.0.0.1:{unused.getsockname()[1]}"
-        with pytest.raises(Unavailable, match=r"no NATS server at 127.0.0.1:.*crewlog up") as caught:
+        with pytest.raises(Unavailable, match=r"no NATS server at 127.0.0.1:") as caught:
             await NatsBus.connect(url, name="cli", connect_timeout_s=1)
     assert "secret" not in str(caught.value)
 
