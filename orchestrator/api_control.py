@@ -32,6 +32,7 @@ from crewlog.events.store import EventStore
 from crewlog.orchestrator.commands import CancelRun, Command, LiftQuarantine, Tick, TooLate
 from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.interventions import needed_kinds
+from crewlog.orchestrator.looks import Looks
 from crewlog.orchestrator.replies import accepted, bounded, decoded, person, somebody
 from crewlog.orchestrator.report import OpenStatus, status_of
 from crewlog.orchestrator.run import RunState
@@ -117,8 +118,8 @@ class Verdict(msgspec.Struct, frozen=True):
 class ControlApi:
     """Answers operators."""
 
-    def __init__(self, store: EventStore, bus: Bus, clock: Clock, driver: Driver, steering: Steering) -> None:
-        self._store, self._bus, self._clock, self._driver, self._steering = store, bus, clock, driver, steering
+    def __init__(self, store: EventStore, bus: Bus, clock: Clock, driver: Driver, steering: Steering, looks: Looks) -> None:
+        self._store, self._bus, self._clock, self._driver, self._steering, self._looks = store, bus, clock, driver, steering, looks
 
     def endpoints(self) -> Mapping[str, Endpoint]:
         """Return what is answered, by subject behind `api.`."""
@@ -141,7 +142,8 @@ class ControlApi:
         after, more = None if asked.after is None else RunId(asked.after), True
         while more and len(found) < asked.limit:
             page = await self._store.open_runs(after=after, limit=PAGE)
-            states = await self._driver.folds.states(page)
+            # what is known to be another's is not read: one tenant's few runs may lie among thousands
+            states = await self._driver.folds.states([run_id for run_id in page if self._looks.tenant_of(run_id) in (None, tenant)])
             more = len(page) == PAGE
             for run_id in page:
                 after = run_id

@@ -88,6 +88,11 @@ class Looks:
             self._noted = {run_id: noted for run_id, noted in self._noted.items() if run_id in run_ids}
             self._restless &= self._noted.keys()
 
+    def tenant_of(self, run_id: RunId) -> str | None:
+        """Return whose an open run is; None when it was not looked at, or counts for nobody."""
+        noted = self._noted.get(run_id)
+        return None if noted is None else noted.tenant
+
     def tenants(self) -> Iterable[tuple[RunId, str]]:
         """Yield every run that counts for a tenant, with that."""
         return ((run_id, noted.tenant) for run_id, noted in self._noted.items() if noted.tenant is not None)

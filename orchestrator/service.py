@@ -102,7 +102,7 @@ class OrchestratorService:
         budgets = Budgets(store, clock, self.driver.folds, on_change=self.sweep.soon)
         forks = Forks(store, clock, self.driver, settings.allowance)
         self._steering = Steering(store, bus, clock, self.driver, self.kinds, on_change=self._scopes_changed)
-        control = ControlApi(store, bus, clock, self.driver, self._steering)
+        control = ControlApi(store, bus, clock, self.driver, self._steering, self.sweep.looks)
         self._rollbacks = Rollbacks(store, self.driver, self.kinds)
         self._api = Api(
             *(store, bus, clock, self.driver, self.kinds),

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from typing import Final, NamedTuple
 
 from crewlog.events.clock import Clock
@@ -98,6 +99,12 @@ class Standstills:
     def suspects(self, run_id: RunId) -> bool:
         """Say whether a run stood still when it was looked at: then it is looked at again until it does not."""
         return run_id in self._seen
+
+    def keep(self, run_ids: AbstractSet[RunId]) -> None:
+        """Forget all runs but these."""
+        for kept in (self._seen, self._recorded):
+            for run_id in kept.keys() - run_ids:
+                del kept[run_id]
 
     async def _record(self, state: RunState, found: Standstill, stands: str) -> None:
         event = RunStoodStill(state.run_id, found.what, found.since_us, found.task_id)

@@ -121,7 +121,8 @@ class Sweep:
         self._store, self._bus, self._clock, self._driver, self._dispatcher, self._kinds = store, bus, clock, driver, dispatcher, kinds
         self._interval_s, self._lease_s = interval_s, lease_s
         self._standstills = Standstills(store, clock, patience_s=lease_s)
-        self._looks = Looks()
+        self.looks = Looks()
+        """What is known of the runs that are open."""
         self._controls = -1
         """Version of what operators have in force that all runs were looked at under."""
         self._signs: dict[TaskId, _Sign] = {}
@@ -185,11 +186,11 @@ class Sweep:
     def note(self, state: RunState) -> None:
         """Take note of a run that is over."""
         if state.status != "open":
-            self._looks.forget(state.run_id)
+            self.looks.forget(state.run_id)
 
     def left(self, run_id: RunId) -> None:
         """Take note of a run that could not be looked at: the next round comes back to it."""
-        self._looks.forget(run_id)
+        self.looks.forget(run_id)
         self._rounds_to_count = 0  # it is found again among all that are open
 
     async def sweep(self) -> None:
@@ -222,7 +223,7 @@ class Sweep:
             self._rounds_to_count -= 1
             await self._look_at_changed(changes)
         self._seen = changes.high_water
-        self._admission.end_count(self._looks.tenants())
+        self._admission.end_count(self.looks.tenants())
         await self._check(now_s=self._clock.monotonic())
         await self._release()
         await settle_left_over(self._store, self._clock, grace_s=self._settle_grace_s)
@@ -235,21 +236,22 @@ class Sweep:
         while True:
             page = await self._store.count_open(after=after, limit=PAGE)
             now_us = self._clock.now_us()
-            due = {run_id: events for run_id, events in page.items() if all_of_them or self._looks.is_due(run_id, events, now_us)}
+            due = {run_id: events for run_id, events in page.items() if all_of_them or self.looks.is_due(run_id, events, now_us)}
             await self._look_at(due, adopts=adopts, doubts=doubts)
             listed.update(page)
             if len(page) < PAGE:
                 break
             after = list(page)[-1]
-        self._looks.keep(listed)
+        self.looks.keep(listed)
+        self._standstills.keep(listed)
 
     async def _look_at_changed(self, changes: Changes) -> None:
         """Look at what gives cause for it among those to which something happened, and at those whose time has come."""
         for run_id in changes.over:
-            self._looks.forget(run_id)
+            self.looks.forget(run_id)
         now_us = self._clock.now_us()
-        due = dict(self._looks.timed(now_us))
-        due |= {run_id: events for run_id, events in changes.open.items() if self._looks.is_due(run_id, events, now_us)}
+        due = dict(self.looks.timed(now_us))
+        due |= {run_id: events for run_id, events in changes.open.items() if self.looks.is_due(run_id, events, now_us)}
         runs = list(due.items())
         for page in (runs[first : first + PAGE] for first in range(0, len(runs), PAGE)):
             await self._look_at(dict(page), adopts=False, doubts=False)
@@ -261,7 +263,7 @@ class Sweep:
         states = await self._driver.folds.states(due)
         for run_id, events in due.items():
             if run_id in states:
-                self._looks.note(states[run_id], events)
+                self.looks.note(states[run_id], events)
             if run_id not in states or self._may_go_on(states[run_id]):
                 self._driver.wake(run_id)
         if adopts:
@@ -270,11 +272,11 @@ class Sweep:
         await self._standstills.look(states.values(), self._sent_again)
         for state in states.values():
             sent_again = any(self._sent_again(state, task) for task in active_tasks(state))
-            self._looks.mark(state.run_id, restless=sent_again or self._standstills.suspects(state.run_id))
+            self.looks.mark(state.run_id, restless=sent_again or self._standstills.suspects(state.run_id))
 
     async def _release(self) -> None:
         """Let runs go on whose budget has room again."""
-        held = self._looks.held()
+        held = self.looks.held()
         roomy = await self._store.budgets_with_room(needed_of(held)) if held else ()
         for_some = [run_id for run_id, short in held.items() if any(scope in roomy for scope, _ in short)] if roomy else []
         for page in (for_some[first : first + PAGE] for first in range(0, len(for_some), PAGE)):
@@ -322,7 +324,7 @@ class Sweep:
         paused = self._driver.folds.controls.pauses
         dispatched: dict[TaskId, _Sign] = {}
         silent: dict[TaskId, RunId] = {}
-        for run_id, (task_id, kind, group, dispatches) in self._looks.dispatched():
+        for run_id, (task_id, kind, group, dispatches) in self.looks.dispatched():
             sign = self._signs.get(task_id)
             if sign is None or sign.dispatches != dispatches:
                 sign = _Sign(now_s, kind, dispatches)
@@ -353,7 +355,7 @@ class Sweep:
                 await self._dispatcher.offer([_again(state, task, self._clock.random_id().hex[:8])])
                 sign.at_s = now_s
                 sign.again += 1
-                self._looks.mark(run_id, restless=True)
+                self.looks.mark(run_id, restless=True)
 
     def _sent_again(self, state: RunState, task: TaskState) -> int:
         sign = self._signs.get(task.task_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,9 +16,10 @@ from crewlog.events.bus import Message
 from crewlog.events.controls import kind_scope, run_scope, tenant_scope
 from crewlog.events.grants import ORCHESTRATOR
 from crewlog.events.memory_store import MemoryStore
-from crewlog.events.store import ANY, Appended, AppendRequest, Write
+from crewlog.events.store import ANY, Appended, AppendRequest, Recorded, Write
 from crewlog.orchestrator.commands import Tick
-from crewlog.schemas.ids import CONTROL_STREAM, RunId
+from crewlog.orchestrator.folds import RUN_TYPES
+from crewlog.schemas.ids import CONTROL_STREAM, RunId, Stream, run_stream
 from crewlog.schemas.subjects import NO_RUN, control_kind, events, outcome, wake
 from crewlog.schemas.system_events import ScopePaused, ScopeResumed
 from crewlog.schemas.task import AgentTask, parse_task
@@ -268,6 +270,31 @@ async def test_open_runs_are_found_by_kind_status_and_age() -> None:
         first = await crew.ask("runs.find", {"limit": 1})
         rest = await crew.ask("runs.find", {"limit": 1, "after": first["next"]})
         assert {run["run_id"] for run in (*first["runs"], *rest["runs"])} == {str(old), str(new)}
+
+
+class Asked(MemoryStore):
+    """A log that notes of which streams it is asked what became of their runs."""
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.asked: set[str] = set()
+
+    async def read_streams(self, after: Mapping[Stream, int], *, types: frozenset[str] | None = None) -> Sequence[Recorded]:
+        if types == RUN_TYPES:
+            self.asked |= after.keys()
+        return await super().read_streams(after, types=types)
+
+
+async def test_who_looks_for_runs_of_a_tenant_does_not_have_those_of_others_read() -> None:
+    crew = Crew(lazy)
+    store = Asked(crew.log, role=ORCHESTRATOR)
+    async with crew.orchestrator(store=store) as service:
+        mine, others = await crew.submit(type="data"), await crew.ask("tasks.submit", {"type": "data", "objective": "Count"}, tenant="acme")
+        await service.sweep.sweep()
+        store.asked.clear()
+        assert [run["run_id"] for run in (await crew.ask("runs.find", {}))["runs"]] == [str(mine)]
+        assert run_stream(mine) in store.asked
+        assert run_stream(RunId(UUID(others["run_id"]))) not in store.asked
 
 
 async def test_what_is_in_force_can_be_listed() -> None:

@@ -13,6 +13,7 @@ from crewlog.orchestrator.commands import AttemptEnded, SubmitRun
 from crewlog.orchestrator.run import RunState
 from crewlog.orchestrator.service import OrchestratorService
 from crewlog.orchestrator.standstill import SENT_AGAIN_MAX, Standstill, standstill_of
+from crewlog.orchestrator.sweep import COUNT_ROUNDS
 from crewlog.schemas.ids import RunId, alert_stream
 from crewlog.schemas.subjects import telemetry
 from crewlog.schemas.system_events import RunStoodStill
@@ -102,5 +103,7 @@ async def test_a_standstill_is_recorded_once_by_however_many_orchestrators_and_i
         answers = True
         await round_of(one, other)
         await crew.ended(run_id)
-        await round_of(one, other)
+        for _ in range(COUNT_ROUNDS + 1):
+            await round_of(one, other)
         assert len(alerts(crew, run_id)) == 1
+        assert not [service.sweep._standstills for service in (one, other) if service.sweep._standstills.suspects(run_id)], "it is over"
