@@ -322,7 +322,7 @@ async def _grant_rights(connection: Any, role: str) -> None:
         rights.append("EXECUTE ON FUNCTION es.run_digest, es.archive_hindrance, es.archive_run, es.prune_blobs, es.destroy_person_keys, es.drop_erased_text")
         rights.append("DELETE ON es.person_files")
     if role == grants.ORCHESTRATOR:
-        rights += ["SELECT, INSERT, UPDATE, DELETE ON es.timers", "EXECUTE ON FUNCTION es.changed_runs"]
+        rights += ["SELECT, INSERT, UPDATE, DELETE ON es.timers", "EXECUTE ON FUNCTION es.changed_runs, es.end_held_appends"]
     if role == grants.PROJECTOR:  # many rows go through a temporary table
         rights.append(f"TEMPORARY ON DATABASE {await _quoted(connection, await connection.fetchval('SELECT current_database()'))}")
     name = await _quoted(connection, role)

@@ -34,6 +34,17 @@ BEGIN
   END IF;
 END $$;
 
+-- Ends the sessions of agents that have held an append open for so long, because every reader of the log waits for it. Ours ends by itself: each is one
+-- statement, and a session that idles in a transaction is ended by a setting; but whoever has a login may change its settings. An append that waits for a
+-- synchronous standby is none of these. Where the owner of the database may not end sessions of others, this does nothing.
+CREATE FUNCTION es.end_held_appends(p_after interval) RETURNS void LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = pg_catalog, es, pg_temp AS $$
+  SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a
+   WHERE a.datname = current_database() AND a.xact_start < clock_timestamp() - p_after AND a.wait_event IS DISTINCT FROM 'SyncRep'
+     AND pg_has_role(a.usesysid, 'USAGE')
+     AND EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.locktype = 'advisory' AND l.objsubid = 1 AND l.classid::bigint >> 16 = 17747)
+     AND EXISTS (SELECT FROM grants g WHERE g.role = a.usename AND g.category = 'task' AND NOT g.opens)
+$$;
+
 -- What happened since an orchestrator looked last, so that many open runs to which nothing happened cost it nothing.
 --
 -- One row for each run that has an event behind p_after, with how many events all of its streams have if it is open, and NULL if it is over; never
@@ -48,6 +59,7 @@ BEGIN
   IF current_setting('transaction_isolation') <> 'read committed' THEN
     RAISE EXCEPTION 'es.changed_runs needs READ COMMITTED' USING ERRCODE = 'ES005';
   END IF;
+  PERFORM es.end_held_appends('30 s');                             -- each of our calls takes ten seconds at most
   settled := es.high_water();
   RETURN QUERY SELECT NULL::uuid, NULL::bigint, settled;
   IF settled - p_after > p_max THEN RETURN; END IF;
@@ -56,4 +68,4 @@ BEGIN
       FROM (SELECT DISTINCT e.run_id FROM events e WHERE e.position > p_after AND e.position <= settled AND e.run_id IS NOT NULL) c
       JOIN streams r ON r.stream_id = 'run/' || c.run_id;
 END $$;
-REVOKE ALL ON FUNCTION es.high_water, es.read_all, es.changed_runs FROM public;
+REVOKE ALL ON FUNCTION es.high_water, es.read_all, es.end_held_appends, es.changed_runs FROM public;

@@ -9,16 +9,16 @@ from typing import Any
 
 import asyncpg
 import pytest
-from support.logs import CLOCK, dispatched, new_run, new_task, opening, request, to_run
+from support.logs import CLOCK, dispatched, new_run, new_task, opening, request, started, to_run, to_task
 from support.postgres import Database
 
 from crewlog.events.append_call import SQL, arguments
 from crewlog.events.append_request import encode_request
-from crewlog.events.grants import ORCHESTRATOR, PROJECTOR
+from crewlog.events.grants import ORCHESTRATOR, PROJECTOR, kind_role
 from crewlog.events.postgres_store import PostgresStore
 from crewlog.events.store import AppendRequest, Write
 from crewlog.schemas.errors import ConflictError
-from crewlog.schemas.ids import RunId, run_stream
+from crewlog.schemas.ids import RunId, run_stream, task_stream
 
 pytestmark = pytest.mark.hand_written("tries the order of the log")
 
@@ -154,3 +154,48 @@ async def dawdle(database: Database, runs: list[RunId], seed: int) -> None:
         await connection.execute("SELECT pg_sleep($1)", chance.uniform(0.02, 0.1))
         await (transaction.rollback() if chance.random() < 0.4 else transaction.commit())
     await connection.close()
+
+
+@pytest.mark.parametrize("then", ["SELECT 1", "SELECT pg_sleep(600)"])
+async def test_an_agent_that_lifted_its_limits_holds_an_append_open_for_a_while_only(database: Database, then: str) -> None:
+    orchestrator = await PostgresStore.open(database.url(ORCHESTRATOR), actor="o", clock=CLOCK)
+    run_id, task_id = new_run(), new_task()
+    await orchestrator.append(opening(run_id, task_id))
+    by_hand, agent = await asyncpg.connect(database.url(ORCHESTRATOR)), await asyncpg.connect(database.url(kind_role("research")))
+    own = await asyncpg.connect(database.url(ORCHESTRATOR))
+    for setting in ("idle_in_transaction_session_timeout", "statement_timeout", "transaction_timeout"):
+        await agent.execute(f"SET {setting} = 0")
+    for connection, held in ((own, opening(new_run())), (agent, to_task(task_id, started(), expected=1, run_id=run_id))):
+        await connection.execute("BEGIN")
+        await append_on(connection, held)
+    holding = asyncio.create_task(agent.execute(then))
+    (position,) = (await orchestrator.append(opening(new_run()))).positions
+    await by_hand.execute("SELECT es.end_held_appends('5 minutes')")
+    assert (await orchestrator.read_all(0, 100)).high_water < position, "another append may take some time"
+    async with asyncio.timeout(60):
+        while not agent.is_closed():
+            await by_hand.execute("SELECT es.end_held_appends('1 second')")
+            await asyncio.sleep(0.1)
+    await asyncio.gather(holding, return_exceptions=True)
+    await own.execute("COMMIT")
+    assert (await orchestrator.read_all(0, 100)).high_water >= position
+    assert [event.version for event in await orchestrator.read_streams({task_stream(task_id): 0})] == [1], "it never happened"
+    for connection in (by_hand, own):
+        await connection.close()
+    await orchestrator.close()
+
+
+@pytest.mark.long
+async def test_orchestrators_end_what_an_agent_holds_open(database: Database) -> None:
+    orchestrator = await PostgresStore.open(database.url(ORCHESTRATOR), actor="o", clock=CLOCK)
+    run_id, task_id = new_run(), new_task()
+    await orchestrator.append(opening(run_id, task_id))
+    agent = await asyncpg.connect(database.url(kind_role("research")))
+    await agent.execute("SET idle_in_transaction_session_timeout = 0")
+    await agent.execute("BEGIN")
+    await append_on(agent, to_task(task_id, started(), expected=1, run_id=run_id))
+    async with asyncio.timeout(120):
+        while not agent.is_closed():
+            await orchestrator.changed_runs(0, positions_max=100)
+            await asyncio.sleep(1)
+    await orchestrator.close()
