@@ -18,6 +18,7 @@ from typing import Final, Literal
 import msgspec
 from msgspec.structs import replace
 
+from crewlog.events.store import OCCURRED_US_END
 from crewlog.orchestrator.brief import NIL, NO_BRIEF, Brief, changed_brief, decode_brief
 from crewlog.orchestrator.critic import rubric_of
 from crewlog.orchestrator.repeats import work_hash
@@ -436,7 +437,10 @@ def blocked_steps(state: RunState) -> dict[str, str]:
 
 
 def next_due_us(state: RunState) -> int | None:
-    """Return when the clock must be asked about this run again, in microseconds since 1970; None when never."""
+    """Return when the clock must be asked about this run again, in microseconds since 1970; None when never.
+
+    No later than a clock goes: when a question expires is its agent's word.
+    """
     if state.status != "open" or is_at_rest(state):
         return None
     waiting = ("held", "retrying") if starving(state) else ("held",)
@@ -445,7 +449,7 @@ def next_due_us(state: RunState) -> int | None:
         dues.append(state.deadline_us)
     if state.hold is not None and not state.pauses:
         dues.append(state.hold.expires_us)
-    return min(dues, default=None)
+    return min(*dues, OCCURRED_US_END) if dues else None
 
 
 def has_clock(state: RunState, task: TaskState) -> bool:
