@@ -8,7 +8,6 @@ is the product: the worker, its loop, its log.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import re
 import zlib
@@ -21,6 +20,7 @@ from crewlog.agents.model import OnText
 from crewlog.agents.process import run_worker
 from crewlog.events.config import load
 from crewlog.orchestrator.chaos_sink import Bill, Effect, SinkEffect, tell
+from crewlog.orchestrator.cli_output import log_to_stderr
 from crewlog.orchestrator.endpoints import with_login
 from crewlog.schemas.blocks import ModelReply, ModelRequest, Text, ToolUse
 from crewlog.schemas.usage import Usage
@@ -92,5 +92,5 @@ AGENT: Final = AgentSpec(
 )
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     asyncio.run(run_worker(with_login(load(), KIND), AGENT, model=Script()))

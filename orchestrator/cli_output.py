@@ -205,6 +205,24 @@ def exit_code_of(error: BaseException) -> Exit:
     return Exit.TIMEOUT if isinstance(error, TimeoutError) else _EXIT_OF_CODE.get(getattr(error, "code", ""), Exit.USAGE)
 
 
+def log_to_stderr() -> None:
+    """Let a process tell on stderr what it does, each record on a line of its own."""
+    told = logging.StreamHandler()
+    told.setFormatter(_OneLine("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[told])
+
+
+class _OneLine(logging.Formatter):
+    """Writes what others named, such as a worker or a subject, so that it neither looks like a record of its own nor moves the cursor of whoever
+    reads the log."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  (logging calls it so)
+        return _escaped(super().formatMessage(record)).replace("\n", "\\n")
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  (likewise)
+        return _escaped(super().formatException(ei))
+
+
 def say(text: str) -> None:
     """Tell the person something that is not data."""
     try:

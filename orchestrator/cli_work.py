@@ -6,14 +6,13 @@ There before Typer is, see `cli_quick`: they live long, and what they load stays
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from crewlog.orchestrator.cli_output import Exit, load_config, say
+from crewlog.orchestrator.cli_output import Exit, load_config, log_to_stderr, say
 
 if TYPE_CHECKING:
     from crewlog.events.config import Config
@@ -71,5 +70,5 @@ def process_config(home: Path | None, process: str) -> Config:
     """Read the configuration of a process, with its login, and let it tell on stderr what it does."""
     from crewlog.orchestrator.endpoints import with_login
 
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    log_to_stderr()
     return with_login(load_config(home), process)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import logging
 import os
 import resource
 import shlex
@@ -20,7 +21,7 @@ from typer.testing import CliRunner
 from crewlog.orchestrator import cli_output
 from crewlog.orchestrator.bundle import read_bundle, unpack_bundle
 from crewlog.orchestrator.cli import command_line
-from crewlog.orchestrator.cli_output import Detached, Exit, exit_code_of, print_table, printable, run_async
+from crewlog.orchestrator.cli_output import Detached, Exit, exit_code_of, log_to_stderr, print_table, printable, run_async
 from crewlog.orchestrator.client import RequestRefused
 from crewlog.orchestrator.demo_run import run_demo
 from crewlog.orchestrator.home import AlreadyRunning
@@ -475,3 +476,18 @@ async def test_a_demo_that_lacks_something_names_all_of_it_before_it_begins(tmp_
         await run_demo(tmp_path / "home", keep=False, yes=True)
     assert str(lacks.value) == "the demo needs duckdb, pypdf, aiosmtpd, pytest\npip install 'crewlog[data,docs,demo]'"
     assert not (tmp_path / "home").exists()
+
+
+def test_what_others_named_is_no_record_of_its_own_in_a_log(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    log_to_stderr()
+    try:
+        raise ValueError("\x1b]0;owned\x07")
+    except ValueError:
+        root.exception("agent %s registered", "w\nINFO crewlog.orchestrator: all is well\x1b[31m\u202e")
+
+    told = capsys.readouterr().err
+    assert told.splitlines()[0] == r"ERROR root: agent w\nINFO crewlog.orchestrator: all is well\u001b[31m\u202e registered"
+    assert told.splitlines()[-1] == r"ValueError: \u001b]0;owned\u0007"
