@@ -13,8 +13,10 @@ from typing import Final, NamedTuple
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.errors import BadSubjectError
 
 from crewlog.schemas.errors import NotAuthorised, OrchestrationError
+from crewlog.schemas.subjects import SUBJECT_CHARS_MAX
 
 _DENIED: Final = re.compile(r'permissions violation for publish to "([^"]+)"', re.IGNORECASE)
 _NO_RESPONDERS: Final = "503"
@@ -57,8 +59,10 @@ class Requests:
             NoResponders: nobody listens on the subject.
             NotAuthorised: this user may not publish to it.
             TimeoutError: no answer in time, or the connection was lost meanwhile.
-            nats.errors.Error: it could not be sent.
+            nats.errors.Error: it could not be sent; also for a subject that is too long: the server would cut the connection.
         """
+        if len(subject) > SUBJECT_CHARS_MAX:
+            raise BadSubjectError
         self._number += 1
         token = str(self._number)
         loop = asyncio.get_running_loop()

@@ -22,7 +22,7 @@ def decoded(data: bytes, type_: type[_T]) -> _T:
     """
     try:
         return msgspec.json.decode(data, type=type_)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ContractError(f"the request is not a valid {type_.__name__}: {error}") from None
 
 

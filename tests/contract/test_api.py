@@ -316,3 +316,10 @@ async def test_a_kind_can_work_no_more_once_all_that_are_there_lack_something(en
         assert [[*service.kinds._lacking["weather"]] for service in (one, two)] == [["w2"]] * 2
         await crew.ask("agents.register.weather", registration(worker="w3"), tenant="system")
         assert [service.kinds.offers["weather"].unavailable for service in (one, two)] == ["", ""]
+
+
+async def test_a_request_that_is_nested_deeper_than_python_follows_is_a_bad_one() -> None:
+    crew = Crew()
+    async with crew.orchestrator():
+        deep = b'{"run_id": "", "x": ' + b"[" * 5_000 + b"]" * 5_000 + b"}"
+        assert (await crew.ask("runs.get", deep))["error"]["code"] == "contract"
