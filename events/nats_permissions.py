@@ -6,7 +6,7 @@ Everything not allowed is refused by the server. Wildcards of NATS match whole t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from crewlog.events.controls import CONTROL_TYPES
@@ -20,6 +20,29 @@ _REPLIES: Final = {"max": 16, "expires": "2m"}
 _JETSTREAM: Final = "$JS.API"
 _ORCHESTRATORS_HEAR: Final = ("api.>", "wake.*", "poke.log", "telemetry.>", "control.>", "dlq.>", "$SRV.>", "$JS.EVENT.ADVISORY.*.LEADER_ELECTED.>")
 _LANES: Final = (*QUEUES, *VERSION_LANES)
+
+
+_CLIENTS_SEND: Final = ("tasks.*.*", "api.*.tasks.submit", "api.*.runs.get")
+_CLIENTS_HEAR: Final = ("events.>", "outcomes.>", "live.>", "rejected.>")
+
+
+def accounts(passwords: Mapping[str, str]) -> dict[str, Any]:
+    """Return the accounts as the server's configuration wants them: one for the crew, and one for programs that only hand in work.
+
+    Within an account the server confirms a message of a stream at whatever subject its sender names, without a look at permissions: one that may do
+    no more than hand in a task could have the confirmation taken for work, a fact or a command. To another account only what is exported comes, and
+    answers go back to whoever asked.
+
+    Args:
+        passwords: user -> password.
+    """
+    users = {user: {"user": user, "password": password, "permissions": permissions(user)} for user, password in sorted(passwords.items())}
+    clients = [users.pop("client")] if "client" in users else []
+    shared = [("service", subject) for subject in _CLIENTS_SEND] + [("stream", subject) for subject in (*_CLIENTS_HEAR, "_INBOX_client.>")]
+    return {
+        "CREW": {"jetstream": "enabled", "users": [*users.values()], "exports": [{way: subject} for way, subject in shared]},
+        "CLIENTS": {"users": clients, "imports": [{way: {"account": "CREW", "subject": subject}} for way, subject in shared]},
+    }
 
 
 def permissions(user: str) -> dict[str, Any]:
@@ -125,8 +148,8 @@ def _client() -> dict[str, Any]:
     consumers, and hear answers under `_INBOX_client` only.
     """
     return {
-        "publish": {"allow": ["tasks.*.*", "api.*.tasks.submit", "api.*.runs.get"]},
-        "subscribe": {"allow": ["events.>", "outcomes.>", "live.>", "rejected.>"]},
+        "publish": {"allow": [*_CLIENTS_SEND]},
+        "subscribe": {"allow": [*_CLIENTS_HEAR]},
     }
 
 

@@ -22,7 +22,7 @@ import msgspec
 
 from crewlog.events import jetstream
 from crewlog.events.child_launch import launch_command, spawn
-from crewlog.events.nats_permissions import permissions
+from crewlog.events.nats_permissions import accounts
 from crewlog.schemas.errors import ConfigError, Unavailable
 
 START_S: Final = 20.0
@@ -136,9 +136,7 @@ class NatsServer:
                 "max_memory_store": MEMORY_STORE_BYTES_MAX,
                 "max_file_store": FILE_STORE_BYTES_MAX,
             },
-            "authorization": {
-                "users": [{"user": user, "password": password, "permissions": permissions(user)} for user, password in sorted(self._passwords.items())]
-            },
+            "accounts": accounts(self._passwords),
         }
         if self.monitoring_port is not None:
             config["http"] = f"127.0.0.1:{self.monitoring_port or -1}"

@@ -299,7 +299,11 @@ def _document(data: Any, *, indent: int | None = None) -> str:
         document.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:
         document = json.dumps(data, indent=indent, default=str)
-    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", document)
+    return _escaped(document)
+
+
+def _escaped(text: str) -> str:
+    return _OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def print_json_line(data: Any) -> None:

@@ -236,7 +236,7 @@ class Supervisor:
                 await bus.publish(message.reply, json.dumps(body).encode())
                 await bus.flush()
 
-        for verb in ("scale", "status", "down"):
+        for verb in ("scale", "status"):
             await bus.subscribe(f"supervisor.{verb}", answer)
 
     async def _command(self, message: Message) -> dict[str, Any]:
@@ -244,9 +244,6 @@ class Supervisor:
             case "scale":
                 copies = parse_counts(f"{kind}={number}" for kind, number in dict(json.loads(message.data)).items())
                 return {"agents": await self.scale(copies)}
-            case "down":
-                self._stop.set()
-                return {"pid": os.getpid()}
             case _:
                 state = self.state()
                 return {

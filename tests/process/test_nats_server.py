@@ -206,17 +206,66 @@ async def test_who_hands_in_work_steers_nothing(fleet: Fleet, subject: str) -> N
 
 @pytest.mark.parametrize("elsewhere", ["tasks.default.data", "work.code.normal", "control.code", "wake.run", "$JS.API.STREAM.PURGE.TASKS"])
 async def test_an_answer_goes_nowhere_where_others_listen(fleet: Fleet, elsewhere: str) -> None:
-    """The orchestrator may publish there, who hands in work may not, and the server lets a request name any subject for its answer."""
+    """The orchestrator may publish there, agents may not, and the server lets a request name any subject for its answer."""
     orchestrator = await fleet.bus("orchestrator")
     heard: asyncio.Queue[Message] = asyncio.Queue()
     await orchestrator.subscribe("api.>", heard.put)
-    nc = await nats.connect(fleet.server.url("client"), inbox_prefix=b"_INBOX_client")
-    for reply in (elsewhere, "_INBOX_client.mine"):
-        await nc.publish("api.default.tasks.submit", reply.encode(), reply=reply)
+    nc = await nats.connect(fleet.server.url("research"), inbox_prefix=b"_INBOX_research")
+    for reply in (elsewhere, "_INBOX_research.mine"):
+        await nc.publish("api.system.agents.register.research", reply.encode(), reply=reply)
     await nc.drain()
     async with asyncio.timeout(WITHIN_S):
         asked = {message.data.decode(): message.reply for message in (await heard.get(), await heard.get())}
-    assert asked == {elsewhere: "", "_INBOX_client.mine": "_INBOX_client.mine"}
+    assert asked == {elsewhere: "", "_INBOX_research.mine": "_INBOX_research.mine"}
+
+
+async def test_a_task_is_confirmed_to_whoever_sent_it_and_to_nobody_else(fleet: Fleet) -> None:
+    """The server confirms what a stream takes at any subject that the sender names, whether or not he may publish there."""
+    orchestrator, supervisor = await fleet.bus("orchestrator"), await fleet.bus("supervisor")
+    heard: list[str] = []
+
+    async def hear(message: Message) -> None:
+        heard.append(message.subject)
+
+    for subject in ("api.>", "wake.*", "control.>"):
+        await orchestrator.subscribe(subject, hear)
+    before = {stream: (await api(orchestrator, f"STREAM.INFO.{stream}"))["state"]["last_seq"] for stream in ("WORK", "EVENTS", "DLQ")}
+    nc = await nats.connect(fleet.server.url("client"), inbox_prefix=b"_INBOX_client")
+    elsewhere = ("work.code.normal", "events.default.run.RunCompleted", "dlq.code", "control.code", "wake.run", "api.default.schedules.list", "supervisor.down")
+    await supervisor.subscribe("supervisor.>", hear)
+    for reply in elsewhere:
+        await nc.publish("tasks.default.data", b"{}", reply=reply)
+    assert b'"TASKS"' in (await nc.request("tasks.default.data", b"{}", timeout=WITHIN_S)).data
+    for bus in (orchestrator, supervisor):
+        await bus.flush()
+
+    assert heard == []
+    assert {stream: (await api(orchestrator, f"STREAM.INFO.{stream}"))["state"]["last_seq"] for stream in before} == before
+    await nc.close()
+
+
+async def test_who_hands_in_work_hears_what_is_said_to_it(fleet: Fleet) -> None:
+    orchestrator, projector = await fleet.bus("orchestrator"), await fleet.bus("projector")
+    nc = await nats.connect(fleet.server.url("client"), inbox_prefix=b"_INBOX_client")
+    heard = [await nc.subscribe(subject) for subject in ("_INBOX_client.mine", "events.default.run-1.>", "outcomes.default.run-1", "live.default.run-1.*")]
+    await nc.flush()
+    await orchestrator.publish("_INBOX_client.mine", b"verdict")
+    await projector.enqueue("events.default.run-1.RunSubmitted", b"event", message_id="e2")
+    await orchestrator.publish("outcomes.default.run-1", b"end")
+    await orchestrator.publish("live.default.run-1.t", b"text")
+
+    assert [(await subscription.next_msg(timeout=WITHIN_S)).data for subscription in heard] == [b"verdict", b"event", b"end", b"text"]
+    await nc.close()
+
+
+async def test_a_name_that_is_too_long_for_a_subject_costs_nobody_the_connection(fleet: Fleet) -> None:
+    orchestrator = await fleet.bus("orchestrator")
+    before = orchestrator._nc
+    with pytest.raises(Unavailable):
+        await orchestrator.request("control.worker." + "y" * 5_000, b"{}", timeout_s=WITHIN_S)
+    await orchestrator.flush()
+    assert orchestrator._nc is before
+    assert before.is_connected
 
 
 async def test_an_agent_answers_what_it_is_asked(fleet: Fleet) -> None:
