@@ -171,7 +171,7 @@ async def _archive_each(
     from crewlog.events.personal_store import personal_log
     from crewlog.events.postgres_store import PostgresStore
     from crewlog.orchestrator.endpoints import database_url
-    from crewlog.orchestrator.run_archive import archive_run
+    from crewlog.orchestrator.run_archive import LeftAlready, archive_run
     from crewlog.schemas.errors import ContractError
 
     done: list[Archived] = []
@@ -183,6 +183,8 @@ async def _archive_each(
         for run in runs:
             try:
                 done.append(await archive_run(store, connections, run, out, artifacts=artifacts, actor=config.user, clock=SystemClock()))
+            except LeftAlready as error:
+                say(str(error))
             except ContractError as error:
                 complain(f"run {run.run_id} stays in the log", why=str(error))
                 stayed.append(str(run.run_id))

@@ -36,6 +36,10 @@ from crewlog.schemas.system_events import RunArchived
 SUFFIX: Final = ".crewlog"
 
 
+class LeftAlready(ContractError):
+    """Somebody else has archived the run, and the views are behind."""
+
+
 class Archived(NamedTuple):
     """One run that left the log."""
 
@@ -60,14 +64,17 @@ async def archive_run(
         artifacts: where the files are that it read and made; None leaves them out.
 
     Raises:
+        LeftAlready: it is in the log no more.
         ContractError: the run does not replay, its file is not what was written, a file that it refers to is gone, or the database refuses to let
             it go.
         OSError: the file cannot be written.
     """
     run_id = RunId(run.run_id)
+    before = await run_digest(connections, run_id)
+    if not before.events:
+        raise LeftAlready(f"run {run_id} is in the log no more: another command, or one that was interrupted, has archived it")
     if reason := await hindrance(connections, run_id):
         raise ContractError(f"run {run_id} may not leave the log: {reason}")
-    before = await run_digest(connections, run_id)
     bundle = await collect(store, run_id)
     here = await replay(store, run_id)
     if here.divergence is not None:
