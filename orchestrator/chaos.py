@@ -93,7 +93,7 @@ async def run_chaos(options: Options, clock: Clock, *, home: Path | None, keep: 
 
     Args:
         home: an empty or missing folder for everything; None for one in the system's folder for temporary files.
-        keep: leave the home there in any case; it stays when a promise was broken.
+        keep: leave the home there in any case; it stays when a promise was broken or the run failed, and goes when somebody interrupts it.
         say: told about the progress.
 
     Raises:
@@ -108,8 +108,12 @@ async def run_chaos(options: Options, clock: Clock, *, home: Path | None, keep: 
     run = ChaosRun(options, config, clock, say)
     try:
         report = await run.carry_out()
-    except BaseException:
-        say(f"the home is kept: {place}")
+    except BaseException as error:
+        if isinstance(error, asyncio.CancelledError) and not keep:
+            await _left_over(before)
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            say(f"the home is kept: {place}")
         raise
     report.left_over = await _left_over(before)
     if report.violations or keep:

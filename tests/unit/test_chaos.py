@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 from uuid import UUID
 
@@ -285,3 +286,27 @@ def test_a_report_says_what_was_kept_or_what_was_not() -> None:
     assert "2 violations:\n  run x is open\n  left running: 12 python\n" in text
     assert "everything is in somewhere" in text
     assert "every promise" not in text
+
+
+INTERRUPTED = """
+import asyncio, os, signal
+from crewlog.orchestrator import __main__ as start, chaos
+
+async def interrupted(run):
+    (run._config.home / "log").write_text("of a crew")
+    os.kill(os.getpid(), signal.SIGINT)
+    await asyncio.Event().wait()
+
+chaos.ChaosRun.carry_out = interrupted
+start.main()
+"""
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_what_an_interrupted_run_advises_can_be_done(keep: bool, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    words = ["chaos", "--home", str(home), *(["--keep"] if keep else [])]
+    done = subprocess.run([sys.executable, "-P", "-c", INTERRUPTED, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert "go on with: crewlog chaos" in done.stderr
+    assert home.exists() is keep
