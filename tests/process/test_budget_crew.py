@@ -15,6 +15,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+from support.audit import caught_up
 from support.live_crew import CLI, LiveCrew, a_crew
 from support.model_server import Canned, ModelServer, serve_models
 from support.wires import CHAT, Said
@@ -162,6 +163,7 @@ async def evaluate_up_to_a_limit(crew: LiveCrew, models: ModelServer) -> None:
         begun = [skipped["was_begun"] for skipped in found["skipped"]]
         assert len(begun) == 2
         assert all("the evaluation has spent what it may" in skipped["why"] for skipped in found["skipped"])
+        await caught_up(crew)
         assert [run.status for run in await client.runs(trials=True) if run.source == "trial"].count("cancelled") == sum(begun)
         assert len(models.requests) == before + 4, "nothing was asked after the limit"
 
@@ -194,6 +196,7 @@ async def test_what_a_killed_worker_left_reserved_is_settled_when_its_run_was_ca
             while any(budget["reserved_micro_usd"] for budget in await data(crew, "budget", "show", run_id)):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         budgets = await data(crew, "budget", "show", run_id)
+        await caught_up(crew)
         (cost,) = await data(crew, "costs", run_id)
         assert {budget["spent_micro_usd"] for budget in budgets} == {cost["cost_micro_usd"]}
         assert cost["cost_micro_usd"] >= 8_192 * 100

@@ -15,6 +15,7 @@ import pytest
 from support.live_crew import CLI, DEMO, LiveCrew, a_crew, only
 from support.reaper import descendants
 
+from crewlog.orchestrator.client import Client
 from crewlog.orchestrator.home import Home
 
 PROCESSES = {"orchestrator", "projector", "planner", "research", "code", "data", "communicate"}
@@ -123,15 +124,19 @@ async def test_ctrl_c_while_it_starts_leaves_nothing() -> None:
         await until(lambda: of_home(crew) == {})
 
 
-async def test_a_killed_process_is_started_again_and_work_goes_on(crew: LiveCrew) -> None:
-    def pid_of(name: str) -> int:
-        return int(next(p["pid"] for p in crew.json("status")["processes"] if p["name"] == name) or 0)
+async def test_a_killed_process_is_started_again_and_work_goes_on(crew: LiveCrew, client: Client) -> None:
+    async def pid_of(name: str) -> int:
+        return next(process.pid for process in await client.processes() if process.name == name) or 0
 
-    for name in ("data", "orchestrator", "projector"):
-        before = pid_of(name)
-        os.kill(before, signal.SIGKILL)
-        await until(lambda name=name, before=before: pid_of(name) not in (0, before))  # type: ignore[misc]
-    await until(lambda: [agent["kind"] for agent in crew.json("status")["agents"]].count("data") == 1)  # the killed one could not say that it stops
+    async with asyncio.timeout(200):
+        for name in ("data", "orchestrator", "projector"):
+            before = await pid_of(name)
+            os.kill(before, signal.SIGKILL)
+            while await pid_of(name) in (0, before):  # noqa: ASYNC110 — the supervisor sends no signal
+                await asyncio.sleep(0.02)
+        while [worker.kind for worker in await client.workers()].count("data") != 1:  # noqa: ASYNC110 — the killed one could not say that it stops
+            await asyncio.sleep(0.1)
+    assert [agent["kind"] for agent in crew.json("status")["agents"]].count("data") == 1
     shown = crew.json("submit", "How many rows are there?", "--type", "data", "--attach", DEMO / "penguins.csv", "--wait", "--timeout", "90")
     assert shown["status"] == "completed"
 
