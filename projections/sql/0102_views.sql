@@ -117,7 +117,7 @@ SELECT b.scope, n.kind, coalesce(n.tenant, r.tenant) AS tenant, r.run_id, n.day,
     SELECT CASE WHEN p.first IN ('kind', 'user', 'tenant') THEN p.first || '/day' ELSE p.first END AS kind,
            CASE WHEN p.first IN ('kind', 'user', 'tenant', 'trial') THEN p.parts[2] END AS tenant,
            CASE WHEN p.first = 'tenant' THEN p.parts[3]::date WHEN p.first IN ('kind', 'user') THEN p.parts[4]::date END AS day,
-           CASE WHEN p.first IN ('run', 'tree') THEN substring(b.scope FROM '/([0-9a-f-]{36})$')::uuid END AS id) n
+           CASE WHEN p.first IN ('run', 'tree') AND pg_input_is_valid(p.parts[2], 'uuid') THEN p.parts[2]::uuid END AS id) n
   LEFT JOIN rm.tasks t ON n.id = t.task_id AND p.first = 'tree'
   LEFT JOIN rm.runs r ON r.run_id = coalesce(t.run_id, n.id)
   LEFT JOIN LATERAL (SELECT e.occurred_us, e.data FROM es.events e WHERE e.stream_id = 'budget/' || b.scope ORDER BY e.version DESC LIMIT 1) c ON true;
