@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import logging
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import Final
 
 from crewlog.agents.breaker import Breakers
 from crewlog.agents.kinds import BUILT_IN, Services, load_agent, missing_extras
@@ -39,6 +41,9 @@ from crewlog.events.stop_signal import stop_on_signals
 from crewlog.events.store import EventStore
 from crewlog.schemas.errors import ConfigError
 from crewlog.schemas.subjects import LANES, SHADOW_LANE
+
+GAVE_UP: Final = 70
+"""Status of a worker that ended because calls of its tools did not: it is started again."""
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +119,10 @@ async def run_worker(config: Config, agent: str | AgentSpec, *, model: Model | N
         )
         await asyncio.to_thread(remove_left, shop.workspaces)
         worker = Worker(shop, store, bus, slots=config.slots, unavailable=missing_extras(spec), lanes=lanes)
+        shop.health.runaways.end_process = partial(os._exit, GAVE_UP)
         await _run(worker, config.shutdown_grace_s)
+    if shop.health.runaways.left:
+        os._exit(GAVE_UP if shop.health.runaways.gave_up else 0)  # the loop would wait for them
 
 
 def _chains(kind: str, config: Config) -> tuple[tuple[Model, ...], dict[str, tuple[Model, ...]]]:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from crewlog.agents.runaway import Runaways
 from crewlog.agents.spec import Implementation, ToolContext, ToolFailed, ToolOutput, ToolSpec, ToolUnavailable
 from crewlog.events.clock import Clock
 from crewlog.schemas.errors import ConflictError, OrchestrationError, TransientError, Unavailable
@@ -56,6 +57,7 @@ class ToolHealth:
     def __init__(self) -> None:
         self._degraded: dict[tuple[str, str], _Health] = {}
         self._limiters: dict[tuple[str, str], AsyncLimiter] = {}
+        self.runaways = Runaways()
 
     def in_order(self, tool: ToolSpec, now: float) -> list[Implementation]:
         """Return the implementations of a tool as they should be asked: those that are degraded last."""
@@ -108,7 +110,7 @@ async def carry_out(tool: ToolSpec, context: ToolContext, args: Any, health: Too
     tries = 0
     while True:
         way = left.pop(0)
-        attempt = _Attempt(tool, way, clock, ends=ends, ways_left=len(left))
+        attempt = _Attempt(tool, way, clock, health.runaways, ends=ends, ways_left=len(left))
         try:
             output = await attempt.run(context, args)
         except (ToolFailed, Unavailable, ConflictError):
@@ -141,8 +143,8 @@ async def _admitted(tool: ToolSpec, health: ToolHealth) -> None:
 class _Attempt:
     """One implementation and its tries, within its share of the time that is left."""
 
-    def __init__(self, tool: ToolSpec, way: Implementation, clock: Clock, *, ends: float, ways_left: int) -> None:
-        self._tool, self._way, self._clock = tool, way, clock
+    def __init__(self, tool: ToolSpec, way: Implementation, clock: Clock, runaways: Runaways, *, ends: float, ways_left: int) -> None:
+        self._tool, self._way, self._clock, self._runaways = tool, way, clock, runaways
         self._share_s = max(ends - clock.monotonic(), 0.0) / (ways_left + 1)
         self.tries = 0
 
@@ -150,18 +152,13 @@ class _Attempt:
         ends = self._clock.monotonic() + self._share_s
         while True:
             self.tries += 1
-            if self._tool.effect not in REPEATABLE:
+            may_be_left = self._tool.effect in REPEATABLE
+            if not may_be_left:
                 await context.check_hold()  # each time: the way here, and the wait between two tries, may have been long
             try:
-                async with asyncio.timeout(ends - self._clock.monotonic()):
-                    output: Any = await self._way.run(context, args)
-            except asyncio.CancelledError as error:
-                if (task := asyncio.current_task()) is None or task.cancelling():
-                    raise
-                # nobody has told us to stop: something inside was cancelled, and this call must have an outcome all the same
-                raise RuntimeError("what it waited for was cancelled") from error
-            except SystemExit as error:  # such as of a parser of command lines: no call ends a worker
-                raise RuntimeError(f"it wanted to end the process: {error}") from error
+                what = f"{self._tool.name} of task {context.task.task_id}"
+                left_s = ends - self._clock.monotonic()
+                output: Any = await self._runaways.within(self._way.run(context, args), left_s, what=what, may_be_left=may_be_left)
             except (ToolUnavailable, TransientError) as error:
                 wait_s = self._wait_s(error.retry_after_s)
                 if not self._may_try_again(error) or self._clock.monotonic() + wait_s >= ends:

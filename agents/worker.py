@@ -68,6 +68,7 @@ class Worker:
         self._orders = Orders(store, shop.clock, kind=shop.spec.kind, worker=shop.worker, on_change=self._obey)
         self.drained = asyncio.Event()
         """Set once somebody wants this worker to leave."""
+        shop.health.runaways.watch(slots, self._leave)
         self._consuming: Consuming | None = None
         self._control: list[Subscription] = []
         self._loops: list[asyncio.Task[None]] = []
@@ -265,8 +266,11 @@ class Worker:
         if self._consuming is not None:
             (self._consuming.pause if self._orders.is_kind_paused else self._consuming.resume)()
         if self._orders.is_drained:
-            self._orders.leave()
-            self.drained.set()
+            self._leave()
+
+    def _leave(self) -> None:
+        self._orders.leave()
+        self.drained.set()
 
     async def _told(self, _: Message) -> None:
         """Look now at what was paused or ended, and say that this worker is there: somebody has a command, or has just started."""

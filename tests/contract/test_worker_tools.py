@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -13,13 +14,16 @@ from uuid import UUID
 import msgspec
 import pytest
 from support.scripted import Recorder, calls
-from support.worker_bench import Bench, worker_bench
+from support.worker_bench import WITHIN_S, Bench, worker_bench
 
+from crewlog.agents import runaway
 from crewlog.agents.escalation import ESCALATE
 from crewlog.agents.spec import AgentSpec, Implementation, ToolContext, ToolOutput, ToolUnavailable
 from crewlog.agents.specialist_code import code_agent
+from crewlog.agents.tool_ways import ToolHealth
 from crewlog.events.artifact_store import open_artifacts
 from crewlog.schemas.blocks import ModelRequest, ToolResult
+from crewlog.schemas.effects import Effect
 from crewlog.schemas.task import parse_task
 from crewlog.schemas.task_events import ApprovalDecided, ApprovalRequested, TaskCompleted, TaskMoved, ToolFinished, ToolStarted, ToolWays
 
@@ -173,3 +177,55 @@ async def test_of_two_edits_of_one_file_in_one_turn_none_is_lost(bench: Bench) -
     assert isinstance(events[-1], TaskCompleted)
     assert "one = 11" in told(model.requests[-1])
     assert "two = 22" in told(model.requests[-1]), "what is behind an edit sees it"
+
+
+def stubborn(name: str, effect: Effect, over: asyncio.Event) -> AgentSpec:
+    """An agent one of whose tools goes on until `over` is set, however often it is cancelled."""
+
+    async def run(_: ToolContext, __: Any) -> ToolOutput:
+        while not over.is_set():
+            with contextlib.suppress(asyncio.CancelledError):
+                await over.wait()
+        return ToolOutput("late")
+
+    agent = Recorder().agent()
+    assert not callable(agent.tools)
+    others = tuple(tool for tool in agent.tools if tool.name != name)
+    return replace(agent, tools=(replace(Recorder().tool(name, effect), run=run, timeout_s=0.2), *others))
+
+
+async def test_a_reading_tool_that_does_not_stop_keeps_neither_its_task_nor_its_slot(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runaway, "OBEYS_S", 0.1)
+    over, health = asyncio.Event(), ToolHealth()
+    look = calls(("look", '{"text":"x"}'))
+    model = await bench.worker(stubborn("look", "read", over), look, SUBMIT, look, slots=2, health=health)
+    (worker,) = bench.workers
+    first, second = await bench.open(number=1), await bench.open(number=2)
+    await bench.dispatch(first)
+    assert isinstance((await bench.rest(first))[-1], TaskCompleted)
+    assert "look did not finish within 0.2 s" in told(model.requests[1])
+    assert not health.runaways.gave_up
+    await bench.dispatch(second)
+    async with asyncio.timeout(WITHIN_S):
+        await worker.drained.wait()
+    assert health.runaways.gave_up, "as many go on by themselves as there are slots"
+    over.set()
+
+
+async def test_a_tool_that_does_not_stop_and_may_have_an_effect_is_not_given_up_before_its_process(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runaway, "OBEYS_S", 0.1)
+    over, health, ended = asyncio.Event(), ToolHealth(), asyncio.Event()
+    health.runaways.end_process = ended.set
+    await bench.worker(stubborn("send", "irreversible", over), calls(("send", '{"text":"x"}')), health=health)
+    task = await bench.open()
+    await bench.dispatch(task)
+    (worker,) = bench.workers
+    async with asyncio.timeout(WITHIN_S):
+        await worker.drained.wait()
+    assert health.runaways.gave_up
+    assert isinstance((await bench.events(task))[-1], ToolStarted), "what became of it can be asked once nothing comes of it any more"
+    assert not ended.is_set()
+    async with asyncio.timeout(WITHIN_S):
+        await worker.stop(grace_s=0)
+    assert ended.is_set()
+    over.set()
