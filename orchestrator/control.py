@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any, Final, Literal
 
@@ -9,21 +10,26 @@ from crewlog.events.bus import Bus
 from crewlog.orchestrator.home import Home, terminate, wait_gone
 from crewlog.schemas.errors import ConfigError, ContractError, Unavailable
 
-_ANSWER_WITHIN_S: Final = 90.0
-"""Scaling down waits until the copies that go have finished what they work on."""
+ANSWER_WITHIN_S: Final = 90.0
+"""Scaling down waits until the copies that go have finished what they work on, which `CREWLOG_SHUTDOWN_GRACE_S` may let take longer."""
+_STATUS_WITHIN_S: Final = 5.0
 
 
 async def ask_supervisor(bus: Bus, verb: Literal["scale", "status"], body: Any = None) -> dict[str, Any]:
     """Send one command and return the answer.
 
     Raises:
-        Unavailable: no supervisor listens; the processes may run under compose or another one.
+        Unavailable: no supervisor listens, the processes may run under compose or another one; or it is not done yet.
         ContractError: the supervisor refused the command.
         ConfigError: it could not be carried out.
     """
     try:
-        reply = await bus.request(f"supervisor.{verb}", json.dumps(body).encode(), timeout_s=_ANSWER_WITHIN_S)
+        reply = await bus.request(f"supervisor.{verb}", json.dumps(body).encode(), timeout_s=ANSWER_WITHIN_S)
     except Unavailable:  # its own text would send people to `crewlog status`, which is where they are
+        if verb != "status" and await _is_there(bus):
+            raise Unavailable(
+                f"`crewlog up` is not done after {ANSWER_WITHIN_S:g} s and goes on: copies that go finish what they work on first\nsee `crewlog status`"
+            ) from None
         raise Unavailable(
             "no `crewlog up` runs the processes of this crew: when they run elsewhere, they are seen and scaled there, as with docker compose up --scale"
         ) from None
@@ -32,6 +38,13 @@ async def ask_supervisor(bus: Bus, verb: Literal["scale", "status"], body: Any =
         fault = answer["error"]
         raise (ContractError if fault["code"] == "contract" else ConfigError)(fault["message"])
     return answer
+
+
+async def _is_there(bus: Bus) -> bool:
+    with contextlib.suppress(Unavailable):
+        await bus.request("supervisor.status", b"null", timeout_s=_STATUS_WITHIN_S)
+        return True
+    return False
 
 
 async def stop_crew(home: Home, *, within_s: float) -> int | None:

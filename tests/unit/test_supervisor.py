@@ -18,11 +18,13 @@ from crewlog.events.clock import SystemClock
 from crewlog.events.config import load
 from crewlog.events.grants import BUILT_IN_KINDS
 from crewlog.events.memory_bus import MemoryBroker, MemoryBus
+from crewlog.orchestrator import control
+from crewlog.orchestrator.control import ask_supervisor
 from crewlog.orchestrator.home import Home
 from crewlog.orchestrator.servers import Servers
 from crewlog.orchestrator.supervised import Program, Supervised
 from crewlog.orchestrator.supervisor import Supervisor
-from crewlog.schemas.errors import ConfigError
+from crewlog.schemas.errors import ConfigError, Unavailable
 
 
 class Gone(io.StringIO):
@@ -107,6 +109,20 @@ async def test_a_server_that_has_no_room_to_start_again_is_started_once_it_has(t
     assert any("No space left on device" in line for line in said)
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
+
+
+async def test_who_scales_is_told_that_it_takes_long_and_not_that_nobody_does_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "ANSWER_WITHIN_S", 0.2)
+    broker = MemoryBroker()
+    bus = MemoryBus(broker)
+    with pytest.raises(Unavailable, match="no `crewlog up` runs"):
+        await ask_supervisor(bus, "scale", {"research": 2})
+    with a_supervisor(tmp_path, io.StringIO(), []) as crew:
+        await crew._listen(MemoryBus(broker))
+        async with crew._scaling:  # somebody else scales down, and a copy still works
+            with pytest.raises(Unavailable, match=r"goes on.*\n.*crewlog status"):
+                await ask_supervisor(bus, "scale", {"research": 2})
+        crew.request_stop()
 
 
 BUSY = """
