@@ -29,7 +29,7 @@ from crewlog.schemas.ids import Hash, RunId, Stream
 from crewlog.schemas.payload import content_hash, is_hash
 from crewlog.schemas.public_form import ERASED, PERSONAL
 from crewlog.schemas.run_events import RunForked, RunSubmitted
-from crewlog.schemas.system_events import MemoryRemembered, RunArchived, ScheduleAdded
+from crewlog.schemas.system_events import BillCorrected, CallSettled, MemoryRemembered, RunArchived, ScheduleAdded
 from crewlog.schemas.task import AgentTask
 from crewlog.schemas.task_events import TaskCompleted, ToolFinished
 
@@ -329,8 +329,9 @@ def _usable(key_id: UUID, known: _Known) -> DataKey:
 
 
 def _is_clear(request: AppendRequest) -> bool:
-    """Say whether nothing in an append is personal, as when a run whose person's data was erased goes to a file."""
-    return all(isinstance(event, RunArchived) and event.goal == ERASED for write in request.writes for event in write.events)
+    """Say whether an append is one that may follow when a person's data is erased: the run goes to a file, or a call is billed that was under way."""
+    events = (event for write in request.writes for event in write.events)
+    return all(isinstance(event, CallSettled | BillCorrected) or (isinstance(event, RunArchived) and event.goal == ERASED) for event in events)
 
 
 def _whose(request: AppendRequest) -> tuple[Person | None, UUID | None]:

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import msgspec
 import pytest
-from support.logs import CLOCK, InMemory, InPostgres, Log, cancelled, dispatched, new_run, new_task, request, to_run, to_task
+from support.logs import CLOCK, InMemory, InPostgres, Log, asked, cancelled, dispatched, new_run, new_task, request, started, to_run, to_task
 
 from crewlog.events.envelope import KeyEncryptionKey, new_secret
 from crewlog.events.grants import ARCHIVIST, ORCHESTRATOR, PROJECTOR, kind_role
@@ -18,14 +18,17 @@ from crewlog.events.memory_store import MemoryLog, MemoryStore
 from crewlog.events.person_keys import PersonKey
 from crewlog.events.person_keys_memory import MemoryPersonKeys
 from crewlog.events.personal_store import Person, PersonalStore, personal
-from crewlog.events.store import NO_STREAM, AppendRequest, Write
+from crewlog.events.store import NO_STREAM, AppendRequest, BudgetState, Reservation, Write
+from crewlog.orchestrator.left_over import settle_left_over
+from crewlog.schemas.budget import ScopeLimit, run_scope
 from crewlog.schemas.errors import ConfigError, ContractError, NotAuthorised, TerminalError
-from crewlog.schemas.ids import RunId, TaskId, document_stream, memory_stream, run_stream, schedule_stream, task_stream
+from crewlog.schemas.ids import RunId, TaskId, document_stream, memory_stream, reservation_id, run_stream, schedule_stream, spend_stream, task_stream
 from crewlog.schemas.payload import content_hash
 from crewlog.schemas.public_form import ERASED, PERSONAL
 from crewlog.schemas.run_events import RunSubmitted
-from crewlog.schemas.system_events import DocumentErased, DocumentIngested, MemoryRemembered, ScheduleAdded
+from crewlog.schemas.system_events import BillCorrected, DocumentErased, DocumentIngested, MemoryRemembered, ScheduleAdded
 from crewlog.schemas.task_events import Nudged, TaskCancelled, TaskOpened
+from crewlog.schemas.usage import Price, Usage
 
 pytestmark = pytest.mark.hand_written("tries the log with texts of a person in events of a few kinds")
 
@@ -122,6 +125,25 @@ async def test_after_the_key_is_gone_the_public_form_is_left(log: Log) -> None:
     assert next(recorded.event() for recorded in await fresh.read_run(other)) == submitted(other, "bob"), "others are not touched"
     with pytest.raises(ContractError, match="destroyed"):
         await fresh.append(to_run(run_id, dispatched(new_task())))
+
+
+async def test_money_of_a_call_is_settled_also_when_the_key_is_gone(log: Log) -> None:
+    """A run that is cancelled to be erased may leave a call under way, whose reservation the sweep finds a while later."""
+    store, worker, run_id, task_id = await opened(log), await opened(log, RESEARCH), new_run(), new_task()
+    scope = ScopeLimit(run_scope(run_id), None, 1_000)
+    task = Write(task_stream(task_id), [TaskOpened("research", "step", 0, msgspec.Raw(b"{}"))], NO_STREAM, "research", (scope,))
+    await store.append(request(Write(run_stream(run_id), [submitted(run_id)], NO_STREAM), task, run_id=run_id, task_id=task_id))
+    began = to_task(task_id, started(), asked("m1-1"), expected=1, run_id=run_id)
+    await worker.append(began._replace(reserve=Reservation(reservation_id(task_id, "m1-1"), 70)))
+    await store.append(request(Write(run_stream(run_id), [cancelled()], 1), Write(task_stream(task_id), [TaskCancelled("r", "a")], 3), run_id=run_id))
+    await (await log.open(ARCHIVIST)).person_keys.destroy("default", "ada", [run_id], 1)
+    fresh = await opened(log)
+    assert await settle_left_over(fresh, CLOCK, grace_s=-60) == 1
+    assert (await fresh.budgets([scope.scope]))[scope.scope] == BudgetState(None, 1_000, spent=70, reserved=0)
+    bill = BillCorrected(task_id, run_id, "m1-1", "offline", "offline", Usage(1, 1), Price(3, "config"), 70)
+    await (await opened(log, RESEARCH)).append(request(Write(spend_stream(task_id), [bill]), run_id=run_id, task_id=task_id))
+    assert (await fresh.budgets([scope.scope]))[scope.scope].spent == 3
+    assert [recorded.event() for recorded in await fresh.read_streams({spend_stream(task_id): 1})] == [bill]
 
 
 async def test_whoever_reads_a_whole_run_learns_at_once_that_its_key_is_gone(log: Log) -> None:
