@@ -73,6 +73,12 @@ SELECT what FROM (VALUES (1, 'take locks that stop the readers of the log', '^pg
  UNION ALL
 SELECT 'keep temporary tables' WHERE has_database_privilege('public', current_database(), 'TEMPORARY')
 """
+_SET_BY_ITSELF: Final = """
+SELECT format('ALTER ROLE %I %s RESET %I', r.rolname, CASE WHEN d.oid IS NULL THEN '' ELSE format('IN DATABASE %I', d.datname) END, split_part(entry, '=', 1))
+  FROM pg_db_role_setting s JOIN pg_roles r ON r.oid = s.setrole LEFT JOIN pg_database d ON d.oid = s.setdatabase
+       CROSS JOIN unnest(s.setconfig) entry LEFT JOIN pg_settings p ON p.name = split_part(entry, '=', 1)
+ WHERE r.rolname = $1 AND p.context IS DISTINCT FROM 'superuser'
+"""
 
 
 class Migration(NamedTuple):
@@ -165,7 +171,8 @@ async def ensure_database(admin_url: str) -> None:
 async def ensure_roles(admin_url: str, passwords: Mapping[str, str], *, wait_s: float = 60.0) -> None:
     """Create or alter the logins and give them what they need besides `es.append`'s own table of rights.
 
-    Run it after `migrate`, at every start: it repeats harmlessly. Several callers at once take turns, with those who migrate too.
+    Run it after `migrate`, at every start: it repeats harmlessly. Several callers at once take turns, with those who migrate too. What a login may have
+    set for itself, and for everybody who logs in as it, such as how transactions are isolated, is as if it had never been said.
 
     Args:
         passwords: login -> password; which rights a login gets follows from its name (`crewlog.events.grants`).
@@ -290,6 +297,8 @@ async def _ensure_login(connection: Any, role: str, password: str) -> None:
     exists = await connection.fetchval("SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1)", role)
     secret = await connection.fetchval("SELECT quote_literal($1::text)", scram_verifier(password))
     await connection.execute(f"{'ALTER' if exists else 'CREATE'} ROLE {name} LOGIN PASSWORD {secret}")
+    for row in await connection.fetch(_SET_BY_ITSELF, role):
+        await connection.execute(row[0])
     # an append that idles inside its transaction would hold back every reader of the whole log
     await connection.execute(f"ALTER ROLE {name} SET idle_in_transaction_session_timeout = '10s'")
 

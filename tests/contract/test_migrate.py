@@ -215,6 +215,23 @@ async def test_logins_are_made_once_and_follow_their_passwords(database: Databas
     await (await asyncpg.connect(database.url("crewlog_operator"))).close()
 
 
+@pytest.mark.parametrize("role", ["crewlog_specialist", "crewlog_reader"])
+async def test_what_a_login_has_set_for_all_that_log_in_as_it_is_over_with_the_next_start(database: Database, role: str) -> None:
+    hostile = await asyncpg.connect(database.url(role))
+    await hostile.execute("SET default_transaction_read_only = off")
+    name = await hostile.fetchval("SELECT quote_ident(current_database())")
+    for where, setting in (("", "default_transaction_isolation = serializable"), (f"IN DATABASE {name}", "statement_timeout = 1")):
+        await hostile.execute(f"ALTER ROLE {role} {where} SET {setting}")
+    await hostile.close()
+
+    await ensure_roles(database.admin_url, {role: database.credentials.postgres[role]})
+    connection = await asyncpg.connect(database.url(role))
+    assert await connection.fetchval("SHOW default_transaction_isolation") == "read committed"
+    assert await connection.fetchval("SHOW statement_timeout") == ("1min" if role == "crewlog_reader" else "0")
+    assert await connection.fetchval("SHOW idle_in_transaction_session_timeout") == "10s"
+    await connection.close()
+
+
 async def test_who_starts_together_sets_the_same_logins_one_after_the_other(database: Database) -> None:
     password = database.credentials.postgres["crewlog_operator"]
     await asyncio.gather(*(ensure_roles(database.admin_url, {"crewlog_operator": password}) for _ in range(6)))
