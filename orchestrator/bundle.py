@@ -18,7 +18,7 @@ import zlib
 from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, repeat
 from pathlib import Path
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -167,7 +167,7 @@ def unpack_bundle(data: bytes, name: str) -> Bundle:
                 f"{name}: {header.format!r} version {header.version} is not the {FORMAT!r} version 1 to {VERSION} that this program reads: {_newer(header)}"
             )
         events, blobs, files = _read_lines(header, body, name) if header.version == 1 else _read_columns(header, body, name)
-    except (msgspec.MsgspecError, ValueError) as error:
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise ContractError(f"{name} is no exported run: {error}") from error
     return Bundle(RunId(header.run_id), events, blobs, header.made_by, header.redacted, files)
 
@@ -187,7 +187,7 @@ def _read_columns(header: Header, body: bytes, name: str) -> _Read:
     if columns is None or len(header.blob_bytes) != header.blobs or len(columns.lines) not in (0, header.events):
         raise ContractError(f"{name}: its header does not say what is in it")
     at, data = body.index(b"\n") + 1, []
-    for lines in columns.lines or [1] * header.events:
+    for lines in columns.lines or repeat(1, header.events):
         end = at
         for _ in range(lines):
             end = body.index(b"\n", end) + 1
@@ -232,7 +232,7 @@ def _checked_body(data: bytes, name: str) -> bytes:
         raise ContractError(f"{name} is no exported run: it has no two lines")
     try:
         said = msgspec.json.decode(body[end:], type=LastLine).sha256
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise ContractError(f"{name} is no exported run, or only a part of one: its last line is no checksum ({error}); copy or export it again") from error
     body = body[:end]
     if said != content_hash(body):

@@ -137,6 +137,18 @@ def test_a_file_with_a_new_checksum_is_still_held_to_its_blobs_and_counts(path: 
         unpack_bundle(resealed(body.replace(b'"version":2', b'"version":9', 1)), "file")
 
 
+def test_a_small_file_that_claims_to_hold_much_or_is_nested_deeply_is_refused(path: Path) -> None:
+    body = gzip.decompress(path.read_bytes())
+    events = json.loads(body[: body.index(b"\n")])["events"]
+    deep = b"[" * 5_000 + b"]" * 5_000
+    for found, instead in ((b'"events":%d' % events, b'"events":%d' % 10**15), (b'"version":2', b'"version":2,"x":' + deep)):
+        assert found in body
+        with pytest.raises(ContractError, match="is no exported run"):
+            unpack_bundle(resealed(body.replace(found, instead, 1)), "file")
+    with pytest.raises(ContractError, match="is no exported run"):
+        unpack_bundle(gzip.compress(b"{}\n" + deep + b"\n"), "file")
+
+
 @pytest.mark.hand_written("blobs are missing")
 def test_a_run_that_is_not_whole_is_not_exported() -> None:
     log = quiet_log()
