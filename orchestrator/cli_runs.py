@@ -322,6 +322,8 @@ def _text_of(file: Path) -> str:
 
     try:
         return (sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()).decode("utf-8-sig")
+    except FileNotFoundError:
+        raise  # it has an exit code of its own
     except OSError as error:
         raise ContractError(f"{file} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:

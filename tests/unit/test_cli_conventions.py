@@ -289,7 +289,7 @@ def test_wrong_use_ends_with_2_and_says_why(arguments: list[str], tmp_path: Path
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "cannot be read: No such file"),
+        (None, "task.json: No such file"),
         (b"\xff\xfe{", "not UTF-8"),
         (b"{", "not JSON"),
         (b"[" * 100_000, "nested too deeply"),
@@ -304,7 +304,7 @@ def test_a_file_that_holds_no_task_is_refused_before_anything_is_asked(content: 
     if content is not None:
         file.write_bytes(content)
     done = subprocess.run([*CLI, "submit", "--file", file, "--home", tmp_path], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (Exit.NOT_FOUND if content is None else Exit.USAGE, "")
     assert said in done.stderr
     assert "Traceback" not in done.stderr
 
