@@ -186,7 +186,7 @@ def data_agent(sandbox: Sandbox | None = None, *, minimum: Level = "limits-only"
     tools = DataTools(sandbox or Sandbox(minimum=minimum, modules=("duckdb", "matplotlib.figure")))
     return AgentSpec(
         kind="data",
-        description="Answers questions about attached tables (CSV, TSV, Parquet, JSON) with SQL, figures and charts.",
+        description="Answers questions about attached tables (CSV, TSV, Excel, Parquet, JSON) with SQL, figures and charts.",
         instructions=INSTRUCTIONS,
         tools=(
             ToolSpec(
