@@ -180,7 +180,7 @@ async def of_projectors(sturdy: LiveCrew, nursery: Nursery) -> dict[Case, Except
         async with a_process(nursery, "gated", {**sturdy.env, "GATE": str(gate.path)}), AsyncExitStack() as closing:
             victims = {case: await closing.enter_async_context(a_victim(nursery, "projector", case, sturdy.env)) for case in cases(*faults.OF_PROJECTORS)}
             left = dict(victims)
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(200):
                 while left:
                     await dethrone(client)
                     await client.submit("stamp finish", kind="gated")
