@@ -29,6 +29,7 @@ from crewlog.events.bus import Bus, Message
 from crewlog.events.clock import Clock
 from crewlog.events.controls import Control, kind_scope, run_scope, tenant_scope
 from crewlog.events.store import EventStore
+from crewlog.orchestrator.brief import GOAL_CHARS_MAX
 from crewlog.orchestrator.commands import CancelRun, Command, LiftQuarantine, Tick, TooLate
 from crewlog.orchestrator.driver import Driver
 from crewlog.orchestrator.interventions import needed_kinds
@@ -40,6 +41,7 @@ from crewlog.orchestrator.steering import Steering, Verb
 from crewlog.schemas.errors import ContractError, NotFound, OrchestrationError, Unavailable
 from crewlog.schemas.ids import TOKEN, WORKER, RunId
 from crewlog.schemas.subjects import control_worker
+from crewlog.schemas.text import shorten
 
 RUNS_MAX: Final = 128
 """Runs of one request."""
@@ -149,7 +151,14 @@ class ControlApi:
                 after = run_id
                 state = states.get(run_id)
                 if state is not None and state.brief.tenant == tenant and _matches(state, asked, before_us):
-                    found.append({"run_id": run_id, "status": status_of(state), "objective": state.brief.objective, "submitted_us": state.submitted_us})
+                    found.append(
+                        {
+                            "run_id": run_id,
+                            "status": status_of(state),
+                            "objective": shorten(state.brief.objective, GOAL_CHARS_MAX),
+                            "submitted_us": state.submitted_us,
+                        }
+                    )
                 if len(found) == asked.limit:
                     more = True
                     break

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from crewlog.orchestrator.brief import GOAL_CHARS_MAX
 from crewlog.orchestrator.rollback import rollback_report
 from crewlog.orchestrator.run import SYNTHESIS, RunState, TaskState, answers_goal, blocked_steps
 from crewlog.orchestrator.run_controls import is_paused
@@ -17,6 +18,7 @@ from crewlog.orchestrator.step_waits import waiting_reason
 from crewlog.schemas.errors import ContractError
 from crewlog.schemas.payload import Payload
 from crewlog.schemas.run_events import RunCancelled, RunCompleted, RunFailed
+from crewlog.schemas.text import shorten
 from crewlog.schemas.values import Outcome
 
 if TYPE_CHECKING:
@@ -143,7 +145,7 @@ def schedule_report(state: Schedule, now_us: int) -> dict[str, Any]:
 
     last = state.last
     fired = None if last is None else {"due_us": last.due_us, "run_id": str(last.run_id), "missed": last.missed, "error": last.error}
-    goal = msgspec.json.decode(bytes(state.task))["objective"]
+    goal = shorten(msgspec.json.decode(bytes(state.task))["objective"], GOAL_CHARS_MAX)  # all of a tenant are told in one message
     try:
         next_us = next_due_us(state, now_us)
     except ContractError:  # another orchestrator's tables have its zone: that one fires it, and people must still see and stop it here

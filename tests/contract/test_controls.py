@@ -17,6 +17,7 @@ from crewlog.events.controls import kind_scope, run_scope, tenant_scope
 from crewlog.events.grants import ORCHESTRATOR
 from crewlog.events.memory_store import MemoryStore
 from crewlog.events.store import ANY, Appended, AppendRequest, Recorded, Write
+from crewlog.orchestrator.api_control import RUNS_MAX
 from crewlog.orchestrator.commands import Tick
 from crewlog.orchestrator.folds import RUN_TYPES
 from crewlog.schemas.ids import CONTROL_STREAM, RunId, Stream, run_stream
@@ -295,6 +296,15 @@ async def test_who_looks_for_runs_of_a_tenant_does_not_have_those_of_others_read
         assert [run["run_id"] for run in (await crew.ask("runs.find", {}))["runs"]] == [str(mine)]
         assert run_stream(mine) in store.asked
         assert run_stream(RunId(UUID(others["run_id"]))) not in store.asked
+
+
+async def test_as_many_runs_are_found_as_fit_into_an_answer_however_long_their_objectives_are() -> None:
+    crew = Crew(lazy)
+    async with crew.orchestrator():
+        made = [str(await crew.submit(type="data", objective=f"{number} " + "and count " * 1900)) for number in range(RUNS_MAX)]
+        answer = await crew.ask("runs.find", {})
+    assert sorted(run["run_id"] for run in answer["runs"]) == sorted(made)
+    assert all(run["objective"].partition(" ")[0].isdecimal() for run in answer["runs"])
 
 
 async def test_what_is_in_force_can_be_listed() -> None:

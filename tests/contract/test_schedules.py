@@ -266,3 +266,12 @@ async def test_a_removed_schedule_is_not_read_any_more_until_somebody_adds_anoth
         command = AddSchedule("default", "hourly", "30 * * * *", "UTC", "one", parse_task({**TASK, "task_id": UUID(int=1)}), "bob")
         await other.schedules.add(command)
         assert [schedule.cron for schedule in await one.schedules.of("default")] == ["30 * * * *"]
+
+
+async def test_schedules_are_listed_however_long_their_goals_are() -> None:
+    crew = a_crew()
+    async with crew.orchestrator():
+        for number in range(60):
+            await add(crew, name=f"s{number}", task={"type": "data", "objective": f"{number} " + "and count " * 1900})
+        listed = (await crew.ask("schedules.list", {}))["schedules"]
+    assert sorted(schedule["goal"].partition(" ")[0] for schedule in listed) == sorted(map(str, range(60)))
