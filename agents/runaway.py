@@ -34,8 +34,8 @@ class Runaways:
         """Have `on_give_up` called once the worker, which has so many slots, should leave."""
         self._slots, self._on_give_up = slots, on_give_up
 
-    async def within(self, work: Awaitable[Any], seconds: float, *, what: str, may_be_left: bool) -> Any:
-        """Await what a tool does for so many seconds, and return what comes of it.
+    async def within(self, work: Callable[[], Awaitable[Any]], seconds: float, *, what: str, may_be_left: bool) -> Any:
+        """Call a tool, await what it does for so many seconds, and return what comes of it.
 
         Args:
             what: it, for the log.
@@ -85,9 +85,9 @@ class Runaways:
             log.info("a call that had been left to itself has ended: %s: %s", type(error).__name__, error)
 
 
-async def _contained(work: Awaitable[Any]) -> Any:
+async def _contained(work: Callable[[], Awaitable[Any]]) -> Any:
     try:
-        return await work
+        return await work()
     except SystemExit as error:  # such as of a parser of command lines; in a task of its own it would end the loop
         raise RuntimeError(f"it wanted to end the process: {error}") from error
 

@@ -10,6 +10,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from crewlog.agents.runaway import Runaways
@@ -158,7 +159,7 @@ class _Attempt:
             try:
                 what = f"{self._tool.name} of task {context.task.task_id}"
                 left_s = ends - self._clock.monotonic()
-                output: Any = await self._runaways.within(self._way.run(context, args), left_s, what=what, may_be_left=may_be_left)
+                output: Any = await self._runaways.within(partial(self._way.run, context, args), left_s, what=what, may_be_left=may_be_left)
             except (ToolUnavailable, TransientError) as error:
                 wait_s = self._wait_s(error.retry_after_s)
                 if not self._may_try_again(error) or self._clock.monotonic() + wait_s >= ends:

@@ -67,6 +67,12 @@ async def test_a_tool_that_stops_by_itself_has_failed(raised: type[BaseException
     with pytest.raises(RuntimeError):
         await carried(tool(run))
 
+    def begin(_: ToolContext, __: Any) -> Awaitable[ToolOutput]:
+        raise raised
+
+    with pytest.raises(RuntimeError):
+        await carried(tool(begin))
+
 
 async def test_a_tool_that_is_told_to_stop_stops() -> None:
     async def run(_: ToolContext, __: Any) -> ToolOutput:
