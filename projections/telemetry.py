@@ -88,12 +88,12 @@ class StoredProgress:
         return int(known)
 
     async def _before(self, begin_us: int) -> int:
-        """Halve the log until the last event before a time is found: events are in the order of their times, but for moments."""
+        """Halve the log until the last event before a time is found, by when each was recorded: those of a run from a file are older than their place."""
         low, high = 0, await self._connection.fetchval("SELECT coalesce(max(position), 0) FROM es.events")
         while low < high:
             middle = (low + high) // 2
-            first_us = await self._connection.fetchval("SELECT occurred_us FROM es.events WHERE position > $1 ORDER BY position LIMIT 1", middle)
-            low, high = (middle + 1, high) if first_us is not None and first_us < begin_us else (low, middle)
+            first = await self._connection.fetchval("SELECT recorded_at FROM es.events WHERE position > $1 ORDER BY position LIMIT 1", middle)
+            low, high = (middle + 1, high) if first is not None and first.timestamp() * 1e6 < begin_us else (low, middle)
         return int(low)
 
     async def save(self, position: int) -> None:
