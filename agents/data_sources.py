@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from crewlog.agents.sql_guard import Checked  # the module needs an extra; without it the agent must still be able to say so
 
 CHILD: Final = Path(__file__).with_name("data_child.py")
+NO_TABLES: Final = "this task has no tables"
 TABLES: Final = {".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".parquet": "parquet", ".json": "json", ".ndjson": "ndjson", ".jsonl": "ndjson"}
 FORMATS: Final = {**TABLES, ".xlsx": "xlsx", ".xlsm": "xlsx"}
 TEXT_FORMATS: Final = frozenset({"csv", "tsv"})

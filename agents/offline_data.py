@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
+from crewlog.agents.data_sources import NO_TABLES
 from crewlog.agents.offline_conversation import Call, Conversation, Turn, Want
 from crewlog.agents.offline_data_ask import understand
 from crewlog.agents.offline_data_facts import Source, described, source_names
@@ -46,7 +47,8 @@ def analyse(talk: Conversation) -> Turn:
         return Turn("", tuple(Want("describe_source", {"source": name}) for name in undescribed))
     sources = _with_values(talk, described(talk))
     if not sources:
-        return _give_up(talk, "There is no table to work on: attach a CSV, Parquet or JSON file.")
+        is_there = any(call.is_error and NO_TABLES not in (call.result or "") for call in talk.calls)
+        return _give_up(talk, "No table could be read." if is_there else "There is no table to work on: attach a CSV, Parquet or JSON file.")
     if wants := _missing_values(talk, sources):
         return Turn("I look up which values the text columns hold.", wants)
     asks = understand(talk.question, sources)

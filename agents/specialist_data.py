@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from crewlog.agents.data_sources import QUERY_SECONDS, Source, ask, checked, sources_of
+from crewlog.agents.data_sources import NO_TABLES, QUERY_SECONDS, Source, ask, checked, sources_of
 from crewlog.agents.files import TaskFiles
 from crewlog.agents.sandbox import Level, Sandbox
 from crewlog.agents.spec import AgentSpec, Requirement, ToolContext, ToolFailed, ToolOutput, ToolSpec
@@ -90,7 +90,7 @@ class DataTools:
         files = TaskFiles(context)
         sources = await sources_of(context, self.sandbox, files)
         if not sources:
-            raise ToolFailed(f"this task has no tables (.csv .tsv .parquet .json .ndjson .xlsx); its files are: {', '.join(files.names()) or 'none'}")
+            raise ToolFailed(f"{NO_TABLES} (.csv .tsv .parquet .json .ndjson .xlsx); its files are: {', '.join(files.names()) or 'none'}")
         answer = await ask(context, self.sandbox, files, list(sources.values()), ask="list")
         rows = [[s["name"], s["file"], s["rows"], ", ".join(s["columns"])] for s in answer["sources"]]
         return ToolOutput(markdown(["source", "file", "rows", "columns"], rows))

@@ -104,6 +104,8 @@ async def test_column_names_with_quotes_and_keywords_are_only_names(folder: Path
 async def test_a_task_without_a_table_says_so(folder: Path) -> None:
     summary = (await work("data", "Count the rows", {"a.txt": "x"}, folder)).result.summary
     assert summary.startswith("There is no table to work on: attach a CSV"), "in the rules' own words, not those of the tool that failed"
+    summary = (await work("data", "Count the rows", {"a.parquet": "x"}, folder)).result.summary
+    assert summary.startswith("No table could be read. The last error was: a.parquet "), "there is one"
 
 
 async def test_the_bundled_loader_is_repaired(folder: Path) -> None:
