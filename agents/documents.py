@@ -1,7 +1,7 @@
 """Turn files people read into plain text with stable line numbers: .md .txt .html .pdf .docx.
 
 Line `n` of a text or Markdown file is line `n` of its text here, so a citation can be checked in any editor. Parsers are loaded on first use
-and run in a thread. They bound what a hostile file can expand to; they cannot be interrupted, so callers bound the size first.
+and run in a thread, that of large HTML pages in a process. They bound what a hostile file can expand to; callers bound the size first.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import importlib
 import io
 import logging
+import math
 import re
 import time
 import zipfile
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import Any, Final, NamedTuple
 
+from crewlog.agents.html_page import is_large, read_apart, read_page
 from crewlog.schemas.errors import ConfigError, ContractError
 from crewlog.schemas.text import clean, shorten
 
@@ -25,7 +27,7 @@ DOCUMENT_BYTES_MAX: Final = 32 * 1024 * 1024
 TEXT_CHARS_MAX: Final = 8_000_000
 PAGES_MAX: Final = 5_000
 CPU_S_MAX: Final = 60.0
-"""Computing time that the pages of a PDF, or the paragraphs and rows of a .docx, may take together, in seconds. A small file unpacks to millions of
+"""Computing time that the pages of a PDF, the paragraphs and rows of a .docx, or an HTML page may take, in seconds. A small file unpacks to millions of
 paragraphs, and thousands of pages may share one that is long."""
 UNPACKED_BYTES_MAX: Final = 256 * 1024 * 1024
 MERGED_CELLS_MAX: Final = 100_000
@@ -74,7 +76,7 @@ def document_type(name: str, media_type: str = "") -> str | None:
 
 
 async def extract(name: str, data: bytes, media_type: str = "") -> Document:
-    """Read a document's text in a thread.
+    """Read a document's text beside the event loop.
 
     Args:
         name: file name; its suffix decides the kind.
@@ -90,11 +92,14 @@ async def extract(name: str, data: bytes, media_type: str = "") -> Document:
         raise ContractError(f"{name!r} ({media_type or 'no media type'}) is not a document that can be read; known are {' '.join(sorted(_SUFFIXES))}")
     if len(data) > DOCUMENT_BYTES_MAX:
         raise ContractError(f"document {name!r} has {len(data)} bytes; at most {DOCUMENT_BYTES_MAX} are read; split it")
-    return await asyncio.to_thread(_extract, name, data, kind)
+    if kind == HTML and is_large(data):
+        text, title = await read_apart(name, await asyncio.to_thread(_page, name, data), math.ceil(CPU_S_MAX))
+    else:
+        text, title = await asyncio.to_thread(_READERS[kind], name, data)
+    return await asyncio.to_thread(_document, name, kind, text, title)
 
 
-def _extract(name: str, data: bytes, kind: str) -> Document:
-    text, title = _READERS[kind](name, data)
+def _document(name: str, kind: str, text: str, title: str) -> Document:
     text = _tidy(text)
     if len(text) > TEXT_CHARS_MAX:
         raise ContractError(f"document {name!r} holds {len(text)} characters of text; at most {TEXT_CHARS_MAX} are indexed; split it")
@@ -150,20 +155,16 @@ def _read_text(name: str, data: bytes) -> tuple[str, str]:
     return _decode(name, data), ""
 
 
+def _page(name: str, data: bytes) -> bytes:
+    for module in ("trafilatura", "lxml.html"):
+        _library(module)
+    return _decode(name, data).encode()
+
+
 def _read_html(name: str, data: bytes) -> tuple[str, str]:
-    trafilatura, lxml_html = _library("trafilatura"), _library("lxml.html")
-    source = _decode(name, data)
+    page = _page(name, data)
     with _reporting(name, "HTML page"):
-        # a str that names its encoding is refused by lxml, and pages do: the bytes are ours by now, in UTF-8
-        tree = lxml_html.document_fromstring(source.encode(), parser=lxml_html.HTMLParser(encoding="utf-8", no_network=True))
-        title = tree.findtext(".//title") or ""
-        # the readers below remove elements from the tree they are given
-        text = trafilatura.extract(source, output_format="markdown", include_comments=False, include_tables=True, favor_recall=True)
-        if not text:
-            for element in tree.xpath("//script | //style | //noscript | //template | //title"):
-                element.drop_tree()
-            text = "\n".join(line.strip() for line in tree.text_content().split("\n") if line.strip())
-    return text, title
+        return read_page(page)
 
 
 def _read_pdf(name: str, data: bytes) -> tuple[str, str]:

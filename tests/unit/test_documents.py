@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import asyncio
 import io
+import os
 import sys
 import time
 import zipfile
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 from docx.text.paragraph import Paragraph
 from support.papers import make_docx, make_html, make_pdf
+from support.reaper import descendants
 
 from crewlog.agents import documents
 from crewlog.agents.documents import document_type, extract
@@ -104,6 +107,35 @@ async def test_what_takes_too_long_is_not_read_to_its_end(monkeypatch: pytest.Mo
     for name, data in (("a.pdf", make_pdf([["a"]])), ("a.docx", make_docx(heading="x", paragraphs=["y"])), ("b.docx", rows)):
         with pytest.raises(ContractError, match="takes more than -1 s of computing"):
             await extract(name, data)
+
+
+MANY = " ".join(f"a{n}" for n in range(80_000))
+
+
+async def test_a_large_page_that_takes_too_long_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "CPU_S_MAX", 2.0)
+    with pytest.raises(ContractError, match=r"'wide\.html' takes more than 2 s of computing"):
+        await extract("wide.html", f"<p {MANY}>hello".encode())
+
+
+async def test_a_large_page_is_read_as_a_small_one_is() -> None:
+    page = "<html><head><title>All of it</title></head><body><h1>Penguins</h1>{}</body></html>"
+    paragraphs = [f"<p>Paragraph {n} tells how much the penguin number {n} weighs, which is more than one would think.</p>" for n in range(900)]
+    small, large = await asyncio.gather(*(extract("a.html", page.format("".join(paragraphs[:count])).encode()) for count in (9, 900)))
+    assert (large.title, large.media_type) == (small.title, small.media_type) == ("All of it", "text/html")
+    assert large.text.startswith(small.text)
+    assert "penguin number 899 weighs" in large.text
+
+
+async def test_nothing_of_a_large_page_is_left_when_nobody_waits_for_it() -> None:
+    reading = asyncio.create_task(extract("wide.html", f"<p {MANY}>hello".encode()))
+    async with asyncio.timeout(60):
+        while not (readers := [pid for pid, command in descendants(os.getpid()).items() if "crewlog.agents.html_page" in command]):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    assert not descendants(os.getpid()).keys() & set(readers)
 
 
 async def test_the_style_of_many_paragraphs_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
