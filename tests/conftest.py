@@ -17,7 +17,7 @@ pytest_plugins = ["support.reaper", "support.replayed", "support.postgres", "sup
 def pytest_addoption(parser: pytest.Parser) -> None:
     """How many schedules to play, from which seed on, or one of them again."""
     group = parser.getgroup("simulation")
-    group.addoption("--sim-seeds", type=int, default=None, help="schedules to play: 2,000, with --long 5,000")
+    group.addoption("--sim-seeds", type=int, default=5_000, help="schedules to play")
     group.addoption("--sim-from", type=int, default=0, help="first seed")
     group.addoption("--sim-seed", type=int, default=None, help="play this seed alone")
     parser.getgroup("crewlog").addoption(

@@ -18,9 +18,6 @@ import pytest
 from sim.explore import explain, play
 
 TESTS: Final = Path(__file__).parents[1]
-SCHEDULES: Final = 2_000
-"""Five times as many as any defect that was planted takes to be found."""
-SCHEDULES_LONG: Final = 5_000
 FOUND_MAX: Final = 5
 ENOUGH: Final = 1_000
 """From so many schedules on an average says something."""
@@ -56,7 +53,7 @@ def on_every_core(first: int, count: int) -> list[dict[str, Any]]:
 @pytest.mark.timeout(0)
 def test_schedules(request: pytest.FixtureRequest) -> None:
     option = request.config.getoption
-    one, first, count = option("--sim-seed"), option("--sim-from"), option("--sim-seeds") or (SCHEDULES_LONG if option("--long") else SCHEDULES)
+    one, first, count = option("--sim-seed"), option("--sim-from"), option("--sim-seeds")
     played = on_every_core(first, count) if one is None else [play([one])]
     unstable = [seed for part in played for seed in part["unstable"]]
     assert not unstable, f"seeds {unstable} do not give the same schedule twice"
