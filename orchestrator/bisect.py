@@ -1,7 +1,8 @@
 """Find the first of several candidates, in their order, with which a run goes wrong: a binary search that tries the ends first. Pure.
 
 The candidates are versions of one thing, such as models, prompts or versions of an agent; what is tried with one of them is `good`, `bad`,
-or cannot be told (`skip`). The search takes for granted that the candidates turn bad once; what it tried is all that it claims.
+or cannot be told (`skip`). The search takes for granted that the candidates turn bad once; what it tried is all that it claims. Whatever its end
+rests on is asked again, since a check that answers now so, now so would find a place that is none.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ Verdict = Literal["good", "bad", "skip"]
 class Found(msgspec.Struct, frozen=True):
     """What a search found, as places among the candidates.
 
-    `first_bad` is set when it is known; else `suspects` are those among which it is, because nothing could be told of some of them.
+    `first_bad` is set when it is known; else `suspects` are those among which it is, because nothing could be told of some of them. With an
+    unsteady check they are those of which it said otherwise when it was asked again.
     """
 
-    outcome: Literal["first bad", "among several", "all bad", "none bad", "unknown"]
+    outcome: Literal["first bad", "among several", "all bad", "none bad", "unknown", "unsteady check"]
     last_good: int | None = None
     first_bad: int | None = None
     suspects: tuple[int, ...] = ()
@@ -53,6 +55,17 @@ def conclude(count: int, verdicts: Mapping[int, Verdict]) -> Found:
     if high - low == 1:
         return Found("first bad", last_good=low, first_bad=high)
     return Found("among several", last_good=low, suspects=tuple(range(low + 1, high + 1)))
+
+
+def rests_on(found: Found) -> tuple[int, ...]:
+    """Return the candidates without whose verdicts something else would have been found, in order."""
+    return tuple(sorted({n for n in (found.last_good, found.first_bad, *found.suspects[-1:]) if n is not None}))
+
+
+def confirmed(found: Found, verdicts: Mapping[int, Verdict], again: Mapping[int, Verdict]) -> Found:
+    """Hold what was found against what was said of the same candidates when it was asked again."""
+    differ = tuple(n for n, verdict in again.items() if verdict != verdicts[n])
+    return Found("unsteady check", suspects=differ) if differ else found
 
 
 def _bounds(verdicts: Mapping[int, Verdict]) -> tuple[int, int]:

@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
 
 import typer
 
@@ -46,6 +46,15 @@ class Over(StrEnum):
     VERSIONS = "versions"
 
 
+class Tried(NamedTuple):
+    """What came of a candidate. `answer` and `status` are those of its run; None when the check was not asked about it."""
+
+    run_id: RunId
+    verdict: Verdict
+    answer: bytes | None = None
+    status: str = ""
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command()(run_async(bisect))
@@ -62,7 +71,7 @@ async def bisect(
     output: OutputOption = Output.TABLE,
 ) -> int:
     """Find the first model, prompt or agent version with which a run goes wrong: forks, effects stubbed. Ctrl-C cancels the one under way."""
-    from crewlog.orchestrator.bisect import conclude, next_probe
+    from crewlog.orchestrator.bisect import conclude, confirmed, next_probe, rests_on
     from crewlog.orchestrator.cli_budget import read_budget
     from crewlog.orchestrator.client import Client
 
@@ -70,19 +79,21 @@ async def bisect(
     changes = [_changes(what, candidate) for candidate in candidates]
     if amounts := read_budget(budget, None):
         changes = [{**change, "changes": {"budget": {"soft_micro_usd": None, **amounts}}} for change in changes]
+    tried: dict[int, Tried] = {}
     verdicts: dict[int, Verdict] = {}
-    tried: list[dict[str, object]] = []
     async with Client.connect(load_config(home)) as client:
         run_id = await client.find_run(run)
         if what is Over.VERSIONS:
             await _check_versions(client, candidates)
         while (n := next_probe(len(candidates), verdicts)) is not None:
-            fork, verdicts[n] = await _try(client, run_id, at, changes[n], command, patience)
-            tried.append({"candidate": candidates[n], "run_id": str(fork), "verdict": verdicts[n]})
-            say(f"{verdicts[n]:<4}  {candidates[n]}  run {str(fork)[:8]}")
+            tried[n] = await _try(client, run_id, at, changes[n], command, patience)
+            verdicts[n] = tried[n].verdict
+            say(f"{verdicts[n]:<4}  {candidates[n]}  run {str(tried[n].run_id)[:8]}")
     found = conclude(len(candidates), verdicts)
+    found = confirmed(found, verdicts, {n: await _asked_again(tried[n], command, patience) for n in rests_on(found)})
     if output is Output.JSON:
-        print_json({"over": what.value, "candidates": candidates, "tried": tried, **_named(found, candidates)})
+        shown = [{"candidate": candidates[n], "run_id": str(one.run_id), "verdict": one.verdict} for n, one in tried.items()]
+        print_json({"over": what.value, "candidates": candidates, "tried": shown, **_named(found, candidates)})
     else:
         typer.echo(_told(found, candidates))
     return Exit.OK if found.outcome in ("first bad", "among several") else Exit.RUN_FAILED
@@ -122,7 +133,7 @@ async def _check_versions(client: Client, candidates: list[str]) -> None:
             versions_meant(candidate, known)
 
 
-async def _try(client: Client, run_id: RunId, at: int, changes: ForkChanges, command: list[str], patience_s: float) -> tuple[RunId, Verdict]:
+async def _try(client: Client, run_id: RunId, at: int, changes: ForkChanges, command: list[str], patience_s: float) -> Tried:
     """Fork, wait for the end, and let the check look at the answer."""
     making = asyncio.create_task(client.forks.fork(run_id, at, **changes))
     try:
@@ -133,16 +144,30 @@ async def _try(client: Client, run_id: RunId, at: int, changes: ForkChanges, com
         await _give_up(client, forked, "the search was given up")
         raise
     if ended is None:
-        return forked, "skip"
+        return Tried(forked, "skip")
     if why := await _untold(client, ended):
         say(f"run {str(forked)[:8]} tells nothing: {why}")
-        return forked, "skip"
-    answer = await client.answer(ended)
-    env = {**os.environ, "CREWLOG_RUN": str(forked), "CREWLOG_STATUS": ended.status}
-    verdict, why = await checked(command, answer.encode(), env, patience_s)
+        return Tried(forked, "skip")
+    answer = (await client.answer(ended)).encode()
+    return Tried(forked, await _judged(forked, command, answer, ended.status, patience_s), answer, ended.status)
+
+
+async def _asked_again(tried: Tried, command: list[str], patience_s: float) -> Verdict:
+    """Ask the check once more about the same answer, and tell when it says otherwise."""
+    if tried.answer is None:
+        return tried.verdict
+    verdict = await _judged(tried.run_id, command, tried.answer, tried.status, patience_s)
+    if verdict != tried.verdict:
+        told = "tells nothing" if verdict == "skip" else f"is {verdict}"
+        say(f"run {str(tried.run_id)[:8]} {told} when the check is asked again about the same answer")
+    return verdict
+
+
+async def _judged(run_id: RunId, command: list[str], answer: bytes, status: str, patience_s: float) -> Verdict:
+    verdict, why = await checked(command, answer, {**os.environ, "CREWLOG_RUN": str(run_id), "CREWLOG_STATUS": status}, patience_s)
     if why:
-        say(f"run {str(forked)[:8]}: the check {why}: it tells nothing")
-    return forked, verdict
+        say(f"run {str(run_id)[:8]}: the check {why}: it tells nothing")
+    return verdict
 
 
 async def checked(command: list[str], answer: bytes, env: dict[str, str], patience_s: float) -> tuple[Verdict, str]:
@@ -242,3 +267,6 @@ def _told(found: Found, candidates: list[str]) -> str:
             return f"{candidates[-1]} is good, too: end with one that is bad"
         case "unknown":
             return "nothing could be told of the first or the last one, between which the search goes: name others there"
+        case "unsteady check":
+            named = ", ".join(candidates[n] for n in found.suspects)
+            return f"nothing was found: of {named} the check said otherwise when it was asked again; it has to say the same of the same answer"

@@ -110,6 +110,15 @@ def test_a_search_does_not_wait_for_ever_and_says_what_it_waited_for(crew: LiveC
     assert "unknown provider 'nobody'" in crew.run("bisect", run["run_id"], "--over", "models", "offline,nobody:x", "--check", "true", code=2).stderr
 
 
+def test_a_check_that_says_otherwise_of_the_same_answer_finds_nothing(crew: LiveCrew, run: dict[str, Any], tmp_path: Path) -> None:
+    once = f"mkdir {tmp_path}/there"  # good the first time, bad ever after
+    done = crew.run("bisect", run["run_id"], "--over", "models", "offline,offline", "--check", once, "-o", "json", code=1)
+    found = msgspec.json.decode(done.stdout)
+    assert [one["verdict"] for one in found["tried"]] == ["good", "bad"]
+    assert (found["outcome"], found["last_good"], found["first_bad"], found["suspects"]) == ("unsteady check", None, None, ["offline"])
+    assert f"run {found['tried'][0]['run_id'][:8]} is bad when the check is asked again about the same answer" in done.stderr
+
+
 def test_an_evaluation_without_runs_is_no_success(crew: LiveCrew) -> None:
     assert "no run of type nosuch has ended" in crew.run("eval", "--type", "nosuch", "--model", "offline", code=3).stderr
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crewlog.orchestrator.bisect import Found, Verdict, conclude, next_probe
+from crewlog.orchestrator.bisect import Found, Verdict, conclude, confirmed, next_probe, rests_on
 
 
 def search(count: int, verdict_of: Callable[[int], Verdict]) -> tuple[Found, dict[int, Verdict]]:
@@ -50,3 +50,13 @@ def test_ends(verdicts: str, outcome: str, tries: int) -> None:
     names: dict[str, Verdict] = {"g": "good", "b": "bad", "s": "skip"}
     found, tried = search(len(verdicts), lambda n: names[verdicts[n]])
     assert (found.outcome, len(tried)) == (outcome, tries)
+
+
+@pytest.mark.parametrize(("verdicts", "asked"), [("gb", (0, 1)), ("gggb", (2, 3)), ("gsb", (0, 2)), ("bb", (0,)), ("gg", (1,)), ("sb", ())])
+def test_what_was_found_stands_while_the_check_says_the_same_again(verdicts: str, asked: tuple[int, ...]) -> None:
+    names: dict[str, Verdict] = {"g": "good", "b": "bad", "s": "skip"}
+    found, tried = search(len(verdicts), lambda n: names[verdicts[n]])
+    assert rests_on(found) == asked
+    assert confirmed(found, tried, {n: tried[n] for n in asked}) == found
+    for n in asked:
+        assert confirmed(found, tried, {n: tried[n] for n in asked} | {n: "skip"}) == Found("unsteady check", suspects=(n,))
