@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -148,9 +149,14 @@ def test_what_was_edited_in_a_golden_task_is_there_when_there_was_no_room_to_wri
     path = golden_path(tmp_path, "mail")
     write_golden(path, golden := msgspec.structs.replace(read_golden(MAIL), name="edited"), b"", {})
     words = [sys.executable, "-P", "-m", "crewlog.orchestrator", "golden", "record", recording_of(MAIL), "--to", path, "--overwrite"]
-    full = subprocess.run(words, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)), capture_output=True, text=True, check=False)
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}  # compiled modules would be cut off, too, and found by others
+    full = subprocess.run(words, preexec_fn=_leave_no_room, env=env, capture_output=True, text=True, check=False)
     assert (full.returncode, full.stderr.splitlines()[0]) == (74, f"error: {path} could not be written: File too large")
     assert (read_golden(path), sorted(tmp_path.iterdir())) == (golden, [path, recording_of(path)])
+
+
+def _leave_no_room() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
 
 
 def test_a_golden_task_that_was_edited_is_not_written_over(tmp_path: Path) -> None:
