@@ -60,6 +60,7 @@ async def record(
     """Keep a run as a golden task: what it was asked, what came of it, its recording and its attachments."""
     from crewlog.orchestrator.bundle import collect, pack_bundle
     from crewlog.orchestrator.golden import SUFFIX, golden_of, golden_path, refuse_overwriting, write_golden
+    from crewlog.orchestrator.raised_budget import raised_budget
     from crewlog.orchestrator.run_history import all_payloads, load_history, refuse_erased, with_texts
 
     async with opened(run, home) as (store, run_id):
@@ -67,9 +68,10 @@ async def record(
         refuse_erased(history, "recorded as a golden task")
         history = await with_texts(store, history, all_payloads(history.events))
         recording = pack_bundle(await collect(store, run_id))
+        budget = await raised_budget(store, run_id)
     path = golden_path(to, name or _slug(_goal(history)))
     named = name or path.name.removesuffix(SUFFIX)
-    golden = golden_of(history, named)
+    golden = golden_of(history, named, budget=budget)
     if not overwrite:
         refuse_overwriting(path, golden)
     written = write_golden(path, golden, recording, await _attachments(golden, run, home))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import msgspec
@@ -13,6 +14,7 @@ from crewlog.events.store import EventStore
 from crewlog.orchestrator.client import Client
 from crewlog.orchestrator.golden_observe import Observed, observe
 from crewlog.orchestrator.outcome_check import run_check
+from crewlog.orchestrator.raised_budget import raised_budget
 from crewlog.orchestrator.run_history import RunHistory, load_history, with_texts
 from crewlog.orchestrator.run_tree import build_tree
 from crewlog.orchestrator.trials import Check, Pair, compare
@@ -39,12 +41,13 @@ class Tried(NamedTuple):
 
 
 async def submitted_task(store: EventStore, run_id: RunId) -> AgentTask | None:
-    """Return the task that a run was submitted with; None for a run that was not, whose person's data was erased, or that is a trial itself."""
+    """Return the task that a run was submitted with, and with the budget that somebody gave it since; None for a run that was not submitted, whose
+    person's data was erased, or that is a trial itself."""
     for recorded in await store.read_streams({run_stream(run_id): 0}, types=frozenset({RunSubmitted.__name__})):
         event = recorded.event()
         if isinstance(event, RunSubmitted) and not recorded.erased_us:
             task = read_task(event.task)
-            return None if task.trial is not None else task
+            return None if task.trial is not None else replace(task, budget=await raised_budget(store, run_id) or task.budget)
     return None
 
 

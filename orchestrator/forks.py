@@ -23,6 +23,7 @@ from crewlog.orchestrator.folds import Fold
 from crewlog.orchestrator.fork_place import ForkPlace, fork_place, own_events
 from crewlog.orchestrator.forking import task_changes
 from crewlog.orchestrator.kinds import known_versions, refuse_unknown, versions_meant
+from crewlog.orchestrator.raised_budget import raised_budget
 from crewlog.orchestrator.run import TaskState, active_tasks
 from crewlog.orchestrator.run_history import RunHistory, load_history, refuse_erased, with_texts
 from crewlog.orchestrator.terms import Allowance
@@ -156,7 +157,7 @@ class _Making:
 
     async def command(self) -> _Made:
         request, place = self._request, self._place
-        changes = self._changes()
+        changes = await self._changes()
         terms = Terms(limits_for(self._allowance.limits, place.state.brief.surface), hold_s=self._allowance.hold_s)
         where = (self._history.run_id, place.parent_version, place.at, place.position)
         plain = ForkRun(self._fork_id, *where, msgspec.Raw(msgspec.json.encode(changes)), (), request.actor, request.reason, terms)
@@ -164,7 +165,7 @@ class _Making:
         self._check_edits(tasks)
         return _Made(msgspec.structs.replace(plain, tasks=tasks), self._blobs, self._prompts)
 
-    def _changes(self) -> dict[str, Any]:
+    async def _changes(self) -> dict[str, Any]:
         """Write what is different in the submitted task, checked as a submission is."""
         request = self._request
         if unknown := sorted(set(request.changes) - CHANGEABLE):
@@ -176,6 +177,8 @@ class _Making:
         ids = {"task_id": str(self._fork_id), "run_id": str(self._fork_id), "parent_task_id": None}
         submitted = self._submitted()
         own: dict[str, Any] = {"priority": "normal"} if submitted.get("priority") == SHADOW_LANE else {}  # somebody waits for this one
+        if (raised := await raised_budget(self._store, self._history.run_id)) is not None:
+            own["budget"] = msgspec.to_builtins(raised)
         if request.effects == "allow" and submitted.get("auto_approve"):
             own["auto_approve"] = False  # that was agreed to for the parent's effects, and they would happen once more
         changes = {**own, **request.changes, **ids, "trial": msgspec.to_builtins(trial)}

@@ -21,7 +21,7 @@ from crewlog.schemas.ids import Hash
 from crewlog.schemas.merge_patch import merged
 from crewlog.schemas.run_events import RunForked, RunPlanned, RunSubmitted
 from crewlog.schemas.subjects import SHADOW_LANE
-from crewlog.schemas.task import AgentTask, parse_task
+from crewlog.schemas.task import AgentTask, Budget, parse_task
 from crewlog.schemas.text import shorten
 
 FORMAT: Final = "crewlog golden"
@@ -68,11 +68,12 @@ class Golden(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     expect: Expectation
 
 
-def golden_of(history: RunHistory, name: str) -> Golden:
+def golden_of(history: RunHistory, name: str, *, budget: Budget | None = None) -> Golden:
     """Make a golden task of a run.
 
     Args:
         history: the whole run, with the text of its answer.
+        budget: what somebody let it spend since it was submitted; None: nobody did.
 
     Raises:
         ContractError: the run is not over; somebody ended it, which is not in its recording and would never come again; or it is a rollback, which
@@ -86,6 +87,8 @@ def golden_of(history: RunHistory, name: str) -> Golden:
     if any(isinstance(event := recorded.event(), RunPlanned) and event.origin == "rollback" for recorded in history.run_events):
         raise ContractError(f"run {history.run_id} takes back what another one did: a golden task needs a run that can be handed in again")
     task = {key: value for key, value in _submitted(history).items() if key not in ("task_id", "run_id", "parent_task_id", "trial")}
+    if budget is not None:
+        task["budget"] = msgspec.to_builtins(budget)
     if task.get("priority") == SHADOW_LANE:
         del task["priority"]  # that is for trials alone
     return Golden(name=name, task=task, expect=expected_of(seen))

@@ -28,6 +28,7 @@ from crewlog.events.clock import Clock
 from crewlog.events.store import EventStore
 from crewlog.orchestrator.commands import CancelRun
 from crewlog.orchestrator.driver import Driver
+from crewlog.orchestrator.raised_budget import raised_budget
 from crewlog.orchestrator.run import RunState
 from crewlog.schemas.budget import utc_day
 from crewlog.schemas.errors import ConfigError, OrchestrationError
@@ -140,7 +141,9 @@ class Shadows:
         for recorded in await self._store.read_streams({run_stream(run_id): 0}, types=frozenset({RunSubmitted.__name__})):
             event = recorded.event()
             if isinstance(event, RunSubmitted):
-                return parse_task({**msgspec.json.decode(event.task), **own, "trial": msgspec.to_builtins(trial)})
+                raised = await raised_budget(self._store, run_id)
+                money = {} if raised is None else {"budget": msgspec.to_builtins(raised)}
+                return parse_task({**msgspec.json.decode(event.task), **money, **own, "trial": msgspec.to_builtins(trial)})
         return None
 
     async def _stop(self, run_id: RunId) -> None:

@@ -39,8 +39,6 @@ class EvaluationWorld(World):
         self.hard_micro_usd = self._choices.choice(LIMITS)
         self.is_calm = plan.seed % 3 == 0
         """Nothing is in the way of the evaluation."""
-        self.has_starved = any(order.verb == "set_budget" for order in plan.orders)
-        """A run was submitted without money of its own, which its trials have to do with."""
         self.gives_up = not self.is_calm and self._choices.random() < 0.4
         self.tried: list[Tried] = []
         self.expected = 0

@@ -39,8 +39,7 @@ def test_where_nothing_is_in_the_way_all_are_compared(worlds: list[EvaluationWor
     free = [world for world in worlds if world.is_calm and world.hard_micro_usd != 0]
     assert len(free) > 3
     for world in free:
-        whys = [one.why for one in world.tried if one.pair is None]
-        assert all(world.has_starved and "its own budget" in why for why in whys), (world.plan.seed, whys)
+        assert all(one.pair is not None for one in world.tried), (world.plan.seed, [one.why for one in world.tried])
 
 
 def test_the_schedules_show_what_they_are_for(worlds: list[EvaluationWorld]) -> None:
