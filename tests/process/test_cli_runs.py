@@ -246,7 +246,8 @@ def test_a_search_forks_the_run_for_each_try_and_names_the_first_bad_one(crew: L
     for prompt in prompts:
         prompt.write_text("You answer from documents.")
     check = tmp_path / "check.sh"
-    check.write_text(f"#!/bin/sh\ncat >{tmp_path}/$CREWLOG_STATUS\ntest ! -e {tmp_path}/tried && touch {tmp_path}/tried\n")  # good once
+    first = tmp_path / "first"  # is the one whose answer is good
+    check.write_text(f"#!/bin/sh\ncat >{tmp_path}/$CREWLOG_STATUS\ntest -e {first} || echo $CREWLOG_RUN >{first}\ntest $CREWLOG_RUN = $(cat {first})\n")
     check.chmod(0o755)
 
     found = crew.json("bisect", run, "--over", "prompts", ",".join(map(str, prompts)), "--check", check)
