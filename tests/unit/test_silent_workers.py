@@ -45,8 +45,8 @@ class Facts:
     def _fold(self, event: AgentRegistered | AgentStopped) -> None:
         self.now_s += 1
         number = round(self.now_s)
-        data = encode(event)
-        self.known.fold(Recorded(number, agent_stream(event.kind), number, UUID(int=number), type_name(event), 1, data, self.now_us), self.now_s)
+        recorded = Recorded(number, agent_stream(event.kind), number, UUID(int=number), type_name(event), 1, encode(event), self.now_us)
+        self.known.fold(recorded, event, self.now_s)
 
 
 def test_who_was_not_heard_for_long_is_silent() -> None:
