@@ -19,7 +19,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -251,8 +251,10 @@ def _fresh(home: Path | None) -> Path:
 
 
 def _children() -> set[int]:
-    me = os.getpid()
-    return {int(pid) for task in Path(f"/proc/{me}/task").iterdir() for pid in (task / "children").read_text().split()}
+    threads = Path(f"/proc/{os.getpid()}/task")
+    while True:
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread ended meanwhile, and another one has its children by now
+            return {int(pid) for thread in threads.iterdir() for pid in (thread / "children").read_text().split()}
 
 
 async def _left_over(before: Collection[int]) -> list[str]:
