@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -13,9 +12,8 @@ from typing import Any
 
 import pytest
 from support.live_crew import CLI, LiveCrew
+from support.ready import ready
 from support.reaper import descendants
-
-from crewlog.events.readiness import READY_FD
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SETTINGS = """
@@ -41,16 +39,8 @@ def folder(tmp_path: Path) -> Path:
 @contextmanager
 def clerk(crew: LiveCrew, folder: Path, settings: str) -> Iterator[subprocess.Popen[bytes]]:
     (folder / "crewlog.toml").write_text(settings)
-    ready, child = os.pipe()
-    process = subprocess.Popen([*CLI, "agent", "clerk:AGENT"], cwd=folder, env={**crew.env, READY_FD: str(child)}, pass_fds=(child,))
-    os.close(child)
-    try:
-        assert os.read(ready, 1) == b"1"
+    with ready([*CLI, "agent", "clerk:AGENT"], env=crew.env, cwd=folder) as process:
         yield process
-    finally:
-        os.close(ready)
-        process.terminate()
-        process.wait(30)
 
 
 def server_of(process: subprocess.Popen[bytes]) -> int:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from support.live_crew import CLI, LiveCrew
+from support.ready import ready
 
 from crewlog.agents.process import GAVE_UP
-from crewlog.events.readiness import READY_FD
 
 AGENT = """
 import asyncio
@@ -37,17 +36,8 @@ AGENT = AgentSpec("stubborn", "Looks.", "Look.", (ToolSpec("look", "Look at it."
 @contextmanager
 def stubborn(crew: LiveCrew, folder: Path, *, slots: int) -> Iterator[subprocess.Popen[bytes]]:
     (folder / "stubborn.py").write_text(AGENT)
-    ready, child = os.pipe()
-    env = {**crew.env, READY_FD: str(child), "CREWLOG_SLOTS": str(slots)}
-    process = subprocess.Popen([*CLI, "agent", "stubborn:AGENT"], cwd=folder, env=env, pass_fds=(child,))
-    os.close(child)
-    try:
-        assert os.read(ready, 1) == b"1"
+    with ready([*CLI, "agent", "stubborn:AGENT"], env={**crew.env, "CREWLOG_SLOTS": str(slots)}, cwd=folder) as process:
         yield process
-    finally:
-        os.close(ready)
-        process.kill()
-        process.wait(30)
 
 
 def test_the_process_ends_when_it_is_told_to_and_by_itself_when_no_slot_is_worth_anything(crew: LiveCrew, tmp_path: Path) -> None:
