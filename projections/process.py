@@ -96,7 +96,7 @@ async def _serve(config: Config, url: str, store: PostgresStore, bus: NatsBus, c
             await _lead_once(config, url, store, bus, clock)
         except (ConflictError, TransientError) as error:
             log.warning("the projector starts over in %g s: %s", RETRY_S, error)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:  # the third: it was cut between two statements
             if isinstance(error, asyncpg.PostgresError) and not is_retryable(error, None):
                 raise explain(error, "keep the views") from error
             log.warning("the projector starts over in %g s: Postgres: %s", RETRY_S, error or type(error).__name__)

@@ -89,7 +89,7 @@ async def rebuild(url: str, store: EventStore, *, names: Collection[str] | None 
             raise ConfigError("another process is rebuilding the views", hint="wait for it; nothing was changed")
         try:
             return await _Rebuild(writing, reading, store, chosen, progress).run()
-        except (asyncpg.PostgresError, OSError) as error:
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
             if is_retryable(error, writing):
                 raise Unavailable(f"rebuild the views: Postgres went away: {error or type(error).__name__}") from error
             raise explain(error, "rebuild the views") from error
